@@ -1,0 +1,1 @@
+//! Agreement: openraft behind one module.

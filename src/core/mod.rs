@@ -1,0 +1,11 @@
+//! Pure decisions: no I/O, no clock and no randomness of their own; time and entropy come in as
+//! arguments. Imports nothing of the other rooms.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod key_ring;
+pub mod moment;
+pub mod rejoin;
+pub mod rotation;
+pub mod server_id;
+pub mod stek;

@@ -1,0 +1,36 @@
+//! Monotonic time as the core sees it: a point on a clock that only moves forward and that has
+//! nothing to do with the time of day. Who calls the core reads the clock; the core never does.
+
+use std::ops::Add;
+use std::time::Duration;
+
+/// A point in time on one process's monotonic clock, counted from an arbitrary start.
+///
+/// Two moments may be compared only if they come from the same process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(Duration);
+
+impl Moment {
+    /// The moment `since_start` after the clock's arbitrary start.
+    pub const fn from_start(since_start: Duration) -> Self {
+        Moment(since_start)
+    }
+
+    /// How long ago `earlier` was; zero if it lies in the future.
+    pub fn since(self, earlier: Moment) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// The moment `age` ago, or the clock's start if that would lie before it.
+    pub fn ago(self, age: Duration) -> Moment {
+        Moment(self.0.saturating_sub(age))
+    }
+}
+
+impl Add<Duration> for Moment {
+    type Output = Moment;
+
+    fn add(self, later: Duration) -> Moment {
+        Moment(self.0.saturating_add(later))
+    }
+}

@@ -1,0 +1,1 @@
+//! What a box that lost its memory may do.

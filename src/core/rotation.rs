@@ -1,0 +1,1 @@
+//! When to stage, when to activate, when a key is too old.

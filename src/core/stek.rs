@@ -1,0 +1,230 @@
+//! The session ticket encryption key: 48 secret bytes, their public fingerprint, and the gate
+//! that no weak key passes.
+//!
+//! What must hold: the bytes of a key stand in exactly one [`SecretCell`] per process, however
+//! many handles there are; the cell is erased when the last handle goes; nothing here prints them.
+//! Entropy comes in from the caller, and so do pages that are locked into memory
+//! ([`use_cells`]); without those a cell is an ordinary heap allocation that is erased on drop.
+
+use std::fmt;
+use std::sync::Arc;
+
+use once_cell::sync::OnceCell;
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::ser::{Serialize, Serializer};
+use thiserror::Error;
+use zeroize::Zeroize;
+
+/// Bytes of a key as `TSSslTicketKeyUpdate` takes it: name 16, HMAC secret 16, AES-128 key 16.
+pub const STEK_LEN: usize = 48;
+
+/// Bytes of the part that stands in clear in every ticket (RFC 5077 section 4, `key_name`).
+pub const NAME_LEN: usize = 16;
+
+/// A place for one key's bytes, erased when it is dropped.
+pub trait SecretCell: Send + Sync {
+    /// The bytes, for reading.
+    fn bytes(&self) -> &[u8; STEK_LEN];
+    /// The bytes, for filling them in place.
+    fn bytes_mut(&mut self) -> &mut [u8; STEK_LEN];
+}
+
+/// Makes a zeroed cell.
+pub type CellMaker = fn() -> Box<dyn SecretCell>;
+
+static CELLS: OnceCell<CellMaker> = OnceCell::new();
+
+/// Has all keys made from now on live in cells of `maker`, for instance locked pages. The first
+/// caller wins; the answer says whether that was this one.
+pub fn use_cells(maker: CellMaker) -> bool {
+    CELLS.set(maker).is_ok()
+}
+
+struct HeapCell(Box<[u8; STEK_LEN]>);
+
+impl SecretCell for HeapCell {
+    fn bytes(&self) -> &[u8; STEK_LEN] {
+        &self.0
+    }
+    fn bytes_mut(&mut self) -> &mut [u8; STEK_LEN] {
+        &mut self.0
+    }
+}
+
+impl Drop for HeapCell {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+fn heap_cell() -> Box<dyn SecretCell> {
+    Box::new(HeapCell(Box::new([0; STEK_LEN])))
+}
+
+/// A session ticket encryption key. Cloning it makes another handle to the same bytes.
+#[derive(Clone)]
+pub struct Stek(Arc<Box<dyn SecretCell>>);
+
+impl Stek {
+    /// Makes a key whose bytes `fill` writes in place. Says nothing about their quality; see
+    /// [`Stek::check`].
+    pub fn fill_with<E>(
+        fill: impl FnOnce(&mut [u8; STEK_LEN]) -> Result<(), E>,
+    ) -> Result<Stek, E> {
+        let mut cell = CELLS.get().copied().unwrap_or(heap_cell)();
+        fill(cell.bytes_mut())?;
+        Ok(Stek(Arc::new(cell)))
+    }
+
+    /// A copy of `bytes`, whose own erasure is left to the caller. `None` unless there are
+    /// exactly [`STEK_LEN`] of them.
+    pub fn copy_from(bytes: &[u8]) -> Option<Stek> {
+        Stek::fill_with(|cell| {
+            if bytes.len() != STEK_LEN {
+                return Err(());
+            }
+            cell.copy_from_slice(bytes);
+            Ok(())
+        })
+        .ok()
+    }
+
+    /// The secret bytes. Whoever copies them answers for erasing the copy.
+    pub fn expose(&self) -> &[u8; STEK_LEN] {
+        self.0.bytes()
+    }
+
+    /// The part that stands in clear in every ticket made with this key.
+    pub fn name(&self) -> &[u8] {
+        &self.expose()[..NAME_LEN]
+    }
+
+    /// The key's only public identity.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let digest = openssl::sha::sha256(self.name());
+        Fingerprint([digest[0], digest[1], digest[2], digest[3]])
+    }
+
+    /// Whether both handles lead to the same bytes or to equal ones, in constant time.
+    pub fn same_bytes(&self, other: &Stek) -> bool {
+        openssl::memcmp::eq(self.expose(), other.expose())
+    }
+
+    /// The sanity gate for a single key; whether it is fit to stand beside others is for the
+    /// key ring to say.
+    ///
+    /// # Errors
+    /// Which weakness the key has.
+    pub fn check(&self) -> Result<(), WeakKey> {
+        let bytes = self.expose();
+        let (name, rest) = bytes.split_at(NAME_LEN);
+        let (hmac, aes) = rest.split_at(NAME_LEN);
+        for (part, what) in [(name, Part::Name), (hmac, Part::Hmac), (aes, Part::Aes)] {
+            if part.iter().all(|&b| b == 0) {
+                return Err(WeakKey::Zero(what));
+            }
+            if part.iter().all(|&b| b == part[0]) {
+                return Err(WeakKey::OneByte(what));
+            }
+            if openssl::memcmp::eq(&part[..8], &part[8..]) {
+                return Err(WeakKey::EqualHalves(what));
+            }
+        }
+        if openssl::memcmp::eq(name, hmac)
+            || openssl::memcmp::eq(name, aes)
+            || openssl::memcmp::eq(hmac, aes)
+        {
+            return Err(WeakKey::EqualParts);
+        }
+        Ok(())
+    }
+}
+
+/// Prints the fingerprint, never the bytes.
+impl fmt::Debug for Stek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stek({})", self.fingerprint())
+    }
+}
+
+/// Writes the raw bytes: only for frames that travel inside mutual TLS and buffers that are
+/// erased.
+impl Serialize for Stek {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.expose())
+    }
+}
+
+impl<'de> Deserialize<'de> for Stek {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Stek, D::Error> {
+        struct InPlace;
+
+        impl Visitor<'_> for InPlace {
+            type Value = Stek;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{STEK_LEN} bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Stek, E> {
+                Stek::copy_from(bytes).ok_or_else(|| E::invalid_length(bytes.len(), &self))
+            }
+        }
+
+        deserializer.deserialize_bytes(InPlace)
+    }
+}
+
+/// The first 8 hex digits of SHA-256 over a key's name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Fingerprint([u8; 4]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One of the three parts of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// `key_name` of RFC 5077.
+    Name,
+    /// The HMAC-SHA256 secret.
+    Hmac,
+    /// The AES-128 key.
+    Aes,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Name => "name",
+            Part::Hmac => "HMAC secret",
+            Part::Aes => "AES key",
+        })
+    }
+}
+
+/// Why a key did not pass the sanity gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum WeakKey {
+    /// A part is all zero.
+    #[error("its {0} is all zero")]
+    Zero(Part),
+    /// A part repeats a single byte.
+    #[error("its {0} repeats a single byte")]
+    OneByte(Part),
+    /// The two halves of a part are the same.
+    #[error("the two halves of its {0} are equal")]
+    EqualHalves(Part),
+    /// Two parts are the same.
+    #[error("two of its three parts are equal")]
+    EqualParts,
+}

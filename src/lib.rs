@@ -1,0 +1,25 @@
+//! `stek_share` gives every Apache Traffic Server of a fleet the same TLS session ticket encryption
+//! key (STEK), so that a returning client resumes on whichever box it lands.
+//!
+//! The boxes of a list elect a leader by Raft; the leader makes a new key every
+//! `key_update_interval`; the key travels over mutual TLS; every box installs the latest two.
+//!
+//! Rooms, from the ground up; arrows run downwards only:
+//!
+//! | room | what it does | what it leaves to others |
+//! |---|---|---|
+//! | [`core`] | keys, ring, rotation, rejoin, checked configuration: pure decisions | I/O, clocks, randomness, threads |
+//! | [`journal`] | one line to the operator, levels and rate limits | where lines end up |
+//! | [`transport`] | frames, mutual TLS, listener, peer connections | what the frames mean |
+//! | [`consensus`] | openraft's types, log store, state machine, network adapter | when to propose what |
+//! | [`load`] | reads the YAML files and certificates into checked settings | what the values mean |
+//! | [`node`] | one box: wires the rooms above on a tokio runtime | the host server |
+//! | [`host`] | Traffic Server: its C API, threads, memory pages; the only `unsafe` room | everything else |
+
+pub mod consensus;
+pub mod core;
+pub mod host;
+pub mod journal;
+pub mod load;
+pub mod node;
+pub mod transport;

@@ -1,0 +1,1 @@
+//! Reads the configuration files and certificates into checked settings.

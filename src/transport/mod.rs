@@ -1,0 +1,2 @@
+//! Frames over mutual TLS. Knows nothing of keys.
+pub mod tls;

@@ -1,0 +1,4 @@
+//! Mutual TLS.
+
+/// Loaded TLS.
+pub struct Tls;
