@@ -1,1 +1,525 @@
-//! The agreed keys.
+//! The replicated value: the agreed keys of one history, and the commands that change it.
+//!
+//! Every box applies the same commands in the same order and so holds the same ring. Applying is
+//! total: whatever command comes, there is an answer and never a panic, because a command that
+//! killed one box would kill them all. When a key is due, and who holds it, is for
+//! [`super::rotation`] to say.
+//!
+//! What must hold: a generation has one key, for ever; generations only grow; a key enters as
+//! *staged* and leaves that place only by becoming *current*; a key that left the ring never
+//! comes back.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::stek::{Fingerprint, Stek, WeakKey};
+
+/// Most keys that a ring keeps besides the staged one, whatever a command asks for: the upper end
+/// of `ticket_keys`.
+pub const MAX_KEYS: usize = 16;
+
+/// How many retired keys are remembered, by fingerprint only, so that none of them can return.
+const MAX_REMEMBERED: usize = 64;
+
+/// A key's place in the agreed order, from 1.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The one after this.
+    pub fn next(self) -> Generation {
+        Generation(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// The random name of one agreed sequence of keys, made at its cold start; never all zero.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HistoryId([u8; 16]);
+
+impl HistoryId {
+    /// A history named by `bytes`, which the caller drew at random; `None` if they are all zero,
+    /// which stands for "no history" on the wire.
+    pub fn from_bytes(bytes: [u8; 16]) -> Option<HistoryId> {
+        (bytes != [0; 16]).then_some(HistoryId(bytes))
+    }
+
+    /// The name's bytes.
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
+
+/// The first 8 hex digits, which is what logs show.
+impl fmt::Display for HistoryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for HistoryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A key and its place in the order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Held {
+    /// The place.
+    pub generation: Generation,
+    /// The key.
+    pub stek: Stek,
+}
+
+/// The next key: held by all, used by none yet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Staged {
+    /// The key and its place.
+    pub held: Held,
+    /// Whether its activation drops every older key at once.
+    pub revokes: bool,
+}
+
+/// What the group may agree on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// First entry of a history.
+    Found {
+        /// Its name.
+        history: HistoryId,
+    },
+    /// Every box takes this key, to decrypt with it but not yet to encrypt.
+    Stage {
+        /// The key and its place: exactly one after the newest.
+        held: Held,
+        /// Whether its activation drops every older key at once.
+        revokes: bool,
+    },
+    /// Every box encrypts with the staged key from now on.
+    Activate {
+        /// Which one; anything but the staged one is refused.
+        generation: Generation,
+        /// How many keys the ring keeps, the new one included.
+        keep: u8,
+    },
+}
+
+/// What a command did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A history began.
+    Founded,
+    /// A key was staged.
+    Staged(Generation),
+    /// A key became current.
+    Activated(Generation),
+    /// The command had been applied before.
+    Nothing,
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// A ring belongs to one history for good.
+    #[error("this ring belongs to another history")]
+    OtherHistory,
+    /// Keys belong to a history.
+    #[error("no history has begun yet")]
+    NoHistory,
+    /// The sanity gate.
+    #[error("the key is unfit: {0}")]
+    Weak(#[from] WeakKey),
+    /// The place is taken, past, or not the next one.
+    #[error("generation {got} is stale or out of order, {want} is next")]
+    Generation {
+        /// The one that came.
+        got: Generation,
+        /// The one that would have been right.
+        want: Generation,
+    },
+    /// The name is that of a key in the ring: a ticket would not tell which one made it.
+    #[error("a key named {0} is in the ring")]
+    NameTaken(Fingerprint),
+    /// A key that is gone never comes back.
+    #[error("key {0} was retired")]
+    Repeated(Fingerprint),
+    /// One handover at a time.
+    #[error("a handover to generation {0} is under way")]
+    HandoverUnderWay(Generation),
+    /// Only the staged key may become current.
+    #[error("generation {0} is not staged")]
+    NotStaged(Generation),
+}
+
+/// The agreed keys of one history. Cloning it copies handles, not key bytes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct KeyRing {
+    history: Option<HistoryId>,
+    staged: Option<Staged>,
+    keys: Vec<Held>,
+    retired: Vec<Fingerprint>,
+}
+
+impl KeyRing {
+    /// Changes the ring as `command` says.
+    ///
+    /// # Errors
+    /// Why nothing changed; every box comes to the same answer.
+    pub fn apply(&mut self, command: Command) -> Result<Change, Refusal> {
+        match command {
+            Command::Found { history } => self.found(history),
+            Command::Stage { held, revokes } => self.stage(held, revokes),
+            Command::Activate { generation, keep } => self.activate(generation, keep.into()),
+        }
+    }
+
+    /// What a command to stage this key would be answered, without changing anything; so that a
+    /// leader does not propose what all would refuse.
+    ///
+    /// # Errors
+    /// As [`KeyRing::apply`].
+    pub fn admits(&self, held: &Held) -> Result<(), Refusal> {
+        if self.history.is_none() {
+            return Err(Refusal::NoHistory);
+        }
+        if let Some(staged) = &self.staged {
+            return Err(Refusal::HandoverUnderWay(staged.held.generation));
+        }
+        let want = self.newest().next();
+        if held.generation != want {
+            return Err(Refusal::Generation { got: held.generation, want });
+        }
+        held.stek.check()?;
+        let fingerprint = held.stek.fingerprint();
+        if self.keys.iter().any(|k| k.stek.name() == held.stek.name()) {
+            return Err(Refusal::NameTaken(fingerprint));
+        }
+        if self.retired.contains(&fingerprint) {
+            return Err(Refusal::Repeated(fingerprint));
+        }
+        Ok(())
+    }
+
+    /// The history that the ring belongs to, if one has begun.
+    pub fn history(&self) -> Option<HistoryId> {
+        self.history
+    }
+
+    /// The key that encrypts.
+    pub fn current(&self) -> Option<&Held> {
+        self.keys.first()
+    }
+
+    /// The keys that still decrypt, newest first, without the current one.
+    pub fn older(&self) -> &[Held] {
+        self.keys.get(1..).unwrap_or_default()
+    }
+
+    /// The next key, during a handover.
+    pub fn staged(&self) -> Option<&Staged> {
+        self.staged.as_ref()
+    }
+
+    /// The highest generation that the ring has seen, 0 before the first.
+    pub fn newest(&self) -> Generation {
+        self.staged
+            .as_ref()
+            .map(|s| s.held.generation)
+            .or_else(|| self.current().map(|k| k.generation))
+            .unwrap_or_default()
+    }
+
+    /// Whether the ring holds a key of this generation.
+    pub fn holds(&self, generation: Generation) -> bool {
+        self.all().any(|held| held.generation == generation)
+    }
+
+    /// All keys: the staged one, then the others, newest first.
+    pub fn all(&self) -> impl Iterator<Item = &Held> {
+        self.staged.iter().map(|s| &s.held).chain(&self.keys)
+    }
+
+    /// Whether a ring that came from another box is one that commands could have made.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Refusal> {
+        if self.history.is_none() && (self.staged.is_some() || !self.keys.is_empty()) {
+            return Err(Refusal::NoHistory);
+        }
+        let mut above: Option<&Held> = None;
+        for held in self.all() {
+            held.stek.check()?;
+            if let Some(above) = above {
+                if above.generation <= held.generation {
+                    return Err(Refusal::Generation {
+                        got: held.generation,
+                        want: Generation(above.generation.0.saturating_sub(1)),
+                    });
+                }
+            }
+            if self.all().filter(|other| other.stek.name() == held.stek.name()).count() > 1 {
+                return Err(Refusal::NameTaken(held.stek.fingerprint()));
+            }
+            above = Some(held);
+        }
+        Ok(())
+    }
+
+    fn found(&mut self, history: HistoryId) -> Result<Change, Refusal> {
+        match self.history {
+            None => {
+                self.history = Some(history);
+                Ok(Change::Founded)
+            }
+            Some(ours) if ours == history => Ok(Change::Nothing),
+            Some(_) => Err(Refusal::OtherHistory),
+        }
+    }
+
+    fn stage(&mut self, held: Held, revokes: bool) -> Result<Change, Refusal> {
+        if let Some(staged) = &self.staged {
+            let same = staged.held.generation == held.generation
+                && staged.held.stek.same_bytes(&held.stek);
+            if same {
+                return Ok(Change::Nothing);
+            }
+        }
+        self.admits(&held)?;
+        let generation = held.generation;
+        self.staged = Some(Staged { held, revokes });
+        Ok(Change::Staged(generation))
+    }
+
+    fn activate(&mut self, generation: Generation, keep: usize) -> Result<Change, Refusal> {
+        if self.current().is_some_and(|k| k.generation == generation) {
+            return Ok(Change::Nothing);
+        }
+        match self.staged.take() {
+            Some(staged) if staged.held.generation == generation => {
+                let keep = if staged.revokes { 1 } else { keep.clamp(1, MAX_KEYS) };
+                self.keys.insert(0, staged.held);
+                let gone = self.keys.split_off(keep.min(self.keys.len()));
+                self.retired.extend(gone.iter().map(|k| k.stek.fingerprint()));
+                let forget = self.retired.len().saturating_sub(MAX_REMEMBERED);
+                self.retired.drain(..forget);
+                Ok(Change::Activated(generation))
+            }
+            other => {
+                self.staged = other;
+                Err(Refusal::NotStaged(generation))
+            }
+        }
+    }
+}
+
+/// What a box should give to its host: at least the encrypting key, at most `limit` keys, the
+/// encrypting one first.
+///
+/// `own` are the box's own keys, newest first: the initial STEK, or the emergency keys that it
+/// made while there was no group to ask. They encrypt only while the ring has no current key or
+/// `too_old` says that the current one must not encrypt any more; otherwise they decrypt where
+/// there is room. The staged key comes before all that merely decrypt, because a handover waits
+/// for it.
+pub fn keys_to_install(ring: &KeyRing, own: &[Stek], too_old: bool, limit: usize) -> Vec<Stek> {
+    let current = ring.current().map(|held| &held.stek);
+    let staged = ring.staged().map(|staged| &staged.held.stek);
+    let older = ring.older().iter().map(|held| &held.stek);
+    let encrypting = match current {
+        Some(key) if !too_old => Some(key),
+        _ => own.first().or(current),
+    };
+    let wanted = encrypting.into_iter().chain(staged).chain(current).chain(older).chain(own);
+    let mut keys: Vec<Stek> = Vec::with_capacity(limit);
+    for key in wanted {
+        if keys.len() < limit && !keys.iter().any(|k| k.name() == key.name()) {
+            keys.push(key.clone());
+        }
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::stek::STEK_LEN;
+
+    fn stek(seed: u8) -> Stek {
+        let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ seed).collect();
+        Stek::copy_from(&bytes).unwrap()
+    }
+
+    fn held(generation: u64) -> Held {
+        Held { generation: Generation(generation), stek: stek(generation as u8) }
+    }
+
+    fn stage(generation: u64) -> Command {
+        Command::Stage { held: held(generation), revokes: false }
+    }
+
+    fn activate(generation: u64) -> Command {
+        Command::Activate { generation: Generation(generation), keep: 2 }
+    }
+
+    fn ring_of(generations: u64) -> KeyRing {
+        let mut ring = KeyRing::default();
+        let history = HistoryId::from_bytes([9; 16]).unwrap();
+        ring.apply(Command::Found { history }).unwrap();
+        for g in 1..=generations {
+            ring.apply(stage(g)).unwrap();
+            ring.apply(activate(g)).unwrap();
+        }
+        ring
+    }
+
+    fn generations(ring: &KeyRing) -> Vec<u64> {
+        ring.all().map(|h| h.generation.0).collect()
+    }
+
+    fn names(keys: &[Stek]) -> Vec<Fingerprint> {
+        keys.iter().map(Stek::fingerprint).collect()
+    }
+
+    fn prints(seeds: &[u8]) -> Vec<Fingerprint> {
+        seeds.iter().map(|&s| stek(s).fingerprint()).collect()
+    }
+
+    #[test]
+    fn a_rotation_keeps_the_latest_two() {
+        let mut ring = ring_of(2);
+        assert_eq!(generations(&ring), [2, 1]);
+        assert_eq!(ring.apply(stage(3)), Ok(Change::Staged(Generation(3))));
+        assert_eq!(generations(&ring), [3, 2, 1]);
+        assert_eq!(ring.current().unwrap().generation, Generation(2));
+        assert_eq!(ring.apply(activate(3)), Ok(Change::Activated(Generation(3))));
+        assert_eq!(generations(&ring), [3, 2]);
+    }
+
+    #[test]
+    fn commands_that_come_twice_change_nothing() {
+        let mut ring = ring_of(2);
+        ring.apply(stage(3)).unwrap();
+        assert_eq!(ring.apply(stage(3)), Ok(Change::Nothing));
+        ring.apply(activate(3)).unwrap();
+        assert_eq!(ring.apply(activate(3)), Ok(Change::Nothing));
+        assert_eq!(generations(&ring), [3, 2]);
+    }
+
+    #[test]
+    fn a_late_activation_of_an_older_generation_is_refused() {
+        let mut ring = ring_of(3);
+        ring.apply(stage(4)).unwrap();
+        assert_eq!(ring.apply(activate(2)), Err(Refusal::NotStaged(Generation(2))));
+        assert_eq!(ring.staged().unwrap().held.generation, Generation(4));
+    }
+
+    #[test]
+    fn the_gate_refuses_each_bad_key() {
+        let mut ring = ring_of(3);
+        let with = |generation, stek| Command::Stage {
+            held: Held { generation: Generation(generation), stek },
+            revokes: false,
+        };
+        let zero = Stek::copy_from(&[0; STEK_LEN]).unwrap();
+        assert!(matches!(ring.apply(with(4, zero)), Err(Refusal::Weak(WeakKey::Zero(_)))));
+        assert!(matches!(ring.apply(with(3, stek(77))), Err(Refusal::Generation { .. })));
+        assert!(matches!(ring.apply(with(5, stek(77))), Err(Refusal::Generation { .. })));
+        assert!(matches!(ring.apply(with(4, stek(3))), Err(Refusal::NameTaken(_))));
+        let mut same_name = *stek(2).expose();
+        same_name[40] ^= 1;
+        let same_name = Stek::copy_from(&same_name).unwrap();
+        assert!(matches!(ring.apply(with(4, same_name)), Err(Refusal::NameTaken(_))));
+        assert!(matches!(ring.apply(with(4, stek(1))), Err(Refusal::Repeated(_))));
+        assert_eq!(generations(&ring), [3, 2]);
+        assert!(ring.staged().is_none());
+    }
+
+    #[test]
+    fn a_second_handover_waits_for_the_first() {
+        let mut ring = ring_of(1);
+        ring.apply(stage(2)).unwrap();
+        assert_eq!(ring.apply(stage(3)), Err(Refusal::HandoverUnderWay(Generation(2))));
+    }
+
+    #[test]
+    fn revoking_drops_every_older_key() {
+        let mut ring = ring_of(3);
+        ring.apply(Command::Stage { held: held(4), revokes: true }).unwrap();
+        ring.apply(Command::Activate { generation: Generation(4), keep: 16 }).unwrap();
+        assert_eq!(generations(&ring), [4]);
+    }
+
+    #[test]
+    fn keep_widens_and_narrows_the_ring_within_its_bounds() {
+        let mut ring = ring_of(2);
+        for g in 3..=40 {
+            ring.apply(stage(g)).unwrap();
+            ring.apply(Command::Activate { generation: Generation(g), keep: 255 }).unwrap();
+        }
+        assert_eq!(ring.all().count(), MAX_KEYS);
+        ring.apply(stage(41)).unwrap();
+        ring.apply(Command::Activate { generation: Generation(41), keep: 0 }).unwrap();
+        assert_eq!(generations(&ring), [41]);
+    }
+
+    #[test]
+    fn a_ring_belongs_to_one_history() {
+        let mut ring = KeyRing::default();
+        assert_eq!(ring.apply(stage(1)), Err(Refusal::NoHistory));
+        let mut ring = ring_of(1);
+        let other = HistoryId::from_bytes([8; 16]).unwrap();
+        assert_eq!(ring.apply(Command::Found { history: other }), Err(Refusal::OtherHistory));
+    }
+
+    #[test]
+    fn the_installed_set_is_the_latest_two_with_the_encrypting_key_first() {
+        let own = [stek(200)];
+        let mut ring = KeyRing::default();
+        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[200]));
+        ring = ring_of(0);
+        ring.apply(stage(1)).unwrap();
+        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[200, 1]));
+        ring.apply(activate(1)).unwrap();
+        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[1, 200]));
+        let mut ring = ring_of(2);
+        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[2, 1]));
+        assert_eq!(names(&keys_to_install(&ring, &own, false, 4)), prints(&[2, 1, 200]));
+        ring.apply(stage(3)).unwrap();
+        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[2, 3]));
+        assert_eq!(names(&keys_to_install(&ring, &own, false, 3)), prints(&[2, 3, 1]));
+    }
+
+    #[test]
+    fn a_key_that_is_too_old_only_decrypts() {
+        let ring = ring_of(2);
+        let own = [stek(201), stek(200)];
+        assert_eq!(names(&keys_to_install(&ring, &own, true, 2)), prints(&[201, 2]));
+        assert_eq!(names(&keys_to_install(&ring, &own, true, 5)), prints(&[201, 2, 1, 200]));
+        assert_eq!(names(&keys_to_install(&ring, &[], true, 2)), prints(&[2, 1]));
+    }
+
+    #[test]
+    fn a_foreign_ring_is_checked_whole() {
+        assert_eq!(ring_of(3).check(), Ok(()));
+        let mut ring = ring_of(3);
+        ring.keys.swap(0, 1);
+        assert!(ring.check().is_err());
+        let mut ring = ring_of(3);
+        ring.keys[1].stek = ring.keys[0].stek.clone();
+        assert!(ring.check().is_err());
+        let mut ring = ring_of(1);
+        ring.history = None;
+        assert_eq!(ring.check(), Err(Refusal::NoHistory));
+    }
+}

@@ -1,1 +1,294 @@
-//! What a box that lost its memory may do.
+//! What a box that lost its memory may do, and when a box may stand for election.
+//!
+//! A Raft library assumes that a member remembers its vote and its log; ours live in memory, so a
+//! restarted box comes back empty under its old id. Before it takes part it asks the others
+//! (as in the recovery protocol of Viewstamped Replication), and until it has caught up it is in
+//! quarantine: it votes for nobody, or only for those who surely hold all that was agreed.
+//!
+//! Decisions only; who asks, how often, and what Raft is told, is for [`crate::node`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::key_ring::{Generation, HistoryId};
+use super::moment::Moment;
+use super::server_id::ServerId;
+
+/// Raft's ballot: a term and who stood in it. Ordered by term first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Ballot {
+    /// The term.
+    pub term: u64,
+    /// Who stood.
+    pub node: ServerId,
+}
+
+/// The end of a log: the ballot under which its last entry was made, and that entry's index.
+/// Ordered as Raft compares logs (section 5.4.1 of the Raft paper).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// The ballot of the leader that made the entry.
+    pub ballot: Ballot,
+    /// The entry's index.
+    pub index: u64,
+}
+
+/// What a box says of itself when it is asked, or when it asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether it holds all that it ever acknowledged: it has a history and is not in quarantine.
+    pub full: bool,
+    /// The highest ballot that it knows.
+    pub ballot: Ballot,
+    /// The end of its log, if it has one.
+    pub log_end: Option<LogEnd>,
+    /// Its history, if it has one.
+    pub history: Option<HistoryId>,
+    /// The newest generation in its ring.
+    pub generation: Generation,
+    /// Whether it knows a leader that is alive.
+    pub live_leader: bool,
+    /// Whether it may vote.
+    pub may_vote: bool,
+}
+
+/// What an empty box may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Too little is known; ask again.
+    Ask,
+    /// A majority besides this box remembers everything: join them, vote for nobody until
+    /// caught up.
+    Safe {
+        /// The highest ballot that anybody knows; to be remembered before Raft starts.
+        ballot: Ballot,
+    },
+    /// Nobody remembers anything: begin a history with the members of the list.
+    Cold,
+    /// Some remember, but fewer than a majority: join, never stand, and vote only for those who
+    /// hold at least `log_end`.
+    BestEffort {
+        /// As in [`Verdict::Safe`].
+        ballot: Ballot,
+        /// The longest log that was seen.
+        log_end: Option<LogEnd>,
+    },
+}
+
+/// Judges what an empty box may do at `now`, `asked_since` being when it began to ask, `members`
+/// all of its list, itself included, `answers` the latest from each other box.
+///
+/// A cold start with answers missing waits longer than a best effort, because it is the one that
+/// can make a second history.
+pub fn judge_at(
+    now: Moment,
+    asked_since: Moment,
+    election_upper: Duration,
+    members: usize,
+    answers: &BTreeMap<ServerId, Status>,
+) -> Verdict {
+    let majority = members / 2 + 1;
+    let asked_for = now.since(asked_since);
+    let full = answers.values().filter(|s| s.full).count();
+    let ballot = answers.values().map(|s| s.ballot).max().unwrap_or_default();
+    if full >= majority {
+        return Verdict::Safe { ballot };
+    }
+    let all_answered = answers.len() + 1 >= members;
+    let enough_answered = answers.len() >= members / 2;
+    if full == 0 {
+        let patience_over = asked_for >= election_upper * 3;
+        return match all_answered || (enough_answered && patience_over) {
+            true => Verdict::Cold,
+            false => Verdict::Ask,
+        };
+    }
+    if enough_answered && asked_for >= election_upper * 3 / 2 {
+        let log_end = answers.values().filter_map(|s| s.log_end).max();
+        return Verdict::BestEffort { ballot, log_end };
+    }
+    Verdict::Ask
+}
+
+/// Whether a majority of the list could still be found, given how many others cannot be reached
+/// at all. A starting box does not wait for the group where it could not.
+pub fn majority_possible(members: usize, unreachable: usize) -> bool {
+    members.saturating_sub(unreachable) > members / 2
+}
+
+/// Whether enough members would vote for a box, so that its standing disturbs nobody in vain.
+///
+/// `configs` are the voter sets of the effective membership (two during a change); `answers` are
+/// those of the others. One box that sees a live leader does not veto: it may be cut off together
+/// with that leader.
+pub fn may_stand(
+    me: ServerId,
+    log_end: Option<LogEnd>,
+    configs: &[BTreeSet<ServerId>],
+    answers: &BTreeMap<ServerId, Status>,
+) -> bool {
+    let says_yes = |id: &ServerId| {
+        *id == me
+            || answers.get(id).is_some_and(|s| !s.live_leader && s.may_vote && s.log_end <= log_end)
+    };
+    !configs.is_empty()
+        && configs.iter().all(|voters| {
+            voters.contains(&me)
+                && voters.iter().filter(|id| says_yes(id)).count() > voters.len() / 2
+        })
+}
+
+/// What a box may do with requests for its vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quarantine {
+    /// None: it votes and stands as Raft says.
+    Lifted,
+    /// It votes for nobody.
+    Silent,
+    /// It votes only for candidates that hold at least this.
+    OnlyFor(Option<LogEnd>),
+}
+
+impl Quarantine {
+    /// Whether a request for the vote may reach Raft at all.
+    pub fn admits(&self, candidate: Option<LogEnd>) -> bool {
+        match self {
+            Quarantine::Lifted => true,
+            Quarantine::Silent => false,
+            Quarantine::OnlyFor(seen) => candidate >= *seen,
+        }
+    }
+
+    /// Whether a message from a leader of `term`, which it has confirmed to be its own, ends the
+    /// quarantine: the leader has committed something in that very term, and this box has applied
+    /// at least that.
+    pub fn lifts(term: u64, leader_commit: Option<LogEnd>, applied: Option<LogEnd>) -> bool {
+        leader_commit.is_some_and(|commit| commit.ballot.term == term) && applied >= leader_commit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UPPER: Duration = Duration::from_millis(400);
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_start(Duration::from_millis(ms))
+    }
+
+    fn full(term: u64, index: u64) -> Status {
+        let ballot = Ballot { term, node: ServerId(1) };
+        Status {
+            full: true,
+            ballot,
+            log_end: Some(LogEnd { ballot, index }),
+            history: HistoryId::from_bytes([1; 16]),
+            may_vote: true,
+            ..Status::default()
+        }
+    }
+
+    fn answers(list: &[(u32, Status)]) -> BTreeMap<ServerId, Status> {
+        list.iter().map(|(id, s)| (ServerId(*id), s.clone())).collect()
+    }
+
+    fn judge(ms: u64, members: usize, list: &[(u32, Status)]) -> Verdict {
+        judge_at(at(ms), at(0), UPPER, members, &answers(list))
+    }
+
+    #[test]
+    fn a_majority_of_others_makes_it_safe_and_hands_on_the_highest_ballot() {
+        let seen = [(2, full(3, 9)), (3, full(5, 8)), (4, full(4, 8))];
+        let ballot = Ballot { term: 5, node: ServerId(1) };
+        assert_eq!(judge(0, 5, &seen), Verdict::Safe { ballot });
+    }
+
+    #[test]
+    fn a_majority_that_counts_the_empty_box_itself_is_not_enough() {
+        let seen = [(2, full(3, 9)), (3, full(5, 8)), (4, Status::default())];
+        assert_eq!(judge(0, 5, &seen), Verdict::Ask);
+        assert!(matches!(judge(600, 5, &seen), Verdict::BestEffort { .. }));
+    }
+
+    #[test]
+    fn all_empty_is_a_cold_start_at_once() {
+        let empty = Status::default();
+        assert_eq!(judge(0, 3, &[(2, empty.clone()), (3, empty.clone())]), Verdict::Cold);
+        assert_eq!(judge(0, 1, &[]), Verdict::Cold);
+        assert_eq!(judge(1199, 3, &[(2, empty.clone())]), Verdict::Ask);
+        assert_eq!(judge(1200, 3, &[(2, empty)]), Verdict::Cold);
+    }
+
+    #[test]
+    fn a_box_without_a_majority_asks_for_ever() {
+        assert_eq!(judge(1_000_000, 3, &[]), Verdict::Ask);
+        assert_eq!(judge(1_000_000, 2, &[]), Verdict::Ask);
+        assert_eq!(judge(1_000_000, 5, &[(2, full(1, 1))]), Verdict::Ask);
+    }
+
+    #[test]
+    fn best_effort_takes_the_longest_log() {
+        let seen = [(2, full(3, 9)), (3, Status::default())];
+        match judge(600, 3, &seen) {
+            Verdict::BestEffort { log_end, ballot } => {
+                assert_eq!(log_end.unwrap().index, 9);
+                assert_eq!(ballot.term, 3);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn quarantine_admits_only_those_who_hold_all_that_was_seen() {
+        let end = |term, index| Some(LogEnd { ballot: Ballot { term, node: ServerId(1) }, index });
+        assert!(!Quarantine::Silent.admits(end(9, 9)));
+        let only = Quarantine::OnlyFor(end(3, 9));
+        assert!(!only.admits(end(3, 8)));
+        assert!(!only.admits(None));
+        assert!(only.admits(end(3, 9)));
+        assert!(only.admits(end(4, 1)));
+        assert!(Quarantine::Lifted.admits(None));
+    }
+
+    #[test]
+    fn quarantine_lifts_when_caught_up_with_a_commit_of_the_leaders_own_term() {
+        let end = |term, index| Some(LogEnd { ballot: Ballot { term, node: ServerId(1) }, index });
+        assert!(Quarantine::lifts(3, end(3, 5), end(3, 5)));
+        assert!(!Quarantine::lifts(3, end(3, 5), end(3, 4)));
+        assert!(!Quarantine::lifts(4, end(3, 5), end(3, 5)));
+        assert!(!Quarantine::lifts(3, None, end(3, 5)));
+    }
+
+    #[test]
+    fn standing_needs_a_yes_from_a_majority_of_every_config() {
+        let voters = |ids: &[u32]| ids.iter().map(|&i| ServerId(i)).collect::<BTreeSet<_>>();
+        let mine = full(3, 9);
+        let stand = |configs: &[BTreeSet<ServerId>], list: &[(u32, Status)]| {
+            may_stand(ServerId(1), mine.log_end, configs, &answers(list))
+        };
+        let three = [voters(&[1, 2, 3])];
+        assert!(!stand(&three, &[]));
+        assert!(stand(&three, &[(2, full(3, 9))]));
+        assert!(!stand(&three, &[(2, full(3, 10))]));
+        let deaf = Status { live_leader: true, ..full(3, 9) };
+        assert!(!stand(&three, &[(2, deaf.clone())]));
+        assert!(stand(&three, &[(2, deaf), (3, full(3, 9))]), "one live leader must not veto");
+        let mute = Status { may_vote: false, ..full(3, 9) };
+        assert!(!stand(&three, &[(2, mute)]));
+        let joint = [voters(&[1, 2, 3]), voters(&[1, 4, 5])];
+        assert!(!stand(&joint, &[(2, full(3, 9))]));
+        assert!(stand(&joint, &[(2, full(3, 9)), (4, full(3, 9))]));
+        assert!(!stand(&[voters(&[2, 3])], &[(2, full(3, 9)), (3, full(3, 9))]));
+    }
+
+    #[test]
+    fn a_majority_is_possible_while_enough_may_still_answer() {
+        assert!(majority_possible(3, 1));
+        assert!(!majority_possible(3, 2));
+        assert!(majority_possible(1, 0));
+        assert!(!majority_possible(2, 1));
+    }
+}
