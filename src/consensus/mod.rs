@@ -1,1 +1,102 @@
-//! Agreement: openraft behind one module.
+//! Agreement: openraft 0.9 behind one module. Its types, an in-memory log store, the state machine
+//! around the key ring, and the network adapter.
+//!
+//! When to stand, to beat, to propose and to erase is for [`crate::node`]; how bytes travel is
+//! for [`crate::transport`]. What must hold: no type of openraft's goes on the network (see
+//! [`wire`]), and nothing here prints key bytes.
+//!
+//! openraft's own timers stay off: a stock follower waits for its lease *and* a random timeout
+//! before it stands, which is half a second more than the operator's upper election bound says.
+
+pub mod log_store;
+pub mod network;
+pub mod state_machine;
+pub mod wire;
+
+use std::sync::Arc;
+
+use openraft::impls::{EmptyNode, OneshotResponder, TokioRuntime};
+use openraft::{CommittedLeaderId, Config, LogId, SnapshotPolicy, Vote};
+
+use crate::core::config::Settings;
+use crate::core::key_ring::{Change, Command, Refusal};
+use crate::core::rejoin::{Ballot, LogEnd};
+use crate::core::server_id::ServerId;
+
+openraft::declare_raft_types!(
+    /// The types that openraft works with here. Addresses stay out of it: who is where is the
+    /// transport's knowledge, so that a changed address is a mere reconnect.
+    pub Types:
+        D = Command,
+        R = Answer,
+        NodeId = ServerId,
+        Node = EmptyNode,
+        Entry = openraft::Entry<Types>,
+        SnapshotData = state_machine::RingSnapshot,
+        Responder = OneshotResponder<Types>,
+        AsyncRuntime = TokioRuntime,
+);
+
+/// One box's Raft.
+pub type Raft = openraft::Raft<Types>;
+
+/// What applying a log entry came to; `None` for entries that carry no command.
+pub type Answer = Option<Result<Change, Refusal>>;
+
+/// Most entries in one message; the log is far shorter (see `reserved_log_items`).
+const MAX_PAYLOAD_ENTRIES: u64 = 64;
+
+/// How long a snapshot, which is one small frame here, may take.
+const SNAPSHOT_LIMIT_MS: u64 = 3000;
+
+/// openraft's configuration for a box whose timers are ours.
+///
+/// openraft takes its heart beat interval for the time limit of an append request, so it is set
+/// as high as its rules allow: a round trip may last almost `election_timeout_lower_bound`. Its
+/// longest election timeout is the lease within which a follower refuses to vote.
+pub fn raft_config(settings: &Settings) -> Arc<Config> {
+    let lower = (settings.timers.election_lower.as_millis() as u64).max(2);
+    let snapshot_policy = match settings.snapshot_distance {
+        0 => SnapshotPolicy::Never,
+        n => SnapshotPolicy::LogsSinceLast(n),
+    };
+    #[allow(deprecated)] // A struct literal has to name every field.
+    Arc::new(Config {
+        cluster_name: "stek_share".to_owned(),
+        election_timeout_min: lower,
+        election_timeout_max: lower + 1,
+        heartbeat_interval: lower - 1,
+        install_snapshot_timeout: SNAPSHOT_LIMIT_MS,
+        send_snapshot_timeout: 0,
+        max_payload_entries: MAX_PAYLOAD_ENTRIES,
+        replication_lag_threshold: settings.snapshot_distance.max(MAX_PAYLOAD_ENTRIES),
+        snapshot_policy,
+        snapshot_max_chunk_size: u64::MAX,
+        max_in_snapshot_log_to_keep: settings.reserved_log_items,
+        purge_batch_size: 1,
+        enable_tick: true,
+        enable_heartbeat: false,
+        enable_elect: false,
+    })
+}
+
+/// openraft's vote as a ballot of ours; whether it is committed is lost.
+pub fn ballot_of(vote: &Vote<ServerId>) -> Ballot {
+    Ballot { term: vote.leader_id.term, node: vote.leader_id.node_id }
+}
+
+/// The vote of somebody who stands: not committed.
+pub fn vote_of(ballot: Ballot) -> Vote<ServerId> {
+    Vote::new(ballot.term, ballot.node)
+}
+
+/// openraft's log id as a log end of ours.
+pub fn log_end_of(id: &LogId<ServerId>) -> LogEnd {
+    let ballot = Ballot { term: id.leader_id.term, node: id.leader_id.node_id };
+    LogEnd { ballot, index: id.index }
+}
+
+/// A log end as openraft's log id.
+pub fn log_id_of(end: LogEnd) -> LogId<ServerId> {
+    LogId::new(CommittedLeaderId::new(end.ballot.term, end.ballot.node), end.index)
+}

@@ -1,0 +1,198 @@
+//! Raft's log and vote, in memory.
+//!
+//! Raft assumes that what a member acknowledged survives a restart. Here it does not, which is
+//! why a box that starts goes through [`crate::core::rejoin`] first. What must hold: an entry that
+//! is purged or truncated is dropped at once, and with it this store's handle on a key.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::ops::RangeBounds;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openraft::storage::{LogFlushed, RaftLogStorage};
+use openraft::{
+    Entry, EntryPayload, LogId, LogState, OptionalSend, RaftLogReader, StorageError, Vote,
+};
+
+use super::Types;
+use crate::core::key_ring::{Command, Generation};
+use crate::core::server_id::ServerId;
+
+type Result<T> = std::result::Result<T, StorageError<ServerId>>;
+
+/// A handle to one box's log; clones share it.
+#[derive(Clone, Default)]
+pub struct LogStore(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    vote: Option<Vote<ServerId>>,
+    committed: Option<LogId<ServerId>>,
+    purged: Option<LogId<ServerId>>,
+    entries: BTreeMap<u64, Entry<Types>>,
+}
+
+impl LogStore {
+    /// An empty log that remembers `vote`, so that this box cannot vote below it.
+    pub fn with_vote(vote: Option<Vote<ServerId>>) -> LogStore {
+        LogStore(Arc::new(Mutex::new(Inner { vote, ..Inner::default() })))
+    }
+
+    /// The last index, up to `applied`, whose entry carries a key that `holds` says is gone.
+    /// Everything up to there has to be purged.
+    pub fn last_retired(&self, applied: u64, holds: impl Fn(Generation) -> bool) -> Option<u64> {
+        let inner = self.lock();
+        let mut applied_entries = inner.entries.range(..=applied).rev();
+        applied_entries.find_map(|(index, entry)| match &entry.payload {
+            EntryPayload::Normal(Command::Stage { held, .. }) if !holds(held.generation) => {
+                Some(*index)
+            }
+            _ => None,
+        })
+    }
+
+    /// How many entries are kept.
+    pub fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// Whether no entry is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The highest ballot that this box remembers.
+    pub fn vote(&self) -> Option<Vote<ServerId>> {
+        self.lock().vote
+    }
+
+    /// The id of the last entry, kept or purged.
+    pub fn last_log_id(&self) -> Option<LogId<ServerId>> {
+        self.lock().last_log_id()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn last_log_id(&self) -> Option<LogId<ServerId>> {
+        self.entries.last_key_value().map(|(_, e)| e.log_id).or(self.purged)
+    }
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> Result<Vec<Entry<Types>>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        Ok(self.lock().entries.range(range).map(|(_, e)| e.clone()).collect())
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>> {
+        let inner = self.lock();
+        Ok(LogState { last_purged_log_id: inner.purged, last_log_id: inner.last_log_id() })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote<ServerId>) -> Result<()> {
+        self.lock().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote<ServerId>>> {
+        Ok(self.lock().vote)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId<ServerId>>) -> Result<()> {
+        self.lock().committed = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId<ServerId>>> {
+        Ok(self.lock().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<Types>) -> Result<()>
+    where
+        I: IntoIterator<Item = Entry<Types>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        self.lock().entries.extend(entries.into_iter().map(|e| (e.log_id.index, e)));
+        callback.log_io_completed(Ok(()));
+        Ok(())
+    }
+
+    async fn truncate(&mut self, log_id: LogId<ServerId>) -> Result<()> {
+        self.lock().entries.split_off(&log_id.index);
+        Ok(())
+    }
+
+    async fn purge(&mut self, log_id: LogId<ServerId>) -> Result<()> {
+        let mut inner = self.lock();
+        inner.purged = inner.purged.max(Some(log_id));
+        let kept = inner.entries.split_off(&(log_id.index + 1));
+        inner.entries = kept;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consensus::log_id_of;
+    use crate::core::key_ring::Held;
+    use crate::core::rejoin::{Ballot, LogEnd};
+    use crate::core::stek::{Stek, STEK_LEN};
+
+    fn entry(index: u64, payload: EntryPayload<Types>) -> Entry<Types> {
+        let ballot = Ballot { term: 1, node: ServerId(1) };
+        Entry { log_id: log_id_of(LogEnd { ballot, index }), payload }
+    }
+
+    fn stage(index: u64, generation: u64) -> Entry<Types> {
+        let stek = Stek::copy_from(&[generation as u8; STEK_LEN]).unwrap();
+        let held = Held { generation: Generation(generation), stek };
+        entry(index, EntryPayload::Normal(Command::Stage { held, revokes: false }))
+    }
+
+    fn store() -> LogStore {
+        let store = LogStore::default();
+        let entries =
+            [stage(1, 1), entry(2, EntryPayload::Blank), stage(3, 2), stage(4, 3), stage(5, 4)];
+        store.lock().entries.extend(entries.into_iter().map(|e| (e.log_id.index, e)));
+        store
+    }
+
+    #[test]
+    fn the_last_applied_entry_with_a_retired_key_is_found() {
+        let store = store();
+        assert_eq!(store.last_retired(5, |g| g.0 >= 3), Some(3));
+        assert_eq!(store.last_retired(5, |g| g.0 >= 5), Some(5));
+        assert_eq!(store.last_retired(4, |_| false), Some(4), "unapplied entries stay");
+        assert_eq!(store.last_retired(5, |_| true), None);
+    }
+
+    #[tokio::test]
+    async fn purged_and_truncated_entries_are_gone_and_the_log_end_stays_known() {
+        let mut store = store();
+        let last = store.last_log_id().unwrap();
+        store.purge(last).await.unwrap();
+        assert!(store.is_empty());
+        assert_eq!(store.get_log_state().await.unwrap().last_log_id, Some(last));
+
+        let mut store = self::store();
+        let third = store.lock().entries[&3].log_id;
+        store.truncate(third).await.unwrap();
+        assert_eq!(store.len(), 2);
+        assert_eq!(store.try_get_log_entries(0..9).await.unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,177 @@
+//! openraft's way to the other boxes: turns its requests into messages of ours and back.
+//!
+//! How a message gets there is the [`Courier`]'s business. What must hold: openraft never sees an
+//! answer that it would panic on.
+
+use std::future::Future;
+use std::iter::{once, repeat};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::error::{
+    Fatal, NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
+};
+use openraft::impls::EmptyNode;
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, Snapshot, Vote};
+use thiserror::Error;
+
+use super::wire::{
+    raft_vote, AppendAnswer, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
+};
+use super::{log_id_of, Types};
+use crate::core::key_ring::Generation;
+use crate::core::moment::Moment;
+use crate::core::server_id::ServerId;
+
+/// Pauses between attempts to reach a peer that is not there: short at first, since a restarted
+/// box is back soon, then steady.
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const SECOND_BACKOFF: Duration = Duration::from_millis(100);
+const STEADY_BACKOFF: Duration = Duration::from_millis(200);
+
+/// Why a message got no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CallFailure {
+    /// There is no connection to that box.
+    #[error("no connection")]
+    Unreachable,
+    /// No answer in time.
+    #[error("no answer in time")]
+    TimedOut,
+    /// The answer made no sense.
+    #[error("a senseless answer")]
+    Senseless,
+}
+
+/// Carries messages to other boxes and answers back.
+pub trait Courier: Clone + Send + Sync + 'static {
+    /// Sends `request` to `to` and waits for the answer, `limit` at most.
+    fn call(
+        &self,
+        to: ServerId,
+        request: Request,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Response, CallFailure>> + Send;
+}
+
+/// What the leader tells of its current key with every message, and the clock.
+pub trait Chronicle: Send + Sync + 'static {
+    /// The current key's generation and age in milliseconds.
+    fn current_age(&self) -> Option<(Generation, u64)>;
+    /// The present moment.
+    fn now(&self) -> Moment;
+}
+
+/// Makes one [`PeerLink`] per peer; openraft asks several times for the same peer, and all share
+/// the courier's connection.
+pub struct Links<C> {
+    courier: C,
+    chronicle: Arc<dyn Chronicle>,
+}
+
+impl<C: Courier> Links<C> {
+    /// Links over `courier`.
+    pub fn new(courier: C, chronicle: Arc<dyn Chronicle>) -> Links<C> {
+        Links { courier, chronicle }
+    }
+}
+
+impl<C: Courier> RaftNetworkFactory<Types> for Links<C> {
+    type Network = PeerLink<C>;
+
+    async fn new_client(&mut self, target: ServerId, _node: &EmptyNode) -> PeerLink<C> {
+        PeerLink { target, courier: self.courier.clone(), chronicle: self.chronicle.clone() }
+    }
+}
+
+/// openraft's link to one peer.
+pub struct PeerLink<C> {
+    target: ServerId,
+    courier: C,
+    chronicle: Arc<dyn Chronicle>,
+}
+
+type RpcError = RPCError<ServerId, EmptyNode, RaftError<ServerId>>;
+
+impl From<CallFailure> for RpcError {
+    fn from(failure: CallFailure) -> RpcError {
+        match failure {
+            CallFailure::Unreachable => RPCError::Unreachable(Unreachable::new(&failure)),
+            CallFailure::TimedOut | CallFailure::Senseless => {
+                RPCError::Network(NetworkError::new(&failure))
+            }
+        }
+    }
+}
+
+fn unable(reason: Unable) -> RpcError {
+    // As unreachable, so that openraft waits a moment before it tries again.
+    RPCError::Unreachable(Unreachable::new(&reason))
+}
+
+impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
+        let begins_the_log = rpc.prev_log_id.is_none();
+        let request = Request::Append(WireAppend::from_raft(rpc, self.chronicle.current_age()));
+        match self.courier.call(self.target, request, option.hard_ttl()).await? {
+            // There is no entry before the first that could conflict; openraft takes this for
+            // impossible and panics.
+            Response::Append(AppendAnswer::Conflict) if begins_the_log => {
+                Err(CallFailure::Senseless.into())
+            }
+            Response::Append(answer) => Ok(answer.into_raft()),
+            Response::Unable(reason) => Err(unable(reason)),
+            _ => Err(CallFailure::Senseless.into()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<ServerId>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<ServerId>, RpcError> {
+        let request = Request::Vote(WireVote::from_raft(&rpc));
+        match self.courier.call(self.target, request, option.hard_ttl()).await? {
+            Response::Vote { vote, granted, log_end } => Ok(VoteResponse {
+                vote: raft_vote(vote),
+                vote_granted: granted,
+                last_log_id: log_end.map(log_id_of),
+            }),
+            Response::Unable(reason) => Err(unable(reason)),
+            _ => Err(CallFailure::Senseless.into()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote<ServerId>,
+        snapshot: Snapshot<Types>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<ServerId>, StreamingError<Types, Fatal<ServerId>>> {
+        let message = WireSnapshot::from_raft(vote, snapshot, self.chronicle.now());
+        let call = self.courier.call(self.target, Request::Snapshot(message), option.hard_ttl());
+        let answer = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            answer = call => answer,
+        };
+        match answer {
+            Ok(Response::Snapshot { vote }) => Ok(SnapshotResponse::new(raft_vote(vote))),
+            Ok(Response::Unable(reason)) => Err(Unreachable::new(&reason).into()),
+            Ok(_) => Err(NetworkError::new(&CallFailure::Senseless).into()),
+            Err(failure) => Err(Unreachable::new(&failure).into()),
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(once(FIRST_BACKOFF).chain(once(SECOND_BACKOFF)).chain(repeat(STEADY_BACKOFF)))
+    }
+}

@@ -1,0 +1,203 @@
+//! The key ring as openraft's state machine.
+//!
+//! Applies agreed commands, notes on the monotonic clock when it did, and pushes the new state to
+//! whoever watches. It installs nothing and erases no log. What must hold: applying is total and
+//! gives one answer per entry, and a panic inside it becomes an answer too, because openraft would
+//! otherwise go on half dead without telling anyone.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openraft::impls::EmptyNode;
+use openraft::storage::RaftStateMachine;
+use openraft::{
+    Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, Snapshot, SnapshotMeta,
+    StorageError, StoredMembership,
+};
+use tokio::sync::watch;
+
+use super::{Answer, Types};
+use crate::core::key_ring::{Change, Command, KeyRing, Refusal};
+use crate::core::moment::Moment;
+use crate::core::server_id::ServerId;
+
+type Result<T> = std::result::Result<T, StorageError<ServerId>>;
+
+/// What a box knows of the agreed keys.
+#[derive(Clone, Debug, Default)]
+pub struct RingView {
+    /// The agreed keys.
+    pub ring: Arc<KeyRing>,
+    /// When this box applied the activation of the current key, or what it was told of it.
+    pub current_since: Moment,
+    /// When this box applied the staging of the staged key.
+    pub staged_since: Moment,
+    /// Index of the last applied entry.
+    pub applied: u64,
+}
+
+/// The state machine's content at one point of the log.
+#[derive(Clone, Debug, Default)]
+pub struct RingSnapshot {
+    /// The agreed keys.
+    pub ring: KeyRing,
+    /// When the current one became current, on this process's clock.
+    pub current_since: Moment,
+    /// When the staged one was staged, on this process's clock.
+    pub staged_since: Moment,
+}
+
+/// Hears of each command's outcome, in the order of the log.
+pub type Observer = Arc<dyn Fn(&std::result::Result<Change, Refusal>) + Send + Sync>;
+
+/// Tells the time.
+pub type Clock = Arc<dyn Fn() -> Moment + Send + Sync>;
+
+/// One box's state machine; clones share it.
+#[derive(Clone)]
+pub struct StateMachine(Arc<Mutex<Inner>>);
+
+struct Inner {
+    state: RingSnapshot,
+    applied: Option<LogId<ServerId>>,
+    membership: StoredMembership<ServerId, EmptyNode>,
+    snapshot: Option<Snapshot<Types>>,
+    snapshots_built: u64,
+    views: watch::Sender<RingView>,
+    observer: Observer,
+    clock: Clock,
+}
+
+impl StateMachine {
+    /// An empty one that pushes each new state into `views`.
+    pub fn new(views: watch::Sender<RingView>, observer: Observer, clock: Clock) -> StateMachine {
+        StateMachine(Arc::new(Mutex::new(Inner {
+            state: RingSnapshot::default(),
+            applied: None,
+            membership: StoredMembership::default(),
+            snapshot: None,
+            snapshots_built: 0,
+            views,
+            observer,
+            clock,
+        })))
+    }
+
+    /// Whether the stored snapshot holds a key that the ring has retired.
+    pub fn snapshot_is_stale(&self) -> bool {
+        let inner = self.lock();
+        inner.snapshot.as_ref().is_some_and(|s| {
+            s.snapshot.ring.all().any(|held| !inner.state.ring.holds(held.generation))
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn apply(&mut self, entry: Entry<Types>) -> Answer {
+        self.applied = Some(entry.log_id);
+        match entry.payload {
+            EntryPayload::Blank => None,
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                None
+            }
+            EntryPayload::Normal(command) => Some(self.command(command)),
+        }
+    }
+
+    fn command(&mut self, command: Command) -> std::result::Result<Change, Refusal> {
+        let outcome = self.state.ring.apply(command);
+        let now = (self.clock)();
+        match outcome {
+            Ok(Change::Activated(_)) => self.state.current_since = now,
+            Ok(Change::Staged(_)) => self.state.staged_since = now,
+            _ => {}
+        }
+        (self.observer)(&outcome);
+        outcome
+    }
+
+    fn publish(&self) {
+        self.views.send_replace(RingView {
+            ring: Arc::new(self.state.ring.clone()),
+            current_since: self.state.current_since,
+            staged_since: self.state.staged_since,
+            applied: self.applied.map_or(0, |id| id.index),
+        });
+    }
+}
+
+impl RaftStateMachine<Types> for StateMachine {
+    type SnapshotBuilder = StateMachine;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogId<ServerId>>, StoredMembership<ServerId, EmptyNode>)> {
+        let inner = self.lock();
+        Ok((inner.applied, inner.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Answer>>
+    where
+        I: IntoIterator<Item = Entry<Types>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut inner = self.lock();
+        let answers = entries
+            .into_iter()
+            .map(|entry| {
+                // A command that panics on one box panics on all; better a skipped command than
+                // a fleet of half dead ones. Its outcome is the same everywhere.
+                catch_unwind(AssertUnwindSafe(|| inner.apply(entry)))
+                    .unwrap_or(Some(Err(Refusal::Fault)))
+            })
+            .collect();
+        inner.publish();
+        Ok(answers)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> StateMachine {
+        self.clone()
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<RingSnapshot>> {
+        Ok(Box::default())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta<ServerId, EmptyNode>,
+        snapshot: Box<RingSnapshot>,
+    ) -> Result<()> {
+        let mut inner = self.lock();
+        inner.state = (*snapshot).clone();
+        inner.applied = meta.last_log_id;
+        inner.membership = meta.last_membership.clone();
+        inner.snapshot = Some(Snapshot { meta: meta.clone(), snapshot });
+        inner.publish();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>> {
+        Ok(self.lock().snapshot.clone())
+    }
+}
+
+impl RaftSnapshotBuilder<Types> for StateMachine {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<Types>> {
+        let mut inner = self.lock();
+        inner.snapshots_built += 1;
+        let meta = SnapshotMeta {
+            last_log_id: inner.applied,
+            last_membership: inner.membership.clone(),
+            snapshot_id: inner.snapshots_built.to_string(),
+        };
+        let snapshot = Snapshot { meta, snapshot: Box::new(inner.state.clone()) };
+        inner.snapshot = Some(snapshot.clone());
+        Ok(snapshot)
+    }
+}

@@ -1,0 +1,590 @@
+//! What boxes say to each other, as bytes.
+//!
+//! These are our own shapes, versioned by the frame around them; openraft's never go on the
+//! network, so that a newer openraft can talk to an older one. Encoded with postcard. Who may say
+//! what is for [`crate::node`].
+//!
+//! What must hold: bodies carry key bytes, so they are made in one allocation of the exact size,
+//! which is erased when it is dropped; decoding copies keys straight into their cells and bounds
+//! what it takes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::impls::EmptyNode;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
+use openraft::{Entry, EntryPayload, Membership, Snapshot, SnapshotMeta, StoredMembership, Vote};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::state_machine::RingSnapshot;
+use super::{ballot_of, log_end_of, log_id_of, Types};
+use crate::core::key_ring::{Command, Generation, KeyRing, Refusal};
+use crate::core::moment::Moment;
+use crate::core::rejoin::{Ballot, LogEnd, Status};
+use crate::core::rotation::Order;
+use crate::core::server_id::ServerId;
+
+/// Most entries that a message may carry; more than any honest box sends.
+const MAX_ENTRIES: usize = 256;
+
+/// Most voter sets and most members in a membership.
+const MAX_CONFIGS: usize = 2;
+const MAX_MEMBERS: usize = 1000;
+
+/// What one box asks of another.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// "This is me; who are you?" Answered in every state, also across histories.
+    Status(Status),
+    /// Raft's RequestVote (section 5.2 of the Raft paper).
+    Vote(WireVote),
+    /// Raft's AppendEntries (section 5.3), also the heart beat.
+    Append(WireAppend),
+    /// Raft's InstallSnapshot (section 7), in one piece.
+    Snapshot(WireSnapshot),
+    /// "Tell me when you have installed this generation", answered at the latest after `limit_ms`.
+    AwaitInstalled {
+        /// The generation.
+        generation: Generation,
+        /// How long to wait, in milliseconds.
+        limit_ms: u32,
+    },
+    /// What an operator asked for on some box; the leader answers.
+    Order(Order),
+}
+
+/// What the asked box answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Vote`].
+    Vote {
+        /// The highest vote that the asked box knows, and whether it is committed.
+        vote: (Ballot, bool),
+        /// Whether it voted for the asker.
+        granted: bool,
+        /// The end of its log.
+        log_end: Option<LogEnd>,
+    },
+    /// To [`Request::Append`].
+    Append(AppendAnswer),
+    /// To [`Request::Snapshot`]: the highest vote, and whether it is committed.
+    Snapshot {
+        /// As in [`Response::Vote`].
+        vote: (Ballot, bool),
+    },
+    /// To [`Request::AwaitInstalled`]: the newest generation that is installed.
+    Installed(Generation),
+    /// To [`Request::Order`].
+    Ordered(Result<Generation, OrderRefusal>),
+    /// To anything: the asked box is in no state to answer that.
+    Unable(Unable),
+}
+
+/// Why a box does not answer a request in the way that was hoped for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Unable {
+    /// It has not found out yet what it may do.
+    #[error("it is starting and still asks around")]
+    Starting,
+    /// It came back empty and does not vote yet.
+    #[error("it came back without memory and does not vote yet")]
+    Quarantined,
+    /// It belongs to another history.
+    #[error("it belongs to another history")]
+    OtherHistory,
+    /// Its Raft has stopped.
+    #[error("its agreement has stopped and starts anew")]
+    Stopped,
+    /// The message broke a rule.
+    #[error("it found the message malformed")]
+    Malformed,
+}
+
+/// Why an order was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum OrderRefusal {
+    /// Nobody leads, or the leader cannot be reached.
+    #[error("there is no leader at present; try again in a second")]
+    NoLeader,
+    /// One handover at a time.
+    #[error("a handover to generation {0} is under way; try again in a second")]
+    HandoverUnderWay(Generation),
+    /// The group did not agree in time.
+    #[error("the group did not agree within client_req_timeout; it may still happen")]
+    TimedOut,
+    /// The group refused the key.
+    #[error("the group refused the new key: {0}")]
+    Refused(String),
+}
+
+/// The outcome of an append request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppendAnswer {
+    /// All entries are in the log.
+    Success,
+    /// Those up to here are.
+    Partial(Option<LogEnd>),
+    /// The entry before them is not there.
+    Conflict,
+    /// Another leader's ballot is higher; and whether it is committed.
+    HigherVote(Ballot, bool),
+}
+
+/// Raft's RequestVote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireVote {
+    /// Term and candidate.
+    pub ballot: Ballot,
+    /// The end of the candidate's log.
+    pub log_end: Option<LogEnd>,
+}
+
+/// Raft's AppendEntries.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WireAppend {
+    /// The leader's ballot, and whether it is committed.
+    pub vote: (Ballot, bool),
+    /// The entry right before `entries`.
+    pub previous: Option<LogEnd>,
+    /// What to append.
+    pub entries: Vec<WireEntry>,
+    /// Up to where the leader knows of agreement.
+    pub commit: Option<LogEnd>,
+    /// The leader's current key and its age in milliseconds, so that a box that returns does not
+    /// take an old key for a fresh one.
+    pub age: Option<(Generation, u64)>,
+}
+
+/// One entry of the log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WireEntry {
+    /// Its id.
+    pub id: LogEnd,
+    /// Its content.
+    pub payload: WirePayload,
+}
+
+/// What an entry holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum WirePayload {
+    /// Nothing: a leader's first entry.
+    Blank,
+    /// A change of the ring.
+    Command(Command),
+    /// Who belongs to the group.
+    Membership(WireMembership),
+}
+
+/// Who belongs to the group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireMembership {
+    /// The voters; two sets during a change.
+    pub configs: Vec<BTreeSet<ServerId>>,
+    /// All members.
+    pub members: BTreeSet<ServerId>,
+}
+
+/// Raft's InstallSnapshot.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WireSnapshot {
+    /// The leader's ballot, and whether it is committed.
+    pub vote: (Ballot, bool),
+    /// The last entry that it covers.
+    pub last: Option<LogEnd>,
+    /// The entry that set the membership.
+    pub membership_at: Option<LogEnd>,
+    /// The membership.
+    pub membership: WireMembership,
+    /// Tells snapshots of one box apart.
+    pub id: String,
+    /// The agreed keys.
+    pub ring: KeyRing,
+    /// How old the current key is, in milliseconds.
+    pub current_age_ms: u64,
+    /// How long the staged key has been staged, in milliseconds.
+    pub staged_age_ms: u64,
+}
+
+/// Why bytes are not a message.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Malformed {
+    /// The encoding is broken; the decoder's own word for it.
+    #[error("its encoding is broken: {0}")]
+    Encoding(postcard::Error),
+    /// Bytes are left over.
+    #[error("{0} bytes are left over")]
+    Trailing(usize),
+    /// There is more of something than any box sends.
+    #[error("it holds too many {0}")]
+    TooMany(&'static str),
+    /// Entries do not follow each other.
+    #[error("its entries are out of order")]
+    Order,
+    /// A vote that nobody gave cannot be committed, and so on.
+    #[error("it has no voters")]
+    NoVoters,
+    /// The ring in a snapshot is one that no commands could have made.
+    #[error("its ring is impossible: {0}")]
+    Ring(Refusal),
+}
+
+/// Encodes a message in one allocation of the exact size, erased on drop. `None` only if a type
+/// here could not be serialised, which none can.
+pub fn encode<T: Serialize>(message: &T) -> Option<Zeroizing<Vec<u8>>> {
+    let size =
+        postcard::serialize_with_flavor(message, postcard::ser_flavors::Size::default()).ok()?;
+    let mut bytes = Zeroizing::new(vec![0; size]);
+    let written = postcard::to_slice(message, &mut bytes).ok()?.len();
+    (written == size).then_some(bytes)
+}
+
+/// Decodes a request and checks what can be checked without knowing any state.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
+    let request = decode(bytes)?;
+    match &request {
+        Request::Append(append) => append.check()?,
+        Request::Snapshot(snapshot) => snapshot.check()?,
+        _ => {}
+    }
+    Ok(request)
+}
+
+/// Decodes a response.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
+    decode(bytes)
+}
+
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
+    let (message, rest) = postcard::take_from_bytes(bytes).map_err(Malformed::Encoding)?;
+    match rest.len() {
+        0 => Ok(message),
+        n => Err(Malformed::Trailing(n)),
+    }
+}
+
+impl WireAppend {
+    /// The message for an append request of openraft's.
+    pub fn from_raft(
+        rpc: AppendEntriesRequest<Types>,
+        age: Option<(Generation, u64)>,
+    ) -> WireAppend {
+        WireAppend {
+            vote: (ballot_of(&rpc.vote), rpc.vote.committed),
+            previous: rpc.prev_log_id.as_ref().map(log_end_of),
+            entries: rpc.entries.into_iter().map(WireEntry::from_raft).collect(),
+            commit: rpc.leader_commit.as_ref().map(log_end_of),
+            age,
+        }
+    }
+
+    /// openraft's request for this message.
+    pub fn into_raft(self) -> AppendEntriesRequest<Types> {
+        AppendEntriesRequest {
+            vote: raft_vote(self.vote),
+            prev_log_id: self.previous.map(log_id_of),
+            entries: self.entries.into_iter().map(WireEntry::into_raft).collect(),
+            leader_commit: self.commit.map(log_id_of),
+        }
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        if self.entries.len() > MAX_ENTRIES {
+            return Err(Malformed::TooMany("entries"));
+        }
+        let mut next = self.previous.map(|p| p.index.saturating_add(1));
+        for entry in &self.entries {
+            if next.is_some_and(|n| n != entry.id.index) {
+                return Err(Malformed::Order);
+            }
+            next = Some(entry.id.index.saturating_add(1));
+            if let WirePayload::Membership(membership) = &entry.payload {
+                membership.check()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl WireEntry {
+    fn from_raft(entry: Entry<Types>) -> WireEntry {
+        let payload = match entry.payload {
+            EntryPayload::Blank => WirePayload::Blank,
+            EntryPayload::Normal(command) => WirePayload::Command(command),
+            EntryPayload::Membership(m) => WirePayload::Membership(WireMembership::from_raft(&m)),
+        };
+        WireEntry { id: log_end_of(&entry.log_id), payload }
+    }
+
+    fn into_raft(self) -> Entry<Types> {
+        let payload = match self.payload {
+            WirePayload::Blank => EntryPayload::Blank,
+            WirePayload::Command(command) => EntryPayload::Normal(command),
+            WirePayload::Membership(m) => EntryPayload::Membership(m.into_raft()),
+        };
+        Entry { log_id: log_id_of(self.id), payload }
+    }
+}
+
+impl WireMembership {
+    fn from_raft(membership: &Membership<ServerId, EmptyNode>) -> WireMembership {
+        WireMembership {
+            configs: membership.get_joint_config().clone(),
+            members: membership.nodes().map(|(id, _)| *id).collect(),
+        }
+    }
+
+    fn into_raft(self) -> Membership<ServerId, EmptyNode> {
+        let nodes: BTreeMap<ServerId, EmptyNode> =
+            self.members.into_iter().map(|id| (id, EmptyNode {})).collect();
+        Membership::new(self.configs, nodes)
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        if self.configs.len() > MAX_CONFIGS {
+            return Err(Malformed::TooMany("configurations"));
+        }
+        if self.members.len() > MAX_MEMBERS
+            || self.configs.iter().any(|voters| voters.len() > MAX_MEMBERS)
+        {
+            return Err(Malformed::TooMany("members"));
+        }
+        if self.configs.is_empty() || self.configs.iter().any(BTreeSet::is_empty) {
+            return Err(Malformed::NoVoters);
+        }
+        Ok(())
+    }
+}
+
+impl WireSnapshot {
+    /// The message for a snapshot of openraft's; ages are as of `now`.
+    pub fn from_raft(vote: Vote<ServerId>, snapshot: Snapshot<Types>, now: Moment) -> WireSnapshot {
+        let meta = snapshot.meta;
+        let state = *snapshot.snapshot;
+        WireSnapshot {
+            vote: (ballot_of(&vote), vote.committed),
+            last: meta.last_log_id.as_ref().map(log_end_of),
+            membership_at: meta.last_membership.log_id().as_ref().map(log_end_of),
+            membership: WireMembership::from_raft(meta.last_membership.membership()),
+            id: meta.snapshot_id,
+            current_age_ms: millis(now.since(state.current_since)),
+            staged_age_ms: millis(now.since(state.staged_since)),
+            ring: state.ring,
+        }
+    }
+
+    /// The leader's vote and openraft's snapshot for this message that arrived at `now`.
+    pub fn into_raft(self, now: Moment) -> (Vote<ServerId>, Snapshot<Types>) {
+        let meta = SnapshotMeta {
+            last_log_id: self.last.map(log_id_of),
+            last_membership: StoredMembership::new(
+                self.membership_at.map(log_id_of),
+                self.membership.into_raft(),
+            ),
+            snapshot_id: self.id,
+        };
+        let snapshot = Box::new(RingSnapshot {
+            ring: self.ring,
+            current_since: now.ago(Duration::from_millis(self.current_age_ms)),
+            staged_since: now.ago(Duration::from_millis(self.staged_age_ms)),
+        });
+        (raft_vote(self.vote), Snapshot { meta, snapshot })
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        self.membership.check()?;
+        self.ring.check().map_err(Malformed::Ring)
+    }
+}
+
+impl WireVote {
+    /// The message for a vote request of openraft's.
+    pub fn from_raft(rpc: &VoteRequest<ServerId>) -> WireVote {
+        let log_end = rpc.last_log_id.as_ref().map(log_end_of);
+        WireVote { ballot: ballot_of(&rpc.vote), log_end }
+    }
+
+    /// openraft's request for this message.
+    pub fn into_raft(self) -> VoteRequest<ServerId> {
+        VoteRequest::new(super::vote_of(self.ballot), self.log_end.map(log_id_of))
+    }
+}
+
+/// The message for openraft's answer to a vote request.
+pub fn vote_answer(answer: &VoteResponse<ServerId>) -> Response {
+    Response::Vote {
+        vote: (ballot_of(&answer.vote), answer.vote.committed),
+        granted: answer.vote_granted,
+        log_end: answer.last_log_id.as_ref().map(log_end_of),
+    }
+}
+
+/// openraft's vote for one on the wire.
+pub fn raft_vote((ballot, committed): (Ballot, bool)) -> Vote<ServerId> {
+    match committed {
+        true => Vote::new_committed(ballot.term, ballot.node),
+        false => Vote::new(ballot.term, ballot.node),
+    }
+}
+
+impl AppendAnswer {
+    /// The message for openraft's answer.
+    pub fn from_raft(answer: &AppendEntriesResponse<ServerId>) -> AppendAnswer {
+        match answer {
+            AppendEntriesResponse::Success => AppendAnswer::Success,
+            AppendEntriesResponse::PartialSuccess(id) => {
+                AppendAnswer::Partial(id.as_ref().map(log_end_of))
+            }
+            AppendEntriesResponse::Conflict => AppendAnswer::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => {
+                AppendAnswer::HigherVote(ballot_of(vote), vote.committed)
+            }
+        }
+    }
+
+    /// openraft's answer for this message.
+    pub fn into_raft(self) -> AppendEntriesResponse<ServerId> {
+        match self {
+            AppendAnswer::Success => AppendEntriesResponse::Success,
+            AppendAnswer::Partial(end) => AppendEntriesResponse::PartialSuccess(end.map(log_id_of)),
+            AppendAnswer::Conflict => AppendEntriesResponse::Conflict,
+            AppendAnswer::HigherVote(ballot, committed) => {
+                AppendEntriesResponse::HigherVote(raft_vote((ballot, committed)))
+            }
+        }
+    }
+}
+
+/// A duration in whole milliseconds, as messages carry it.
+pub fn millis(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::key_ring::{Held, HistoryId};
+    use crate::core::stek::{Stek, STEK_LEN};
+
+    fn end(term: u64, index: u64) -> LogEnd {
+        LogEnd { ballot: Ballot { term, node: ServerId(2) }, index }
+    }
+
+    fn held(generation: u64) -> Held {
+        let bytes: Vec<u8> =
+            (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ generation as u8).collect();
+        Held { generation: Generation(generation), stek: Stek::copy_from(&bytes).unwrap() }
+    }
+
+    fn append(indexes: &[u64]) -> WireAppend {
+        let entries = indexes
+            .iter()
+            .map(|&i| WireEntry {
+                id: end(3, i),
+                payload: WirePayload::Command(Command::Stage { held: held(i), revokes: false }),
+            })
+            .collect();
+        WireAppend {
+            vote: (end(3, 0).ballot, true),
+            previous: Some(end(3, 7)),
+            entries,
+            commit: Some(end(3, 6)),
+            age: Some((Generation(5), 1234)),
+        }
+    }
+
+    fn ring() -> KeyRing {
+        let mut ring = KeyRing::default();
+        let history = HistoryId::from_bytes([1; 16]).unwrap();
+        ring.apply(Command::Found { history }).unwrap();
+        ring.apply(Command::Stage { held: held(1), revokes: false }).unwrap();
+        ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+        ring
+    }
+
+    #[test]
+    fn an_append_survives_the_way_through_bytes_and_openraft() {
+        let bytes = encode(&Request::Append(append(&[8, 9]))).unwrap();
+        let Ok(Request::Append(back)) = decode_request(&bytes) else { panic!("not an append") };
+        assert_eq!(back.age, Some((Generation(5), 1234)));
+        let again = WireAppend::from_raft(back.into_raft(), Some((Generation(5), 1234)));
+        assert_eq!(*encode(&Request::Append(again)).unwrap(), *bytes);
+    }
+
+    #[test]
+    fn entries_must_follow_each_other() {
+        for bad in [&[9, 10][..], &[8, 10], &[8, 8]] {
+            let bytes = encode(&Request::Append(append(bad))).unwrap();
+            assert!(matches!(decode_request(&bytes), Err(Malformed::Order)));
+        }
+    }
+
+    #[test]
+    fn bounds_hold() {
+        let many: Vec<u64> = (8..8 + MAX_ENTRIES as u64 + 1).collect();
+        let bytes = encode(&Request::Append(append(&many))).unwrap();
+        assert!(matches!(decode_request(&bytes), Err(Malformed::TooMany("entries"))));
+        let mut bytes = encode(&Request::Order(Order::Rotate)).unwrap().to_vec();
+        bytes.push(0);
+        assert!(matches!(decode_request(&bytes), Err(Malformed::Trailing(1))));
+    }
+
+    fn snapshot(ring: KeyRing) -> WireSnapshot {
+        let members = BTreeSet::from([ServerId(1), ServerId(2)]);
+        WireSnapshot {
+            vote: (end(3, 0).ballot, true),
+            last: Some(end(3, 9)),
+            membership_at: Some(end(0, 0)),
+            membership: WireMembership { configs: vec![members.clone()], members },
+            id: "4".to_owned(),
+            ring,
+            current_age_ms: 7000,
+            staged_age_ms: 0,
+        }
+    }
+
+    #[test]
+    fn a_snapshot_carries_ages_not_clock_readings() {
+        let bytes = encode(&Request::Snapshot(snapshot(ring()))).unwrap();
+        let Ok(Request::Snapshot(back)) = decode_request(&bytes) else { panic!("no snapshot") };
+        let arrived = Moment::from_start(Duration::from_secs(100));
+        let (vote, snapshot) = back.into_raft(arrived);
+        assert!(vote.committed);
+        assert_eq!(arrived.since(snapshot.snapshot.current_since), Duration::from_secs(7));
+        let sent = WireSnapshot::from_raft(vote, snapshot, arrived + Duration::from_secs(2));
+        assert_eq!(sent.current_age_ms, 9000);
+    }
+
+    #[test]
+    fn impossible_rings_and_memberships_are_refused() {
+        let mut bad = snapshot(ring());
+        bad.membership.configs.clear();
+        let bytes = encode(&Request::Snapshot(bad)).unwrap();
+        assert!(matches!(decode_request(&bytes), Err(Malformed::NoVoters)));
+
+        // A zero key can only come from a box that skipped the gate.
+        let bytes = encode(&Request::Snapshot(snapshot(ring()))).unwrap();
+        let key = *held(1).stek.expose();
+        let at = bytes.windows(STEK_LEN).position(|w| w == key).unwrap();
+        let mut bytes = bytes.to_vec();
+        bytes[at..at + 16].fill(0);
+        assert!(matches!(decode_request(&bytes), Err(Malformed::Ring(Refusal::Weak(_)))));
+    }
+
+    #[test]
+    fn no_prefix_of_a_message_decodes_and_nothing_panics() {
+        let bytes = encode(&Request::Snapshot(snapshot(ring()))).unwrap();
+        for cut in 0..bytes.len() {
+            assert!(decode_request(&bytes[..cut]).is_err(), "prefix of {cut} bytes");
+        }
+    }
+}
