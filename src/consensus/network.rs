@@ -58,12 +58,14 @@ pub trait Courier: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Response, CallFailure>> + Send;
 }
 
-/// What the leader tells of its current key with every message, and the clock.
+/// What the box knows that openraft does not: its clock, the age of its key, who answered.
 pub trait Chronicle: Send + Sync + 'static {
     /// The current key's generation and age in milliseconds.
     fn current_age(&self) -> Option<(Generation, u64)>;
     /// The present moment.
     fn now(&self) -> Moment;
+    /// Hears that a box has acknowledged this leader.
+    fn acknowledged(&self, by: ServerId);
 }
 
 /// Makes one [`PeerLink`] per peer; openraft asks several times for the same peer, and all share
@@ -127,7 +129,12 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
             Response::Append(AppendAnswer::Conflict) if begins_the_log => {
                 Err(CallFailure::Senseless.into())
             }
-            Response::Append(answer) => Ok(answer.into_raft()),
+            Response::Append(answer) => {
+                if !matches!(answer, AppendAnswer::HigherVote(..)) {
+                    self.chronicle.acknowledged(self.target);
+                }
+                Ok(answer.into_raft())
+            }
             Response::Unable(reason) => Err(unable(reason)),
             _ => Err(CallFailure::Senseless.into()),
         }

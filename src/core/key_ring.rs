@@ -172,6 +172,7 @@ pub struct KeyRing {
     staged: Option<Staged>,
     keys: Vec<Held>,
     retired: Vec<Fingerprint>,
+    revoked: Generation,
 }
 
 impl KeyRing {
@@ -243,6 +244,11 @@ impl KeyRing {
             .unwrap_or_default()
     }
 
+    /// The generation whose activation last dropped every older key, 0 if none ever did.
+    pub fn revoked(&self) -> Generation {
+        self.revoked
+    }
+
     /// Whether the ring holds a key of this generation.
     pub fn holds(&self, generation: Generation) -> bool {
         self.all().any(|held| held.generation == generation)
@@ -311,7 +317,11 @@ impl KeyRing {
         }
         match self.staged.take() {
             Some(staged) if staged.held.generation == generation => {
-                let keep = if staged.revokes { 1 } else { keep.clamp(1, MAX_KEYS) };
+                let mut keep = keep.clamp(1, MAX_KEYS);
+                if staged.revokes {
+                    self.revoked = generation;
+                    keep = 1;
+                }
                 self.keys.insert(0, staged.held);
                 let gone = self.keys.split_off(keep.min(self.keys.len()));
                 self.retired.extend(gone.iter().map(|k| k.stek.fingerprint()));
@@ -461,6 +471,7 @@ mod tests {
         ring.apply(Command::Stage { held: held(4), revokes: true }).unwrap();
         ring.apply(Command::Activate { generation: Generation(4), keep: 16 }).unwrap();
         assert_eq!(generations(&ring), [4]);
+        assert_eq!(ring.revoked(), Generation(4));
     }
 
     #[test]

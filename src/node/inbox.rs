@@ -1,0 +1,192 @@
+//! Answers other boxes.
+//!
+//! The transport has verified the sender's certificate and asked [`Service::admit`] whether its
+//! server id is a member's before a byte of a body gets here. What must hold: a box in quarantine
+//! gives no vote that it might have given before it lost its memory; keys of another history do
+//! not get in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::leader;
+use super::shared::{Running, Shared};
+use crate::consensus::wire::{
+    self, AppendAnswer, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
+};
+use crate::consensus::{log_end_of, wire::vote_answer};
+use crate::core::key_ring::{Generation, HistoryId};
+use crate::core::rejoin::Quarantine;
+use crate::core::server_id::ServerId;
+use crate::journal::Level;
+use crate::transport::frame::{Header, Role};
+use crate::transport::listener::{
+    max_connections, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
+};
+use crate::transport::Body;
+
+/// The longest that an asker may have an answer held back until a key is installed.
+const MAX_AWAIT: Duration = Duration::from_secs(10);
+
+/// Answers in the name of one box.
+pub(super) struct Inbox(Arc<Shared>);
+
+/// Starts to listen.
+pub(super) fn listen(shared: &Arc<Shared>) -> Listener {
+    let settings = ListenSettings {
+        bind_address: shared.settings.bind_address.clone(),
+        address: shared.settings.address.clone(),
+        port: shared.settings.port,
+        max_connections: max_connections(shared.settings.members.len()),
+    };
+    let deps = ListenDeps {
+        log: shared.log.clone(),
+        tls: shared.tls.subscribe(),
+        me: shared.sender.clone(),
+        heard: shared.heard.clone(),
+        counters: shared.counters.clone(),
+    };
+    Listener::start(settings, deps, Arc::new(Inbox(shared.clone())))
+}
+
+impl Service for Inbox {
+    fn admit(&self, hello: &Header) -> Result<(), Refusal> {
+        if hello.role == Role::Member && hello.sender == self.0.me {
+            return Err(Refusal::OwnId);
+        }
+        match self.0.settings.members.iter().any(|m| m.id == hello.sender) {
+            true => Ok(()),
+            false => Err(Refusal::NotAMember),
+        }
+    }
+
+    async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
+        let decoded = wire::decode_request(&body);
+        // The keys in it stand in their cells now; the frame need not outlive its decoding.
+        drop(body);
+        let request = decoded
+            .map_err(|e| {
+                let line = format!("server {} sent a message that is malformed: {e}", from.id);
+                self.0.log.limited(Level::Warning, "malformed message", line);
+            })
+            .ok()?;
+        let response = self.answer(&from, request).await.unwrap_or_else(Response::Unable);
+        wire::encode(&response)
+    }
+}
+
+impl Inbox {
+    async fn answer(&self, from: &Caller, request: Request) -> Result<Response, Unable> {
+        let shared = &self.0;
+        match request {
+            Request::Status(status) => {
+                if from.role == Role::Member {
+                    shared.note_answer(from.id, status);
+                }
+                Ok(Response::Status(shared.status()))
+            }
+            Request::Order(order) => Ok(Response::Ordered(leader::order_here(shared, order).await)),
+            Request::AwaitInstalled { generation, limit_ms } => {
+                let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
+                Ok(Response::Installed(await_installed(shared, generation, limit).await))
+            }
+            Request::Vote(_) | Request::Append(_) | Request::Snapshot(_)
+                if from.role != Role::Member =>
+            {
+                Err(Unable::Malformed)
+            }
+            Request::Vote(vote) => {
+                let running = self.same_history(from)?;
+                self.vote(&running, vote).await
+            }
+            Request::Append(append) => {
+                let running = self.same_history(from)?;
+                self.append(&running, from.id, append).await
+            }
+            Request::Snapshot(snapshot) => {
+                let running = self.same_history(from)?;
+                self.snapshot(&running, snapshot).await
+            }
+        }
+    }
+
+    /// Raft, unless the sender belongs to another history than this box. One that has none yet
+    /// may join either way.
+    fn same_history(&self, from: &Caller) -> Result<Running, Unable> {
+        let ours = self.0.views.borrow().ring.history();
+        let theirs = HistoryId::from_bytes(from.history);
+        match (ours, theirs) {
+            (Some(ours), Some(theirs)) if ours != theirs => Err(Unable::OtherHistory),
+            _ => self.0.running().ok_or(Unable::Starting),
+        }
+    }
+
+    async fn vote(&self, running: &Running, vote: WireVote) -> Result<Response, Unable> {
+        if !self.0.quarantine.borrow().admits(vote.log_end) {
+            return Err(Unable::Quarantined);
+        }
+        let answer = running.raft.vote(vote.into_raft()).await.map_err(|_| Unable::Stopped)?;
+        Ok(vote_answer(&answer))
+    }
+
+    async fn append(
+        &self,
+        running: &Running,
+        from: ServerId,
+        append: WireAppend,
+    ) -> Result<Response, Unable> {
+        let (ballot, committed) = append.vote;
+        // Only its own candidate becomes the leader of a ballot.
+        if ballot.node != from {
+            return Err(Unable::Malformed);
+        }
+        let commit = append.commit;
+        let age = append.age;
+        let answer =
+            running.raft.append_entries(append.into_raft()).await.map_err(|_| Unable::Stopped)?;
+        let answer = AppendAnswer::from_raft(&answer);
+        if committed && !matches!(answer, AppendAnswer::HigherVote(..)) {
+            self.0.note_contact();
+            self.0.note_age(age);
+            if *self.0.quarantine.borrow() != Quarantine::Lifted {
+                let metrics = running.raft.data_metrics();
+                let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
+                if Quarantine::lifts(ballot.term, commit, applied) {
+                    self.0.quarantine.send_replace(Quarantine::Lifted);
+                    self.0.log.debug("caught up with the group; may vote again");
+                }
+            }
+        }
+        Ok(Response::Append(answer))
+    }
+
+    async fn snapshot(
+        &self,
+        running: &Running,
+        snapshot: WireSnapshot,
+    ) -> Result<Response, Unable> {
+        let (vote, snapshot) = snapshot.into_raft(self.0.now());
+        let answer = running
+            .raft
+            .install_full_snapshot(vote, snapshot)
+            .await
+            .map_err(|_| Unable::Stopped)?;
+        self.0.note_contact();
+        let vote = (crate::consensus::ballot_of(&answer.vote), answer.vote.committed);
+        Ok(Response::Snapshot { vote })
+    }
+}
+
+/// Waits until the host has installed `generation`, `limit` at most; the newest that it has.
+pub(super) async fn await_installed(
+    shared: &Shared,
+    generation: Generation,
+    limit: Duration,
+) -> Generation {
+    let mut installed: watch::Receiver<Generation> = shared.installed.subscribe();
+    let _ = timeout(limit, installed.wait_for(|g| *g >= generation)).await;
+    let newest = *installed.borrow();
+    newest
+}

@@ -1,0 +1,172 @@
+//! From the agreed ring to the set that the host should hold.
+//!
+//! Outlives any one run of Raft: if agreement breaks and starts anew, the keys that are installed
+//! stay until the group's are known again. Makes a key of its own when the group's has become too
+//! old to encrypt, or while there is none. What must hold: what goes out passed the gate; at least
+//! one key always goes out; keys that nobody needs any more are dropped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::shared::Shared;
+use super::{new_key, KeySet};
+use crate::consensus::state_machine::RingView;
+use crate::core::key_ring::{keys_to_install, Generation, KeyRing};
+use crate::core::moment::Moment;
+use crate::core::rejoin::Quarantine;
+use crate::core::rotation::may_encrypt_for_at;
+use crate::core::stek::Stek;
+use crate::journal::Level;
+
+/// The pause before another attempt when OpenSSL gave no key.
+const NO_KEY_RETRY: Duration = Duration::from_secs(1);
+
+/// Keeps the set up to date until the task is aborted.
+pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
+    let mut views = shared.views.subscribe();
+    let mut quarantine = shared.quarantine.subscribe();
+    let now = shared.now();
+    let mut keeper = Keeper {
+        shared,
+        held: RingView::default(),
+        own: vec![initial],
+        own_since: now,
+        alone: false,
+    };
+    loop {
+        let view = views.borrow_and_update().clone();
+        // While a box catches up it passes through what was current long ago.
+        if *quarantine.borrow_and_update() == Quarantine::Lifted {
+            keeper.take(view);
+        }
+        let pause = keeper.renew_own();
+        keeper.publish(&sets);
+        tokio::select! {
+            () = sleep(pause) => {}
+            changed = views.changed() => if changed.is_err() { return },
+            _ = quarantine.changed() => {}
+        }
+    }
+}
+
+struct Keeper {
+    shared: Arc<Shared>,
+    /// The latest ring that may be used.
+    held: RingView,
+    /// This box's own keys, newest first: they encrypt while nothing agreed may, and otherwise
+    /// decrypt where there is room.
+    own: Vec<Stek>,
+    own_since: Moment,
+    /// Whether this box goes on with keys of its own because the group's are too old.
+    alone: bool,
+}
+
+impl Keeper {
+    /// Takes over a newer ring; never gives up a ring with keys for one without.
+    fn take(&mut self, view: RingView) {
+        if view.ring.current().is_none() && self.held.ring.current().is_some() {
+            return;
+        }
+        let (old, new) = (&self.held.ring, &view.ring);
+        if new.revoked() > old.revoked() && old.current().is_some() {
+            // Whatever leaked may have been one of this box's own.
+            self.own.clear();
+        } else if old.history() != new.history() {
+            // What this box encrypted with in another history goes on decrypting.
+            self.own.splice(0..0, old.current().map(|held| held.stek.clone()));
+        }
+        self.held = view;
+        if self.held.ring.current().is_some() {
+            self.shared.drop_initial();
+        }
+    }
+
+    /// Replaces this box's own encrypting key if it is due; when to look again.
+    fn renew_own(&mut self) -> Duration {
+        let shared = self.shared.clone();
+        let now = shared.now();
+        let ring = &self.held.ring;
+        if ring.current().is_some() {
+            let since = shared.current_since(&self.held);
+            let rest = may_encrypt_for_at(now, since, shared.settings.max_key_age);
+            if !rest.is_zero() {
+                if std::mem::take(&mut self.alone) {
+                    shared
+                        .log
+                        .note("the group's key is fresh again; this server's own key retires");
+                }
+                return rest;
+            }
+            if !std::mem::replace(&mut self.alone, true) {
+                shared.log.warning(
+                    "no majority for longer than max_key_age: the group's key is too old to \
+                     encrypt, going on with a key of this server's own until the group is back",
+                );
+                self.own_since = Moment::default();
+            }
+        }
+        let interval = shared.settings.key_update_interval;
+        let rest = interval.saturating_sub(now.since(self.own_since));
+        if !self.own.is_empty() && !rest.is_zero() {
+            return rest;
+        }
+        match new_key() {
+            Ok(key) => {
+                shared.log.note(format!(
+                    "this server's own key is now {}; other servers do not resume its tickets",
+                    key.fingerprint()
+                ));
+                self.own.insert(0, key);
+                self.own_since = now;
+                interval
+            }
+            Err(e) => {
+                let line = format!("no new key: {e}; the present one stays in use");
+                shared.log.limited(Level::Error, "no new key", line);
+                NO_KEY_RETRY
+            }
+        }
+    }
+
+    /// Sends the set out if it has changed, and drops own keys that are not in it.
+    fn publish(&mut self, sets: &watch::Sender<KeySet>) {
+        let ring: &KeyRing = &self.held.ring;
+        let limit = self.shared.settings.ticket_keys;
+        let keys: Vec<Stek> = keys_to_install(ring, &self.own, self.alone, limit)
+            .into_iter()
+            .filter(|key| self.passes_gate(key))
+            .collect();
+        if keys.is_empty() {
+            return;
+        }
+        self.own.retain(|own| keys.iter().any(|key| key.same_bytes(own)));
+        let generation_of = |key: &Stek| {
+            let mut held = ring.all();
+            held.find(|held| held.stek.same_bytes(key)).map(|held| held.generation)
+        };
+        let current = keys.first().and_then(generation_of).unwrap_or_default();
+        let newest = keys.iter().filter_map(generation_of).max().unwrap_or_default();
+        // During a first handover the leader's own key is the staged one as well.
+        let agreed = ring.current().is_some_and(|held| held.generation == current);
+        let current = if agreed { current } else { Generation(0) };
+        let last = sets.borrow().clone();
+        let same_keys = last.keys.len() == keys.len()
+            && last.keys.iter().zip(&keys).all(|(a, b)| a.same_bytes(b));
+        if same_keys && (last.agreed, last.newest) == (agreed, newest) {
+            return;
+        }
+        sets.send_replace(KeySet { serial: last.serial + 1, keys, agreed, newest, current });
+    }
+
+    fn passes_gate(&self, key: &Stek) -> bool {
+        key.check()
+            .map_err(|weakness| {
+                let line = format!("key {} is not installed: {weakness}", key.fingerprint());
+                self.shared.log.limited(Level::Error, "key not installed", line);
+            })
+            .is_ok()
+    }
+}

@@ -1,0 +1,379 @@
+//! What the leader does about the keys: carries out the steps that [`crate::core::rotation`]
+//! decides on, gathers who has installed what, and takes operators' orders.
+//!
+//! What must hold: nothing is proposed unless a majority acknowledged this leader lately, since a
+//! proposal that hangs may come true much later; a key counts as held by a box only when that box
+//! says that its host has installed it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::error::{ClientWriteError, RaftError};
+use openraft::ServerState;
+use openssl::rand::rand_bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
+use super::{inbox, new_key};
+use crate::consensus::network::Courier;
+use crate::consensus::state_machine::RingView;
+use crate::consensus::wire::{self, OrderRefusal, Request, Response};
+use crate::core::key_ring::{Command, Generation, Held, HistoryId, Refusal};
+use crate::core::moment::Moment;
+use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
+use crate::core::server_id::ServerId;
+use crate::journal::Level;
+
+/// How long one question about an installed key is held open; asked again after that.
+const AWAIT_LIMIT: Duration = Duration::from_secs(1);
+
+/// The pause before a box that did not answer is asked again.
+const AWAIT_RETRY: Duration = Duration::from_millis(50);
+
+/// The pause after a proposal that came to nothing.
+const PROPOSAL_RETRY: Duration = Duration::from_millis(100);
+
+/// How often a new key is drawn because the ring would not take it.
+const DRAWS: usize = 3;
+
+/// Leads whenever this box is the leader; returns only when Raft is gone.
+pub(super) async fn lead(
+    shared: &Arc<Shared>,
+    running: &Running,
+    orders: &mut mpsc::Receiver<QueuedOrder>,
+) -> String {
+    let mut metrics = running.raft.metrics();
+    loop {
+        // Before its own first entry is applied, a new leader may not know all that was agreed.
+        let ready = metrics.wait_for(|m| {
+            let applied_term = m.last_applied.map(|id| id.leader_id.term);
+            m.state == ServerState::Leader && applied_term == Some(m.current_term)
+        });
+        tokio::select! {
+            ready = ready => {
+                if ready.is_err() {
+                    return "its core is gone".to_owned();
+                }
+            }
+            Some((_, reply)) = orders.recv() => {
+                let _ = reply.send(Err(OrderRefusal::NoLeader));
+                continue;
+            }
+        }
+        let term = metrics.borrow().current_term;
+        let mut reign = Reign::new(shared, running);
+        let mut server = running.raft.server_metrics();
+        let over =
+            server.wait_for(|m| m.state != ServerState::Leader || m.vote.leader_id.term != term);
+        tokio::select! {
+            _ = over => {}
+            () = reign.rule(orders) => {}
+        }
+        reign.end();
+    }
+}
+
+/// What one leader knows during one term.
+struct Reign<'a> {
+    shared: &'a Arc<Shared>,
+    running: &'a Running,
+    since: Moment,
+    /// The newest generation that each box reported as installed.
+    installed: BTreeMap<ServerId, Generation>,
+    /// Questions that are held open, and the generation that they are about.
+    asking: JoinSet<(ServerId, Generation)>,
+    asked_about: Generation,
+    /// The operator's order that is being carried out.
+    order: Option<(Order, Option<oneshot::Sender<Result<Generation, OrderRefusal>>>)>,
+}
+
+impl<'a> Reign<'a> {
+    fn new(shared: &'a Arc<Shared>, running: &'a Running) -> Reign<'a> {
+        Reign {
+            shared,
+            running,
+            since: shared.now(),
+            installed: BTreeMap::new(),
+            asking: JoinSet::new(),
+            asked_about: Generation(0),
+            order: None,
+        }
+    }
+
+    async fn rule(&mut self, orders: &mut mpsc::Receiver<QueuedOrder>) {
+        let mut views = self.shared.views.subscribe();
+        let mut own = self.shared.installed.subscribe();
+        loop {
+            let view = views.borrow_and_update().clone();
+            self.installed.insert(self.shared.me, *own.borrow_and_update());
+            self.ask_about_staged(&view);
+            let pause = match self.decide(&view) {
+                Step::Wait(rest) => rest,
+                step if self.shared.quorum_within(self.shared.settings.timers.election_upper) => {
+                    match self.carry_out(&view, step).await {
+                        true => continue,
+                        false => PROPOSAL_RETRY,
+                    }
+                }
+                _ => self.shared.settings.timers.heart_beat,
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = views.changed() => {}
+                _ = own.changed() => {}
+                Some(Ok((id, generation))) = self.asking.join_next() => {
+                    self.installed.insert(id, generation);
+                }
+                Some((order, reply)) = orders.recv() => self.take_order(&view, order, reply),
+            }
+        }
+    }
+
+    fn decide(&self, view: &RingView) -> Step {
+        let shared = self.shared;
+        let policy = Policy {
+            interval: shared.settings.key_update_interval,
+            handover_timeout: shared.settings.handover_timeout,
+            reachable_within: shared.settings.timers.election_upper,
+        };
+        let members: Vec<MemberView> = shared
+            .settings
+            .members
+            .iter()
+            .map(|member| MemberView {
+                id: member.id,
+                heard: shared.heard.last(member.id).map(|at| shared.moment_of(at)),
+                installed: self.installed.get(&member.id).copied().unwrap_or_default(),
+            })
+            .collect();
+        let view = View {
+            ring: &view.ring,
+            current_since: shared.current_since(view),
+            staged_since: view.staged_since,
+            leader_since: self.since,
+            me: shared.me,
+            members: &members,
+            order: self.order.as_ref().map(|(order, _)| *order),
+        };
+        next_step_at(shared.now(), &policy, &view)
+    }
+
+    /// Carries out one step; whether it came to anything.
+    async fn carry_out(&mut self, view: &RingView, step: Step) -> bool {
+        match step {
+            Step::Wait(_) => true,
+            Step::Found => self.found().await,
+            Step::Stage { generation, revokes } => self.stage(view, generation, revokes).await,
+            Step::Activate { generation, left_behind, unreachable } => {
+                self.tell_who_is_missing(generation, &left_behind, &unreachable);
+                self.activate(generation).await
+            }
+        }
+    }
+
+    async fn found(&self) -> bool {
+        let mut bytes = [0; 16];
+        let drawn = rand_bytes(&mut bytes).ok().and_then(|()| HistoryId::from_bytes(bytes));
+        match drawn {
+            Some(history) => self.propose(Command::Found { history }).await.is_ok(),
+            None => false,
+        }
+    }
+
+    async fn stage(&mut self, view: &RingView, generation: Generation, revokes: bool) -> bool {
+        let Some(held) = self.key_for(view, generation) else { return false };
+        let fingerprint = held.stek.fingerprint();
+        self.shared.log.debug(format!("staging key {fingerprint} as generation {generation}"));
+        match self.propose(Command::Stage { held, revokes }).await {
+            Ok(()) => true,
+            Err(refusal) => {
+                self.reply(Err(refusal));
+                false
+            }
+        }
+    }
+
+    /// A key that the ring will take: for the first generation this box's own initial STEK, so
+    /// that the tickets which it has already issued live on.
+    fn key_for(&self, view: &RingView, generation: Generation) -> Option<Held> {
+        let offered = match generation {
+            Generation(1) => self.shared.initial(),
+            _ => None,
+        };
+        let drawn = std::iter::repeat_with(|| match new_key() {
+            Ok(key) => Some(key),
+            Err(e) => {
+                let line = format!("no new key: {e}; the present one stays in use");
+                self.shared.log.limited(Level::Error, "no new key", line);
+                None
+            }
+        });
+        let candidates = offered.into_iter().map(Some).chain(drawn.take(DRAWS)).flatten();
+        for stek in candidates {
+            let held = Held { generation, stek };
+            match view.ring.admits(&held) {
+                Ok(()) => return Some(held),
+                Err(refusal) => {
+                    let line = format!("a new key was not proposed: {refusal}");
+                    self.shared.log.limited(Level::Warning, "key not proposed", line);
+                }
+            }
+        }
+        None
+    }
+
+    async fn activate(&mut self, generation: Generation) -> bool {
+        let keep = self.shared.settings.ticket_keys.min(usize::from(u8::MAX)) as u8;
+        match self.propose(Command::Activate { generation, keep }).await {
+            Ok(()) => {
+                self.reply(Ok(generation));
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn tell_who_is_missing(
+        &self,
+        generation: Generation,
+        left_behind: &[ServerId],
+        unreachable: &[ServerId],
+    ) {
+        let log = &self.shared.log;
+        for id in left_behind {
+            log.limited(
+                Level::Warning,
+                &format!("left behind {id}"),
+                format!(
+                    "server {id} answers but has not installed generation {generation} within \
+                     handover_timeout; going on without it"
+                ),
+            );
+        }
+        for id in unreachable {
+            let line =
+                format!("server {id} is unreachable; generation {generation} goes on without it");
+            log.limited(Level::Note, &format!("unreachable {id}"), line);
+        }
+    }
+
+    /// Proposes a command and waits until it is applied here.
+    async fn propose(&self, command: Command) -> Result<(), OrderRefusal> {
+        let limit = self.shared.settings.request_timeout;
+        let refusal = match timeout(limit, self.running.raft.client_write(command)).await {
+            Ok(Ok(response)) => match response.data {
+                Some(Err(refusal)) => OrderRefusal::Refused(refusal.to_string()),
+                _ => return Ok(()),
+            },
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+                OrderRefusal::NoLeader
+            }
+            Ok(Err(_)) => OrderRefusal::NoLeader,
+            Err(_) => OrderRefusal::TimedOut,
+        };
+        let line = format!("a proposal came to nothing: {refusal}");
+        self.shared.log.limited(Level::Note, "proposal", line);
+        Err(refusal)
+    }
+
+    /// Asks every other box to tell when it has installed the staged key, once per handover.
+    fn ask_about_staged(&mut self, view: &RingView) {
+        let staged = view.ring.staged().map(|s| s.held.generation).unwrap_or_default();
+        if staged == self.asked_about {
+            return;
+        }
+        self.asked_about = staged;
+        self.asking.abort_all();
+        if staged > Generation(0) {
+            for id in self.shared.others() {
+                self.asking.spawn(ask_until_installed(self.shared.clone(), id, staged));
+            }
+        }
+    }
+
+    fn take_order(
+        &mut self,
+        view: &RingView,
+        order: Order,
+        reply: oneshot::Sender<Result<Generation, OrderRefusal>>,
+    ) {
+        let busy = view.ring.staged().map(|s| s.held.generation);
+        let busy = busy.or(self.order.as_ref().map(|_| view.ring.newest().next()));
+        match busy {
+            Some(generation) => {
+                let _ = reply.send(Err(OrderRefusal::HandoverUnderWay(generation)));
+            }
+            None => self.order = Some((order, Some(reply))),
+        }
+    }
+
+    /// Answers the order that is being carried out, if there is one.
+    fn reply(&mut self, answer: Result<Generation, OrderRefusal>) {
+        if let Some((_, Some(reply))) = self.order.take() {
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn end(&mut self) {
+        self.reply(Err(OrderRefusal::NoLeader));
+    }
+}
+
+async fn ask_until_installed(
+    shared: Arc<Shared>,
+    id: ServerId,
+    generation: Generation,
+) -> (ServerId, Generation) {
+    let courier = PeerCourier(shared.clone());
+    let limit_ms = wire::millis(AWAIT_LIMIT).try_into().unwrap_or(u32::MAX);
+    // The answer may be held back for the whole limit, and still has to travel.
+    let patience = AWAIT_LIMIT + shared.settings.timers.election_upper;
+    loop {
+        let question = Request::AwaitInstalled { generation, limit_ms };
+        match courier.call(id, question, patience).await {
+            Ok(Response::Installed(installed)) if installed >= generation => {
+                return (id, installed);
+            }
+            Ok(Response::Installed(_)) => {}
+            _ => sleep(AWAIT_RETRY).await,
+        }
+    }
+}
+
+/// Brings an order to the leader, wherever it is.
+pub(super) async fn order(shared: &Arc<Shared>, order: Order) -> Result<Generation, OrderRefusal> {
+    let leader = shared.running().and_then(|r| r.raft.server_metrics().borrow().current_leader);
+    match leader {
+        None => Err(OrderRefusal::NoLeader),
+        Some(id) if id == shared.me => order_here(shared, order).await,
+        Some(id) => {
+            let limit = order_limit(shared) + shared.settings.timers.election_upper;
+            match PeerCourier(shared.clone()).call(id, Request::Order(order), limit).await {
+                Ok(Response::Ordered(answer)) => answer,
+                _ => Err(OrderRefusal::NoLeader),
+            }
+        }
+    }
+}
+
+/// Gives an order to this box's own loop; refused unless it leads.
+pub(super) async fn order_here(
+    shared: &Arc<Shared>,
+    order: Order,
+) -> Result<Generation, OrderRefusal> {
+    let (reply, answer) = oneshot::channel();
+    shared.orders.try_send((order, reply)).map_err(|_| OrderRefusal::NoLeader)?;
+    match timeout(order_limit(shared), answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(OrderRefusal::NoLeader),
+        Err(_) => Err(OrderRefusal::TimedOut),
+    }
+}
+
+/// An order takes two agreements and a handover.
+fn order_limit(shared: &Shared) -> Duration {
+    shared.settings.request_timeout * 2 + shared.settings.handover_timeout
+}

@@ -1,0 +1,399 @@
+//! The life of a box's Raft: ask around, start, take part, and start anew as an empty box if
+//! something in it broke.
+//!
+//! openraft's own timers are off. This module stands for election, beats, erases retired keys
+//! from log and snapshot, and watches over Raft from outside, because a panic inside openraft
+//! shows in no metric. Rotation is for [`super::leader`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::impls::EmptyNode;
+use openraft::{LogIdOptionExt, ServerState};
+use openssl::rand::rand_bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout, Instant};
+
+use super::leader;
+use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
+use crate::consensus::log_store::LogStore;
+use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
+use crate::consensus::state_machine::StateMachine;
+use crate::consensus::wire::{Request, Response};
+use crate::consensus::{log_end_of, raft_config, vote_of, Raft};
+use crate::core::key_ring::{Change, Refusal};
+use crate::core::rejoin::{judge_at, majority_possible, may_stand, Quarantine, Status, Verdict};
+use crate::core::server_id::ServerId;
+use crate::journal::Level;
+
+/// How long one question about another box's status may take; well above any round trip that the
+/// election bounds allow, since a connection may have to be made first.
+const STATUS_LIMIT: Duration = Duration::from_secs(1);
+
+/// Pauses between two questions to the same box while this one asks around.
+const ASK_PAUSE_MIN: Duration = Duration::from_millis(50);
+const ASK_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// How long another box's word about itself counts.
+const ANSWER_LIFE: Duration = Duration::from_secs(2);
+
+/// Between two looks at the answers when none came in.
+const JUDGE_PAUSE: Duration = Duration::from_millis(50);
+
+/// The pause before standing is tried again after too few said yes: random in this range, and
+/// growing up to the upper election bound.
+const RETRY_MIN: Duration = Duration::from_millis(15);
+const RETRY_MAX: Duration = Duration::from_millis(55);
+
+/// How often Raft is asked whether it still lives, and how long the answer may take.
+const WATCH_PAUSE: Duration = Duration::from_secs(2);
+const WATCH_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a snapshot of a few keys may take, and the pause before erasing is tried again.
+const ERASE_LIMIT: Duration = Duration::from_secs(1);
+const ERASE_RETRY: Duration = Duration::from_millis(50);
+
+/// Pauses before starting anew after Raft broke, doubling.
+const REBIRTH_MIN: Duration = Duration::from_millis(100);
+const REBIRTH_MAX: Duration = Duration::from_secs(10);
+
+/// A life longer than this counts as a good one: the next rebirth does not wait long.
+const GOOD_LIFE: Duration = Duration::from_secs(60);
+
+/// Lives until the task is aborted.
+pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedOrder>) {
+    let mut pause = REBIRTH_MIN;
+    loop {
+        let born = Instant::now();
+        let verdict = ask_around(&shared).await;
+        let end = match start(&shared, verdict).await {
+            Ok(running) => take_part(&shared, &running, &mut orders).await,
+            Err(reason) => reason,
+        };
+        shared.quarantine.send_replace(Quarantine::Silent);
+        shared.stop_raft().await;
+        if born.elapsed() > GOOD_LIFE {
+            pause = REBIRTH_MIN;
+        }
+        shared.log.warning(format!(
+            "agreement stopped: {end}; starting anew as an empty box, installed keys stay in use"
+        ));
+        sleep(pause).await;
+        pause = (pause * 2).min(REBIRTH_MAX);
+    }
+}
+
+/// Asks all other boxes what they know until there is a verdict.
+async fn ask_around(shared: &Arc<Shared>) -> Verdict {
+    let since = shared.now();
+    shared.forget_answers();
+    let unreachable = watch::Sender::new(BTreeSet::new());
+    let mut askers = JoinSet::new();
+    for id in shared.others() {
+        askers.spawn(keep_asking(shared.clone(), id, unreachable.clone()));
+    }
+    let members = shared.settings.members.len();
+    let upper = shared.settings.timers.election_upper;
+    loop {
+        let answers = shared.answers_within(ANSWER_LIFE);
+        let gone = unreachable.borrow().iter().filter(|id| !answers.contains_key(id)).count();
+        shared.hopeless.send_replace(!majority_possible(members, gone));
+        match judge_at(shared.now(), since, upper, members, &answers) {
+            Verdict::Ask => {}
+            verdict => return verdict,
+        }
+        tokio::select! {
+            () = shared.answered.notified() => {}
+            () = sleep(JUDGE_PAUSE) => {}
+        }
+    }
+}
+
+/// Asks one box again and again; what it says goes into the shared answers.
+async fn keep_asking(
+    shared: Arc<Shared>,
+    id: ServerId,
+    unreachable: watch::Sender<BTreeSet<ServerId>>,
+) {
+    let courier = PeerCourier(shared.clone());
+    let mut pause = ASK_PAUSE_MIN;
+    loop {
+        let answer = ask(&shared, &courier, id).await;
+        unreachable.send_modify(|gone| {
+            match answer {
+                Err(CallFailure::Unreachable) => gone.insert(id),
+                _ => gone.remove(&id),
+            };
+        });
+        sleep(pause).await;
+        pause = (pause * 5 / 4).min(ASK_PAUSE_MAX);
+    }
+}
+
+async fn ask(shared: &Shared, courier: &PeerCourier, id: ServerId) -> Result<(), CallFailure> {
+    let question = Request::Status(shared.status());
+    match courier.call(id, question, STATUS_LIMIT).await? {
+        Response::Status(status) => {
+            shared.note_answer(id, status);
+            Ok(())
+        }
+        _ => Err(CallFailure::Senseless),
+    }
+}
+
+/// Starts Raft with an empty store, as the verdict allows.
+async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String> {
+    let ballot = match &verdict {
+        Verdict::Ask | Verdict::Cold => None,
+        Verdict::Safe { ballot } | Verdict::BestEffort { ballot, .. } => Some(*ballot),
+    };
+    // The highest ballot is remembered before Raft starts, so that this box cannot follow or
+    // vote below what it may have promised in its earlier life.
+    let log = LogStore::with_vote(ballot.map(vote_of));
+    let observer = {
+        let shared = shared.clone();
+        Arc::new(move |outcome: &Result<Change, Refusal>| note_change(&shared, outcome))
+    };
+    let clock = {
+        let shared = shared.clone();
+        Arc::new(move || shared.now())
+    };
+    let machine = StateMachine::new(shared.views.clone(), observer, clock);
+    let chronicle: Arc<dyn Chronicle> = shared.clone();
+    let links = Links::new(PeerCourier(shared.clone()), chronicle);
+    let config = raft_config(&shared.settings);
+    let raft = Raft::new(shared.me, config, links, log.clone(), machine.clone())
+        .await
+        .map_err(|e| format!("Raft did not start: {e}"))?;
+    let cold = verdict == Verdict::Cold;
+    let running = Running { raft, log, machine, cold };
+    shared.quarantine.send_replace(match verdict {
+        Verdict::Cold => Quarantine::Lifted,
+        Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(log_end),
+        Verdict::Ask | Verdict::Safe { .. } => Quarantine::Silent,
+    });
+    shared.set_running(Some(running.clone()));
+    if cold {
+        shared.log.debug("nobody remembers any key; beginning a history with the list's members");
+        let members: BTreeMap<ServerId, EmptyNode> =
+            shared.settings.members.iter().map(|m| (m.id, EmptyNode {})).collect();
+        // A leader's append may have come first, which is as good.
+        let _ = running.raft.initialize(members).await;
+    } else {
+        shared.log.debug("others remember the keys; joining them without a vote until caught up");
+    }
+    Ok(running)
+}
+
+fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
+    match outcome {
+        Ok(Change::Founded) => shared.log.debug("a history of keys begins"),
+        Ok(Change::Staged(g)) => shared.log.debug(format!("generation {g} is staged")),
+        Ok(Change::Activated(g)) => shared.log.debug(format!("generation {g} is current")),
+        Ok(Change::Nothing) => {}
+        Err(refusal) => {
+            let line = format!("an agreed command was refused: {refusal}");
+            shared.log.limited(Level::Warning, "refused command", line);
+        }
+    }
+}
+
+/// Takes part until something breaks; says what.
+async fn take_part(
+    shared: &Arc<Shared>,
+    running: &Running,
+    orders: &mut mpsc::Receiver<QueuedOrder>,
+) -> String {
+    tokio::select! {
+        end = stand(shared, running) => end,
+        end = beat(shared, running) => end,
+        end = erase(shared, running) => end,
+        end = tell(shared, running) => end,
+        end = watch_over(running) => end,
+        end = leader::lead(shared, running, orders) => end,
+    }
+}
+
+/// Stands for election when no leader was heard for a random time within the election bounds,
+/// and a majority would vote for this box.
+async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
+    let timers = shared.settings.timers;
+    let mut server = running.raft.server_metrics();
+    let mut since = shared.now();
+    // A cold start knows that there is no leader to wait for.
+    let mut patience = match running.cold {
+        true => random_between(Duration::ZERO, timers.election_lower / 2),
+        false => random_between(timers.election_lower, timers.election_upper),
+    };
+    let mut retry = RETRY_MAX;
+    loop {
+        if server.wait_for(|m| m.state != ServerState::Leader).await.is_err() {
+            return "its core is gone".to_owned();
+        }
+        let last = shared.contact().map_or(since, |contact| contact.max(since));
+        let rest = patience.saturating_sub(shared.now().since(last));
+        if !rest.is_zero() {
+            sleep(rest).await;
+            continue;
+        }
+        let full = *shared.quarantine.borrow() == Quarantine::Lifted;
+        if full && would_win(shared, running).await {
+            let heard_meanwhile = shared.contact().is_some_and(|at| at > last);
+            if !heard_meanwhile {
+                shared.log.debug("no leader is heard; standing for election");
+                if running.raft.trigger().elect().await.is_err() {
+                    return "its core is gone".to_owned();
+                }
+            }
+            since = shared.now();
+            patience = random_between(timers.election_lower, timers.election_upper);
+            retry = RETRY_MAX;
+        } else {
+            // Nobody stands in vain: wait a moment and ask again, ever more patiently.
+            since = shared.now();
+            patience = random_between(RETRY_MIN, retry);
+            retry = (retry * 5 / 4).min(timers.election_upper);
+        }
+    }
+}
+
+/// Asks the other voters, until a majority would vote for this box or all have answered.
+async fn would_win(shared: &Arc<Shared>, running: &Running) -> bool {
+    let configs: Vec<BTreeSet<ServerId>> = running
+        .raft
+        .server_metrics()
+        .borrow()
+        .membership_config
+        .membership()
+        .get_joint_config()
+        .clone();
+    let log_end = running.log.last_log_id().as_ref().map(log_end_of);
+    let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
+    let mut asked = JoinSet::new();
+    for id in voters.into_iter().filter(|id| *id != shared.me) {
+        let shared = shared.clone();
+        asked.spawn(async move {
+            let question = Request::Status(shared.status());
+            match PeerCourier(shared).call(id, question, STATUS_LIMIT).await {
+                Ok(Response::Status(status)) => Some((id, status)),
+                _ => None,
+            }
+        });
+    }
+    let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
+    loop {
+        if may_stand(shared.me, log_end, &configs, &answers) {
+            return true;
+        }
+        match asked.join_next().await {
+            Some(Ok(Some((id, status)))) => {
+                answers.insert(id, status);
+            }
+            Some(_) => {}
+            None => return false,
+        }
+    }
+}
+
+/// Beats while this box leads.
+async fn beat(shared: &Arc<Shared>, running: &Running) -> String {
+    let mut server = running.raft.server_metrics();
+    let mut ticks = tokio::time::interval(shared.settings.timers.heart_beat);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        if server.wait_for(|m| m.state == ServerState::Leader).await.is_err() {
+            return "its core is gone".to_owned();
+        }
+        ticks.tick().await;
+        if running.raft.trigger().heartbeat().await.is_err() {
+            return "its core is gone".to_owned();
+        }
+    }
+}
+
+/// Erases retired keys from log and snapshot as soon as they are retired, whatever
+/// `reserved_log_items` keeps (promise 6).
+async fn erase(shared: &Arc<Shared>, running: &Running) -> String {
+    let mut views = shared.views.subscribe();
+    loop {
+        let view = views.borrow_and_update().clone();
+        let retired = running.log.last_retired(view.applied, |g| view.ring.holds(g));
+        if retired.is_none() && !running.machine.snapshot_is_stale() {
+            if views.changed().await.is_err() {
+                return "its state is gone".to_owned();
+            }
+            continue;
+        }
+        // A purge is bounded by the last snapshot, so that comes first.
+        let trigger = running.raft.trigger();
+        if trigger.snapshot().await.is_err() {
+            return "its core is gone".to_owned();
+        }
+        let mut data = running.raft.data_metrics();
+        let built = data.wait_for(|m| m.snapshot.index() >= Some(view.applied));
+        let built = timeout(ERASE_LIMIT, built).await.is_ok();
+        if let (true, Some(index)) = (built, retired) {
+            if trigger.purge_log(index).await.is_err() {
+                return "its core is gone".to_owned();
+            }
+            let mut data = running.raft.data_metrics();
+            let purged = data.wait_for(|m| m.purged.index() >= Some(index));
+            let _ = timeout(ERASE_LIMIT, purged).await;
+        }
+        sleep(ERASE_RETRY).await;
+    }
+}
+
+/// One note for each change of leadership.
+async fn tell(shared: &Arc<Shared>, running: &Running) -> String {
+    let mut server = running.raft.server_metrics();
+    let mut told = None;
+    loop {
+        let (leader, term) = {
+            let metrics = server.borrow_and_update();
+            (metrics.current_leader, metrics.vote.leader_id.term)
+        };
+        match leader {
+            Some(id) if told != Some((id, term)) => {
+                told = Some((id, term));
+                shared.log.note(match id == shared.me {
+                    true => format!("this server is the leader of term {term}"),
+                    false => format!("leader is server {id} in term {term}"),
+                });
+            }
+            _ => {}
+        }
+        if server.changed().await.is_err() {
+            return "its core is gone".to_owned();
+        }
+    }
+}
+
+/// Asks Raft in a way that goes through its core and its state machine, because a panic in either
+/// shows nowhere else; and looks for a state machine that is ahead of its own log.
+async fn watch_over(running: &Running) -> String {
+    loop {
+        sleep(WATCH_PAUSE).await;
+        match timeout(WATCH_LIMIT, running.raft.begin_receiving_snapshot()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => return format!("it does not answer ({e})"),
+            Err(_) => return "it does not answer in time".to_owned(),
+        }
+        let data = running.raft.data_metrics().borrow().clone();
+        if data.last_applied.index() > data.last_log.index() {
+            return "its log is shorter than what it has applied".to_owned();
+        }
+    }
+}
+
+/// A random duration in the range; its lower end if OpenSSL has no randomness to give.
+fn random_between(lower: Duration, upper: Duration) -> Duration {
+    let mut bytes = [0; 4];
+    if rand_bytes(&mut bytes).is_err() {
+        return lower;
+    }
+    let share = f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX);
+    lower + upper.saturating_sub(lower).mul_f64(share)
+}

@@ -1,0 +1,260 @@
+//! One box: wires core, consensus and transport on a tokio runtime.
+//!
+//! Knows nothing of Traffic Server. What to install goes out as a [`KeySet`] by a watch channel;
+//! whoever installs it says so with [`Node::installed`], and only that counts as held.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`shared`] | what the parts know together: settings, peers, clock, phase, latest ring |
+//! | [`inbox`] | answers other boxes |
+//! | [`life`] | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
+//! | [`leader`] | founds, stages, activates; takes operators' orders |
+//! | [`keeper`] | from the ring to the set that the host should hold |
+
+mod inbox;
+mod keeper;
+mod leader;
+mod life;
+mod shared;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openssl::error::ErrorStack;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::consensus::wire::OrderRefusal;
+use crate::core::config::Settings;
+use crate::core::key_ring::{Generation, HistoryId};
+use crate::core::rotation::Order;
+use crate::core::server_id::ServerId;
+use crate::core::stek::{Fingerprint, Stek, WeakKey};
+use crate::journal::Log;
+use crate::transport::tls::Tls;
+use shared::Shared;
+
+/// The most time that [`Node::shutdown`] takes.
+pub const SHUTDOWN_LIMIT: Duration = Duration::from_millis(500);
+
+/// How many orders of operators may wait for the leader's attention; more are refused.
+const MAX_ORDERS: usize = 16;
+
+/// How often a random key may fail the sanity gate before something must be wrong with the
+/// generator; a sound one fails once in 2^60.
+const KEY_ATTEMPTS: usize = 4;
+
+/// What a box should hold in its ticket context now: the encrypting key first.
+#[derive(Clone, Debug)]
+pub struct KeySet {
+    /// Counts the sets of this process, from 1.
+    pub serial: u64,
+    /// At least one key, at most `ticket_keys`.
+    pub keys: Vec<Stek>,
+    /// Whether the first key is one that the group agreed on.
+    pub agreed: bool,
+    /// The newest generation among the keys, 0 if none is the group's.
+    pub newest: Generation,
+    /// The generation of the first key, 0 if it is not the group's.
+    pub current: Generation,
+}
+
+impl KeySet {
+    /// The set in words, for the log: fingerprints only.
+    pub fn describe(&self) -> String {
+        let first = self.keys.first().map(Stek::fingerprint);
+        let name = first.map_or_else(|| "none".to_owned(), |f| f.to_string());
+        let count = match self.keys.len() {
+            1 => "1 key".to_owned(),
+            n => format!("{n} keys"),
+        };
+        match (self.agreed, self.newest > self.current) {
+            (true, false) => format!("{count}, current {name} (generation {})", self.current),
+            (true, true) => format!(
+                "{count}, current {name} (generation {}), staged generation {}",
+                self.current, self.newest
+            ),
+            (false, _) => format!("{count}, current {name} (this server's own)"),
+        }
+    }
+}
+
+/// What [`Node::start`] needs besides the settings.
+pub struct Deps {
+    /// Where lines go.
+    pub log: Log,
+    /// Certificates, loaded and checked.
+    pub tls: Tls,
+    /// The key that this box made for itself and has installed.
+    pub initial: Stek,
+}
+
+/// Why a box has no new key to offer.
+#[derive(Debug, Error)]
+pub enum NoKey {
+    /// OpenSSL's generator failed.
+    #[error("OpenSSL's random generator failed: {0}")]
+    Generator(#[from] ErrorStack),
+    /// OpenSSL's generator gives nonsense.
+    #[error("OpenSSL's random generator gave {KEY_ATTEMPTS} unfit keys in a row: {0}")]
+    Weak(WeakKey),
+}
+
+/// Draws a key from OpenSSL's private generator and passes it through the sanity gate.
+///
+/// # Errors
+/// If the generator fails, or gives nothing but unfit keys.
+pub fn new_key() -> Result<Stek, NoKey> {
+    let mut last = None;
+    for _ in 0..KEY_ATTEMPTS {
+        let key = Stek::fill_with(|bytes| openssl::rand::rand_priv_bytes(bytes))?;
+        match key.check() {
+            Ok(()) => return Ok(key),
+            Err(weakness) => last = Some(weakness),
+        }
+    }
+    Err(NoKey::Weak(last.unwrap_or(WeakKey::EqualParts)))
+}
+
+/// How [`Node::wait_for_group`] ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Joined {
+    /// The group's keys are there; the current one's fingerprint.
+    Keys(Fingerprint),
+    /// Too few other boxes answer for a majority.
+    NoMajority,
+    /// The limit ran out.
+    TimedOut,
+}
+
+/// A box's part in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It asks around what it may do.
+    Asking,
+    /// It came back without memory and is catching up.
+    Quarantined,
+    /// It follows a leader, or waits for one.
+    Follower,
+    /// It stands for election.
+    Candidate,
+    /// It leads, and a majority acknowledged that lately.
+    Leader,
+}
+
+/// What a box knows of itself and the group; no secrets.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Its part.
+    pub role: Role,
+    /// Raft's term.
+    pub term: u64,
+    /// The leader, if one is known.
+    pub leader: Option<ServerId>,
+    /// The history, if one has begun.
+    pub history: Option<HistoryId>,
+    /// The current generation, 0 before the first.
+    pub current: Generation,
+    /// The current key's fingerprint.
+    pub fingerprint: Option<Fingerprint>,
+    /// The staged generation, during a handover.
+    pub staged: Option<Generation>,
+    /// The newest generation that the host has installed.
+    pub installed: Generation,
+    /// How old the current key is.
+    pub current_age: Duration,
+    /// Entries in Raft's log.
+    pub log_entries: usize,
+    /// Members that were heard within the upper election bound, this box included.
+    pub reachable: usize,
+}
+
+/// A running box. Dropping it ends its tasks at once; [`Node::shutdown`] does it in order.
+pub struct Node {
+    shared: Arc<Shared>,
+    sets: watch::Receiver<KeySet>,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+impl Node {
+    /// Starts a box on the present tokio runtime. A port in use is not an error: the box keeps
+    /// trying and says so.
+    ///
+    /// # Errors
+    /// Only if OpenSSL cannot give randomness.
+    pub async fn start(settings: Settings, deps: Deps) -> Result<Node, ErrorStack> {
+        let (orders, order_queue) = mpsc::channel(MAX_ORDERS);
+        let first = KeySet {
+            serial: 1,
+            keys: vec![deps.initial.clone()],
+            agreed: false,
+            newest: Generation(0),
+            current: Generation(0),
+        };
+        let (set_sender, sets) = watch::channel(first);
+        let shared = Shared::new(settings, deps.log, deps.tls, deps.initial.clone(), orders)?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(inbox::listen(shared.clone()));
+        tasks.spawn(keeper::keep(shared.clone(), deps.initial, set_sender));
+        tasks.spawn(life::live(shared.clone(), order_queue));
+        Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks) })
+    }
+
+    /// The set to install, now and at each change.
+    pub fn key_sets(&self) -> watch::Receiver<KeySet> {
+        self.sets.clone()
+    }
+
+    /// Says that the set with this serial number now stands in the ticket context.
+    pub fn installed(&self, set: &KeySet) {
+        self.shared.note_installed(set);
+    }
+
+    /// Waits until a set led by an agreed key is there, until no majority can be had, or until
+    /// `limit` ran out, whichever comes first.
+    pub async fn wait_for_group(&self, limit: Duration) -> Joined {
+        let mut sets = self.sets.clone();
+        let mut hopeless = self.shared.hopeless.subscribe();
+        let keys = async {
+            match sets.wait_for(|set| set.agreed).await {
+                Ok(set) => set.keys.first().map(Stek::fingerprint).map(Joined::Keys),
+                Err(_) => None,
+            }
+        };
+        let both = async {
+            tokio::select! {
+                biased;
+                joined = keys => joined.unwrap_or(Joined::NoMajority),
+                _ = hopeless.wait_for(|hopeless| *hopeless) => Joined::NoMajority,
+            }
+        };
+        timeout(limit, both).await.unwrap_or(Joined::TimedOut)
+    }
+
+    /// Has the group rotate or revoke now, through whichever box leads.
+    ///
+    /// # Errors
+    /// Why that cannot be had at present.
+    pub async fn order(&self, order: Order) -> Result<Generation, OrderRefusal> {
+        leader::order(&self.shared, order).await
+    }
+
+    /// What this box knows of itself and the group.
+    pub fn report(&self) -> Report {
+        self.shared.report()
+    }
+
+    /// Ends the box in an orderly way, within [`SHUTDOWN_LIMIT`].
+    pub async fn shutdown(&self) {
+        let end = async {
+            let mut tasks = self.tasks.lock().await;
+            tasks.abort_all();
+            while tasks.join_next().await.is_some() {}
+            self.shared.stop_raft().await;
+        };
+        // Whatever is left after the limit dies with the runtime.
+        let _ = timeout(SHUTDOWN_LIMIT, end).await;
+    }
+}

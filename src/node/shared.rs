@@ -1,0 +1,336 @@
+//! What the parts of one box know together.
+//!
+//! Small facts behind short locks, none of which is held across an await. Decides nothing.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use openraft::ServerState;
+use openssl::error::ErrorStack;
+use openssl::rand::rand_bytes;
+use tokio::sync::{mpsc, oneshot, watch, Notify};
+use tokio::time::{timeout, Instant};
+
+use super::{KeySet, Report, Role};
+use crate::consensus::log_store::LogStore;
+use crate::consensus::network::{CallFailure, Chronicle, Courier};
+use crate::consensus::state_machine::{RingView, StateMachine};
+use crate::consensus::wire::{self, OrderRefusal, Request, Response};
+use crate::consensus::{ballot_of, log_end_of, Raft};
+use crate::core::config::Settings;
+use crate::core::key_ring::{Generation, HistoryId};
+use crate::core::moment::Moment;
+use crate::core::rejoin::{Quarantine, Status};
+use crate::core::rotation::Order;
+use crate::core::server_id::ServerId;
+use crate::core::stek::Stek;
+use crate::journal::Log;
+use crate::transport::peers::{CallError, Peers, SenderInfo};
+use crate::transport::tls::Tls;
+
+/// How long Raft's own tasks may take to stop.
+const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
+
+/// An operator's order on its way to the leader's loop, and the way back.
+pub(super) type QueuedOrder = (Order, oneshot::Sender<Result<Generation, OrderRefusal>>);
+
+/// One run of Raft, from an empty store on.
+#[derive(Clone)]
+pub(super) struct Running {
+    pub raft: Raft,
+    pub log: LogStore,
+    pub machine: StateMachine,
+    /// Whether this run began with a cold start, so that nobody waits for a leader's lease.
+    pub cold: bool,
+}
+
+/// See the module's head.
+pub(super) struct Shared {
+    pub settings: Settings,
+    pub log: Log,
+    pub me: ServerId,
+    pub peers: Peers,
+    /// The agreed state, as this box's present run of Raft has applied it.
+    pub views: watch::Sender<RingView>,
+    /// What this box may do about votes; silent while it asks around.
+    pub quarantine: watch::Sender<Quarantine>,
+    /// Whether too few boxes can be reached for a majority.
+    pub hopeless: watch::Sender<bool>,
+    /// The newest generation that the host has installed.
+    pub installed: watch::Sender<Generation>,
+    /// Orders of operators, for the leader's loop.
+    pub orders: mpsc::Sender<QueuedOrder>,
+    /// Rung whenever another box says what it is.
+    pub answered: Notify,
+    started: Instant,
+    running: Mutex<Option<Running>>,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Default)]
+struct Facts {
+    /// This box's own first key, to be offered to a group that has none yet.
+    initial: Option<Stek>,
+    /// The latest that each other box said of itself, and when.
+    answers: BTreeMap<ServerId, (Moment, Status)>,
+    /// When each other box last acknowledged this leader.
+    acknowledged: BTreeMap<ServerId, Moment>,
+    /// When a leader's message was last accepted.
+    contact: Option<Moment>,
+    /// A generation and when it became current, as a leader told.
+    told: Option<(Generation, Moment)>,
+}
+
+impl Shared {
+    pub fn new(
+        settings: Settings,
+        log: Log,
+        tls: Tls,
+        initial: Stek,
+        orders: mpsc::Sender<QueuedOrder>,
+    ) -> Result<Arc<Shared>, ErrorStack> {
+        let mut incarnation = [0; 8];
+        rand_bytes(&mut incarnation)?;
+        let views = watch::Sender::new(RingView::default());
+        let history = views.subscribe();
+        let sender = SenderInfo {
+            id: settings.server_id,
+            incarnation: u64::from_be_bytes(incarnation),
+            history: Arc::new(move || {
+                history.borrow().ring.history().map_or([0; 16], HistoryId::to_bytes)
+            }),
+        };
+        let peers = Peers::new(log.clone(), tls, sender);
+        peers.set_members(&settings.members);
+        Ok(Arc::new(Shared {
+            me: settings.server_id,
+            settings,
+            log,
+            peers,
+            views,
+            quarantine: watch::Sender::new(Quarantine::Silent),
+            hopeless: watch::Sender::new(false),
+            installed: watch::Sender::new(Generation(0)),
+            orders,
+            answered: Notify::new(),
+            started: Instant::now(),
+            running: Mutex::new(None),
+            facts: Mutex::new(Facts { initial: Some(initial), ..Facts::default() }),
+        }))
+    }
+
+    /// The present moment. Starts a day after the clock's zero, so that ages that are told by
+    /// others fit before it.
+    pub fn now(&self) -> Moment {
+        const HEAD_START: Duration = Duration::from_secs(10 * 365 * 86_400);
+        Moment::from_start(HEAD_START + self.started.elapsed())
+    }
+
+    /// All members but this one.
+    pub fn others(&self) -> impl Iterator<Item = ServerId> + '_ {
+        self.settings.members.iter().map(|m| m.id).filter(|id| *id != self.me)
+    }
+
+    pub fn running(&self) -> Option<Running> {
+        lock(&self.running).clone()
+    }
+
+    pub fn set_running(&self, running: Option<Running>) {
+        *lock(&self.running) = running;
+    }
+
+    /// Stops Raft, if it runs.
+    pub async fn stop_raft(&self) {
+        let running = lock(&self.running).take();
+        if let Some(running) = running {
+            let _ = timeout(RAFT_STOP_LIMIT, running.raft.shutdown()).await;
+        }
+    }
+
+    /// What this box says of itself to the others.
+    pub fn status(&self) -> Status {
+        let view = self.views.borrow().clone();
+        let Some(running) = self.running() else {
+            return Status::default();
+        };
+        let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
+        let history = view.ring.history();
+        Status {
+            full: lifted && history.is_some(),
+            ballot: running.log.vote().as_ref().map(ballot_of).unwrap_or_default(),
+            log_end: running.log.last_log_id().as_ref().map(log_end_of),
+            history,
+            generation: view.ring.newest(),
+            live_leader: self.knows_live_leader(&running),
+            may_vote: lifted,
+        }
+    }
+
+    /// Whether a leader, possibly this box, has shown itself within openraft's lease.
+    fn knows_live_leader(&self, running: &Running) -> bool {
+        let lease = self.settings.timers.election_lower;
+        if running.raft.server_metrics().borrow().state == ServerState::Leader {
+            return self.quorum_within(lease);
+        }
+        let now = self.now();
+        lock(&self.facts).contact.is_some_and(|at| now.since(at) < lease)
+    }
+
+    /// Whether a majority, this leader included, acknowledged it within `limit`.
+    pub fn quorum_within(&self, limit: Duration) -> bool {
+        let now = self.now();
+        let facts = lock(&self.facts);
+        let fresh = facts.acknowledged.values().filter(|at| now.since(**at) < limit).count();
+        fresh + 1 > self.settings.members.len() / 2
+    }
+
+    pub fn note_answer(&self, from: ServerId, status: Status) {
+        lock(&self.facts).answers.insert(from, (self.now(), status));
+        self.answered.notify_one();
+    }
+
+    /// What the others said of themselves within `limit`.
+    pub fn answers_within(&self, limit: Duration) -> BTreeMap<ServerId, Status> {
+        let now = self.now();
+        let facts = lock(&self.facts);
+        let fresh = facts.answers.iter().filter(|(_, (at, _))| now.since(*at) < limit);
+        fresh.map(|(id, (_, status))| (*id, status.clone())).collect()
+    }
+
+    pub fn forget_answers(&self) {
+        lock(&self.facts).answers.clear();
+    }
+
+    pub fn note_contact(&self) {
+        lock(&self.facts).contact = Some(self.now());
+    }
+
+    pub fn contact(&self) -> Option<Moment> {
+        lock(&self.facts).contact
+    }
+
+    /// Remembers how old a leader says that its current key is.
+    pub fn note_age(&self, age: Option<(Generation, u64)>) {
+        if let Some((generation, ms)) = age {
+            let since = self.now().ago(Duration::from_millis(ms));
+            let mut facts = lock(&self.facts);
+            facts.told = match facts.told {
+                Some((told, at)) if told == generation => Some((told, at.min(since))),
+                _ => Some((generation, since)),
+            };
+        }
+    }
+
+    /// When the view's current key became current: this box's own note, or an older one that it
+    /// was told of, since an entry that is applied late is not young.
+    pub fn current_since(&self, view: &RingView) -> Moment {
+        let told = lock(&self.facts).told;
+        match (view.ring.current(), told) {
+            (Some(current), Some((generation, at))) if current.generation == generation => {
+                view.current_since.min(at)
+            }
+            _ => view.current_since,
+        }
+    }
+
+    /// This box's own first key, as long as it is still worth offering.
+    pub fn initial(&self) -> Option<Stek> {
+        lock(&self.facts).initial.clone()
+    }
+
+    pub fn drop_initial(&self) {
+        lock(&self.facts).initial = None;
+    }
+
+    pub fn note_installed(&self, set: &KeySet) {
+        let line = format!("installed {}", set.describe());
+        if set.newest > set.current {
+            self.log.debug(line);
+        } else {
+            self.log.note(line);
+        }
+        self.installed.send_replace(set.newest);
+    }
+
+    pub fn report(&self) -> Report {
+        let view = self.views.borrow().clone();
+        let now = self.now();
+        let running = self.running();
+        let metrics = running.as_ref().map(|r| r.raft.server_metrics().borrow().clone());
+        let bound = self.settings.timers.election_upper;
+        let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
+        let role = match metrics.as_ref().map(|m| m.state) {
+            None => Role::Asking,
+            Some(_) if !lifted => Role::Quarantined,
+            Some(ServerState::Leader) if self.quorum_within(bound) => Role::Leader,
+            Some(ServerState::Candidate) => Role::Candidate,
+            Some(_) => Role::Follower,
+        };
+        let heard = |id| self.peers.last_heard(id).is_some_and(|at| at.elapsed() < bound);
+        Report {
+            role,
+            term: metrics.as_ref().map_or(0, |m| m.vote.leader_id.term),
+            leader: metrics.and_then(|m| m.current_leader),
+            history: view.ring.history(),
+            current: view.ring.current().map(|held| held.generation).unwrap_or_default(),
+            fingerprint: view.ring.current().map(|held| held.stek.fingerprint()),
+            staged: view.ring.staged().map(|staged| staged.held.generation),
+            installed: *self.installed.borrow(),
+            current_age: now.since(self.current_since(&view)),
+            log_entries: running.map_or(0, |r| r.log.len()),
+            reachable: 1 + self.others().filter(|id| heard(*id)).count(),
+        }
+    }
+
+    /// Turns tokio's clock into moments.
+    pub fn moment_of(&self, at: Instant) -> Moment {
+        self.now().ago(at.elapsed())
+    }
+}
+
+impl Chronicle for Shared {
+    fn current_age(&self) -> Option<(Generation, u64)> {
+        let view = self.views.borrow().clone();
+        let age = self.now().since(self.current_since(&view));
+        view.ring.current().map(|held| (held.generation, wire::millis(age)))
+    }
+
+    fn now(&self) -> Moment {
+        Shared::now(self)
+    }
+
+    fn acknowledged(&self, by: ServerId) {
+        lock(&self.facts).acknowledged.insert(by, self.now());
+    }
+}
+
+/// Carries messages over the transport's connections.
+#[derive(Clone)]
+pub(super) struct PeerCourier(pub Arc<Shared>);
+
+impl Courier for PeerCourier {
+    async fn call(
+        &self,
+        to: ServerId,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Response, CallFailure> {
+        let body = wire::encode(&request).ok_or(CallFailure::Senseless)?;
+        // The request may hold keys; while the answer is awaited only the frame does.
+        drop(request);
+        let answer = self.0.peers.request(to, body, limit).await.map_err(|e| match e {
+            CallError::TimedOut => CallFailure::TimedOut,
+            _ => CallFailure::Unreachable,
+        })?;
+        wire::decode_response(&answer).map_err(|e| {
+            let line = format!("server {to} answered nonsense: {e}");
+            self.0.log.limited(crate::journal::Level::Warning, "senseless answer", line);
+            CallFailure::Senseless
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
