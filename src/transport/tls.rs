@@ -10,6 +10,7 @@
 //!   verified anew.
 
 use std::fmt;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -211,7 +212,7 @@ impl Tls {
         };
         if let Err(error) = shaken {
             let fault = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
-            return Err(fault.unwrap_or_else(|| HandshakeError::of(error)));
+            return Err(fault.unwrap_or_else(|| HandshakeError::of(&error)));
         }
         // The callback has judged already. This asks once more, of the finished connection, so
         // that no change to the callback's wiring can let anybody in unseen.
@@ -274,9 +275,8 @@ impl HandshakeError {
 
     /// Sorts an error of the handshake by OpenSSL's reason codes, which are the same in 1.1.1
     /// and 3.x.
-    fn of(error: ssl::Error) -> HandshakeError {
+    fn of(error: &ssl::Error) -> HandshakeError {
         const NO_CERTIFICATE: i32 = 199; // SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE
-        const ALERTS: i32 = 1000; // SSL_AD_REASON_OFFSET: above it, alerts from the other end
         let Some(last) = error.ssl_error().and_then(|stack| stack.errors().last()) else {
             return HandshakeError::Closed;
         };
@@ -289,6 +289,18 @@ impl HandshakeError {
         }
     }
 }
+
+/// The alert with which the other end finished an established connection, if that is what an
+/// error of reading or writing says.
+pub(super) fn alert_in(error: &io::Error) -> Option<String> {
+    match HandshakeError::of(error.get_ref()?.downcast_ref::<ssl::Error>()?) {
+        HandshakeError::RefusedUs(alert) => Some(alert),
+        _ => None,
+    }
+}
+
+/// OpenSSL's reason codes above this one are alerts from the other end: `SSL_AD_REASON_OFFSET`.
+const ALERTS: i32 = 1000;
 
 /// OpenSSL asks this for each certificate of a chain, from the root down to the leaf, and once
 /// more for each fault. A fault is noted and never forgiven.
@@ -342,6 +354,8 @@ fn context(
             | SslMode::ACCEPT_MOVING_WRITE_BUFFER
             | SslMode::ENABLE_PARTIAL_WRITE,
     );
+    // One system call per record instead of two.
+    context.set_read_ahead(true);
     context.set_session_cache_mode(SslSessionCacheMode::OFF);
     context.set_num_tickets(0)?;
     context.set_certificate(leaf)?;
