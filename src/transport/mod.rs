@@ -1,2 +1,274 @@
-//! Frames over mutual TLS. Knows nothing of keys.
+//! Frames over mutual TLS between boxes: who may speak, to whom this box speaks, and the bounds
+//! of both. Knows nothing of keys and nothing of Raft; a body is bytes that must be erased.
+//!
+//! A box dials each peer that it has something to ask; requests and their responses share that
+//! one connection. What it is asked itself comes in over connections that the others dialled.
+
+pub mod frame;
+pub mod listener;
+mod one_line;
+pub mod peers;
 pub mod tls;
+
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{lookup_host, TcpStream};
+use tokio::time::{sleep_until, timeout, Instant, Sleep};
+
+pub use frame::{Body, HistoryId};
+pub use one_line::one_line;
+
+use crate::core::server_id::ServerId;
+use frame::{Header, Kind, Role};
+
+/// How long a TLS handshake and the first frame after it may take together. Generous for a far
+/// peer on a busy box, short enough to be rid of a silent stranger within 5 s.
+pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a frame may take once its first byte was read or written.
+pub const FRAME_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a connection may be silent before the side that was dialled closes it.
+pub const IDLE_LIMIT: Duration = Duration::from_secs(600);
+
+/// Requests of one connection that are served at a time. Some wait for news (long polls), the
+/// others are answered in turn.
+pub const MAX_IN_FLIGHT: usize = 32;
+
+/// How long sent bytes may stay unacknowledged before the system gives a connection up.
+const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(10);
+
+/// Keep-alive probes find a peer that vanished while nobody asked it anything.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// What this box says of itself in each header.
+#[derive(Clone)]
+pub struct Me(Arc<MeInner>);
+
+struct MeInner {
+    id: ServerId,
+    role: Role,
+    incarnation: u64,
+    history: Box<dyn Fn() -> HistoryId + Send + Sync>,
+}
+
+impl Me {
+    /// A box with this id and incarnation; `history` is asked for each frame.
+    pub fn member(
+        id: ServerId,
+        incarnation: u64,
+        history: impl Fn() -> HistoryId + Send + Sync + 'static,
+    ) -> Me {
+        Me(Arc::new(MeInner { id, role: Role::Member, incarnation, history: Box::new(history) }))
+    }
+
+    /// An operator's command that acts for the box with this id.
+    pub fn tool(id: ServerId) -> Me {
+        let history = Box::new(|| [0; 16]);
+        Me(Arc::new(MeInner { id, role: Role::Tool, incarnation: 0, history }))
+    }
+
+    /// This box's id.
+    pub fn id(&self) -> ServerId {
+        self.0.id
+    }
+
+    fn header(&self, request: u32, kind: Kind) -> Header {
+        Header {
+            role: self.0.role,
+            sender: self.0.id,
+            incarnation: self.0.incarnation,
+            history: (self.0.history)(),
+            request,
+            kind,
+        }
+    }
+}
+
+/// When a frame of each member was last heard, whoever dialled. Cloning makes another handle.
+#[derive(Clone, Default)]
+pub struct Heard(Arc<Mutex<HashMap<ServerId, Instant>>>);
+
+impl Heard {
+    /// An empty table.
+    pub fn new() -> Heard {
+        Heard::default()
+    }
+
+    /// When something was last heard from this member.
+    pub fn last(&self, id: ServerId) -> Option<Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    }
+
+    /// Forgets all but the members for which `keep` says yes. Bounds the table: only ids that
+    /// the service admitted ever get in.
+    pub fn retain(&self, keep: impl Fn(ServerId) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|&id, _| keep(id));
+    }
+
+    fn note(&self, id: ServerId, now: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, now);
+    }
+}
+
+/// Why a connection was refused or ended by this box.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Cause {
+    /// No certificate was shown.
+    NoCertificate,
+    /// The certificate does not chain to the root, is not valid now, or is for another purpose.
+    Untrusted,
+    /// The certificate's subject is not `cert_verify_str`.
+    WrongSubject,
+    /// What came was not TLS, or a version or cipher that we do not speak.
+    NotOurTls,
+    /// The other end does not accept this box's certificate or TLS.
+    RefusedUs,
+    /// The other end closed or lost the connection before its first frame.
+    ClosedEarly,
+    /// OpenSSL failed on this side.
+    Library,
+    /// The sender is not in the server list.
+    NotAMember,
+    /// The service refused the sender for another reason.
+    Refused,
+    /// Bytes that are no frame, a frame that does not fit, or a body that is no request.
+    BadFrame,
+    /// A protocol version that this box does not speak.
+    Version,
+    /// A handshake, a first frame or a begun frame took too long.
+    TooSlow,
+    /// There were too many connections or handshakes already.
+    OverLimit,
+}
+
+impl Cause {
+    /// All causes with the words that name them in metrics.
+    pub const ALL: [(Cause, &'static str); 13] = [
+        (Cause::NoCertificate, "no_certificate"),
+        (Cause::Untrusted, "untrusted"),
+        (Cause::WrongSubject, "wrong_subject"),
+        (Cause::NotOurTls, "not_our_tls"),
+        (Cause::RefusedUs, "refused_us"),
+        (Cause::ClosedEarly, "closed_early"),
+        (Cause::Library, "library"),
+        (Cause::NotAMember, "not_a_member"),
+        (Cause::Refused, "refused"),
+        (Cause::BadFrame, "bad_frame"),
+        (Cause::Version, "version"),
+        (Cause::TooSlow, "too_slow"),
+        (Cause::OverLimit, "over_limit"),
+    ];
+}
+
+/// Counts what came in, for metrics. Shared by `Arc`; never goes down.
+#[derive(Debug, Default)]
+pub struct Counters {
+    refused: [AtomicU64; Cause::ALL.len()],
+    accepted: AtomicU64,
+    requests: AtomicU64,
+}
+
+impl Counters {
+    /// All zero.
+    pub fn new() -> Arc<Counters> {
+        Arc::default()
+    }
+
+    /// Connections that were refused or ended for this cause.
+    pub fn refused(&self, cause: Cause) -> u64 {
+        self.refused.get(cause as usize).map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+
+    /// Connections that were refused or ended, for whatever cause.
+    pub fn all_refused(&self) -> u64 {
+        self.refused.iter().map(|n| n.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Connections whose handshake succeeded.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were handed to the service.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, cause: Cause) {
+        if let Some(n) = self.refused.get(cause as usize) {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A deadline that moves with each frame, over one timer that is touched only when it must be:
+/// a deadline that moved later is noticed when the timer fires.
+struct Alarm(Pin<Box<Sleep>>);
+
+impl Alarm {
+    fn new(deadline: Instant) -> Alarm {
+        Alarm(Box::pin(sleep_until(deadline)))
+    }
+
+    /// Ready once `deadline` has come.
+    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        if deadline < self.0.deadline() {
+            self.0.as_mut().reset(deadline);
+        }
+        while self.0.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            self.0.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+/// Small frames go out at once, and a peer that vanished is found out. A system that cannot do
+/// one of these is no worse than slow to notice, so failures do not matter.
+fn tune(tcp: &TcpStream) {
+    let socket = SockRef::from(tcp);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVE_PROBES);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT));
+}
+
+/// The most addresses of one host name that are tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// How long the system's resolver may take.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(3);
+
+/// The addresses behind an IPv4 or IPv6 literal or a host name, asked for anew each time. A
+/// literal does not bother the resolver.
+async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let mut found: Vec<SocketAddr> =
+        timeout(RESOLVE_LIMIT, lookup_host((host, port))).await??.take(MAX_ADDRESSES).collect();
+    let mut seen = HashSet::new();
+    found.retain(|&addr| seen.insert(addr));
+    if found.is_empty() {
+        return Err(io::Error::other("the name has no address"));
+    }
+    Ok(found)
+}

@@ -1,4 +1,452 @@
-//! Mutual TLS.
+//! Mutual TLS: one context for both directions, who is trusted, and the handshakes.
+//!
+//! Knows nothing of frames, files or keys: PEM text comes in as bytes. What must hold:
+//! - Both sides demand a certificate that chains to the given root alone (never to the system's
+//!   store), is valid now, is fit for a TLS server, and whose leaf has the wanted subject.
+//!   A server's purpose is asked of both sides, since many CAs issue nothing else.
+//! - [`Tls::accept`] and [`Tls::connect`] give a stream only after this side verified the other;
+//!   until then no byte of a frame is read or written.
+//! - No session is resumed and no ticket is issued between peers, so that each connection is
+//!   verified anew.
 
-/// Loaded TLS.
-pub struct Tls;
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openssl::asn1::{Asn1Time, Asn1TimeRef};
+use openssl::error::ErrorStack;
+use openssl::hash::MessageDigest;
+use openssl::pkey::{PKey, Private};
+use openssl::ssl::{
+    self, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
+    SslVerifyMode, SslVersion,
+};
+use openssl::stack::Stack;
+use openssl::x509::store::{X509Store, X509StoreBuilder};
+use openssl::x509::{
+    X509NameRef, X509PurposeId, X509Ref, X509StoreContext, X509StoreContextRef, X509VerifyResult,
+    X509,
+};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio_openssl::SslStream;
+
+use super::one_line::one_line;
+
+/// A TLS stream whose other end was verified.
+pub type Stream = SslStream<TcpStream>;
+
+/// For TLS 1.2: forward secrecy and an AEAD, nothing else. TLS 1.3 has nothing weaker anyway.
+const TLS12_CIPHERS: &str = "ECDHE+AESGCM:ECDHE+CHACHA20";
+
+/// `SSL_OP_CLEANSE_PLAINTEXT` of OpenSSL 3: erase decrypted bytes once they were handed over.
+/// The `openssl` crate has no name for it.
+const CLEANSE_PLAINTEXT: u32 = 1 << 1;
+
+/// The first OpenSSL whose options have [`CLEANSE_PLAINTEXT`], in the form of its version number.
+const OPENSSL_3: i64 = 0x3000_0000;
+
+/// The most characters of a stranger's subject or of a library's reason that reach a line.
+const MAX_QUOTED: usize = 200;
+
+/// Certificates and trust, loaded and checked. Cloning makes another handle.
+#[derive(Clone)]
+pub struct Tls(Arc<Inner>);
+
+struct Inner {
+    context: SslContext,
+    leaf: X509,
+    wanted: Arc<str>,
+}
+
+/// Why certificates cannot be used. Which file it was is for the caller to add.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// The root file has no certificate in PEM form.
+    #[error("the root file holds no certificate in PEM form")]
+    RootGarbage,
+    /// The certificate file has no certificate in PEM form.
+    #[error("the certificate file holds no certificate in PEM form")]
+    ChainGarbage,
+    /// The key file has no private key in PEM form.
+    #[error("the key file holds no private key in PEM form")]
+    KeyGarbage,
+    /// The key is protected by a passphrase, which nobody could type here.
+    #[error("the private key is protected by a passphrase; store it without one")]
+    KeyEncrypted,
+    /// The key is another one's.
+    #[error("the private key does not belong to the certificate {subject}")]
+    KeyMismatch {
+        /// The leaf's subject in the one-line form.
+        subject: String,
+    },
+    /// The leaf is no longer valid.
+    #[error("the certificate {subject} expired at {not_after}")]
+    Expired {
+        /// The leaf's subject in the one-line form.
+        subject: String,
+        /// Its last moment.
+        not_after: String,
+    },
+    /// The leaf is not valid yet.
+    #[error("the certificate {subject} is not valid before {not_before}")]
+    NotYetValid {
+        /// The leaf's subject in the one-line form.
+        subject: String,
+        /// Its first moment.
+        not_before: String,
+    },
+    /// The leaf's subject is not the one that peers ask for.
+    #[error("the certificate's subject is {found}")]
+    SubjectMismatch {
+        /// The leaf's subject in the one-line form.
+        found: String,
+    },
+    /// The leaf does not chain to the root, or is not fit for a TLS server.
+    #[error("the certificate {subject} does not verify against the root file: {reason}")]
+    ChainUntrusted {
+        /// The subject of the certificate at fault in the one-line form.
+        subject: String,
+        /// OpenSSL's reason.
+        reason: String,
+    },
+    /// OpenSSL refused something else, such as a key that is too short for its security level.
+    #[error("OpenSSL: {0}")]
+    OpenSsl(#[from] ErrorStack),
+}
+
+impl Tls {
+    /// Loads PEM text and checks that it works: that it parses, that key and certificate belong
+    /// together, that the leaf is valid now, has the subject `cert_verify_str` (empty means any)
+    /// and chains to `root`. Of `chain` the first certificate is the leaf, the rest is sent along.
+    ///
+    /// Never asks for a passphrase.
+    ///
+    /// # Errors
+    /// The first check that failed.
+    pub fn from_pem(
+        root: &[u8],
+        chain: &[u8],
+        key: &[u8],
+        cert_verify_str: &str,
+    ) -> Result<Tls, TlsError> {
+        let roots = certificates(root).ok_or(TlsError::RootGarbage)?;
+        let mut chain = certificates(chain).ok_or(TlsError::ChainGarbage)?;
+        let leaf = chain.remove(0);
+        let key = private_key(key)?;
+        check_leaf(&leaf, &key, cert_verify_str)?;
+        check_chain(&store_of(&roots)?, &leaf, &chain)?;
+        let wanted: Arc<str> = cert_verify_str.into();
+        let context = context(store_of(&roots)?, &leaf, chain, &key)?;
+        Ok(Tls(Arc::new(Inner { context, leaf, wanted })))
+    }
+
+    /// Whether a leaf with this subject in the one-line form is one of ours.
+    pub fn subject_matches(&self, subject: &str) -> bool {
+        matches(&self.0.wanted, subject)
+    }
+
+    /// Whether any certificate of the root is accepted, which deserves a warning.
+    pub fn accepts_any_subject(&self) -> bool {
+        self.0.wanted.is_empty()
+    }
+
+    /// The own leaf's subject in the one-line form.
+    pub fn subject(&self) -> String {
+        one_line(self.0.leaf.subject_name())
+    }
+
+    /// How long the own leaf is still valid; zero if it has expired. `None` if OpenSSL cannot
+    /// read its date.
+    pub fn expires_in(&self) -> Option<Duration> {
+        let now = Asn1Time::days_from_now(0).ok()?;
+        let left = now.diff(self.0.leaf.not_after()).ok()?;
+        let seconds = i64::from(left.days) * 86_400 + i64::from(left.secs);
+        Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+    }
+
+    /// The own leaf's last moment, as OpenSSL writes it.
+    pub fn not_after(&self) -> String {
+        self.0.leaf.not_after().to_string()
+    }
+
+    /// SHA-256 over the own leaf, in hex.
+    pub fn leaf_fingerprint(&self) -> String {
+        match self.0.leaf.digest(MessageDigest::sha256()) {
+            Ok(digest) => digest.iter().map(|b| format!("{b:02x}")).collect(),
+            Err(_) => "unknown".to_owned(),
+        }
+    }
+
+    /// Shakes hands as the side that was dialled. Sets no time limit of its own.
+    ///
+    /// # Errors
+    /// Why the other end is not one of us.
+    pub async fn accept(&self, tcp: TcpStream) -> Result<Stream, HandshakeError> {
+        self.shake_hands(tcp, Side::Dialled).await
+    }
+
+    /// Shakes hands as the side that dials. Sets no time limit of its own. With TLS 1.3 the
+    /// other end may still refuse us after this succeeded; that shows at the first read.
+    ///
+    /// # Errors
+    /// Why the other end is not one of us, or that it refused us.
+    pub async fn connect(&self, tcp: TcpStream) -> Result<Stream, HandshakeError> {
+        self.shake_hands(tcp, Side::Dialling).await
+    }
+
+    async fn shake_hands(&self, tcp: TcpStream, side: Side) -> Result<Stream, HandshakeError> {
+        let fault = Arc::new(Mutex::new(None));
+        let mut ssl = Ssl::new(&self.0.context).map_err(HandshakeError::library)?;
+        let (wanted, note) = (Arc::clone(&self.0.wanted), Arc::clone(&fault));
+        ssl.set_verify_callback(
+            SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
+            move |chain_is_good, context| verify(chain_is_good, context, &wanted, &note),
+        );
+        let mut stream = SslStream::new(ssl, tcp).map_err(HandshakeError::library)?;
+        let shaken = match side {
+            Side::Dialled => Pin::new(&mut stream).accept().await,
+            Side::Dialling => Pin::new(&mut stream).connect().await,
+        };
+        if let Err(error) = shaken {
+            let fault = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return Err(fault.unwrap_or_else(|| HandshakeError::of(&error)));
+        }
+        // The callback has judged already. This asks once more, of the finished connection, so
+        // that no change to the callback's wiring can let anybody in unseen.
+        let ssl = stream.ssl();
+        let leaf = ssl.peer_certificate().ok_or(HandshakeError::NoCertificate)?;
+        if ssl.verify_result() != X509VerifyResult::OK {
+            return Err(HandshakeError::Untrusted(ssl.verify_result().error_string().to_owned()));
+        }
+        let subject = one_line(leaf.subject_name());
+        if !self.subject_matches(&subject) {
+            return Err(HandshakeError::WrongSubject(clip(&subject)));
+        }
+        Ok(stream)
+    }
+}
+
+/// Prints the own subject only.
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tls({})", self.subject())
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Dialled,
+    Dialling,
+}
+
+/// Why a handshake came to nothing. The texts fit behind an address and a colon.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum HandshakeError {
+    /// The other end showed no certificate.
+    #[error("it showed no certificate")]
+    NoCertificate,
+    /// The other end's certificate does not verify.
+    #[error("its certificate is not trusted: {0}")]
+    Untrusted(String),
+    /// The other end's certificate is of our root but has another subject.
+    #[error("its certificate has the subject {0} instead of cert_verify_str")]
+    WrongSubject(String),
+    /// What came is not TLS, or not a version or cipher that we speak.
+    #[error("it does not speak our TLS: {0}")]
+    NotOurTls(String),
+    /// The other end sent an alert: it does not accept us.
+    #[error("it refused our handshake: {0}")]
+    RefusedUs(String),
+    /// The other end closed the connection.
+    #[error("it closed the connection during the handshake")]
+    Closed,
+    /// OpenSSL failed on our side.
+    #[error("OpenSSL: {0}")]
+    Library(String),
+}
+
+impl HandshakeError {
+    fn library(stack: ErrorStack) -> HandshakeError {
+        HandshakeError::Library(clip(&stack.to_string()))
+    }
+
+    /// Sorts an error of the handshake by OpenSSL's reason codes, which are the same in 1.1.1
+    /// and 3.x.
+    fn of(error: &ssl::Error) -> HandshakeError {
+        const NO_CERTIFICATE: i32 = 199; // SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE
+        let Some(last) = error.ssl_error().and_then(|stack| stack.errors().last()) else {
+            return HandshakeError::Closed;
+        };
+        let reason = clip(last.reason().unwrap_or("no reason given"));
+        match last.reason_code() {
+            NO_CERTIFICATE => HandshakeError::NoCertificate,
+            code if code > ALERTS => HandshakeError::RefusedUs(reason),
+            _ if reason.contains("unexpected eof") => HandshakeError::Closed,
+            _ => HandshakeError::NotOurTls(reason),
+        }
+    }
+}
+
+/// The alert with which the other end finished an established connection, if that is what an
+/// error of reading or writing says.
+pub(super) fn alert_in(error: &io::Error) -> Option<String> {
+    match HandshakeError::of(error.get_ref()?.downcast_ref::<ssl::Error>()?) {
+        HandshakeError::RefusedUs(alert) => Some(alert),
+        _ => None,
+    }
+}
+
+/// OpenSSL's reason codes above this one are alerts from the other end: `SSL_AD_REASON_OFFSET`.
+const ALERTS: i32 = 1000;
+
+/// OpenSSL asks this for each certificate of a chain, from the root down to the leaf, and once
+/// more for each fault. A fault is noted and never forgiven.
+fn verify(
+    chain_is_good: bool,
+    context: &mut X509StoreContextRef,
+    wanted: &str,
+    note: &Mutex<Option<HandshakeError>>,
+) -> bool {
+    let subject = context.current_cert().map(|c| one_line(c.subject_name())).unwrap_or_default();
+    let fault = if !chain_is_good {
+        HandshakeError::Untrusted(format!("{}: {}", clip(&subject), context.error().error_string()))
+    } else if context.error_depth() == 0 && !matches(wanted, &subject) {
+        context.set_error(X509VerifyResult::APPLICATION_VERIFICATION);
+        HandshakeError::WrongSubject(clip(&subject))
+    } else {
+        return true;
+    };
+    note.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+    false
+}
+
+fn matches(wanted: &str, subject: &str) -> bool {
+    wanted.is_empty() || wanted == subject
+}
+
+/// At most [`MAX_QUOTED`] characters of what somebody else wrote.
+fn clip(text: &str) -> String {
+    text.chars().take(MAX_QUOTED).collect()
+}
+
+fn context(
+    store: X509Store,
+    leaf: &X509Ref,
+    rest: Vec<X509>,
+    key: &PKey<Private>,
+) -> Result<SslContext, ErrorStack> {
+    let mut context = SslContextBuilder::new(SslMethod::tls())?;
+    context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+    context.set_cipher_list(TLS12_CIPHERS)?;
+    let mut options =
+        SslOptions::NO_TICKET | SslOptions::NO_COMPRESSION | SslOptions::NO_RENEGOTIATION;
+    if openssl::version::number() >= OPENSSL_3 {
+        options |= SslOptions::from_bits_retain(CLEANSE_PLAINTEXT.into());
+    }
+    context.set_options(options);
+    // Buffers of idle connections are given back, and a write that is continued later may have
+    // moved in memory meanwhile.
+    context.set_mode(
+        SslMode::RELEASE_BUFFERS
+            | SslMode::ACCEPT_MOVING_WRITE_BUFFER
+            | SslMode::ENABLE_PARTIAL_WRITE,
+    );
+    // One system call per record instead of two.
+    context.set_read_ahead(true);
+    context.set_session_cache_mode(SslSessionCacheMode::OFF);
+    context.set_num_tickets(0)?;
+    context.set_certificate(leaf)?;
+    context.set_private_key(key)?;
+    for certificate in rest {
+        context.add_extra_chain_cert(certificate)?;
+    }
+    context.set_cert_store(store);
+    // The connection's purpose wins over the one that OpenSSL would pick by direction.
+    context.verify_param_mut().set_purpose(X509PurposeId::SSL_SERVER)?;
+    context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+    Ok(context.build())
+}
+
+fn store_of(roots: &[X509]) -> Result<X509Store, ErrorStack> {
+    let mut store = X509StoreBuilder::new()?;
+    store.set_purpose(X509PurposeId::SSL_SERVER)?;
+    for root in roots {
+        store.add_cert(root.clone())?;
+    }
+    Ok(store.build())
+}
+
+/// All certificates of a PEM text, `None` if there are none or one is broken.
+fn certificates(pem: &[u8]) -> Option<Vec<X509>> {
+    if has_encrypted_certificate(pem) {
+        return None;
+    }
+    X509::stack_from_pem(pem).ok().filter(|found| !found.is_empty())
+}
+
+/// Whether a certificate claims to be encrypted. Nobody makes such files, but OpenSSL would ask
+/// the terminal for a passphrase.
+fn has_encrypted_certificate(pem: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(pem);
+    text.split("-----BEGIN ").skip(1).any(|block| {
+        let kind = block.split("-----").next().unwrap_or_default();
+        let body = block.split("-----END ").next().unwrap_or_default();
+        kind.ends_with("CERTIFICATE") && body.contains("ENCRYPTED")
+    })
+}
+
+fn private_key(pem: &[u8]) -> Result<PKey<Private>, TlsError> {
+    let mut asked = false;
+    let loaded = PKey::private_key_from_pem_callback(pem, |_| {
+        asked = true;
+        Ok(0)
+    });
+    loaded.map_err(|_| if asked { TlsError::KeyEncrypted } else { TlsError::KeyGarbage })
+}
+
+fn check_leaf(leaf: &X509Ref, key: &PKey<Private>, wanted: &str) -> Result<(), TlsError> {
+    let subject = one_line(leaf.subject_name());
+    if !leaf.public_key()?.public_eq(key) {
+        return Err(TlsError::KeyMismatch { subject });
+    }
+    let now = Asn1Time::days_from_now(0)?;
+    let past = |time: &Asn1TimeRef| time.compare(&now).map(|order| order.is_lt());
+    if past(leaf.not_after())? {
+        return Err(TlsError::Expired { subject, not_after: leaf.not_after().to_string() });
+    }
+    if !past(leaf.not_before())? && leaf.not_before() != now {
+        return Err(TlsError::NotYetValid { subject, not_before: leaf.not_before().to_string() });
+    }
+    if !matches(wanted, &subject) {
+        return Err(TlsError::SubjectMismatch { found: subject });
+    }
+    Ok(())
+}
+
+/// Verifies the own leaf as the peers will.
+fn check_chain(store: &X509Store, leaf: &X509Ref, rest: &[X509]) -> Result<(), TlsError> {
+    let mut untrusted = Stack::new()?;
+    for certificate in rest {
+        untrusted.push(certificate.clone())?;
+    }
+    let fault = X509StoreContext::new()?.init(store, leaf, &untrusted, |context| {
+        if context.verify_cert()? {
+            return Ok(None);
+        }
+        let subject = context.current_cert().map_or(String::new(), |c| one_line(c.subject_name()));
+        Ok(Some((subject, context.error().error_string().to_owned())))
+    })?;
+    match fault {
+        None => Ok(()),
+        Some((subject, reason)) => Err(TlsError::ChainUntrusted { subject, reason }),
+    }
+}
+
+/// The one-line form of a certificate's subject, the form of `cert_verify_str`.
+pub fn subject_line(certificate: &X509Ref) -> String {
+    let name: &X509NameRef = certificate.subject_name();
+    one_line(name)
+}

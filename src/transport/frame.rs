@@ -1,0 +1,495 @@
+//! The form of a frame: what stands before each body, and how both are read and written.
+//!
+//! Leaves to others who may send what. What must hold: a length is checked before memory is
+//! taken for it; a body stands only in buffers of their exact size, which are erased when they are
+//! dropped (a buffer that grew would leave copies behind); no input makes anything here panic.
+//!
+//! ```text
+//! offset 0        4        5     6       10           18       34          38    39
+//!        length   version  role  sender  incarnation  history  request id  kind  body …
+//!        u32      u8       u8    u32     u64          16       u32         u8
+//! ```
+//! All numbers are big-endian; the length counts what follows it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{ready, Context, Poll};
+
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use crate::core::server_id::ServerId;
+
+/// A body, erased when it is dropped: it may carry keys.
+pub type Body = Zeroizing<Vec<u8>>;
+
+/// The id of a history; all zero where there is none yet.
+pub type HistoryId = [u8; 16];
+
+/// The protocol version that is written.
+pub const VERSION: u8 = 1;
+/// The oldest protocol version that is read.
+pub const VERSION_MIN: u8 = 1;
+/// The newest protocol version that is read.
+pub const VERSION_MAX: u8 = VERSION;
+
+/// Bytes before the body, the length's own four among them.
+pub const HEADER_LEN: usize = 39;
+
+/// Bytes of the length.
+const LENGTH_LEN: usize = 4;
+
+/// The most bytes that may follow a length. The largest thing that travels is a snapshot: a
+/// server list and some keys, a few KiB.
+pub const MAX_FRAME: usize = 1 << 20;
+
+/// The most bytes of a body.
+pub const MAX_BODY: usize = MAX_FRAME - (HEADER_LEN - LENGTH_LEN);
+
+/// As what the sender speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A box of the server list.
+    Member,
+    /// An operator's command.
+    Tool,
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Wants a response with the same request id.
+    Request,
+    /// Answers the request with the same request id.
+    Response,
+    /// The receiver does not hear this sender; the body is one byte, see
+    /// [`super::listener::Refusal`]. The connection ends with it.
+    Refused,
+}
+
+/// What stands before a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// As what the sender speaks.
+    pub role: Role,
+    /// The sender's id in the server list; a tool names the id of the box that it runs on.
+    pub sender: ServerId,
+    /// The run of the sender's process.
+    pub incarnation: u64,
+    /// The sender's history.
+    pub history: HistoryId,
+    /// Pairs a response with its request on one connection.
+    pub request: u32,
+    /// What the frame is.
+    pub kind: Kind,
+}
+
+/// Why bytes are not a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum FrameError {
+    /// The length is more than [`MAX_FRAME`].
+    #[error("a frame of {0} bytes is longer than the {MAX_FRAME} that are allowed")]
+    TooLong(u64),
+    /// The length is less than a header's.
+    #[error("a frame of {0} bytes is too short for its header")]
+    TooShort(u32),
+    /// Another protocol version.
+    #[error(
+        "it speaks protocol version {0}, this box {VERSION_MIN} to {VERSION_MAX}; \
+         run versions of the plugin that overlap"
+    )]
+    Version(u8),
+    /// No such role.
+    #[error("a frame has the unknown role {0}")]
+    Role(u8),
+    /// No such kind.
+    #[error("a frame is of the unknown kind {0}")]
+    Kind(u8),
+    /// The connection ended inside a frame.
+    #[error("the connection ended inside a frame")]
+    CutShort,
+}
+
+/// A whole frame in one buffer of its exact size.
+///
+/// # Errors
+/// [`FrameError::TooLong`] if the body has more than [`MAX_BODY`] bytes.
+pub fn encode(header: &Header, body: &[u8]) -> Result<Body, FrameError> {
+    let too_long = FrameError::TooLong(body.len() as u64);
+    if body.len() > MAX_BODY {
+        return Err(too_long);
+    }
+    let length = u32::try_from(HEADER_LEN - LENGTH_LEN + body.len()).map_err(|_| too_long)?;
+    let mut frame = Zeroizing::new(Vec::with_capacity(HEADER_LEN + body.len()));
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.push(VERSION);
+    frame.push(match header.role {
+        Role::Member => 0,
+        Role::Tool => 1,
+    });
+    frame.extend_from_slice(&header.sender.0.to_be_bytes());
+    frame.extend_from_slice(&header.incarnation.to_be_bytes());
+    frame.extend_from_slice(&header.history);
+    frame.extend_from_slice(&header.request.to_be_bytes());
+    frame.push(match header.kind {
+        Kind::Request => 0,
+        Kind::Response => 1,
+        Kind::Refused => 2,
+    });
+    frame.extend_from_slice(body);
+    Ok(frame)
+}
+
+/// Reads a length: how many bytes of a body follow the header.
+///
+/// # Errors
+/// The length is outside of what is allowed.
+pub fn decode_length(bytes: [u8; LENGTH_LEN]) -> Result<usize, FrameError> {
+    let length = u32::from_be_bytes(bytes);
+    if length as usize > MAX_FRAME {
+        return Err(FrameError::TooLong(length.into()));
+    }
+    (length as usize).checked_sub(HEADER_LEN - LENGTH_LEN).ok_or(FrameError::TooShort(length))
+}
+
+/// Reads the bytes before a body: the header, and how many bytes the body has.
+///
+/// # Errors
+/// The first field that is not as it must be.
+pub fn decode_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, usize), FrameError> {
+    let [l0, l1, l2, l3, version, role, rest @ ..] = *bytes;
+    let body_len = decode_length([l0, l1, l2, l3])?;
+    if !(VERSION_MIN..=VERSION_MAX).contains(&version) {
+        return Err(FrameError::Version(version));
+    }
+    let role = match role {
+        0 => Role::Member,
+        1 => Role::Tool,
+        other => return Err(FrameError::Role(other)),
+    };
+    let [s0, s1, s2, s3, rest @ ..] = rest;
+    let [i0, i1, i2, i3, i4, i5, i6, i7, rest @ ..] = rest;
+    let [history @ .., r0, r1, r2, r3, kind] = rest;
+    let kind = match kind {
+        0 => Kind::Request,
+        1 => Kind::Response,
+        2 => Kind::Refused,
+        other => return Err(FrameError::Kind(other)),
+    };
+    let header = Header {
+        role,
+        sender: ServerId(u32::from_be_bytes([s0, s1, s2, s3])),
+        incarnation: u64::from_be_bytes([i0, i1, i2, i3, i4, i5, i6, i7]),
+        history,
+        request: u32::from_be_bytes([r0, r1, r2, r3]),
+        kind,
+    };
+    Ok((header, body_len))
+}
+
+/// Reads a whole frame from a slice, as a fuzzer does: header, body, and what follows them.
+/// `None` if more bytes are needed.
+///
+/// # Errors
+/// As [`decode_header`].
+pub fn decode(bytes: &[u8]) -> Result<Option<(Header, &[u8], &[u8])>, FrameError> {
+    if let Some(length) = bytes.first_chunk() {
+        decode_length(*length)?;
+    }
+    let Some((head, rest)) = bytes.split_first_chunk() else { return Ok(None) };
+    let (header, body_len) = decode_header(head)?;
+    Ok(rest.split_at_checked(body_len).map(|(body, rest)| (header, body, rest)))
+}
+
+/// Why a connection can no longer be read or written.
+#[derive(Debug, Error)]
+pub enum WireError {
+    /// What came is not a frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The connection failed or ended.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// What [`Wire::poll`] reports.
+#[derive(Debug)]
+pub enum Event {
+    /// The frame that was given to [`Wire::send`] is out.
+    Sent,
+    /// A header has come; its body is read by the next call.
+    Head(Header),
+    /// The body that belongs to the last [`Event::Head`].
+    Body(Body),
+    /// The other end closed the connection between two frames.
+    Closed,
+}
+
+/// Frames over a byte stream, for one task that reads and writes: at most one frame of each
+/// direction is in memory.
+pub struct Wire<S> {
+    stream: S,
+    state: Reading,
+    begun: Option<Instant>,
+    out: Body,
+    written: usize,
+    out_begun: Option<Instant>,
+}
+
+enum Reading {
+    Head { bytes: [u8; HEADER_LEN], filled: usize },
+    Body { bytes: Body, filled: usize },
+}
+
+impl Reading {
+    const START: Reading = Reading::Head { bytes: [0; HEADER_LEN], filled: 0 };
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    /// A wire over `stream`, which must be verified already.
+    pub fn new(stream: S) -> Wire<S> {
+        Wire {
+            stream,
+            state: Reading::START,
+            begun: None,
+            out: Zeroizing::new(Vec::new()),
+            written: 0,
+            out_begun: None,
+        }
+    }
+
+    /// Whether a frame is on its way out; until it is, no other may be sent.
+    pub fn is_sending(&self) -> bool {
+        self.out_begun.is_some()
+    }
+
+    /// Whether a frame is half read.
+    pub fn is_reading(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// Takes an encoded frame to be written by [`Wire::poll`]. Must not be called while
+    /// [`Wire::is_sending`].
+    pub fn send(&mut self, frame: Body) {
+        debug_assert!(!self.is_sending());
+        self.out = frame;
+        self.written = 0;
+        self.out_begun = Some(Instant::now());
+    }
+
+    /// When the older of the frames that are half read or half written was begun.
+    pub fn begun(&self) -> Option<Instant> {
+        match (self.begun, self.out_begun) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Writes what is to be written, and reads on if `may_read`.
+    pub fn poll(&mut self, cx: &mut Context<'_>, may_read: bool) -> Poll<Result<Event, WireError>> {
+        if self.out_begun.is_some() {
+            if let Poll::Ready(done) = self.poll_write(cx) {
+                return Poll::Ready(done.map(|()| Event::Sent));
+            }
+        }
+        if may_read {
+            return self.poll_read(cx);
+        }
+        Poll::Pending
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero).into()));
+            }
+            self.written += n;
+        }
+        self.out = Zeroizing::new(Vec::new());
+        self.out_begun = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, WireError>> {
+        loop {
+            let (bytes, filled) = match &mut self.state {
+                Reading::Head { bytes, filled } => (bytes.as_mut_slice(), filled),
+                Reading::Body { bytes, filled } => (bytes.as_mut_slice(), filled),
+            };
+            if let Some(space) = bytes.get_mut(*filled..).filter(|space| !space.is_empty()) {
+                let mut space = ReadBuf::new(space);
+                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space))?;
+                match space.filled().len() {
+                    0 if self.begun.is_none() => return Poll::Ready(Ok(Event::Closed)),
+                    0 => return Poll::Ready(Err(FrameError::CutShort.into())),
+                    n => *filled += n,
+                }
+                if self.begun.is_none() {
+                    self.begun = Some(Instant::now());
+                }
+            }
+            if let Some(event) = self.advance()? {
+                return Poll::Ready(Ok(event));
+            }
+        }
+    }
+
+    /// Moves on where a part is complete. A bad length is refused as soon as it is there.
+    fn advance(&mut self) -> Result<Option<Event>, FrameError> {
+        match &mut self.state {
+            Reading::Head { bytes, filled } if *filled == HEADER_LEN => {
+                let (header, body_len) = decode_header(bytes)?;
+                let bytes = Zeroizing::new(vec![0; body_len]);
+                self.state = Reading::Body { bytes, filled: 0 };
+                Ok(Some(Event::Head(header)))
+            }
+            Reading::Head { bytes: [l0, l1, l2, l3, ..], filled } => {
+                if *filled >= LENGTH_LEN {
+                    decode_length([*l0, *l1, *l2, *l3])?;
+                }
+                Ok(None)
+            }
+            Reading::Body { bytes, filled } if *filled == bytes.len() => {
+                let body = std::mem::take(bytes);
+                self.state = Reading::START;
+                self.begun = None;
+                Ok(Some(Event::Body(body)))
+            }
+            Reading::Body { .. } => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            role: Role::Member,
+            sender: ServerId(0x0102_0304),
+            incarnation: 0x1112_1314_1516_1718,
+            history: *b"0123456789abcdef",
+            request: 7,
+            kind: Kind::Request,
+        }
+    }
+
+    #[test]
+    fn stands_on_the_wire_as_documented() {
+        let frame = encode(&header(), b"xyz").unwrap();
+        assert_eq!(frame.len(), frame.capacity());
+        assert_eq!(
+            frame.as_slice(),
+            b"\x00\x00\x00\x26\x01\x00\x01\x02\x03\x04\x11\x12\x13\x14\x15\x16\x17\x18\
+              0123456789abcdef\x00\x00\x00\x07\x00xyz"
+        );
+    }
+
+    #[test]
+    fn comes_back_as_it_went() {
+        for role in [Role::Member, Role::Tool] {
+            for kind in [Kind::Request, Kind::Response, Kind::Refused] {
+                let header = Header { role, kind, ..header() };
+                for body in [&b""[..], b"x", &[7; 5000]] {
+                    let mut bytes = encode(&header, body).unwrap().to_vec();
+                    bytes.extend_from_slice(b"rest");
+                    assert_eq!(decode(&bytes).unwrap(), Some((header, body, &b"rest"[..])));
+                    for cut in 0..bytes.len() - 4 {
+                        assert_eq!(decode(&bytes[..cut]).unwrap(), None, "cut at {cut}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_each_bad_field() {
+        let good = encode(&header(), b"xyz").unwrap();
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.to_vec();
+            bytes[at] = byte;
+            decode(&bytes).map(|_| ())
+        };
+        assert_eq!(with(4, 0), Err(FrameError::Version(0)));
+        assert_eq!(with(4, VERSION_MAX + 1), Err(FrameError::Version(VERSION_MAX + 1)));
+        assert_eq!(with(5, 2), Err(FrameError::Role(2)));
+        assert_eq!(with(38, 3), Err(FrameError::Kind(3)));
+        assert_eq!(with(3, 34), Err(FrameError::TooShort(34)));
+        assert_eq!(with(0, 0xff), Err(FrameError::TooLong(0xff00_0026)));
+    }
+
+    #[test]
+    fn a_length_is_judged_without_the_rest() {
+        assert_eq!(decode_length((MAX_FRAME as u32).to_be_bytes()), Ok(MAX_BODY));
+        let over = MAX_FRAME as u32 + 1;
+        assert_eq!(decode(&over.to_be_bytes()), Err(FrameError::TooLong(over.into())));
+        assert_eq!(decode(&34_u32.to_be_bytes()), Err(FrameError::TooShort(34)));
+        let longest = vec![1; MAX_BODY];
+        assert_eq!(encode(&header(), &longest).unwrap().len(), MAX_FRAME + LENGTH_LEN);
+        assert!(encode(&header(), &vec![1; MAX_BODY + 1]).is_err());
+    }
+
+    /// Every single-byte change of a frame gives a header, an error or a wait; never a panic.
+    #[test]
+    fn no_byte_can_break_it() {
+        let good = encode(&header(), b"xyz").unwrap();
+        for at in 0..good.len() {
+            for byte in 0..=255 {
+                let mut bytes = good.to_vec();
+                bytes[at] = byte;
+                if let Ok(Some((_, body, rest))) = decode(&bytes) {
+                    assert_eq!(HEADER_LEN + body.len() + rest.len(), bytes.len());
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wire_reads_what_drips_and_tells_head_and_body() {
+        let (mut far, near) = tokio::io::duplex(1);
+        let sender = tokio::spawn(async move {
+            let frame = encode(&header(), b"hello").unwrap();
+            far.write_all(&frame).await.unwrap();
+            far.write_all(&frame).await.unwrap();
+        });
+        let mut wire = Wire::new(near);
+        for _ in 0..2 {
+            let event = poll_fn(|cx| wire.poll(cx, true)).await.unwrap();
+            assert!(matches!(event, Event::Head(h) if h == header()), "{event:?}");
+            assert!(wire.begun().is_some());
+            let event = poll_fn(|cx| wire.poll(cx, true)).await.unwrap();
+            assert!(matches!(&event, Event::Body(b) if b.as_slice() == b"hello"), "{event:?}");
+            assert!(wire.begun().is_none());
+        }
+        sender.await.unwrap();
+        assert!(matches!(poll_fn(|cx| wire.poll(cx, true)).await, Ok(Event::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_wire_refuses_a_length_before_the_header_is_there() {
+        let (mut far, near) = tokio::io::duplex(64);
+        far.write_all(&[0xff; 4]).await.unwrap();
+        let mut wire = Wire::new(near);
+        let error = poll_fn(|cx| wire.poll(cx, true)).await.unwrap_err();
+        assert!(matches!(error, WireError::Frame(FrameError::TooLong(0xffff_ffff))), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_wire_tells_a_cut_frame_from_a_closed_connection() {
+        let (mut far, near) = tokio::io::duplex(64);
+        far.write_all(&[0, 0]).await.unwrap();
+        drop(far);
+        let mut wire = Wire::new(near);
+        let error = poll_fn(|cx| wire.poll(cx, true)).await.unwrap_err();
+        assert!(matches!(error, WireError::Frame(FrameError::CutShort)), "{error}");
+    }
+}

@@ -1,0 +1,710 @@
+//! The side that is dialled: binds, lets members in, keeps everybody else out, and hands each
+//! request to a [`Service`].
+//!
+//! Leaves to the service who is a member and what a request means. What must hold:
+//! - No byte of a frame is read from, or sent to, an end whose certificate was not verified.
+//! - Whoever shows no first frame in time is closed; connections, handshakes and requests are
+//!   bounded in number. When there are too many handshakes the oldest one gives way, so that
+//!   silent strangers cannot keep a member out.
+//! - One task per connection; requests are begun in the order in which they came.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::future::{poll_fn, Future};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout_at, Instant};
+
+use super::frame::{self, Body, Event, FrameError, Header, HistoryId, Kind, Role, Wire, WireError};
+use super::tls::{HandshakeError, Stream, Tls};
+use super::{
+    resolve, tune, Alarm, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
+    MAX_IN_FLIGHT,
+};
+use crate::core::server_id::ServerId;
+use crate::journal::{Level, Log};
+
+/// Handshakes that may be under way at a time, strangers' among them.
+pub const MAX_HANDSHAKES: usize = 64;
+
+/// Verified connections that are kept besides those of the members: tools, and members that
+/// come back before their old connection is found dead.
+pub const SPARE_CONNECTIONS: usize = 64;
+
+/// Verified connections that are kept per member.
+pub const CONNECTIONS_PER_MEMBER: usize = 4;
+
+/// The system's queue of connections that are not accepted yet.
+const BACKLOG: i32 = 256;
+
+/// Pauses between two attempts to bind.
+const BIND_RETRY_MIN: Duration = Duration::from_millis(100);
+const BIND_RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// The pause after the system could not accept, for instance for want of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(200);
+
+/// The verified connections to keep for a list of this many members.
+pub const fn max_connections(members: usize) -> usize {
+    members.saturating_mul(CONNECTIONS_PER_MEMBER).saturating_add(SPARE_CONNECTIONS)
+}
+
+/// Where to listen and how much to bear.
+#[derive(Clone, Debug)]
+pub struct ListenSettings {
+    /// Listen there and nowhere else: an address of this machine or a name for one.
+    pub bind_address: Option<String>,
+    /// Otherwise listen there if it is this machine's, else on all interfaces.
+    pub address: String,
+    /// TCP port; 0 lets the system pick one.
+    pub port: u16,
+    /// Verified connections that are kept at a time; see [`max_connections`].
+    pub max_connections: usize,
+}
+
+/// What a listener shares with the rest of the box.
+#[derive(Clone)]
+pub struct ListenDeps {
+    /// Where lines go.
+    pub log: Log,
+    /// Certificates; a new connection uses the newest.
+    pub tls: watch::Receiver<Tls>,
+    /// What this box says of itself in a response.
+    pub me: Me,
+    /// Where it is noted who was heard when.
+    pub heard: Heard,
+    /// Where refusals are counted.
+    pub counters: Arc<Counters>,
+}
+
+/// Who sent a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The sender's id in the server list.
+    pub id: ServerId,
+    /// As what it speaks.
+    pub role: Role,
+    /// The run of its process.
+    pub incarnation: u64,
+    /// Its history when it sent this request.
+    pub history: HistoryId,
+    /// Where it dialled from.
+    pub addr: SocketAddr,
+}
+
+/// Why a verified sender is not heard. It is told, and so can tell its operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its id is not in this box's server list.
+    NotAMember,
+    /// It has this box's own id.
+    OwnId,
+    /// Its history is not acceptable here.
+    History,
+    /// Something else, or a reason that a newer version gave.
+    Other,
+}
+
+impl Refusal {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Refusal::Other => 0,
+            Refusal::NotAMember => 1,
+            Refusal::OwnId => 2,
+            Refusal::History => 3,
+        }
+    }
+
+    pub(super) fn from_code(code: u8) -> Refusal {
+        match code {
+            1 => Refusal::NotAMember,
+            2 => Refusal::OwnId,
+            3 => Refusal::History,
+            _ => Refusal::Other,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::NotAMember => "the sender's server_id is not in the receiver's server list",
+            Refusal::OwnId => "the sender has the receiver's own server_id",
+            Refusal::History => "the sender's history is not the receiver's",
+            Refusal::Other => "the receiver does not hear the sender",
+        })
+    }
+}
+
+/// What answers requests.
+pub trait Service: Send + Sync + 'static {
+    /// Asked at each request's header, before its body is read. Must not block.
+    ///
+    /// # Errors
+    /// Why the sender is not heard; it is told so, and its connection closed.
+    fn admit(&self, hello: &Header) -> Result<(), Refusal>;
+
+    /// Answers one request. `None` says that the body is no request at all: the connection is
+    /// closed. Requests of one connection are begun in order and go on side by side; the future
+    /// is dropped if the connection ends. It runs in the connection's task and must not block.
+    fn serve(
+        self: Arc<Self>,
+        from: Caller,
+        body: Body,
+    ) -> impl Future<Output = Option<Body>> + Send + 'static;
+}
+
+/// A listening box. Dropping it closes the port and every connection that came in by it.
+pub struct Listener {
+    task: JoinHandle<()>,
+    bound: watch::Receiver<Vec<SocketAddr>>,
+    gate: Arc<Gate>,
+}
+
+impl Listener {
+    /// Starts to listen on the present tokio runtime. Where the port is in use it keeps trying
+    /// and says so.
+    pub fn start<S: Service>(
+        settings: ListenSettings,
+        deps: ListenDeps,
+        service: Arc<S>,
+    ) -> Listener {
+        let (tell, bound) = watch::channel(Vec::new());
+        let gate = Arc::new(Gate::new(settings.max_connections, Arc::clone(&deps.counters)));
+        let door = Door { deps, service, gate: Arc::clone(&gate) };
+        let task = tokio::spawn(async move {
+            let sockets = bind(&settings, &door.deps.log).await;
+            let addresses = sockets.iter().filter_map(|s| s.local_addr().ok()).collect();
+            tell.send_replace(addresses);
+            accept(sockets, Arc::new(door)).await;
+        });
+        Listener { task, bound, gate }
+    }
+
+    /// Where it listens; empty until the port could be had.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.bound.borrow().clone()
+    }
+
+    /// Waits until the port could be had, and says where it listens.
+    pub async fn bound(&self) -> Vec<SocketAddr> {
+        let mut bound = self.bound.clone();
+        let addresses = bound.wait_for(|addresses| !addresses.is_empty()).await;
+        addresses.map(|addresses| addresses.clone()).unwrap_or_default()
+    }
+
+    /// Changes how many verified connections are kept; those that are there stay.
+    pub fn set_max_connections(&self, max: usize) {
+        self.gate.max.store(max, Ordering::Relaxed);
+    }
+
+    /// Verified connections at this moment.
+    pub fn connections(&self) -> usize {
+        self.gate.verified.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What all connections of one listener share.
+struct Door<S> {
+    deps: ListenDeps,
+    service: Arc<S>,
+    gate: Arc<Gate>,
+}
+
+/// Counts who is inside and who is at the door.
+struct Gate {
+    handshakes: Mutex<BTreeMap<u64, AbortHandle>>,
+    verified: AtomicUsize,
+    max: AtomicUsize,
+    counters: Arc<Counters>,
+}
+
+impl Gate {
+    fn new(max: usize, counters: Arc<Counters>) -> Gate {
+        Gate {
+            handshakes: Mutex::default(),
+            verified: AtomicUsize::new(0),
+            max: AtomicUsize::new(max),
+            counters,
+        }
+    }
+
+    /// Notes the handshake that `spawn` begins; if there are too many, the oldest one ends.
+    fn begin(&self, serial: u64, spawn: impl FnOnce() -> AbortHandle) {
+        let oldest = {
+            // Locked while the task is made, so that its end cannot be noted before its begin.
+            let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+            handshakes.insert(serial, spawn());
+            if handshakes.len() > MAX_HANDSHAKES {
+                handshakes.pop_first()
+            } else {
+                None
+            }
+        };
+        if let Some((_, task)) = oldest {
+            task.abort();
+            self.counters.count(Cause::OverLimit);
+        }
+    }
+
+    fn end(&self, serial: u64) {
+        self.handshakes.lock().unwrap_or_else(PoisonError::into_inner).remove(&serial);
+    }
+
+    /// A place inside, unless all are taken.
+    fn enter(self: &Arc<Self>) -> Option<Place> {
+        let place = Place(Arc::clone(self));
+        let before = self.verified.fetch_add(1, Ordering::Relaxed);
+        (before < self.max.load(Ordering::Relaxed)).then_some(place)
+    }
+}
+
+/// A handshake under way; it is over when this is dropped.
+struct Handshake(Arc<Gate>, u64);
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.end(self.1);
+    }
+}
+
+/// One verified connection; its place is free again when this is dropped.
+struct Place(Arc<Gate>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.verified.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Accepts for ever. All connections end with this future.
+async fn accept<S: Service>(sockets: Vec<TcpListener>, door: Arc<Door<S>>) {
+    let mut connections = JoinSet::new();
+    let mut serial = 0;
+    loop {
+        let accepted = tokio::select! {
+            accepted = poll_fn(|cx| poll_accept(&sockets, cx)) => accepted,
+            // Reaps what has ended.
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((tcp, addr)) => {
+                serial += 1;
+                let (door, handshake) =
+                    (Arc::clone(&door), Handshake(Arc::clone(&door.gate), serial));
+                let gate = Arc::clone(&door.gate);
+                gate.begin(serial, || connections.spawn(door.receive(tcp, addr, handshake)));
+            }
+            Err(error) => {
+                let line = format!("cannot accept connections from peers: {error}; trying again");
+                door.deps.log.limited(Level::Warning, "accept", line);
+                sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+fn poll_accept(
+    sockets: &[TcpListener],
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+    for socket in sockets {
+        if let Poll::Ready(accepted) = socket.poll_accept(cx) {
+            return Poll::Ready(accepted);
+        }
+    }
+    Poll::Pending
+}
+
+/// How a connection that came in ended.
+#[derive(Debug)]
+enum End {
+    Handshake(HandshakeError),
+    TooSlow(&'static str),
+    OverLimit,
+    Refused(ServerId, Refusal),
+    OtherSender,
+    BadKind,
+    BadBody(ServerId),
+    Frame(FrameError),
+    Lost(io::Error),
+    Closed,
+    Silent,
+    Idle,
+}
+
+impl End {
+    /// What to count, how loud to be, and the words.
+    fn judge(&self) -> (Option<Cause>, Level, String) {
+        let refused = |cause, words: String| (Some(cause), Level::Warning, words);
+        match self {
+            End::Handshake(error) => {
+                let cause = cause_of(error);
+                let level = if cause == Cause::ClosedEarly { Level::Debug } else { Level::Warning };
+                (Some(cause), level, error.to_string())
+            }
+            End::TooSlow(what) => refused(Cause::TooSlow, format!("{what} took too long")),
+            End::OverLimit => {
+                refused(Cause::OverLimit, "there are too many connections already".to_owned())
+            }
+            End::Refused(id, refusal) => {
+                let cause = match refusal {
+                    Refusal::NotAMember => Cause::NotAMember,
+                    _ => Cause::Refused,
+                };
+                refused(cause, format!("it calls itself server_id {id}, but {refusal}"))
+            }
+            End::OtherSender => {
+                refused(Cause::BadFrame, "it changed its server_id on one connection".to_owned())
+            }
+            End::BadKind => {
+                refused(Cause::BadFrame, "it sent a frame that asks nothing".to_owned())
+            }
+            End::BadBody(id) => {
+                refused(Cause::BadFrame, format!("server_id {id} sent a request without meaning"))
+            }
+            End::Frame(error @ FrameError::Version(_)) => {
+                refused(Cause::Version, error.to_string())
+            }
+            End::Frame(error) => refused(Cause::BadFrame, error.to_string()),
+            End::Lost(error) => (None, Level::Debug, format!("the connection was lost: {error}")),
+            End::Closed => (None, Level::Debug, "it closed the connection".to_owned()),
+            End::Silent => (
+                Some(Cause::ClosedEarly),
+                Level::Debug,
+                "it closed the connection before its first frame".to_owned(),
+            ),
+            End::Idle => (None, Level::Debug, "the connection was idle".to_owned()),
+        }
+    }
+}
+
+fn cause_of(error: &HandshakeError) -> Cause {
+    match error {
+        HandshakeError::NoCertificate => Cause::NoCertificate,
+        HandshakeError::Untrusted(_) => Cause::Untrusted,
+        HandshakeError::WrongSubject(_) => Cause::WrongSubject,
+        HandshakeError::NotOurTls(_) => Cause::NotOurTls,
+        HandshakeError::RefusedUs(_) => Cause::RefusedUs,
+        HandshakeError::Closed => Cause::ClosedEarly,
+        HandshakeError::Library(_) => Cause::Library,
+    }
+}
+
+impl<S: Service> Door<S> {
+    /// One connection from its first byte to its end.
+    async fn receive(self: Arc<Self>, tcp: TcpStream, addr: SocketAddr, handshake: Handshake) {
+        let end = self.converse(tcp, addr, handshake).await;
+        let (cause, level, words) = end.judge();
+        let log = &self.deps.log;
+        match cause {
+            Some(cause) => {
+                self.deps.counters.count(cause);
+                // One subject per cause: a flood from many addresses stays one line.
+                let subject = format!("refused {cause:?}");
+                log.limited(level, &subject, format!("refused {addr}: {words}"));
+            }
+            None => log.debug(format!("peer connection from {addr} ended: {words}")),
+        }
+    }
+
+    async fn converse(&self, tcp: TcpStream, addr: SocketAddr, handshake: Handshake) -> End {
+        let deadline = Instant::now() + HANDSHAKE_LIMIT;
+        tune(&tcp);
+        let tls = self.deps.tls.borrow().clone();
+        let stream = match timeout_at(deadline, tls.accept(tcp)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return End::Handshake(error),
+            Err(_) => return End::TooSlow("its TLS handshake"),
+        };
+        drop(handshake);
+        let Some(_place) = self.gate.enter() else { return End::OverLimit };
+        self.deps.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        let mut conversation = Conversation {
+            door: self,
+            addr,
+            wire: Wire::new(stream),
+            caller: None,
+            request: 0,
+            in_flight: Vec::new(),
+            ready: VecDeque::new(),
+            refused: None,
+            last: Instant::now(),
+            first: deadline,
+            alarm: Alarm::new(deadline),
+        };
+        poll_fn(|cx| conversation.poll(cx)).await
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
+
+/// A verified connection: requests in, responses out.
+struct Conversation<'a, S> {
+    door: &'a Door<S>,
+    addr: SocketAddr,
+    wire: Wire<Stream>,
+    /// Who is at the other end, as its first header said; the history is the latest.
+    caller: Option<Caller>,
+    /// The id of the request whose body is being read.
+    request: u32,
+    /// Requests that are being served, at most [`MAX_IN_FLIGHT`].
+    in_flight: Vec<(u32, Answer)>,
+    /// Responses that wait for their turn; they count towards [`MAX_IN_FLIGHT`] as well.
+    ready: VecDeque<Body>,
+    /// Set once the sender is refused: the connection ends when it was told.
+    refused: Option<(ServerId, Refusal)>,
+    last: Instant,
+    /// Until when the first frame must be there.
+    first: Instant,
+    alarm: Alarm,
+}
+
+impl<S: Service> Conversation<'_, S> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            if let Err(end) = self.poll_answers(cx) {
+                return Poll::Ready(end);
+            }
+            if !self.wire.is_sending() {
+                if let Some(frame) = self.ready.pop_front() {
+                    self.wire.send(frame);
+                } else if let (Some((id, refusal)), false) = (self.refused, self.wire.is_reading())
+                {
+                    return Poll::Ready(End::Refused(id, refusal));
+                }
+            }
+            // Whatever was begun is read to its end, also a refused sender's request: closing
+            // on top of unread bytes could take the refusal away from it.
+            let has_room = self.in_flight.len() + self.ready.len() < MAX_IN_FLIGHT;
+            let may_read = self.wire.is_reading() || (has_room && self.refused.is_none());
+            let event = match self.wire.poll(cx, may_read) {
+                Poll::Ready(Ok(event)) => event,
+                Poll::Ready(Err(WireError::Frame(error))) => return Poll::Ready(End::Frame(error)),
+                Poll::Ready(Err(WireError::Io(error))) => return Poll::Ready(End::Lost(error)),
+                Poll::Pending => break,
+            };
+            if let Err(end) = self.take(event) {
+                return Poll::Ready(end);
+            }
+        }
+        self.poll_alarm(cx)
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), End> {
+        self.last = Instant::now();
+        match event {
+            Event::Sent => Ok(()),
+            Event::Head(header) => self.take_head(&header),
+            Event::Body(body) => self.take_body(body),
+            Event::Closed if self.caller.is_none() => Err(End::Silent),
+            Event::Closed => Err(End::Closed),
+        }
+    }
+
+    fn take_head(&mut self, header: &Header) -> Result<(), End> {
+        let now = Caller {
+            id: header.sender,
+            role: header.role,
+            incarnation: header.incarnation,
+            history: header.history,
+            addr: self.addr,
+        };
+        let before = self.caller.unwrap_or(now);
+        if (before.id, before.role, before.incarnation) != (now.id, now.role, now.incarnation) {
+            return Err(End::OtherSender);
+        }
+        if header.kind != Kind::Request {
+            return Err(End::BadKind);
+        }
+        if let Err(refusal) = self.door.service.admit(header) {
+            self.refused = Some((now.id, refusal));
+            self.answer(header.request, Kind::Refused, &[refusal.code()])?;
+        }
+        self.caller = Some(now);
+        self.request = header.request;
+        Ok(())
+    }
+
+    fn take_body(&mut self, body: Body) -> Result<(), End> {
+        if self.refused.is_some() {
+            return Ok(());
+        }
+        // A body always follows its header, which set the caller.
+        let Some(caller) = self.caller else { return Err(End::BadKind) };
+        if caller.role == Role::Member {
+            self.door.deps.heard.note(caller.id, self.last);
+        }
+        self.door.deps.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let answer = Arc::clone(&self.door.service).serve(caller, body);
+        self.in_flight.push((self.request, Box::pin(answer)));
+        Ok(())
+    }
+
+    /// Moves every request on. All are polled whenever the task wakes: there are few, and
+    /// telling them apart would cost a task each.
+    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let mut at = 0;
+        while let Some((request, answer)) = self.in_flight.get_mut(at) {
+            match answer.as_mut().poll(cx) {
+                Poll::Pending => at += 1,
+                Poll::Ready(None) => {
+                    return Err(End::BadBody(self.caller.map_or(ServerId(0), |c| c.id)))
+                }
+                Poll::Ready(Some(body)) => {
+                    let request = *request;
+                    drop(self.in_flight.remove(at));
+                    self.answer(request, Kind::Response, &body)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, request: u32, kind: Kind, body: &[u8]) -> Result<(), End> {
+        let header = self.door.deps.me.header(request, kind);
+        self.ready.push_back(frame::encode(&header, body).map_err(End::Frame)?);
+        Ok(())
+    }
+
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let now = Instant::now();
+        let active = if self.in_flight.is_empty() { self.last } else { now };
+        let mut deadline = active + IDLE_LIMIT;
+        let mut end = End::Idle;
+        if let Some(begun) = self.wire.begun() {
+            deadline = begun + FRAME_LIMIT;
+            end = End::TooSlow("a frame");
+        }
+        if self.caller.is_none() && self.first < deadline {
+            deadline = self.first;
+            end = End::TooSlow("its first frame");
+        }
+        self.alarm.poll(cx, deadline).map(|()| end)
+    }
+}
+
+/// Listens where it should, however long it takes to get the port.
+async fn bind(settings: &ListenSettings, log: &Log) -> Vec<TcpListener> {
+    let mut pause = BIND_RETRY_MIN;
+    loop {
+        match try_bind(settings, log).await {
+            Ok(sockets) => {
+                let places: Vec<String> = sockets
+                    .iter()
+                    .filter_map(|socket| socket.local_addr().ok())
+                    .map(|addr| addr.to_string())
+                    .collect();
+                log.note(format!("listening for peers on {}", places.join(", ")));
+                return sockets;
+            }
+            Err(words) => {
+                let line = format!("{words}; trying again, no peer reaches this box until then");
+                log.limited(Level::Warning, "bind", line);
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(BIND_RETRY_MAX);
+    }
+}
+
+async fn try_bind(settings: &ListenSettings, log: &Log) -> Result<Vec<TcpListener>, String> {
+    let port = settings.port;
+    if let Some(host) = &settings.bind_address {
+        let places = resolve(host, port)
+            .await
+            .map_err(|error| format!("bind_address {host} cannot be resolved: {error}"))?;
+        return places.into_iter().map(bind_one).collect::<Result<_, _>>().map_err(|e| e.words());
+    }
+    let host = &settings.address;
+    let reason = match resolve(host, port).await {
+        Err(error) => format!("cannot be resolved ({error})"),
+        // Many systems map their own name to a loopback address, where no peer could reach it.
+        Ok(places) if is_own_name_only(host, &places) => "is only known as a loopback".to_owned(),
+        Ok(places) => {
+            let mut sockets = Vec::new();
+            for place in places {
+                match bind_one(place) {
+                    Ok(socket) => sockets.push(socket),
+                    Err(error) if error.is_elsewhere() => {}
+                    Err(error) => return Err(error.words()),
+                }
+            }
+            if !sockets.is_empty() {
+                return Ok(sockets);
+            }
+            "is no address of this machine".to_owned()
+        }
+    };
+    let socket = bind_all_interfaces(port).map_err(|error| error.words())?;
+    log.note(format!(
+        "address {host} {reason}: listening on all interfaces; set bind_address to choose one"
+    ));
+    Ok(vec![socket])
+}
+
+fn is_own_name_only(host: &str, places: &[SocketAddr]) -> bool {
+    let is_name = host.parse::<IpAddr>().is_err();
+    let means_loopback = host == "localhost" || host.ends_with(".localhost");
+    is_name && !means_loopback && places.iter().all(|place| place.ip().is_loopback())
+}
+
+/// IPv6 and IPv4 by one socket, or IPv4 alone on a machine without IPv6.
+fn bind_all_interfaces(port: u16) -> Result<TcpListener, BindError> {
+    match bind_one(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+        Err(error) if error.is_elsewhere() => {
+            bind_one(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+        }
+        other => other,
+    }
+}
+
+struct BindError(SocketAddr, io::Error);
+
+impl BindError {
+    /// Whether the address is not one of this machine's, or of a kind that it does not have.
+    fn is_elsewhere(&self) -> bool {
+        !matches!(self.1.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
+    }
+
+    fn words(&self) -> String {
+        let BindError(addr, error) = self;
+        match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!("port {} on {} is in use by another process", addr.port(), addr.ip())
+            }
+            _ => format!("cannot listen on {addr}: {error}"),
+        }
+    }
+}
+
+fn bind_one(addr: SocketAddr) -> Result<TcpListener, BindError> {
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(!addr.ip().is_unspecified())?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    bind().map_err(|error| BindError(addr, error))
+}

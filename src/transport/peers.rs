@@ -1,0 +1,586 @@
+//! The side that dials: one connection per peer, made when there is something to ask, shared by
+//! all requests to that peer.
+//!
+//! Leaves to the caller what a request means and whether to repeat it. What must hold:
+//! - A request ends within its limit, whatever the peer does, and may be dropped at any time
+//!   without harm to the connection or to other requests.
+//! - Nobody is dialled unless somebody asks, and not again before a pause that grows.
+//! - A connection on which a request ran out of time while nothing at all came back is given up,
+//!   so that a peer which vanished without a word is dialled anew.
+//! - One task per peer; its queue, its open requests and its dialling are bounded.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{ready, Context, Poll};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{timeout, timeout_at, Instant};
+
+use super::frame::{self, Body, Event, FrameError, Header, Kind, Role, Wire, WireError, MAX_BODY};
+use super::listener::Refusal;
+use super::tls::{alert_in, HandshakeError, Stream, Tls};
+use super::{resolve, tune, Alarm, Heard, Me, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
+use crate::core::config::Member;
+use crate::core::server_id::ServerId;
+use crate::journal::{Level, Log};
+
+/// How long resolving, connecting and shaking hands may take together.
+pub const DIAL_LIMIT: Duration = Duration::from_secs(3);
+
+/// Requests to one peer that wait for the connection; more are [`CallError::Busy`].
+pub const MAX_QUEUE: usize = 64;
+
+/// Pauses between two attempts to dial a peer: the first, and the longest.
+const REDIAL_MIN: Duration = Duration::from_millis(50);
+const REDIAL_MAX: Duration = Duration::from_secs(1);
+
+/// A silent connection is closed by this side a little before the other would do so, so that no
+/// request is sent into a connection that is being closed.
+const DIALLER_IDLE_LIMIT: Duration = IDLE_LIMIT.saturating_sub(Duration::from_secs(30));
+
+/// How long after its time a request that its caller dropped counts as open. Callers that wait
+/// their time out tell at once; this is for the others, and spares a timer per request.
+const DROPPED_GRACE: Duration = Duration::from_secs(1);
+
+/// The least time that one address of several gets.
+const ADDRESS_SHARE_MIN: Duration = Duration::from_millis(500);
+
+/// Why a request has no response.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CallError {
+    /// No connection could be had, or it broke before the response came.
+    #[error("unreachable: {0}")]
+    Unreachable(Arc<str>),
+    /// No response came in time.
+    #[error("no response in time")]
+    TimedOut,
+    /// The id is not in the list of peers.
+    #[error("no such peer")]
+    UnknownPeer,
+    /// Too many requests to this peer wait already.
+    #[error("too many requests to this peer wait already")]
+    Busy,
+    /// The peer does not hear this box.
+    #[error("refused by the peer: {0}")]
+    Refused(Refusal),
+    /// The body has more than [`MAX_BODY`] bytes.
+    #[error("a request of {0} bytes is too long")]
+    TooLong(usize),
+}
+
+/// What all peers' tasks share.
+#[derive(Clone)]
+struct Deps {
+    log: Log,
+    tls: watch::Receiver<Tls>,
+    me: Me,
+    heard: Heard,
+}
+
+/// The peers of a box. Dropping it closes all connections.
+pub struct Peers {
+    deps: Deps,
+    peers: RwLock<BTreeMap<ServerId, Peer>>,
+}
+
+struct Peer {
+    member: Member,
+    orders: mpsc::Sender<Order>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+enum Order {
+    /// Send this request.
+    Ask(Ask),
+    /// A caller's time ran out: see whether the connection is still alive.
+    Check,
+}
+
+struct Ask {
+    body: Body,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Body, CallError>>,
+}
+
+impl Peers {
+    /// Speaks as `me`, with the newest of `tls`, and notes in `heard` who answered.
+    pub fn new(log: Log, tls: watch::Receiver<Tls>, me: Me, heard: Heard) -> Peers {
+        Peers { deps: Deps { log, tls, me, heard }, peers: RwLock::default() }
+    }
+
+    /// Makes these the peers; this box's own entry is passed over. A peer that is gone, or whose
+    /// address changed, loses its connection. Needs a tokio runtime.
+    pub fn set_members(&self, members: &[Member]) {
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|_, peer| members.contains(&peer.member));
+        for member in members.iter().filter(|member| member.id != self.deps.me.id()) {
+            peers.entry(member.id).or_insert_with(|| {
+                let (orders, inbox) = mpsc::channel(MAX_QUEUE);
+                let line = Line::new(member.clone(), self.deps.clone());
+                let task = tokio::spawn(line.run(inbox));
+                Peer { member: member.clone(), orders, task }
+            });
+        }
+        self.deps.heard.retain(|id| members.iter().any(|member| member.id == id));
+    }
+
+    /// Sends a request and waits for its response, at most `limit`. Dials if need be.
+    ///
+    /// # Errors
+    /// Why there is no response. The peer may have acted on the request all the same, unless the
+    /// error is `UnknownPeer`, `Busy`, `TooLong` or `Refused`.
+    pub async fn request(
+        &self,
+        to: ServerId,
+        body: Body,
+        limit: Duration,
+    ) -> Result<Body, CallError> {
+        if body.len() > MAX_BODY {
+            return Err(CallError::TooLong(body.len()));
+        }
+        let deadline = Instant::now() + limit;
+        let (reply, answer) = oneshot::channel();
+        let orders = {
+            let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+            peers.get(&to).ok_or(CallError::UnknownPeer)?.orders.clone()
+        };
+        orders.try_send(Order::Ask(Ask { body, deadline, reply })).map_err(
+            |error| match error {
+                mpsc::error::TrySendError::Full(_) => CallError::Busy,
+                mpsc::error::TrySendError::Closed(_) => gone(),
+            },
+        )?;
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(gone()),
+            Err(_) => {
+                // A full queue finds out by itself, a moment later.
+                let _ = orders.try_send(Order::Check);
+                Err(CallError::TimedOut)
+            }
+        }
+    }
+
+    /// When a frame of this member was last heard, whoever dialled.
+    pub fn last_heard(&self, id: ServerId) -> Option<Instant> {
+        self.deps.heard.last(id)
+    }
+}
+
+fn gone() -> CallError {
+    CallError::Unreachable("the connection was closed".into())
+}
+
+/// Asks a box one thing over a connection of its own: for tools, which have no list of peers.
+///
+/// # Errors
+/// Why there is no response.
+pub async fn call_once(
+    tls: &Tls,
+    me: &Me,
+    address: (&str, u16),
+    body: &[u8],
+    limit: Duration,
+) -> Result<Body, CallError> {
+    let exchange = async {
+        let unreachable = |words: String| CallError::Unreachable(words.into());
+        let stream =
+            dial(tls, address.0, address.1).await.map_err(|e| unreachable(e.to_string()))?;
+        let mut wire = Wire::new(stream);
+        let frame = frame::encode(&me.header(1, Kind::Request), body)
+            .map_err(|_| CallError::TooLong(body.len()))?;
+        wire.send(frame);
+        let mut kind = Kind::Response;
+        loop {
+            match poll_fn(|cx| wire.poll(cx, true)).await {
+                Ok(Event::Sent) => {}
+                Ok(Event::Head(header)) => kind = header.kind,
+                Ok(Event::Body(body)) if kind == Kind::Response => return Ok(body),
+                Ok(Event::Body(body)) => return Err(CallError::Refused(refusal(&body))),
+                Ok(Event::Closed) => return Err(gone()),
+                Err(error) => return Err(unreachable(error.to_string())),
+            }
+        }
+    };
+    timeout(limit, exchange).await.unwrap_or(Err(CallError::TimedOut))
+}
+
+fn refusal(body: &[u8]) -> Refusal {
+    Refusal::from_code(body.first().copied().unwrap_or_default())
+}
+
+#[derive(Debug, Error)]
+enum DialError {
+    #[error("cannot resolve the name: {0}")]
+    Resolve(io::Error),
+    #[error("cannot connect to {0}: {1}")]
+    Connect(SocketAddr, io::Error),
+    #[error("no TLS with {0}: {1}")]
+    Handshake(SocketAddr, HandshakeError),
+    #[error("no answer from {0} in time")]
+    TooSlow(SocketAddr),
+}
+
+/// Tries all addresses of a host in turn, within [`DIAL_LIMIT`].
+async fn dial(tls: &Tls, host: &str, port: u16) -> Result<Stream, DialError> {
+    let deadline = Instant::now() + DIAL_LIMIT;
+    let addresses = resolve(host, port).await.map_err(DialError::Resolve)?;
+    let mut error = DialError::Resolve(io::ErrorKind::NotFound.into());
+    let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    for addr in addresses {
+        // Each gets its share of what is left, so that one silent address leaves time for others.
+        let rest = deadline.saturating_duration_since(Instant::now());
+        let share = (rest / left.max(1)).max(ADDRESS_SHARE_MIN).min(rest);
+        left = left.saturating_sub(1);
+        match timeout(share, dial_one(tls, addr)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(fault)) => error = fault,
+            Err(_) => error = DialError::TooSlow(addr),
+        }
+    }
+    Err(error)
+}
+
+async fn dial_one(tls: &Tls, addr: SocketAddr) -> Result<Stream, DialError> {
+    let tcp = TcpStream::connect(addr).await.map_err(|e| DialError::Connect(addr, e))?;
+    tune(&tcp);
+    tls.connect(tcp).await.map_err(|e| DialError::Handshake(addr, e))
+}
+
+/// The line to one peer: its task's state between connections.
+struct Line {
+    member: Member,
+    deps: Deps,
+    /// Whether the operator was told that the peer is up.
+    is_up: bool,
+    pause: Duration,
+    /// No dialling before this, and why the last attempt came to nothing.
+    barred: Option<(Instant, CallError)>,
+}
+
+impl Line {
+    fn new(member: Member, deps: Deps) -> Line {
+        Line { member, deps, is_up: false, pause: REDIAL_MIN, barred: None }
+    }
+
+    /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
+    async fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
+        while let Some(order) = inbox.recv().await {
+            let Order::Ask(ask) = order else { continue };
+            if let Some((until, error)) = &self.barred {
+                if Instant::now() < *until {
+                    let _ = ask.reply.send(Err(error.clone()));
+                    continue;
+                }
+            }
+            if ask.reply.is_closed() {
+                continue;
+            }
+            let tls = self.deps.tls.borrow().clone();
+            match dial(&tls, &self.member.address, self.member.port).await {
+                Err(error) => {
+                    let words = error.to_string();
+                    self.tell_trouble(&error);
+                    self.fail(CallError::Unreachable(words.into()), Some(ask), &mut inbox);
+                }
+                Ok(stream) => self.converse(stream, ask, &mut inbox).await,
+            }
+        }
+    }
+
+    /// A peer that is not there is no news; one that does not get along with us is.
+    fn tell_trouble(&self, error: &DialError) {
+        let line = format!("peer {}: {error}", self.name());
+        let (level, subject) = match error {
+            DialError::Handshake(_, HandshakeError::Closed) => (Level::Debug, "closed"),
+            DialError::Handshake(..) => (Level::Warning, "handshake"),
+            DialError::Resolve(_) => (Level::Warning, "resolve"),
+            DialError::Connect(..) | DialError::TooSlow(_) => (Level::Debug, "connect"),
+        };
+        self.deps.log.limited(level, &format!("peer {} {subject}", self.member.id), line);
+    }
+
+    fn name(&self) -> String {
+        format!("{} ({}:{})", self.member.id, self.member.address, self.member.port)
+    }
+
+    /// Answers what waits with an error and lets nobody dial for a while.
+    fn fail(&mut self, error: CallError, first: Option<Ask>, inbox: &mut mpsc::Receiver<Order>) {
+        self.barred = Some((Instant::now() + self.pause, error.clone()));
+        self.pause = (self.pause * 2).min(REDIAL_MAX);
+        let waiting = std::iter::from_fn(|| inbox.try_recv().ok()).take(MAX_QUEUE);
+        let asks = waiting.filter_map(|order| match order {
+            Order::Ask(ask) => Some(ask),
+            Order::Check => None,
+        });
+        for ask in first.into_iter().chain(asks) {
+            let _ = ask.reply.send(Err(error.clone()));
+        }
+    }
+
+    async fn converse(&mut self, stream: Stream, first: Ask, inbox: &mut mpsc::Receiver<Order>) {
+        let now = Instant::now();
+        let mut conversation = Conversation {
+            wire: Wire::new(stream),
+            next: Some(first),
+            open: Vec::new(),
+            last_id: 0,
+            head: None,
+            sent: now,
+            received: now,
+            has_heard: false,
+            alarm: Alarm::new(now + DIALLER_IDLE_LIMIT),
+        };
+        let end = poll_fn(|cx| conversation.poll(cx, self, inbox)).await;
+        let Conversation { open, next, has_heard, .. } = conversation;
+        let error = end.as_error();
+        for open in open {
+            let _ = open.reply.send(Err(error.clone()));
+        }
+        if has_heard && !matches!(end, End::Refused(_)) {
+            // It was good once, so it may be dialled again at once.
+            if let Some(ask) = next {
+                let _ = ask.reply.send(Err(error));
+            }
+        } else {
+            self.fail(error, next, inbox);
+        }
+        self.tell_end(&end);
+    }
+
+    fn heard(&mut self, now: Instant) {
+        self.deps.heard.note(self.member.id, now);
+        self.pause = REDIAL_MIN;
+        self.barred = None;
+        if !self.is_up {
+            self.is_up = true;
+            let subject = format!("peer {} up", self.member.id);
+            self.deps.log.limited(Level::Note, &subject, format!("peer {} is up", self.name()));
+        }
+    }
+
+    fn tell_end(&mut self, end: &End) {
+        let (name, id, log) = (self.name(), self.member.id, &self.deps.log);
+        if let Some(words) = end.trouble() {
+            let line = format!("peer {name}: {words}");
+            log.limited(Level::Warning, &format!("peer {id} end"), line);
+        }
+        if matches!(end, End::Idle | End::Gone) || !std::mem::take(&mut self.is_up) {
+            return log.debug(format!("peer {name}: connection ended: {end}"));
+        }
+        let line = format!("peer {name} is down: {end}");
+        log.limited(Level::Note, &format!("peer {id} down"), line);
+    }
+}
+
+/// How a connection that this side dialled ended.
+#[derive(Debug, Error)]
+enum End {
+    #[error("nothing was asked for a long time")]
+    Idle,
+    #[error("this box no longer asks it")]
+    Gone,
+    #[error("it closed the connection")]
+    Closed,
+    #[error("the connection was lost: {0}")]
+    Lost(io::Error),
+    #[error("it does not answer")]
+    Dead,
+    #[error("it refuses this box: {0}")]
+    Refused(Refusal),
+    #[error("the box there calls itself server_id {0}; the server list is wrong here or there")]
+    Stranger(ServerId),
+    #[error(transparent)]
+    Frame(FrameError),
+}
+
+impl End {
+    /// What an operator has to do something about; a peer that stops is not.
+    fn trouble(&self) -> Option<String> {
+        match self {
+            End::Refused(_) | End::Stranger(_) | End::Frame(_) => Some(self.to_string()),
+            // With TLS 1.3 a peer that does not accept our certificate says so only now.
+            End::Lost(error) => {
+                alert_in(error).map(|alert| format!("it refuses this box's certificate: {alert}"))
+            }
+            End::Idle | End::Gone | End::Closed | End::Dead => None,
+        }
+    }
+
+    fn as_error(&self) -> CallError {
+        match self {
+            End::Refused(refusal) => CallError::Refused(*refusal),
+            other => CallError::Unreachable(other.to_string().into()),
+        }
+    }
+}
+
+/// A request that was sent and not yet answered.
+struct Open {
+    id: u32,
+    sent: Instant,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Body, CallError>>,
+}
+
+/// A connection that this side dialled: requests out, responses in.
+struct Conversation {
+    wire: Wire<Stream>,
+    /// The request that made us dial, until it is sent.
+    next: Option<Ask>,
+    /// At most [`MAX_IN_FLIGHT`].
+    open: Vec<Open>,
+    last_id: u32,
+    /// The header whose body is being read.
+    head: Option<Header>,
+    /// When the last frame was put on the wire, and when the last one came in.
+    sent: Instant,
+    received: Instant,
+    has_heard: bool,
+    alarm: Alarm,
+}
+
+impl Conversation {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        line: &mut Line,
+        inbox: &mut mpsc::Receiver<Order>,
+    ) -> Poll<End> {
+        loop {
+            if let Poll::Ready(Err(end)) = self.poll_orders(cx, line, inbox) {
+                return Poll::Ready(end);
+            }
+            let event = match self.wire.poll(cx, true) {
+                Poll::Ready(Ok(event)) => event,
+                Poll::Ready(Err(WireError::Frame(error))) => return Poll::Ready(End::Frame(error)),
+                Poll::Ready(Err(WireError::Io(error))) => return Poll::Ready(End::Lost(error)),
+                Poll::Pending => break,
+            };
+            if let Err(end) = self.take(event, line) {
+                return Poll::Ready(end);
+            }
+        }
+        self.poll_alarm(cx)
+    }
+
+    /// Puts one waiting request on the wire, if there is room for it.
+    fn poll_orders(
+        &mut self,
+        cx: &mut Context<'_>,
+        line: &Line,
+        inbox: &mut mpsc::Receiver<Order>,
+    ) -> Poll<Result<(), End>> {
+        while !self.wire.is_sending() && self.open.len() < MAX_IN_FLIGHT {
+            let order = match self.next.take() {
+                Some(ask) => Order::Ask(ask),
+                None => match inbox.poll_recv(cx) {
+                    Poll::Ready(Some(order)) => order,
+                    Poll::Ready(None) => return Poll::Ready(Err(End::Gone)),
+                    Poll::Pending => return Poll::Pending,
+                },
+            };
+            match order {
+                Order::Check => self.check(Instant::now())?,
+                Order::Ask(ask) if ask.reply.is_closed() => {}
+                Order::Ask(ask) => self.send(line, ask)?,
+            }
+        }
+        Poll::Pending
+    }
+
+    fn send(&mut self, line: &Line, ask: Ask) -> Result<(), End> {
+        self.last_id = self.last_id.wrapping_add(1);
+        let id = self.last_id;
+        let header = line.deps.me.header(id, Kind::Request);
+        self.wire.send(frame::encode(&header, &ask.body).map_err(End::Frame)?);
+        self.sent = Instant::now();
+        self.open.push(Open { id, sent: self.sent, deadline: ask.deadline, reply: ask.reply });
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event, line: &mut Line) -> Result<(), End> {
+        let now = Instant::now();
+        match event {
+            Event::Sent => return Ok(()),
+            Event::Closed => return Err(End::Closed),
+            Event::Head(_) | Event::Body(_) => self.received = now,
+        }
+        match event {
+            Event::Sent | Event::Closed => Ok(()),
+            Event::Head(header) => {
+                if (header.role, header.sender) != (Role::Member, line.member.id) {
+                    return Err(End::Stranger(header.sender));
+                }
+                self.head = Some(header);
+                Ok(())
+            }
+            Event::Body(body) => {
+                // A body always follows its header.
+                let Some(header) = self.head.take() else { return Err(End::Closed) };
+                match header.kind {
+                    Kind::Response => {
+                        self.has_heard = true;
+                        line.heard(now);
+                        self.close(header.request, body);
+                        Ok(())
+                    }
+                    Kind::Refused => Err(End::Refused(refusal(&body))),
+                    Kind::Request => Err(End::Frame(FrameError::Kind(0))),
+                }
+            }
+        }
+    }
+
+    /// Gives a response to who asked; one that nobody waits for any more is dropped.
+    fn close(&mut self, id: u32, body: Body) {
+        if let Some(at) = self.open.iter().position(|open| open.id == id) {
+            let _ = self.open.swap_remove(at).reply.send(Ok(body));
+        }
+    }
+
+    /// Judges the connection by the requests whose time ran out.
+    fn check(&mut self, now: Instant) -> Result<(), End> {
+        let received = self.received;
+        let is_silent = |open: &Open| open.deadline <= now && received <= open.sent;
+        if !self.wire.is_reading() && self.open.iter().any(is_silent) {
+            return Err(End::Dead);
+        }
+        Ok(())
+    }
+
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            let oldest = self.open.iter().map(|open| open.deadline + DROPPED_GRACE).min();
+            let begun = self.wire.begun().map(|begun| begun + FRAME_LIMIT);
+            let idle = self.sent.max(self.received) + DIALLER_IDLE_LIMIT;
+            let deadline = oldest.into_iter().chain(begun).min().unwrap_or(idle);
+            ready!(self.alarm.poll(cx, deadline));
+            let now = Instant::now();
+            if begun.is_some_and(|limit| limit <= now) {
+                return Poll::Ready(End::Dead);
+            }
+            if oldest.is_none() {
+                return Poll::Ready(End::Idle);
+            }
+            if let Err(end) = self.check(now) {
+                return Poll::Ready(end);
+            }
+            // Alive but late: nobody waits for these any more.
+            self.open.retain(|open| now < open.deadline + DROPPED_GRACE);
+        }
+    }
+}
