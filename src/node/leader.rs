@@ -17,11 +17,11 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
-use super::{inbox, new_key};
+use super::new_key;
 use crate::consensus::network::Courier;
 use crate::consensus::state_machine::RingView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
-use crate::core::key_ring::{Command, Generation, Held, HistoryId, Refusal};
+use crate::core::key_ring::{Command, Generation, Held, HistoryId};
 use crate::core::moment::Moment;
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;

@@ -17,7 +17,7 @@ mod leader;
 mod life;
 mod shared;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
@@ -33,6 +33,7 @@ use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Fingerprint, Stek, WeakKey};
 use crate::journal::Log;
+use crate::transport::listener::Listener;
 use crate::transport::tls::Tls;
 use shared::Shared;
 
@@ -176,6 +177,7 @@ pub struct Node {
     shared: Arc<Shared>,
     sets: watch::Receiver<KeySet>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
+    listener: std::sync::Mutex<Option<Listener>>,
 }
 
 impl Node {
@@ -196,10 +198,10 @@ impl Node {
         let (set_sender, sets) = watch::channel(first);
         let shared = Shared::new(settings, deps.log, deps.tls, deps.initial.clone(), orders)?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(inbox::listen(shared.clone()));
         tasks.spawn(keeper::keep(shared.clone(), deps.initial, set_sender));
         tasks.spawn(life::live(shared.clone(), order_queue));
-        Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks) })
+        let listener = inbox::listen(&shared);
+        Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks), listener: std::sync::Mutex::new(Some(listener)) })
     }
 
     /// The set to install, now and at each change.
@@ -248,6 +250,8 @@ impl Node {
 
     /// Ends the box in an orderly way, within [`SHUTDOWN_LIMIT`].
     pub async fn shutdown(&self) {
+        // Nobody is to find a box that no longer answers for itself.
+        drop(self.listener.lock().unwrap_or_else(PoisonError::into_inner).take());
         let end = async {
             let mut tasks = self.tasks.lock().await;
             tasks.abort_all();

@@ -26,8 +26,9 @@ use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::journal::Log;
-use crate::transport::peers::{CallError, Peers, SenderInfo};
+use crate::transport::peers::{CallError, Peers};
 use crate::transport::tls::Tls;
+use crate::transport::{Counters, Heard, Me};
 
 /// How long Raft's own tasks may take to stop.
 const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
@@ -51,6 +52,14 @@ pub(super) struct Shared {
     pub log: Log,
     pub me: ServerId,
     pub peers: Peers,
+    /// The newest certificates; new connections use them.
+    pub tls: watch::Sender<Tls>,
+    /// What this box says of itself in every frame.
+    pub sender: Me,
+    /// When each member was last heard, whoever dialled.
+    pub heard: Heard,
+    /// What the listener let in and kept out.
+    pub counters: Arc<Counters>,
     /// The agreed state, as this box's present run of Raft has applied it.
     pub views: watch::Sender<RingView>,
     /// What this box may do about votes; silent while it asks around.
@@ -94,20 +103,23 @@ impl Shared {
         rand_bytes(&mut incarnation)?;
         let views = watch::Sender::new(RingView::default());
         let history = views.subscribe();
-        let sender = SenderInfo {
-            id: settings.server_id,
-            incarnation: u64::from_be_bytes(incarnation),
-            history: Arc::new(move || {
+        let sender =
+            Me::member(settings.server_id, u64::from_be_bytes(incarnation), move || {
                 history.borrow().ring.history().map_or([0; 16], HistoryId::to_bytes)
-            }),
-        };
-        let peers = Peers::new(log.clone(), tls, sender);
+            });
+        let tls = watch::Sender::new(tls);
+        let heard = Heard::new();
+        let peers = Peers::new(log.clone(), tls.subscribe(), sender.clone(), heard.clone());
         peers.set_members(&settings.members);
         Ok(Arc::new(Shared {
             me: settings.server_id,
             settings,
             log,
             peers,
+            tls,
+            sender,
+            heard,
+            counters: Counters::new(),
             views,
             quarantine: watch::Sender::new(Quarantine::Silent),
             hopeless: watch::Sender::new(false),
@@ -267,7 +279,7 @@ impl Shared {
             Some(ServerState::Candidate) => Role::Candidate,
             Some(_) => Role::Follower,
         };
-        let heard = |id| self.peers.last_heard(id).is_some_and(|at| at.elapsed() < bound);
+        let heard = |id| self.heard.last(id).is_some_and(|at| at.elapsed() < bound);
         Report {
             role,
             term: metrics.as_ref().map_or(0, |m| m.vote.leader_id.term),
