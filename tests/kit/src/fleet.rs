@@ -16,6 +16,10 @@ use crate::{ports, wait, Context, Error, Result};
 /// The subject of all the peers' certificates, which the configuration demands of them.
 pub const PEER_SUBJECT: &str = "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=stek-share";
 
+/// How long to rest between two looks at the boxes' keys: each look is a handshake with every box,
+/// which must not become the machine's main occupation.
+const KEY_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a fleet is to be.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -238,7 +242,7 @@ pub fn wait_one_key(
     limit: Duration,
 ) -> Result<KeyName> {
     let mut seen = Vec::new();
-    let found = wait::until(limit, "one key on all boxes", || {
+    let found = wait::until_every(KEY_PAUSE, limit, "one key on all boxes", || {
         seen = boxes.iter().map(|address| tickets::key_name(*address)).collect::<Result<_>>()?;
         let same = seen.first().filter(|first| seen.iter().all(|name| name == *first));
         Ok(same.filter(|name| Some(*name) != old).copied())

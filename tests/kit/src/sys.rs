@@ -174,7 +174,12 @@ pub fn catch_interrupts() {
     }
 }
 
-/// Whether such a signal has come.
+/// Acts as if such a signal had come.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Whether such a signal has come, or [`interrupt`] was called.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }

@@ -25,7 +25,7 @@ use openssl::ssl::{
 };
 use openssl::symm::{decrypt, Cipher};
 
-use crate::sys::{lock, poll, Readiness};
+use crate::sys::{interrupted, lock, poll, Readiness};
 use crate::{Context, Error, Result};
 
 /// The deadline of one exchange, from connect to ticket. A box on a busy machine that needs longer
@@ -280,6 +280,9 @@ fn drive<T>(
         if left.is_zero() {
             return Err(Error::new(format!("not done within {EXCHANGE_LIMIT:?}")));
         }
+        if interrupted() {
+            return Err(Error::new("interrupted"));
+        }
         poll(stream.get_ref().as_fd(), readiness, left)?;
     }
 }
@@ -366,8 +369,10 @@ pub enum Cell {
 pub struct Matrix {
     /// In which version.
     pub version: TlsVersion,
-    /// `cells[i][j]`: what box `j` did with a ticket of box `i`.
+    /// `cells[i][j]`: what the `j`th box did with the `i`th ticket.
     pub cells: Vec<Vec<Cell>>,
+    /// The boxes' numbers, for display only; see [`Matrix::columns`].
+    pub columns: Vec<usize>,
 }
 
 /// Takes a ticket on each box and offers it to every box.
@@ -395,10 +400,17 @@ pub fn offer_all(boxes: &[SocketAddr], version: TlsVersion, tickets: &[Ticket]) 
         Err(error) => Cell::Failed(error.to_string()),
     };
     let row = |ticket| boxes.iter().map(|address| try_one(ticket, address)).collect();
-    Matrix { version, cells: tickets.iter().map(row).collect() }
+    let cells = tickets.iter().map(row).collect();
+    Matrix { version, cells, columns: (1..=boxes.len()).collect() }
 }
 
 impl Matrix {
+    /// Gives the boxes other numbers than 1, 2, 3 and so on for display, when some are missing.
+    pub fn columns(mut self, numbers: &[usize]) -> Self {
+        self.columns = numbers.to_vec();
+        self
+    }
+
     /// Whether every ticket was resumed everywhere. An empty matrix is not full.
     pub fn is_full(&self) -> bool {
         !self.cells.is_empty() && self.misses() == 0
@@ -427,11 +439,10 @@ impl Matrix {
 
 impl fmt::Display for Matrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns = self.cells.first().map_or(0, Vec::len);
-        write!(f, "{}, offered to box", self.version)?;
-        (1..=columns).try_for_each(|box_number| write!(f, "{box_number:>4}"))?;
+        write!(f, "{}: offered to box", self.version)?;
+        self.columns.iter().try_for_each(|number| write!(f, "{number:>4}"))?;
         for (i, row) in self.cells.iter().enumerate() {
-            write!(f, "\n   ticket of box {:>4}   ", i + 1)?;
+            write!(f, "\n  ticket of box {:<3}      ", i + 1)?;
             for cell in row {
                 f.write_str(match cell {
                     Cell::Resumed => " yes",
@@ -444,6 +455,6 @@ impl fmt::Display for Matrix {
             Cell::Failed(why) => Some(why),
             _ => None,
         });
-        failures.take(3).try_for_each(|why| write!(f, "\n   ! {why}"))
+        failures.take(3).try_for_each(|why| write!(f, "\n  ! {why}"))
     }
 }

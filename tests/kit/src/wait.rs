@@ -14,7 +14,16 @@ pub const PAUSE: Duration = Duration::from_millis(5);
 /// # Errors
 /// When `limit` is over; the error names `what` was awaited. Also after Ctrl-C, if
 /// [`sys::catch_interrupts`] was called, and at once when `look` itself fails.
-pub fn until<T>(
+pub fn until<T>(limit: Duration, what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_every(PAUSE, limit, what, look)
+}
+
+/// As [`until`], with a rest of `pause` between two looks, for looks that are work themselves.
+///
+/// # Errors
+/// As [`until`].
+pub fn until_every<T>(
+    pause: Duration,
     limit: Duration,
     what: &str,
     mut look: impl FnMut() -> Result<Option<T>>,
@@ -30,6 +39,6 @@ pub fn until<T>(
         if Instant::now() >= end {
             return Err(Error::new(format!("waited {limit:?} in vain for {what}")));
         }
-        thread::sleep(PAUSE);
+        thread::sleep(pause);
     }
 }
