@@ -1,1 +1,34 @@
-//! Test kit.
+//! What the tests and the demo share: certificates, ports, real Traffic Servers, TLS ticket
+//! clients, load, and a look into another process's memory.
+//!
+//! The kit knows the plugin only from outside, as an operator does: by its file, its options, its
+//! log lines and its tickets. It must not depend on the crate that it tests.
+//!
+//! | room | what it gives |
+//! |---|---|
+//! | [`ats`] | one real `traffic_server` in a run root of its own |
+//! | [`fleet`] | several of them with the plugin, its files and its certificates |
+//! | [`load`] | clients in the background that take tickets here and offer them there |
+//! | [`memory`] | byte strings in another process's memory, key bytes in files |
+//! | [`origin`] | a web server that answers every request alike |
+//! | [`pki`] | authorities and certificates, good and bad |
+//! | [`ports`] | loopback ports that nobody else gets |
+//! | [`tickets`] | a TLS client that takes and offers session tickets; who resumes whose |
+//! | [`run_dir`], [`wait`], [`sys`], [`progress`] | directories, waiting, system calls, a person's display |
+
+pub mod ats;
+pub mod fleet;
+pub mod load;
+pub mod memory;
+pub mod origin;
+pub mod pki;
+pub mod ports;
+pub mod progress;
+pub mod run_dir;
+pub mod sys;
+pub mod tickets;
+pub mod wait;
+
+mod error;
+
+pub use error::{Context, Error, Result};

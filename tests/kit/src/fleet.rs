@@ -1,0 +1,283 @@
+//! Several boxes with the plugin, with all its files, as an operator would set them up.
+//!
+//! Below the fleet's directory: `pki/` with the authority and certificates, `box-N/` with the run
+//! root of server id N, whose `etc/` holds `server_conf.yaml` and `server_list.yaml`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::ats::{Ats, Builder};
+use crate::pki::{Authority, Files, Identity, Request};
+use crate::tickets::{self, KeyName, TlsVersion};
+use crate::{ports, wait, Context, Error, Result};
+
+/// The subject of all the peers' certificates, which the configuration demands of them.
+pub const PEER_SUBJECT: &str = "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=stek-share";
+
+/// How long to rest between two looks at the boxes' keys: each look is a handshake with every box,
+/// which must not become the machine's main occupation.
+const KEY_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a fleet is to be.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    size: usize,
+    plugin: PathBuf,
+    options: Vec<(String, String)>,
+    records: Vec<String>,
+    origin: Option<SocketAddr>,
+    one_certificate: bool,
+}
+
+impl Plan {
+    /// `size` boxes that load the plugin file `plugin` and change their key every `interval`
+    /// (whole seconds, at least one).
+    pub fn new(size: usize, plugin: &Path, interval: Duration) -> Self {
+        let plan = Self {
+            size,
+            plugin: plugin.into(),
+            options: Vec::new(),
+            records: Vec::new(),
+            origin: None,
+            one_certificate: false,
+        };
+        plan.option("key_update_interval", &interval.as_secs().to_string())
+    }
+
+    /// An option of server_conf.yaml, as it stands behind the colon. It replaces the plan's own
+    /// value, if any.
+    pub fn option(mut self, name: &str, value: &str) -> Self {
+        self.options.retain(|(earlier, _)| earlier != name);
+        self.options.push((name.into(), value.into()));
+        self
+    }
+
+    /// A line of records.config for every box; see [`Builder::record`].
+    pub fn record(mut self, line: &str) -> Self {
+        self.records.push(line.into());
+        self
+    }
+
+    /// The web server behind the boxes.
+    pub fn origin(mut self, origin: SocketAddr) -> Self {
+        self.origin = Some(origin);
+        self
+    }
+
+    /// One self-signed certificate as root, server and client certificate of all peers, as ATS's
+    /// own test for this kind of plugin has it, instead of an authority and one certificate each.
+    pub fn one_certificate(mut self) -> Self {
+        self.one_certificate = true;
+        self
+    }
+
+    /// Writes all files below `dir`, without starting anything; so a test can change them first.
+    ///
+    /// # Errors
+    /// When a file cannot be written or no port is free.
+    pub fn prepare(self, dir: &Path) -> Result<Fleet> {
+        let pki = dir.join("pki");
+        fs::create_dir_all(&pki).context(pki.display())?;
+        let plugin = self.plugin.canonicalize().context(self.plugin.display())?;
+        let raft_ports = ports::take_many(self.size)?;
+        let list: String = (1..)
+            .zip(&raft_ports)
+            .map(|(id, port)| format!("- server_id: {id}\n  address: 127.0.0.1\n  port: {port}\n"))
+            .collect();
+        // Sessions resume only where the site's certificate is the same.
+        let site = Identity::self_signed("/CN=localhost")?.write(&pki, "site")?;
+        let peers = self.peer_files(&pki)?;
+        let mut boxes = Vec::new();
+        for ((id, port), (root, own)) in (1..).zip(&raft_ports).zip(&peers) {
+            let home = dir.join(format!("box-{id}"));
+            let etc = home.join("etc");
+            let conf = etc.join("server_conf.yaml");
+            let mut builder = Ats::builder(&home).certificate(&site).plugin(&format!(
+                "{} {}",
+                plugin.display(),
+                conf.display()
+            ));
+            builder = self.records.iter().fold(builder, |builder, line| builder.record(line));
+            if let Some(origin) = self.origin {
+                builder = builder.origin(origin);
+            }
+            boxes.push(Builder::build(builder)?);
+            fs::write(etc.join("server_list.yaml"), &list)?;
+            fs::write(conf, self.server_conf(id, *port, &etc, root, own))?;
+        }
+        Ok(Fleet { boxes, raft_ports })
+    }
+
+    /// As [`Plan::prepare`], then starts all boxes at once and waits until each is ready.
+    ///
+    /// # Errors
+    /// As [`Plan::prepare`] and [`Fleet::start`].
+    pub fn start(self, dir: &Path) -> Result<Fleet> {
+        let mut fleet = self.prepare(dir)?;
+        fleet.start()?;
+        Ok(fleet)
+    }
+
+    /// The root certificate's file and the peer's own files, for each box.
+    fn peer_files(&self, pki: &Path) -> Result<Vec<(PathBuf, Files)>> {
+        if self.one_certificate {
+            let files = Identity::self_signed(PEER_SUBJECT)?.write(pki, "peer")?;
+            return Ok(vec![(files.certificate.clone(), files); self.size]);
+        }
+        let authority = Authority::new("/O=stek_share test kit/CN=root")?;
+        let root = authority.identity.write(pki, "root")?.certificate;
+        let issue = |id: usize| {
+            let identity = authority.issue(&Request::new(PEER_SUBJECT))?;
+            Ok((root.clone(), identity.write(pki, &format!("peer-{id}"))?))
+        };
+        (1..=self.size).map(issue).collect()
+    }
+
+    fn server_conf(&self, id: usize, port: u16, etc: &Path, root: &Path, own: &Files) -> String {
+        let path = |path: &Path| path.display().to_string();
+        let defaults = [
+            ("server_id", id.to_string()),
+            ("address", "127.0.0.1".into()),
+            ("port", port.to_string()),
+            ("asio_thread_pool_size", "2".into()),
+            ("heart_beat_interval", "100".into()),
+            ("election_timeout_lower_bound", "200".into()),
+            ("election_timeout_upper_bound", "400".into()),
+            ("reserved_log_items", "5".into()),
+            ("snapshot_distance", "5".into()),
+            ("client_req_timeout", "3000".into()),
+            ("server_list_file", path(&etc.join("server_list.yaml"))),
+            ("root_cert_file", path(root)),
+            ("server_cert_file", path(&own.certificate)),
+            ("server_key_file", path(&own.key)),
+            ("cert_verify_str", PEER_SUBJECT.into()),
+        ];
+        let given = |name: &str| self.options.iter().any(|(option, _)| option == name);
+        let kept = defaults.into_iter().filter(|(name, _)| !given(name));
+        let mine = kept.map(|(name, value)| format!("{name}: {value}\n"));
+        let theirs = self.options.iter().map(|(name, value)| format!("{name}: {value}\n"));
+        mine.chain(theirs).collect()
+    }
+}
+
+/// Boxes that share a server list. Index `i` is server id `i + 1`.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The boxes.
+    pub boxes: Vec<Ats>,
+    /// Where each listens for its peers, on 127.0.0.1.
+    pub raft_ports: Vec<u16>,
+}
+
+impl Fleet {
+    /// Starts all boxes at once and waits until each is ready.
+    ///
+    /// # Errors
+    /// As [`Ats::start`] and [`Ats::wait_ready`].
+    pub fn start(&mut self) -> Result<()> {
+        self.boxes.iter_mut().try_for_each(Ats::start)?;
+        self.boxes.iter_mut().try_for_each(Ats::wait_ready)
+    }
+
+    /// Where all boxes serve HTTPS.
+    pub fn https(&self) -> Vec<SocketAddr> {
+        self.boxes.iter().map(Ats::https).collect()
+    }
+
+    /// The same, without the box at `index`.
+    pub fn https_without(&self, index: usize) -> Vec<SocketAddr> {
+        let others = self.boxes.iter().enumerate().filter(|(i, _)| *i != index);
+        others.map(|(_, ats)| ats.https()).collect()
+    }
+
+    /// Who leads, by what the boxes wrote.
+    pub fn leader(&self) -> Option<Leader> {
+        let logs: Vec<String> = self.boxes.iter().map(Ats::diags).collect();
+        leader_of(&logs)
+    }
+}
+
+/// A leader, as the logs name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// Index of the box; its server id less one.
+    pub index: usize,
+    /// In which term of Raft.
+    pub term: u64,
+}
+
+/// Reads from the boxes' diags.log (`logs[i]` belongs to server id `i + 1`) who leads. The last
+/// such line of each box counts, and among them the highest term.
+pub fn leader_of(logs: &[String]) -> Option<Leader> {
+    let last = logs
+        .iter()
+        .enumerate()
+        .filter_map(|(index, log)| log.lines().rev().find_map(|line| leader_in_line(line, index)));
+    last.max_by_key(|leader| leader.term)
+}
+
+/// `leader is server N in term T`, or `this server is the leader of term T`.
+fn leader_in_line(line: &str, own_index: usize) -> Option<Leader> {
+    let number = |text: &str| {
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        text[..end].parse::<u64>().ok()
+    };
+    if let Some((_, term)) = line.split_once("this server is the leader of term ") {
+        return Some(Leader { index: own_index, term: number(term)? });
+    }
+    let (id, term) = line.split_once("leader is server ")?.1.split_once(" in term ")?;
+    let index = usize::try_from(number(id)?).ok()?.checked_sub(1)?;
+    Some(Leader { index, term: number(term)? })
+}
+
+/// Waits until all boxes encrypt with one key, and for another one than `old` if that is given.
+///
+/// # Errors
+/// When `limit` is over, with each box's key; or when a box gives no ticket.
+pub fn wait_one_key(
+    boxes: &[SocketAddr],
+    old: Option<&KeyName>,
+    limit: Duration,
+) -> Result<KeyName> {
+    let mut seen = Vec::new();
+    let found = wait::until_every(KEY_PAUSE, limit, "one key on all boxes", || {
+        seen = boxes.iter().map(|address| tickets::key_name(*address)).collect::<Result<_>>()?;
+        let same = seen.first().filter(|first| seen.iter().all(|name| name == *first));
+        Ok(same.filter(|name| Some(*name) != old).copied())
+    });
+    found.map_err(|error| {
+        let prints: Vec<String> = seen.iter().map(tickets::fingerprint).collect();
+        Error::new(format!("{error}; the boxes' keys are {}", prints.join(", ")))
+    })
+}
+
+/// Takes a ticket of each version on each box: what clients carry away at this moment.
+///
+/// # Errors
+/// When a box gives none.
+pub fn take_both(boxes: &[SocketAddr]) -> Result<Vec<(TlsVersion, Vec<tickets::Ticket>)>> {
+    let take = |version| tickets::take_all(boxes, version).map(|tickets| (version, tickets));
+    TlsVersion::ALL.into_iter().map(take).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_leader_is_the_one_of_the_highest_last_term() {
+        let logs = |lines: [&str; 3]| lines.map(|line| format!("[x] NOTE: {line}.\nnoise\n"));
+        assert_eq!(leader_of(&logs(["", "", ""])), None);
+        let after_death = logs([
+            "[stek_share] this server is the leader of term 2",
+            "[stek_share] leader is server 3 in term 7 (was 1)",
+            "[stek_share] this server is the leader of term 7",
+        ]);
+        assert_eq!(leader_of(&after_death), Some(Leader { index: 2, term: 7 }));
+        let moved_on = "leader is server 2 in term 3\nleader is server 1 in term 4\n".to_owned();
+        assert_eq!(leader_of(&[moved_on]), Some(Leader { index: 0, term: 4 }));
+        assert_eq!(leader_of(&["leader is server 0 in term 4".to_owned()]), None);
+    }
+}

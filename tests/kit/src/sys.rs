@@ -1,0 +1,190 @@
+//! The few system calls that the standard library does not offer, behind safe functions.
+//!
+//! The kit's only `unsafe` room, but for handing a session to OpenSSL in [`crate::tickets`].
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{mpsc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Signals that the kit sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGINT: what AuTest and a terminal send.
+    Interrupt,
+    /// SIGTERM: what service managers send.
+    Terminate,
+    /// SIGKILL: death without a word.
+    Kill,
+    /// SIGSTOP: the process stands still until [`Signal::Continue`].
+    Stop,
+    /// SIGCONT: on it goes.
+    Continue,
+}
+
+impl Signal {
+    fn number(self) -> libc::c_int {
+        match self {
+            Self::Interrupt => libc::SIGINT,
+            Self::Terminate => libc::SIGTERM,
+            Self::Kill => libc::SIGKILL,
+            Self::Stop => libc::SIGSTOP,
+            Self::Continue => libc::SIGCONT,
+        }
+    }
+}
+
+/// Sends `signal` to the process `pid`.
+///
+/// # Errors
+/// As kill(2), for example when there is no such process.
+pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
+    kill_target(positive(pid)?, signal)
+}
+
+/// Sends `signal` to the process group that `leader` leads. The leader must be a child started by
+/// [`spawn`], which gives every child a group of its own, and not yet reaped.
+///
+/// # Errors
+/// As kill(2).
+pub fn kill_group(leader: u32, signal: Signal) -> io::Result<()> {
+    kill_target(-positive(leader)?, signal)
+}
+
+/// Refuses the values that mean "everybody" to kill(2).
+fn positive(pid: u32) -> io::Result<libc::pid_t> {
+    libc::pid_t::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 1)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+fn kill_target(target: libc::pid_t, signal: Signal) -> io::Result<()> {
+    // SAFETY: kill takes no pointers; `positive` has excluded 0, 1 and -1.
+    match unsafe { libc::kill(target, signal.number()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+type Order = (Command, mpsc::SyncSender<io::Result<Child>>);
+
+/// Starts `command` as a child that leads a process group of its own and is killed by the kernel
+/// when this process ends, however it ends.
+///
+/// The kernel ties that to the *thread* that started the child, so that one thread, which lives
+/// as long as the process, starts them all.
+///
+/// # Errors
+/// As fork(2) and execve(2).
+pub fn spawn(command: Command) -> io::Result<Child> {
+    static STARTER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (orders, inbox) = mpsc::channel::<Order>();
+        thread::spawn(move || {
+            for (command, reply) in inbox {
+                // A caller that no longer listens drops the child; the kernel still ends it.
+                let _ = reply.send(spawn_here(command));
+            }
+        });
+        Mutex::new(orders)
+    });
+    let gone = || io::Error::other("the thread that starts processes has ended");
+    let (reply, answer) = mpsc::sync_channel(1);
+    lock(starter).send((command, reply)).map_err(|_| gone())?;
+    answer.recv().map_err(|_| gone())?
+}
+
+fn spawn_here(mut command: Command) -> io::Result<Child> {
+    let parent = std::process::id();
+    command.process_group(0);
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The parent may have died before the call above; then nobody would kill the child.
+            if u32::try_from(libc::getppid()) != Ok(parent) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+/// What to wait for on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// There is something to read, or the peer has gone.
+    Read,
+    /// There is room to write.
+    Write,
+}
+
+/// Waits until the socket is ready or `limit` is over; tells which.
+///
+/// # Errors
+/// As poll(2); a signal counts as "not ready".
+pub fn poll(socket: BorrowedFd<'_>, readiness: Readiness, limit: Duration) -> io::Result<bool> {
+    let events = match readiness {
+        Readiness::Read => libc::POLLIN,
+        Readiness::Write => libc::POLLOUT,
+    };
+    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
+    let millis = libc::c_int::try_from(limit.as_millis().max(1)).unwrap_or(libc::c_int::MAX);
+    // SAFETY: one valid entry is passed, and the borrow keeps its descriptor open.
+    match unsafe { libc::poll(&mut entry, 1, millis) } {
+        0 => Ok(false),
+        n if n > 0 => Ok(true),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+/// Where `needle` first occurs in `hay`. The C library's search is fast in unoptimised tests too.
+pub fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
+    // SAFETY: both pointers are valid for the lengths given; memmem only reads.
+    let hit = unsafe {
+        libc::memmem(hay.as_ptr().cast(), hay.len(), needle.as_ptr().cast(), needle.len())
+    };
+    (!hit.is_null()).then(|| hit as usize - hay.as_ptr() as usize)
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_interrupt(_signal: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP only set the flag that [`interrupted`] reads, so that
+/// the program can clean up.
+pub fn catch_interrupts() {
+    let handler: extern "C" fn(libc::c_int) = note_interrupt;
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler has the right type and does nothing but an atomic store.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}
+
+/// Acts as if such a signal had come.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Whether such a signal has come, or [`interrupt`] was called.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Locks `mutex`, also after a panic of another holder: the kit keeps only plain data in them.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
