@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use super::new_key;
+use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use crate::consensus::network::Courier;
 use crate::consensus::state_machine::RingView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};

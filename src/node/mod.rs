@@ -201,7 +201,12 @@ impl Node {
         tasks.spawn(keeper::keep(shared.clone(), deps.initial, set_sender));
         tasks.spawn(life::live(shared.clone(), order_queue));
         let listener = inbox::listen(&shared);
-        Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks), listener: std::sync::Mutex::new(Some(listener)) })
+        Ok(Node {
+            shared,
+            sets,
+            tasks: tokio::sync::Mutex::new(tasks),
+            listener: std::sync::Mutex::new(Some(listener)),
+        })
     }
 
     /// The set to install, now and at each change.

@@ -103,10 +103,9 @@ impl Shared {
         rand_bytes(&mut incarnation)?;
         let views = watch::Sender::new(RingView::default());
         let history = views.subscribe();
-        let sender =
-            Me::member(settings.server_id, u64::from_be_bytes(incarnation), move || {
-                history.borrow().ring.history().map_or([0; 16], HistoryId::to_bytes)
-            });
+        let sender = Me::member(settings.server_id, u64::from_be_bytes(incarnation), move || {
+            history.borrow().ring.history().map_or([0; 16], HistoryId::to_bytes)
+        });
         let tls = watch::Sender::new(tls);
         let heard = Heard::new();
         let peers = Peers::new(log.clone(), tls.subscribe(), sender.clone(), heard.clone());

@@ -269,11 +269,13 @@ struct Line {
     pause: Duration,
     /// No dialling before this, and why the last attempt came to nothing.
     barred: Option<(Instant, CallError)>,
+    /// When the last attempt came to nothing.
+    failed: Instant,
 }
 
 impl Line {
     fn new(member: Member, deps: Deps) -> Line {
-        Line { member, deps, is_up: false, pause: REDIAL_MIN, barred: None }
+        Line { member, deps, is_up: false, pause: REDIAL_MIN, barred: None, failed: Instant::now() }
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
@@ -281,7 +283,7 @@ impl Line {
         while let Some(order) = inbox.recv().await {
             let Order::Ask(ask) = order else { continue };
             if let Some((until, error)) = &self.barred {
-                if Instant::now() < *until {
+                if Instant::now() < *until && !self.heard_since_barred() {
                     let _ = ask.reply.send(Err(error.clone()));
                     continue;
                 }
@@ -299,6 +301,12 @@ impl Line {
                 Ok(stream) => self.converse(stream, ask, &mut inbox).await,
             }
         }
+    }
+
+    /// Whether the peer has dialled us since we failed to dial it: then it is up, and waiting any
+    /// longer would only delay an election or an order.
+    fn heard_since_barred(&self) -> bool {
+        self.deps.heard.last(self.member.id).is_some_and(|at| at > self.failed)
     }
 
     /// A peer that is not there is no news; one that does not get along with us is.
@@ -319,7 +327,8 @@ impl Line {
 
     /// Answers what waits with an error and lets nobody dial for a while.
     fn fail(&mut self, error: CallError, first: Option<Ask>, inbox: &mut mpsc::Receiver<Order>) {
-        self.barred = Some((Instant::now() + self.pause, error.clone()));
+        self.failed = Instant::now();
+        self.barred = Some((self.failed + self.pause, error.clone()));
         self.pause = (self.pause * 2).min(REDIAL_MAX);
         let waiting = std::iter::from_fn(|| inbox.try_recv().ok()).take(MAX_QUEUE);
         let asks = waiting.filter_map(|order| match order {

@@ -1,0 +1,270 @@
+//! Boxes without the host: real nodes, real sockets, real mutual TLS, each on a tokio runtime of
+//! its own so that one can be killed like a process.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kit::pki::{Authority, Identity, Request};
+use stek_share::core::config::{Member, Settings, Timers};
+use stek_share::core::server_id::ServerId;
+use stek_share::core::stek::Fingerprint;
+use stek_share::journal::{Journal, Level, Log};
+use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
+use stek_share::transport::tls::Tls;
+use tokio::runtime::Runtime;
+
+/// How long a condition may take on a busy machine before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Collects what a box says.
+#[derive(Default)]
+pub struct Lines(Mutex<Vec<(Level, String)>>);
+
+impl Journal for Lines {
+    fn write(&self, level: Level, line: &str) {
+        self.0.lock().unwrap().push((level, line.to_owned()));
+    }
+}
+
+impl Lines {
+    pub fn all(&self) -> Vec<(Level, String)> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub fn has(&self, what: &str) -> bool {
+        self.0.lock().unwrap().iter().any(|(_, line)| line.contains(what))
+    }
+}
+
+/// What stands in for the host: takes sets as a ticket context would, and can be told to fail.
+#[derive(Default)]
+pub struct Host {
+    /// Sets in the order of their installation, with the time.
+    pub sets: Mutex<Vec<(Instant, Vec<Fingerprint>)>>,
+    /// While set, every installation fails.
+    pub broken: AtomicBool,
+    pub installs: AtomicU64,
+}
+
+impl Host {
+    pub fn latest(&self) -> Vec<Fingerprint> {
+        self.sets.lock().unwrap().last().map(|(_, keys)| keys.clone()).unwrap_or_default()
+    }
+
+    fn install(&self, set: &KeySet) -> bool {
+        if self.broken.load(Ordering::SeqCst) {
+            return false;
+        }
+        let prints = set.keys.iter().map(|k| k.fingerprint()).collect();
+        self.sets.lock().unwrap().push((Instant::now(), prints));
+        self.installs.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+}
+
+/// One running box.
+pub struct Running {
+    pub node: Arc<Node>,
+    pub host: Arc<Host>,
+    pub lines: Arc<Lines>,
+    runtime: Option<Runtime>,
+}
+
+impl Running {
+    pub fn report(&self) -> Report {
+        self.node.report()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A list of boxes, some of them running.
+pub struct Fleet {
+    pub authority: Authority,
+    pub members: Vec<Member>,
+    pub boxes: BTreeMap<u32, Running>,
+    pub tune: fn(&mut Settings),
+}
+
+pub const SUBJECT: &str = "/C=US/ST=IL/O=Edge/OU=Test/CN=box";
+
+impl Fleet {
+    /// A list of `count` boxes with ids from 1, none of them running.
+    pub fn new(count: u32, tune: fn(&mut Settings)) -> Fleet {
+        let ports = kit::ports::take_many(count as usize).unwrap();
+        let members = (1..=count)
+            .zip(ports)
+            .map(|(id, port)| Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port })
+            .collect();
+        let authority = Authority::new("/O=Edge/CN=Test Root").unwrap();
+        Fleet { authority, members, boxes: BTreeMap::new(), tune }
+    }
+
+    /// The same, all started at once.
+    pub fn running(count: u32, tune: fn(&mut Settings)) -> Fleet {
+        let mut fleet = Fleet::new(count, tune);
+        for id in 1..=count {
+            fleet.start(id);
+        }
+        fleet
+    }
+
+    pub fn settings(&self, id: u32) -> Settings {
+        let me = &self.members[id as usize - 1];
+        let mut settings = Settings {
+            server_id: me.id,
+            address: me.address.clone(),
+            port: me.port,
+            bind_address: None,
+            workers: 2,
+            timers: Timers {
+                heart_beat: Duration::from_millis(100),
+                election_lower: Duration::from_millis(200),
+                election_upper: Duration::from_millis(400),
+            },
+            reserved_log_items: 5,
+            snapshot_distance: 5,
+            request_timeout: Duration::from_secs(3),
+            key_update_interval: Duration::from_secs(3600),
+            handover_timeout: Duration::from_millis(1500),
+            startup_wait: Duration::from_secs(2),
+            ticket_keys: 2,
+            max_key_age: Duration::from_secs(86_400),
+            root_cert_file: "root.pem".into(),
+            server_cert_file: "cert.pem".into(),
+            server_key_file: "key.pem".into(),
+            cert_verify_str: SUBJECT.to_owned(),
+            members: self.members.clone(),
+        };
+        (self.tune)(&mut settings);
+        settings
+    }
+
+    pub fn tls(&self) -> Tls {
+        let identity = self.authority.issue(&Request::new(SUBJECT)).unwrap();
+        tls_of(&self.authority.identity, &identity, SUBJECT)
+    }
+
+    pub fn start(&mut self, id: u32) -> &Running {
+        let (settings, tls) = (self.settings(id), self.tls());
+        self.start_with(id, settings, tls)
+    }
+
+    pub fn start_with(&mut self, id: u32, settings: Settings, tls: Tls) -> &Running {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(settings.workers)
+            .enable_all()
+            .build()
+            .unwrap();
+        let lines = Arc::new(Lines::default());
+        let deps = Deps { log: Log::new(lines.clone()), tls, initial: new_key().unwrap() };
+        let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
+        let host = Arc::new(Host::default());
+        runtime.spawn(play_host(node.clone(), host.clone()));
+        let running = Running { node, host, lines, runtime: Some(runtime) };
+        self.boxes.insert(id, running);
+        &self.boxes[&id]
+    }
+
+    /// Ends a box the hard way: its sockets close, nothing is said.
+    pub fn kill(&mut self, id: u32) {
+        self.boxes.remove(&id);
+    }
+
+    pub fn leader(&self) -> Option<u32> {
+        let mut leaders = self.boxes.iter().filter(|(_, b)| b.report().role == Role::Leader);
+        leaders.next().map(|(id, _)| *id)
+    }
+
+    /// Whether all running boxes have installed one agreed set of keys of one generation.
+    pub fn is_one(&self) -> bool {
+        let sets: Vec<_> = self.boxes.values().map(|b| b.host.latest()).collect();
+        let reports: Vec<_> = self.boxes.values().map(Running::report).collect();
+        let first = &reports[0];
+        first.current.0 > 0
+            && reports.iter().all(|r| {
+                r.current == first.current
+                    && r.fingerprint == first.fingerprint
+                    && r.history == first.history
+                    && r.staged.is_none()
+                    && r.installed == r.current
+            })
+            && sets.iter().all(|keys| keys.first() == first.fingerprint.as_ref())
+    }
+
+    pub fn wait_until_one(&self) {
+        wait_for("all boxes to have one key", || self.is_one(), || self.describe());
+    }
+
+    pub fn wait_for_generation(&self, at_least: u64) {
+        wait_for(
+            &format!("generation {at_least} on all boxes"),
+            || self.is_one() && self.boxes.values().all(|b| b.report().current.0 >= at_least),
+            || self.describe(),
+        );
+    }
+
+    pub fn wait_for_leader(&self) -> u32 {
+        wait_for("a leader", || self.leader().is_some(), || self.describe());
+        self.leader().unwrap()
+    }
+
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (id, b) in &self.boxes {
+            text += &format!("box {id}: {:?}\n  installed {:?}\n", b.report(), b.host.latest());
+            for (level, line) in b.lines.all() {
+                text += &format!("    {level:?}: {line}\n");
+            }
+        }
+        text
+    }
+}
+
+pub fn tls_of(root: &Identity, own: &Identity, subject: &str) -> Tls {
+    let root = root.certificate.to_pem().unwrap();
+    let chain = own.certificate.to_pem().unwrap();
+    let key = own.key.private_key_to_pem_pkcs8().unwrap();
+    Tls::from_pem(&root, &chain, &key, subject).unwrap()
+}
+
+async fn play_host(node: Arc<Node>, host: Arc<Host>) {
+    let mut sets = node.key_sets();
+    loop {
+        let set = sets.borrow_and_update().clone();
+        if host.install(&set) {
+            node.installed(&set);
+            if sets.changed().await.is_err() {
+                return;
+            }
+        } else {
+            // As the real installer does, a failed installation is tried again.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Waits for a condition; panics with `state` if it does not come.
+pub fn wait_for(what: &str, done: impl Fn() -> bool, state: impl Fn() -> String) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}:\n{}", state());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A port that somebody holds, until it is dropped.
+pub fn occupied_port() -> (TcpListener, u16) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}

@@ -1,0 +1,5 @@
+//! Clusters of real nodes over real mutual TLS in one process, without the host.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod agreement;
+mod fleet;
