@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use stek_share::core::rotation::Order;
 
-use crate::fleet::{wait_for, Fleet};
+use crate::fleet::{block_on, wait_for, Fleet};
 
 fn fast(settings: &mut stek_share::core::config::Settings) {
     settings.key_update_interval = Duration::from_secs(1);
@@ -102,8 +102,7 @@ fn an_order_reaches_the_leader_from_any_box() {
     let follower = *fleet.boxes.keys().find(|id| **id != leader).unwrap();
     for (n, id) in [leader, follower].into_iter().enumerate() {
         let node = fleet.boxes[&id].node.clone();
-        let generation =
-            tokio::runtime::Runtime::new().unwrap().block_on(node.order(Order::Rotate));
+        let generation = block_on(node.order(Order::Rotate));
         let generation = generation.unwrap_or_else(|e| {
             panic!(
                 "{id}: {e}

@@ -2,7 +2,6 @@
 //! its own so that one can be killed like a process.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -262,9 +261,7 @@ pub fn wait_for(what: &str, done: impl Fn() -> bool, state: impl Fn() -> String)
     }
 }
 
-/// A port that somebody holds, until it is dropped.
-pub fn occupied_port() -> (TcpListener, u16) {
-    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = socket.local_addr().unwrap().port();
-    (socket, port)
+/// Waits for a future outside of any box's runtime.
+pub fn block_on<T>(future: impl std::future::Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }

@@ -1,5 +1,8 @@
 //! Clusters of real nodes over real mutual TLS in one process, without the host.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod age;
 mod agreement;
+mod erasure;
 mod fleet;
+mod handover;
