@@ -207,3 +207,18 @@ fn children_outlive_the_thread_that_starts_them() -> Result<()> {
     assert!(ats.is_running());
     dir.done()
 }
+
+#[test]
+fn boxes_listen_on_other_addresses_and_start_through_a_wrapper() -> Result<()> {
+    let dir = RunDir::new("addresses")?;
+    let site = site(dir.path())?;
+    for (name, address) in [("v4", "127.0.0.2"), ("v6", "::1")] {
+        let address = address.parse().map_err(|_| kit::Error::new("no address"))?;
+        let builder = Ats::builder(&dir.join(name)).certificate(&site).address(address);
+        let mut ats = builder.wrapper(&["env", "STEK_SHARE_KIT=wrapped"]).start()?;
+        ats.wait_ready()?;
+        let environment = fs::read(format!("/proc/{}/environ", ats.pid()?))?;
+        assert!(kit::sys::find(&environment, b"STEK_SHARE_KIT=wrapped").is_some());
+    }
+    dir.done()
+}
