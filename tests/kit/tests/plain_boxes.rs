@@ -124,7 +124,10 @@ fn a_box_stops_pauses_dies_and_returns() -> Result<()> {
     let answer = tickets::get(ats.https(), "/")?;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(BODY), "{answer}");
     assert_eq!(origin.answered(), 1);
+    let before = ats.usage()?;
     let ticket = tickets::take(ats.https(), TlsVersion::V13)?;
+    let after = ats.usage()?;
+    assert!(before.cpu < after.cpu && after.memory > 1000, "{before:?} {after:?}");
 
     ats.pause()?;
     let state = || fs::read_to_string(format!("/proc/{}/stat", ats.pid()?)).map_err(Into::into);
