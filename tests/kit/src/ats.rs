@@ -126,8 +126,8 @@ impl Builder {
         self
     }
 
-    /// Starts `traffic_manager`, which starts the server, so that `traffic_ctl` works ([`Ats::ctl`]).
-    /// That takes some three seconds longer.
+    /// Starts `traffic_manager`, which starts the server, so that `traffic_ctl` works
+    /// ([`Ats::ctl`]). That takes some three seconds longer.
     pub fn manager(mut self) -> Self {
         self.manager = true;
         self
@@ -208,6 +208,15 @@ pub struct Ats {
     wrapper: Vec<String>,
     manager: bool,
     process: Option<Child>,
+}
+
+/// What a server has used.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Processor time of all its living threads since their start.
+    pub cpu: Duration,
+    /// Memory in KiB, shared pages divided among those that share them (PSS).
+    pub memory: u64,
 }
 
 /// How a server ended.
@@ -367,6 +376,26 @@ impl Ats {
     /// Whether it runs; reaps it if it has ended by itself.
     pub fn is_running(&mut self) -> bool {
         matches!(self.try_wait(), Ok(None)) && self.process.is_some()
+    }
+
+    /// What the server uses; the difference of two looks tells the processor time between them.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn usage(&self) -> Result<Usage> {
+        let proc = PathBuf::from(format!("/proc/{}", self.pid()?));
+        // The kernel counts nanoseconds here; the ticks in `stat` are too coarse for an idle box.
+        let nanos = fs::read_dir(proc.join("task"))?.flatten().filter_map(|task| {
+            let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            times.split_whitespace().next()?.parse::<u64>().ok()
+        });
+        let cpu = Duration::from_nanos(nanos.sum());
+        let rollup = fs::read_to_string(proc.join("smaps_rollup"))?;
+        let pss =
+            rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split(' ').rev().nth(1));
+        let memory = pss.and_then(|kib| kib.parse().ok());
+        let memory = memory.ok_or_else(|| Error::new("smaps_rollup has no Pss"))?;
+        Ok(Usage { cpu, memory })
     }
 
     /// Runs `traffic_ctl` with `arguments`; only for a box with a manager. Returns what it prints.

@@ -3,13 +3,14 @@
 //! Below the fleet's directory: `pki/` with the authority and certificates, `box-N/` with the run
 //! root of server id N, whose `etc/` holds `server_conf.yaml` and `server_list.yaml`.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, thread};
 
-use crate::ats::{Ats, Builder};
+use crate::ats::{Ats, Builder, Stopped};
 use crate::pki::{Authority, Files, Identity, Request};
+use crate::sys::Signal;
 use crate::tickets::{self, KeyName, TlsVersion};
 use crate::{ports, wait, Context, Error, Result};
 
@@ -181,6 +182,19 @@ impl Fleet {
         self.boxes.iter_mut().try_for_each(Ats::wait_ready)
     }
 
+    /// Stops all running boxes at the same moment with `signal`; says how each ended.
+    ///
+    /// # Errors
+    /// As [`Ats::stop`].
+    pub fn stop(&mut self, signal: Signal) -> Result<Vec<Stopped>> {
+        thread::scope(|scope| {
+            let running = self.boxes.iter_mut().filter_map(|ats| ats.is_running().then_some(ats));
+            let stops: Vec<_> = running.map(|ats| scope.spawn(move || ats.stop(signal))).collect();
+            let panicked = |_| Err(Error::new("a thread that stops a box panicked"));
+            stops.into_iter().map(|stop| stop.join().unwrap_or_else(panicked)).collect()
+        })
+    }
+
     /// Where all boxes serve HTTPS.
     pub fn https(&self) -> Vec<SocketAddr> {
         self.boxes.iter().map(Ats::https).collect()
@@ -265,6 +279,22 @@ pub fn take_both(boxes: &[SocketAddr]) -> Result<Vec<(TlsVersion, Vec<tickets::T
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run_dir::RunDir;
+
+    #[test]
+    fn options_replace_what_the_plan_would_write() -> Result<()> {
+        let dir = RunDir::new("fleet")?;
+        let plan = Plan::new(2, &std::env::current_exe()?, Duration::from_secs(9));
+        let fleet = plan.one_certificate().option("port", "0").prepare(dir.path())?;
+        let read = |index: usize, name| fs::read_to_string(fleet.boxes[index].etc().join(name));
+        let conf = read(1, "server_conf.yaml")?;
+        let lines = |start: &str| conf.lines().filter(|line| line.starts_with(start)).count();
+        assert!(conf.contains("server_id: 2\n") && conf.contains("key_update_interval: 9\n"));
+        assert!(conf.contains("port: 0\n") && lines("port:") == 1, "{conf}");
+        assert_eq!(conf.matches("pki/peer.pem\n").count(), 2, "{conf}");
+        assert!(read(0, "server_list.yaml")?.contains(&format!("port: {}", fleet.raft_ports[1])));
+        dir.done()
+    }
 
     #[test]
     fn the_leader_is_the_one_of_the_highest_last_term() {

@@ -14,7 +14,8 @@
 //! | [`pki`] | authorities and certificates, good and bad |
 //! | [`ports`] | loopback ports that nobody else gets |
 //! | [`tickets`] | a TLS client that takes and offers session tickets; who resumes whose |
-//! | [`run_dir`], [`wait`], [`sys`], [`progress`] | directories, waiting, system calls, a person's display |
+//! | [`run_dir`], [`wait`], [`sys`] | directories, waiting for conditions, system calls |
+//! | [`progress`] | steps on a person's screen |
 
 pub mod ats;
 pub mod fleet;

@@ -124,7 +124,10 @@ fn a_box_stops_pauses_dies_and_returns() -> Result<()> {
     let answer = tickets::get(ats.https(), "/")?;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(BODY), "{answer}");
     assert_eq!(origin.answered(), 1);
+    let before = ats.usage()?;
     let ticket = tickets::take(ats.https(), TlsVersion::V13)?;
+    let after = ats.usage()?;
+    assert!(before.cpu < after.cpu && after.memory > 1000, "{before:?} {after:?}");
 
     ats.pause()?;
     let state = || fs::read_to_string(format!("/proc/{}/stat", ats.pid()?)).map_err(Into::into);
@@ -205,5 +208,20 @@ fn children_outlive_the_thread_that_starts_them() -> Result<()> {
     let mut ats = started.map_err(|_| kit::Error::new("the thread panicked"))??;
     ats.wait_ready()?;
     assert!(ats.is_running());
+    dir.done()
+}
+
+#[test]
+fn boxes_listen_on_other_addresses_and_start_through_a_wrapper() -> Result<()> {
+    let dir = RunDir::new("addresses")?;
+    let site = site(dir.path())?;
+    for (name, address) in [("v4", "127.0.0.2"), ("v6", "::1")] {
+        let address = address.parse().map_err(|_| kit::Error::new("no address"))?;
+        let builder = Ats::builder(&dir.join(name)).certificate(&site).address(address);
+        let mut ats = builder.wrapper(&["env", "STEK_SHARE_KIT=wrapped"]).start()?;
+        ats.wait_ready()?;
+        let environment = fs::read(format!("/proc/{}/environ", ats.pid()?))?;
+        assert!(kit::sys::find(&environment, b"STEK_SHARE_KIT=wrapped").is_some());
+    }
     dir.done()
 }

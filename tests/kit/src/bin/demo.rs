@@ -59,7 +59,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            println!("\nFAILED after {seconds:.0} s: {error}");
+            let in_time = progress.elapsed() < TOTAL_LIMIT;
+            let word = if in_time && sys::interrupted() { "INTERRUPTED" } else { "FAILED" };
+            println!("\n{word} after {seconds:.0} s: {error}");
             ExitCode::FAILURE
         }
     }
