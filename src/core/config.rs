@@ -627,4 +627,5 @@ fn millis(number: i64) -> Duration {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

@@ -1,7 +1,7 @@
 //! YAML text as a small tree, and the lines on which its keys stand.
 //!
 //! Knows no option. What must hold: a text of any content takes time and memory in proportion to
-//! its length (aliases cannot multiply it), and a key that is given twice is kept twice, so that
+//! its length (neither aliases nor nesting multiply them), and a key that is given twice is kept twice, so that
 //! the reader can name it.
 
 use std::cell::Cell;
@@ -16,6 +16,14 @@ const MAX_COST: usize = 2 * MAX_TEXT;
 
 /// The longest text, in bytes. A list of a thousand servers needs a tenth of it.
 pub const MAX_TEXT: usize = 1 << 20;
+
+/// The most opening brackets and braces in a text, wherever they stand. The scanner looks at all
+/// that are open for each token, so a mebibyte of them takes it half a minute; this many take
+/// milliseconds. A list of [`super::MAX_MEMBERS`] servers in braces needs a tenth.
+const MAX_BRACKETS: usize = 10_000;
+
+/// The most tag directives in a text, for the same reason: each is compared with all before it.
+const MAX_TAG_DIRECTIVES: usize = 100;
 
 /// One node of a YAML document.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +77,17 @@ pub(super) fn parse(text: &str) -> Result<(Node, bool), NotYaml> {
     if text.len() > MAX_TEXT {
         let reason = format!("is larger than {MAX_TEXT} bytes");
         return Err(NotYaml { line: None, reason });
+    }
+    let brackets = text.bytes().filter(|b| matches!(b, b'[' | b'{')).count();
+    let directives = text.matches("%TAG").count();
+    for (count, most, what) in [
+        (brackets, MAX_BRACKETS, "opening brackets"),
+        (directives, MAX_TAG_DIRECTIVES, "tag directives"),
+    ] {
+        if count > most {
+            let reason = format!("has {count} {what}, more than {most}");
+            return Err(NotYaml { line: None, reason });
+        }
     }
     let left = Cell::new(MAX_COST);
     let mut documents = serde_yaml::Deserializer::from_str(text);
@@ -290,6 +309,7 @@ fn is_key(says: &str, key: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -362,7 +382,10 @@ mod tests {
 
     #[test]
     fn nesting_and_length_are_bounded() {
-        assert!(parse(&"[".repeat(5_000)).is_err());
+        assert!(parse(&"[".repeat(MAX_BRACKETS)).unwrap_err().reason.starts_with("is no YAML"));
+        assert!(parse(&"[".repeat(MAX_BRACKETS + 1)).unwrap_err().reason.contains("10001 opening"));
+        let directives = "%TAG !a! b:\n".repeat(MAX_TAG_DIRECTIVES + 1);
+        assert!(parse(&directives).unwrap_err().reason.contains("101 tag directives"));
         let deep = format!("{}{}", "[".repeat(1_000), "]".repeat(1_000));
         assert!(parse(&deep).unwrap_err().reason.contains("recursion"));
         assert!(parse(&"x".repeat(MAX_TEXT + 1)).unwrap_err().reason.contains("larger"));
