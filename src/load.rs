@@ -1,1 +1,402 @@
 //! Reads the configuration files and certificates into checked settings.
+//!
+//! What values may be is [`crate::core::config`]'s to say, and what a certificate must be is
+//! [`crate::transport::tls`]'s; this room finds and reads files and turns each fault into a line
+//! for the operator. What must hold:
+//! - Nothing here waits: no name is resolved, no passphrase is asked for, and a pipe or device in
+//!   place of a file is refused.
+//! - One call tells the problems of all files, as far as one does not hide the others.
+//! - Bytes of a private key are erased after use and appear in no problem.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use crate::core::config::{
+    check_membership, parse_conf, parse_list, Conf, List, Paths, Problem, Settings, MAX_TEXT,
+};
+use crate::transport::tls::{Tls, TlsError};
+
+/// The largest file of certificates, in bytes: five times a distribution's whole bundle of roots.
+const MAX_PEM: usize = 1 << 20;
+
+/// A certificate that expires sooner than this is worth a warning at each load.
+pub const EXPIRES_SOON: Duration = Duration::from_secs(30 * 86_400);
+
+/// Where files with relative names are looked for, in this order; inside a file, the file's own
+/// directory comes first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dirs {
+    /// The process's working directory.
+    pub working: PathBuf,
+    /// Traffic Server's installation prefix.
+    pub install: PathBuf,
+    /// Traffic Server's configuration directory.
+    pub config: PathBuf,
+}
+
+/// A configuration that can be used.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the two YAML files say.
+    pub settings: Settings,
+    /// The certificates, ready for use.
+    pub tls: Tls,
+    /// What the operator should look at nevertheless.
+    pub warnings: Vec<Problem>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// The errors, at least one.
+    pub problems: Vec<Problem>,
+    /// What else the operator should look at.
+    pub warnings: Vec<Problem>,
+}
+
+/// Loads the configuration that `argument`, from plugin.config, names.
+///
+/// # Errors
+/// All that is wrong with it, as far as it can be told before the first errors are mended.
+pub fn load(argument: &str, dirs: &Dirs) -> Result<Loaded, Refused> {
+    let mut problems = Vec::new();
+    let loaded = try_load(argument, dirs, &mut problems);
+    let (problems, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_error);
+    match loaded {
+        Some((settings, tls)) if problems.is_empty() => Ok(Loaded { settings, tls, warnings }),
+        _ => Err(Refused { problems, warnings }),
+    }
+}
+
+fn try_load(argument: &str, dirs: &Dirs, problems: &mut Vec<Problem>) -> Option<(Settings, Tls)> {
+    let bases = [&*dirs.working, &*dirs.install, &*dirs.config];
+    let (path, text) = match find(argument, &bases).and_then(read_text) {
+        Ok(found) => found,
+        Err(unread) => {
+            let remedy = unread.remedy("correct the path in plugin.config");
+            problems.push(Problem::error(argument, unread.to_string(), remedy));
+            return None;
+        }
+    };
+    let (conf, told) = parse_conf(&text, &path.to_string_lossy());
+    problems.extend(told);
+    let conf = conf?;
+    let own = path.parent().unwrap_or(Path::new(""));
+    let bases = [own, &dirs.working, &dirs.install, &dirs.config];
+
+    let list = load_list(&conf, &bases, problems);
+    let pems = Pems::load(&conf, &bases, problems);
+    let tls = pems.as_ref().and_then(|pems| make_tls(&conf, pems, problems));
+    let settings = conf.settle(list?, pems?.paths())?;
+    Some((settings, tls?))
+}
+
+fn load_list(conf: &Conf, bases: &[&Path], problems: &mut Vec<Problem>) -> Option<List> {
+    let named = conf.server_list_file.as_deref()?;
+    let (path, text) = match find(named, bases).and_then(read_text) {
+        Ok(found) => found,
+        Err(unread) => {
+            problems.push(unread.problem(conf, "server_list_file", named));
+            return None;
+        }
+    };
+    let (list, told) = parse_list(&text, &path.to_string_lossy());
+    problems.extend(told);
+    let list = list?;
+    problems.extend(check_membership(conf, &list));
+    Some(list)
+}
+
+/// A file of PEM text: where it was found and what it holds.
+struct Pem {
+    path: PathBuf,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl Pem {
+    fn load(
+        conf: &Conf,
+        option: &str,
+        named: Option<&str>,
+        bases: &[&Path],
+        problems: &mut Vec<Problem>,
+    ) -> Option<Pem> {
+        let named = named?;
+        let read = find(named, bases).and_then(|path| {
+            let bytes = read_file(&path, MAX_PEM)?;
+            Ok(Pem { path, bytes })
+        });
+        read.map_err(|unread| problems.push(unread.problem(conf, option, named))).ok()
+    }
+
+    fn shown(&self) -> String {
+        format!("\"{}\"", self.path.display())
+    }
+}
+
+/// The three files that make up this box's identity.
+struct Pems {
+    root: Pem,
+    chain: Pem,
+    key: Pem,
+}
+
+impl Pems {
+    /// Reads all three, so that the problems of each are told.
+    fn load(conf: &Conf, bases: &[&Path], problems: &mut Vec<Problem>) -> Option<Pems> {
+        let root = conf.root_cert_file.as_deref();
+        let root = Pem::load(conf, "root_cert_file", root, bases, problems);
+        let chain = conf.server_cert_file.as_deref();
+        let chain = Pem::load(conf, "server_cert_file", chain, bases, problems);
+        let key = conf.server_key_file.as_deref();
+        let key = Pem::load(conf, "server_key_file", key, bases, problems);
+        if let Some(key) = &key {
+            problems.extend(check_mode(conf, key));
+        }
+        Some(Pems { root: root?, chain: chain?, key: key? })
+    }
+
+    fn paths(self) -> Paths {
+        Paths {
+            root_cert_file: self.root.path,
+            server_cert_file: self.chain.path,
+            server_key_file: self.key.path,
+        }
+    }
+}
+
+/// A warning if others than the key file's owner may read or change it.
+fn check_mode(conf: &Conf, key: &Pem) -> Option<Problem> {
+    let mode = fs::metadata(&key.path).ok()?.permissions().mode() & 0o777;
+    (mode & 0o066 != 0).then(|| {
+        let reason = format!("has mode {mode:04o}, so others than its owner can read or change it");
+        let remedy = "chmod 600 it, owned by the user that runs Traffic Server";
+        conf.warning("server_key_file", reason, remedy).value(key.shown())
+    })
+}
+
+fn make_tls(conf: &Conf, pems: &Pems, problems: &mut Vec<Problem>) -> Option<Tls> {
+    let wanted = conf.cert_verify_str.as_deref()?;
+    match Tls::from_pem(&pems.root.bytes, &pems.chain.bytes, &pems.key.bytes, wanted) {
+        Ok(tls) => {
+            problems.extend(check_expiry(conf, pems, &tls));
+            Some(tls)
+        }
+        Err(error) => {
+            problems.push(tls_problem(conf, pems, wanted, &error));
+            None
+        }
+    }
+}
+
+/// A warning if this box's certificate expires soon.
+fn check_expiry(conf: &Conf, pems: &Pems, tls: &Tls) -> Option<Problem> {
+    let left = tls.expires_in().filter(|left| *left < EXPIRES_SOON)?;
+    let days = left.as_secs() / 86_400;
+    let reason = format!("holds a certificate that expires in {days} days, at {}", tls.not_after());
+    let remedy = "renew it before; the other servers refuse this one afterwards";
+    Some(conf.warning("server_cert_file", reason, remedy).value(pems.chain.shown()))
+}
+
+/// The operator's line for certificates that cannot be used.
+fn tls_problem(conf: &Conf, pems: &Pems, wanted: &str, error: &TlsError) -> Problem {
+    let root = |reason: String, remedy| {
+        conf.error("root_cert_file", reason, remedy).value(pems.root.shown())
+    };
+    let chain = |reason: String, remedy| {
+        conf.error("server_cert_file", reason, remedy).value(pems.chain.shown())
+    };
+    let key = |reason: String, remedy| {
+        conf.error("server_key_file", reason, remedy).value(pems.key.shown())
+    };
+    let no_certificate = "holds no certificate in PEM form".to_owned();
+    let give_certificate = "give a file with '-----BEGIN CERTIFICATE-----' blocks, all of them \
+                            whole; 'openssl x509 -inform DER' converts from DER";
+    match error {
+        TlsError::RootGarbage => root(no_certificate, give_certificate),
+        TlsError::ChainGarbage => chain(no_certificate, give_certificate),
+        TlsError::KeyGarbage => key(
+            "holds no private key in PEM form".to_owned(),
+            "give a file with a whole '-----BEGIN PRIVATE KEY-----' block",
+        ),
+        TlsError::KeyEncrypted => key(
+            "holds a private key that is protected by a passphrase, which nobody could type here"
+                .to_owned(),
+            "store it without one: openssl pkey -in FILE -out NEWFILE",
+        ),
+        TlsError::KeyMismatch { subject } => key(
+            format!(
+                "is not the key of the first certificate in \"{}\", {subject}",
+                pems.chain.path.display()
+            ),
+            "give the key that belongs to it; this server's own certificate has to come first there",
+        ),
+        TlsError::Expired { subject, not_after } => chain(
+            format!("holds the certificate {subject}, which expired at {not_after}"),
+            "renew it; no other server accepts an expired one",
+        ),
+        TlsError::NotYetValid { subject, not_before } => chain(
+            format!("holds the certificate {subject}, which is not valid before {not_before}"),
+            "check this machine's clock and time zone, or issue it anew",
+        ),
+        TlsError::SubjectMismatch { found } => conf
+            .error(
+                "cert_verify_str",
+                format!("is not the subject of this server's own certificate, {found}"),
+                "make both the same on all servers; the others refuse this one otherwise",
+            )
+            .value(format!("\"{wanted}\"")),
+        TlsError::ChainUntrusted { subject, reason } => chain(
+            format!(
+                "does not verify against root_cert_file, \"{}\": {subject}: {reason}",
+                pems.root.path.display()
+            ),
+            "give the root that issued it, and add certificates in between to this file",
+        ),
+        TlsError::OpenSsl(stack) => {
+            chain(format!("is refused by OpenSSL: {stack}"), "give keys of 2048 bits RSA or P-256")
+        }
+    }
+}
+
+/// Why a file was not read. The texts complete "NAME ...".
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error("names no file")]
+    Unnamed,
+    #[error("is not there: looked for {}", shown(.0))]
+    Absent(Vec<PathBuf>),
+    #[error("cannot be read, at {}: permission denied", .0.display())]
+    Denied(PathBuf),
+    #[error("is a directory, at {}", .0.display())]
+    Directory(PathBuf),
+    #[error("is a device, pipe or socket, not a file, at {}", .0.display())]
+    Special(PathBuf),
+    #[error("is larger than {limit} bytes, at {}", .path.display())]
+    TooLarge { path: PathBuf, limit: usize },
+    #[error("is not UTF-8 text, from byte {byte} on, at {}", .path.display())]
+    NotText { path: PathBuf, byte: usize },
+    #[error("cannot be read, at {}: {error}", .path.display())]
+    Failed { path: PathBuf, error: io::Error },
+}
+
+impl Unread {
+    fn remedy<'a>(&self, correct_path: &'a str) -> &'a str {
+        match self {
+            Unread::Unnamed
+            | Unread::Absent(_)
+            | Unread::Directory(_)
+            | Unread::Special(_)
+            | Unread::TooLarge { .. } => correct_path,
+            Unread::Denied(_) => {
+                "let the user that runs Traffic Server read it and enter its directories"
+            }
+            Unread::NotText { .. } => "save it as UTF-8",
+            Unread::Failed { .. } => "mend the file or its file system, or give another path",
+        }
+    }
+
+    fn problem(&self, conf: &Conf, option: &str, named: &str) -> Problem {
+        let remedy = self.remedy("correct the path");
+        conf.error(option, self.to_string(), remedy).value(format!("\"{named}\""))
+    }
+
+    fn of(path: &Path, error: io::Error) -> Unread {
+        let path = path.to_owned();
+        match error.kind() {
+            ErrorKind::PermissionDenied => Unread::Denied(path),
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Unread::Absent(vec![path]),
+            _ => Unread::Failed { path, error },
+        }
+    }
+}
+
+fn shown(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
+    paths.join(", ")
+}
+
+/// The first file of that name: the name itself if it is absolute, else below the bases in their
+/// order. One that may not be looked at counts only if there is no other.
+fn find(named: &str, bases: &[&Path]) -> Result<PathBuf, Unread> {
+    if named.is_empty() {
+        return Err(Unread::Unnamed);
+    }
+    let mut tried: Vec<PathBuf> = Vec::new();
+    let mut hidden = None;
+    for base in bases {
+        // An absolute name replaces the base.
+        let path = base.join(named);
+        if tried.contains(&path) {
+            continue;
+        }
+        match fs::metadata(&path).map_err(|error| Unread::of(&path, error)) {
+            Ok(_) => return Ok(path),
+            Err(Unread::Absent(_)) => {}
+            Err(unread) => hidden = hidden.or(Some(unread)),
+        }
+        tried.push(path);
+    }
+    Err(hidden.unwrap_or(Unread::Absent(tried)))
+}
+
+fn read_text(path: PathBuf) -> Result<(PathBuf, String), Unread> {
+    let mut bytes = read_file(&path, MAX_TEXT)?;
+    match String::from_utf8(std::mem::take(&mut *bytes)) {
+        Ok(text) => Ok((path, text)),
+        Err(e) => Err(Unread::NotText { path, byte: e.utf8_error().valid_up_to() }),
+    }
+}
+
+/// All of a file of at most `limit` bytes. The bytes are erased when dropped and never moved, so
+/// that no copy of a key stays behind.
+fn read_file(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Unread> {
+    let failed = |error| Unread::of(path, error);
+    // Without O_NONBLOCK a pipe's open would wait for a writer.
+    let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut file = match open {
+        // What a socket says, and a device whose driver is gone.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => {
+            return Err(Unread::Special(path.to_owned()));
+        }
+        open => open.map_err(failed)?,
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(Unread::Directory(path.to_owned()));
+    }
+    if !metadata.is_file() {
+        return Err(Unread::Special(path.to_owned()));
+    }
+    let too_large = || Unread::TooLarge { path: path.to_owned(), limit };
+    // One byte more than the file has, to notice one that grew; files of the kernel claim to be
+    // empty and get the whole limit.
+    let size = match usize::try_from(metadata.len()).unwrap_or(usize::MAX) {
+        0 => limit,
+        size if size <= limit => size,
+        _ => return Err(too_large()),
+    };
+    let mut bytes = Zeroizing::new(vec![0; size + 1]);
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => {
+                bytes.truncate(filled);
+                return Ok(bytes);
+            }
+            Ok(read) => filled += read,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    if size == limit {
+        return Err(too_large());
+    }
+    let error = io::Error::other("it grew while it was read");
+    Err(Unread::Failed { path: path.to_owned(), error })
+}

@@ -1,0 +1,176 @@
+//! One thing that is wrong with the configuration, as one line for the operator.
+//!
+//! What must hold, whatever a file contains: the line is one line of printable characters, of
+//! bounded length, and shows no PEM text, for a key may stand where a path was expected.
+
+use std::fmt;
+
+/// Characters of a value that a line shows; enough for any sensible path's telling end.
+const MAX_VALUE: usize = 120;
+
+/// Characters of a file's name that a line shows.
+const MAX_FILE: usize = 300;
+
+/// Characters of a field's name: the longest option has 28, an entry adds `entry 1000: `.
+const MAX_FIELD: usize = 64;
+
+/// Characters of a reason; the longest lists four places where a file was looked for.
+const MAX_REASON: usize = 1000;
+
+/// Characters of a remedy.
+const MAX_REMEDY: usize = 500;
+
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The configuration works, but probably not as meant.
+    Warning,
+    /// The configuration cannot be used.
+    Error,
+}
+
+/// What is wrong, where, and what to do about it. Its `Display` is the operator's line, for
+/// example `server_conf.yaml line 3: port: 99999 is not a port; give a number from 1 to 65535`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Whether the configuration can be used nevertheless.
+    pub severity: Severity,
+    /// The file that has to be changed.
+    pub file: String,
+    /// The line in it, from 1, where it is known.
+    pub line: Option<usize>,
+    /// The option, or `entry N: field` in a server list.
+    pub field: Option<String>,
+    /// What the file says there, where showing it helps.
+    pub value: Option<String>,
+    /// What is wrong with it.
+    pub reason: String,
+    /// What the operator can do.
+    pub remedy: String,
+}
+
+impl Problem {
+    /// An error in `file`.
+    pub fn error(file: &str, reason: impl Into<String>, remedy: impl Into<String>) -> Problem {
+        Problem {
+            severity: Severity::Error,
+            file: file.to_owned(),
+            line: None,
+            field: None,
+            value: None,
+            reason: reason.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    /// A warning about `file`.
+    pub fn warning(file: &str, reason: impl Into<String>, remedy: impl Into<String>) -> Problem {
+        Problem { severity: Severity::Warning, ..Problem::error(file, reason, remedy) }
+    }
+
+    /// The same, at a line.
+    pub fn at(self, line: Option<usize>) -> Problem {
+        Problem { line, ..self }
+    }
+
+    /// The same, about a field.
+    pub fn field(self, field: impl Into<String>) -> Problem {
+        Problem { field: Some(field.into()), ..self }
+    }
+
+    /// The same, showing what the file says. PEM text is never shown.
+    pub fn value(self, value: impl Into<String>) -> Problem {
+        let value = value.into();
+        let shown = if is_pem(&value) { "PEM text".to_owned() } else { value };
+        Problem { value: Some(shown), ..self }
+    }
+
+    /// Whether the configuration cannot be used because of it.
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+/// Whether `text` is a certificate or key itself rather than the name of one.
+pub(super) fn is_pem(text: &str) -> bool {
+    text.contains("-----BEGIN")
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printable(&self.file, MAX_FILE))?;
+        if let Some(line) = self.line {
+            write!(f, " line {line}")?;
+        }
+        f.write_str(": ")?;
+        if let Some(field) = &self.field {
+            write!(f, "{}: ", printable(field, MAX_FIELD))?;
+        }
+        if let Some(value) = &self.value {
+            write!(f, "{} ", printable(value, MAX_VALUE))?;
+        }
+        let (reason, remedy) =
+            (printable(&self.reason, MAX_REASON), printable(&self.remedy, MAX_REMEDY));
+        write!(f, "{reason}; {remedy}")
+    }
+}
+
+/// `text` on one line, without control or invisible characters, at most `limit` characters and
+/// an ellipsis. A double or single quote and a backslash stay as they are.
+pub fn printable(text: &str, limit: usize) -> String {
+    let mut out = String::new();
+    for (shown, c) in text.chars().enumerate() {
+        if shown >= limit {
+            out.push_str("...");
+            break;
+        }
+        match c {
+            '\'' | '"' | '\\' => out.push(c),
+            _ => out.extend(c.escape_debug()),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_file_line_field_value_reason_and_remedy() {
+        let problem = Problem::error("a.yaml", "is not a port", "give a number from 1 to 65535")
+            .at(Some(3))
+            .field("port")
+            .value("99999");
+        assert_eq!(
+            problem.to_string(),
+            "a.yaml line 3: port: 99999 is not a port; give a number from 1 to 65535"
+        );
+    }
+
+    #[test]
+    fn no_character_of_a_file_breaks_the_line() {
+        let nasty = "a\nb\r\tc\0\u{1b}[31m\u{202e}\u{2028}\u{85}é\u{feff}";
+        let line = Problem::error(nasty, nasty, nasty).field(nasty).value(nasty).to_string();
+        let invisible =
+            |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{202e}' | '\u{feff}');
+        assert!(!line.contains(invisible), "{line:?}");
+        assert!(line.contains('é'), "what can be printed stays readable: {line}");
+    }
+
+    #[test]
+    fn a_line_has_a_bounded_length() {
+        let long = "\u{1}".repeat(1 << 20);
+        let line = Problem::error(&long, &long, &long).field(&long).value(&long).to_string();
+        assert!(line.len() < 20_000, "{}", line.len());
+        let line = Problem::error("f", "r", "s").value("x".repeat(1000)).to_string();
+        assert_eq!(line, format!("f: {}... r; s", "x".repeat(MAX_VALUE)));
+    }
+
+    #[test]
+    fn pem_text_is_not_shown() {
+        let pem = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0";
+        let problem = Problem::error("f", "r", "s").value(pem);
+        assert!(!format!("{problem} {problem:?}").contains("c2VjcmV0"));
+    }
+}

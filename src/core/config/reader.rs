@@ -1,0 +1,307 @@
+//! Takes the values of one YAML mapping, name by name, and complains about what does not fit.
+//!
+//! Knows the kinds of values (numbers in a range, texts, addresses), not the options. What must
+//! hold: every value that is refused leaves exactly one error, so a caller that gets `None` need
+//! not complain again.
+
+use std::ops::RangeInclusive;
+
+use super::address;
+use super::problem::{is_pem, Problem};
+use super::yaml::{Node, Places};
+
+/// The numbers that an option takes.
+pub(super) struct Numbers {
+    pub(super) range: RangeInclusive<i64>,
+    /// What is said of a number outside, completing "99999 ...".
+    pub(super) outside: &'static str,
+    /// What the operator is asked for, as in "give a whole number of seconds from 1 to 9".
+    pub(super) unit: &'static str,
+}
+
+impl Numbers {
+    fn remedy(&self) -> String {
+        format!("give {} from {} to {}", self.unit, self.range.start(), self.range.end())
+    }
+}
+
+/// What a mapping says under one name.
+pub(super) enum Given<T> {
+    /// The name is not there.
+    Nothing,
+    /// It is there with something unusable, which is complained about already.
+    Wrong,
+    /// It is there and fits.
+    Value(T),
+}
+
+impl<T> Given<T> {
+    /// The value, or `default` where nothing is given; `None` for a wrong value.
+    pub(super) fn or(self, default: T) -> Option<T> {
+        match self {
+            Given::Nothing => Some(default),
+            Given::Wrong => None,
+            Given::Value(value) => Some(value),
+        }
+    }
+}
+
+/// The most names in one mapping that are looked at one by one. There are far fewer options; each
+/// name is compared with all before it.
+const MAX_NAMES: usize = 100;
+
+/// Reads one mapping of `file`.
+pub(super) struct Reader<'a> {
+    pub(super) file: &'a str,
+    pub(super) pairs: &'a [(Node, Node)],
+    pub(super) places: &'a Places,
+    /// Set before a field's name in a line, such as `entry 3: `.
+    pub(super) prefix: String,
+    pub(super) problems: &'a mut Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    /// Complains about names that stand twice, and warns of names that are not in `known`.
+    pub(super) fn check_names(&mut self, known: &[&str], advice: &str) {
+        if self.pairs.len() > MAX_NAMES {
+            let reason = format!("has {} names, more than {MAX_NAMES}", self.pairs.len());
+            let problem = Problem::error(self.file, reason, advice).at(self.places.start());
+            let prefix = self.prefix.trim_end_matches(": ");
+            self.problems.push(match prefix {
+                "" => problem,
+                prefix => problem.field(prefix),
+            });
+            return;
+        }
+        for (index, (key, _)) in self.pairs.iter().enumerate() {
+            let Node::Text(name) = key else {
+                let named = self.named(&key.to_string());
+                let reason = "is not a known name and has no effect";
+                let problem = Problem::warning(self.file, reason, advice);
+                self.problems.push(problem.field(named).at(self.places.start()));
+                continue;
+            };
+            let (before, _) = self.pairs.split_at(index);
+            let nth = before.iter().filter(|(k, _)| k == key).count();
+            let (line, named) = (self.places.key(name, nth), self.named(name));
+            if nth > 0 {
+                let problem =
+                    Problem::error(self.file, "is given more than once", "keep one of the lines");
+                self.problems.push(problem.field(named).at(line));
+            } else if !known.contains(&name.as_str()) {
+                let remedy = match nearest(name, known) {
+                    Some(nearest) => format!("did you mean {nearest}?"),
+                    None => advice.to_owned(),
+                };
+                let reason = "is not a known name and has no effect";
+                let problem = Problem::warning(self.file, reason, remedy);
+                self.problems.push(problem.field(named).at(line));
+            }
+        }
+    }
+
+    /// A whole number in a range. A number in quotes is a number, as it is to the original.
+    pub(super) fn number(&mut self, name: &str, numbers: &Numbers) -> Given<i64> {
+        let Some(node) = self.find(name) else {
+            return Given::Nothing;
+        };
+        let number = match integer(node) {
+            Ok(number) => number,
+            Err(reason) => return self.wrong(name, node, reason, &numbers.remedy()),
+        };
+        match i64::try_from(number) {
+            Ok(number) if numbers.range.contains(&number) => Given::Value(number),
+            _ => self.wrong(name, node, numbers.outside, &numbers.remedy()),
+        }
+    }
+
+    /// A text that is not empty.
+    pub(super) fn text(&mut self, name: &str, remedy: &str) -> Given<String> {
+        match self.text_or_empty(name, remedy) {
+            Given::Value(text) if text.is_empty() => {
+                self.wrong(name, &Node::Null, "is empty", remedy)
+            }
+            given => given,
+        }
+    }
+
+    /// A text; the name with nothing behind it is the empty text.
+    pub(super) fn text_or_empty(&mut self, name: &str, remedy: &str) -> Given<String> {
+        match self.find(name) {
+            None => Given::Nothing,
+            Some(Node::Null) => Given::Value(String::new()),
+            Some(node @ Node::Text(text)) if is_pem(text) => {
+                self.wrong(name, node, "stands here itself", remedy)
+            }
+            Some(Node::Text(text)) => Given::Value(text.trim().to_owned()),
+            Some(node) => {
+                let reason = format!("is {}, not plain text", node.kind());
+                self.wrong(name, node, &reason, &format!("{remedy}, in quotes"))
+            }
+        }
+    }
+
+    /// An address in the form that is kept.
+    pub(super) fn address(&mut self, name: &str) -> Given<String> {
+        let remedy = "give an IPv4 address, an IPv6 address in quotes, or a host name";
+        let text = match self.text(name, remedy) {
+            Given::Value(text) => text,
+            Given::Nothing => return Given::Nothing,
+            Given::Wrong => return Given::Wrong,
+        };
+        match address::parse(&text) {
+            Ok(address) => Given::Value(address),
+            Err(reason) => {
+                let remedy = match reason {
+                    address::NotAddress::WithPort => "give the port in the field 'port' only",
+                    _ => remedy,
+                };
+                self.wrong(name, &Node::Text(text), &reason.to_string(), remedy)
+            }
+        }
+    }
+
+    /// The value of what has to be there.
+    pub(super) fn required<T>(&mut self, name: &str, given: Given<T>, remedy: &str) -> Option<T> {
+        match given {
+            Given::Value(value) => Some(value),
+            Given::Wrong => None,
+            Given::Nothing => {
+                let problem = Problem::error(self.file, "is missing", remedy);
+                // In a list it helps to know which entry; for a whole file there is no line.
+                let line = self.places.start().filter(|_| !self.prefix.is_empty());
+                self.problems.push(problem.field(self.named(name)).at(line));
+                None
+            }
+        }
+    }
+
+    /// An error about the value of `name`, for a caller to complete and add.
+    pub(super) fn error(&self, name: &str, reason: &str, remedy: &str) -> Problem {
+        let problem = Problem::error(self.file, reason, remedy).field(self.named(name));
+        let problem = problem.at(self.places.key(name, 0).or(self.places.start()));
+        match self.find(name) {
+            Some(value) => problem.value(value.to_string()),
+            None => problem,
+        }
+    }
+
+    fn wrong<T>(&mut self, name: &str, node: &Node, reason: &str, remedy: &str) -> Given<T> {
+        let mut problem = self.error(name, reason, remedy);
+        problem.value = None;
+        if matches!(node, Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_)) {
+            problem = problem.value(node.to_string());
+        }
+        self.problems.push(problem);
+        Given::Wrong
+    }
+
+    fn find(&self, name: &str) -> Option<&'a Node> {
+        let is_it = |key: &Node| matches!(key, Node::Text(text) if text == name);
+        self.pairs.iter().find(|(key, _)| is_it(key)).map(|(_, value)| value)
+    }
+
+    fn named(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+/// The whole number that a node says, or what is wrong with it.
+fn integer(node: &Node) -> Result<i128, &'static str> {
+    const NO_NUMBER: &str = "is not a whole number";
+    let text = match node {
+        Node::Int(number) => return Ok(*number),
+        Node::Text(text) => text.trim(),
+        Node::Null => return Err("has no value"),
+        Node::List(_) => return Err("is a list, not a whole number"),
+        Node::Mapping(_) => return Err("is a mapping, not a whole number"),
+        Node::Bool(_) | Node::Float(_) => return Err(NO_NUMBER),
+    };
+    if let Some(digits) = text.strip_prefix("0x") {
+        return i128::from_str_radix(digits, 16).map_err(|_| NO_NUMBER);
+    }
+    let number = text.parse().map_err(|_| NO_NUMBER)?;
+    let digits = text.trim_start_matches(['+', '-']);
+    if digits.len() > 1 && digits.starts_with('0') {
+        // YAML 1.1 and the original read it as octal, an operator hardly ever.
+        return Err("begins with 0, which some read as octal");
+    }
+    Ok(number)
+}
+
+/// The most edits at which a known name is still offered for an unknown one.
+const MAX_EDITS: usize = 4;
+
+/// Names longer than this are not compared: none of ours comes near.
+const MAX_COMPARED: usize = 64;
+
+/// The name of `known` that `name` was probably meant to be.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    if name.len() > MAX_COMPARED {
+        return None;
+    }
+    let name = name.trim().to_lowercase().replace(['-', ' ', '.'], "_");
+    let nearest = known.iter().map(|k| (edits(&name, k), *k)).min()?;
+    // More than a third of the letters changed is another word.
+    let (edits, known) = nearest;
+    (edits <= MAX_EDITS && edits * 3 <= known.len()).then_some(known)
+}
+
+/// Levenshtein's distance: insertions, deletions and replacements of characters.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut left = i + 1;
+        let mut next = vec![left];
+        for (y, above) in b.iter().zip(row.windows(2)) {
+            let (diagonal, above) = match above {
+                [diagonal, above] => (*diagonal, *above),
+                _ => continue, // windows(2) yields pairs only
+            };
+            left = (diagonal + usize::from(x != *y)).min(above + 1).min(left + 1);
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_single_edits() {
+        for (a, b, expected) in
+            [("", "", 0), ("", "abc", 3), ("port", "port", 0), ("prot", "port", 2), ("ab", "b", 1)]
+        {
+            assert_eq!(edits(a, b), expected, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_offered_only_when_it_is_near() {
+        let known = ["server_id", "server_key_file", "port"];
+        assert_eq!(nearest("sever_id", &known), Some("server_id"));
+        assert_eq!(nearest("Server-ID", &known), Some("server_id"));
+        assert_eq!(nearest("ports", &known), Some("port"));
+        assert_eq!(nearest("key_file", &known), None);
+        assert_eq!(nearest("unrelated", &known), None);
+        assert_eq!(nearest(&"p".repeat(100_000), &known), None);
+    }
+
+    #[test]
+    fn numbers_in_quotes_are_numbers() {
+        let text = |t: &str| integer(&Node::Text(t.to_owned()));
+        assert_eq!(text("15"), Ok(15));
+        assert_eq!(text(" -3 "), Ok(-3));
+        assert_eq!(text("0"), Ok(0));
+        assert_eq!(text("0x1F91"), Ok(8081));
+        for bad in ["", "abc", "1.5", "1e3", "15s", "0x", "010", "1 2"] {
+            assert!(text(bad).is_err(), "{bad}");
+        }
+        assert!(integer(&Node::Float(1.5)).is_err());
+        assert!(integer(&Node::Bool(true)).is_err());
+    }
+}

@@ -1,0 +1,473 @@
+use super::*;
+
+/// A configuration in which nothing is wrong and nothing is left out that must be there.
+const CONF: &str = "\
+server_id: 1
+address: 127.0.0.1
+port: 10001
+key_update_interval: 15
+server_list_file: list.yaml
+root_cert_file: root.pem
+server_cert_file: cert.pem
+server_key_file: key.pem
+cert_verify_str: /C=US/ST=IL/O=Yahoo/OU=Edge/CN=localhost
+";
+
+const LIST: &str = "\
+- server_id: 1
+  address: 127.0.0.1
+  port: 10001
+- server_id: 2
+  address: 127.0.0.1
+  port: 10002
+";
+
+/// [`CONF`] without the option, or with `name: value` in its place, always as the last line.
+fn conf_with(name: &str, line: &str) -> String {
+    let kept = CONF.lines().filter(|l| !l.starts_with(&format!("{name}:")));
+    let mut text: String = kept.map(|l| format!("{l}\n")).collect();
+    text.push_str(line);
+    text
+}
+
+fn lines(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(|p| p.to_string()).collect()
+}
+
+fn settle(conf: &str, list: &str) -> (Option<Settings>, Vec<Problem>) {
+    let (conf, mut problems) = parse_conf(conf, "c");
+    let (list, more) = parse_list(list, "l");
+    problems.extend(more);
+    let settings = conf.zip(list).and_then(|(conf, list)| {
+        problems.extend(check_membership(&conf, &list));
+        let path = |name: &Option<String>| PathBuf::from(name.clone().unwrap_or_default());
+        let paths = Paths {
+            root_cert_file: path(&conf.root_cert_file),
+            server_cert_file: path(&conf.server_cert_file),
+            server_key_file: path(&conf.server_key_file),
+        };
+        conf.settle(list, paths)
+    });
+    (settings, problems)
+}
+
+/// The settings of [`CONF`] with one more line.
+fn settings_with(line: &str) -> (Settings, Vec<String>) {
+    let name = line.split(':').next().unwrap_or_default();
+    let (settings, problems) = settle(&conf_with(name, line), LIST);
+    (settings.unwrap(), lines(&problems))
+}
+
+#[test]
+fn defaults_are_the_originals() {
+    let (settings, problems) = settle(CONF, LIST);
+    assert_eq!(problems, []);
+    let ms = Duration::from_millis;
+    let expected = Settings {
+        server_id: ServerId(1),
+        address: "127.0.0.1".to_owned(),
+        port: 10001,
+        bind_address: None,
+        workers: 4,
+        timers: Timers { heart_beat: ms(100), election_lower: ms(200), election_upper: ms(400) },
+        reserved_log_items: 5,
+        snapshot_distance: 5,
+        request_timeout: ms(3000),
+        key_update_interval: Duration::from_secs(15),
+        handover_timeout: ms(1500),
+        startup_wait: ms(2000),
+        ticket_keys: 2,
+        max_key_age: Duration::from_secs(86400),
+        root_cert_file: "root.pem".into(),
+        server_cert_file: "cert.pem".into(),
+        server_key_file: "key.pem".into(),
+        cert_verify_str: "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=localhost".to_owned(),
+        members: vec![
+            Member { id: ServerId(1), address: "127.0.0.1".to_owned(), port: 10001 },
+            Member { id: ServerId(2), address: "127.0.0.1".to_owned(), port: 10002 },
+        ],
+    };
+    assert_eq!(settings, Some(expected));
+}
+
+#[test]
+fn each_option_reaches_its_setting() {
+    let ms = Duration::from_millis;
+    let (s, _) = settings_with("asio_thread_pool_size: 7");
+    assert_eq!(s.workers, 7);
+    let (s, _) = settings_with("heart_beat_interval: '50'");
+    assert_eq!(s.timers.heart_beat, ms(50));
+    let (s, _) = settings_with("election_timeout_lower_bound: 300");
+    assert_eq!(s.timers.election_lower, ms(300));
+    let (s, _) = settings_with("election_timeout_upper_bound: 800");
+    assert_eq!(s.timers.election_upper, ms(800));
+    let (s, _) = settings_with("reserved_log_items: 0");
+    assert_eq!(s.reserved_log_items, 0);
+    let (s, _) = settings_with("snapshot_distance: 9");
+    assert_eq!(s.snapshot_distance, 9);
+    let (s, _) = settings_with("client_req_timeout: 250");
+    assert_eq!(s.request_timeout, ms(250));
+    let (s, _) = settings_with("bind_address: '[::]'");
+    assert_eq!(s.bind_address.as_deref(), Some("::"));
+    let (s, _) = settings_with("handover_timeout: 700");
+    assert_eq!(s.handover_timeout, ms(700));
+    let (s, _) = settings_with("startup_wait: 0");
+    assert_eq!(s.startup_wait, Duration::ZERO);
+    let (s, _) = settings_with("ticket_keys: 16");
+    assert_eq!(s.ticket_keys, 16);
+    let (s, _) = settings_with("max_key_age: 15");
+    assert_eq!(s.max_key_age, Duration::from_secs(15));
+}
+
+#[test]
+fn defaults_follow_the_interval() {
+    let (s, problems) = settings_with("key_update_interval: 1");
+    assert_eq!(s.handover_timeout, Duration::from_millis(500));
+    assert_eq!(problems, [""; 0], "a default is capped without a word");
+    let (s, _) = settings_with("key_update_interval: 2147483647");
+    assert_eq!(s.max_key_age, Duration::from_secs(2 * 2_147_483_647));
+    let (s, _) = settings_with("key_update_interval: 43201");
+    assert_eq!(s.max_key_age, Duration::from_secs(86402));
+    let (s, problems) = settings_with("handover_timeout: 7501");
+    assert_eq!(s.handover_timeout, Duration::from_millis(7500));
+    assert_eq!(
+        problems,
+        ["c line 10: handover_timeout: 7501 is more than half of key_update_interval; \
+          7500 ms is used instead; give at most 7500"]
+    );
+}
+
+/// Each line makes [`CONF`] wrong in one way and has exactly one problem.
+#[test]
+fn each_wrong_option_is_one_line() {
+    let long = format!("cert_verify_str: {}", "x".repeat(500));
+    let shown = "x".repeat(119);
+    let long_line = format!(
+        "c line 9: cert_verify_str: \"{shown}... is not a subject of the form \
+         /C=US/O=Example/CN=name; give what 'openssl x509 -noout -subject -nameopt compat -in \
+         FILE' prints after 'subject='"
+    );
+    for (line, expected) in [
+        (
+            "server_id: abc",
+            "\"abc\" is not a whole number; give a whole number from 0 to 2147483647",
+        ),
+        ("server_id: -1", "-1 is not a server id; give a whole number from 0 to 2147483647"),
+        ("server_id: 99999999999999999999999", "is not a server id; give a whole"),
+        (
+            "address: 10.0.0.1:80",
+            "\"10.0.0.1:80\" has a port of its own; give the port in the field",
+        ),
+        ("address: [a]", "is a list, not plain text; give an IPv4 address, an IPv6 address in"),
+        ("address:", "is empty; give an IPv4 address, an IPv6 address in quotes, or a host name"),
+        ("address: a_b..c", "\"a_b..c\" is not a host name; give an IPv4 address"),
+        ("bind_address: 300.1.1.1", "\"300.1.1.1\" is not an IPv4 address; give"),
+        ("port: 0", "0 is not a port; give a number from 1 to 65535"),
+        ("port: 99999", "99999 is not a port; give a number from 1 to 65535"),
+        ("port: [1]", "is a list, not a whole number; give a number from 1 to 65535"),
+        ("port: {a: 1}", "is a mapping, not a whole number; give a number from 1 to 65535"),
+        ("port:", "has no value; give a number from 1 to 65535"),
+        ("port: 080", "begins with 0, which some read as octal; give a number"),
+        ("key_update_interval: 0", "0 is out of range; give a whole number of seconds from 1 to"),
+        ("key_update_interval: -15", "-15 is out of range; give a whole number of seconds from 1"),
+        ("key_update_interval: 1.5", "1.5 is not a whole number; give a whole number of seconds"),
+        ("key_update_interval: true", "true is not a whole number; give a whole number of seconds"),
+        ("asio_thread_pool_size: 0", "0 is out of range; give a number of threads from 1 to 64"),
+        ("asio_thread_pool_size: 65", "65 is out of range; give a number of threads from 1 to 64"),
+        ("heart_beat_interval: 0", "0 is out of range; give a whole number of milliseconds from 1"),
+        (
+            "heart_beat_interval: 200",
+            "200 ms is not below election_timeout_lower_bound, 200 ms; make it half of",
+        ),
+        (
+            "election_timeout_lower_bound: 500",
+            "500 ms is not below election_timeout_upper_bound, 400 ms; make the upper bound twice",
+        ),
+        (
+            "election_timeout_upper_bound: 3600001",
+            "3600001 is out of range; give a whole number of",
+        ),
+        (
+            "reserved_log_items: -1",
+            "-1 is out of range; give a number of entries from 0 to 1000000",
+        ),
+        ("snapshot_distance: -1", "-1 is out of range; give a number of entries from 0 to 1000000"),
+        ("client_req_timeout: 0", "0 is out of range; give a whole number of milliseconds from 1"),
+        ("handover_timeout: 0", "0 is out of range; give a whole number of milliseconds from 1"),
+        (
+            "startup_wait: 60001",
+            "60001 is out of range; give a whole number of milliseconds from 0",
+        ),
+        ("ticket_keys: 1", "1 is out of range; give a number of keys from 2 to 16"),
+        ("ticket_keys: 17", "17 is out of range; give a number of keys from 2 to 16"),
+        ("max_key_age: 14", "14 is below key_update_interval, 15 s; give at least twice"),
+        ("root_cert_file: ''", "is empty; give the path of a file with the certificates"),
+        ("server_list_file: 5", "5 is a number, not plain text; give the path of a file with the"),
+        (
+            "server_key_file: |\n  -----BEGIN PRIVATE KEY-----\n  c2VjcmV0",
+            "PEM text stands here itself; give the path of a file with the key",
+        ),
+        (
+            "cert_verify_str: C = US, CN = x",
+            "\"C = US, CN = x\" is not a subject of the form /C=US",
+        ),
+        ("cert_verify_str: subject=/CN=x", "\"subject=/CN=x\" is not a subject of the form"),
+        ("cert_verify_str: /x", "\"/x\" is not a subject of the form"),
+        (&long, &long_line),
+    ] {
+        let name = line.split(':').next().unwrap();
+        let (settings, problems) = settle(&conf_with(name, line), LIST);
+        assert_eq!(settings, None, "{line}");
+        let told = lines(&problems);
+        assert_eq!(told.len(), 1, "{line}: {told:#?}");
+        // Options that CONF has are moved to its ninth and last line.
+        assert!(
+            told[0].starts_with("c line 9: ") || told[0].starts_with("c line 10: "),
+            "{told:?}"
+        );
+        assert!(told[0].contains(&format!("{name}: ")), "{told:?}");
+        assert!(told[0].contains(expected), "{line}: {told:?}");
+        assert!(!told[0].contains("c2Vjc"), "{told:?}");
+        assert!(problems[0].is_error());
+    }
+}
+
+#[test]
+fn a_required_option_that_is_missing_is_named() {
+    for name in [
+        "server_id",
+        "address",
+        "port",
+        "key_update_interval",
+        "server_list_file",
+        "root_cert_file",
+        "server_cert_file",
+        "server_key_file",
+    ] {
+        let (settings, problems) = settle(&conf_with(name, ""), LIST);
+        assert_eq!(settings, None);
+        let told = lines(&problems);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with(&format!("c: {name}: is missing; add '{name}: ")), "{told:?}");
+    }
+}
+
+#[test]
+fn no_subject_is_a_warning() {
+    for (line, place) in
+        [("", "c"), ("cert_verify_str:", "c line 9"), ("cert_verify_str: ''", "c line 9")]
+    {
+        let (settings, problems) = settle(&conf_with("cert_verify_str", line), LIST);
+        assert_eq!(settings.unwrap().cert_verify_str, "");
+        let told = lines(&problems);
+        assert_eq!(told.len(), 1);
+        let start = format!(
+            "{place}: cert_verify_str: is not given, so any certificate of root_cert_file may join"
+        );
+        assert!(told[0].starts_with(&start), "{told:?}");
+        assert!(!problems[0].is_error());
+    }
+}
+
+#[test]
+fn unknown_options_are_warnings_with_the_nearest_name() {
+    for (line, expected) in [
+        (
+            "key_update_intervall: 5",
+            "c line 10: key_update_intervall: is not a known name and has no effect; did you mean \
+             key_update_interval?",
+        ),
+        (
+            "colour: red",
+            "c line 10: colour: is not a known name and has no effect; remove it, or see the table \
+             of options in the README",
+        ),
+        (
+            "5: red",
+            "c line 1: 5: is not a known name and has no effect; remove it, or see the table of \
+             options in the README",
+        ),
+    ] {
+        let (settings, problems) = settle(&format!("{CONF}{line}\n"), LIST);
+        assert!(settings.is_some());
+        assert_eq!(lines(&problems), [expected]);
+        assert!(!problems[0].is_error());
+    }
+}
+
+#[test]
+fn an_option_given_twice_is_an_error_at_its_second_line() {
+    let (settings, problems) = settle(&format!("{CONF}port: 10002\n"), LIST);
+    assert!(problems[0].is_error());
+    assert_eq!(
+        lines(&problems),
+        ["c line 10: port: is given more than once; keep one of the lines"]
+    );
+    assert!(settings.is_none());
+}
+
+#[test]
+fn all_problems_are_told() {
+    let conf = "server_id: x\nport: 0\nkey_update_interval: -1\nports: 5\n";
+    let (_, problems) = parse_conf(conf, "c");
+    let fields: Vec<_> = problems.iter().filter_map(|p| p.field.as_deref()).collect();
+    let expected = [
+        "ports",
+        "server_id",
+        "address",
+        "port",
+        "key_update_interval",
+        "server_list_file",
+        "root_cert_file",
+        "server_cert_file",
+        "server_key_file",
+        "cert_verify_str",
+    ];
+    assert_eq!(fields, expected);
+}
+
+#[test]
+fn a_text_without_options_is_one_error() {
+    for (text, expected) in [
+        ("", "c: is empty; fill it in after the example files of this plugin"),
+        ("# nothing\n", "c: is empty; fill it in after the example files of this plugin"),
+        ("hello", "c: is plain text, not a mapping of options; write options as 'name: value'"),
+        ("- a", "c: is a list, not a mapping of options; this may be the server list"),
+        ("port: [1\nx: 2", "c line 2: is no YAML: "),
+        ("a: b: c", "c line 1: is no YAML: "),
+        ("\tport: 1", "c line 1: is no YAML: "),
+    ] {
+        let (conf, problems) = parse_conf(text, "c");
+        assert!(conf.is_none(), "{text}");
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let line = problems[0].to_string();
+        assert!(line.starts_with(expected), "{text:?}: {line}");
+    }
+}
+
+#[test]
+fn a_second_document_is_a_warning() {
+    let (settings, problems) = settle(&format!("{CONF}---\nport: 5\n"), LIST);
+    assert!(settings.is_some());
+    assert!(!problems[0].is_error());
+    assert!(problems[0].to_string().starts_with("c: holds several YAML documents"));
+}
+
+/// Each list has exactly one problem.
+#[test]
+fn each_wrong_list_is_one_line() {
+    for (list, expected) in [
+        ("", "l: is empty; fill it in"),
+        ("[]", "l: is an empty list; write one entry '- server_id: N'"),
+        ("server_id: 1", "l: is a mapping, not a list of servers; write one entry"),
+        ("hello", "l: is plain text, not a list of servers; write one entry"),
+        ("- [", "l line 2: is no YAML: "),
+        (
+            "- server_id: 1\n  address: a\n  port: 1\n- hello",
+            "l line 4: entry 2: is plain text, not a server; write 'server_id: N'",
+        ),
+        (
+            "- server_id: 1\n  address: a",
+            "l line 1: entry 1: port: is missing; add 'port: P'",
+        ),
+        (
+            "- server_id: 1\n  address: a\n  port: 99999",
+            "l line 3: entry 1: port: 99999 is not a port; give a number from 1 to 65535",
+        ),
+        (
+            "- {server_id: 1, address: a, port: x}",
+            "l line 1: entry 1: port: \"x\" is not a whole number; give a number from 1 to 65535",
+        ),
+        (
+            "- server_id: 1\n  address: 0.0.0.0\n  port: 1",
+            "l line 2: entry 1: address: \"0.0.0.0\" stands for every address of a machine",
+        ),
+        (
+            "- server_id: 1\n  address: a\n  port: 1\n- server_id: 1\n  address: b\n  port: 1",
+            "l line 4: entry 2: server_id: 1 is the server_id of entry 1 too; give each server a",
+        ),
+        (
+            "- server_id: 1\n  address: a\n  port: 1\n- server_id: 2\n  address: A.\n  port: 1",
+            "l line 5: entry 2: address: A.:1 is in entry 1 too; give each server an address and",
+        ),
+        (
+            "- server_id: 1\n  address: ::1\n  port: 1\n- server_id: 2\n  address: '0::1'\n  port: 1",
+            "l line 5: entry 2: address: [::1]:1 is in entry 1 too; give each server an address",
+        ),
+        (
+            "- server_id: 1\n  server_id: 2\n  address: a\n  port: 1",
+            "l line 2: entry 1: server_id: is given more than once; keep one of the lines",
+        ),
+    ] {
+        let (parsed, problems) = parse_list(list, "l");
+        assert!(!parsed.is_some_and(|l| l.usable), "{list}");
+        let told = lines(&problems);
+        assert_eq!(told.len(), 1, "{list}: {told:#?}");
+        assert!(told[0].starts_with(expected), "{list}: {told:?}");
+        assert!(problems[0].is_error());
+    }
+}
+
+#[test]
+fn an_unknown_field_of_an_entry_is_a_warning() {
+    let text = format!("{LIST}  prot: 5\n  colour: red\n");
+    let (list, problems) = parse_list(&text, "l");
+    assert!(list.unwrap().usable);
+    assert_eq!(
+        lines(&problems),
+        [
+            "l line 7: entry 2: prot: is not a known name and has no effect; an entry has \
+             server_id, address and port",
+            "l line 8: entry 2: colour: is not a known name and has no effect; an entry has \
+             server_id, address and port",
+        ]
+    );
+    assert!(problems.iter().all(|p| !p.is_error()));
+}
+
+#[test]
+fn this_server_has_to_be_in_the_list() {
+    let (settings, problems) = settle(&conf_with("server_id", "server_id: 3"), LIST);
+    assert!(settings.is_none());
+    assert_eq!(
+        lines(&problems),
+        ["l: this server, server_id 3 of c, is not in the list; add an entry for it, or correct \
+          server_id there"]
+    );
+    // Not when it may be one of the entries that were refused.
+    let (_, problems) = settle(CONF, "- server_id: 1\n  address: a\n");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+}
+
+#[test]
+fn another_address_in_the_list_is_a_warning() {
+    let (settings, problems) = settle(&conf_with("port", "port: 10009"), LIST);
+    assert!(settings.is_some());
+    assert_eq!(
+        lines(&problems),
+        ["l line 1: server_id 1: this server is listed here with 127.0.0.1:10001, but c says \
+          127.0.0.1:10009; the other servers dial the list's; make both say the same"]
+    );
+    assert!(!problems[0].is_error());
+}
+
+#[test]
+fn names_entries_and_problems_are_bounded() {
+    let many: String = (0..101).map(|n| format!("option_{n}: 1\n")).collect();
+    let (_, problems) = parse_conf(&many, "c");
+    assert!(problems[0].to_string().starts_with("c line 1: has 101 names, more than 100; "));
+
+    let server = |n: usize| format!("- server_id: {n}\n  address: a{n}\n  port: 1\n");
+    let most: String = (0..MAX_MEMBERS).map(server).collect();
+    let (list, problems) = parse_list(&most, "l");
+    assert_eq!(problems, []);
+    assert_eq!(list.unwrap().members.len(), MAX_MEMBERS);
+    let (list, problems) = parse_list(&(most + &server(MAX_MEMBERS)), "l");
+    assert!(list.is_none());
+    assert!(problems[0].to_string().starts_with("l: has 1001 servers, more than 1000; "));
+
+    let wrong = "- server_id: 1\n  colour: 1\n  port: x\n".repeat(MAX_MEMBERS);
+    let (_, problems) = parse_list(&wrong, "l");
+    assert_eq!(problems.len(), MAX_PROBLEMS);
+    assert!(problems.iter().all(Problem::is_error), "errors are kept before warnings");
+}
