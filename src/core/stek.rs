@@ -176,7 +176,9 @@ impl<'de> Deserialize<'de> for Stek {
 }
 
 /// The first 8 hex digits of SHA-256 over a key's name.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Fingerprint([u8; 4]);
 
 impl fmt::Display for Fingerprint {
