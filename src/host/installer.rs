@@ -637,6 +637,42 @@ mod tests {
         assert_eq!(*gate.lock(), Phase::Open);
     }
 
+    /// Stays inside the host's function until someone is about to close the gate.
+    struct Slow {
+        inside: SyncSender<()>,
+        closing: Receiver<()>,
+        order: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    impl TicketContext for Slow {
+        fn update(&mut self, _keys: &[u8]) -> Result<(), Rejected> {
+            self.inside.send(()).expect("the test waits for this");
+            self.closing.recv().expect("the test sends this");
+            // Cannot make a sound gate fail; gives an unsound one time to show itself.
+            thread::sleep(Duration::from_millis(50));
+            self.order.lock().expect("no test panics with it").push("installed");
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_gate_closes_only_after_an_install_that_is_under_way() {
+        let (inside, when_inside) = sync_channel(1);
+        let (closing, when_closing) = sync_channel(1);
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let slow = Slow { inside, closing: when_closing, order: order.clone() };
+        let gate = Arc::new(Gate::new());
+        let log = Log::new(Arc::new(Lines::default()));
+        let mut installer = Installer::new(slow, gate.clone(), log, Stats::new());
+        let thread = thread::spawn(move || installer.install(&set(1, &[1])));
+        when_inside.recv().expect("the install begins");
+        closing.send(()).expect("the install waits for this");
+        gate.move_to(Phase::Gap);
+        order.lock().expect("no test panics with it").push("closed");
+        assert_eq!(thread.join().expect("no panic"), Outcome::ForNow);
+        assert_eq!(*order.lock().expect("no test panics with it"), ["installed", "closed"]);
+    }
+
     #[test]
     fn a_set_that_stands_is_not_given_again() {
         let mut bench = Bench::new(Phase::Open);
