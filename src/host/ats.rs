@@ -1,0 +1,262 @@
+//! Safe calls into Traffic Server: log lines, ticket keys, hooks, records, statistics.
+//!
+//! Decides nothing: what to say and when to call is for [`super::plugin`] and
+//! [`super::installer`]. What must hold: no string reaches the host as a format, none carries a
+//! byte that would break a log line, and a function that the host lacks is an error, not a crash.
+
+use std::ffi::{c_int, c_void, CStr, CString};
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::sys;
+use crate::core::stek::STEK_LEN;
+use crate::journal::{Journal, Level};
+
+/// The plugin's name: its debug tag, the prefix of its lines, and the target of messages to it.
+pub const NAME: &str = "stek_share";
+
+const NAME_C: &CStr = c"stek_share";
+
+/// Bytes of one log line at most; what is longer is cut. Room for a list of twenty servers, and a
+/// bound on what a peer can make this box write.
+pub const MAX_LINE: usize = 4096;
+
+/// Registers the plugin (`TSPluginRegister`). Without this the host stops at start.
+pub fn register() -> bool {
+    // SAFETY: three string literals that live for ever; called from TSPluginInit only, which is
+    // where the host allows it.
+    unsafe {
+        sys::stek_ats_register(NAME_C.as_ptr(), c"stek_share".as_ptr(), c"see the README".as_ptr())
+    }
+}
+
+/// Writes lines to the host's own logs: debug lines to traffic.out under the tag, the others to
+/// diags.log with the plugin's name in front.
+pub struct HostJournal;
+
+impl Journal for HostJournal {
+    fn write(&self, level: Level, line: &str) {
+        match level {
+            Level::Debug => debug(line),
+            Level::Note => note(line),
+            Level::Warning => warning(line),
+            Level::Error => error(line),
+        }
+    }
+}
+
+/// Writes a line for the debug tag, if the operator turned that on (`TSDebug`, `DbgCtl::print`).
+pub fn debug(line: &str) {
+    // SAFETY: the tag is a literal, the line ends in a NUL and lives over the call; the host may
+    // be asked and written to on any thread.
+    unsafe {
+        if sys::stek_ats_debug_on(NAME_C.as_ptr()) {
+            sys::stek_ats_debug(NAME_C.as_ptr(), harmless("", line).as_ptr());
+        }
+    }
+}
+
+/// Writes a note to diags.log (`TSNote`).
+pub fn note(line: &str) {
+    // SAFETY: the line ends in a NUL and lives over the call, and is never taken as a format.
+    unsafe { sys::stek_ats_note(harmless("[stek_share] ", line).as_ptr()) }
+}
+
+/// Writes a warning to diags.log (`TSWarning`).
+pub fn warning(line: &str) {
+    // SAFETY: as in `note`.
+    unsafe { sys::stek_ats_warning(harmless("[stek_share] ", line).as_ptr()) }
+}
+
+/// Writes an error to diags.log (`TSError`). The host goes on.
+pub fn error(line: &str) {
+    // SAFETY: as in `note`.
+    unsafe { sys::stek_ats_error(harmless("[stek_share] ", line).as_ptr()) }
+}
+
+/// `prefix` and `line` as one line of printable text that C can read: control characters, NUL and
+/// newlines among them, are written as escapes; the end is cut off at [`MAX_LINE`].
+fn harmless(prefix: &str, line: &str) -> CString {
+    let mut text = String::with_capacity(prefix.len() + line.len());
+    text.push_str(prefix);
+    for c in line.chars() {
+        if text.len() >= MAX_LINE {
+            text.push_str("...");
+            break;
+        }
+        if c.is_control() {
+            text.extend(c.escape_default());
+        } else {
+            text.push(c);
+        }
+    }
+    // There is no NUL left that could make this fail.
+    CString::new(text).unwrap_or_default()
+}
+
+/// Why the ticket keys were not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Rejected {
+    /// The bytes are not one or more whole keys; the host would drop the rest without a word.
+    #[error("{0} bytes are not a whole number of keys")]
+    Length(usize),
+    /// `TSSslTicketKeyUpdate` answered `TS_ERROR`, or is missing.
+    #[error("Traffic Server refused the ticket keys")]
+    Host,
+}
+
+/// Replaces the host's ticket keys (`TSSslTicketKeyUpdate`): `keys` is one or more keys of
+/// [`STEK_LEN`] bytes, the encrypting one first. The host copies them.
+///
+/// Must be called from one thread only: the host keeps the set in a static without a guard.
+///
+/// # Errors
+/// See [`Rejected`]; the keys that were installed before stay.
+pub fn ticket_key_update(keys: &[u8]) -> Result<(), Rejected> {
+    let bad_length = Rejected::Length(keys.len());
+    if keys.is_empty() || keys.len() % STEK_LEN != 0 {
+        return Err(bad_length);
+    }
+    let len = c_int::try_from(keys.len()).map_err(|_| bad_length)?;
+    // SAFETY: pointer and length describe `keys`, which lives over the call; the host reads and
+    // copies, it takes a pointer to mutable bytes only for want of `const`.
+    let taken = unsafe { sys::stek_ats_ticket_key_update(keys.as_ptr().cast_mut().cast(), len) };
+    taken.then_some(()).ok_or(Rejected::Host)
+}
+
+/// A moment in the host's life that the plugin can hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// All configuration is loaded and the ports are open, but nothing is accepted yet.
+    PortsInitialized,
+    /// The host is about to stop.
+    Shutdown,
+}
+
+/// What the host calls at a [`Lifecycle`] moment. Its answer is not looked at.
+pub type Handler = unsafe extern "C" fn(*mut sys::tsapi_cont, c_int, *mut c_void) -> c_int;
+
+/// Has `handler` called at `moment` (`TSLifecycleHookAdd`). For TSPluginInit only: on another
+/// thread the host would crash. False if the host lacks the functions.
+pub fn on_lifecycle(moment: Lifecycle, handler: Handler) -> bool {
+    let hook = match moment {
+        Lifecycle::PortsInitialized => sys::STEK_ATS_PORTS_INITIALIZED,
+        Lifecycle::Shutdown => sys::STEK_ATS_SHUTDOWN,
+    };
+    // SAFETY: the handler is a function of this library, which is never unmapped.
+    unsafe { sys::stek_ats_on_lifecycle(hook, Some(handler)) }
+}
+
+/// The host's install prefix (`TSInstallDirGet`).
+pub fn install_dir() -> Option<PathBuf> {
+    // SAFETY: takes nothing; the answer is null or a string that the host never frees.
+    unsafe { borrowed(sys::stek_ats_install_dir()) }.map(PathBuf::from)
+}
+
+/// The host's configuration directory (`TSConfigDirGet`).
+pub fn config_dir() -> Option<PathBuf> {
+    // SAFETY: as in `install_dir`.
+    unsafe { borrowed(sys::stek_ats_config_dir()) }.map(PathBuf::from)
+}
+
+/// The host's version, such as `9.2.9` (`TSTrafficServerVersionGet`).
+pub fn version() -> Option<String> {
+    // SAFETY: as in `install_dir`.
+    unsafe { borrowed(sys::stek_ats_version()) }
+}
+
+/// The value of one of the host's string records (`TSMgmtStringGet`); `None` if it is unset, empty
+/// or unknown.
+pub fn record_string(name: &str) -> Option<String> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the name ends in a NUL and lives over the call. The answer is null or a string that
+    // is ours until it is given back, which happens once, after it was copied.
+    unsafe {
+        let value = sys::stek_ats_mgmt_string(name.as_ptr());
+        let copy = borrowed(value);
+        if !value.is_null() {
+            sys::stek_ats_free(value);
+        }
+        copy.filter(|text| !text.is_empty())
+    }
+}
+
+/// The value of one of the host's integer records (`TSMgmtIntGet`); `None` if it is unknown.
+pub fn record_int(name: &str) -> Option<i64> {
+    let name = CString::new(name).ok()?;
+    let mut value = 0;
+    // SAFETY: the name ends in a NUL and `value` is ours; both live over the call.
+    unsafe { sys::stek_ats_mgmt_int(name.as_ptr(), &mut value) }.then_some(value)
+}
+
+/// One of the plugin's integers in the host's statistics.
+#[derive(Clone, Copy, Debug)]
+pub struct Stat(c_int);
+
+impl Stat {
+    /// Finds or makes the statistic `plugin.stek_share.<name>` (`TSStatFindName`,
+    /// `TSStatCreate`). For TSPluginInit only. Where the host has no room for it, the answer is a
+    /// statistic that goes nowhere.
+    pub fn new(name: &str) -> Stat {
+        let Ok(full) = CString::new(format!("plugin.{NAME}.{name}")) else { return Stat(-1) };
+        // SAFETY: the name ends in a NUL and lives over the call; the host copies it.
+        Stat(unsafe { sys::stek_ats_stat(full.as_ptr()) })
+    }
+
+    /// Sets its value (`TSStatIntSet`). Any thread may.
+    pub fn set(self, value: u64) {
+        // SAFETY: the number came from the host, or is negative, which the C side skips.
+        unsafe { sys::stek_ats_stat_set(self.0, i64::try_from(value).unwrap_or(i64::MAX)) }
+    }
+}
+
+/// A copy of the host's string, or `None` for null.
+///
+/// # Safety
+/// `text` is null or ends in a NUL and lives over the call.
+unsafe fn borrowed(text: *const std::ffi::c_char) -> Option<String> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_one_line_of_readable_text() {
+        let line = harmless("[p] ", "a\0b\nc\td\u{7f}\u{85}é%s");
+        assert_eq!(line.to_str(), Ok("[p] a\\u{0}b\\nc\\td\\u{7f}\\u{85}é%s"));
+    }
+
+    #[test]
+    fn a_long_line_is_cut_between_characters() {
+        let line = harmless("", &"é".repeat(MAX_LINE));
+        let text = line.to_str().unwrap_or_default();
+        assert!(text.ends_with("é..."));
+        assert_eq!(text.len(), MAX_LINE + 3);
+    }
+
+    #[test]
+    fn only_whole_keys_go_to_the_host() {
+        assert_eq!(ticket_key_update(&[]), Err(Rejected::Length(0)));
+        assert_eq!(ticket_key_update(&[1; 47]), Err(Rejected::Length(47)));
+        assert_eq!(ticket_key_update(&[1; 49]), Err(Rejected::Length(49)));
+    }
+
+    #[test]
+    fn without_a_host_every_call_says_so() {
+        assert!(!register());
+        assert_eq!(ticket_key_update(&[1; STEK_LEN]), Err(Rejected::Host));
+        assert_eq!(install_dir(), None);
+        assert_eq!(config_dir(), None);
+        assert_eq!(version(), None);
+        assert_eq!(record_string("proxy.config.ssl.server.ticket_key.filename"), None);
+        assert_eq!(record_int("proxy.config.ssl.server.session_ticket.enable"), None);
+        assert_eq!(Stat::new("x").0, -1);
+    }
+}

@@ -1,0 +1,802 @@
+//! The one thread that gives ticket keys to the host, and that owns the tokio runtime of the box.
+//!
+//! Does not decide which keys: they come from [`Node`] by a watch channel. What must hold:
+//! - `TSSslTicketKeyUpdate` is called on this thread only, and only while the [`Gate`] allows it:
+//!   the host reads its own configuration into the same unguarded place between the return of
+//!   TSPluginInit and PORTS_INITIALIZED, and overwrites what was there.
+//! - The node hears that a set is installed only for an install that the host cannot overwrite any
+//!   more, hence not before PORTS_INITIALIZED.
+//! - A failed install is tried again for as long as the set is the latest; what was installed
+//!   before stays meanwhile.
+//! - Nothing here polls: without a new set, an event or a failure the thread sleeps.
+
+use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use openssl::error::ErrorStack;
+use openssl::rand::rand_priv_bytes;
+use thiserror::Error;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep_until, timeout, Instant};
+
+use super::ats::{self, Rejected, Stat};
+use super::secret_pages::{SetBuffer, MAX_SET};
+use crate::core::config::Settings;
+use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
+use crate::journal::{Level, Log};
+use crate::node::{Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
+use crate::transport::tls::Tls;
+
+/// Address space for this thread's stack. OpenSSL and the first poll of the node's futures run
+/// here; memory is taken only where the stack is touched.
+const INSTALLER_STACK: usize = 512 * 1024;
+
+/// Address space for the stack of each tokio worker, which run TLS handshakes and openraft.
+const WORKER_STACK: usize = 1024 * 1024;
+
+/// Threads for calls that block, which are host name look-ups only. More than a few at once would
+/// mean that the resolver hangs, and then more threads are no help.
+const MAX_BLOCKING_THREADS: usize = 4;
+
+/// How long a blocking thread stays after its work, so that an idle box has none.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Tries at a key that passes the sanity gate. One is enough unless the generator is broken.
+const KEY_TRIES: usize = 4;
+
+/// What TSPluginInit grants beyond `startup_wait` for threads and runtime to start.
+const START_MARGIN: Duration = Duration::from_secs(3);
+
+/// How long the PORTS_INITIALIZED hook waits for the install. It takes a millisecond; the bound
+/// only keeps a fault here from stopping the host.
+const PORTS_WAIT: Duration = Duration::from_secs(2);
+
+/// What the runtime gets to end its tasks once the node has ended.
+const RUNTIME_LIMIT: Duration = Duration::from_millis(100);
+
+/// How long the SHUTDOWN hook waits for node and runtime.
+const SHUTDOWN_WAIT: Duration = Duration::from_millis(700);
+
+/// Events of the host that may be under way; there are two in a process's life.
+const EVENT_QUEUE: usize = 4;
+
+/// The pause after a first failed install; it doubles with each further one.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest pause between two tries of an install.
+const RETRY_MOST: Duration = Duration::from_secs(10);
+
+/// Where the host's life stands, as far as ticket keys are concerned. Moves only downwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// TSPluginInit runs and waits for us: installing is safe, but not yet for good.
+    Init,
+    /// TSPluginInit has returned and the host sets up its own ticket keys: hands off.
+    Gap,
+    /// PORTS_INITIALIZED was there: what is installed stays.
+    Open,
+}
+
+/// Guards the host's ticket keys by [`Phase`]: whoever holds the lock may count on the phase.
+#[derive(Debug)]
+pub struct Gate(Mutex<Phase>);
+
+impl Gate {
+    fn new() -> Gate {
+        Gate(Mutex::new(Phase::Init))
+    }
+
+    /// Moves on to `phase`. Returns once no install of an earlier phase is under way.
+    fn move_to(&self, phase: Phase) {
+        let mut now = self.lock();
+        *now = phase.max(*now);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Phase> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What takes the keys: the host, or a stand-in in tests.
+pub trait TicketContext: Send {
+    /// Replaces all keys by `keys`, whole keys side by side, the encrypting one first.
+    ///
+    /// # Errors
+    /// The host did not take them; the earlier ones stay.
+    fn update(&mut self, keys: &[u8]) -> Result<(), Rejected>;
+}
+
+/// Traffic Server's ticket keys.
+struct HostTickets;
+
+impl TicketContext for HostTickets {
+    fn update(&mut self, keys: &[u8]) -> Result<(), Rejected> {
+        ats::ticket_key_update(keys)
+    }
+}
+
+/// The plugin's own numbers in the host's statistics.
+#[derive(Clone, Copy, Debug)]
+pub struct Stats {
+    installs: Stat,
+    failures: Stat,
+}
+
+impl Stats {
+    /// Makes the statistics. For TSPluginInit only.
+    pub fn new() -> Stats {
+        Stats { installs: Stat::new("installs"), failures: Stat::new("install_failures") }
+    }
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats::new()
+    }
+}
+
+/// What the host tells the installer. The sender inside is dropped when the event is dealt with.
+enum Event {
+    PortsInitialized(SyncSender<()>),
+    Shutdown(SyncSender<()>),
+}
+
+/// The host's side of a running installer.
+pub struct Handle {
+    gate: Arc<Gate>,
+    events: mpsc::Sender<Event>,
+    log: Log,
+}
+
+impl Handle {
+    /// For TSPluginInit: starts the installer, which installs a key of this box's own and then
+    /// the group's, if they come within `startup_wait`. When this returns no install is under way,
+    /// and none is made before [`Handle::ports_initialized`].
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start(settings: Settings, tls: Tls, log: Log, stats: Stats) -> io::Result<Handle> {
+        let gate = Arc::new(Gate::new());
+        let (events, inbox) = mpsc::channel(EVENT_QUEUE);
+        let (started, when_started) = sync_channel(1);
+        let limit = settings.startup_wait + START_MARGIN;
+        let installer = Installer::new(HostTickets, gate.clone(), log.clone(), stats);
+        let thread_log = log.clone();
+        thread::Builder::new().name("stek_install".into()).stack_size(INSTALLER_STACK).spawn(
+            move || {
+                let whole = AssertUnwindSafe(|| live(installer, settings, tls, inbox, started));
+                if catch_unwind(whole).is_err() {
+                    thread_log.error(
+                        "the installer ended by an internal error; the ticket keys installed last \
+                         stay in use until Traffic Server is restarted",
+                    );
+                }
+            },
+        )?;
+        if wait(&when_started, limit) == Waited::TimedOut {
+            log.warning(format!(
+                "start-up takes longer than {} ms; Traffic Server goes on meanwhile",
+                limit.as_millis()
+            ));
+        }
+        gate.move_to(Phase::Gap);
+        Ok(Handle { gate, events, log })
+    }
+
+    /// For the PORTS_INITIALIZED hook: has the latest set installed again, for good now.
+    pub fn ports_initialized(&self) {
+        self.gate.move_to(Phase::Open);
+        if self.tell(Event::PortsInitialized, PORTS_WAIT) == Waited::TimedOut {
+            self.log.warning(format!(
+                "the ticket keys were not installed within {} ms; the first handshakes may use \
+                 Traffic Server's own",
+                PORTS_WAIT.as_millis()
+            ));
+        }
+    }
+
+    /// For the SHUTDOWN hook: ends node, runtime and installer, within 700 ms.
+    pub fn shutdown(&self) {
+        if self.tell(Event::Shutdown, SHUTDOWN_WAIT) == Waited::TimedOut {
+            self.log.debug("did not end in time; Traffic Server ends without waiting");
+        }
+    }
+
+    fn tell(&self, event: fn(SyncSender<()>) -> Event, limit: Duration) -> Waited {
+        let (done, when_done) = sync_channel(1);
+        match self.events.try_send(event(done)) {
+            Ok(()) => wait(&when_done, limit),
+            // The installer has ended, and has said why.
+            Err(_) => Waited::Done,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    Done,
+    TimedOut,
+}
+
+/// Waits until the other side drops its sender, or until `limit` ran out.
+fn wait(done: &Receiver<()>, limit: Duration) -> Waited {
+    match done.recv_timeout(limit) {
+        Err(RecvTimeoutError::Timeout) => Waited::TimedOut,
+        Ok(()) | Err(RecvTimeoutError::Disconnected) => Waited::Done,
+    }
+}
+
+/// The installer thread, from its first key to the host's end.
+fn live(
+    mut installer: Installer<HostTickets>,
+    settings: Settings,
+    tls: Tls,
+    mut inbox: mpsc::Receiver<Event>,
+    started: SyncSender<()>,
+) {
+    let log = installer.log.clone();
+    let initial = match own_key() {
+        Ok(key) => key,
+        Err(why) => {
+            log.error(format!("no key of this box's own: {why}; Traffic Server's key stays"));
+            return;
+        }
+    };
+    log.debug(format!("Generate initial STEK succeeded: {}", initial.fingerprint()));
+    installer.install(&KeySet { serial: 0, keys: vec![initial.clone()], agreed: false });
+    let runtime = match runtime(settings.workers) {
+        Ok(runtime) => runtime,
+        Err(why) => {
+            log.error(format!(
+                "cannot start {} worker threads (asio_thread_pool_size): {why}; this box keeps a \
+                 ticket key of its own; lower the option or raise the limit of threads",
+                settings.workers
+            ));
+            return;
+        }
+    };
+    let done = runtime.block_on(run(&mut installer, settings, tls, initial, &mut inbox, started));
+    // Closes the queue: what the host says from now on is answered at once.
+    drop(inbox);
+    runtime.shutdown_timeout(RUNTIME_LIMIT);
+    drop(done);
+}
+
+/// Starts the node, waits for the group, serves the host; answers with whom to tell about the end.
+async fn run(
+    installer: &mut Installer<HostTickets>,
+    settings: Settings,
+    tls: Tls,
+    initial: Stek,
+    inbox: &mut mpsc::Receiver<Event>,
+    started: SyncSender<()>,
+) -> Option<SyncSender<()>> {
+    let log = installer.log.clone();
+    let startup_wait = settings.startup_wait;
+    let node = match Node::start(settings, Deps { log: log.clone(), tls, initial }).await {
+        Ok(node) => node,
+        Err(why) => {
+            log.error(format!("OpenSSL: {why}; this box keeps a ticket key of its own"));
+            return None;
+        }
+    };
+    let begin = Instant::now();
+    let joined = node.wait_for_group(startup_wait).await;
+    let took = begin.elapsed().as_millis();
+    log.debug(match joined {
+        Joined::Keys(key) => format!("the group's STEK {key} was there after {took} ms"),
+        Joined::NoMajority => format!("no majority after {took} ms; starts with its own STEK"),
+        Joined::TimedOut => format!("no keys of the group within {took} ms; starts with its own"),
+    });
+    let mut sets = node.key_sets();
+    let done = installer.serve(&mut sets, inbox, started, |serial| node.installed(serial)).await;
+    if timeout(SHUTDOWN_LIMIT, node.shutdown()).await.is_err() {
+        log.debug("the node did not end in time");
+    }
+    done
+}
+
+fn runtime(workers: usize) -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(workers.max(1))
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
+        .thread_stack_size(WORKER_STACK)
+        .thread_name("stek_worker")
+        .enable_all()
+        .build()
+}
+
+/// Why this box could not make a key.
+#[derive(Debug, Error)]
+enum NoKey {
+    #[error("OpenSSL's private generator failed: {0}")]
+    Generator(#[from] ErrorStack),
+    #[error(
+        "OpenSSL's private generator gave {KEY_TRIES} weak keys in a row, the last because {0}"
+    )]
+    Weak(WeakKey),
+}
+
+/// A key from OpenSSL's private generator that passes the sanity gate.
+fn own_key() -> Result<Stek, NoKey> {
+    let mut tries_left = KEY_TRIES;
+    loop {
+        let key = Stek::fill_with(|bytes| rand_priv_bytes(bytes))?;
+        match key.check() {
+            Ok(()) => return Ok(key),
+            Err(weak) if tries_left <= 1 => return Err(NoKey::Weak(weak)),
+            Err(_) => tries_left -= 1,
+        }
+    }
+}
+
+/// Why a set is not fit for the host at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+enum Unfit {
+    #[error("it holds {0} keys, not 1 to {MAX_SET}")]
+    Count(usize),
+    #[error("STEK {0}: {1}")]
+    Weak(Fingerprint, WeakKey),
+    #[error("two of its keys have the name of STEK {0}")]
+    SameName(Fingerprint),
+}
+
+/// How an install went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The set stands in the ticket context, for good.
+    Stands,
+    /// The set stands there, but the host may yet overwrite it.
+    ForNow,
+    /// The host must not be touched now.
+    HandsOff,
+    /// The host refused; try again.
+    Failed,
+    /// The set must not be given to the host.
+    Unfit,
+}
+
+/// Gives sets to a ticket context and remembers what stands there.
+struct Installer<C> {
+    context: C,
+    gate: Arc<Gate>,
+    log: Log,
+    stats: Stats,
+    buffer: SetBuffer,
+    /// The names of the keys that stand in the context; empty if that is not certain.
+    standing: Vec<[u8; NAME_LEN]>,
+    /// The encrypting key as last told to the operator.
+    told: Option<Fingerprint>,
+    installs: u64,
+    failures: u64,
+    /// When to try again, and the pause after that.
+    retry: Option<(Instant, Duration)>,
+}
+
+impl<C: TicketContext> Installer<C> {
+    fn new(context: C, gate: Arc<Gate>, log: Log, stats: Stats) -> Installer<C> {
+        Installer {
+            context,
+            gate,
+            log,
+            stats,
+            buffer: SetBuffer::new(),
+            standing: Vec::new(),
+            told: None,
+            installs: 0,
+            failures: 0,
+            retry: None,
+        }
+    }
+
+    /// Installs the latest of `sets` now and at each change, until the host ends or drops its side
+    /// of `events`. Drops `started` after the first, and calls `acknowledge` with the serial
+    /// number of each set that stands for good.
+    async fn serve(
+        &mut self,
+        sets: &mut watch::Receiver<KeySet>,
+        events: &mut mpsc::Receiver<Event>,
+        started: SyncSender<()>,
+        acknowledge: impl Fn(u64),
+    ) -> Option<SyncSender<()>> {
+        self.install_latest(sets, &acknowledge);
+        drop(started);
+        let mut node_lives = true;
+        loop {
+            let retry_at = self.retry.map(|(at, _)| at);
+            tokio::select! {
+                event = events.recv() => match event {
+                    None => return None,
+                    Some(Event::Shutdown(done)) => return Some(done),
+                    Some(Event::PortsInitialized(done)) => {
+                        // The host may have put keys of its own there since.
+                        self.standing.clear();
+                        self.install_latest(sets, &acknowledge);
+                        drop(done);
+                    }
+                },
+                changed = sets.changed(), if node_lives => match changed {
+                    Ok(()) => self.install_latest(sets, &acknowledge),
+                    Err(_) => {
+                        node_lives = false;
+                        self.log.error("the node has ended; the ticket keys installed last stay \
+                                        in use until Traffic Server is restarted");
+                    }
+                },
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() =>
+                    self.install_latest(sets, &acknowledge),
+            }
+        }
+    }
+
+    fn install_latest(&mut self, sets: &mut watch::Receiver<KeySet>, acknowledge: &impl Fn(u64)) {
+        let set = sets.borrow_and_update().clone();
+        if self.install(&set) == Outcome::Stands {
+            acknowledge(set.serial);
+        }
+    }
+
+    /// Gives one set to the context, unless it stands there already, and sets the next try.
+    fn install(&mut self, set: &KeySet) -> Outcome {
+        if let Err(why) = fit(&set.keys) {
+            self.failed();
+            self.retry = None;
+            self.log.limited(
+                Level::Error,
+                "unfit set",
+                format!("key set {} is not installed: {why}; the earlier keys stay", set.serial),
+            );
+            return Outcome::Unfit;
+        }
+        let names: Vec<[u8; NAME_LEN]> =
+            set.keys.iter().filter_map(|key| key.name().try_into().ok()).collect();
+        // Held over the call: the phase must not change while the host copies the keys.
+        let gate = self.gate.clone();
+        let phase = gate.lock();
+        let outcome = match *phase {
+            Phase::Gap => return Outcome::HandsOff,
+            Phase::Init => Outcome::ForNow,
+            Phase::Open => Outcome::Stands,
+        };
+        if names == self.standing {
+            self.retry = None;
+            return outcome;
+        }
+        let context = &mut self.context;
+        let taken = self.buffer.with(&set.keys, |bytes| context.update(bytes));
+        drop(phase);
+        match taken {
+            Ok(()) => {
+                self.standing = names;
+                self.succeeded(set);
+                outcome
+            }
+            Err(why) => {
+                self.failed();
+                self.try_later(why);
+                Outcome::Failed
+            }
+        }
+    }
+
+    fn succeeded(&mut self, set: &KeySet) {
+        self.retry = None;
+        self.installs += 1;
+        self.stats.installs.set(self.installs);
+        let prints: Vec<String> = set.keys.iter().map(|k| k.fingerprint().to_string()).collect();
+        self.log.debug(format!("installed key set {}: STEK {}", set.serial, prints.join(", ")));
+        let first = set.keys.first().map(Stek::fingerprint);
+        if let (Some(key), true) = (first, first != self.told) {
+            self.told = first;
+            let origin = if set.agreed { "agreed by the group" } else { "made by this box" };
+            self.log.note(format!("tickets are encrypted with STEK {key}, {origin}"));
+        }
+    }
+
+    fn failed(&mut self) {
+        self.failures += 1;
+        self.stats.failures.set(self.failures);
+    }
+
+    fn try_later(&mut self, why: Rejected) {
+        let pause = self.retry.map_or(RETRY_FIRST, |(_, next)| next);
+        self.retry = Some((Instant::now() + pause, (pause * 2).min(RETRY_MOST)));
+        self.log.limited(
+            Level::Error,
+            "failed install",
+            format!(
+                "{why} ({} failures so far); the earlier ones stay, next try in {} ms",
+                self.failures,
+                pause.as_millis()
+            ),
+        );
+    }
+}
+
+/// The last look at a set before the host gets it.
+fn fit(keys: &[Stek]) -> Result<(), Unfit> {
+    if keys.is_empty() || keys.len() > MAX_SET {
+        return Err(Unfit::Count(keys.len()));
+    }
+    for (i, key) in keys.iter().enumerate() {
+        key.check().map_err(|weak| Unfit::Weak(key.fingerprint(), weak))?;
+        if keys.iter().take(i).any(|other| other.name() == key.name()) {
+            return Err(Unfit::SameName(key.fingerprint()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used, clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use crate::core::stek::STEK_LEN;
+    use crate::journal::Journal;
+
+    /// Records the first byte of each key that it was given; refuses the first `refuse` calls.
+    #[derive(Clone, Default)]
+    struct Recorder {
+        calls: Arc<Mutex<Vec<Vec<u8>>>>,
+        refuse: Arc<AtomicUsize>,
+    }
+
+    impl Recorder {
+        fn calls(&self) -> Vec<Vec<u8>> {
+            self.calls.lock().expect("no test panics with it").clone()
+        }
+    }
+
+    impl TicketContext for Recorder {
+        fn update(&mut self, keys: &[u8]) -> Result<(), Rejected> {
+            let marks = keys.chunks(STEK_LEN).map(|key| key[0]).collect();
+            self.calls.lock().expect("no test panics with it").push(marks);
+            let one_less = |n: usize| n.checked_sub(1);
+            match self.refuse.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) {
+                Ok(_) => Err(Rejected::Host),
+                Err(_) => Ok(()),
+            }
+        }
+    }
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<(Level, String)>>);
+
+    impl Journal for Lines {
+        fn write(&self, level: Level, line: &str) {
+            self.0.lock().expect("no test panics with it").push((level, line.to_owned()));
+        }
+    }
+
+    struct Bench {
+        installer: Installer<Recorder>,
+        recorder: Recorder,
+        lines: Arc<Lines>,
+    }
+
+    impl Bench {
+        fn new(phase: Phase) -> Bench {
+            let recorder = Recorder::default();
+            let lines = Arc::new(Lines::default());
+            let gate = Arc::new(Gate::new());
+            gate.move_to(phase);
+            let log = Log::new(lines.clone());
+            let installer = Installer::new(recorder.clone(), gate, log, Stats::new());
+            Bench { installer, recorder, lines }
+        }
+
+        fn count(&self, level: Level) -> usize {
+            let lines = self.lines.0.lock().expect("no test panics with it");
+            lines.iter().filter(|(l, _)| *l == level).count()
+        }
+    }
+
+    fn key(mark: u8) -> Stek {
+        let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| mark.wrapping_add(i)).collect();
+        Stek::copy_from(&bytes).expect("48 bytes")
+    }
+
+    fn set(serial: u64, marks: &[u8]) -> KeySet {
+        KeySet { serial, keys: marks.iter().map(|&m| key(m)).collect(), agreed: true }
+    }
+
+    #[test]
+    fn the_first_key_passes_the_gate() {
+        let key = own_key().expect("OpenSSL has randomness");
+        assert_eq!(key.check(), Ok(()));
+        assert!(!key.same_bytes(&own_key().expect("OpenSSL has randomness")));
+    }
+
+    #[test]
+    fn each_phase_allows_what_the_host_can_bear() {
+        for (phase, outcome, calls) in [
+            (Phase::Init, Outcome::ForNow, 1),
+            (Phase::Gap, Outcome::HandsOff, 0),
+            (Phase::Open, Outcome::Stands, 1),
+        ] {
+            let mut bench = Bench::new(phase);
+            assert_eq!(bench.installer.install(&set(1, &[1, 2])), outcome);
+            assert_eq!(bench.recorder.calls().len(), calls, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn a_phase_never_goes_back() {
+        let gate = Gate::new();
+        gate.move_to(Phase::Open);
+        gate.move_to(Phase::Gap);
+        assert_eq!(*gate.lock(), Phase::Open);
+    }
+
+    /// Stays inside the host's function until someone is about to close the gate.
+    struct Slow {
+        inside: SyncSender<()>,
+        closing: Receiver<()>,
+        order: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    impl TicketContext for Slow {
+        fn update(&mut self, _keys: &[u8]) -> Result<(), Rejected> {
+            self.inside.send(()).expect("the test waits for this");
+            self.closing.recv().expect("the test sends this");
+            // Cannot make a sound gate fail; gives an unsound one time to show itself.
+            thread::sleep(Duration::from_millis(50));
+            self.order.lock().expect("no test panics with it").push("installed");
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_gate_closes_only_after_an_install_that_is_under_way() {
+        let (inside, when_inside) = sync_channel(1);
+        let (closing, when_closing) = sync_channel(1);
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let slow = Slow { inside, closing: when_closing, order: order.clone() };
+        let gate = Arc::new(Gate::new());
+        let log = Log::new(Arc::new(Lines::default()));
+        let mut installer = Installer::new(slow, gate.clone(), log, Stats::new());
+        let thread = thread::spawn(move || installer.install(&set(1, &[1])));
+        when_inside.recv().expect("the install begins");
+        closing.send(()).expect("the install waits for this");
+        gate.move_to(Phase::Gap);
+        order.lock().expect("no test panics with it").push("closed");
+        assert_eq!(thread.join().expect("no panic"), Outcome::ForNow);
+        assert_eq!(*order.lock().expect("no test panics with it"), ["installed", "closed"]);
+    }
+
+    #[test]
+    fn a_set_that_stands_is_not_given_again() {
+        let mut bench = Bench::new(Phase::Open);
+        assert_eq!(bench.installer.install(&set(1, &[1, 2])), Outcome::Stands);
+        assert_eq!(bench.installer.install(&set(2, &[1, 2])), Outcome::Stands);
+        assert_eq!(bench.installer.install(&set(3, &[2, 1])), Outcome::Stands);
+        assert_eq!(bench.recorder.calls(), [[1, 2], [2, 1]]);
+        // One note for each encrypting key, one debug line for each install.
+        assert_eq!((bench.count(Level::Note), bench.count(Level::Debug)), (2, 2));
+    }
+
+    #[test]
+    fn an_unfit_set_never_reaches_the_host() {
+        let zero = Stek::copy_from(&[0; STEK_LEN]).expect("48 bytes");
+        let many = (0..=MAX_SET as u8).map(|m| key(m * 3)).collect();
+        for keys in [vec![], many, vec![key(1), zero], vec![key(1), key(1)]] {
+            let mut bench = Bench::new(Phase::Open);
+            let outcome = bench.installer.install(&KeySet { serial: 1, keys, agreed: true });
+            assert_eq!(outcome, Outcome::Unfit);
+            assert_eq!(bench.recorder.calls().len(), 0);
+            assert_eq!(bench.count(Level::Error), 1);
+            assert_eq!(bench.installer.failures, 1);
+        }
+    }
+
+    /// Runs `serve` on a paused clock, with `script` as the host and the node.
+    async fn served<F: std::future::Future<Output = ()>>(
+        bench: &mut Bench,
+        first: KeySet,
+        script: impl FnOnce(watch::Sender<KeySet>, mpsc::Sender<Event>, Arc<Gate>) -> F,
+    ) -> Vec<u64> {
+        let (sets_in, mut sets) = watch::channel(first);
+        let (events_in, mut events) = mpsc::channel(EVENT_QUEUE);
+        let (started, _) = sync_channel(1);
+        let acknowledged = Mutex::new(Vec::new());
+        let note = |serial| acknowledged.lock().expect("no test panics with it").push(serial);
+        let script = script(sets_in, events_in, bench.installer.gate.clone());
+        tokio::join!(bench.installer.serve(&mut sets, &mut events, started, note), script);
+        acknowledged.into_inner().expect("no test panics with it")
+    }
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(start_paused = true)]
+    async fn what_came_before_the_ports_is_installed_again_and_only_then_acknowledged() {
+        let mut bench = Bench::new(Phase::Init);
+        let acknowledged = served(&mut bench, set(1, &[1]), |sets, events, gate| async move {
+            tokio::time::sleep(LONG).await;
+            gate.move_to(Phase::Gap);
+            sets.send_replace(set(2, &[1, 2]));
+            tokio::time::sleep(LONG).await;
+            gate.move_to(Phase::Open);
+            let (done, _when_done) = sync_channel(1);
+            assert!(events.send(Event::PortsInitialized(done)).await.is_ok());
+            tokio::time::sleep(LONG).await;
+            sets.send_replace(set(3, &[2, 1]));
+            tokio::time::sleep(LONG).await;
+        })
+        .await;
+        assert_eq!(bench.recorder.calls(), [vec![1], vec![1, 2], vec![2, 1]]);
+        assert_eq!(acknowledged, [2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_set_is_tried_again_until_it_stands() {
+        let mut bench = Bench::new(Phase::Open);
+        bench.recorder.refuse.store(12, Ordering::SeqCst);
+        let acknowledged = served(&mut bench, set(1, &[1]), |sets, events, _| async move {
+            tokio::time::sleep(LONG).await;
+            drop((sets, events));
+        })
+        .await;
+        assert_eq!(bench.recorder.calls().len(), 13);
+        assert_eq!(acknowledged, [1]);
+        assert_eq!((bench.installer.failures, bench.installer.installs), (12, 1));
+        assert_eq!(bench.installer.retry, None);
+        // Rate-limited: the clock of the journal is the real one, and that hardly moved.
+        assert_eq!(bench.count(Level::Error), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pause_between_tries_grows_up_to_a_bound() {
+        let mut bench = Bench::new(Phase::Open);
+        bench.recorder.refuse.store(usize::MAX, Ordering::SeqCst);
+        served(&mut bench, set(1, &[1]), |sets, events, _| async move {
+            tokio::time::sleep(LONG).await;
+            drop((sets, events));
+        })
+        .await;
+        // 0.1 + 0.2 + ... + 6.4 s, then every 10 s for the rest of the hour.
+        let calls = bench.recorder.calls().len();
+        assert!((360..=370).contains(&calls), "{calls}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newer_set_takes_the_place_of_a_refused_one() {
+        let mut bench = Bench::new(Phase::Open);
+        bench.recorder.refuse.store(1, Ordering::SeqCst);
+        let acknowledged = served(&mut bench, set(1, &[1]), |sets, events, _| async move {
+            tokio::task::yield_now().await;
+            sets.send_replace(set(2, &[2, 1]));
+            tokio::time::sleep(LONG).await;
+            drop((sets, events));
+        })
+        .await;
+        assert_eq!(bench.recorder.calls(), [vec![1], vec![2, 1]]);
+        assert_eq!(acknowledged, [2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_ended_is_told_once_and_the_host_still_heard() {
+        let mut bench = Bench::new(Phase::Open);
+        served(&mut bench, set(1, &[1]), |sets, events, _| async move {
+            drop(sets);
+            tokio::time::sleep(LONG).await;
+            let (done, _when_done) = sync_channel(1);
+            assert!(events.send(Event::PortsInitialized(done)).await.is_ok());
+            let (done, _when_done) = sync_channel(1);
+            assert!(events.send(Event::Shutdown(done)).await.is_ok());
+            tokio::time::sleep(LONG).await;
+            drop(events);
+        })
+        .await;
+        assert_eq!(bench.recorder.calls(), [[1], [1]]);
+        assert_eq!(bench.count(Level::Error), 1);
+    }
+}

@@ -1,0 +1,246 @@
+//! What Traffic Server calls: TSPluginInit and the lifecycle hooks.
+//!
+//! Reads the argument, has the configuration loaded, starts the [`installer`](super::installer)
+//! and passes the host's events on to it. Messages (`traffic_ctl plugin msg`) would arrive by a
+//! third hook here. What must hold: the plugin always registers, or the host would stop; nothing
+//! here stops the host; no panic crosses into it; whatever the configuration is worth, the host
+//! serves TLS afterwards, with its own ticket key if not with ours.
+
+use std::any::Any;
+use std::env;
+use std::ffi::{c_char, c_int, c_void, CStr};
+use std::panic::{self, catch_unwind, AssertUnwindSafe};
+use std::sync::Arc;
+
+use once_cell::sync::OnceCell;
+
+use super::ats::{self, HostJournal, Lifecycle};
+use super::installer::{Handle, Stats};
+use super::{secret_pages, sys};
+use crate::core::stek;
+use crate::journal::Log;
+use crate::load::{self, Dirs, Loaded};
+
+/// Set by the first TSPluginInit. This library is never unmapped, so what stands in statics stays.
+static SEEN: OnceCell<()> = OnceCell::new();
+
+/// The running plugin; empty if the configuration was refused.
+static PLUGIN: OnceCell<Handle> = OnceCell::new();
+
+/// Arguments that are looked at; the host passes one line of plugin.config.
+const MAX_ARGUMENTS: usize = 64;
+
+/// The end of every refusal.
+const LEFT_ALONE: &str = "stek_share does nothing: no ticket key is shared, Traffic Server's own \
+                          ticket key stays in use; correct the above and restart";
+
+/// Called by the host for each line of plugin.config that names this library.
+///
+/// # Safety
+/// `argv` holds `argc` pointers to strings that end in a NUL, as the host promises.
+#[no_mangle]
+#[allow(non_snake_case)]
+pub unsafe extern "C" fn TSPluginInit(argc: c_int, argv: *const *const c_char) {
+    shielded("TSPluginInit", || {
+        // SAFETY: the caller's promise.
+        let arguments = unsafe { strings(argc, argv) };
+        init(&arguments);
+    });
+}
+
+/// Called by the host at each hook that `start` added.
+unsafe extern "C" fn on_lifecycle(
+    _cont: *mut sys::tsapi_cont,
+    event: c_int,
+    _data: *mut c_void,
+) -> c_int {
+    shielded("a lifecycle hook", || {
+        let Some(plugin) = PLUGIN.get() else { return };
+        let number = i64::from(event) - i64::from(sys::STEK_ATS_LIFECYCLE_EVENTS);
+        if number == i64::from(sys::STEK_ATS_PORTS_INITIALIZED) {
+            plugin.ports_initialized();
+        } else if number == i64::from(sys::STEK_ATS_SHUTDOWN) {
+            plugin.shutdown();
+        }
+    });
+    0
+}
+
+/// Runs `work` so that no panic crosses into the host. The panic hook has told the cause.
+fn shielded(what: &str, work: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        ats::error(&format!("{what} ended by an internal error; Traffic Server goes on"));
+    }
+}
+
+fn init(arguments: &[String]) {
+    let registered = ats::register();
+    let log = Log::new(Arc::new(HostJournal));
+    if !registered {
+        log.error("Traffic Server refused to register the plugin");
+        return;
+    }
+    if SEEN.set(()).is_err() {
+        log.warning(
+            "plugin.config names stek_share more than once; the first line counts, this one is \
+             ignored; remove it",
+        );
+        return;
+    }
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(String::new, |at| format!(" at {at}"));
+        ats::error(&format!("internal error{place}: {}", panic_text(panic.payload())));
+    }));
+    stek::use_cells(secret_pages::cell);
+    let Some(argument) = single_argument(arguments, &log) else { return };
+    match load::load(argument, &dirs()) {
+        Ok(loaded) => start(loaded, &log),
+        Err(refused) => {
+            refused.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
+            refused.problems.iter().for_each(|problem| log.error(problem.to_string()));
+            log.error(LEFT_ALONE);
+        }
+    }
+}
+
+/// The path of the configuration file, the only argument there may be.
+fn single_argument<'a>(arguments: &'a [String], log: &Log) -> Option<&'a str> {
+    match arguments {
+        [_, path] => Some(path),
+        _ => {
+            log.error(format!(
+                "plugin.config: stek_share.so takes one argument, the path of its configuration \
+                 file, and was given {}; write for instance: stek_share.so \
+                 stek_share/server_conf.yaml",
+                arguments.len().saturating_sub(1)
+            ));
+            log.error(LEFT_ALONE);
+            None
+        }
+    }
+}
+
+/// Where the host keeps things; a path of the configuration may be relative to any of them.
+fn dirs() -> Dirs {
+    let install = ats::install_dir().unwrap_or_default();
+    Dirs {
+        working: env::current_dir().unwrap_or_else(|_| install.clone()),
+        config: ats::config_dir().unwrap_or_else(|| install.clone()),
+        install,
+    }
+}
+
+fn start(loaded: Loaded, log: &Log) {
+    loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
+    warn_about_records(log);
+    let protection = secret_pages::protection();
+    if !protection.is_full() {
+        log.warning(protection.to_string());
+    }
+    for moment in [Lifecycle::PortsInitialized, Lifecycle::Shutdown] {
+        if !ats::on_lifecycle(moment, on_lifecycle) {
+            log.error(format!("this host has no hook for {moment:?}; {LEFT_ALONE}"));
+            return;
+        }
+    }
+    log.debug(format!(
+        "version {} under Traffic Server {}",
+        env!("CARGO_PKG_VERSION"),
+        ats::version().unwrap_or_else(|| "of unknown version".to_owned())
+    ));
+    match Handle::start(loaded.settings, loaded.tls, log.clone(), Stats::new()) {
+        Ok(handle) => {
+            // `SEEN` lets only one call come this far, so the place is empty.
+            let _ = PLUGIN.set(handle);
+        }
+        Err(why) => log.error(format!("no thread for the installer: {why}; {LEFT_ALONE}")),
+    }
+}
+
+/// Settings of the host that defeat what this plugin is for.
+fn warn_about_records(log: &Log) {
+    const FILE: &str = "proxy.config.ssl.server.ticket_key.filename";
+    const ENABLE: &str = "proxy.config.ssl.server.session_ticket.enable";
+    if let Some(file) = ats::record_string(FILE) {
+        log.warning(format!(
+            "{FILE} is {file:?}: Traffic Server puts that file's keys in place of the shared ones \
+             at each reload that finds it changed; unset it"
+        ));
+    }
+    if ats::record_int(ENABLE) == Some(0) {
+        log.warning(format!(
+            "{ENABLE} is 0: Traffic Server gives out no session tickets, so there is nothing to \
+             share; set it to 1"
+        ));
+    }
+}
+
+/// What a panic said, if that is text.
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
+}
+
+/// The host's arguments as strings. What is not UTF-8 becomes a path that cannot be found, which
+/// the operator then reads.
+///
+/// # Safety
+/// `argv` is null or holds `argc` pointers, each null or to a string that ends in a NUL.
+unsafe fn strings(argc: c_int, argv: *const *const c_char) -> Vec<String> {
+    let count = usize::try_from(argc).unwrap_or(0).min(MAX_ARGUMENTS);
+    if argv.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: the caller's promise: there are `argc` pointers at `argv`.
+    let pointers = (0..count).map(|i| unsafe { *argv.add(i) });
+    pointers
+        .filter(|text| !text.is_null())
+        // SAFETY: the caller's promise for each pointer that is not null.
+        .map(|text| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used, clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_read_as_the_host_gives_them() {
+        let argv = [c"stek_share.so".as_ptr(), c"conf/a b.yaml".as_ptr(), std::ptr::null()];
+        // SAFETY: two pointers to literals, and a null that is not counted.
+        let read = unsafe { strings(2, argv.as_ptr()) };
+        assert_eq!(read, ["stek_share.so", "conf/a b.yaml"]);
+        // SAFETY: the null pointer within the count is allowed and skipped.
+        assert_eq!(unsafe { strings(3, argv.as_ptr()) }.len(), 2);
+        // SAFETY: no arguments at all are allowed.
+        assert!(unsafe { strings(0, std::ptr::null()) }.is_empty());
+        // SAFETY: a negative count counts as none.
+        assert!(unsafe { strings(-1, argv.as_ptr()) }.is_empty());
+    }
+
+    #[test]
+    fn a_panic_stays_inside() {
+        let mut reached = false;
+        shielded("a test", || {
+            reached = true;
+            panic!("on purpose");
+        });
+        assert!(reached);
+    }
+
+    #[test]
+    fn the_text_of_a_panic_is_found() {
+        for panic in [
+            catch_unwind(|| panic!("plain")).unwrap_err(),
+            catch_unwind(|| panic!("{}", "plain")).unwrap_err(),
+        ] {
+            assert_eq!(panic_text(panic.as_ref()), "plain");
+        }
+        let other = catch_unwind(|| panic::panic_any(7)).unwrap_err();
+        assert_eq!(panic_text(other.as_ref()), "no text");
+    }
+}

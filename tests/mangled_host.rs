@@ -1,0 +1,283 @@
+//! The built plugin under two hosts that are no Traffic Server: one exports only the mangled C++
+//! names, as Traffic Server 10 and later do, the other only the C names, as 9.2 does.
+//!
+//! The hosts are one C++ program, `mangled_host/host.cc`, compiled here twice. It prints what the
+//! plugin asked of it, in order.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use openssl::asn1::Asn1Time;
+use openssl::ec::{EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkey::PKey;
+use openssl::x509::{X509Name, X509};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Names {
+    Mangled,
+    C,
+}
+
+const BOTH: [Names; 2] = [Names::Mangled, Names::C];
+
+/// A directory that goes away with the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let dir =
+            std::env::temp_dir().join(format!("stek_share-host-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a temporary directory");
+        Scratch(dir)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, text).expect("a file in the temporary directory");
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The plugin that cargo built for this run: the newer of the two places where it may lie.
+fn plugin() -> PathBuf {
+    let exe = std::env::current_exe().expect("this test's own path");
+    let deps = exe.parent().expect("the folder of the test binaries");
+    [Some(deps), deps.parent()]
+        .into_iter()
+        .flatten()
+        .map(|dir| dir.join("libstek_share.so"))
+        .filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)))
+        .max()
+        .expect("cargo builds libstek_share.so beside the tests")
+        .1
+}
+
+/// The host program, compiled at its first use in this run.
+fn host(names: Names) -> &'static Path {
+    static MANGLED: OnceLock<PathBuf> = OnceLock::new();
+    static C: OnceLock<PathBuf> = OnceLock::new();
+    let (place, define) = match names {
+        Names::Mangled => (&MANGLED, "-DMANGLED_NAMES"),
+        Names::C => (&C, "-DC_NAMES"),
+    };
+    place.get_or_init(|| {
+        // Beside the test binaries, so that nothing is left in the system's temporary directory.
+        let exe = std::env::current_exe().expect("this test's own path");
+        let program = exe.with_file_name(format!("mangled_host-{names:?}"));
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mangled_host/host.cc");
+        let built = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()))
+            .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-rdynamic", "-pthread", define])
+            .arg("-o")
+            .arg(&program)
+            .arg(source)
+            .arg("-ldl")
+            .output()
+            .expect("a C++ compiler");
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        program
+    })
+}
+
+/// What the host printed in one life, which must have ended well.
+struct Life(Vec<String>);
+
+impl Life {
+    fn of(names: Names, arguments: &[&Path], environment: &[(&str, &str)]) -> Life {
+        let output = Command::new(host(names))
+            .arg(plugin())
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .output()
+            .expect("the host runs");
+        let text = String::from_utf8(output.stdout).expect("valid UTF-8");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{names:?}\n{text}\n{stderr}");
+        assert_eq!(stderr, "", "{names:?}");
+        let life = Life(text.lines().map(str::to_owned).collect());
+        let told = if names == Names::C { "names: C" } else { "names: C++" };
+        assert_eq!(life.0.first().map(String::as_str), Some(told));
+        assert_eq!(life.0.get(1).map(String::as_str), Some("registered stek_share"), "{text}");
+        life.has("threads left: 0");
+        life
+    }
+
+    /// The line's place, which must exist.
+    fn has(&self, part: &str) -> usize {
+        let found = self.0.iter().position(|line| line.contains(part));
+        found.unwrap_or_else(|| panic!("no line has {part:?}:\n{}", self.0.join("\n")))
+    }
+
+    fn count(&self, part: &str) -> usize {
+        self.0.iter().filter(|line| line.contains(part)).count()
+    }
+
+    fn has_no(&self, part: &str) {
+        assert_eq!(self.count(part), 0, "{part:?} in:\n{}", self.0.join("\n"));
+    }
+}
+
+/// A configuration for a fleet of one box, and its path.
+fn one_box(scratch: &Scratch) -> PathBuf {
+    let (certificate, key) = self_signed();
+    scratch.write("cert.pem", certificate);
+    scratch.write("key.pem", key);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    scratch.write("list.yaml", format!("- server_id: 1\n  address: 127.0.0.1\n  port: {port}\n"));
+    scratch.write(
+        "conf.yaml",
+        format!(
+            "server_id: 1\naddress: 127.0.0.1\nport: {port}\nkey_update_interval: 3600\n\
+             server_list_file: list.yaml\nroot_cert_file: cert.pem\nserver_cert_file: cert.pem\n\
+             server_key_file: key.pem\ncert_verify_str: /CN=stek-share-test\n"
+        ),
+    )
+}
+
+/// One certificate that is its own root, and its key, both PEM.
+fn self_signed() -> (Vec<u8>, Vec<u8>) {
+    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("a known curve");
+    let key = PKey::from_ec_key(EcKey::generate(&group).expect("a key")).expect("a key");
+    let mut name = X509Name::builder().expect("a name");
+    name.append_entry_by_text("CN", "stek-share-test").expect("a common name");
+    let name = name.build();
+    let mut builder = X509::builder().expect("a certificate");
+    builder.set_version(2).expect("version 3");
+    builder.set_subject_name(&name).expect("a subject");
+    builder.set_issuer_name(&name).expect("an issuer");
+    builder.set_pubkey(&key).expect("a public key");
+    builder.set_not_before(&Asn1Time::days_from_now(0).expect("now")).expect("a start");
+    builder.set_not_after(&Asn1Time::days_from_now(2).expect("soon")).expect("an end");
+    builder.sign(&key, MessageDigest::sha256()).expect("signed");
+    let certificate = builder.build();
+    (certificate.to_pem().expect("PEM"), key.private_key_to_pem_pkcs8().expect("PEM"))
+}
+
+#[test]
+fn a_whole_life_under_either_kind_of_names() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("life-{names:?}"));
+        let life = Life::of(names, &[&one_box(&scratch)], &[]);
+        life.has_no("ERROR");
+        life.has_no("refused");
+        life.has_no("with a mutex");
+        // The installs: one key before TSPluginInit returns, one at PORTS_INITIALIZED at the
+        // latest before its hook returns, and all on the one thread.
+        let returned = life.has("TSPluginInit returned");
+        let ports = life.has("hook 0 took");
+        let took: Vec<usize> =
+            (0..life.0.len()).filter(|&i| life.0[i].starts_with("took ")).collect();
+        assert_eq!(life.0[took[0]], "took 1 key(s) on thread stek_install");
+        assert!(took[0] < returned, "{:?}", life.0);
+        assert!(took.iter().any(|&i| returned < i && i < ports), "{:?}", life.0);
+        assert_eq!(life.count("on thread stek_install"), took.len());
+        assert!(life.has("DEBUG: (stek_share) Generate initial STEK succeeded") < returned);
+        life.has("NOTE: [stek_share] tickets are encrypted with STEK ");
+        assert_eq!(life.count("stat plugin.stek_share.installs "), took.len());
+        life.has("hook 7 took");
+    }
+}
+
+#[test]
+fn debug_lines_are_silent_when_debugging_is_off() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("quiet-{names:?}"));
+        let life = Life::of(names, &[&one_box(&scratch)], &[("HOST_DEBUG", "0")]);
+        life.has_no("DEBUG");
+        life.has("took 1 key(s)");
+    }
+}
+
+#[test]
+fn debugging_for_chosen_clients_only_follows_the_hosts_own_answer() {
+    let scratch = Scratch::new("override");
+    let config = one_box(&scratch);
+    Life::of(Names::Mangled, &[&config], &[("HOST_DEBUG", "2")]).has_no("DEBUG");
+    let chosen = [("HOST_DEBUG", "2"), ("HOST_OVERRIDE", "1")];
+    Life::of(Names::Mangled, &[&config], &chosen).has("DEBUG: (stek_share)");
+    Life::of(Names::Mangled, &[&config], &[("HOST_DEBUG", "3")]).has("DEBUG: (stek_share)");
+}
+
+#[test]
+fn a_refused_install_is_tried_again() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("refused-{names:?}"));
+        let life = Life::of(names, &[&one_box(&scratch)], &[("HOST_REFUSES", "4")]);
+        let refused = life.0.iter().filter(|line| line.starts_with("refused ")).count();
+        assert_eq!(refused, 4);
+        assert!(life.has("key(s) on thread stek_install") < life.has("took "));
+        life.has("ERROR: [stek_share] Traffic Server refused the ticket keys");
+        life.has("stat plugin.stek_share.install_failures 4");
+    }
+}
+
+#[test]
+fn a_missing_configuration_leaves_the_host_its_own_key() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("missing-{names:?}"));
+        let nowhere = scratch.0.join("nowhere.yaml");
+        let life = Life::of(names, &[&nowhere], &[]);
+        life.has_no("key(s)");
+        life.has_no("continuation");
+        assert!(life.has("nowhere.yaml") < life.has("own ticket key stays in use"));
+        assert!(life.has("own ticket key stays in use") < life.has("TSPluginInit returned"));
+    }
+}
+
+#[test]
+fn arguments_must_be_exactly_one() {
+    let scratch = Scratch::new("arguments");
+    let config = one_box(&scratch);
+    for (names, arguments, count) in
+        [(Names::Mangled, vec![], "0"), (Names::C, vec![config.as_path(); 2], "2")]
+    {
+        let life = Life::of(names, &arguments, &[]);
+        life.has(&format!(
+            "ERROR: [stek_share] plugin.config: stek_share.so takes one argument, \
+                           the path of its configuration file, and was given {count}"
+        ));
+        life.has("own ticket key stays in use");
+        life.has_no("key(s)");
+    }
+}
+
+#[test]
+fn a_second_line_in_plugin_config_is_ignored() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("twice-{names:?}"));
+        let life = Life::of(names, &[&one_box(&scratch)], &[("HOST_TWICE", "1")]);
+        assert_eq!(life.count("registered stek_share"), 2);
+        assert_eq!(life.count("TSPluginInit returned"), 2);
+        assert_eq!(life.count("Generate initial STEK succeeded"), 1);
+        assert_eq!(life.count("hook 0 took"), 1);
+        life.has("WARNING: [stek_share] plugin.config names stek_share more than once");
+    }
+}
+
+#[test]
+fn records_of_the_host_that_defeat_the_purpose_are_warned_about() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("records-{names:?}"));
+        let environment = [("HOST_TICKET_FILE", "keys.bin"), ("HOST_TICKETS", "0")];
+        let life = Life::of(names, &[&one_box(&scratch)], &environment);
+        life.has(
+            "WARNING: [stek_share] proxy.config.ssl.server.ticket_key.filename is \"keys.bin\"",
+        );
+        life.has("WARNING: [stek_share] proxy.config.ssl.server.session_ticket.enable is 0");
+        assert_eq!(life.count("freed"), 1);
+        let plain = Life::of(names, &[&one_box(&scratch)], &[]);
+        plain.has_no("proxy.config.ssl.server");
+    }
+}

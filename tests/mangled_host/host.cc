@@ -1,0 +1,353 @@
+// A host for the plugin that is no Traffic Server: it exports the plugin API either under the
+// mangled C++ names, as 10 and later do, or (with -DC_NAMES) under the C names, as 9.2 does, and
+// never both. It loads the plugin, lives through a short life, and prints what it was asked to do,
+// one line each, so that the test can read the order. It never prints a byte of a key.
+//
+//   host PLUGIN.so [argument ...]
+//
+// HOST_TWICE=1        calls TSPluginInit twice, as two lines of plugin.config do
+// HOST_REFUSES=N      refuses the first N ticket key updates
+// HOST_DEBUG=N        proxy.config.diags.debug.enabled (default 1)
+// HOST_TICKET_FILE=F  proxy.config.ssl.server.ticket_key.filename
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+
+#ifdef C_NAMES
+#define API extern "C"
+#else
+#define API
+#endif
+
+struct TSPluginRegistrationInfo {
+  const char *plugin_name;
+  const char *vendor_name;
+  const char *support_email;
+};
+struct tsapi_cont;
+struct tsapi_mutex;
+enum TSReturnCode { TS_ERROR = -1, TS_SUCCESS = 0 };
+enum TSEvent { TS_EVENT_LIFECYCLE_PORTS_INITIALIZED = 60100, TS_EVENT_LIFECYCLE_SHUTDOWN = 60107 };
+enum TSLifecycleHookID { PORTS_INITIALIZED = 0, SHUTDOWN = 7 };
+enum TSRecordDataType { RECORD_NULL, RECORD_INT };
+enum TSStatPersistence { STAT_PERSISTENT = 1, STAT_NON_PERSISTENT };
+enum TSStatSync { STAT_SYNC_SUM };
+using Handler = int (*)(tsapi_cont *, TSEvent, void *);
+
+struct tsapi_cont {
+  Handler handler;
+};
+
+namespace
+{
+std::mutex lock;
+std::condition_variable changed;
+int refusals_left                              = 0;
+int accepted                                   = 0;
+std::multimap<TSLifecycleHookID, tsapi_cont *> hooks;
+std::map<std::string, int> stats;
+
+int
+number(const char *variable, int otherwise)
+{
+  const char *text = getenv(variable);
+  return text != nullptr ? atoi(text) : otherwise;
+}
+
+void
+say(const char *format, ...)
+{
+  char line[8192];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(line, sizeof line, format, arguments);
+  va_end(arguments);
+  std::lock_guard<std::mutex> guard(lock);
+  printf("%s\n", line);
+  fflush(stdout);
+}
+
+void
+log_line(const char *level, const char *format, va_list arguments)
+{
+  char line[8192];
+  vsnprintf(line, sizeof line, format, arguments);
+  say("%s: %s", level, line);
+}
+} // namespace
+
+#define LOG_FUNCTION(name, level)       \
+  API void name(const char *format, ...) \
+  {                                     \
+    va_list arguments;                  \
+    va_start(arguments, format);        \
+    log_line(level, format, arguments); \
+    va_end(arguments);                  \
+  }
+
+LOG_FUNCTION(TSNote, "NOTE")
+LOG_FUNCTION(TSWarning, "WARNING")
+LOG_FUNCTION(TSError, "ERROR")
+
+API TSReturnCode
+TSPluginRegister(const TSPluginRegistrationInfo *info)
+{
+  say("registered %s", info->plugin_name);
+  return TS_SUCCESS;
+}
+
+API TSReturnCode
+TSSslTicketKeyUpdate(char *data, int length)
+{
+  char thread[16] = "";
+  pthread_getname_np(pthread_self(), thread, sizeof thread);
+  bool whole = data != nullptr && length > 0 && length % 48 == 0;
+  bool takes;
+  {
+    std::lock_guard<std::mutex> guard(lock);
+    takes = whole && refusals_left == 0;
+    if (takes) {
+      ++accepted;
+    } else if (refusals_left > 0) {
+      --refusals_left;
+    }
+    printf("%s %d key(s) on thread %s\n", takes ? "took" : "refused", length / 48, thread);
+    fflush(stdout);
+  }
+  changed.notify_all();
+  return takes ? TS_SUCCESS : TS_ERROR;
+}
+
+API tsapi_cont *
+TSContCreate(Handler handler, tsapi_mutex *mutex)
+{
+  say("continuation %s", mutex == nullptr ? "without a mutex" : "with a mutex");
+  return new tsapi_cont{handler};
+}
+
+API void
+TSLifecycleHookAdd(TSLifecycleHookID hook, tsapi_cont *cont)
+{
+  hooks.emplace(hook, cont);
+}
+
+API const char *
+TSInstallDirGet()
+{
+  return "/nowhere/install";
+}
+
+API const char *
+TSConfigDirGet()
+{
+  return "/nowhere/config";
+}
+
+API const char *
+TSTrafficServerVersionGet()
+{
+  return "0.0.0";
+}
+
+API TSReturnCode
+TSMgmtStringGet(const char *record, char **value)
+{
+  const char *file = getenv("HOST_TICKET_FILE");
+  if (file == nullptr || strcmp(record, "proxy.config.ssl.server.ticket_key.filename") != 0) {
+    return TS_ERROR;
+  }
+  *value = strdup(file);
+  return TS_SUCCESS;
+}
+
+API TSReturnCode
+TSMgmtIntGet(const char *record, long *value)
+{
+  if (strcmp(record, "proxy.config.ssl.server.session_ticket.enable") != 0) {
+    return TS_ERROR;
+  }
+  *value = number("HOST_TICKETS", 1);
+  return TS_SUCCESS;
+}
+
+API TSReturnCode
+TSStatFindName(const char *name, int *id)
+{
+  auto found = stats.find(name);
+  if (found == stats.end()) {
+    return TS_ERROR;
+  }
+  *id = found->second;
+  return TS_SUCCESS;
+}
+
+API int
+TSStatCreate(const char *name, TSRecordDataType type, TSStatPersistence persistence, TSStatSync sync)
+{
+  if (type != RECORD_INT || persistence != STAT_NON_PERSISTENT || sync != STAT_SYNC_SUM || stats.count(name) != 0) {
+    abort();
+  }
+  int id      = static_cast<int>(stats.size());
+  stats[name] = id;
+  return id;
+}
+
+API void
+TSStatIntSet(int id, int64_t value)
+{
+  for (const auto &stat : stats) {
+    if (stat.second == id) {
+      say("stat %s %ld", stat.first.c_str(), static_cast<long>(value));
+    }
+  }
+}
+
+#ifdef C_NAMES
+
+API void
+_TSfree(void *pointer)
+{
+  say("freed");
+  free(pointer);
+}
+
+API int
+TSIsDebugTagSet(const char *tag)
+{
+  return number("HOST_DEBUG", 1) != 0 && strcmp(tag, "stek_share") == 0;
+}
+
+API void
+TSDebug(const char *tag, const char *format, ...)
+{
+  char line[8192];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(line, sizeof line, format, arguments);
+  va_end(arguments);
+  say("DEBUG: (%s) %s", tag, line);
+}
+
+#else
+
+void
+TSfree(void *pointer)
+{
+  say("freed");
+  free(pointer);
+}
+
+class DbgCtl
+{
+public:
+  using TagData = std::pair<const char *const, bool>;
+  static void print(const char *tag, const char *file, const char *function, int line, const char *format, ...);
+  static const TagData *_new_reference(const char *tag);
+  static bool _override_global_on();
+  static std::atomic<int> _config_mode;
+};
+
+std::atomic<int> DbgCtl::_config_mode{0};
+
+void
+DbgCtl::print(const char *tag, const char *, const char *, int, const char *format, ...)
+{
+  char line[8192];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(line, sizeof line, format, arguments);
+  va_end(arguments);
+  say("DEBUG: (%s) %s", tag, line);
+}
+
+const DbgCtl::TagData *
+DbgCtl::_new_reference(const char *tag)
+{
+  static const TagData ours{"stek_share", true}, other{"other", false};
+  return strcmp(tag, "stek_share") == 0 ? &ours : &other;
+}
+
+bool
+DbgCtl::_override_global_on()
+{
+  return getenv("HOST_OVERRIDE") != nullptr;
+}
+
+#endif
+
+namespace
+{
+void
+fire(TSLifecycleHookID hook, TSEvent event)
+{
+  auto start = std::chrono::steady_clock::now();
+  auto range = hooks.equal_range(hook);
+  for (auto at = range.first; at != range.second; ++at) {
+    at->second->handler(at->second, event, nullptr);
+  }
+  auto took = std::chrono::steady_clock::now() - start;
+  say("hook %d took %ld ms", hook, static_cast<long>(std::chrono::duration_cast<std::chrono::milliseconds>(took).count()));
+}
+
+long
+threads()
+{
+  std::filesystem::directory_iterator tasks("/proc/self/task"), end;
+  return std::distance(tasks, end);
+}
+} // namespace
+
+int
+main(int argc, char **argv)
+{
+  refusals_left = number("HOST_REFUSES", 0);
+#ifndef C_NAMES
+  DbgCtl::_config_mode = number("HOST_DEBUG", 1);
+#endif
+  bool plain = dlsym(RTLD_DEFAULT, "TSPluginRegister") != nullptr;
+  bool cxx   = dlsym(RTLD_DEFAULT, "_Z16TSPluginRegisterPK24TSPluginRegistrationInfo") != nullptr;
+  say("names: %s%s", plain ? "C" : "", cxx ? "C++" : "");
+
+  void *plugin = argc > 1 ? dlopen(argv[1], RTLD_NOW) : nullptr;
+  if (plugin == nullptr) {
+    say("dlopen: %s", argc > 1 ? dlerror() : "no plugin given");
+    return 70;
+  }
+  auto init = reinterpret_cast<void (*)(int, char **)>(dlsym(plugin, "TSPluginInit"));
+  if (init == nullptr) {
+    say("dlsym: %s", dlerror());
+    return 70;
+  }
+  for (int i = 0; i <= number("HOST_TWICE", 0); ++i) {
+    init(argc - 1, argv + 1);
+    say("TSPluginInit returned");
+  }
+  fire(PORTS_INITIALIZED, TS_EVENT_LIFECYCLE_PORTS_INITIALIZED);
+  if (!hooks.empty()) {
+    std::unique_lock<std::mutex> guard(lock);
+    if (!changed.wait_for(guard, std::chrono::seconds(60), [] { return accepted > 0; })) {
+      printf("no keys came\n");
+    }
+  }
+  fire(SHUTDOWN, TS_EVENT_LIFECYCLE_SHUTDOWN);
+  // The last thread of the plugin may still be on its way out.
+  for (int i = 0; i < 1000 && threads() > 1; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  say("threads left: %ld", threads() - 1);
+  return 0;
+}
