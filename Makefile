@@ -1,0 +1,87 @@
+# `make` lists the targets. Everything that is built, installed for the tests or written by them
+# goes under target/; only `fix` changes the tree.
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+PLUGIN := $(TARGET)/release/stek_share.so
+VENV   := $(TARGET)/autest-venv
+DENY   := $(or $(shell command -v cargo-deny),$(TARGET)/tools/bin/cargo-deny)
+DENY_VERSION := 0.20.2
+
+# Where Traffic Server looks for plugins: what it says itself, else where Debian puts them.
+PLUGINDIR ?= $(or $(shell traffic_layout info 2>/dev/null | sed -n 's/^PLUGINDIR: //p'),\
+                  $(shell dpkg -L trafficserver 2>/dev/null | grep -m 1 '/modules$$'),\
+                  /usr/lib/trafficserver/modules)
+
+# The tests that need no Traffic Server: units, documentation examples apart, and clusters of nodes.
+CLUSTER_TESTS := $(patsubst tests/%.rs,--test %,$(wildcard tests/cluster*.rs)) \
+                 $(patsubst tests/%/main.rs,--test %,$(wildcard tests/cluster*/main.rs))
+
+# For the tests that load the plugin into a real Traffic Server.
+export STEK_SHARE_SO = $(PLUGIN)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help deps build demo test test-quick verify fix autest deny deny-tool deny-advisories \
+        install uninstall check-fresh clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+deps: ## install what building and testing need (Debian 12; root or sudo)
+	@tools/deps.sh $(VENV)
+
+build: ## the plugin, target/release/stek_share.so
+	cargo build --release --locked
+	@cp $(TARGET)/release/libstek_share.so $(PLUGIN)
+
+demo: deps build ## three Traffic Servers on this machine share a key, before your eyes
+	cargo run --release --locked -p kit --bin demo -- $(PLUGIN)
+
+test: deps build ## all tests, with real Traffic Servers; ends with a verdict
+	@tools/test.sh \
+	    "format=cargo fmt --all --check" \
+	    "cargo=cargo test --workspace --locked" \
+	    "autest=$(MAKE) --no-print-directory autest"
+
+test-quick: ## units and clusters of nodes; no Traffic Server needed
+	cargo test --workspace --lib --locked $(CLUSTER_TESTS)
+
+verify: ## format, lints, tests, documentation, crates; never changes the tree
+	@$(if $(wildcard $(DENY)),true,echo "crates are not checked: no cargo-deny here; make deny")
+	@tools/test.sh \
+	    "format=cargo fmt --all --check" \
+	    "lints=cargo clippy --workspace --all-targets --locked -- -D warnings" \
+	    "tests=cargo test --workspace --locked" \
+	    "docs=RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked" \
+	    $(if $(wildcard $(DENY)),"crates=$(MAKE) --no-print-directory deny")
+
+fix: ## format, and apply what clippy can fix; changes the tree
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+autest: ## the AuTest tests with the built plugin (after deps and build)
+	@tools/autest.sh $(VENV) $(TARGET)/autest $(PLUGIN)
+
+deny: deny-tool ## licences, duplicates and sources of all crates, as deny.toml has it
+	$(DENY) --offline --locked check licenses bans sources
+
+deny-advisories: deny-tool ## known faults of crates; fetches the RustSec database
+	$(DENY) --locked check advisories
+
+# Some four minutes of compiling, hence not part of `make test`.
+deny-tool:
+	@test -x $(DENY) || cargo install --locked --version $(DENY_VERSION) \
+	    --root $(TARGET)/tools --target-dir $(TARGET)/tools/build cargo-deny
+
+install: ## put the built plugin where Traffic Server looks for it (DESTDIR, PLUGINDIR)
+	@test -f $(PLUGIN) || { echo "nothing to install yet: make build"; exit 1; }
+	install -D -m 0644 $(PLUGIN) $(DESTDIR)$(strip $(PLUGINDIR))/stek_share.so
+
+uninstall: ## take it away again
+	rm -f $(DESTDIR)$(strip $(PLUGINDIR))/stek_share.so
+
+check-fresh: ## deps and build in a Debian 12 made from nothing (root; downloads it)
+	@tools/check-fresh.sh $(TARGET)/fresh
+
+clean: ## remove target/
+	cargo clean

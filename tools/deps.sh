@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Installs what building and testing need on Debian 12, besides the Rust toolchain. Does nothing,
+# quickly, when all of it is there. Traffic Server's own service is not started.
+#
+#   tools/deps.sh VENV     VENV is where AuTest's Python environment goes
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$1
+requirements=tests/autest/requirements.txt
+
+packages=(
+    trafficserver                        # the host of the tests and of the demo
+    gcc g++ libc6-dev pkg-config         # compile and link
+    libssl-dev                           # TLS and the key generator
+    libclang-14-dev                      # bindgen reads the C header with it
+    python3 python3-venv                 # AuTest
+    openssl curl ca-certificates         # clients of the tests
+)
+
+say() { echo "deps: $*"; }
+fail() { echo "deps: $*" >&2; exit 1; }
+
+command -v cargo >/dev/null ||
+    fail "cargo is missing; install a Rust toolchain (rustup.rs), at least the rust-version of Cargo.toml"
+
+missing=()
+for package in "${packages[@]}"; do
+    state=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$state" = installed ] || missing+=("$package")
+done
+
+if [ ${#missing[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null ||
+        fail "no apt-get here; install what Debian 12 calls: ${missing[*]}"
+    as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null ||
+            fail "neither root nor sudo; as root run: apt-get install ${missing[*]}"
+        as_root=(sudo)
+    fi
+    say "installing ${missing[*]}"
+    # A package may start its service as it is installed. A server on port 8080 that nobody asked
+    # for is no business of a test, so starting is forbidden for as long as this takes.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap '"${as_root[@]}" rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+        "${as_root[@]}" chmod 755 "$policy"
+    fi
+    apt() {
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --yes \
+            -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 "$@" </dev/null
+    }
+    apt update
+    apt install --no-install-recommends "${missing[@]}" >/dev/null
+    say "Traffic Server's service was not started; systemd may start it at the next boot" \
+        "(systemctl disable trafficserver, if that is not wanted)"
+fi
+
+if ! cmp --silent "$requirements" "$venv/installed"; then
+    say "AuTest into $venv"
+    rm -rf "$venv"
+    # Debian's own interpreter first: another one in PATH may have been built without ensurepip.
+    for python in /usr/bin/python3 python3; do
+        if "$python" -m venv "$venv"; then break; fi
+        rm -rf "$venv"
+    done
+    [ -x "$venv/bin/pip" ] || fail "no python3 here can make a virtual environment in $venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements"
+    cp "$requirements" "$venv/installed"
+fi
+say "all there"
