@@ -17,8 +17,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use openssl::error::ErrorStack;
-use openssl::rand::rand_priv_bytes;
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
@@ -29,7 +27,7 @@ use super::secret_pages::{SetBuffer, MAX_SET};
 use crate::core::config::Settings;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::journal::{Level, Log};
-use crate::node::{Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
+use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
 use crate::transport::tls::Tls;
 
 /// Address space for this thread's stack. OpenSSL and the first poll of the node's futures run
@@ -45,9 +43,6 @@ const MAX_BLOCKING_THREADS: usize = 4;
 
 /// How long a blocking thread stays after its work, so that an idle box has none.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(5);
-
-/// Tries at a key that passes the sanity gate. One is enough unless the generator is broken.
-const KEY_TRIES: usize = 4;
 
 /// What TSPluginInit grants beyond `startup_wait` for threads and runtime to start.
 const START_MARGIN: Duration = Duration::from_secs(3);
@@ -240,7 +235,7 @@ fn live(
     started: SyncSender<()>,
 ) {
     let log = installer.log.clone();
-    let initial = match own_key() {
+    let initial = match new_key() {
         Ok(key) => key,
         Err(why) => {
             log.error(format!("no key of this box's own: {why}; Traffic Server's key stays"));
@@ -248,7 +243,7 @@ fn live(
         }
     };
     log.debug(format!("Generate initial STEK succeeded: {}", initial.fingerprint()));
-    installer.install(&KeySet { serial: 0, keys: vec![initial.clone()], agreed: false });
+    installer.install(&KeySet::own(initial.clone()));
     let runtime = match runtime(settings.workers) {
         Ok(runtime) => runtime,
         Err(why) => {
@@ -294,7 +289,7 @@ async fn run(
         Joined::TimedOut => format!("no keys of the group within {took} ms; starts with its own"),
     });
     let mut sets = node.key_sets();
-    let done = installer.serve(&mut sets, inbox, started, |serial| node.installed(serial)).await;
+    let done = installer.serve(&mut sets, inbox, started, |set| node.installed(set)).await;
     if timeout(SHUTDOWN_LIMIT, node.shutdown()).await.is_err() {
         log.debug("the node did not end in time");
     }
@@ -310,30 +305,6 @@ fn runtime(workers: usize) -> io::Result<Runtime> {
         .thread_name("stek_worker")
         .enable_all()
         .build()
-}
-
-/// Why this box could not make a key.
-#[derive(Debug, Error)]
-enum NoKey {
-    #[error("OpenSSL's private generator failed: {0}")]
-    Generator(#[from] ErrorStack),
-    #[error(
-        "OpenSSL's private generator gave {KEY_TRIES} weak keys in a row, the last because {0}"
-    )]
-    Weak(WeakKey),
-}
-
-/// A key from OpenSSL's private generator that passes the sanity gate.
-fn own_key() -> Result<Stek, NoKey> {
-    let mut tries_left = KEY_TRIES;
-    loop {
-        let key = Stek::fill_with(|bytes| rand_priv_bytes(bytes))?;
-        match key.check() {
-            Ok(()) => return Ok(key),
-            Err(weak) if tries_left <= 1 => return Err(NoKey::Weak(weak)),
-            Err(_) => tries_left -= 1,
-        }
-    }
 }
 
 /// Why a set is not fit for the host at all.
@@ -371,8 +342,6 @@ struct Installer<C> {
     buffer: SetBuffer,
     /// The names of the keys that stand in the context; empty if that is not certain.
     standing: Vec<[u8; NAME_LEN]>,
-    /// The encrypting key as last told to the operator.
-    told: Option<Fingerprint>,
     installs: u64,
     failures: u64,
     /// When to try again, and the pause after that.
@@ -388,7 +357,6 @@ impl<C: TicketContext> Installer<C> {
             stats,
             buffer: SetBuffer::new(),
             standing: Vec::new(),
-            told: None,
             installs: 0,
             failures: 0,
             retry: None,
@@ -396,14 +364,14 @@ impl<C: TicketContext> Installer<C> {
     }
 
     /// Installs the latest of `sets` now and at each change, until the host ends or drops its side
-    /// of `events`. Drops `started` after the first, and calls `acknowledge` with the serial
-    /// number of each set that stands for good.
+    /// of `events`. Drops `started` after the first, and calls `acknowledge` with each set
+    /// that stands for good.
     async fn serve(
         &mut self,
         sets: &mut watch::Receiver<KeySet>,
         events: &mut mpsc::Receiver<Event>,
         started: SyncSender<()>,
-        acknowledge: impl Fn(u64),
+        acknowledge: impl Fn(&KeySet),
     ) -> Option<SyncSender<()>> {
         self.install_latest(sets, &acknowledge);
         drop(started);
@@ -435,10 +403,14 @@ impl<C: TicketContext> Installer<C> {
         }
     }
 
-    fn install_latest(&mut self, sets: &mut watch::Receiver<KeySet>, acknowledge: &impl Fn(u64)) {
+    fn install_latest(
+        &mut self,
+        sets: &mut watch::Receiver<KeySet>,
+        acknowledge: &impl Fn(&KeySet),
+    ) {
         let set = sets.borrow_and_update().clone();
         if self.install(&set) == Outcome::Stands {
-            acknowledge(set.serial);
+            acknowledge(&set);
         }
     }
 
@@ -491,12 +463,6 @@ impl<C: TicketContext> Installer<C> {
         self.stats.installs.set(self.installs);
         let prints: Vec<String> = set.keys.iter().map(|k| k.fingerprint().to_string()).collect();
         self.log.debug(format!("installed key set {}: STEK {}", set.serial, prints.join(", ")));
-        let first = set.keys.first().map(Stek::fingerprint);
-        if let (Some(key), true) = (first, first != self.told) {
-            self.told = first;
-            let origin = if set.agreed { "agreed by the group" } else { "made by this box" };
-            self.log.note(format!("tickets are encrypted with STEK {key}, {origin}"));
-        }
     }
 
     fn failed(&mut self) {
@@ -606,14 +572,14 @@ mod tests {
     }
 
     fn set(serial: u64, marks: &[u8]) -> KeySet {
-        KeySet { serial, keys: marks.iter().map(|&m| key(m)).collect(), agreed: true }
+        KeySet { serial, keys: marks.iter().map(|&m| key(m)).collect(), ..KeySet::own(key(0)) }
     }
 
     #[test]
     fn the_first_key_passes_the_gate() {
-        let key = own_key().expect("OpenSSL has randomness");
+        let key = new_key().expect("OpenSSL has randomness");
         assert_eq!(key.check(), Ok(()));
-        assert!(!key.same_bytes(&own_key().expect("OpenSSL has randomness")));
+        assert!(!key.same_bytes(&new_key().expect("OpenSSL has randomness")));
     }
 
     #[test]

@@ -63,6 +63,17 @@ pub struct KeySet {
 }
 
 impl KeySet {
+    /// The set of a box that knows no group yet: its own key alone.
+    pub fn own(key: Stek) -> KeySet {
+        KeySet {
+            serial: 1,
+            keys: vec![key],
+            agreed: false,
+            newest: Generation(0),
+            current: Generation(0),
+        }
+    }
+
     /// The set in words, for the log: fingerprints only.
     pub fn describe(&self) -> String {
         let first = self.keys.first().map(Stek::fingerprint);
@@ -188,14 +199,7 @@ impl Node {
     /// Only if OpenSSL cannot give randomness.
     pub async fn start(settings: Settings, deps: Deps) -> Result<Node, ErrorStack> {
         let (orders, order_queue) = mpsc::channel(MAX_ORDERS);
-        let first = KeySet {
-            serial: 1,
-            keys: vec![deps.initial.clone()],
-            agreed: false,
-            newest: Generation(0),
-            current: Generation(0),
-        };
-        let (set_sender, sets) = watch::channel(first);
+        let (set_sender, sets) = watch::channel(KeySet::own(deps.initial.clone()));
         let shared = Shared::new(settings, deps.log, deps.tls, deps.initial.clone(), orders)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(keeper::keep(shared.clone(), deps.initial, set_sender));
@@ -214,7 +218,7 @@ impl Node {
         self.sets.clone()
     }
 
-    /// Says that the set with this serial number now stands in the ticket context.
+    /// Says that this set now stands in the ticket context.
     pub fn installed(&self, set: &KeySet) {
         self.shared.note_installed(set);
     }
