@@ -189,12 +189,15 @@ pub fn decode_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, usize), FrameE
     Ok((header, body_len))
 }
 
-/// Reads a whole frame from a slice, as a fuzzer does: header, body, and what follows them.
+/// A frame taken off a slice: header, body, and what follows them.
+pub type Split<'a> = (Header, &'a [u8], &'a [u8]);
+
+/// Reads a whole frame from a slice, as a fuzzer does.
 /// `None` if more bytes are needed.
 ///
 /// # Errors
 /// As [`decode_header`].
-pub fn decode(bytes: &[u8]) -> Result<Option<(Header, &[u8], &[u8])>, FrameError> {
+pub fn decode(bytes: &[u8]) -> Result<Option<Split<'_>>, FrameError> {
     if let Some(length) = bytes.first_chunk() {
         decode_length(*length)?;
     }

@@ -9,8 +9,7 @@ use openssl::x509::{X509NameEntryRef, X509NameRef};
 /// The most bytes of a dotted object identifier that OpenSSL prints here.
 const MAX_DOTTED: usize = 79;
 
-/// ASN.1 universal tags that matter here.
-const TAG_GENERAL_STRING: u8 = 27;
+/// ASN.1 tags of the containers in a name.
 const TAG_SEQUENCE: u8 = 0x30;
 const TAG_SET: u8 = 0x31;
 
@@ -18,19 +17,14 @@ const TAG_SET: u8 = 0x31;
 /// numbers where there is none), `/` before each, or `+` before a further one of the same
 /// relative name, and everything outside of printable ASCII as `\xHH`.
 pub fn one_line(name: &X509NameRef) -> String {
-    let shape = shape(name);
+    let joins = joins(name);
     let mut line = String::new();
     for (at, entry) in name.entries().enumerate() {
-        let part = shape.get(at).copied().unwrap_or(Part { joins: false, wide: false });
-        line.push(if part.joins { '+' } else { '/' });
+        line.push(if joins.get(at) == Some(&true) { '+' } else { '/' });
         line.push_str(&attribute(entry));
         line.push('=');
-        let value = entry.data().as_slice();
-        let is_wide = part.wide && looks_like_ucs4(value);
-        for (i, &byte) in value.iter().enumerate() {
-            if !is_wide || i % 4 == 3 {
-                push_escaped(&mut line, byte);
-            }
+        for &byte in entry.data().as_slice() {
+            push_escaped(&mut line, byte);
         }
     }
     line
@@ -59,27 +53,14 @@ fn attribute(entry: &X509NameEntryRef) -> String {
     dotted
 }
 
-/// A GeneralString whose first three bytes of each four are zero is printed as its fourth bytes.
-fn looks_like_ucs4(value: &[u8]) -> bool {
-    value.len() % 4 == 0 && value.iter().enumerate().all(|(i, &b)| i % 4 == 3 || b == 0)
+/// For each entry, whether it stands in the same relative distinguished name as the one before
+/// it. The `openssl` crate does not tell, so this walks the encoded name; empty where that is
+/// not as expected, which costs no more than a `/` in place of a `+`.
+fn joins(name: &X509NameRef) -> Vec<bool> {
+    name.to_der().ok().and_then(|der| joins_in(&der)).unwrap_or_default()
 }
 
-/// What the encoding tells about an entry and the `openssl` crate does not.
-#[derive(Clone, Copy)]
-struct Part {
-    /// It stands in the same relative distinguished name as the entry before it.
-    joins: bool,
-    /// Its value is a GeneralString.
-    wide: bool,
-}
-
-/// Walks the encoded name; empty where that is not as expected, which changes nothing but `+`
-/// and GeneralStrings.
-fn shape(name: &X509NameRef) -> Vec<Part> {
-    name.to_der().ok().and_then(|der| parts(&der)).unwrap_or_default()
-}
-
-fn parts(der: &[u8]) -> Option<Vec<Part>> {
+fn joins_in(der: &[u8]) -> Option<Vec<bool>> {
     let mut found = Vec::new();
     let (TAG_SEQUENCE, mut sets, _) = element(der)? else { return None };
     while !sets.is_empty() {
@@ -87,10 +68,9 @@ fn parts(der: &[u8]) -> Option<Vec<Part>> {
         sets = rest;
         let mut joins = false;
         while !entries.is_empty() {
-            let (TAG_SEQUENCE, entry, rest) = element(entries)? else { return None };
+            let (TAG_SEQUENCE, _, rest) = element(entries)? else { return None };
             entries = rest;
-            let (_, _, value) = element(entry)?;
-            found.push(Part { joins, wide: *value.first()? == TAG_GENERAL_STRING });
+            found.push(joins);
             joins = true;
         }
     }

@@ -1,0 +1,1066 @@
+//! Boxes and strangers over real sockets and real TLS on loopback.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "common/pki.rs"]
+mod pki;
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use openssl::pkey::{PKey, Private};
+use openssl::ssl::{
+    Ssl, SslContext, SslContextBuilder, SslMethod, SslSessionCacheMode, SslVerifyMode, SslVersion,
+};
+use openssl::symm::Cipher;
+use openssl::x509::{X509Name, X509};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{watch, Notify, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout, Instant};
+use tokio_openssl::SslStream;
+use zeroize::Zeroizing;
+
+use pki::{Identity, Spec, SUBJECT};
+use stek_share::core::config::Member;
+use stek_share::core::server_id::ServerId;
+use stek_share::journal::{Journal, Level, Log};
+use stek_share::transport::frame::{self, Body, Header, Kind, Role};
+use stek_share::transport::listener::{
+    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, MAX_HANDSHAKES,
+};
+use stek_share::transport::peers::{call_once, CallError, Peers};
+use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
+use stek_share::transport::{
+    one_line, Cause, Counters, Heard, Me, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
+};
+
+/// Far more than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+const HISTORY: [u8; 16] = *b"the history id!!";
+
+// ---------------------------------------------------------------- one box
+
+#[derive(Default)]
+struct Lines(Mutex<Vec<(Level, String)>>);
+
+impl Journal for Lines {
+    fn write(&self, level: Level, line: &str) {
+        self.0.lock().unwrap().push((level, line.to_owned()));
+    }
+}
+
+impl Lines {
+    fn have(&self, level: Level, part: &str) -> bool {
+        self.0.lock().unwrap().iter().any(|(l, line)| *l == level && line.contains(part))
+    }
+}
+
+/// Answers what it is asked: the same bytes, or by order of the body's first byte.
+struct Echo {
+    members: HashSet<u32>,
+    admitted: AtomicU64,
+    begun: Mutex<Vec<(u32, Vec<u8>)>>,
+    release: Notify,
+}
+
+impl Service for Echo {
+    fn admit(&self, hello: &Header) -> Result<(), Refusal> {
+        self.admitted.fetch_add(1, Ordering::Relaxed);
+        match self.members.contains(&hello.sender.0) {
+            true => Ok(()),
+            false => Err(Refusal::NotAMember),
+        }
+    }
+
+    fn serve(
+        self: Arc<Self>,
+        from: Caller,
+        body: Body,
+    ) -> impl Future<Output = Option<Body>> + Send + 'static {
+        async move {
+            self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
+            match body.first() {
+                Some(b'N') => std::future::pending().await,
+                Some(b'W') => self.release.notified().await,
+                Some(b'X') => return None,
+                _ => {}
+            }
+            Some(body)
+        }
+    }
+}
+
+struct Box_ {
+    id: u32,
+    listener: Listener,
+    peers: Arc<Peers>,
+    service: Arc<Echo>,
+    counters: Arc<Counters>,
+    lines: Arc<Lines>,
+    heard: Heard,
+    swap: watch::Sender<Tls>,
+    addr: SocketAddr,
+}
+
+impl Box_ {
+    async fn start(id: u32, tls: Tls) -> Box_ {
+        Box_::start_at(id, tls, "127.0.0.1:0".parse().unwrap(), 100).await
+    }
+
+    async fn start_at(id: u32, tls: Tls, at: SocketAddr, max_connections: usize) -> Box_ {
+        let lines = Arc::new(Lines::default());
+        let log = Log::new(lines.clone());
+        let (swap, tls) = watch::channel(tls);
+        let me = Me::member(ServerId(id), 77, || HISTORY);
+        let heard = Heard::new();
+        let counters = Counters::new();
+        let service = Arc::new(Echo {
+            members: (1..=5).collect(),
+            admitted: AtomicU64::new(0),
+            begun: Mutex::default(),
+            release: Notify::new(),
+        });
+        let settings = ListenSettings {
+            bind_address: None,
+            address: at.ip().to_string(),
+            port: at.port(),
+            max_connections,
+        };
+        let deps = ListenDeps {
+            log: log.clone(),
+            tls: tls.clone(),
+            me: me.clone(),
+            heard: heard.clone(),
+            counters: counters.clone(),
+        };
+        let listener = Listener::start(settings, deps, service.clone());
+        let addr = timeout(PATIENCE, listener.bound()).await.unwrap()[0];
+        let peers = Arc::new(Peers::new(log, tls, me, heard.clone()));
+        Box_ { id, listener, peers, service, counters, lines, heard, swap, addr }
+    }
+
+    fn member(&self) -> Member {
+        member(self.id, self.addr)
+    }
+
+    async fn ask(&self, to: u32, body: &[u8]) -> Result<Vec<u8>, CallError> {
+        ask(&self.peers, to, body, PATIENCE).await
+    }
+
+    fn begun(&self) -> usize {
+        self.service.begun.lock().unwrap().len()
+    }
+}
+
+fn member(id: u32, addr: SocketAddr) -> Member {
+    Member { id: ServerId(id), address: addr.ip().to_string(), port: addr.port() }
+}
+
+async fn ask(peers: &Peers, to: u32, body: &[u8], limit: Duration) -> Result<Vec<u8>, CallError> {
+    let body = Zeroizing::new(body.to_vec());
+    peers.request(ServerId(to), body, limit).await.map(|body| body.to_vec())
+}
+
+/// Two boxes, 1 and 2, that know each other.
+async fn pair(one: Tls, two: Tls) -> (Box_, Box_) {
+    let (one, two) = (Box_::start(1, one).await, Box_::start(2, two).await);
+    let members = [one.member(), two.member()];
+    one.peers.set_members(&members);
+    two.peers.set_members(&members);
+    (one, two)
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn tls(root: &Identity, leaf: &Identity) -> Tls {
+    tls_for(root, leaf, SUBJECT).unwrap()
+}
+
+fn tls_for(root: &Identity, leaf: &Identity, subject: &str) -> Result<Tls, TlsError> {
+    Tls::from_pem(&root.cert_pem(), &leaf.cert_pem(), &leaf.key_pem(), subject)
+}
+
+// ---------------------------------------------------------------- raw ends
+
+/// TLS that checks nothing, to be as rude as needed.
+fn raw_context(identity: Option<&Identity>, newest: Option<SslVersion>) -> SslContext {
+    let mut context = SslContextBuilder::new(SslMethod::tls()).unwrap();
+    context.set_verify(SslVerifyMode::NONE);
+    context.set_min_proto_version(None).unwrap();
+    context.set_max_proto_version(newest).unwrap();
+    if newest == Some(SslVersion::TLS1_1) {
+        context.set_cipher_list("ALL:@SECLEVEL=0").unwrap();
+    }
+    if let Some(identity) = identity {
+        context.set_certificate(&identity.cert).unwrap();
+        context.set_private_key(&identity.key).unwrap();
+    }
+    context.build()
+}
+
+async fn raw_connect(
+    context: &SslContext,
+    addr: SocketAddr,
+) -> Result<SslStream<TcpStream>, openssl::ssl::Error> {
+    let tcp = TcpStream::connect(addr).await.unwrap();
+    let mut stream = SslStream::new(Ssl::new(context).unwrap(), tcp).unwrap();
+    Pin::new(&mut stream).connect().await.map(|()| stream)
+}
+
+fn header(sender: u32, request: u32) -> Header {
+    Header {
+        role: Role::Member,
+        sender: ServerId(sender),
+        incarnation: 5,
+        history: HISTORY,
+        request,
+        kind: Kind::Request,
+    }
+}
+
+fn request(sender: u32, body: &[u8]) -> Vec<u8> {
+    frame::encode(&header(sender, 1), body).unwrap().to_vec()
+}
+
+/// Reads to the end, however it comes, and gives what was read.
+async fn drain(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
+    let mut got = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(n @ 1..) = stream.read(&mut chunk).await {
+        got.extend_from_slice(&chunk[..n]);
+    }
+    got
+}
+
+/// Dials as a stranger, sends a well-formed request if it gets that far, and tells the
+/// application bytes that came back before it was closed.
+async fn intrude(context: &SslContext, addr: SocketAddr) -> Vec<u8> {
+    match raw_connect(context, addr).await {
+        Ok(mut stream) => {
+            let _ = stream.write_all(&request(2, b"let me in")).await;
+            drain(&mut stream).await
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+async fn intrude_in_clear(bytes: &[u8], addr: SocketAddr) -> Vec<u8> {
+    let mut tcp = TcpStream::connect(addr).await.unwrap();
+    let _ = tcp.write_all(bytes).await;
+    let got = drain(&mut tcp).await;
+    // What may come back is a TLS alert (record type 21), never a frame.
+    match got.first() {
+        Some(21) => Vec::new(),
+        _ => got,
+    }
+}
+
+// ---------------------------------------------------------------- among members
+
+#[tokio::test]
+async fn boxes_of_one_ca_talk_in_both_directions() {
+    let root = pki::root("root");
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    assert_eq!(one.ask(2, b"hello").await.unwrap(), b"hello");
+    assert_eq!(two.ask(1, b"").await.unwrap(), b"");
+    let long = vec![7; frame::MAX_BODY];
+    assert_eq!(one.ask(2, &long).await.unwrap(), long);
+    let too_long = vec![7; frame::MAX_BODY + 1];
+    assert_eq!(one.ask(2, &too_long).await, Err(CallError::TooLong(too_long.len())));
+    assert_eq!(one.ask(9, b"who").await, Err(CallError::UnknownPeer));
+    assert_eq!(two.counters.accepted(), 1, "all requests share one connection");
+    assert_eq!(two.counters.requests(), 2);
+    for (a, b) in [(&one, &two), (&two, &one)] {
+        assert!(a.peers.last_heard(ServerId(b.id)).is_some());
+        assert!(a.heard.last(ServerId(b.id)).is_some());
+        assert!(a.lines.have(Level::Note, &format!("peer {} (127.0.0.1", b.id)));
+    }
+}
+
+#[tokio::test]
+async fn one_self_signed_certificate_serves_as_root_and_leaf() {
+    for is_ca in [true, false] {
+        let only = Spec { is_ca, ..Spec::default() }.make();
+        let (one, two) = pair(tls(&only, &only), tls(&only, &only)).await;
+        assert_eq!(one.ask(2, b"x").await.unwrap(), b"x");
+        assert_eq!(two.ask(1, b"y").await.unwrap(), b"y");
+    }
+}
+
+#[tokio::test]
+async fn a_leaf_for_servers_only_may_dial() {
+    let root = pki::root("root");
+    let leaf = || {
+        let issuer = Some(&root);
+        tls(&root, &Spec { issuer, usage: Some("serverAuth"), ..Spec::default() }.make())
+    };
+    let (one, two) = pair(leaf(), leaf()).await;
+    assert_eq!(one.ask(2, b"x").await.unwrap(), b"x");
+    assert_eq!(two.ask(1, b"y").await.unwrap(), b"y");
+}
+
+#[tokio::test]
+async fn an_intermediate_is_sent_along() {
+    let root = pki::root("root");
+    let middle =
+        Spec { subject: "/CN=middle", issuer: Some(&root), is_ca: true, ..Spec::default() };
+    let middle = middle.make();
+    let leaf = pki::leaf(&middle);
+    let chain = [leaf.cert_pem(), middle.cert_pem()].concat();
+    let tls = || Tls::from_pem(&root.cert_pem(), &chain, &leaf.key_pem(), SUBJECT).unwrap();
+    let (one, _two) = pair(tls(), tls()).await;
+    assert_eq!(one.ask(2, b"x").await.unwrap(), b"x");
+    let alone = tls_for(&root, &leaf, SUBJECT);
+    assert!(matches!(alone, Err(TlsError::ChainUntrusted { .. })), "{alone:?}");
+}
+
+#[tokio::test]
+async fn tls_1_2_is_spoken_and_1_1_is_not() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let two = Box_::start(2, tls(&root, &leaf)).await;
+    let context = raw_context(Some(&leaf), Some(SslVersion::TLS1_2));
+    let mut stream = raw_connect(&context, two.addr).await.unwrap();
+    assert_eq!(stream.ssl().version_str(), "TLSv1.2");
+    let id = stream.ssl().session().unwrap().id().to_vec();
+    assert!(id.is_empty(), "a session that could be resumed: {id:?}");
+    stream.write_all(&request(1, b"abc")).await.unwrap();
+    let mut answer = vec![0; frame::HEADER_LEN + 3];
+    stream.read_exact(&mut answer).await.unwrap();
+    let (header, body, _) = frame::decode(&answer).unwrap().unwrap();
+    assert_eq!((header.kind, header.sender, body), (Kind::Response, ServerId(2), &b"abc"[..]));
+    let context = raw_context(Some(&leaf), Some(SslVersion::TLS1_1));
+    assert!(raw_connect(&context, two.addr).await.is_err());
+    until("counted", || two.counters.refused(Cause::NotOurTls) == 1).await;
+}
+
+#[tokio::test]
+async fn no_session_ticket_is_issued() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let two = Box_::start(2, tls(&root, &leaf)).await;
+    let mut context = SslContextBuilder::new(SslMethod::tls()).unwrap();
+    context.set_certificate(&leaf.cert).unwrap();
+    context.set_private_key(&leaf.key).unwrap();
+    context.set_session_cache_mode(SslSessionCacheMode::CLIENT);
+    let tickets = Arc::new(AtomicUsize::new(0));
+    let count = tickets.clone();
+    context.set_new_session_callback(move |_, _| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut stream = raw_connect(&context.build(), two.addr).await.unwrap();
+    assert_eq!(stream.ssl().version_str(), "TLSv1.3");
+    stream.write_all(&request(1, b"abc")).await.unwrap();
+    stream.read_exact(&mut [0; frame::HEADER_LEN + 3]).await.unwrap();
+    assert_eq!(tickets.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn new_certificates_are_used_by_new_connections() {
+    let (old, new) = (pki::root("old"), pki::root("new"));
+    let (one, two) = pair(tls(&old, &pki::leaf(&old)), tls(&old, &pki::leaf(&old))).await;
+    one.ask(2, b"x").await.unwrap();
+    two.swap.send_replace(tls(&new, &pki::leaf(&new)));
+    assert_eq!(one.ask(2, b"still").await.unwrap(), b"still", "a connection keeps what it has");
+    let three = Box_::start(3, tls(&new, &pki::leaf(&new))).await;
+    three.peers.set_members(&[two.member()]);
+    assert_eq!(three.ask(2, b"new").await.unwrap(), b"new");
+    let late = Box_::start(4, tls(&old, &pki::leaf(&old))).await;
+    late.peers.set_members(&[two.member()]);
+    assert!(matches!(late.ask(2, b"old").await, Err(CallError::Unreachable(_))));
+}
+
+// ---------------------------------------------------------------- requests
+
+#[tokio::test]
+async fn requests_begin_in_order_and_do_not_wait_for_each_other() {
+    let root = pki::root("root");
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    one.ask(2, b"first").await.unwrap();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let peers = one.peers.clone();
+            tokio::spawn(async move { ask(&peers, 2, b"W", PATIENCE).await })
+        })
+        .collect();
+    until("the long ones are being served", || two.begun() == 4).await;
+    let mut many = JoinSet::new();
+    for n in 0..20_u8 {
+        // On this runtime of one thread, tasks are first polled in the order of their making.
+        let peers = one.peers.clone();
+        many.spawn(async move { ask(&peers, 2, &[n], PATIENCE).await.unwrap()[0] });
+    }
+    let mut answers = many.join_all().await;
+    answers.sort_unstable();
+    assert_eq!(answers, (0..20).collect::<Vec<_>>());
+    let begun: Vec<u8> = two.service.begun.lock().unwrap()[4..].iter().map(|b| b.1[0]).collect();
+    assert_eq!(begun, (0..20).collect::<Vec<_>>());
+    for _ in 0..3 {
+        two.service.release.notify_one();
+    }
+    for request in waiting {
+        assert_eq!(request.await.unwrap().unwrap(), b"W");
+    }
+    assert_eq!(two.counters.accepted(), 1);
+}
+
+#[tokio::test]
+async fn more_requests_than_are_served_at_once_wait_their_turn() {
+    let root = pki::root("root");
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    let all = MAX_IN_FLIGHT + 8;
+    let waiting: Vec<_> = (0..all)
+        .map(|_| {
+            let peers = one.peers.clone();
+            tokio::spawn(async move { ask(&peers, 2, b"W", PATIENCE).await })
+        })
+        .collect();
+    until("as many as may are served", || two.begun() == MAX_IN_FLIGHT).await;
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(two.begun(), MAX_IN_FLIGHT);
+    for served in 1..=all {
+        two.service.release.notify_one();
+        until("the next one is served", || two.begun() == (MAX_IN_FLIGHT + served).min(all)).await;
+    }
+    for request in waiting {
+        assert_eq!(request.await.unwrap().unwrap(), b"W");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_request_harms_nobody() {
+    let root = pki::root("root");
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    for begun in 1..=10 {
+        let dropped = one.ask(2, b"W");
+        tokio::select! {
+            answer = dropped => panic!("answered: {answer:?}"),
+            () = until("it is served", || two.begun() == 2 * begun - 1) => {}
+        }
+        assert_eq!(one.ask(2, b"next").await.unwrap(), b"next");
+    }
+    assert_eq!(two.counters.accepted(), 1, "the connection outlived them all");
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_comes_back_is_given_up() {
+    let root = pki::root("root");
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    let short = Duration::from_millis(100);
+    one.ask(2, b"x").await.unwrap();
+    assert_eq!(ask(&one.peers, 2, b"N", short).await, Err(CallError::TimedOut));
+    until("told", || one.lines.have(Level::Note, "is down: it does not answer")).await;
+    assert_eq!(one.ask(2, b"again").await.unwrap(), b"again");
+    assert_eq!(two.counters.accepted(), 2);
+    // The same if the caller did not stay to see its time run out.
+    let peers = one.peers.clone();
+    let gone = tokio::spawn(async move { ask(&peers, 2, b"N", short).await });
+    until("it is served", || two.begun() == 4).await;
+    gone.abort();
+    until("given up", || two.listener.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_back_is_dialled_again() {
+    let root = pki::root("root");
+    let leaf = || tls(&root, &pki::leaf(&root));
+    let (one, two) = pair(leaf(), leaf()).await;
+    one.ask(2, b"x").await.unwrap();
+    let addr = two.addr;
+    drop(two);
+    until("noticed", || one.lines.have(Level::Note, "is down")).await;
+    assert!(matches!(one.ask(2, b"x").await, Err(CallError::Unreachable(_))));
+    let begun = Instant::now();
+    let error = one.ask(2, b"x").await;
+    assert!(matches!(error, Err(CallError::Unreachable(_))), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "fails at once while it waits to redial");
+    let _two = Box_::start_at(2, leaf(), addr, 100).await;
+    let begun = Instant::now();
+    while one.ask(2, b"x").await.is_err() {
+        assert!(begun.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(10)).await;
+    }
+    let lines = one.lines.0.lock().unwrap();
+    assert!(lines.iter().all(|(level, _)| *level < Level::Warning), "no alarm: {lines:?}");
+}
+
+#[tokio::test]
+async fn a_new_address_takes_effect() {
+    let root = pki::root("root");
+    let leaf = || tls(&root, &pki::leaf(&root));
+    let (one, two) = pair(leaf(), leaf()).await;
+    one.ask(2, b"x").await.unwrap();
+    let moved = Box_::start(2, leaf()).await;
+    one.peers.set_members(&[one.member(), moved.member()]);
+    one.ask(2, b"x").await.unwrap();
+    assert_eq!((two.begun(), moved.begun()), (1, 1));
+    until("the old connection is closed", || two.listener.connections() == 0).await;
+    one.peers.set_members(&[one.member()]);
+    assert_eq!(one.ask(2, b"x").await, Err(CallError::UnknownPeer));
+}
+
+#[tokio::test]
+async fn a_host_name_is_resolved_and_a_tool_needs_no_list() {
+    let root = pki::root("root");
+    let tls = tls(&root, &pki::leaf(&root));
+    let two = Box_::start(2, tls.clone()).await;
+    let at = ("localhost", two.addr.port());
+    let answer = call_once(&tls, &Me::tool(ServerId(1)), at, b"status", PATIENCE).await.unwrap();
+    assert_eq!(answer.as_slice(), b"status");
+    assert_eq!(two.heard.last(ServerId(1)), None, "a tool is no sign of life of its box");
+    let refused = call_once(&tls, &Me::tool(ServerId(6)), at, b"status", PATIENCE).await;
+    assert_eq!(refused, Err(CallError::Refused(Refusal::NotAMember)));
+}
+
+// ---------------------------------------------------------------- verified, but wrong
+
+#[tokio::test]
+async fn who_is_no_member_is_told_so() {
+    let root = pki::root("root");
+    let leaf = || tls(&root, &pki::leaf(&root));
+    let two = Box_::start(2, leaf()).await;
+    let nobody = Box_::start(6, leaf()).await;
+    nobody.peers.set_members(&[two.member()]);
+    assert_eq!(nobody.ask(2, b"x").await, Err(CallError::Refused(Refusal::NotAMember)));
+    until("told", || nobody.lines.have(Level::Warning, "refuses this box")).await;
+    until("counted", || two.counters.refused(Cause::NotAMember) == 1).await;
+    assert!(two.lines.have(Level::Warning, "calls itself server_id 6"));
+    assert_eq!((two.begun(), two.heard.last(ServerId(6))), (0, None));
+}
+
+#[tokio::test]
+async fn a_box_that_is_another_one_is_not_asked_twice() {
+    let root = pki::root("root");
+    let leaf = || tls(&root, &pki::leaf(&root));
+    let (one, two) = (Box_::start(1, leaf()).await, Box_::start(2, leaf()).await);
+    one.peers.set_members(&[member(3, two.addr)]);
+    assert!(matches!(one.ask(3, b"x").await, Err(CallError::Unreachable(_))));
+    until("told", || one.lines.have(Level::Warning, "calls itself server_id 2")).await;
+    assert_eq!(one.heard.last(ServerId(3)), None);
+}
+
+#[tokio::test]
+async fn a_member_that_breaks_the_rules_is_closed() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let context = raw_context(Some(&leaf), None);
+    let two = Box_::start(2, tls(&root, &leaf)).await;
+    let with = |at: usize, byte: u8| {
+        let mut bytes = request(1, b"body");
+        bytes[at] = byte;
+        bytes
+    };
+    let response = frame::encode(&Header { kind: Kind::Response, ..header(1, 1) }, b"").unwrap();
+    let cases = [
+        ("oversized", vec![0, 0x10, 0, 1], Cause::BadFrame, 0),
+        ("huge", vec![0xff; 64], Cause::BadFrame, 0),
+        ("too short", with(3, 34), Cause::BadFrame, 0),
+        ("version", with(4, 9), Cause::Version, 0),
+        ("role", with(5, 9), Cause::BadFrame, 0),
+        ("kind", with(38, 9), Cause::BadFrame, 0),
+        ("response", response.to_vec(), Cause::BadFrame, 0),
+        ("no request", request(1, b"X"), Cause::BadFrame, 1),
+        ("other sender", [request(1, b"N"), request(3, b"N")].concat(), Cause::BadFrame, 1),
+    ];
+    for (what, bytes, cause, served) in cases {
+        let (counted, begun) = (two.counters.refused(cause), two.begun());
+        let mut stream = raw_connect(&context, two.addr).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        let got = timeout(Duration::from_secs(5), drain(&mut stream)).await.expect(what);
+        assert_eq!(got, b"", "{what}");
+        until(what, || two.counters.refused(cause) == counted + 1).await;
+        assert_eq!(two.begun(), begun + served, "{what}");
+    }
+    assert!(two.lines.have(Level::Warning, "protocol version 9"));
+    assert!(two.lines.have(Level::Warning, "refused 127.0.0.1:"));
+}
+
+#[tokio::test]
+async fn connections_are_bounded_in_number() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let at = "127.0.0.1:0".parse().unwrap();
+    let two = Box_::start_at(2, tls(&root, &leaf), at, 2).await;
+    let context = raw_context(Some(&leaf), None);
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let mut stream = raw_connect(&context, two.addr).await.unwrap();
+        stream.write_all(&request(1, b"x")).await.unwrap();
+        stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+        kept.push(stream);
+    }
+    assert_eq!(intrude(&context, two.addr).await, b"");
+    until("counted", || two.counters.refused(Cause::OverLimit) == 1).await;
+    assert_eq!((two.begun(), two.listener.connections()), (2, 2));
+    kept.pop();
+    until("there is room again", || two.listener.connections() == 1).await;
+    let mut stream = raw_connect(&context, two.addr).await.unwrap();
+    stream.write_all(&request(1, b"x")).await.unwrap();
+    stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+}
+
+#[tokio::test]
+async fn idle_and_stuck_connections_are_closed() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let two = Box_::start(2, tls(&root, &leaf)).await;
+    let context = raw_context(Some(&leaf), None);
+    let (mut idle, mut stuck) = (
+        raw_connect(&context, two.addr).await.unwrap(),
+        raw_connect(&context, two.addr).await.unwrap(),
+    );
+    for stream in [&mut idle, &mut stuck] {
+        stream.write_all(&request(1, b"x")).await.unwrap();
+        stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+    }
+    stuck.write_all(&request(1, b"half of it")[..20]).await.unwrap();
+    // Until the half frame is there, only so many milliseconds pass; then ten seconds at once.
+    sleep(Duration::from_millis(200)).await;
+    tokio::time::pause();
+    tokio::time::advance(FRAME_LIMIT + Duration::from_secs(1)).await;
+    tokio::time::resume();
+    assert_eq!(drain(&mut stuck).await, b"");
+    until("counted", || two.counters.refused(Cause::TooSlow) == 1).await;
+    assert_eq!(two.listener.connections(), 1);
+    tokio::time::pause();
+    tokio::time::advance(IDLE_LIMIT).await;
+    tokio::time::resume();
+    assert_eq!(drain(&mut idle).await, b"");
+    until("closed", || two.listener.connections() == 0).await;
+}
+
+// ---------------------------------------------------------------- strangers
+
+/// Certificates that must open no door, with what is counted for them.
+fn bad_identities(root: &Identity) -> Vec<(&'static str, Option<Identity>, Cause)> {
+    let foreign = pki::root("root");
+    let of_root = Spec { issuer: Some(root), ..Spec::default() };
+    let make = |spec: Spec<'_>| Some(spec.make());
+    vec![
+        ("no certificate", None, Cause::NoCertificate),
+        ("a foreign CA", Some(pki::leaf(&foreign)), Cause::Untrusted),
+        ("a self-signed one", make(Spec::default()), Cause::Untrusted),
+        (
+            "a wrong subject",
+            make(Spec { subject: "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=stek-sharf", ..of_root.clone() }),
+            Cause::WrongSubject,
+        ),
+        (
+            "a longer subject",
+            make(Spec {
+                subject: "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=stek-share/CN=x",
+                ..of_root.clone()
+            }),
+            Cause::WrongSubject,
+        ),
+        ("an expired one", make(Spec { not_after: -60, ..of_root.clone() }), Cause::Untrusted),
+        ("a future one", make(Spec { not_before: 3600, ..of_root.clone() }), Cause::Untrusted),
+        (
+            "one for signing code",
+            make(Spec { usage: Some("codeSigning"), ..of_root.clone() }),
+            Cause::Untrusted,
+        ),
+        ("one for clients", make(Spec { usage: Some("clientAuth"), ..of_root }), Cause::Untrusted),
+    ]
+}
+
+#[tokio::test]
+async fn strangers_are_neither_heard_nor_answered() {
+    let root = pki::root("root");
+    let two = Box_::start(2, tls(&root, &pki::leaf(&root))).await;
+    for (who, identity, cause) in bad_identities(&root) {
+        for newest in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+            let before = two.counters.refused(cause);
+            let context = raw_context(identity.as_ref(), Some(newest));
+            let got = timeout(Duration::from_secs(5), intrude(&context, two.addr)).await;
+            assert_eq!(got.expect(who), b"", "{who}");
+            until(who, || two.counters.refused(cause) == before + 1).await;
+        }
+    }
+    let garbage: Vec<u8> =
+        (0..9000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for bytes in [&request(1, b"in clear")[..], b"GET / HTTP/1.1\r\n\r\n", &garbage, &[0; 512]] {
+        let got = timeout(Duration::from_secs(5), intrude_in_clear(bytes, two.addr)).await;
+        assert_eq!(got.expect("garbage is closed"), b"");
+    }
+    until("counted", || two.counters.refused(Cause::NotOurTls) == 4).await;
+    assert_eq!(two.counters.accepted(), 0);
+    assert_eq!((two.service.admitted.load(Ordering::Relaxed), two.begun()), (0, 0));
+}
+
+#[tokio::test]
+async fn silent_and_slow_strangers_are_closed_in_time() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let two = Box_::start(2, tls(&root, &leaf)).await;
+    let limit = Duration::from_secs(5);
+    let silent = async {
+        let mut tcp = TcpStream::connect(two.addr).await.unwrap();
+        drain(&mut tcp).await
+    };
+    let dripping = async {
+        let (mut read, mut write) = TcpStream::connect(two.addr).await.unwrap().into_split();
+        let drip = async {
+            // The beginning of a handshake record that never ends.
+            let _ = write.write_all(&[22, 3, 1, 1, 0]).await;
+            while write.write_all(&[1]).await.is_ok() {
+                sleep(Duration::from_millis(100)).await;
+            }
+            std::future::pending().await
+        };
+        tokio::select! { got = drain(&mut read) => got, () = drip => Vec::new() }
+    };
+    let verified_but_mute = async {
+        let mut stream = raw_connect(&raw_context(Some(&leaf), None), two.addr).await.unwrap();
+        drain(&mut stream).await
+    };
+    let (a, b, c) = tokio::join!(
+        timeout(limit, silent),
+        timeout(limit, dripping),
+        timeout(limit, verified_but_mute)
+    );
+    assert_eq!((a, b, c), (Ok(vec![]), Ok(vec![]), Ok(vec![])));
+    until("counted", || two.counters.refused(Cause::TooSlow) == 3).await;
+    assert_eq!(two.service.admitted.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn silent_strangers_cannot_keep_a_member_out() {
+    let root = pki::root("root");
+    let leaf = || tls(&root, &pki::leaf(&root));
+    let (one, two) = pair(leaf(), leaf()).await;
+    let mut strangers = Vec::new();
+    for _ in 0..MAX_HANDSHAKES + 10 {
+        strangers.push(TcpStream::connect(two.addr).await.unwrap());
+    }
+    assert_eq!(one.ask(2, b"x").await.unwrap(), b"x");
+    assert!(two.counters.refused(Cause::OverLimit) >= 10, "the oldest gave way");
+}
+
+/// The figure of the acceptance: a thousand of each kind, while a member goes on asking.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_strangers_of_each_kind() {
+    const EACH: usize = 1000;
+    let root = pki::root("root");
+    let leaf = || tls(&root, &pki::leaf(&root));
+    let (one, two) = pair(leaf(), leaf()).await;
+    one.ask(2, b"x").await.unwrap();
+    let wrong_subject = Spec { subject: "/CN=else", issuer: Some(&root), ..Spec::default() }.make();
+    let contexts = [
+        Some(raw_context(None, None)),
+        Some(raw_context(Some(&pki::leaf(&pki::root("foreign"))), None)),
+        Some(raw_context(Some(&wrong_subject), None)),
+        None,
+    ];
+    let places = Arc::new(Semaphore::new(MAX_HANDSHAKES / 2));
+    let mut strangers = Vec::new();
+    for n in 0..4 * EACH {
+        let place = places.clone().acquire_owned().await.unwrap();
+        let (context, addr) = (contexts[n % 4].clone(), two.addr);
+        strangers.push(tokio::spawn(async move {
+            let stranger = async {
+                match context {
+                    Some(context) => intrude(&context, addr).await,
+                    None => intrude_in_clear(&request(1, b"in clear"), addr).await,
+                }
+            };
+            let got = timeout(Duration::from_secs(5), stranger).await;
+            drop(place);
+            got
+        }));
+        if n % 100 == 0 {
+            assert_eq!(one.ask(2, b"still here").await.unwrap(), b"still here");
+        }
+    }
+    for stranger in strangers {
+        assert_eq!(stranger.await.unwrap().expect("closed in time"), b"");
+    }
+    until("counted", || two.counters.all_refused() == 4 * EACH as u64).await;
+    for cause in [Cause::NoCertificate, Cause::Untrusted, Cause::WrongSubject, Cause::NotOurTls] {
+        assert_eq!(two.counters.refused(cause), EACH as u64, "{cause:?}");
+    }
+    assert_eq!(two.counters.accepted(), 1, "the member's own");
+    assert_eq!(two.service.admitted.load(Ordering::Relaxed), two.counters.requests());
+    let lines = two.lines.0.lock().unwrap();
+    let warnings = lines.iter().filter(|(level, _)| *level == Level::Warning).count();
+    assert!((4..20).contains(&warnings), "one line per cause, not per stranger: {warnings}");
+}
+
+/// A rogue listener at a member's address gets nothing either.
+#[tokio::test]
+async fn nothing_is_sent_to_a_stranger_that_is_dialled() {
+    let root = pki::root("root");
+    let one = Box_::start(1, tls(&root, &pki::leaf(&root))).await;
+    for (who, identity, _) in bad_identities(&root).into_iter().skip(1) {
+        let rogue = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        one.peers.set_members(&[member(2, rogue.local_addr().unwrap())]);
+        let context = raw_context(identity.as_ref(), None);
+        let serve = async {
+            let (tcp, _) = rogue.accept().await.unwrap();
+            let mut stream = SslStream::new(Ssl::new(&context).unwrap(), tcp).unwrap();
+            match Pin::new(&mut stream).accept().await {
+                Ok(()) => drain(&mut stream).await,
+                Err(_) => Vec::new(),
+            }
+        };
+        let (got, answer) = tokio::join!(serve, one.ask(2, b"secret"));
+        assert_eq!(got, b"", "{who}");
+        assert!(matches!(answer, Err(CallError::Unreachable(_))), "{who}: {answer:?}");
+        one.peers.set_members(&[]);
+    }
+    assert!(one.lines.have(Level::Warning, "peer 2"));
+}
+
+#[tokio::test]
+async fn who_is_refused_by_its_peer_hears_why() {
+    let (ours, theirs) = (pki::root("ours"), pki::root("theirs"));
+    let both = [ours.cert_pem(), theirs.cert_pem()].concat();
+    let leaf = pki::leaf(&theirs);
+    // It trusts the other, but not the other way round; with TLS 1.3 that shows at the first read.
+    let tls_one = Tls::from_pem(&both, &leaf.cert_pem(), &leaf.key_pem(), SUBJECT).unwrap();
+    let (one, two) = pair(tls_one, tls(&ours, &pki::leaf(&ours))).await;
+    assert!(matches!(one.ask(2, b"x").await, Err(CallError::Unreachable(_))));
+    until("told", || one.lines.have(Level::Warning, "refuses this box's certificate")).await;
+    until("counted", || two.counters.refused(Cause::Untrusted) == 1).await;
+}
+
+// ---------------------------------------------------------------- where it listens
+
+#[tokio::test]
+async fn a_port_in_use_is_taken_once_it_is_free() {
+    let root = pki::root("root");
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_swap, tls) = watch::channel(tls(&root, &pki::leaf(&root)));
+    let lines = Arc::new(Lines::default());
+    let listener =
+        start_listener("127.0.0.1", None, holder.local_addr().unwrap().port(), &tls, &lines);
+    until("told", || lines.have(Level::Warning, "is in use by another process")).await;
+    assert!(listener.local_addrs().is_empty());
+    drop(holder);
+    let bound = timeout(PATIENCE, listener.bound()).await.unwrap();
+    assert!(lines.have(Level::Note, &format!("listening for peers on {}", bound[0])));
+}
+
+#[tokio::test]
+async fn it_listens_where_it_should() {
+    let root = pki::root("root");
+    let (_swap, tls) = watch::channel(tls(&root, &pki::leaf(&root)));
+    // 192.0.2.0/24 is for documentation (RFC 5737), so nobody's; .invalid resolves nowhere.
+    for (address, bind, expect_all) in [
+        ("127.0.0.1", None, false),
+        ("localhost", None, false),
+        ("192.0.2.1", None, true),
+        ("no-such-host.invalid", None, true),
+        ("192.0.2.1", Some("127.0.0.1"), false),
+    ] {
+        let lines = Arc::new(Lines::default());
+        let listener = start_listener(address, bind, 0, &tls, &lines);
+        let bound = timeout(PATIENCE, listener.bound()).await.expect(address);
+        let all = bound.iter().all(|addr| addr.ip().is_unspecified());
+        assert_eq!(all, expect_all, "{address}: {bound:?}");
+        assert_eq!(lines.have(Level::Note, "listening on all interfaces"), expect_all);
+        let port = bound[0].port();
+        if expect_all || bound[0].is_ipv4() {
+            TcpStream::connect(("127.0.0.1", port)).await.expect(address);
+        }
+    }
+}
+
+fn start_listener(
+    address: &str,
+    bind: Option<&str>,
+    port: u16,
+    tls: &watch::Receiver<Tls>,
+    lines: &Arc<Lines>,
+) -> Listener {
+    let settings = ListenSettings {
+        bind_address: bind.map(str::to_owned),
+        address: address.to_owned(),
+        port,
+        max_connections: 10,
+    };
+    let deps = ListenDeps {
+        log: Log::new(lines.clone()),
+        tls: tls.clone(),
+        me: Me::member(ServerId(2), 1, || HISTORY),
+        heard: Heard::new(),
+        counters: Counters::new(),
+    };
+    let service = Echo {
+        members: HashSet::new(),
+        admitted: AtomicU64::new(0),
+        begun: Mutex::default(),
+        release: Notify::new(),
+    };
+    Listener::start(settings, deps, Arc::new(service))
+}
+
+// ---------------------------------------------------------------- certificates
+
+#[test]
+fn each_fault_of_a_certificate_has_its_name() {
+    let root = pki::root("root");
+    let (leaf, other) = (pki::leaf(&root), pki::leaf(&root));
+    let (cert, key) = (leaf.cert_pem(), leaf.key_pem());
+    let load = |root: &[u8], chain: &[u8], key: &[u8], subject: &str| {
+        Tls::from_pem(root, chain, key, subject).map(|_| ()).unwrap_err()
+    };
+    let root_pem = root.cert_pem();
+    for garbage in [
+        &b""[..],
+        b"garbage",
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        &key,
+    ] {
+        assert!(matches!(load(garbage, &cert, &key, ""), TlsError::RootGarbage));
+        assert!(matches!(load(&root_pem, garbage, &key, ""), TlsError::ChainGarbage));
+    }
+    for garbage in [&b""[..], b"garbage", &cert] {
+        assert!(matches!(load(&root_pem, &cert, garbage, ""), TlsError::KeyGarbage));
+    }
+    let locked =
+        leaf.key.private_key_to_pem_pkcs8_passphrase(Cipher::aes_128_cbc(), b"pw").unwrap();
+    assert!(matches!(load(&root_pem, &cert, &locked, ""), TlsError::KeyEncrypted));
+    let locked_cert = String::from_utf8(cert.clone()).unwrap().replacen(
+        "-----\n",
+        "-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00112233445566778899AABBCCDDEEFF\n\n",
+        1,
+    );
+    assert!(matches!(load(&root_pem, locked_cert.as_bytes(), &key, ""), TlsError::ChainGarbage));
+    let error = load(&root_pem, &cert, &other.key_pem(), "");
+    assert!(matches!(error, TlsError::KeyMismatch { .. }), "{error}");
+    let error = load(&root_pem, &cert, &key, "/CN=else");
+    assert!(matches!(&error, TlsError::SubjectMismatch { found } if found == SUBJECT), "{error}");
+    let spec = Spec { issuer: Some(&root), ..Spec::default() };
+    let with = |spec: Spec<'_>| tls_for(&root, &spec.make(), SUBJECT).map(|_| ()).unwrap_err();
+    let error = with(Spec { not_after: -60, ..spec.clone() });
+    assert!(matches!(error, TlsError::Expired { .. }), "{error}");
+    let error = with(Spec { not_before: 3600, ..spec.clone() });
+    assert!(matches!(error, TlsError::NotYetValid { .. }), "{error}");
+    let error = with(Spec { usage: Some("codeSigning"), ..spec });
+    assert!(matches!(error, TlsError::ChainUntrusted { .. }), "{error}");
+    let error = load(&pki::root("root").cert_pem(), &cert, &key, "");
+    assert!(matches!(error, TlsError::ChainUntrusted { .. }), "{error}");
+}
+
+#[test]
+fn loaded_certificates_tell_of_themselves() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let tls = tls(&root, &leaf);
+    assert_eq!(tls.subject(), SUBJECT);
+    assert!(tls.subject_matches(SUBJECT) && !tls.subject_matches("/CN=x"));
+    assert!(!tls.accepts_any_subject());
+    let left = tls.expires_in().unwrap().as_secs();
+    assert!((86_000..=86_400).contains(&left), "{left}");
+    assert_eq!(tls.leaf_fingerprint().len(), 64);
+    let any = tls_for(&root, &leaf, "").unwrap();
+    assert!(any.accepts_any_subject() && any.subject_matches("/CN=x"));
+}
+
+#[tokio::test]
+async fn a_handshake_names_its_fault() {
+    let root = pki::root("root");
+    let ours = tls(&root, &pki::leaf(&root));
+    let else_ = Spec { subject: "/CN=else", issuer: Some(&root), ..Spec::default() }.make();
+    let theirs = tls_for(&root, &else_, "").unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = socket.local_addr().unwrap();
+    let accept = async { ours.accept(socket.accept().await.unwrap().0).await.map(|_| ()) };
+    let connect =
+        async { theirs.connect(TcpStream::connect(addr).await.unwrap()).await.map(|_| ()) };
+    let (accepted, connected) = tokio::join!(accept, connect);
+    assert_eq!(accepted, Err(HandshakeError::WrongSubject("/CN=else".to_owned())));
+    assert_eq!(connected, Ok(()), "with TLS 1.3 the dialling side is done before it is judged");
+}
+
+/// Our one-line form against that of the `openssl` command, over names with everything odd.
+#[test]
+fn one_line_is_what_openssl_prints() {
+    let key = openssl::rsa::Rsa::generate(2048).unwrap();
+    let key: PKey<Private> = PKey::from_rsa(key).unwrap();
+    for name in odd_names() {
+        let name = X509Name::from_der(&name).unwrap();
+        let mut cert = X509::builder().unwrap();
+        cert.set_version(2).unwrap();
+        cert.set_subject_name(&name).unwrap();
+        cert.set_issuer_name(&name).unwrap();
+        cert.set_pubkey(&key).unwrap();
+        cert.set_not_before(&openssl::asn1::Asn1Time::days_from_now(0).unwrap()).unwrap();
+        cert.set_not_after(&openssl::asn1::Asn1Time::days_from_now(1).unwrap()).unwrap();
+        cert.sign(&key, openssl::hash::MessageDigest::sha256()).unwrap();
+        let mut command = Command::new("openssl")
+            .args(["x509", "-noout", "-subject", "-nameopt", "compat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pem = cert.build().to_pem().unwrap();
+        command.stdin.take().unwrap().write_all(&pem).unwrap();
+        let printed = command.wait_with_output().unwrap().stdout;
+        let printed = String::from_utf8(printed).unwrap();
+        let printed = printed.strip_prefix("subject=").unwrap().strip_suffix('\n').unwrap();
+        let cert = X509::from_pem(&pem).unwrap();
+        assert_eq!(one_line(cert.subject_name()), printed);
+    }
+}
+
+/// Encoded names: plain, many kinds of strings, odd characters, several attributes in one
+/// relative name, an attribute that OpenSSL has no name for, and none at all.
+fn odd_names() -> Vec<Vec<u8>> {
+    fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+        let mut out = vec![tag];
+        match content.len() {
+            n @ 0..=127 => out.push(n as u8),
+            n => out.extend_from_slice(&[0x82, (n >> 8) as u8, n as u8]),
+        }
+        out.extend_from_slice(content);
+        out
+    }
+    const CN: &[u8] = &[0x55, 4, 3];
+    const O: &[u8] = &[0x55, 4, 10];
+    const EMAIL: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 1];
+    const OWN: &[u8] = &[0x2b, 6, 1, 4, 1, 0x83, 0xa5, 0x1d, 7];
+    let (bits, utf8, sequence) = (3, 12, 0x30);
+    let (numeric, printable, t61, ia5, universal, bmp) = (18, 19, 20, 22, 28, 30);
+    let entry =
+        |oid: &[u8], tag: u8, value: &[u8]| der(0x30, &[der(6, oid), der(tag, value)].concat());
+    let set = |entries: &[Vec<u8>]| der(0x31, &entries.concat());
+    let name = |sets: &[Vec<u8>]| der(0x30, &sets.concat());
+    let one = |oid: &[u8], tag: u8, value: &[u8]| name(&[set(&[entry(oid, tag, value)])]);
+    let all_bytes: Vec<u8> = (1..=255).collect();
+    vec![
+        name(&[]),
+        name(&[set(&[entry(O, printable, b"Yahoo")]), set(&[entry(CN, utf8, b"stek-share")])]),
+        one(CN, utf8, "Zürich/Ost + West \\ \"quoted\"".as_bytes()),
+        one(CN, t61, &all_bytes),
+        one(CN, utf8, b"a\0b\nc\x7f"),
+        one(CN, utf8, b""),
+        one(EMAIL, ia5, b"ops@example.com"),
+        one(OWN, utf8, b"an attribute of nobody"),
+        one(CN, bmp, b"\0a\0b\x01\x02"),
+        one(CN, universal, b"\0\0\0a\0\0\0b"),
+        one(CN, numeric, b"0123 4"),
+        one(CN, bits, b"\x04a\xf0"),
+        one(CN, sequence, &der(utf8, b"inner")),
+        name(&[
+            set(&[entry(CN, utf8, b"one"), entry(O, utf8, b"two+three")]),
+            set(&[entry(CN, utf8, b"four")]),
+        ]),
+        one(CN, utf8, &[b'x'; 300]),
+    ]
+}
