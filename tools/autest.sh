@@ -17,13 +17,16 @@ timeout --signal=INT --kill-after=10 "$limit_seconds" "$venv/bin/autest" run \
     --disable-color "$@" </dev/null || status=$?
 [ "$status" -ne 124 ] || echo "autest: not done after $limit_seconds seconds" >&2
 
+# The servers and the origin have a path of the sandbox in their command line, and only they.
 for process in /proc/[0-9]*; do
     pid=${process#/proc/}
-    if tr '\0' ' ' 2>/dev/null <"$process/cmdline" | grep --quiet --fixed-strings -- "$sandbox/" &&
-        [ "$pid" -ne $$ ]; then
-        echo "autest: ended a process that was left behind: $pid" >&2
+    command=$(tr '\0' ' ' 2>/dev/null <"$process/cmdline" || true)
+    case $command in
+    *"--run-root=$sandbox/"* | *"-m http.server"*"--directory $sandbox/"*)
+        echo "autest: ended a process that was left behind: $pid $command" >&2
         kill -KILL "$pid" 2>/dev/null || true
         [ "$status" -ne 0 ] || status=1
-    fi
+        ;;
+    esac
 done
 exit "$status"

@@ -21,7 +21,7 @@ work=$(realpath "$work") root=$work/root
 if [ ! -x "$work/debootstrap/usr/sbin/debootstrap" ]; then
     (cd "$work" && apt-get download debootstrap && dpkg-deb -x debootstrap_*.deb debootstrap)
 fi
-rm -rf "$root"
+rm -rf --one-file-system "$root"
 # make is what the README asks a person to have; ca-certificates is for the registries.
 DEBOOTSTRAP_DIR=$work/debootstrap/usr/share/debootstrap \
     "$work/debootstrap/usr/sbin/debootstrap" --variant=minbase --include=ca-certificates,make \

@@ -21,7 +21,7 @@ say() { echo "deps: $*"; }
 fail() { echo "deps: $*" >&2; exit 1; }
 
 command -v cargo >/dev/null ||
-    fail "cargo is missing; install a Rust toolchain (rustup.rs), at least the rust-version of Cargo.toml"
+    fail "cargo is missing; install a Rust toolchain, at least the rust-version of Cargo.toml"
 
 missing=()
 for package in "${packages[@]}"; do
