@@ -5,7 +5,6 @@
 mod pki;
 
 use std::collections::HashSet;
-use std::future::Future;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -80,21 +79,15 @@ impl Service for Echo {
         }
     }
 
-    fn serve(
-        self: Arc<Self>,
-        from: Caller,
-        body: Body,
-    ) -> impl Future<Output = Option<Body>> + Send + 'static {
-        async move {
-            self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
-            match body.first() {
-                Some(b'N') => std::future::pending().await,
-                Some(b'W') => self.release.notified().await,
-                Some(b'X') => return None,
-                _ => {}
-            }
-            Some(body)
+    async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
+        self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
+        match body.first() {
+            Some(b'N') => std::future::pending().await,
+            Some(b'W') => self.release.notified().await,
+            Some(b'X') => return None,
+            _ => {}
         }
+        Some(body)
     }
 }
 
