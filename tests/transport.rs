@@ -5,7 +5,6 @@
 mod pki;
 
 use std::collections::HashSet;
-use std::future::Future;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -36,7 +35,7 @@ use stek_share::transport::frame::{self, Body, Header, Kind, Role};
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, MAX_HANDSHAKES,
 };
-use stek_share::transport::peers::{call_once, CallError, Peers};
+use stek_share::transport::peers::{call_once, CallError, Peers, DIAL_LIMIT, MAX_QUEUE};
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
 use stek_share::transport::{
     one_line, Cause, Counters, Heard, Me, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
@@ -80,21 +79,15 @@ impl Service for Echo {
         }
     }
 
-    fn serve(
-        self: Arc<Self>,
-        from: Caller,
-        body: Body,
-    ) -> impl Future<Output = Option<Body>> + Send + 'static {
-        async move {
-            self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
-            match body.first() {
-                Some(b'N') => std::future::pending().await,
-                Some(b'W') => self.release.notified().await,
-                Some(b'X') => return None,
-                _ => {}
-            }
-            Some(body)
+    async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
+        self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
+        match body.first() {
+            Some(b'N') => std::future::pending().await,
+            Some(b'W') => self.release.notified().await,
+            Some(b'X') => return None,
+            _ => {}
         }
+        Some(body)
     }
 }
 
@@ -439,6 +432,50 @@ async fn more_requests_than_are_served_at_once_wait_their_turn() {
     for request in waiting {
         assert_eq!(request.await.unwrap().unwrap(), b"W");
     }
+}
+
+#[tokio::test]
+async fn a_dialler_without_measure_is_read_no_further() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let two = Box_::start(2, tls(&root, &leaf)).await;
+    let mut stream = raw_connect(&raw_context(Some(&leaf), None), two.addr).await.unwrap();
+    let all = MAX_IN_FLIGHT + 8;
+    stream.write_all(&request(1, b"W").repeat(all)).await.unwrap();
+    until("as many as may are served", || two.begun() == MAX_IN_FLIGHT).await;
+    // Long enough for a further one to show, had it been read.
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(two.begun(), MAX_IN_FLIGHT);
+    for served in 1..=all {
+        two.service.release.notify_one();
+        stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+        until("the next is served", || two.begun() == (MAX_IN_FLIGHT + served).min(all)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_accepts_and_says_nothing_costs_a_bounded_time() {
+    let root = pki::root("root");
+    let one = Box_::start(1, tls(&root, &pki::leaf(&root))).await;
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    one.peers.set_members(&[member(2, mute.local_addr().unwrap())]);
+    let begun = Instant::now();
+    let peers = one.peers.clone();
+    let first = tokio::spawn(async move { ask(&peers, 2, b"x", PATIENCE).await });
+    let (_kept, _) = mute.accept().await.unwrap();
+    let short = Duration::from_millis(50);
+    assert_eq!(ask(&one.peers, 2, b"x", short).await, Err(CallError::TimedOut));
+    let mut many = JoinSet::new();
+    for _ in 0..MAX_QUEUE + 8 {
+        let peers = one.peers.clone();
+        many.spawn(async move { ask(&peers, 2, b"x", PATIENCE).await.unwrap_err() });
+    }
+    let errors = many.join_all().await;
+    let busy = errors.iter().filter(|error| **error == CallError::Busy).count();
+    assert!(busy >= 8 && busy < errors.len(), "{busy} of {}", errors.len());
+    let error = first.await.unwrap().unwrap_err();
+    assert!(matches!(&error, CallError::Unreachable(why) if why.contains("in time")), "{error}");
+    assert!(begun.elapsed() >= DIAL_LIMIT / 2 && begun.elapsed() < DIAL_LIMIT * 3);
 }
 
 #[tokio::test]

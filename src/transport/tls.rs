@@ -364,12 +364,12 @@ fn context(
         context.add_extra_chain_cert(certificate)?;
     }
     context.set_cert_store(store);
-    // The connection's purpose wins over the one that OpenSSL would pick by direction.
-    context.verify_param_mut().set_purpose(X509PurposeId::SSL_SERVER)?;
     context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
     Ok(context.build())
 }
 
+/// The roots, and the purpose that every leaf must be fit for. A purpose that the store names wins
+/// over the one that OpenSSL would pick by who dialled.
 fn store_of(roots: &[X509]) -> Result<X509Store, ErrorStack> {
     let mut store = X509StoreBuilder::new()?;
     store.set_purpose(X509PurposeId::SSL_SERVER)?;
