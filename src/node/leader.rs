@@ -87,7 +87,7 @@ struct Reign<'a> {
     asking: JoinSet<(ServerId, Generation)>,
     asked_about: Generation,
     /// The operator's order that is being carried out.
-    order: Option<(Order, Option<oneshot::Sender<Result<Generation, OrderRefusal>>>)>,
+    order: Option<QueuedOrder>,
 }
 
 impl<'a> Reign<'a> {
@@ -306,13 +306,13 @@ impl<'a> Reign<'a> {
             Some(generation) => {
                 let _ = reply.send(Err(OrderRefusal::HandoverUnderWay(generation)));
             }
-            None => self.order = Some((order, Some(reply))),
+            None => self.order = Some((order, reply)),
         }
     }
 
     /// Answers the order that is being carried out, if there is one.
     fn reply(&mut self, answer: Result<Generation, OrderRefusal>) {
-        if let Some((_, Some(reply))) = self.order.take() {
+        if let Some((_, reply)) = self.order.take() {
             let _ = reply.send(answer);
         }
     }
