@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{
-    Entry, EntryPayload, LogId, LogState, OptionalSend, RaftLogReader, StorageError, Vote,
+    Entry, EntryPayload, LogId, LogState, OptionalSend, RaftLogReader, StorageError,
+    StorageIOError, Vote,
 };
 
-use super::Types;
+use super::{OnChange, Types};
 use crate::core::agreed::Command;
 use crate::core::key_ring::{Command as KeyCommand, Generation};
 use crate::core::server_id::ServerId;
@@ -25,18 +26,57 @@ type Result<T> = std::result::Result<T, StorageError<ServerId>>;
 #[derive(Clone, Default)]
 pub struct LogStore(Arc<Mutex<Inner>>);
 
+/// All that a log store holds.
+#[derive(Default)]
+pub struct Remembered {
+    /// The highest vote.
+    pub vote: Option<Vote<ServerId>>,
+    /// Up to where this box knows of agreement.
+    pub committed: Option<LogId<ServerId>>,
+    /// The last entry that was purged.
+    pub purged: Option<LogId<ServerId>>,
+    /// The entries after it, without a gap.
+    pub entries: Vec<Entry<Types>>,
+}
+
 #[derive(Default)]
 struct Inner {
     vote: Option<Vote<ServerId>>,
     committed: Option<LogId<ServerId>>,
     purged: Option<LogId<ServerId>>,
     entries: BTreeMap<u64, Entry<Types>>,
+    on_change: Option<OnChange>,
 }
 
 impl LogStore {
     /// An empty log that remembers `vote`, so that this box cannot vote below it.
     pub fn with_vote(vote: Option<Vote<ServerId>>) -> LogStore {
         LogStore(Arc::new(Mutex::new(Inner { vote, ..Inner::default() })))
+    }
+
+    /// All that this store holds.
+    pub fn remembered(&self) -> Remembered {
+        let inner = self.lock();
+        Remembered {
+            vote: inner.vote,
+            committed: inner.committed,
+            purged: inner.purged,
+            entries: inner.entries.values().cloned().collect(),
+        }
+    }
+
+    /// Fills an empty store.
+    pub fn remember(&self, remembered: Remembered) {
+        let mut inner = self.lock();
+        inner.vote = remembered.vote;
+        inner.committed = remembered.committed;
+        inner.purged = remembered.purged;
+        inner.entries = remembered.entries.into_iter().map(|e| (e.log_id.index, e)).collect();
+    }
+
+    /// Has `on_change` called after each change.
+    pub fn watch(&self, on_change: OnChange) {
+        self.lock().on_change = Some(on_change);
     }
 
     /// The last index, up to `applied`, whose entry carries a key that `holds` says is gone.
@@ -74,6 +114,12 @@ impl LogStore {
         self.lock().last_log_id()
     }
 
+    /// Tells of a change; without a lock held, since the listener looks at the store.
+    fn changed(&self) -> std::io::Result<()> {
+        let on_change = self.lock().on_change.clone();
+        on_change.map_or(Ok(()), |on_change| on_change())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -108,7 +154,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote<ServerId>) -> Result<()> {
         self.lock().vote = Some(*vote);
-        Ok(())
+        self.changed().map_err(|e| StorageIOError::write_vote(&e).into())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote<ServerId>>> {
@@ -130,21 +176,23 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         self.lock().entries.extend(entries.into_iter().map(|e| (e.log_id.index, e)));
-        callback.log_io_completed(Ok(()));
+        callback.log_io_completed(self.changed());
         Ok(())
     }
 
     async fn truncate(&mut self, log_id: LogId<ServerId>) -> Result<()> {
         self.lock().entries.split_off(&log_id.index);
-        Ok(())
+        self.changed().map_err(|e| StorageIOError::write_logs(&e).into())
     }
 
     async fn purge(&mut self, log_id: LogId<ServerId>) -> Result<()> {
-        let mut inner = self.lock();
-        inner.purged = inner.purged.max(Some(log_id));
-        let kept = inner.entries.split_off(&(log_id.index + 1));
-        inner.entries = kept;
-        Ok(())
+        {
+            let mut inner = self.lock();
+            inner.purged = inner.purged.max(Some(log_id));
+            let kept = inner.entries.split_off(&(log_id.index.saturating_add(1)));
+            inner.entries = kept;
+        }
+        self.changed().map_err(|e| StorageIOError::write_logs(&e).into())
     }
 }
 

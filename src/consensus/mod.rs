@@ -10,6 +10,7 @@
 
 pub mod log_store;
 pub mod network;
+pub mod saved;
 pub mod state_machine;
 pub mod wire;
 
@@ -48,6 +49,10 @@ const MAX_PAYLOAD_ENTRIES: u64 = 64;
 
 /// How long a snapshot, which is one small frame here, may take.
 const SNAPSHOT_LIMIT_MS: u64 = 3000;
+
+/// Called after each change of what a box must not forget, before anybody is told of it. An error
+/// stops Raft.
+pub type OnChange = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
 
 /// openraft's configuration for a box whose timers are ours.
 ///

@@ -12,11 +12,11 @@ use openraft::impls::EmptyNode;
 use openraft::storage::RaftStateMachine;
 use openraft::{
     Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, Snapshot, SnapshotMeta,
-    StorageError, StoredMembership,
+    StorageError, StorageIOError, StoredMembership,
 };
 use tokio::sync::watch;
 
-use super::{Answer, Types};
+use super::{Answer, OnChange, Types};
 use crate::core::agreed::{Agreed, Change, Command, Refusal};
 use crate::core::key_ring::{Change as KeyChange, KeyRing};
 use crate::core::moment::Moment;
@@ -74,6 +74,7 @@ struct Inner {
     views: watch::Sender<AgreedView>,
     observer: Observer,
     clock: Clock,
+    on_change: Option<OnChange>,
 }
 
 impl StateMachine {
@@ -88,7 +89,32 @@ impl StateMachine {
             views,
             observer,
             clock,
+            on_change: None,
         })))
+    }
+
+    /// Has `on_change` called after each change.
+    pub fn watch(&self, on_change: OnChange) {
+        self.lock().on_change = Some(on_change);
+    }
+
+    /// Looks at the present state; nothing changes meanwhile.
+    pub fn with_snapshot<T>(&self, look: impl FnOnce(&Snapshot<Types>) -> T) -> T {
+        let inner = self.lock();
+        look(&inner.snapshot_named("present"))
+    }
+
+    /// Begins with a state that an earlier process left.
+    pub fn begin_with(&self, snapshot: Snapshot<Types>) {
+        let mut inner = self.lock();
+        inner.take(&snapshot.meta, snapshot.snapshot);
+        inner.publish();
+    }
+
+    /// Tells of a change; without a lock held, since the listener looks at the state.
+    fn changed(&self) -> std::io::Result<()> {
+        let on_change = self.lock().on_change.clone();
+        on_change.map_or(Ok(()), |on_change| on_change())
     }
 
     /// Whether the stored snapshot holds a key that the ring has retired.
@@ -129,6 +155,22 @@ impl Inner {
         outcome
     }
 
+    fn take(&mut self, meta: &SnapshotMeta<ServerId, EmptyNode>, state: Box<AgreedSnapshot>) {
+        self.state = (*state).clone();
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.snapshot = Some(Snapshot { meta: meta.clone(), snapshot: state });
+    }
+
+    fn snapshot_named(&self, name: &str) -> Snapshot<Types> {
+        let meta = SnapshotMeta {
+            last_log_id: self.applied,
+            last_membership: self.membership.clone(),
+            snapshot_id: name.to_owned(),
+        };
+        Snapshot { meta, snapshot: Box::new(self.state.clone()) }
+    }
+
     fn publish(&self) {
         self.views.send_replace(AgreedView {
             agreed: Arc::new(self.state.agreed.clone()),
@@ -154,17 +196,21 @@ impl RaftStateMachine<Types> for StateMachine {
         I: IntoIterator<Item = Entry<Types>> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let mut inner = self.lock();
-        let answers = entries
-            .into_iter()
-            .map(|entry| {
-                // A command that panics on one box panics on all; better a skipped command than
-                // a fleet of half dead ones. Its outcome is the same everywhere.
-                catch_unwind(AssertUnwindSafe(|| inner.apply(entry)))
-                    .unwrap_or(Some(Err(Refusal::Fault)))
-            })
-            .collect();
-        inner.publish();
+        let answers = {
+            let mut inner = self.lock();
+            let answers = entries
+                .into_iter()
+                .map(|entry| {
+                    // A command that panics on one box panics on all; better a skipped command
+                    // than a fleet of half dead ones. Its outcome is the same everywhere.
+                    catch_unwind(AssertUnwindSafe(|| inner.apply(entry)))
+                        .unwrap_or(Some(Err(Refusal::Fault)))
+                })
+                .collect();
+            inner.publish();
+            answers
+        };
+        self.changed().map_err(|e| StorageIOError::write_state_machine(&e))?;
         Ok(answers)
     }
 
@@ -181,12 +227,12 @@ impl RaftStateMachine<Types> for StateMachine {
         meta: &SnapshotMeta<ServerId, EmptyNode>,
         snapshot: Box<AgreedSnapshot>,
     ) -> Result<()> {
-        let mut inner = self.lock();
-        inner.state = (*snapshot).clone();
-        inner.applied = meta.last_log_id;
-        inner.membership = meta.last_membership.clone();
-        inner.snapshot = Some(Snapshot { meta: meta.clone(), snapshot });
-        inner.publish();
+        {
+            let mut inner = self.lock();
+            inner.take(meta, snapshot);
+            inner.publish();
+        }
+        self.changed().map_err(|e| StorageIOError::write_state_machine(&e))?;
         Ok(())
     }
 
@@ -199,12 +245,7 @@ impl RaftSnapshotBuilder<Types> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>> {
         let mut inner = self.lock();
         inner.snapshots_built += 1;
-        let meta = SnapshotMeta {
-            last_log_id: inner.applied,
-            last_membership: inner.membership.clone(),
-            snapshot_id: inner.snapshots_built.to_string(),
-        };
-        let snapshot = Snapshot { meta, snapshot: Box::new(inner.state.clone()) };
+        let snapshot = inner.snapshot_named(&inner.snapshots_built.to_string());
         inner.snapshot = Some(snapshot.clone());
         Ok(snapshot)
     }

@@ -391,7 +391,8 @@ impl WireAppend {
 }
 
 impl WireEntry {
-    fn from_raft(entry: Entry<Types>) -> WireEntry {
+    /// The message for an entry of openraft's.
+    pub fn from_raft(entry: Entry<Types>) -> WireEntry {
         let payload = match entry.payload {
             EntryPayload::Blank => WirePayload::Blank,
             EntryPayload::Normal(command) => WirePayload::Command(command),
@@ -400,7 +401,8 @@ impl WireEntry {
         WireEntry { id: log_end_of(&entry.log_id), payload }
     }
 
-    fn into_raft(self) -> Entry<Types> {
+    /// openraft's entry for this message.
+    pub fn into_raft(self) -> Entry<Types> {
         let payload = match self.payload {
             WirePayload::Blank => EntryPayload::Blank,
             WirePayload::Command(command) => EntryPayload::Normal(command),
@@ -411,20 +413,26 @@ impl WireEntry {
 }
 
 impl WireMembership {
-    fn from_raft(membership: &Membership<ServerId, EmptyNode>) -> WireMembership {
+    /// The message for a membership of openraft's.
+    pub fn from_raft(membership: &Membership<ServerId, EmptyNode>) -> WireMembership {
         WireMembership {
             configs: membership.get_joint_config().clone(),
             members: membership.nodes().map(|(id, _)| *id).collect(),
         }
     }
 
-    fn into_raft(self) -> Membership<ServerId, EmptyNode> {
+    /// openraft's membership for this message.
+    pub fn into_raft(self) -> Membership<ServerId, EmptyNode> {
         let nodes: BTreeMap<ServerId, EmptyNode> =
             self.members.into_iter().map(|id| (id, EmptyNode {})).collect();
         Membership::new(self.configs, nodes)
     }
 
-    fn check(&self) -> Result<(), Malformed> {
+    /// Whether it is within what any group has.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Malformed> {
         if self.configs.len() > MAX_CONFIGS {
             return Err(Malformed::TooMany("configurations"));
         }

@@ -27,7 +27,7 @@ pub use self::problem::{printable, Problem, Severity};
 pub use self::yaml::MAX_TEXT;
 
 /// Every option of the server configuration, the original's sixteen first.
-pub const OPTIONS: [&str; 21] = [
+pub const OPTIONS: [&str; 22] = [
     "server_id",
     "address",
     "port",
@@ -49,6 +49,7 @@ pub const OPTIONS: [&str; 21] = [
     "startup_wait",
     "ticket_keys",
     "max_key_age",
+    "state_dir",
 ];
 
 /// Every field of an entry of the server list.
@@ -152,6 +153,8 @@ pub struct Settings {
     pub ticket_keys: usize,
     /// `max_key_age`: how long a key may encrypt without a quorum.
     pub max_key_age: Duration,
+    /// `state_dir`, if given: what this box remembers is kept there, sealed.
+    pub state_dir: Option<PathBuf>,
     /// `root_cert_file`, resolved.
     pub root_cert_file: PathBuf,
     /// `server_cert_file`, resolved.
@@ -197,6 +200,7 @@ pub struct Conf {
     startup_wait: Option<Duration>,
     ticket_keys: Option<usize>,
     max_key_age: Option<Duration>,
+    state_dir: Option<Option<PathBuf>>,
     /// Whether there is no error in the file.
     usable: bool,
     places: Places,
@@ -341,6 +345,7 @@ impl Conf {
             startup_wait: self.startup_wait?,
             ticket_keys: self.ticket_keys?,
             max_key_age: self.max_key_age?,
+            state_dir: self.state_dir?,
             root_cert_file: paths.root_cert_file,
             server_cert_file: paths.server_cert_file,
             server_key_file: paths.server_key_file,
@@ -410,6 +415,7 @@ fn conf_of(text: &str, file: &str, pairs: &[(Node, Node)], problems: &mut Vec<Pr
     let server_cert_file = path(&mut r, "server_cert_file", "this server's certificate");
     let server_key_file = path(&mut r, "server_key_file", "the key of this server's certificate");
     let cert_verify_str = cert_verify_str(&mut r);
+    let state_dir = state_dir(&mut r);
     Conf {
         file: file.to_owned(),
         server_id,
@@ -431,6 +437,7 @@ fn conf_of(text: &str, file: &str, pairs: &[(Node, Node)], problems: &mut Vec<Pr
         startup_wait,
         ticket_keys,
         max_key_age,
+        state_dir,
         usable: !problems.iter().any(Problem::is_error),
         places,
     }
@@ -523,6 +530,25 @@ fn path(r: &mut Reader<'_>, name: &str, what: &str) -> Option<String> {
     let remedy = format!("give the path of a file with {what}");
     let given = r.text(name, &remedy);
     r.required(name, given, &format!("add '{name}: PATH', a file with {what}"))
+}
+
+/// `state_dir`: an absolute path, since it names a place of the machine and not of the
+/// configuration.
+fn state_dir(r: &mut Reader<'_>) -> Option<Option<PathBuf>> {
+    let name = "state_dir";
+    let remedy = "give the absolute path of a directory on memory-backed storage, such as \
+                  /run/stek_share, or remove the line";
+    match r.text(name, remedy) {
+        Given::Nothing => Some(None),
+        Given::Wrong => None,
+        Given::Value(text) if text.starts_with('/') => Some(Some(PathBuf::from(text))),
+        Given::Value(text) => {
+            let wrong: Given<()> =
+                r.wrong(name, &Node::Text(text), "is not an absolute path", remedy);
+            debug_assert!(matches!(wrong, Given::Wrong));
+            None
+        }
+    }
 }
 
 /// `cert_verify_str`, in the one-line form of OpenSSL's X509_NAME_oneline, as the original has

@@ -20,9 +20,10 @@ use super::leader;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
+use crate::consensus::saved::Saved;
 use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::wire::{Request, Response};
-use crate::consensus::{log_end_of, raft_config, vote_of, Raft};
+use crate::consensus::{ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
 use crate::core::agreed::{Change, Refusal};
 use crate::core::config::{Settings, Timers};
 use crate::core::key_ring::Change as KeyChange;
@@ -73,9 +74,14 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedOrder>) {
     let mut pause = REBIRTH_MIN;
     let mut kept: Option<Running> = None;
+    let mut found = shared.load_state();
     loop {
         let born = Instant::now();
-        let started = match kept.take() {
+        let remembering = match found.take() {
+            Some((saved, away)) => remember(&shared, saved, away).await,
+            None => None,
+        };
+        let started = match kept.take().or(remembering) {
             Some(old) => restart(&shared, old).await,
             None => {
                 let verdict = ask_around(&shared).await;
@@ -98,6 +104,7 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
         shared.quarantine.send_replace(Quarantine::Silent);
         shared.stop_raft().await;
         // An empty box belongs to no history.
+        shared.forget_state();
         shared.views.send_replace(AgreedView::default());
         if born.elapsed() > GOOD_LIFE {
             pause = REBIRTH_MIN;
@@ -131,6 +138,65 @@ enum End {
     Retimed,
     /// It is in quarantine and hears no leader: those that it relied on may be gone.
     Unattended,
+}
+
+/// Fills Raft's stores with what an earlier process of this box left, unless a box is met whose
+/// history goes before that one's.
+async fn remember(shared: &Arc<Shared>, saved: Saved, away: Duration) -> Option<Running> {
+    let log = LogStore::default();
+    let machine = new_machine(shared);
+    saved.restore(&log, &machine, away, shared.now());
+    let ours = Status {
+        full: true,
+        ballot: log.vote().as_ref().map(ballot_of).unwrap_or_default(),
+        log_end: log.last_log_id().as_ref().map(log_end_of),
+        history: shared.views.borrow().agreed.ring.history(),
+        generation: shared.views.borrow().agreed.ring.newest(),
+        ..Status::default()
+    };
+    shared.set_restoring(Some(ours.clone()));
+    let wins = look_around(shared, &ours).await;
+    shared.set_restoring(None);
+    if let Some(id) = wins {
+        shared.log.warning(format!(
+            "the state file is not used: server {id} belongs to a history that goes before its; \
+             starting as an empty box"
+        ));
+        shared.forget_state();
+        shared.views.send_replace(AgreedView::default());
+        return None;
+    }
+    shared.log.note(format!(
+        "continuing with the keys of the state file, saved {} s ago",
+        away.as_secs()
+    ));
+    shared.quarantine.send_replace(Quarantine::Lifted);
+    run_raft(shared, log, machine, true).await.ok()
+}
+
+/// Asks all others for a moment; the box, if any, before whose history this one's has to give way.
+async fn look_around(shared: &Arc<Shared>, ours: &Status) -> Option<ServerId> {
+    let mut asked = JoinSet::new();
+    for id in shared.others() {
+        let (shared, question) = (shared.clone(), Request::Status(ours.clone()));
+        asked.spawn(async move {
+            match PeerCourier(shared).call(id, question, STATUS_LIMIT).await {
+                Ok(Response::Status(status)) => Some((id, status)),
+                _ => None,
+            }
+        });
+    }
+    let answers = async {
+        while let Some(answer) = asked.join_next().await {
+            if let Ok(Some((id, theirs))) = answer {
+                if theirs.full && yields(ours, &theirs) {
+                    return Some(id);
+                }
+            }
+        }
+        None
+    };
+    timeout(shared.settings().timers.election_upper, answers).await.ok().flatten()
 }
 
 /// Asks all other boxes what they know until there is a verdict.
@@ -207,15 +273,7 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
     // The highest ballot is remembered before Raft starts, so that this box cannot follow or
     // vote below what it may have promised in its earlier life.
     let log = LogStore::with_vote(ballot.map(vote_of));
-    let observer = {
-        let shared = shared.clone();
-        Arc::new(move |outcome: &Result<Change, Refusal>| note_change(&shared, outcome))
-    };
-    let clock = {
-        let shared = shared.clone();
-        Arc::new(move || shared.now())
-    };
-    let machine = StateMachine::new(shared.views.clone(), observer, clock);
+    let machine = new_machine(shared);
     let cold = verdict == Verdict::Cold;
     let running = run_raft(shared, log, machine, cold).await?;
     shared.quarantine.send_replace(match verdict {
@@ -236,6 +294,18 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
     Ok(running)
 }
 
+fn new_machine(shared: &Arc<Shared>) -> StateMachine {
+    let observer = {
+        let shared = shared.clone();
+        Arc::new(move |outcome: &Result<Change, Refusal>| note_change(&shared, outcome))
+    };
+    let clock = {
+        let shared = shared.clone();
+        Arc::new(move || shared.now())
+    };
+    StateMachine::new(shared.views.clone(), observer, clock)
+}
+
 /// Starts Raft anew with all that it remembers.
 async fn restart(shared: &Arc<Shared>, old: Running) -> Result<Running, String> {
     let running = run_raft(shared, old.log, old.machine, false).await?;
@@ -249,6 +319,11 @@ async fn run_raft(
     machine: StateMachine,
     cold: bool,
 ) -> Result<Running, String> {
+    // What is told to others is saved first. A weak handle, because the stores outlive nothing.
+    let weak = Arc::downgrade(shared);
+    let on_change: OnChange = Arc::new(move || weak.upgrade().map_or(Ok(()), |s| s.save()));
+    log.watch(on_change.clone());
+    machine.watch(on_change);
     let chronicle: Arc<dyn Chronicle> = shared.clone();
     let links = Links::new(PeerCourier(shared.clone()), chronicle);
     let config = raft_config(&shared.settings());

@@ -11,6 +11,7 @@
 //! | [`leader`] | founds, stages, activates; takes operators' orders |
 //! | [`roster`] | has the group agree on its server list, and Raft's membership follow it |
 //! | [`keeper`] | from the ring to the set that the host should hold |
+//! | [`state_file`] | keeps what the box remembers in `state_dir`, sealed |
 
 mod inbox;
 mod keeper;
@@ -18,6 +19,7 @@ mod leader;
 mod life;
 mod roster;
 mod shared;
+mod state_file;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -320,7 +322,7 @@ impl Node {
         let moved = (&settings.bind_address, &settings.address, settings.port)
             != (&old.bind_address, &old.address, old.port);
         let needs_restart = settings.workers != old.workers;
-        self.shared.tls.send_replace(tls);
+        self.set_certificates(tls);
         self.shared.set_settings(settings);
         if moved {
             // The old one has to go first, or the new one might find the port in use.
@@ -333,6 +335,8 @@ impl Node {
     /// Takes over new certificates for all connections that are made from now on.
     pub fn set_certificates(&self, tls: Tls) {
         self.shared.tls.send_replace(tls);
+        // What is in `state_dir` has to be sealed under the new key.
+        let _ = self.shared.save();
     }
 
     /// What this box knows of itself and the group.

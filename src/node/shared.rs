@@ -3,6 +3,7 @@
 //! Small facts behind short locks, none of which is held across an await. Decides nothing.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +15,11 @@ use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
+use super::state_file::{doubts_about, StateFile};
 use super::{KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
+use crate::consensus::saved::Saved;
 use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::wire::{self, OrderRefusal, Request, Response, Unable};
 use crate::consensus::{ballot_of, log_end_of, Raft};
@@ -27,7 +30,7 @@ use crate::core::rejoin::{Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
-use crate::journal::Log;
+use crate::journal::{Level, Log};
 use crate::transport::listener::{max_connections, Listener, Refusal};
 use crate::transport::peers::{CallError, Peers};
 use crate::transport::tls::Tls;
@@ -92,6 +95,10 @@ pub(super) struct Shared {
     pub leaving: watch::Sender<bool>,
     /// Lets the others in, until this box ends.
     pub listener: Mutex<Option<Listener>>,
+    /// Where what this box remembers is kept, if anywhere.
+    state_file: Option<StateFile>,
+    /// What a box that has found its memory again says of itself until it takes part.
+    restoring: Mutex<Option<Status>>,
     started: Instant,
     running: Mutex<Option<Running>>,
     facts: Mutex<Facts>,
@@ -130,6 +137,20 @@ impl Shared {
         let sender = Me::member(settings.server_id, u64::from_be_bytes(incarnation), move || {
             history.borrow().agreed.ring.history().map_or([0; 16], HistoryId::to_bytes)
         });
+        let state_file = settings.state_dir.as_deref().and_then(|dir| {
+            for doubt in doubts_about(dir) {
+                log.warning(doubt);
+            }
+            let file = StateFile::new(dir, settings.server_id);
+            let refused = |e| {
+                let dir = dir.display();
+                log.error(format!(
+                    "state_dir {dir} cannot be used: {e}; make it writable for the user that \
+                     runs Traffic Server; nothing is kept over a restart until then"
+                ));
+            };
+            file.map_err(refused).ok()
+        });
         let tls = watch::Sender::new(tls);
         let heard = Heard::new();
         let peers = Peers::new(log.clone(), tls.subscribe(), sender.clone(), heard.clone());
@@ -154,6 +175,8 @@ impl Shared {
             stand_now: Notify::new(),
             leaving: watch::Sender::new(false),
             listener: Mutex::new(None),
+            state_file,
+            restoring: Mutex::new(None),
             started: Instant::now(),
             running: Mutex::new(None),
             facts: Mutex::new(Facts { initial: Some(initial), ..Facts::default() }),
@@ -232,7 +255,7 @@ impl Shared {
     pub fn status(&self) -> Status {
         let view = self.views.borrow().clone();
         let Some(running) = self.running() else {
-            return Status::default();
+            return lock(&self.restoring).clone().unwrap_or_default();
         };
         let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
         let history = view.agreed.ring.history();
@@ -245,6 +268,58 @@ impl Shared {
             live_leader: self.knows_live_leader(&running),
             may_vote: lifted,
             quorum: self.in_majority(&running),
+        }
+    }
+
+    /// What an earlier process of this box left in `state_dir`, and how long ago.
+    pub fn load_state(&self) -> Option<(Saved, Duration)> {
+        let file = self.state_file.as_ref()?;
+        let tls = self.tls.borrow().clone();
+        match file.load(&tls, self.settings().max_key_age) {
+            Ok(found) => found,
+            Err(why) => {
+                self.log.warning(format!(
+                    "state file {} is not used: {why}; starting as an empty box",
+                    file.path().display()
+                ));
+                self.forget_state();
+                None
+            }
+        }
+    }
+
+    /// Says of this box what it remembers, until it takes part.
+    pub fn set_restoring(&self, status: Option<Status>) {
+        *lock(&self.restoring) = status;
+    }
+
+    /// Saves what this box remembers at present, before anybody is told of it. Where that fails,
+    /// what was saved before is removed: it would be a false memory.
+    pub fn save(&self) -> io::Result<()> {
+        let (Some(file), Some(running)) = (&self.state_file, self.running()) else {
+            return Ok(());
+        };
+        let Some(saved) = Saved::take(&running.log, &running.machine, self.now()) else {
+            return Ok(());
+        };
+        let tls = self.tls.borrow().clone();
+        file.save(saved, &tls).or_else(|e| {
+            let line = format!(
+                "state file {} cannot be written: {e}; this box would return without memory",
+                file.path().display()
+            );
+            self.log.limited(Level::Error, "state file", line);
+            file.remove()
+        })
+    }
+
+    /// Removes what was saved: this box starts anew as an empty one.
+    pub fn forget_state(&self) {
+        if let Some(file) = &self.state_file {
+            if let Err(e) = file.remove() {
+                let line = format!("state file {} stays: {e}", file.path().display());
+                self.log.limited(Level::Error, "state file", line);
+            }
         }
     }
 
@@ -461,7 +536,7 @@ impl Courier for PeerCourier {
         })?;
         let answer = wire::decode_response(&answer).map_err(|e| {
             let line = format!("server {to} answered nonsense: {e}");
-            self.0.log.limited(crate::journal::Level::Warning, "senseless answer", line);
+            self.0.log.limited(Level::Warning, "senseless answer", line);
             CallFailure::Senseless
         })?;
         if matches!(answer, Response::Unable(Unable::OtherHistory)) {

@@ -18,7 +18,9 @@ use std::time::Duration;
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
-use openssl::pkey::{PKey, Private};
+use openssl::md::Md;
+use openssl::pkey::{Id, PKey, Private};
+use openssl::pkey_ctx::PkeyCtx;
 use openssl::ssl::{
     self, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
     SslVerifyMode, SslVersion,
@@ -32,6 +34,7 @@ use openssl::x509::{
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
+use zeroize::Zeroizing;
 
 use super::one_line::one_line;
 
@@ -59,6 +62,8 @@ struct Inner {
     context: SslContext,
     leaf: X509,
     wanted: Arc<str>,
+    /// The private key once more, for [`Tls::derive_key`].
+    key: PKey<Private>,
 }
 
 /// Why certificates cannot be used. Which file it was is for the caller to add.
@@ -140,7 +145,24 @@ impl Tls {
         check_chain(&store_of(&roots)?, &leaf, &chain)?;
         let wanted: Arc<str> = cert_verify_str.into();
         let context = context(store_of(&roots)?, &leaf, chain, &key)?;
-        Ok(Tls(Arc::new(Inner { context, leaf, wanted })))
+        Ok(Tls(Arc::new(Inner { context, leaf, wanted, key })))
+    }
+
+    /// A key for sealing what only this box may read again, drawn from its private key by HKDF
+    /// with SHA-256 (RFC 5869). Different purposes give unrelated keys.
+    ///
+    /// # Errors
+    /// OpenSSL failed.
+    pub fn derive_key(&self, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, ErrorStack> {
+        let secret = Zeroizing::new(self.0.key.private_key_to_der()?);
+        let mut derivation = PkeyCtx::new_id(Id::HKDF)?;
+        derivation.derive_init()?;
+        derivation.set_hkdf_md(Md::sha256())?;
+        derivation.set_hkdf_key(&secret)?;
+        derivation.add_hkdf_info(purpose)?;
+        let mut key = Zeroizing::new([0; 32]);
+        derivation.derive(Some(&mut *key))?;
+        Ok(key)
     }
 
     /// Whether a leaf with this subject in the one-line form is one of ours.

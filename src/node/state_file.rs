@@ -1,0 +1,343 @@
+//! `state_dir`: what a box remembers, sealed in one small file, so that a fleet whose boxes are
+//! all restarted at once keeps its keys.
+//!
+//! Off by default, because keys in a file are what this plugin otherwise avoids; meant for
+//! memory-backed storage such as `/run/stek_share`. The file is sealed (AES-256-GCM) under a key
+//! drawn from the box's private key by HKDF and bound to server id and history, so that it is
+//! worth nothing to another box, or after the certificate's key is gone.
+//!
+//! What must hold: a file that is cut short, foreign, damaged, too open or too old is refused with
+//! a line, and the box starts as if it were empty; the file never holds less than what this box
+//! has answered for; where that cannot be had, there is no file.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use openssl::rand::rand_bytes;
+use openssl::symm::{decrypt_aead, encrypt_aead, Cipher};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::consensus::saved::Saved;
+use crate::consensus::wire::{encode, millis, Malformed};
+use crate::core::key_ring::HistoryId;
+use crate::core::server_id::ServerId;
+use crate::transport::tls::Tls;
+
+/// Begins every state file.
+const MAGIC: &[u8; 12] = b"stek_share\0\x01";
+
+/// In clear before the sealed part, and authenticated with it: magic, server id, history.
+const HEAD_LEN: usize = MAGIC.len() + 4 + 16;
+const NONCE_LEN: usize = 12;
+const TAG_LEN: usize = 16;
+
+/// The most that is read: the largest server list and all keys are well below.
+const MAX_FILE: u64 = 4 << 20;
+
+/// Tells this use of the private key from any other.
+const PURPOSE: &[u8] = b"stek_share state_dir";
+
+/// When something was saved, on clocks that outlive a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    /// The machine's present boot.
+    boot: String,
+    /// Since then, in milliseconds.
+    uptime_ms: u64,
+    /// Since 1970, in milliseconds; looked at only after a reboot.
+    wall_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Content {
+    stamp: Stamp,
+    saved: Saved,
+}
+
+/// Why a state file is not used.
+#[derive(Debug, Error)]
+pub(super) enum Unusable {
+    #[error("it cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("it is no regular file, or belongs to uid {0} instead of {1}")]
+    Owner(u32, u32),
+    #[error("its mode is {0:o}; nobody but its owner may read or write it")]
+    Mode(u32),
+    #[error("it is longer than {MAX_FILE} bytes")]
+    TooLong,
+    #[error("it is cut short or no state file of this version")]
+    Form,
+    #[error("it belongs to server_id {0}")]
+    OtherServer(ServerId),
+    #[error("it is damaged, or was sealed with another private key than server_key_file")]
+    Seal,
+    #[error("its content makes no sense: {0}")]
+    Content(Malformed),
+    #[error("the clock stands before the time at which it was saved")]
+    Clock,
+    #[error("its key is {0} s old, more than max_key_age")]
+    TooOld(u64),
+}
+
+/// One box's state file.
+pub(super) struct StateFile {
+    path: PathBuf,
+    id: ServerId,
+}
+
+impl StateFile {
+    /// The file of this box in `dir`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// The directory cannot be had.
+    pub fn new(dir: &Path, id: ServerId) -> io::Result<StateFile> {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        Ok(StateFile { path: dir.join(format!("server-{id}.state")), id })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What was saved, and how long ago; `None` if nothing was.
+    ///
+    /// # Errors
+    /// Why it is not used.
+    pub fn load(
+        &self,
+        tls: &Tls,
+        max_key_age: Duration,
+    ) -> Result<Option<(Saved, Duration)>, Unusable> {
+        let bytes = match self.read() {
+            Err(Unusable::Io(e)) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let content = self.open(&bytes, tls)?;
+        content.saved.check().map_err(Unusable::Content)?;
+        let away = away(&content.stamp, &Stamp::now()?).ok_or(Unusable::Clock)?;
+        let age = Duration::from_millis(content.saved.current_age_ms).saturating_add(away);
+        match age > max_key_age {
+            true => Err(Unusable::TooOld(age.as_secs())),
+            false => Ok(Some((content.saved, away))),
+        }
+    }
+
+    /// Saves, in place of what was saved before.
+    ///
+    /// # Errors
+    /// It could not be saved; what was saved before is then out of date.
+    pub fn save(&self, saved: Saved, tls: &Tls) -> io::Result<()> {
+        let history = saved.agreed.ring.history();
+        let content = Content { stamp: Stamp::now()?, saved };
+        let plain = encode(&content).ok_or_else(|| io::Error::other("cannot be encoded"))?;
+        let head = self.head(history);
+        let key = self.sealing_key(tls, &head)?;
+        let mut nonce = [0; NONCE_LEN];
+        rand_bytes(&mut nonce)?;
+        let mut tag = [0; TAG_LEN];
+        let cipher = Cipher::aes_256_gcm();
+        let sealed = encrypt_aead(cipher, &*key, Some(&nonce), &head, &plain, &mut tag)?;
+        let fresh = self.path.with_extension("new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&fresh)?;
+        for part in [&head[..], &nonce, &tag, &sealed] {
+            file.write_all(part)?;
+        }
+        file.sync_data()?;
+        fs::rename(&fresh, &self.path)
+    }
+
+    /// Removes what was saved, because it is no longer true.
+    ///
+    /// # Errors
+    /// It is still there.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn read(&self) -> Result<Vec<u8>, Unusable> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
+        let meta = file.metadata()?;
+        let ours = fs::metadata("/proc/self")?.uid();
+        if !meta.is_file() || meta.uid() != ours {
+            return Err(Unusable::Owner(meta.uid(), ours));
+        }
+        if meta.mode() & 0o077 != 0 {
+            return Err(Unusable::Mode(meta.mode() & 0o7777));
+        }
+        if meta.len() > MAX_FILE {
+            return Err(Unusable::TooLong);
+        }
+        read_bounded(file)
+    }
+
+    fn open(&self, bytes: &[u8], tls: &Tls) -> Result<Content, Unusable> {
+        let (head, rest) = bytes.split_at_checked(HEAD_LEN).ok_or(Unusable::Form)?;
+        let (nonce, rest) = rest.split_at_checked(NONCE_LEN).ok_or(Unusable::Form)?;
+        let (tag, sealed) = rest.split_at_checked(TAG_LEN).ok_or(Unusable::Form)?;
+        let named = head.strip_prefix(MAGIC.as_slice()).ok_or(Unusable::Form)?;
+        let (id, history) = named.split_first_chunk().ok_or(Unusable::Form)?;
+        let id = ServerId(u32::from_be_bytes(*id));
+        if id != self.id {
+            return Err(Unusable::OtherServer(id));
+        }
+        let key = self.sealing_key(tls, head)?;
+        let cipher = Cipher::aes_256_gcm();
+        let plain = decrypt_aead(cipher, &*key, Some(nonce), head, sealed, tag);
+        let plain = Zeroizing::new(plain.map_err(|_| Unusable::Seal)?);
+        let content: Content =
+            postcard::from_bytes(&plain).map_err(|e| Unusable::Content(Malformed::Encoding(e)))?;
+        let inner = content.saved.agreed.ring.history().map(HistoryId::to_bytes);
+        match inner.as_ref().map(|h| &h[..]) == Some(history) {
+            true => Ok(content),
+            false => Err(Unusable::Seal),
+        }
+    }
+
+    fn head(&self, history: Option<HistoryId>) -> Vec<u8> {
+        let mut head = MAGIC.to_vec();
+        head.extend_from_slice(&self.id.0.to_be_bytes());
+        head.extend_from_slice(&history.map_or([0; 16], HistoryId::to_bytes));
+        head
+    }
+
+    fn sealing_key(&self, tls: &Tls, head: &[u8]) -> io::Result<Zeroizing<[u8; 32]>> {
+        let mut purpose = PURPOSE.to_vec();
+        purpose.extend_from_slice(head);
+        Ok(tls.derive_key(&purpose)?)
+    }
+}
+
+fn read_bounded(file: File) -> Result<Vec<u8>, Unusable> {
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > MAX_FILE {
+        true => Err(Unusable::TooLong),
+        false => Ok(bytes),
+    }
+}
+
+impl Stamp {
+    fn now() -> io::Result<Stamp> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        let uptime = fs::read_to_string("/proc/uptime")?;
+        let seconds: f64 = uptime
+            .split_whitespace()
+            .next()
+            .and_then(|word| word.parse().ok())
+            .ok_or_else(|| io::Error::other("/proc/uptime is not as it should be"))?;
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(Stamp { boot, uptime_ms: (seconds * 1000.0) as u64, wall_ms: millis(wall) })
+    }
+}
+
+/// How long a box was away: by the machine's uptime, or across a reboot by the wall clock, which
+/// then must not have gone back.
+fn away(saved: &Stamp, now: &Stamp) -> Option<Duration> {
+    let (from, to) = match saved.boot == now.boot {
+        true => (saved.uptime_ms, now.uptime_ms),
+        false => (saved.wall_ms, now.wall_ms),
+    };
+    to.checked_sub(from).map(Duration::from_millis)
+}
+
+/// What there is to say against a directory as a place for keys.
+pub(super) fn doubts_about(dir: &Path) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let real = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    match file_system(&mounts, &real).as_deref() {
+        Some("tmpfs" | "ramfs") => {}
+        other => doubts.push(format!(
+            "state_dir {} is on {}, not on memory-backed storage: keys that were in it may be \
+             recovered from the disk long after they retired, and with them recorded sessions; \
+             use a directory on tmpfs such as /run/stek_share",
+            dir.display(),
+            other.unwrap_or("an unknown file system")
+        )),
+    }
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps.lines().count() > 1 {
+        doubts.push(format!(
+            "swap is on: what is in state_dir {} may be written to it and recovered from there; \
+             turn swap off or leave state_dir unset",
+            dir.display()
+        ));
+    }
+    doubts
+}
+
+/// The type of the file system that holds `path`, from the text of /proc/self/mountinfo: the one
+/// of the longest mount point that is above it, the last if there are several.
+fn file_system(mounts: &str, path: &Path) -> Option<String> {
+    let mut found: Option<(usize, &str)> = None;
+    for line in mounts.lines() {
+        let (before, after) = line.split_once(" - ")?;
+        let point = before.split(' ').nth(4)?;
+        let kind = after.split(' ').next()?;
+        let above = path.starts_with(Path::new(point));
+        if above && found.is_none_or(|(length, _)| point.len() >= length) {
+            found = Some((point.len(), kind));
+        }
+    }
+    found.map(|(_, kind)| kind.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(boot: &str, uptime_ms: u64, wall_ms: u64) -> Stamp {
+        Stamp { boot: boot.to_owned(), uptime_ms, wall_ms }
+    }
+
+    #[test]
+    fn within_one_boot_the_wall_clock_does_not_count() {
+        let saved = stamp("a", 5_000, 900_000);
+        assert_eq!(away(&saved, &stamp("a", 7_000, 0)), Some(Duration::from_secs(2)));
+        assert_eq!(away(&saved, &stamp("a", 4_000, 999_000)), None);
+    }
+
+    #[test]
+    fn across_a_reboot_it_does_and_must_not_have_gone_back() {
+        let saved = stamp("a", 5_000, 900_000);
+        assert_eq!(away(&saved, &stamp("b", 10, 960_000)), Some(Duration::from_secs(60)));
+        assert_eq!(away(&saved, &stamp("b", 10, 899_999)), None);
+    }
+
+    #[test]
+    fn the_file_system_is_that_of_the_longest_mount_point() {
+        let mounts = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                      23 22 0:5 / /run rw shared:1 - tmpfs tmpfs rw\n\
+                      24 23 0:6 / /run/user rw - ext4 /dev/sdb rw\n";
+        let of = |path: &str| file_system(mounts, Path::new(path));
+        assert_eq!(of("/run/stek_share").as_deref(), Some("tmpfs"));
+        assert_eq!(of("/run/user/1").as_deref(), Some("ext4"));
+        assert_eq!(of("/runner").as_deref(), Some("ext4"));
+        assert_eq!(file_system("", Path::new("/run")), None);
+    }
+
+    #[test]
+    fn a_stamp_can_be_had_here() {
+        let (one, other) = (Stamp::now().unwrap(), Stamp::now().unwrap());
+        assert_eq!(one.boot, other.boot);
+        assert!(away(&one, &other).is_some());
+    }
+}
