@@ -17,7 +17,7 @@ use openraft::{
 
 use super::{OnChange, Types};
 use crate::core::agreed::Command;
-use crate::core::key_ring::{Command as KeyCommand, Generation};
+use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
 use crate::core::server_id::ServerId;
 
 type Result<T> = std::result::Result<T, StorageError<ServerId>>;
@@ -90,6 +90,14 @@ impl LogStore {
             {
                 Some(*index)
             }
+            _ => None,
+        })
+    }
+
+    /// The history that this log begins with, if its first entry is still there.
+    pub fn history(&self) -> Option<HistoryId> {
+        self.lock().entries.values().find_map(|entry| match &entry.payload {
+            EntryPayload::Normal(Command::Key(KeyCommand::Found { history })) => Some(*history),
             _ => None,
         })
     }

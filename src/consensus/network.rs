@@ -22,9 +22,10 @@ use thiserror::Error;
 use super::wire::{
     raft_vote, AppendAnswer, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
 };
-use super::{log_id_of, Types};
+use super::{ballot_of, log_id_of, Types};
 use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
+use crate::core::rejoin::Ballot;
 use crate::core::server_id::ServerId;
 
 /// Pauses between attempts to reach a peer that is not there: short at first, since a restarted
@@ -125,6 +126,21 @@ impl From<CallFailure> for RpcError {
     }
 }
 
+impl<C> PeerLink<C> {
+    /// A higher ballot with which a box refused the one that was sent.
+    ///
+    /// It may name this very box, which stood in it before it lost its memory. openraft takes
+    /// that for its own present candidacy and stays a leader that can never commit again. The
+    /// same term in the name of the box that refused is a stronger promise, and makes this one
+    /// step down and stand in the next term.
+    fn not_ours(&self, sent: Ballot, refused: Ballot) -> Ballot {
+        match refused.node == sent.node && refused > sent {
+            true => Ballot { node: self.target, ..refused },
+            false => refused,
+        }
+    }
+}
+
 fn unable(reason: Unable) -> RpcError {
     // As unreachable, so that openraft waits a moment before it tries again.
     RPCError::Unreachable(Unreachable::new(&reason))
@@ -137,6 +153,7 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
         let begins_the_log = rpc.prev_log_id.is_none();
+        let sent = ballot_of(&rpc.vote);
         let (age, quorum) = (self.chronicle.current_age(), self.chronicle.has_quorum());
         let request = Request::Append(WireAppend::from_raft(rpc, age, quorum));
         match self.courier.call(self.target, request, limit(&option)).await? {
@@ -145,10 +162,12 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
             Response::Append(AppendAnswer::Conflict) if begins_the_log => {
                 Err(CallFailure::Senseless.into())
             }
+            Response::Append(AppendAnswer::HigherVote(ballot, committed)) => {
+                let ballot = self.not_ours(sent, ballot);
+                Ok(AppendAnswer::HigherVote(ballot, committed).into_raft())
+            }
             Response::Append(answer) => {
-                if !matches!(answer, AppendAnswer::HigherVote(..)) {
-                    self.chronicle.acknowledged(self.target);
-                }
+                self.chronicle.acknowledged(self.target);
                 Ok(answer.into_raft())
             }
             Response::Unable(reason) => Err(unable(reason)),
@@ -161,10 +180,11 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         rpc: VoteRequest<ServerId>,
         option: RPCOption,
     ) -> Result<VoteResponse<ServerId>, RpcError> {
+        let sent = ballot_of(&rpc.vote);
         let request = Request::Vote(WireVote::from_raft(&rpc));
         match self.courier.call(self.target, request, limit(&option)).await? {
-            Response::Vote { vote, granted, log_end } => Ok(VoteResponse {
-                vote: raft_vote(vote),
+            Response::Vote { vote: (ballot, committed), granted, log_end } => Ok(VoteResponse {
+                vote: raft_vote((self.not_ours(sent, ballot), committed)),
                 vote_granted: granted,
                 last_log_id: log_end.map(log_id_of),
             }),

@@ -291,6 +291,9 @@ pub enum Malformed {
     /// There is more of something than any box sends.
     #[error("it holds too many {0}")]
     TooMany(&'static str),
+    /// A term or an index is beyond all reason.
+    #[error("it counts terms or entries beyond all reason")]
+    Absurd,
     /// Entries do not follow each other.
     #[error("its entries are out of order")]
     Order,
@@ -320,6 +323,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
     let request = decode(bytes)?;
     match &request {
         Request::Append(append) => append.check()?,
+        Request::Vote(vote) => vote.check()?,
         Request::Snapshot(snapshot) => snapshot.check()?,
         Request::Enlist(members) if members.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("members"));
@@ -376,12 +380,17 @@ impl WireAppend {
         if self.entries.len() > MAX_ENTRIES {
             return Err(Malformed::TooMany("entries"));
         }
-        let mut next = self.previous.map(|p| p.index.saturating_add(1));
+        let ends = self.entries.iter().map(|entry| entry.id);
+        for end in ends.chain(self.previous).chain(self.commit) {
+            end.check()?;
+        }
+        self.vote.0.check()?;
+        let mut next = self.previous.map_or(0, |p| p.index + 1);
         for entry in &self.entries {
-            if next.is_some_and(|n| n != entry.id.index) {
+            if entry.id.index != next {
                 return Err(Malformed::Order);
             }
-            next = Some(entry.id.index.saturating_add(1));
+            next += 1;
             if let WirePayload::Membership(membership) = &entry.payload {
                 membership.check()?;
             }
@@ -485,11 +494,43 @@ impl WireSnapshot {
 
     fn check(&self) -> Result<(), Malformed> {
         self.membership.check()?;
+        self.vote.0.check()?;
+        for end in self.last.iter().chain(&self.membership_at) {
+            end.check()?;
+        }
         self.agreed.check().map_err(Malformed::State)
     }
 }
 
+/// No group ever gets here: a term or an index each microsecond for thirty years. Beyond it,
+/// counting on would overflow somewhere.
+const MAX_COUNT: u64 = 1 << 50;
+
+impl Ballot {
+    fn check(&self) -> Result<(), Malformed> {
+        match self.term <= MAX_COUNT {
+            true => Ok(()),
+            false => Err(Malformed::Absurd),
+        }
+    }
+}
+
+impl LogEnd {
+    fn check(&self) -> Result<(), Malformed> {
+        self.ballot.check()?;
+        match self.index <= MAX_COUNT {
+            true => Ok(()),
+            false => Err(Malformed::Absurd),
+        }
+    }
+}
+
 impl WireVote {
+    fn check(&self) -> Result<(), Malformed> {
+        self.ballot.check()?;
+        self.log_end.map_or(Ok(()), |end| end.check())
+    }
+
     /// The message for a vote request of openraft's.
     pub fn from_raft(rpc: &VoteRequest<ServerId>) -> WireVote {
         let log_end = rpc.last_log_id.as_ref().map(log_end_of);
@@ -615,6 +656,23 @@ mod tests {
             let bytes = encode(&Request::Append(append(bad))).unwrap();
             assert!(matches!(decode_request(&bytes), Err(Malformed::Order)));
         }
+    }
+
+    #[test]
+    fn counts_beyond_all_reason_are_refused() {
+        let absurd = LogEnd { index: u64::MAX, ..end(3, 0) };
+        let mut appends: Vec<WireAppend> = (0..4).map(|_| append(&[8])).collect();
+        appends[0].previous = Some(absurd);
+        appends[1].commit = Some(absurd);
+        appends[2].vote.0.term = u64::MAX;
+        appends[3].entries[0].id.index = u64::MAX;
+        for append in appends {
+            let bytes = encode(&Request::Append(append)).unwrap();
+            assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
+        }
+        let vote = WireVote { ballot: end(u64::MAX, 0).ballot, log_end: None };
+        let bytes = encode(&Request::Vote(vote)).unwrap();
+        assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
     }
 
     #[test]

@@ -120,7 +120,9 @@ pub fn judge_at(
     }
     let all_answered = answers.len() + 1 >= members;
     let enough_answered = answers.len() >= members / 2;
-    if full == 0 {
+    // A box that is still catching up is not full, and yet proof that there are keys.
+    let forgotten = answers.values().all(|s| s.history.is_none());
+    if full == 0 && forgotten {
         if is_outsider {
             return Verdict::Ask;
         }
@@ -245,6 +247,14 @@ mod tests {
         assert_eq!(judge(0, 1, &[]), Verdict::Cold);
         assert_eq!(judge(1199, 3, &[(2, empty.clone())]), Verdict::Ask);
         assert_eq!(judge(1200, 3, &[(2, empty)]), Verdict::Cold);
+    }
+
+    #[test]
+    fn a_box_that_is_catching_up_proves_that_there_are_keys() {
+        let catching_up = Status { full: false, may_vote: false, ..full(3, 9) };
+        let seen = [(2, catching_up), (3, Status::default())];
+        assert_eq!(judge(0, 3, &seen), Verdict::Ask);
+        assert!(matches!(judge(9_000, 3, &seen), Verdict::BestEffort { .. }));
     }
 
     #[test]

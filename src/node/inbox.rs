@@ -127,27 +127,26 @@ impl Inbox {
             }
             Request::Append(append) => {
                 let running = self.same_history(from)?;
-                self.append(&running, from.id, append).await
+                self.append(&running, from, append).await
             }
             Request::Snapshot(snapshot) => {
                 let running = self.same_history(from)?;
-                self.snapshot(&running, snapshot).await
+                self.snapshot(&running, from.id, snapshot).await
             }
         }
     }
 
-    /// Raft, unless the sender belongs to another history than this box. One that has none yet
-    /// may join either way.
+    /// Raft, unless this box belongs to another history than the sender. A box that has none yet
+    /// may join any; one that has takes nothing from a sender that has none, since log ids of two
+    /// histories may look alike.
     fn same_history(&self, from: &Caller) -> Result<Running, Unable> {
-        let ours = self.0.views.borrow().agreed.ring.history();
+        let ours = self.0.history();
         let theirs = HistoryId::from_bytes(from.history);
-        match (ours, theirs) {
-            (Some(ours), Some(theirs)) if ours != theirs => {
-                self.0.note_foreigner(from.id);
-                Err(Unable::OtherHistory)
-            }
-            _ => self.0.running().ok_or(Unable::Starting),
+        if ours.is_some() && ours != theirs {
+            self.0.note_foreigner(from.id);
+            return Err(Unable::OtherHistory);
         }
+        self.0.running().ok_or(Unable::Starting)
     }
 
     async fn vote(&self, running: &Running, vote: WireVote) -> Result<Response, Unable> {
@@ -161,12 +160,12 @@ impl Inbox {
     async fn append(
         &self,
         running: &Running,
-        from: ServerId,
+        from: &Caller,
         append: WireAppend,
     ) -> Result<Response, Unable> {
         let (ballot, committed) = append.vote;
         // Only its own candidate becomes the leader of a ballot.
-        if ballot.node != from {
+        if ballot.node != from.id {
             return Err(Unable::Malformed);
         }
         let commit = append.commit;
@@ -176,7 +175,7 @@ impl Inbox {
         let answer = AppendAnswer::from_raft(&answer);
         if committed && !matches!(answer, AppendAnswer::HigherVote(..)) {
             self.0.note_contact(quorum);
-            self.0.note_age(age);
+            self.0.note_age(HistoryId::from_bytes(from.history), age);
             if *self.0.quarantine.borrow() != Quarantine::Lifted {
                 let metrics = running.raft.data_metrics();
                 let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
@@ -192,15 +191,21 @@ impl Inbox {
     async fn snapshot(
         &self,
         running: &Running,
+        from: ServerId,
         snapshot: WireSnapshot,
     ) -> Result<Response, Unable> {
         let (vote, snapshot) = snapshot.into_raft(self.0.now());
+        if vote.leader_id.node_id != from {
+            return Err(Unable::Malformed);
+        }
         let answer = running
             .raft
             .install_full_snapshot(vote, snapshot)
             .await
             .map_err(|_| Unable::Stopped)?;
-        self.0.note_contact(true);
+        if answer.vote == vote {
+            self.0.note_contact(true);
+        }
         let vote = (crate::consensus::ballot_of(&answer.vote), answer.vote.committed);
         Ok(Response::Snapshot { vote })
     }

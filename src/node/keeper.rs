@@ -21,6 +21,9 @@ use crate::core::rotation::may_encrypt_for_at;
 use crate::core::stek::Stek;
 use crate::journal::Level;
 
+/// How often a box whose key should have been replaced looks whether there is still a majority.
+const GRACE_LOOK: Duration = Duration::from_millis(200);
+
 /// The pause before another attempt when OpenSSL gave no key.
 const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 
@@ -97,7 +100,15 @@ impl Keeper {
         let ring = &self.held.agreed.ring;
         if ring.current().is_some() {
             let since = shared.current_since(&self.held);
-            let rest = may_encrypt_for_at(now, since, shared.settings().max_key_age);
+            let settings = shared.settings();
+            let mut rest = may_encrypt_for_at(now, since, settings.max_key_age);
+            // Where a majority agrees, a rotation is under way or about to be; it gets its time.
+            let patience =
+                settings.max_key_age + settings.handover_timeout + settings.request_timeout;
+            let in_time = !may_encrypt_for_at(now, since, patience).is_zero();
+            if rest.is_zero() && in_time && shared.in_majority() {
+                rest = GRACE_LOOK;
+            }
             if !rest.is_zero() {
                 if std::mem::take(&mut self.alone) {
                     shared
@@ -125,6 +136,7 @@ impl Keeper {
                     "this server's own key is now {}; other servers do not resume its tickets",
                     key.fingerprint()
                 ));
+                shared.replace_initial(&key);
                 self.own.insert(0, key);
                 self.own_since = now;
                 interval

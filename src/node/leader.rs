@@ -83,8 +83,8 @@ struct Reign<'a> {
     shared: &'a Arc<Shared>,
     running: &'a Running,
     since: Moment,
-    /// The newest generation that each box reported as installed.
-    installed: BTreeMap<ServerId, Generation>,
+    /// The newest generation that each box reported as installed, and the run of its process.
+    installed: BTreeMap<ServerId, (Generation, Option<u64>)>,
     /// Questions that are held open, and the generation that they are about.
     asking: JoinSet<(ServerId, Generation)>,
     asked_about: Generation,
@@ -112,8 +112,9 @@ impl<'a> Reign<'a> {
         loop {
             let view = views.borrow_and_update().clone();
             own.borrow_and_update();
-            self.installed.insert(self.shared.me, self.shared.installed_newest());
+            self.installed.insert(self.shared.me, (self.shared.installed_newest(), None));
             self.ask_about_staged(&view);
+            self.ask_restarted(&view);
             let pause = match self.decide(&view) {
                 Step::Wait(rest) => rest,
                 step if self.shared.quorum_within(self.shared.settings().timers.election_upper) => {
@@ -130,9 +131,14 @@ impl<'a> Reign<'a> {
                 _ = own.changed() => {}
                 _ = settings.changed() => {}
                 Some(Ok((id, generation))) = self.asking.join_next() => {
-                    self.installed.insert(id, generation);
+                    self.installed.insert(id, (generation, self.shared.heard.at_address(id)));
                 }
-                Some((order, reply)) = orders.recv() => self.take_order(&view, order, reply),
+                Some((order, reply)) = orders.recv() => {
+                    // Whoever no longer waits was told that it came to nothing.
+                    if !reply.is_closed() {
+                        self.take_order(&view, order, reply);
+                    }
+                }
             }
         }
     }
@@ -150,7 +156,7 @@ impl<'a> Reign<'a> {
             .map(|member| MemberView {
                 id: member.id,
                 heard: shared.heard.last(member.id).map(|at| shared.moment_of(at)),
-                installed: self.installed.get(&member.id).copied().unwrap_or_default(),
+                installed: self.installed.get(&member.id).map(|(g, _)| *g).unwrap_or_default(),
             })
             .collect();
         let view = View {
@@ -296,6 +302,23 @@ impl<'a> Reign<'a> {
             for id in self.shared.others() {
                 self.asking.spawn(ask_until_installed(self.shared.clone(), id, staged));
             }
+        }
+    }
+
+    /// A box that restarted during the handover no longer holds what it said it did.
+    fn ask_restarted(&mut self, view: &AgreedView) {
+        let Some(staged) = view.agreed.ring.staged().map(|s| s.held.generation) else { return };
+        let heard = &self.shared.heard;
+        let restarted: Vec<ServerId> = self
+            .installed
+            .iter()
+            .filter(|(_, (_, run))| run.is_some())
+            .filter(|(id, (_, run))| heard.at_address(**id).is_some_and(|now| Some(now) != *run))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in restarted {
+            self.installed.remove(&id);
+            self.asking.spawn(ask_until_installed(self.shared.clone(), id, staged));
         }
     }
 

@@ -281,16 +281,16 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
         Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(log_end),
         Verdict::Ask | Verdict::Safe { .. } => Quarantine::Silent,
     });
-    shared.set_running(Some(running.clone()));
     if cold {
         shared.log.debug("nobody remembers any key; beginning a history with the list's members");
         let members: BTreeMap<ServerId, EmptyNode> =
             shared.members().iter().map(|m| (m.id, EmptyNode {})).collect();
-        // A leader's append may have come first, which is as good.
         let _ = running.raft.initialize(members).await;
     } else {
         shared.log.debug("others remember the keys; joining them without a vote until caught up");
     }
+    // Only now may requests come in: a vote before `initialize` would make that impossible.
+    shared.set_running(Some(running.clone()));
     Ok(running)
 }
 
@@ -364,7 +364,7 @@ async fn take_part(
         words = beat(shared, running) => End::Broken(words),
         words = erase(shared, running) => End::Broken(words),
         words = tell(shared, running) => End::Broken(words),
-        words = watch_over(running) => End::Broken(words),
+        words = watch_over(shared, running) => End::Broken(words),
         words = leader::lead(shared, running, orders) => End::Broken(words),
         words = meet(shared) => End::OtherHistory(words),
         () = convalesce(shared) => End::Unattended,
@@ -439,7 +439,14 @@ async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
         false => random_between(timers.election_lower, timers.election_upper),
     };
     let mut retry = RETRY_MAX;
+    let mut retrying = running.cold;
     loop {
+        if retrying && shared.contact().is_some_and(|at| at > since) {
+            // There is a leader after all.
+            retrying = false;
+            retry = RETRY_MAX;
+            patience = random_between(timers.election_lower, timers.election_upper);
+        }
         if server.wait_for(|m| m.state != ServerState::Leader).await.is_err() {
             return "its core is gone".to_owned();
         }
@@ -454,7 +461,9 @@ async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
             continue;
         }
         let full = *shared.quarantine.borrow() == Quarantine::Lifted;
-        if full && would_win(shared, running).await {
+        // A box that does not answer must not hold up those that do.
+        let asked = timeout(timers.election_upper, would_win(shared, running));
+        if full && asked.await.unwrap_or(false) {
             let heard_meanwhile = shared.contact().is_some_and(|at| at > last);
             if !heard_meanwhile {
                 shared.log.debug("no leader is heard; standing for election");
@@ -468,6 +477,7 @@ async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
         } else {
             // Nobody stands in vain: wait a moment and ask again, ever more patiently.
             since = shared.now();
+            retrying = true;
             patience = random_between(RETRY_MIN, retry);
             retry = (retry * 5 / 4).min(timers.election_upper);
         }
@@ -603,7 +613,8 @@ async fn tell(shared: &Arc<Shared>, running: &Running) -> String {
 
 /// Asks Raft in a way that goes through its core and its state machine, because a panic in either
 /// shows nowhere else; and looks for a state machine that is ahead of its own log.
-async fn watch_over(running: &Running) -> String {
+async fn watch_over(shared: &Arc<Shared>, running: &Running) -> String {
+    let mut was_odd = false;
     loop {
         sleep(WATCH_PAUSE).await;
         match timeout(WATCH_LIMIT, running.raft.begin_receiving_snapshot()).await {
@@ -611,6 +622,15 @@ async fn watch_over(running: &Running) -> String {
             Ok(Err(e)) => return format!("it does not answer ({e})"),
             Err(_) => return "it does not answer in time".to_owned(),
         }
+        let odd = {
+            let server = running.raft.server_metrics();
+            let server = server.borrow();
+            server.state == ServerState::Leader && server.current_leader != Some(shared.me)
+        };
+        if odd && was_odd {
+            return "it leads by a vote that it has not got".to_owned();
+        }
+        was_odd = odd;
         let data = running.raft.data_metrics().borrow().clone();
         if data.last_applied.index() > data.last_log.index() {
             return "its log is shorter than what it has applied".to_owned();

@@ -100,9 +100,16 @@ pub(super) struct Shared {
     /// What a box that has found its memory again says of itself until it takes part.
     restoring: Mutex<Option<Status>>,
     started: Instant,
-    running: Mutex<Option<Running>>,
+    running: Arc<Mutex<Option<Running>>>,
+    sender_history: HistoryLook,
     facts: Mutex<Facts>,
 }
+
+/// Looks up the history that this box belongs to.
+type HistoryLook = Arc<dyn Fn() -> Option<HistoryId> + Send + Sync>;
+
+/// Names a key without its bytes.
+type ToldKey = (Option<HistoryId>, Generation);
 
 #[derive(Default)]
 struct Facts {
@@ -118,8 +125,8 @@ struct Facts {
     told_quorum: bool,
     /// The box of another history that was met last.
     foreigner: Option<ServerId>,
-    /// A generation and when it became current, as a leader told.
-    told: Option<(Generation, Moment)>,
+    /// A key and when it became current, as a leader told.
+    told: Option<(ToldKey, Moment)>,
 }
 
 impl Shared {
@@ -133,10 +140,21 @@ impl Shared {
         let mut incarnation = [0; 8];
         rand_bytes(&mut incarnation)?;
         let views = watch::Sender::new(AgreedView::default());
-        let history = views.subscribe();
-        let sender = Me::member(settings.server_id, u64::from_be_bytes(incarnation), move || {
-            history.borrow().agreed.ring.history().map_or([0; 16], HistoryId::to_bytes)
-        });
+        let ring = views.subscribe();
+        let running: Arc<Mutex<Option<Running>>> = Arc::default();
+        let sender_history: HistoryLook = {
+            let running = running.clone();
+            Arc::new(move || {
+                let of_ring = ring.borrow().agreed.ring.history();
+                of_ring.or_else(|| lock(&running).as_ref().and_then(|r| r.log.history()))
+            })
+        };
+        let sender = {
+            let history = sender_history.clone();
+            Me::member(settings.server_id, u64::from_be_bytes(incarnation), move || {
+                history().map_or([0; 16], HistoryId::to_bytes)
+            })
+        };
         let state_file = settings.state_dir.as_deref().and_then(|dir| {
             for doubt in doubts_about(dir) {
                 log.warning(doubt);
@@ -178,7 +196,8 @@ impl Shared {
             state_file,
             restoring: Mutex::new(None),
             started: Instant::now(),
-            running: Mutex::new(None),
+            running,
+            sender_history,
             facts: Mutex::new(Facts { initial: Some(initial), ..Facts::default() }),
         }))
     }
@@ -267,7 +286,7 @@ impl Shared {
             generation: view.agreed.ring.newest(),
             live_leader: self.knows_live_leader(&running),
             may_vote: lifted,
-            quorum: self.in_majority(&running),
+            quorum: self.is_with_majority(&running),
         }
     }
 
@@ -329,7 +348,12 @@ impl Shared {
         Status { may_vote, ..self.status() }
     }
 
-    fn in_majority(&self, running: &Running) -> bool {
+    /// Whether this box belongs to a majority that agrees at present.
+    pub fn in_majority(&self) -> bool {
+        self.running().is_some_and(|running| self.is_with_majority(&running))
+    }
+
+    fn is_with_majority(&self, running: &Running) -> bool {
         let bound = self.settings().timers.election_upper;
         if running.raft.server_metrics().borrow().state == ServerState::Leader {
             return self.quorum_within(bound);
@@ -402,13 +426,14 @@ impl Shared {
     }
 
     /// Remembers how old a leader says that its current key is.
-    pub fn note_age(&self, age: Option<(Generation, u64)>) {
+    pub fn note_age(&self, history: Option<HistoryId>, age: Option<(Generation, u64)>) {
         if let Some((generation, ms)) = age {
             let since = self.now().ago(Duration::from_millis(ms));
+            let key = (history, generation);
             let mut facts = lock(&self.facts);
             facts.told = match facts.told {
-                Some((told, at)) if told == generation => Some((told, at.min(since))),
-                _ => Some((generation, since)),
+                Some((told, at)) if told == key => Some((told, at.min(since))),
+                _ => Some((key, since)),
             };
         }
     }
@@ -418,7 +443,9 @@ impl Shared {
     pub fn current_since(&self, view: &AgreedView) -> Moment {
         let told = lock(&self.facts).told;
         match (view.agreed.ring.current(), told) {
-            (Some(current), Some((generation, at))) if current.generation == generation => {
+            (Some(current), Some((key, at)))
+                if key == (view.agreed.ring.history(), current.generation) =>
+            {
                 view.current_since.min(at)
             }
             _ => view.current_since,
@@ -432,6 +459,19 @@ impl Shared {
 
     pub fn drop_initial(&self) {
         lock(&self.facts).initial = None;
+    }
+
+    /// This box has another key of its own now; the one before must not come back as the group's.
+    pub fn replace_initial(&self, key: &Stek) {
+        if let Some(initial) = &mut lock(&self.facts).initial {
+            *initial = key.clone();
+        }
+    }
+
+    /// The history that this box belongs to: that of its ring, or before the first entry of the
+    /// log is applied, that of the log.
+    pub fn history(&self) -> Option<HistoryId> {
+        (self.sender_history)()
     }
 
     pub fn note_installed(&self, set: &KeySet) {
@@ -483,7 +523,10 @@ impl Shared {
             fingerprint: view.agreed.ring.current().map(|held| held.stek.fingerprint()),
             staged: view.agreed.ring.staged().map(|staged| staged.held.generation),
             installed: self.installed_newest(),
-            current_age: now.since(self.current_since(&view)),
+            current_age: match view.agreed.ring.current() {
+                Some(_) => now.since(self.current_since(&view)),
+                None => Duration::ZERO,
+            },
             log_entries: running.map_or(0, |r| r.log.len()),
             reachable: 1 + self.others().filter(|id| heard(*id)).count(),
         }

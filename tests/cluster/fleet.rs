@@ -70,7 +70,7 @@ pub struct Running {
     pub node: Arc<Node>,
     pub host: Arc<Host>,
     pub lines: Arc<Lines>,
-    runtime: Option<Runtime>,
+    pub runtime: Option<Runtime>,
 }
 
 impl Running {

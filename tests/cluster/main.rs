@@ -9,3 +9,4 @@ mod handover;
 mod membership;
 mod rejoin;
 mod relay;
+mod review;

@@ -186,7 +186,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn wrong<T>(&mut self, name: &str, node: &Node, reason: &str, remedy: &str) -> Given<T> {
+    pub(super) fn wrong<T>(
+        &mut self,
+        name: &str,
+        node: &Node,
+        reason: &str,
+        remedy: &str,
+    ) -> Given<T> {
         let mut problem = self.error(name, reason, remedy);
         problem.value = None;
         if matches!(node, Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_)) {
