@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::leader;
+use super::refusals::Place;
 use super::shared::{Running, Shared};
 use crate::consensus::wire::{
-    self, AppendAnswer, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
+    self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
 };
 use crate::consensus::{log_end_of, wire::vote_answer};
 use crate::core::key_ring::{Generation, HistoryId};
@@ -31,7 +32,7 @@ use crate::transport::Body;
 const MAX_AWAIT: Duration = Duration::from_secs(10);
 
 /// Answers in the name of one box.
-pub(super) struct Inbox(Arc<Shared>);
+pub(super) struct Inbox(pub Arc<Shared>);
 
 /// Starts to listen.
 pub(super) fn listen(shared: &Arc<Shared>) -> Listener {
@@ -68,6 +69,9 @@ impl Service for Inbox {
         drop(body);
         let request = decoded
             .map_err(|e| {
+                if let Malformed::Ring(refusal) = &e {
+                    self.0.refusals.note(Place::Apply, refusal);
+                }
                 let line = format!("server {} sent a message that is malformed: {e}", from.id);
                 self.0.log.limited(Level::Warning, "malformed message", line);
             })

@@ -11,10 +11,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use super::refusals::Place;
 use super::shared::Shared;
 use super::{new_key, KeySet};
 use crate::consensus::state_machine::RingView;
-use crate::core::key_ring::{keys_to_install, Generation, KeyRing};
+use crate::core::key_ring::{keys_to_install, Generation, Held, KeyRing, Refusal};
 use crate::core::moment::Moment;
 use crate::core::rejoin::Quarantine;
 use crate::core::rotation::may_encrypt_for_at;
@@ -65,12 +66,17 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Takes over a newer ring; never gives up a ring with keys for one without.
+    /// Takes over a newer ring if it passes the gate; never gives up a ring with keys for one
+    /// without.
     fn take(&mut self, view: RingView) {
         if view.ring.current().is_none() && self.held.ring.current().is_some() {
             return;
         }
         let (old, new) = (&self.held.ring, &view.ring);
+        if let Err(refusal) = old.may_become(new) {
+            self.shared.refusals.note(Place::Install, &refusal);
+            return;
+        }
         if new.revoked() > old.revoked() && old.current().is_some() {
             // Whatever leaked may have been one of this box's own.
             self.own.clear();
@@ -79,9 +85,24 @@ impl Keeper {
             self.own.splice(0..0, old.current().map(|held| held.stek.clone()));
         }
         self.held = view;
+        self.drop_doubles();
         if self.held.ring.current().is_some() {
             self.shared.drop_initial();
         }
+    }
+
+    /// Drops own keys that have the name of another key in the ring: a ticket would not tell which
+    /// of the two made it, and the group's is the one that others know.
+    fn drop_doubles(&mut self) {
+        let (ring, refusals) = (&self.held.ring, &self.shared.refusals);
+        self.own.retain(|own| {
+            let double = |held: &Held| held.stek.name() == own.name() && !held.stek.same_bytes(own);
+            let is_double = ring.all().any(double);
+            if is_double {
+                refusals.note(Place::Install, &Refusal::NameTaken(own.fingerprint()));
+            }
+            !is_double
+        });
     }
 
     /// Replaces this box's own encrypting key if it is due; when to look again.
@@ -162,11 +183,7 @@ impl Keeper {
     }
 
     fn passes_gate(&self, key: &Stek) -> bool {
-        key.check()
-            .map_err(|weakness| {
-                let line = format!("key {} is not installed: {weakness}", key.fingerprint());
-                self.shared.log.limited(Level::Error, "key not installed", line);
-            })
-            .is_ok()
+        let answer = key.check().map_err(Refusal::Weak);
+        answer.inspect_err(|refusal| self.shared.refusals.note(Place::Install, refusal)).is_ok()
     }
 }

@@ -17,14 +17,16 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::new_key;
+use super::refusals::{Place, Refusals};
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use crate::consensus::network::Courier;
 use crate::consensus::state_machine::RingView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
-use crate::core::key_ring::{Command, Generation, Held, HistoryId};
+use crate::core::key_ring::{Command, Generation, Held, HistoryId, KeyRing};
 use crate::core::moment::Moment;
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
+use crate::core::stek::Stek;
 use crate::journal::Level;
 
 /// How long one question about an installed key is held open; asked again after that.
@@ -212,17 +214,7 @@ impl<'a> Reign<'a> {
             }
         });
         let candidates = offered.into_iter().map(Some).chain(drawn.take(DRAWS)).flatten();
-        for stek in candidates {
-            let held = Held { generation, stek };
-            match view.ring.admits(&held) {
-                Ok(()) => return Some(held),
-                Err(refusal) => {
-                    let line = format!("a new key was not proposed: {refusal}");
-                    self.shared.log.limited(Level::Warning, "key not proposed", line);
-                }
-            }
-        }
-        None
+        first_admitted(&view.ring, generation, candidates, &self.shared.refusals)
     }
 
     async fn activate(&mut self, generation: Generation) -> bool {
@@ -320,6 +312,20 @@ impl<'a> Reign<'a> {
     fn end(&mut self) {
         self.reply(Err(OrderRefusal::NoLeader));
     }
+}
+
+/// The first of `candidates` that the ring will take.
+pub(super) fn first_admitted(
+    ring: &KeyRing,
+    generation: Generation,
+    candidates: impl Iterator<Item = Stek>,
+    refusals: &Refusals,
+) -> Option<Held> {
+    let mut all = candidates.map(|stek| Held { generation, stek });
+    all.find(|held| {
+        let answer = ring.admits(held);
+        answer.inspect_err(|refusal| refusals.note(Place::Leader, refusal)).is_ok()
+    })
 }
 
 async fn ask_until_installed(

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
 use super::leader;
+use super::refusals::Place;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
@@ -26,7 +27,6 @@ use crate::consensus::{log_end_of, raft_config, vote_of, Raft};
 use crate::core::key_ring::{Change, Refusal};
 use crate::core::rejoin::{judge_at, majority_possible, may_stand, Quarantine, Status, Verdict};
 use crate::core::server_id::ServerId;
-use crate::journal::Level;
 
 /// How long one question about another box's status may take; well above any round trip that the
 /// election bounds allow, since a connection may have to be made first.
@@ -187,16 +187,13 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
     Ok(running)
 }
 
-fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
+pub(super) fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
     match outcome {
         Ok(Change::Founded) => shared.log.debug("a history of keys begins"),
         Ok(Change::Staged(g)) => shared.log.debug(format!("generation {g} is staged")),
         Ok(Change::Activated(g)) => shared.log.debug(format!("generation {g} is current")),
         Ok(Change::Nothing) => {}
-        Err(refusal) => {
-            let line = format!("an agreed command was refused: {refusal}");
-            shared.log.limited(Level::Warning, "refused command", line);
-        }
+        Err(refusal) => shared.refusals.note(Place::Apply, refusal),
     }
 }
 

@@ -9,12 +9,14 @@
 //! | [`inbox`] | answers other boxes |
 //! | [`life`] | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
 //! | [`leader`] | founds, stages, activates; takes operators' orders |
+//! | [`refusals`] | tells and counts the keys that the gate kept out |
 //! | [`keeper`] | from the ring to the set that the host should hold |
 
 mod inbox;
 mod keeper;
 mod leader;
 mod life;
+pub mod refusals;
 mod shared;
 
 use std::sync::{Arc, PoisonError};
@@ -35,6 +37,7 @@ use crate::core::stek::{Fingerprint, Stek, WeakKey};
 use crate::journal::Log;
 use crate::transport::listener::Listener;
 use crate::transport::tls::Tls;
+use refusals::Refusals;
 use shared::Shared;
 
 /// The most time that [`Node::shutdown`] takes.
@@ -255,6 +258,11 @@ impl Node {
     /// What this box knows of itself and the group.
     pub fn report(&self) -> Report {
         self.shared.report()
+    }
+
+    /// The keys that the gate kept out of this box.
+    pub fn refusals(&self) -> &Refusals {
+        &self.shared.refusals
     }
 
     /// Ends the box in an orderly way, within [`SHUTDOWN_LIMIT`].

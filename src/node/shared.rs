@@ -12,6 +12,7 @@ use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
+use super::refusals::Refusals;
 use super::{KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
@@ -60,6 +61,8 @@ pub(super) struct Shared {
     pub heard: Heard,
     /// What the listener let in and kept out.
     pub counters: Arc<Counters>,
+    /// The keys that the gate kept out.
+    pub refusals: Refusals,
     /// The agreed state, as this box's present run of Raft has applied it.
     pub views: watch::Sender<RingView>,
     /// What this box may do about votes; silent while it asks around.
@@ -113,6 +116,7 @@ impl Shared {
         Ok(Arc::new(Shared {
             me: settings.server_id,
             settings,
+            refusals: Refusals::new(log.clone()),
             log,
             peers,
             tls,
