@@ -55,6 +55,19 @@ pub fn left_out_of_dumps(pid: u32) -> Result<Vec<Range<u64>>> {
     Ok(ranges)
 }
 
+/// The bytes of `range` in the memory of `pid`.
+///
+/// # Errors
+/// As [`find_all`], and when not all of it is mapped.
+pub fn read(pid: u32, range: &Range<u64>) -> Result<Vec<u8>> {
+    let memory = File::open(format!("/proc/{pid}/mem"))
+        .context(format_args!("cannot look into process {pid}"))?;
+    let mut bytes =
+        vec![0; usize::try_from(range.end.saturating_sub(range.start)).context("length")?];
+    memory.read_exact_at(&mut bytes, range.start).context("mapping")?;
+    Ok(bytes)
+}
+
 /// All different 48 byte strings that begin with `name`: the keys of that name are among them.
 /// [`crate::tickets::Ticket::opens_with`] tells which.
 ///
