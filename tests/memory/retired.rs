@@ -38,7 +38,7 @@ const SCAN_PAUSE: Duration = Duration::from_millis(500);
 #[test]
 fn retired_keys_are_gone_from_every_box() -> Result<()> {
     let dir = RunDir::new("retired")?;
-    let mut fleet = Plan::new(3, &plugin()?, INTERVAL).start(dir.path())?;
+    let mut fleet = hoarding(INTERVAL)?.start(dir.path())?;
     let first = wait_one_key(&fleet.https(), None, PATIENCE)?;
     let leader = wait::until(PATIENCE, "a leader", || Ok(fleet.leader()))?.index;
     let away = (leader + 1) % 3;
@@ -80,7 +80,7 @@ fn retired_keys_are_gone_from_every_box() -> Result<()> {
 #[test]
 fn retired_keys_are_gone_while_a_box_hangs() -> Result<()> {
     let dir = RunDir::new("hangs")?;
-    let fleet = Plan::new(3, &plugin()?, SHORT_INTERVAL).start(dir.path())?;
+    let fleet = hoarding(SHORT_INTERVAL)?.start(dir.path())?;
     let mut name = wait_one_key(&fleet.https(), None, PATIENCE)?;
     let leader = wait::until(PATIENCE, "a leader", || Ok(fleet.leader()))?.index;
     let hanging = (leader + 1) % 3;
@@ -94,6 +94,12 @@ fn retired_keys_are_gone_while_a_box_hangs() -> Result<()> {
         assert_gone_from_our_pages(&fleet, &others, &key)?;
     }
     dir.done()
+}
+
+/// Three boxes that are told to keep all of the log, which does not extend to retired keys.
+fn hoarding(interval: Duration) -> Result<Plan> {
+    let plan = Plan::new(3, &plugin()?, interval);
+    Ok(plan.option("reserved_log_items", "1000").option("snapshot_distance", "1000"))
 }
 
 fn name_of(key: &[u8; KEY_LEN]) -> [u8; 16] {
