@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use kit::ats::Ats;
 use kit::fleet::{wait_one_key, Fleet, Plan};
 use kit::run_dir::RunDir;
 use kit::tickets::{fingerprint, take, TlsVersion, KEY_LEN};
@@ -15,8 +16,6 @@ const INTERVAL: Duration = Duration::from_secs(4);
 
 /// The same, where many keys are to be seen.
 const SHORT_INTERVAL: Duration = Duration::from_secs(2);
-
-const KEYS_WHILE_HANGING: usize = 6;
 
 /// How long the boxes may take to agree, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,19 +78,42 @@ fn retired_keys_are_gone_from_every_box() -> Result<()> {
 /// A box that hangs leaves requests to it open, which must not keep keys alive elsewhere.
 #[test]
 fn retired_keys_are_gone_while_a_box_hangs() -> Result<()> {
-    let dir = RunDir::new("hangs")?;
-    let fleet = hoarding(SHORT_INTERVAL)?.start(dir.path())?;
+    keys_retire_without("hangs", |leader| (leader + 1) % 3, |ats| ats.pause(), 6)
+}
+
+/// What a leader that died had sent lies in no buffer of the others, and its last keys go as well.
+#[test]
+fn retired_keys_are_gone_after_the_leader_died() -> Result<()> {
+    let kill = |ats: &mut Ats| {
+        ats.kill9();
+        Ok(())
+    };
+    keys_retire_without("dies", |leader| leader, kill, 2)
+}
+
+/// Does `harm` to the box that `choose` makes of the leader's index, and follows the key that is
+/// in use then and the next ones, `count` in all, to their end on the others.
+fn keys_retire_without(
+    purpose: &str,
+    choose: fn(usize) -> usize,
+    harm: impl Fn(&mut Ats) -> Result<()>,
+    count: usize,
+) -> Result<()> {
+    let dir = RunDir::new(purpose)?;
+    let mut fleet = hoarding(SHORT_INTERVAL)?.start(dir.path())?;
     let mut name = wait_one_key(&fleet.https(), None, PATIENCE)?;
-    let leader = wait::until(PATIENCE, "a leader", || Ok(fleet.leader()))?.index;
-    let hanging = (leader + 1) % 3;
-    fleet.boxes[hanging].pause()?;
-    let others: Vec<Box> = (0..3).filter(|i| *i != hanging).map(|i| Box(i, 0)).collect();
-    for _ in 0..KEYS_WHILE_HANGING {
-        name = wait_one_key(&fleet.https_without(hanging), Some(&name), PATIENCE)?;
-        let key = present_key(&fleet, leader)?;
+    let away = choose(wait::until(PATIENCE, "a leader", || Ok(fleet.leader()))?.index);
+    let others: Vec<Box> = (0..3).filter(|i| *i != away).map(|i| Box(i, 0)).collect();
+    // One that was staged in an ordinary handover, not the leader's initial STEK.
+    name = wait_one_key(&fleet.https(), Some(&name), PATIENCE)?;
+    let mut key = present_key(&fleet, others[0].0)?;
+    harm(&mut fleet.boxes[away])?;
+    for _ in 0..count {
         wait_until_left_out(&fleet, &others, &key)?;
         std::thread::sleep(GRACE);
         assert_gone_from_our_pages(&fleet, &others, &key)?;
+        name = wait_one_key(&fleet.https_without(away), Some(&name), PATIENCE)?;
+        key = present_key(&fleet, others[0].0)?;
     }
     dir.done()
 }
