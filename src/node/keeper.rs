@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::refusals::Place;
 use super::shared::Shared;
 use super::{new_key, KeySet};
-use crate::consensus::state_machine::RingView;
+use crate::consensus::state_machine::AgreedView;
 use crate::core::key_ring::{keys_to_install, Generation, Held, KeyRing, Refusal};
 use crate::core::moment::Moment;
 use crate::core::rejoin::Quarantine;
@@ -29,10 +29,11 @@ const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
     let mut views = shared.views.subscribe();
     let mut quarantine = shared.quarantine.subscribe();
+    let mut settings = shared.watch_settings();
     let now = shared.now();
     let mut keeper = Keeper {
         shared,
-        held: RingView::default(),
+        held: AgreedView::default(),
         own: vec![initial],
         own_since: now,
         alone: false,
@@ -49,6 +50,7 @@ pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender
             () = sleep(pause) => {}
             changed = views.changed() => if changed.is_err() { return },
             _ = quarantine.changed() => {}
+            _ = settings.changed() => {}
         }
     }
 }
@@ -56,7 +58,7 @@ pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender
 struct Keeper {
     shared: Arc<Shared>,
     /// The latest ring that may be used.
-    held: RingView,
+    held: AgreedView,
     /// This box's own keys, newest first: they encrypt while nothing agreed may, and otherwise
     /// decrypt where there is room.
     own: Vec<Stek>,
@@ -66,27 +68,30 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Takes over a newer ring if it passes the gate; never gives up a ring with keys for one
-    /// without.
-    fn take(&mut self, view: RingView) {
-        if view.ring.current().is_none() && self.held.ring.current().is_some() {
+    /// Takes over a newer ring if it passes the gate. A box that starts anew has an empty one for a while, which says
+    /// nothing about the keys.
+    fn take(&mut self, view: AgreedView) {
+        let (old, new) = (&self.held.agreed.ring, &view.agreed.ring);
+        if new.history().is_none() {
             return;
         }
-        let (old, new) = (&self.held.ring, &view.ring);
         if let Err(refusal) = old.may_become(new) {
-            self.shared.refusals.note(Place::Install, &refusal);
+            self.shared.refusals.note(Place::Install, refusal);
             return;
         }
-        if new.revoked() > old.revoked() && old.current().is_some() {
+        if old.history() != new.history() {
+            // What this box encrypted with in another history goes on as a key of its own.
+            if let Some(held) = old.current() {
+                self.own.insert(0, held.stek.clone());
+                self.own_since = self.shared.current_since(&self.held);
+            }
+        } else if new.revoked() > old.revoked() {
             // Whatever leaked may have been one of this box's own.
             self.own.clear();
-        } else if old.history() != new.history() {
-            // What this box encrypted with in another history goes on decrypting.
-            self.own.splice(0..0, old.current().map(|held| held.stek.clone()));
         }
         self.held = view;
         self.drop_doubles();
-        if self.held.ring.current().is_some() {
+        if self.held.agreed.ring.current().is_some() {
             self.shared.drop_initial();
         }
     }
@@ -94,12 +99,12 @@ impl Keeper {
     /// Drops own keys that have the name of another key in the ring: a ticket would not tell which
     /// of the two made it, and the group's is the one that others know.
     fn drop_doubles(&mut self) {
-        let (ring, refusals) = (&self.held.ring, &self.shared.refusals);
+        let (ring, refusals) = (&self.held.agreed.ring, &self.shared.refusals);
         self.own.retain(|own| {
             let double = |held: &Held| held.stek.name() == own.name() && !held.stek.same_bytes(own);
             let is_double = ring.all().any(double);
             if is_double {
-                refusals.note(Place::Install, &Refusal::NameTaken(own.fingerprint()));
+                refusals.note(Place::Install, Refusal::NameTaken(own.fingerprint()));
             }
             !is_double
         });
@@ -109,10 +114,10 @@ impl Keeper {
     fn renew_own(&mut self) -> Duration {
         let shared = self.shared.clone();
         let now = shared.now();
-        let ring = &self.held.ring;
+        let ring = &self.held.agreed.ring;
         if ring.current().is_some() {
             let since = shared.current_since(&self.held);
-            let rest = may_encrypt_for_at(now, since, shared.settings.max_key_age);
+            let rest = may_encrypt_for_at(now, since, shared.settings().max_key_age);
             if !rest.is_zero() {
                 if std::mem::take(&mut self.alone) {
                     shared
@@ -129,7 +134,7 @@ impl Keeper {
                 self.own_since = Moment::default();
             }
         }
-        let interval = shared.settings.key_update_interval;
+        let interval = shared.settings().key_update_interval;
         let rest = interval.saturating_sub(now.since(self.own_since));
         if !self.own.is_empty() && !rest.is_zero() {
             return rest;
@@ -154,8 +159,8 @@ impl Keeper {
 
     /// Sends the set out if it has changed, and drops own keys that are not in it.
     fn publish(&mut self, sets: &watch::Sender<KeySet>) {
-        let ring: &KeyRing = &self.held.ring;
-        let limit = self.shared.settings.ticket_keys;
+        let ring: &KeyRing = &self.held.agreed.ring;
+        let limit = self.shared.settings().ticket_keys;
         let keys: Vec<Stek> = keys_to_install(ring, &self.own, self.alone, limit)
             .into_iter()
             .filter(|key| self.passes_gate(key))
@@ -176,14 +181,17 @@ impl Keeper {
         let last = sets.borrow().clone();
         let same_keys = last.keys.len() == keys.len()
             && last.keys.iter().zip(&keys).all(|(a, b)| a.same_bytes(b));
-        if same_keys && (last.agreed, last.newest) == (agreed, newest) {
+        let same_rank =
+            (last.agreed, last.history, last.newest) == (agreed, ring.history(), newest);
+        if same_keys && same_rank {
             return;
         }
-        sets.send_replace(KeySet { serial: last.serial + 1, keys, agreed, newest, current });
+        let (serial, history) = (last.serial + 1, ring.history());
+        sets.send_replace(KeySet { serial, keys, agreed, history, newest, current });
     }
 
     fn passes_gate(&self, key: &Stek) -> bool {
-        let answer = key.check().map_err(Refusal::Weak);
-        answer.inspect_err(|refusal| self.shared.refusals.note(Place::Install, refusal)).is_ok()
+        let refused = |weakness| self.shared.refusals.note(Place::Install, Refusal::Weak(weakness));
+        key.check().map_err(refused).is_ok()
     }
 }

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::core::agreed;
 use crate::core::key_ring::Refusal;
 use crate::journal::{Level, Log};
 
@@ -42,7 +43,8 @@ impl Reason {
     pub const ALL: [Reason; 4] = [Reason::Weak, Reason::Repeated, Reason::Stale, Reason::Name];
 
     /// The reason in a refusal; `None` if that is not about a key at all.
-    pub fn of(refusal: &Refusal) -> Option<Reason> {
+    pub fn of(refusal: &agreed::Refusal) -> Option<Reason> {
+        let agreed::Refusal::Key(refusal) = refusal else { return None };
         match refusal {
             Refusal::Weak(_) => Some(Reason::Weak),
             Refusal::Repeated(_) => Some(Reason::Repeated),
@@ -51,8 +53,7 @@ impl Reason {
             Refusal::OtherHistory
             | Refusal::NoHistory
             | Refusal::HandoverUnderWay(_)
-            | Refusal::NotStaged(_)
-            | Refusal::Fault => None,
+            | Refusal::NotStaged(_) => None,
         }
     }
 }
@@ -70,8 +71,9 @@ impl Refusals {
     }
 
     /// Tells that something was refused, and counts it if it was a key.
-    pub fn note(&self, place: Place, refusal: &Refusal) {
-        let reason = Reason::of(refusal);
+    pub fn note(&self, place: Place, refusal: impl Into<agreed::Refusal>) {
+        let refusal = refusal.into();
+        let reason = Reason::of(&refusal);
         if let Some(reason) = reason {
             // The types have no other values, so both indices are in range.
             self.counts[place as usize][reason as usize].fetch_add(1, Ordering::Relaxed);
@@ -109,8 +111,9 @@ mod tests {
 
     use super::*;
     use crate::consensus::log_id_of;
-    use crate::consensus::state_machine::{RingView, StateMachine};
+    use crate::consensus::state_machine::{AgreedView, StateMachine};
     use crate::consensus::wire::{self, Request, WireMembership, WireSnapshot};
+    use crate::core::agreed::Agreed;
     use crate::core::config::{Member, Settings, Timers};
     use crate::core::key_ring::{Command, Generation, Held, HistoryId, KeyRing, Staged};
     use crate::core::rejoin::{Ballot, LogEnd, Quarantine};
@@ -271,7 +274,7 @@ mod tests {
     fn entry(index: u64, command: Command) -> Entry<crate::consensus::Types> {
         let ballot = Ballot { term: 1, node: ServerId(2) };
         let log_id = log_id_of(LogEnd { ballot, index });
-        Entry { log_id, payload: EntryPayload::Normal(command) }
+        Entry { log_id, payload: EntryPayload::Normal(agreed::Command::Key(command)) }
     }
 
     /// What a leader with a fault would bring the group to agree on.
@@ -291,7 +294,7 @@ mod tests {
             let answers = machine.apply(entries).await.unwrap();
             let refused: Vec<_> = answers.into_iter().filter_map(|a| a?.err()).collect();
             assert_eq!(refused.len(), 1, "{refused:?}");
-            let ring = bench.shared.views.borrow().ring.clone();
+            let ring = bench.shared.views.borrow().agreed.ring.clone();
             assert!(ring.staged().is_none());
             assert_eq!(generations(&ring), [3, 2]);
             bench.assert_refused_once(Place::Apply, reason, words);
@@ -320,8 +323,9 @@ mod tests {
 
     /// As if the state machine had just come to this ring.
     fn show(shared: &Shared, ring: KeyRing) {
-        let (ring, current_since) = (Arc::new(ring), shared.now());
-        shared.views.send_replace(RingView { ring, current_since, ..RingView::default() });
+        let agreed = Arc::new(Agreed::of_ring(ring));
+        let current_since = shared.now();
+        shared.views.send_replace(AgreedView { agreed, current_since, ..AgreedView::default() });
     }
 
     fn forged() -> Forged {
@@ -446,7 +450,7 @@ mod tests {
                 membership_at: None,
                 membership: WireMembership { configs: vec![voters.clone()], members: voters },
                 id: "1".to_owned(),
-                ring,
+                agreed: Agreed::of_ring(ring),
                 current_age_ms: 0,
                 staged_age_ms: 0,
             };
@@ -474,8 +478,8 @@ mod tests {
         for place in Place::ALL {
             for (_, bad, _) in bad_keys() {
                 let refusal = good_ring().admits(&bad).unwrap_err();
-                refusals.note(place, &refusal);
-                refusals.note(place, &refusal);
+                refusals.note(place, refusal);
+                refusals.note(place, refusal);
             }
         }
         let lines = lines.0.lock().unwrap();
