@@ -47,8 +47,10 @@ pub type Answer = Option<Result<Change, Refusal>>;
 /// Most entries in one message; the log is far shorter (see `reserved_log_items`).
 const MAX_PAYLOAD_ENTRIES: u64 = 64;
 
-/// How long a snapshot, which is one small frame here, may take.
-const SNAPSHOT_LIMIT_MS: u64 = 3000;
+/// How long a snapshot, which is one small frame here, may take: four round trips of the longest
+/// kind, since a connection may have to be made first, and at least this. No longer, because the
+/// frame waits for a peer that hangs, and it may hold a key that retires meanwhile.
+const SNAPSHOT_LIMIT_MIN_MS: u64 = 800;
 
 /// Called after each change of what a box must not forget, before anybody is told of it. An error
 /// stops Raft.
@@ -71,7 +73,7 @@ pub fn raft_config(settings: &Settings) -> Arc<Config> {
         election_timeout_min: lower,
         election_timeout_max: lower + 1,
         heartbeat_interval: lower - 1,
-        install_snapshot_timeout: SNAPSHOT_LIMIT_MS,
+        install_snapshot_timeout: (lower * 4).max(SNAPSHOT_LIMIT_MIN_MS),
         send_snapshot_timeout: 0,
         max_payload_entries: MAX_PAYLOAD_ENTRIES,
         replication_lag_threshold: settings.snapshot_distance.max(MAX_PAYLOAD_ENTRIES),

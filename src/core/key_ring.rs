@@ -275,10 +275,33 @@ impl KeyRing {
                     });
                 }
             }
+            let fingerprint = held.stek.fingerprint();
             if self.all().filter(|other| other.stek.name() == held.stek.name()).count() > 1 {
-                return Err(Refusal::NameTaken(held.stek.fingerprint()));
+                return Err(Refusal::NameTaken(fingerprint));
+            }
+            if self.retired.contains(&fingerprint) {
+                return Err(Refusal::Repeated(fingerprint));
             }
             above = Some(held);
+        }
+        Ok(())
+    }
+
+    /// Whether a box whose host holds keys of this ring may go over to those of `next`: `next` is
+    /// sound, and within a history neither its newest nor its current key is older.
+    ///
+    /// # Errors
+    /// The first rule that `next` breaks.
+    pub fn may_become(&self, next: &KeyRing) -> Result<(), Refusal> {
+        next.check()?;
+        let current = |ring: &KeyRing| ring.current().map(|held| held.generation);
+        let current = (current(self).unwrap_or_default(), current(next).unwrap_or_default());
+        if self.history.is_some() && self.history == next.history {
+            for (ours, theirs) in [(self.newest(), next.newest()), current] {
+                if theirs < ours {
+                    return Err(Refusal::Generation { got: theirs, want: ours });
+                }
+            }
         }
         Ok(())
     }
@@ -521,6 +544,25 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_goes_forward_within_its_history_only() {
+        let (old, mut staged) = (ring_of(2), ring_of(2));
+        staged.apply(stage(3)).unwrap();
+        let mut activated = staged.clone();
+        activated.apply(activate(3)).unwrap();
+        let forward = [&KeyRing::default(), &old, &staged, &activated];
+        for (i, from) in forward.iter().enumerate() {
+            for (j, to) in forward.iter().enumerate() {
+                // A ring without a history says nothing about any.
+                let fine = i <= j || to.history().is_none();
+                assert_eq!(from.may_become(to).is_ok(), fine, "from {i} to {j}");
+            }
+        }
+        let mut other = KeyRing::default();
+        other.apply(Command::Found { history: HistoryId::from_bytes([8; 16]).unwrap() }).unwrap();
+        assert_eq!(activated.may_become(&other), Ok(()));
+    }
+
+    #[test]
     fn a_foreign_ring_is_checked_whole() {
         assert_eq!(ring_of(3).check(), Ok(()));
         let mut ring = ring_of(3);
@@ -529,6 +571,9 @@ mod tests {
         let mut ring = ring_of(3);
         ring.keys[1].stek = ring.keys[0].stek.clone();
         assert!(ring.check().is_err());
+        let mut ring = ring_of(3);
+        ring.retired.push(ring.keys[1].stek.fingerprint());
+        assert!(matches!(ring.check(), Err(Refusal::Repeated(_))));
         let mut ring = ring_of(1);
         ring.history = None;
         assert_eq!(ring.check(), Err(Refusal::NoHistory));

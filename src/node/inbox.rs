@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::refusals::Place;
 use super::shared::{Running, Shared};
 use super::{leader, roster};
 use crate::consensus::wire::{
-    self, AppendAnswer, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
+    self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
 };
 use crate::consensus::{log_end_of, wire::vote_answer};
 use crate::core::key_ring::{Generation, HistoryId};
@@ -30,7 +31,7 @@ use crate::transport::Body;
 const MAX_AWAIT: Duration = Duration::from_secs(10);
 
 /// Answers in the name of one box.
-pub(super) struct Inbox(Arc<Shared>);
+pub(super) struct Inbox(pub Arc<Shared>);
 
 /// Starts to listen.
 pub(super) fn listen(shared: &Arc<Shared>) -> Listener {
@@ -75,6 +76,9 @@ impl Service for Inbox {
         drop(body);
         let request = decoded
             .map_err(|e| {
+                if let Malformed::State(refusal) = &e {
+                    self.0.refusals.note(Place::Apply, refusal.clone());
+                }
                 let line = format!("server {} sent a message that is malformed: {e}", from.id);
                 self.0.log.limited(Level::Warning, "malformed message", line);
             })

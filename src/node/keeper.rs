@@ -11,10 +11,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use super::refusals::Place;
 use super::shared::Shared;
 use super::{new_key, KeySet};
 use crate::consensus::state_machine::AgreedView;
-use crate::core::key_ring::{keys_to_install, Generation, KeyRing};
+use crate::core::key_ring::{keys_to_install, Generation, Held, KeyRing, Refusal};
 use crate::core::moment::Moment;
 use crate::core::rejoin::Quarantine;
 use crate::core::rotation::may_encrypt_for_at;
@@ -70,11 +71,15 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Takes over a newer ring. A box that starts anew has an empty one for a while, which says
+    /// Takes over a newer ring if it passes the gate. A box that starts anew has an empty one for a while, which says
     /// nothing about the keys.
     fn take(&mut self, view: AgreedView) {
         let (old, new) = (&self.held.agreed.ring, &view.agreed.ring);
         if new.history().is_none() {
+            return;
+        }
+        if let Err(refusal) = old.may_become(new) {
+            self.shared.refusals.note(Place::Install, refusal);
             return;
         }
         if old.history() != new.history() {
@@ -88,9 +93,24 @@ impl Keeper {
             self.own.clear();
         }
         self.held = view;
+        self.drop_doubles();
         if self.held.agreed.ring.current().is_some() {
             self.shared.drop_initial();
         }
+    }
+
+    /// Drops own keys that have the name of another key in the ring: a ticket would not tell which
+    /// of the two made it, and the group's is the one that others know.
+    fn drop_doubles(&mut self) {
+        let (ring, refusals) = (&self.held.agreed.ring, &self.shared.refusals);
+        self.own.retain(|own| {
+            let double = |held: &Held| held.stek.name() == own.name() && !held.stek.same_bytes(own);
+            let is_double = ring.all().any(double);
+            if is_double {
+                refusals.note(Place::Install, Refusal::NameTaken(own.fingerprint()));
+            }
+            !is_double
+        });
     }
 
     /// Replaces this box's own encrypting key if it is due; when to look again.
@@ -183,11 +203,7 @@ impl Keeper {
     }
 
     fn passes_gate(&self, key: &Stek) -> bool {
-        key.check()
-            .map_err(|weakness| {
-                let line = format!("key {} is not installed: {weakness}", key.fingerprint());
-                self.shared.log.limited(Level::Error, "key not installed", line);
-            })
-            .is_ok()
+        let refused = |weakness| self.shared.refusals.note(Place::Install, Refusal::Weak(weakness));
+        key.check().map_err(refused).is_ok()
     }
 }

@@ -16,16 +16,18 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
+use super::refusals::{Place, Refusals};
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use super::{new_key, roster};
 use crate::consensus::network::{CallFailure, Courier};
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
 use crate::core::agreed::Command;
-use crate::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId};
+use crate::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId, KeyRing};
 use crate::core::moment::Moment;
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
+use crate::core::stek::Stek;
 use crate::journal::Level;
 
 /// How long one question about an installed key is held open; asked again after that.
@@ -222,17 +224,7 @@ impl<'a> Reign<'a> {
             }
         });
         let candidates = offered.into_iter().map(Some).chain(drawn.take(DRAWS)).flatten();
-        for stek in candidates {
-            let held = Held { generation, stek };
-            match view.agreed.ring.admits(&held) {
-                Ok(()) => return Some(held),
-                Err(refusal) => {
-                    let line = format!("a new key was not proposed: {refusal}");
-                    self.shared.log.limited(Level::Warning, "key not proposed", line);
-                }
-            }
-        }
-        None
+        first_admitted(view.ring(), generation, candidates, &self.shared.refusals)
     }
 
     async fn activate(&mut self, generation: Generation) -> bool {
@@ -348,6 +340,19 @@ impl<'a> Reign<'a> {
     fn end(&mut self) {
         self.reply(Err(OrderRefusal::Unknown));
     }
+}
+
+/// The first of `candidates` that the ring will take.
+pub(super) fn first_admitted(
+    ring: &KeyRing,
+    generation: Generation,
+    candidates: impl Iterator<Item = Stek>,
+    refusals: &Refusals,
+) -> Option<Held> {
+    let mut all = candidates.map(|stek| Held { generation, stek });
+    all.find(|held| {
+        ring.admits(held).map_err(|refusal| refusals.note(Place::Leader, refusal)).is_ok()
+    })
 }
 
 async fn ask_until_installed(

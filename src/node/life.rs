@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout, Instant, Interval, MissedTickBehavior};
 
 use super::leader;
+use super::refusals::Place;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
@@ -31,7 +32,6 @@ use crate::core::rejoin::{
     judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
 };
 use crate::core::server_id::ServerId;
-use crate::journal::Level;
 
 /// How long one question about another box's status may take; well above any round trip that the
 /// election bounds allow, since a connection may have to be made first.
@@ -333,7 +333,7 @@ async fn run_raft(
     Ok(Running { raft, log, machine, cold })
 }
 
-fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
+pub(super) fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
     match outcome {
         Ok(Change::Key(KeyChange::Founded)) => shared.log.debug("a history of keys begins"),
         Ok(Change::Key(KeyChange::Staged(g))) => {
@@ -346,10 +346,7 @@ fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
         Ok(Change::Enlisted(version)) => {
             shared.log.debug(format!("server list version {version} is agreed"));
         }
-        Err(refusal) => {
-            let line = format!("an agreed command was refused: {refusal}");
-            shared.log.limited(Level::Warning, "refused command", line);
-        }
+        Err(refusal) => shared.refusals.note(Place::Apply, refusal.clone()),
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`inbox`] | answers other boxes |
 //! | [`life`] | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
 //! | [`leader`] | founds, stages, activates; takes operators' orders |
+//! | [`refusals`] | tells and counts the keys that the gate kept out |
 //! | [`roster`] | has the group agree on its server list, and Raft's membership follow it |
 //! | [`keeper`] | from the ring to the set that the host should hold |
 //! | [`state_file`] | keeps what the box remembers in `state_dir`, sealed |
@@ -17,6 +18,7 @@ mod inbox;
 mod keeper;
 mod leader;
 mod life;
+pub mod refusals;
 mod roster;
 mod shared;
 mod state_file;
@@ -38,6 +40,7 @@ use crate::core::server_id::ServerId;
 use crate::core::stek::{Fingerprint, Stek, WeakKey};
 use crate::journal::Log;
 use crate::transport::tls::Tls;
+use refusals::Refusals;
 use shared::{lock, Shared};
 
 /// The most time that [`Node::shutdown`] takes: a leader's farewell, and Raft's own end.
@@ -342,6 +345,11 @@ impl Node {
     /// What this box knows of itself and the group.
     pub fn report(&self) -> Report {
         self.shared.report()
+    }
+
+    /// The keys that the gate kept out of this box.
+    pub fn refusals(&self) -> &Refusals {
+        &self.shared.refusals
     }
 
     /// Ends the box in an orderly way, within [`SHUTDOWN_LIMIT`].

@@ -15,6 +15,7 @@ use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
+use super::refusals::Refusals;
 use super::state_file::{doubts_about, StateFile};
 use super::{KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
@@ -75,6 +76,8 @@ pub(super) struct Shared {
     pub heard: Heard,
     /// What the listener let in and kept out.
     pub counters: Arc<Counters>,
+    /// The keys that the gate kept out.
+    pub refusals: Refusals,
     /// The agreed state, as this box's present run of Raft has applied it.
     pub views: watch::Sender<AgreedView>,
     /// What this box may do about votes; silent while it asks around.
@@ -177,6 +180,7 @@ impl Shared {
             me: settings.server_id,
             members: Mutex::new(settings.members.clone().into()),
             settings: watch::Sender::new(Arc::new(settings)),
+            refusals: Refusals::new(log.clone()),
             log,
             peers,
             tls,

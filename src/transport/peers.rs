@@ -7,13 +7,14 @@
 //! - Nobody is dialled unless somebody asks, and not again before a pause that grows.
 //! - A connection on which a request ran out of time while nothing at all came back is given up,
 //!   so that a peer which vanished without a word is dialled anew.
+//! - A request's bytes are erased when they are sent or nobody waits for the response any more.
 //! - One task per peer; its queue, its open requests and its dialling are bounded.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
@@ -110,9 +111,33 @@ enum Order {
 }
 
 struct Ask {
-    body: Body,
+    letter: Letter,
     deadline: Instant,
     reply: oneshot::Sender<Result<Body, CallError>>,
+}
+
+/// The body of a request, which may carry keys. It is gone as soon as it was sent or its caller
+/// no longer waits, however long the request itself stays in the queue of a peer that hangs.
+#[derive(Clone)]
+struct Letter(Arc<Mutex<Option<Body>>>);
+
+impl Letter {
+    fn new(body: Body) -> Letter {
+        Letter(Arc::new(Mutex::new(Some(body))))
+    }
+
+    fn take(&self) -> Option<Body> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Held by the caller while it waits.
+struct Recall(Letter);
+
+impl Drop for Recall {
+    fn drop(&mut self) {
+        drop(self.0.take());
+    }
 }
 
 impl Peers {
@@ -157,7 +182,9 @@ impl Peers {
             let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
             peers.get(&to).ok_or(CallError::UnknownPeer)?.orders.clone()
         };
-        orders.try_send(Order::Ask(Ask { body, deadline, reply })).map_err(
+        let letter = Letter::new(body);
+        let _recall = Recall(letter.clone());
+        orders.try_send(Order::Ask(Ask { letter, deadline, reply })).map_err(
             |error| match error {
                 mpsc::error::TrySendError::Full(_) => CallError::Busy,
                 mpsc::error::TrySendError::Closed(_) => gone(),
@@ -513,10 +540,11 @@ impl Conversation {
     }
 
     fn send(&mut self, line: &Line, ask: Ask) -> Result<(), End> {
+        let Some(body) = ask.letter.take() else { return Ok(()) };
         self.last_id = self.last_id.wrapping_add(1);
         let id = self.last_id;
         let header = line.deps.me.header(id, Kind::Request);
-        self.wire.send(frame::encode(&header, &ask.body).map_err(End::Frame)?);
+        self.wire.send(frame::encode(&header, &body).map_err(End::Frame)?);
         self.sent = Instant::now();
         self.open.push(Open { id, sent: self.sent, deadline: ask.deadline, reply: ask.reply });
         Ok(())

@@ -3,6 +3,7 @@
 //! Needs the right to trace the process: root, or its own user where the kernel allows it.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use openssl::base64::encode_block;
@@ -31,6 +32,40 @@ pub struct Hit {
 /// When there is no such process, or no right to look into it.
 pub fn find_all(pid: u32, needle: &[u8]) -> Result<Vec<Hit>> {
     Ok(with_following(pid, needle, 0)?.into_iter().map(|(hit, _)| hit).collect())
+}
+
+/// The pages of `pid` that the kernel leaves out of a core dump (`MADV_DONTDUMP`), as address
+/// ranges: those of keys are among them. Mappings of devices, which it leaves out by itself, are
+/// not.
+///
+/// # Errors
+/// As [`find_all`].
+pub fn left_out_of_dumps(pid: u32) -> Result<Vec<Range<u64>>> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))
+        .context(format_args!("cannot look into process {pid}"))?;
+    let (mut ranges, mut mapping) = (Vec::new(), None);
+    for line in smaps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let has = |flag: &str| flags.split_whitespace().any(|f| f == flag);
+            ranges.extend(mapping.take().filter(|_| has("dd") && !has("io")));
+        } else if !line.split_whitespace().next().is_some_and(|word| word.ends_with(':')) {
+            mapping = parse_mapping(line).map(|(start, end, _)| start..end);
+        }
+    }
+    Ok(ranges)
+}
+
+/// The bytes of `range` in the memory of `pid`.
+///
+/// # Errors
+/// As [`find_all`], and when not all of it is mapped.
+pub fn read(pid: u32, range: &Range<u64>) -> Result<Vec<u8>> {
+    let memory = File::open(format!("/proc/{pid}/mem"))
+        .context(format_args!("cannot look into process {pid}"))?;
+    let mut bytes =
+        vec![0; usize::try_from(range.end.saturating_sub(range.start)).context("length")?];
+    memory.read_exact_at(&mut bytes, range.start).context("mapping")?;
+    Ok(bytes)
 }
 
 /// All different 48 byte strings that begin with `name`: the keys of that name are among them.

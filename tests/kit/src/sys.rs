@@ -18,6 +18,8 @@ pub enum Signal {
     Interrupt,
     /// SIGTERM: what service managers send.
     Terminate,
+    /// SIGABRT: death with a core dump, where the machine makes any.
+    Abort,
     /// SIGKILL: death without a word.
     Kill,
     /// SIGSTOP: the process stands still until [`Signal::Continue`].
@@ -31,6 +33,7 @@ impl Signal {
         match self {
             Self::Interrupt => libc::SIGINT,
             Self::Terminate => libc::SIGTERM,
+            Self::Abort => libc::SIGABRT,
             Self::Kill => libc::SIGKILL,
             Self::Stop => libc::SIGSTOP,
             Self::Continue => libc::SIGCONT,
