@@ -135,9 +135,17 @@ fn entries(texts: &[(String, String)]) -> Vec<Entry> {
             }
         }
     }
-    // Stable: lines of one millisecond keep their order within a file.
-    all.sort_by_key(|entry| entry.at);
+    // The two files of a box have no common order within a millisecond, but keys have one.
+    all.sort_by_key(|entry| (entry.at, rank(&entry.event)));
     all
+}
+
+fn rank(event: &Event) -> (bool, Option<u64>, Option<u64>) {
+    match event {
+        Event::Started => (false, None, None),
+        Event::Installed { current, staged, .. } => (true, *current, *staged),
+        Event::Staging(_) | Event::Leads(_) => (true, None, None),
+    }
 }
 
 fn since(stamp: u64, base: u64) -> u64 {
