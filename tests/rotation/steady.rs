@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::fleet::take_both;
 use kit::logs;
 use kit::tickets::{self, Matrix, Ticket, TlsVersion};
 use kit::{Error, Result};
@@ -20,8 +19,8 @@ const HANDOVER: Duration = Duration::from_millis(500);
 /// Between two rounds of tickets: the last one before a rotation is that old at most.
 const ROUND: Duration = Duration::from_millis(100);
 
-/// Tickets of all boxes and versions, and when the first of them was taken.
-type Round = (Instant, Vec<(TlsVersion, Vec<Ticket>)>);
+/// One box's tickets of both versions, and when the first of them was taken.
+type Round = (Instant, Vec<Ticket>);
 
 #[test]
 fn no_session_is_lost_over_many_rotations() -> Result<()> {
@@ -50,14 +49,20 @@ fn no_session_is_lost_over_many_rotations() -> Result<()> {
 /// Keeps the last tickets from before each rotation, and offers them to every box when they are
 /// an interval old, less the handover. Returns for how many keys that was done.
 fn keep_tickets(boxes: &[SocketAddr], interval: Duration, over: &AtomicBool) -> Result<u64> {
-    let key = |round: &Round| round.1[0].1[0].key_name;
-    let mut last: Round = (Instant::now(), take_both(boxes)?);
+    let take = |address: &SocketAddr| -> Result<Round> {
+        let now = Instant::now();
+        let tickets = TlsVersion::ALL.iter().map(|version| tickets::take(*address, *version));
+        Ok((now, tickets.collect::<Result<_>>()?))
+    };
+    let key = |round: &Round| round.1.first().map(|ticket| ticket.key_name);
+    let mut givers = boxes.iter().cycle();
+    let mut next = || take(givers.next().ok_or_else(|| Error::new("no boxes"))?);
+    let mut last = next()?;
     let mut kept: VecDeque<Round> = VecDeque::new();
     let mut lived = 0;
     while !over.load(Ordering::Relaxed) {
         thread::sleep(ROUND);
-        let fresh = (Instant::now(), take_both(boxes)?);
-        let before = std::mem::replace(&mut last, fresh);
+        let before = std::mem::replace(&mut last, next()?);
         if key(&before) != key(&last) {
             kept.push_back(before);
         }
@@ -65,7 +70,9 @@ fn keep_tickets(boxes: &[SocketAddr], interval: Duration, over: &AtomicBool) -> 
             let (taken, tickets) = kept.pop_front().ok_or_else(|| Error::new("none kept"))?;
             let matrices: Vec<Matrix> = tickets
                 .iter()
-                .map(|(version, tickets)| tickets::offer_all(boxes, *version, tickets))
+                .map(|ticket| {
+                    tickets::offer_all(boxes, ticket.version, std::slice::from_ref(ticket))
+                })
                 .collect();
             // Offers that a slow machine brings too late prove nothing.
             if taken.elapsed() > interval {
