@@ -9,6 +9,7 @@
 //! what it takes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use openraft::impls::EmptyNode;
@@ -18,20 +19,22 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::state_machine::RingSnapshot;
+use super::state_machine::AgreedSnapshot;
 use super::{ballot_of, log_end_of, log_id_of, Types};
-use crate::core::key_ring::{Command, Generation, KeyRing, Refusal};
+use crate::core::agreed::{Agreed, Command, Refusal};
+use crate::core::config::{Member, MAX_MEMBERS};
+use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
 use crate::core::rejoin::{Ballot, LogEnd, Status};
+use crate::core::roster::BadRoster;
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 
 /// Most entries that a message may carry; more than any honest box sends.
 const MAX_ENTRIES: usize = 256;
 
-/// Most voter sets and most members in a membership.
+/// Most voter sets in a membership.
 const MAX_CONFIGS: usize = 2;
-const MAX_MEMBERS: usize = 1000;
 
 /// What one box asks of another.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,6 +56,10 @@ pub enum Request {
     },
     /// What an operator asked for on some box; the leader answers.
     Order(Order),
+    /// "I lead, and I am leaving; stand for election as soon as you can."
+    Stand,
+    /// A server list that an operator wants on some box; the leader answers.
+    Enlist(Vec<Member>),
 }
 
 /// What the asked box answers.
@@ -80,6 +87,10 @@ pub enum Response {
     Installed(Generation),
     /// To [`Request::Order`].
     Ordered(Result<Generation, OrderRefusal>),
+    /// To [`Request::Stand`]: it will.
+    WillStand,
+    /// To [`Request::Enlist`]: the list's version.
+    Enlisted(Result<u64, EnlistRefusal>),
     /// To anything: the asked box is in no state to answer that.
     Unable(Unable),
 }
@@ -107,9 +118,12 @@ pub enum Unable {
 /// Why an order was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum OrderRefusal {
-    /// Nobody leads, or the leader cannot be reached.
+    /// Nobody leads, or the leader cannot be reached; nothing was proposed.
     #[error("there is no leader at present; try again in a second")]
     NoLeader,
+    /// The leader lost its office, or the way to it was cut, before it could answer.
+    #[error("the leader changed in the meantime; it may still happen")]
+    Unknown,
     /// One handover at a time.
     #[error("a handover to generation {0} is under way; try again in a second")]
     HandoverUnderWay(Generation),
@@ -119,6 +133,60 @@ pub enum OrderRefusal {
     /// The group refused the key.
     #[error("the group refused the new key: {0}")]
     Refused(String),
+}
+
+/// Why a server list was not agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnlistRefusal {
+    /// Nobody leads, or the leader cannot be reached; nothing was proposed.
+    NoLeader,
+    /// The leader lost its office, or the way to it was cut, before it could answer.
+    Unknown,
+    /// No group could have this list.
+    Bad(BadRoster),
+    /// The membership does not follow the last list yet.
+    UnderWay(u64),
+    /// A majority of the old or of the new list is not there; the change could get stuck half way.
+    TooFew {
+        /// Whether it is the new list.
+        of_new: bool,
+        /// Who is missing.
+        missing: Vec<ServerId>,
+    },
+    /// The group refused the list.
+    Refused(String),
+    /// The group did not agree in time.
+    TimedOut,
+}
+
+impl fmt::Display for EnlistRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EnlistRefusal::NoLeader => {
+                write!(f, "there is no leader at present; try again in a second")
+            }
+            EnlistRefusal::Unknown => {
+                write!(f, "the leader changed in the meantime; it may still happen")
+            }
+            EnlistRefusal::Bad(why) => write!(f, "{why}"),
+            EnlistRefusal::UnderWay(version) => {
+                write!(f, "the change to list version {version} is under way; try again later")
+            }
+            EnlistRefusal::TooFew { of_new, missing } => {
+                let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                let which = if *of_new { "new" } else { "present" };
+                write!(
+                    f,
+                    "no majority of the {which} list is up and whole; missing: servers {}",
+                    names.join(", ")
+                )
+            }
+            EnlistRefusal::Refused(why) => write!(f, "the group refused it: {why}"),
+            EnlistRefusal::TimedOut => {
+                write!(f, "the group did not agree within client_req_timeout; it may still happen")
+            }
+        }
+    }
 }
 
 /// The outcome of an append request.
@@ -157,6 +225,8 @@ pub struct WireAppend {
     /// The leader's current key and its age in milliseconds, so that a box that returns does not
     /// take an old key for a fresh one.
     pub age: Option<(Generation, u64)>,
+    /// Whether a majority acknowledged the leader lately.
+    pub quorum: bool,
 }
 
 /// One entry of the log.
@@ -173,7 +243,7 @@ pub struct WireEntry {
 pub enum WirePayload {
     /// Nothing: a leader's first entry.
     Blank,
-    /// A change of the ring.
+    /// A change of the agreed state.
     Command(Command),
     /// Who belongs to the group.
     Membership(WireMembership),
@@ -201,8 +271,8 @@ pub struct WireSnapshot {
     pub membership: WireMembership,
     /// Tells snapshots of one box apart.
     pub id: String,
-    /// The agreed keys.
-    pub ring: KeyRing,
+    /// The agreed keys and server list.
+    pub agreed: Agreed,
     /// How old the current key is, in milliseconds.
     pub current_age_ms: u64,
     /// How long the staged key has been staged, in milliseconds.
@@ -227,9 +297,9 @@ pub enum Malformed {
     /// A vote that nobody gave cannot be committed, and so on.
     #[error("it has no voters")]
     NoVoters,
-    /// The ring in a snapshot is one that no commands could have made.
-    #[error("its ring is impossible: {0}")]
-    Ring(Refusal),
+    /// The state in a snapshot is one that no commands could have made.
+    #[error("its agreed state is impossible: {0}")]
+    State(Refusal),
 }
 
 /// Encodes a message in one allocation of the exact size, erased on drop. `None` only if a type
@@ -251,6 +321,9 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
     match &request {
         Request::Append(append) => append.check()?,
         Request::Snapshot(snapshot) => snapshot.check()?,
+        Request::Enlist(members) if members.len() > MAX_MEMBERS => {
+            return Err(Malformed::TooMany("members"));
+        }
         _ => {}
     }
     Ok(request)
@@ -277,6 +350,7 @@ impl WireAppend {
     pub fn from_raft(
         rpc: AppendEntriesRequest<Types>,
         age: Option<(Generation, u64)>,
+        quorum: bool,
     ) -> WireAppend {
         WireAppend {
             vote: (ballot_of(&rpc.vote), rpc.vote.committed),
@@ -284,6 +358,7 @@ impl WireAppend {
             entries: rpc.entries.into_iter().map(WireEntry::from_raft).collect(),
             commit: rpc.leader_commit.as_ref().map(log_end_of),
             age,
+            quorum,
         }
     }
 
@@ -378,7 +453,7 @@ impl WireSnapshot {
             id: meta.snapshot_id,
             current_age_ms: millis(now.since(state.current_since)),
             staged_age_ms: millis(now.since(state.staged_since)),
-            ring: state.ring,
+            agreed: state.agreed,
         }
     }
 
@@ -392,8 +467,8 @@ impl WireSnapshot {
             ),
             snapshot_id: self.id,
         };
-        let snapshot = Box::new(RingSnapshot {
-            ring: self.ring,
+        let snapshot = Box::new(AgreedSnapshot {
+            agreed: self.agreed,
             current_since: now.ago(Duration::from_millis(self.current_age_ms)),
             staged_since: now.ago(Duration::from_millis(self.staged_age_ms)),
         });
@@ -402,7 +477,7 @@ impl WireSnapshot {
 
     fn check(&self) -> Result<(), Malformed> {
         self.membership.check()?;
-        self.ring.check().map_err(Malformed::Ring)
+        self.agreed.check().map_err(Malformed::State)
     }
 }
 
@@ -472,7 +547,9 @@ pub fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::key_ring::{Held, HistoryId};
+    use crate::core::key_ring::{
+        Command as KeyCommand, Held, HistoryId, KeyRing, Refusal as KeyRefusal,
+    };
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn end(term: u64, index: u64) -> LogEnd {
@@ -490,7 +567,10 @@ mod tests {
             .iter()
             .map(|&i| WireEntry {
                 id: end(3, i),
-                payload: WirePayload::Command(Command::Stage { held: held(i), revokes: false }),
+                payload: WirePayload::Command(Command::Key(KeyCommand::Stage {
+                    held: held(i),
+                    revokes: false,
+                })),
             })
             .collect();
         WireAppend {
@@ -499,15 +579,16 @@ mod tests {
             entries,
             commit: Some(end(3, 6)),
             age: Some((Generation(5), 1234)),
+            quorum: true,
         }
     }
 
     fn ring() -> KeyRing {
         let mut ring = KeyRing::default();
         let history = HistoryId::from_bytes([1; 16]).unwrap();
-        ring.apply(Command::Found { history }).unwrap();
-        ring.apply(Command::Stage { held: held(1), revokes: false }).unwrap();
-        ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+        ring.apply(KeyCommand::Found { history }).unwrap();
+        ring.apply(KeyCommand::Stage { held: held(1), revokes: false }).unwrap();
+        ring.apply(KeyCommand::Activate { generation: Generation(1), keep: 2 }).unwrap();
         ring
     }
 
@@ -516,7 +597,7 @@ mod tests {
         let bytes = encode(&Request::Append(append(&[8, 9]))).unwrap();
         let Ok(Request::Append(back)) = decode_request(&bytes) else { panic!("not an append") };
         assert_eq!(back.age, Some((Generation(5), 1234)));
-        let again = WireAppend::from_raft(back.into_raft(), Some((Generation(5), 1234)));
+        let again = WireAppend::from_raft(back.into_raft(), Some((Generation(5), 1234)), true);
         assert_eq!(*encode(&Request::Append(again)).unwrap(), *bytes);
     }
 
@@ -540,13 +621,14 @@ mod tests {
 
     fn snapshot(ring: KeyRing) -> WireSnapshot {
         let members = BTreeSet::from([ServerId(1), ServerId(2)]);
+        let agreed = Agreed::of_ring(ring);
         WireSnapshot {
             vote: (end(3, 0).ballot, true),
             last: Some(end(3, 9)),
             membership_at: Some(end(0, 0)),
             membership: WireMembership { configs: vec![members.clone()], members },
             id: "4".to_owned(),
-            ring,
+            agreed,
             current_age_ms: 7000,
             staged_age_ms: 0,
         }
@@ -577,7 +659,10 @@ mod tests {
         let at = bytes.windows(STEK_LEN).position(|w| w == key).unwrap();
         let mut bytes = bytes.to_vec();
         bytes[at..at + 16].fill(0);
-        assert!(matches!(decode_request(&bytes), Err(Malformed::Ring(Refusal::Weak(_)))));
+        assert!(matches!(
+            decode_request(&bytes),
+            Err(Malformed::State(Refusal::Key(KeyRefusal::Weak(_))))
+        ));
     }
 
     #[test]

@@ -50,8 +50,26 @@ pub struct Status {
     pub generation: Generation,
     /// Whether it knows a leader that is alive.
     pub live_leader: bool,
-    /// Whether it may vote.
+    /// Whether it may vote for the box that asks.
     pub may_vote: bool,
+    /// Whether it belongs to a majority that agrees at present: it leads one, or its leader said
+    /// so a moment ago.
+    pub quorum: bool,
+}
+
+/// Whether a box that says `mine` of itself gives its history up for that of a box that says
+/// `theirs`, and starts anew as an empty one.
+///
+/// Two histories come about when a group is founded anew while members of the old one live on
+/// unseen behind a cut. The one with a majority of the list goes on; else the one with more
+/// generations behind it; else the higher id, so that both sides come to the same answer.
+pub fn yields(mine: &Status, theirs: &Status) -> bool {
+    match (mine.history, theirs.history) {
+        (Some(ours), Some(other)) if ours != other => {
+            (theirs.quorum, theirs.generation, other) > (mine.quorum, mine.generation, ours)
+        }
+        _ => false,
+    }
 }
 
 /// What an empty box may do.
@@ -80,6 +98,9 @@ pub enum Verdict {
 /// Judges what an empty box may do at `now`, `asked_since` being when it began to ask, `members`
 /// all of its list, itself included, `answers` the latest from each other box.
 ///
+/// `is_outsider` tells whether a living box does not have this one in its list: then there is a
+/// group already, and this box waits to be added to it.
+///
 /// A cold start with answers missing waits longer than a best effort, because it is the one that
 /// can make a second history.
 pub fn judge_at(
@@ -88,6 +109,7 @@ pub fn judge_at(
     election_upper: Duration,
     members: usize,
     answers: &BTreeMap<ServerId, Status>,
+    is_outsider: bool,
 ) -> Verdict {
     let majority = members / 2 + 1;
     let asked_for = now.since(asked_since);
@@ -99,6 +121,9 @@ pub fn judge_at(
     let all_answered = answers.len() + 1 >= members;
     let enough_answered = answers.len() >= members / 2;
     if full == 0 {
+        if is_outsider {
+            return Verdict::Ask;
+        }
         let patience_over = asked_for >= election_upper * 3;
         return match all_answered || (enough_answered && patience_over) {
             true => Verdict::Cold,
@@ -196,7 +221,7 @@ mod tests {
     }
 
     fn judge(ms: u64, members: usize, list: &[(u32, Status)]) -> Verdict {
-        judge_at(at(ms), at(0), UPPER, members, &answers(list))
+        judge_at(at(ms), at(0), UPPER, members, &answers(list), false)
     }
 
     #[test]
@@ -220,6 +245,14 @@ mod tests {
         assert_eq!(judge(0, 1, &[]), Verdict::Cold);
         assert_eq!(judge(1199, 3, &[(2, empty.clone())]), Verdict::Ask);
         assert_eq!(judge(1200, 3, &[(2, empty)]), Verdict::Cold);
+    }
+
+    #[test]
+    fn a_box_that_a_living_group_does_not_know_waits_to_be_added() {
+        let empty = answers(&[(2, Status::default()), (3, Status::default())]);
+        assert_eq!(judge_at(at(9_000), at(0), UPPER, 3, &empty, true), Verdict::Ask);
+        let known = answers(&[(2, full(1, 1)), (3, full(1, 1))]);
+        assert!(matches!(judge_at(at(0), at(0), UPPER, 3, &known, true), Verdict::Safe { .. }));
     }
 
     #[test]
@@ -282,6 +315,32 @@ mod tests {
         assert!(!stand(&joint, &[(2, full(3, 9))]));
         assert!(stand(&joint, &[(2, full(3, 9)), (4, full(3, 9))]));
         assert!(!stand(&[voters(&[2, 3])], &[(2, full(3, 9)), (3, full(3, 9))]));
+    }
+
+    #[test]
+    fn of_two_histories_the_same_one_gives_way_whoever_judges() {
+        let history = |byte| HistoryId::from_bytes([byte; 16]);
+        let of = |byte, generation, quorum| Status {
+            history: history(byte),
+            generation: Generation(generation),
+            quorum,
+            ..full(1, 1)
+        };
+        // (loser, winner)
+        for (loser, winner) in [
+            (of(9, 50, false), of(1, 1, true)),
+            (of(9, 4, false), of(1, 5, false)),
+            (of(1, 5, false), of(9, 5, false)),
+        ] {
+            assert!(yields(&loser, &winner));
+            assert!(!yields(&winner, &loser));
+        }
+        assert!(!yields(&of(1, 1, false), &of(1, 9, true)), "one history does not yield to itself");
+        assert!(
+            !yields(&Status::default(), &of(1, 9, true)),
+            "an empty box has nothing to give up"
+        );
+        assert!(!yields(&of(1, 1, false), &Status::default()));
     }
 
     #[test]
