@@ -21,8 +21,8 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test test-quick verify fix autest deny deny-tool deny-advisories \
-        install uninstall check-fresh clean
+.PHONY: help deps build demo test test-quick verify fix autest prove-rotation mutants measure \
+        deny deny-tool deny-advisories install uninstall check-fresh clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -61,6 +61,17 @@ fix: ## format, and apply what clippy can fix; changes the tree
 
 autest: ## the AuTest tests with the built plugin (after deps and build)
 	@tools/autest.sh $(VENV) $(TARGET)/autest $(PLUGIN)
+
+prove-rotation: build ## the rotation tests in full: 10 s interval, 20 rotations; some 8 minutes
+	STEK_ROTATION_INTERVAL=10 STEK_ROTATION_COUNT=20 STEK_ROTATION_RATE=30 \
+	    cargo test --locked --test rotation -- --nocapture
+
+mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)
+	@tools/mutants.sh $(TARGET)/mutants
+
+measure: build ## cold start, spread, idle cost, failover, size; WHAT="spread idle", ARGS="--runs 3"
+	cargo run --locked -q -p kit --bin measure -- $(or $(WHAT),all) \
+	    --json $(TARGET)/measure.json $(ARGS)
 
 deny: deny-tool ## licences, duplicates and sources of all crates, as deny.toml has it
 	$(DENY) --offline --locked check licenses bans sources

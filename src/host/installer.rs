@@ -4,14 +4,19 @@
 //! - `TSSslTicketKeyUpdate` is called on this thread only, and only while the [`Gate`] allows it:
 //!   the host reads its own configuration into the same unguarded place between the return of
 //!   TSPluginInit and PORTS_INITIALIZED, and overwrites what was there.
-//! - The node hears that a set is installed only for an install that the host cannot overwrite any
-//!   more, hence not before PORTS_INITIALIZED.
+//! - The node hears that a set is installed only when no handshake can miss it: the host cannot
+//!   overwrite it any more, or TSPluginInit still runs, so that there is no handshake before
+//!   PORTS_INITIALIZED, where the latest set is installed again. Without the second case boxes that
+//!   start together would wait for each other: in TSPluginInit for a key that is in use, and the
+//!   leader for their word that they hold it.
 //! - A failed install is tried again for as long as the set is the latest; what was installed
 //!   before stays meanwhile.
 //! - Nothing here polls: without a new set, an event or a failure the thread sleeps.
 
+use std::future::Future;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::pin::pin;
 use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -25,6 +30,7 @@ use tokio::time::{sleep_until, timeout, Instant};
 use super::ats::{self, Rejected, Stat};
 use super::secret_pages::{SetBuffer, MAX_SET};
 use crate::core::config::Settings;
+use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::journal::{Level, Log};
 use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
@@ -281,14 +287,15 @@ async fn run(
         }
     };
     let begin = Instant::now();
-    let joined = node.wait_for_group(startup_wait).await;
+    let mut sets = node.key_sets();
+    let joined = node.wait_for_group(startup_wait);
+    let joined = installer.install_until(joined, &mut sets, |set| node.installed(set)).await;
     let took = begin.elapsed().as_millis();
     log.debug(match joined {
         Joined::Keys(key) => format!("the group's STEK {key} was there after {took} ms"),
         Joined::NoMajority => format!("no majority after {took} ms; starts with its own STEK"),
         Joined::TimedOut => format!("no keys of the group within {took} ms; starts with its own"),
     });
-    let mut sets = node.key_sets();
     let done = installer.serve(&mut sets, inbox, started, |set| node.installed(set)).await;
     if timeout(SHUTDOWN_LIMIT, node.shutdown()).await.is_err() {
         log.debug("the node did not end in time");
@@ -346,6 +353,8 @@ struct Installer<C> {
     failures: u64,
     /// When to try again, and the pause after that.
     retry: Option<(Instant, Duration)>,
+    /// The serial number of the set that was acknowledged last.
+    acknowledged: Option<u64>,
 }
 
 impl<C: TicketContext> Installer<C> {
@@ -360,12 +369,30 @@ impl<C: TicketContext> Installer<C> {
             installs: 0,
             failures: 0,
             retry: None,
+            acknowledged: None,
+        }
+    }
+
+    /// Installs the latest of `sets` at each change until `end` comes, which it returns.
+    async fn install_until<T>(
+        &mut self,
+        end: impl Future<Output = T>,
+        sets: &mut watch::Receiver<KeySet>,
+        acknowledge: impl Fn(&KeySet),
+    ) -> T {
+        let mut end = pin!(end);
+        loop {
+            self.install_latest(sets, &acknowledge);
+            tokio::select! {
+                end = &mut end => return end,
+                Ok(()) = sets.changed() => {}
+            }
         }
     }
 
     /// Installs the latest of `sets` now and at each change, until the host ends or drops its side
-    /// of `events`. Drops `started` after the first, and calls `acknowledge` with each set
-    /// that stands for good.
+    /// of `events`. Drops `started` after the first, and calls `acknowledge` once with each set
+    /// that no handshake can miss.
     async fn serve(
         &mut self,
         sets: &mut watch::Receiver<KeySet>,
@@ -409,7 +436,14 @@ impl<C: TicketContext> Installer<C> {
         acknowledge: &impl Fn(&KeySet),
     ) {
         let set = sets.borrow_and_update().clone();
-        if self.install(&set) == Outcome::Stands {
+        let holds = match self.install(&set) {
+            Outcome::Stands => true,
+            // Nobody waits for a key of this box's own.
+            Outcome::ForNow => set.newest > Generation(0),
+            Outcome::HandsOff | Outcome::Failed | Outcome::Unfit => false,
+        };
+        if holds && self.acknowledged != Some(set.serial) {
+            self.acknowledged = Some(set.serial);
             acknowledge(&set);
         }
     }
@@ -702,6 +736,28 @@ mod tests {
         .await;
         assert_eq!(bench.recorder.calls(), [vec![1], vec![1, 2], vec![2, 1]]);
         assert_eq!(acknowledged, [2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_box_that_waits_in_its_start_says_that_it_holds_the_staged_key() {
+        let mut bench = Bench::new(Phase::Init);
+        let (sets_in, mut sets) = watch::channel(set(1, &[1]));
+        let told = Mutex::new(Vec::new());
+        let note = |set: &KeySet| told.lock().expect("no test panics with it").push(set.serial);
+        let script = async {
+            tokio::time::sleep(LONG).await;
+            sets_in.send_replace(KeySet { newest: Generation(1), ..set(2, &[1, 2]) });
+            tokio::time::sleep(LONG).await;
+        };
+        bench.installer.install_until(script, &mut sets, note).await;
+        assert_eq!(*told.lock().expect("no test panics with it"), [2]);
+        assert_eq!(bench.recorder.calls(), [vec![1], vec![1, 2]]);
+        // The ports are there: installed again, but the node knows.
+        bench.installer.gate.move_to(Phase::Open);
+        bench.installer.standing.clear();
+        bench.installer.install_latest(&mut sets, &note);
+        assert_eq!(bench.recorder.calls().len(), 3);
+        assert_eq!(*told.lock().expect("no test panics with it"), [2]);
     }
 
     #[tokio::test(start_paused = true)]

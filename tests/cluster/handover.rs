@@ -45,6 +45,37 @@ fn no_box_encrypts_with_a_key_that_another_has_not_installed() {
 }
 
 #[test]
+fn every_box_waits_for_one_that_is_slow_to_install() {
+    let fleet = Fleet::running(5, |settings| {
+        settings.handover_timeout = Duration::from_secs(20);
+    });
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    for slow in (1..=5).filter(|id| *id != leader) {
+        let host = &fleet.boxes[&slow].host;
+        host.broken.store(true, Ordering::SeqCst);
+        let node = fleet.boxes[&leader].node.clone();
+        let order = std::thread::spawn(move || block_on(node.order(Order::Rotate)));
+        let others = || fleet.boxes.values().filter(|b| !b.host.broken.load(Ordering::SeqCst));
+        wait_for(
+            "all others to hold the staged key",
+            || others().all(|b| b.report().staged == Some(b.report().installed)),
+            || fleet.describe(),
+        );
+        // Long enough for a leader that waits for too few to show it.
+        std::thread::sleep(Duration::from_millis(200));
+        host.broken.store(false, Ordering::SeqCst);
+        let generation = order.join().unwrap().unwrap();
+        fleet.wait_for_generation(generation.0);
+        let key = fleet.boxes[&slow].report().fingerprint.unwrap();
+        let times: Vec<_> = (1..=5).map(|id| held_and_used(&fleet, id, key)).collect();
+        let held = times[slow as usize - 1].0.unwrap();
+        let first_used = times.iter().filter_map(|(_, used)| *used).min().unwrap();
+        assert!(held < first_used, "generation {generation} was used before box {slow} held it");
+    }
+}
+
+#[test]
 fn a_box_that_cannot_install_holds_the_handover_up_for_its_timeout_and_is_named() {
     let fleet = Fleet::running(3, patient);
     fleet.wait_until_one();

@@ -217,6 +217,10 @@ pub struct Usage {
     pub cpu: Duration,
     /// Memory in KiB, shared pages divided among those that share them (PSS).
     pub memory: u64,
+    /// How often its living threads have been woken: their voluntary context switches.
+    pub wakeups: u64,
+    /// How many threads it has.
+    pub threads: usize,
 }
 
 /// How a server ended.
@@ -395,7 +399,13 @@ impl Ats {
             rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split(' ').rev().nth(1));
         let memory = pss.and_then(|kib| kib.parse().ok());
         let memory = memory.ok_or_else(|| Error::new("smaps_rollup has no Pss"))?;
-        Ok(Usage { cpu, memory })
+        let tasks: Vec<_> = fs::read_dir(proc.join("task"))?.flatten().collect();
+        let wakeups = tasks.iter().filter_map(|task| {
+            let status = fs::read_to_string(task.path().join("status")).ok()?;
+            let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))?;
+            line.trim().parse::<u64>().ok()
+        });
+        Ok(Usage { cpu, memory, wakeups: wakeups.sum(), threads: tasks.len() })
     }
 
     /// Runs `traffic_ctl` with `arguments`; only for a box with a manager. Returns what it prints.

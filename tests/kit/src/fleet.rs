@@ -30,6 +30,7 @@ pub struct Plan {
     records: Vec<String>,
     origin: Option<SocketAddr>,
     one_certificate: bool,
+    plain: bool,
 }
 
 impl Plan {
@@ -43,6 +44,7 @@ impl Plan {
             records: Vec::new(),
             origin: None,
             one_certificate: false,
+            plain: false,
         };
         plan.option("key_update_interval", &interval.as_secs().to_string())
     }
@@ -74,6 +76,12 @@ impl Plan {
         self
     }
 
+    /// Boxes without the plugin, to compare with; all its files are there.
+    pub fn plain(mut self) -> Self {
+        self.plain = true;
+        self
+    }
+
     /// Writes all files below `dir`, without starting anything; so a test can change them first.
     ///
     /// # Errors
@@ -95,11 +103,10 @@ impl Plan {
             let home = dir.join(format!("box-{id}"));
             let etc = home.join("etc");
             let conf = etc.join("server_conf.yaml");
-            let mut builder = Ats::builder(&home).certificate(&site).plugin(&format!(
-                "{} {}",
-                plugin.display(),
-                conf.display()
-            ));
+            let mut builder = Ats::builder(&home).certificate(&site);
+            if !self.plain {
+                builder = builder.plugin(&format!("{} {}", plugin.display(), conf.display()));
+            }
             builder = self.records.iter().fold(builder, |builder, line| builder.record(line));
             if let Some(origin) = self.origin {
                 builder = builder.origin(origin);

@@ -8,7 +8,9 @@
 //! |---|---|
 //! | [`ats`] | one real `traffic_server` in a run root of its own |
 //! | [`fleet`] | several of them with the plugin, its files and its certificates |
+//! | [`figures`] | measured values as a table and as JSON |
 //! | [`load`] | clients in the background that take tickets here and offer them there |
+//! | [`logs`] | when which box held and used which key, by what the boxes wrote |
 //! | [`memory`] | byte strings in another process's memory, key bytes in files |
 //! | [`origin`] | a web server that answers every request alike |
 //! | [`pki`] | authorities and certificates, good and bad |
@@ -18,8 +20,10 @@
 //! | [`progress`] | steps on a person's screen |
 
 pub mod ats;
+pub mod figures;
 pub mod fleet;
 pub mod load;
+pub mod logs;
 pub mod memory;
 pub mod origin;
 pub mod pki;

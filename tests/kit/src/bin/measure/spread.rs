@@ -1,0 +1,116 @@
+//! How far apart the boxes change their key: from the first to the last box's use of it.
+//!
+//! Seen in two ways: by clients, from the key names of TLS 1.2 tickets that are taken on every box
+//! all the time; and by the boxes' own log lines, to the millisecond.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kit::figures::Figures;
+use kit::fleet::{self, Plan};
+use kit::logs;
+use kit::run_dir::RunDir;
+use kit::tickets::{self, KeyName};
+use kit::{Error, Result};
+
+/// `key_update_interval`: short, so that many rotations take little time.
+const INTERVAL: Duration = Duration::from_secs(3);
+/// Until all boxes have a first key.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// Between two looks at a box when no rotation is due: a key is not to change unseen.
+const SLOW: Duration = Duration::from_millis(100);
+/// Between two looks around a rotation. Less would keep both cores busy with the looking alone.
+const FAST: Duration = Duration::from_millis(3);
+/// So long before a rotation is due the looks become fast.
+const AHEAD: Duration = Duration::from_millis(150);
+
+/// A box was seen to use a new key.
+#[derive(Clone, Copy)]
+struct Change {
+    to: KeyName,
+    seen: Instant,
+}
+
+/// Watches `rotations` rotations of `size` boxes.
+pub fn measure(plugin: &Path, size: usize, rotations: usize, figures: &mut Figures) -> Result<()> {
+    let dir = RunDir::new("measure")?;
+    let fleet = Plan::new(size, plugin, INTERVAL).start(dir.path())?;
+    let boxes = fleet.https();
+    fleet::wait_one_key(&boxes, None, START_LIMIT)?;
+    // One more: the first may have begun before all watchers looked.
+    let wanted = rotations + 1;
+    let changes = watch_all(&boxes, wanted)?;
+    let keys: Vec<KeyName> = changes.first().into_iter().flatten().map(|c| c.to).collect();
+    let seen: Vec<Duration> = keys.iter().skip(1).filter_map(|key| apart(&changes, key)).collect();
+    let written: Vec<logs::Rotation> = logs::rotations(&logs::read(&fleet));
+    // The first is the leader's initial key, which it used before anybody else could.
+    let written: Vec<&logs::Rotation> =
+        written.iter().skip(1).filter(|rotation| rotation.uses.len() == size).collect();
+    if seen.len() < rotations || written.len() < rotations {
+        let message = format!("only {} and {} rotations were seen", seen.len(), written.len());
+        return Err(Error::new(message));
+    }
+    let written = &written[..rotations];
+    let times = |time: fn(&logs::Rotation) -> Option<Duration>| -> Vec<Duration> {
+        written.iter().filter_map(|rotation| time(rotation)).collect()
+    };
+    let name = |what: &str| format!("rotation of {size} boxes: {what}");
+    figures.add_times(&name("spread by tickets"), &seen);
+    figures.add_times(&name("spread by logs"), &times(logs::Rotation::spread));
+    figures.add_times(
+        &name("staging to the last box's use, by logs"),
+        &times(logs::Rotation::handover),
+    );
+    dir.done()
+}
+
+/// From the first to the last box's use of `key`; none unless all boxes used it.
+fn apart(changes: &[Vec<Change>], key: &KeyName) -> Option<Duration> {
+    let seen: Option<Vec<Instant>> = changes
+        .iter()
+        .map(|own| own.iter().find(|change| change.to == *key).map(|change| change.seen))
+        .collect();
+    let seen = seen?;
+    Some(*seen.iter().max()? - *seen.iter().min()?)
+}
+
+/// Watches every box until each has changed its key `wanted` times.
+fn watch_all(boxes: &[SocketAddr], wanted: usize) -> Result<Vec<Vec<Change>>> {
+    let failed = AtomicBool::new(false);
+    let watch = |address: SocketAddr| {
+        let outcome = watch_box(address, wanted, &failed);
+        failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+        outcome
+    };
+    let watch = &watch;
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            boxes.iter().map(|address| scope.spawn(move || watch(*address))).collect();
+        let panicked = |_| Err(Error::new("a thread panicked"));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+    })
+}
+
+fn watch_box(address: SocketAddr, wanted: usize, failed: &AtomicBool) -> Result<Vec<Change>> {
+    let mut changes: Vec<Change> = Vec::new();
+    let mut key = tickets::key_name(address)?;
+    let limit = INTERVAL * 2 * u32::try_from(wanted).unwrap_or(u32::MAX);
+    let begun = Instant::now();
+    while changes.len() < wanted && !failed.load(Ordering::Relaxed) {
+        let due = changes.last().map(|last| last.seen + INTERVAL - AHEAD);
+        let near = due.is_some_and(|due| Instant::now() >= due);
+        thread::sleep(if near { FAST } else { SLOW });
+        let name = tickets::key_name(address)?;
+        if name != key {
+            key = name;
+            changes.push(Change { to: name, seen: Instant::now() });
+        }
+        if begun.elapsed() > limit || kit::sys::interrupted() {
+            return Err(Error::new(format!("{} of {wanted} changes seen", changes.len())));
+        }
+    }
+    Ok(changes)
+}

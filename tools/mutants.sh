@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Puts known faults, one at a time, into a copy of the last commit, and runs the tests that must
+# catch them. A fault that no named test catches is a fault of the tests.
+#
+#   tools/mutants.sh DIR [PATCH...]
+#
+# Without patches all of tests/mutants/*.patch are tried. The head of each says what the fault is,
+# and has a line "Test: ..." for each test that must fail, arguments of `cargo test`; "Env: A=B"
+# sets a variable for them. Before, the tests must pass without any fault. DIR keeps what was
+# built, for the next time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+dir=$1
+shift
+[ $# -gt 0 ] || set -- tests/mutants/*.patch
+mkdir -p "$dir"
+tree=$(mktemp -d "$dir/tree.XXXXXX")
+trap 'git worktree remove --force "$tree" && git worktree prune' EXIT
+git worktree add --quiet --detach "$tree" HEAD
+
+# The plugin under test is the one that cargo builds in the copy, not one that lies elsewhere.
+unset STEK_SHARE_SO
+export CARGO_TARGET_DIR=$dir/build
+
+head_lines() { # WORD PATCH: what stands behind "WORD:" in the patch's head
+    sed -n "/^--- /q; s/^$1: //p" "$2"
+}
+
+# Runs one test in the copy. A test that does not build, or does not exist, ends the script.
+run() { # ENV ARGUMENTS LOG
+    local environment=$1 log=$3
+    read -r -a words <<<"$2"
+    local selection=() word
+    for word in "${words[@]}"; do
+        [ "$word" != -- ] || break
+        selection+=("$word")
+    done
+    if ! (cd "$tree" && cargo test --quiet --locked --no-run "${selection[@]}") >"$log" 2>&1; then
+        cat "$log"
+        echo "FAILED: does not build: $2"
+        exit 1
+    fi
+    local status=0
+    (cd "$tree" && env $environment cargo test --locked "${words[@]}") >"$log" 2>&1 || status=$?
+    if ! grep -q '^running 1 test' "$log"; then
+        cat "$log"
+        echo "FAILED: not exactly one test: $2"
+        exit 1
+    fi
+    return $status
+}
+
+log=$dir/last.log
+for patch in "$@"; do
+    head_lines Test "$patch" | sed "s/^/$(head_lines Env "$patch" | tr '\n' ' ')|/"
+done | sort -u >"$dir/tests"
+while IFS='|' read -r environment test <&3; do
+    if ! run "$environment" "$test" "$log"; then
+        cat "$log"
+        echo "FAILED: this does not pass without any fault: cargo test $test"
+        exit 1
+    fi
+    echo "passes without a fault: $test"
+done 3<"$dir/tests"
+
+missed=0
+for patch in "$@"; do
+    name=$(basename "$patch" .patch)
+    echo
+    echo "$name: $(head_lines Fault "$patch")"
+    if ! git -C "$tree" apply "$PWD/$patch"; then
+        echo "FAILED: $patch does not fit the code any more; renew it"
+        exit 1
+    fi
+    environment=$(head_lines Env "$patch" | tr '\n' ' ')
+    while read -r test <&3; do
+        if run "$environment" "$test" "$log"; then
+            echo "  NOT CAUGHT by $test"
+            missed=$((missed + 1))
+        else
+            echo "  caught by $test"
+            grep -m 3 -E "^Error|panicked|without waiting|was used|came (after|early)" "$log" |
+                sed 's/^/    /' || true
+        fi
+    done 3< <(head_lines Test "$patch")
+    git -C "$tree" checkout --quiet .
+done
+echo
+[ "$missed" -eq 0 ] || { echo "FAILED: $missed times a fault was not caught"; exit 1; }
+echo "PASSED: each of $# faults is caught"
