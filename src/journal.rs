@@ -41,8 +41,9 @@ struct Seen {
 /// How long the same subject stays silent after [`Log::limited`] wrote a line about it.
 pub const QUIET: Duration = Duration::from_secs(30);
 
-/// Subjects that [`Log::limited`] keeps in mind; beyond this the oldest are forgotten.
-const MAX_SUBJECTS: usize = 256;
+/// Subjects that [`Log::limited`] keeps in mind: a few for each of the most members that a list
+/// may have. Beyond this the quiet ones are forgotten.
+const MAX_SUBJECTS: usize = 4096;
 
 impl Log {
     /// A handle that writes to `journal`.

@@ -33,6 +33,15 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const SECOND_BACKOFF: Duration = Duration::from_millis(100);
 const STEADY_BACKOFF: Duration = Duration::from_millis(200);
 
+/// openraft drops a request when its time is over; the courier has to notice a little earlier, so
+/// that it can tell a dead connection from a caller who lost interest.
+const MARGIN: Duration = Duration::from_millis(5);
+
+fn limit(option: &RPCOption) -> Duration {
+    let limit = option.hard_ttl();
+    limit.saturating_sub(MARGIN).max(limit / 2)
+}
+
 /// Why a message got no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CallFailure {
@@ -62,6 +71,8 @@ pub trait Courier: Clone + Send + Sync + 'static {
 pub trait Chronicle: Send + Sync + 'static {
     /// The current key's generation and age in milliseconds.
     fn current_age(&self) -> Option<(Generation, u64)>;
+    /// Whether a majority acknowledged this leader lately.
+    fn has_quorum(&self) -> bool;
     /// The present moment.
     fn now(&self) -> Moment;
     /// Hears that a box has acknowledged this leader.
@@ -122,8 +133,9 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
         let begins_the_log = rpc.prev_log_id.is_none();
-        let request = Request::Append(WireAppend::from_raft(rpc, self.chronicle.current_age()));
-        match self.courier.call(self.target, request, option.hard_ttl()).await? {
+        let (age, quorum) = (self.chronicle.current_age(), self.chronicle.has_quorum());
+        let request = Request::Append(WireAppend::from_raft(rpc, age, quorum));
+        match self.courier.call(self.target, request, limit(&option)).await? {
             // There is no entry before the first that could conflict; openraft takes this for
             // impossible and panics.
             Response::Append(AppendAnswer::Conflict) if begins_the_log => {
@@ -146,7 +158,7 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         option: RPCOption,
     ) -> Result<VoteResponse<ServerId>, RpcError> {
         let request = Request::Vote(WireVote::from_raft(&rpc));
-        match self.courier.call(self.target, request, option.hard_ttl()).await? {
+        match self.courier.call(self.target, request, limit(&option)).await? {
             Response::Vote { vote, granted, log_end } => Ok(VoteResponse {
                 vote: raft_vote(vote),
                 vote_granted: granted,
@@ -165,7 +177,7 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         option: RPCOption,
     ) -> Result<SnapshotResponse<ServerId>, StreamingError<Types, Fatal<ServerId>>> {
         let message = WireSnapshot::from_raft(vote, snapshot, self.chronicle.now());
-        let call = self.courier.call(self.target, Request::Snapshot(message), option.hard_ttl());
+        let call = self.courier.call(self.target, Request::Snapshot(message), limit(&option));
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             answer = call => answer,

@@ -53,6 +53,8 @@ pub enum Request {
     },
     /// What an operator asked for on some box; the leader answers.
     Order(Order),
+    /// "I lead, and I am leaving; stand for election as soon as you can."
+    Stand,
 }
 
 /// What the asked box answers.
@@ -80,6 +82,8 @@ pub enum Response {
     Installed(Generation),
     /// To [`Request::Order`].
     Ordered(Result<Generation, OrderRefusal>),
+    /// To [`Request::Stand`]: it will.
+    WillStand,
     /// To anything: the asked box is in no state to answer that.
     Unable(Unable),
 }
@@ -157,6 +161,8 @@ pub struct WireAppend {
     /// The leader's current key and its age in milliseconds, so that a box that returns does not
     /// take an old key for a fresh one.
     pub age: Option<(Generation, u64)>,
+    /// Whether a majority acknowledged the leader lately.
+    pub quorum: bool,
 }
 
 /// One entry of the log.
@@ -277,6 +283,7 @@ impl WireAppend {
     pub fn from_raft(
         rpc: AppendEntriesRequest<Types>,
         age: Option<(Generation, u64)>,
+        quorum: bool,
     ) -> WireAppend {
         WireAppend {
             vote: (ballot_of(&rpc.vote), rpc.vote.committed),
@@ -284,6 +291,7 @@ impl WireAppend {
             entries: rpc.entries.into_iter().map(WireEntry::from_raft).collect(),
             commit: rpc.leader_commit.as_ref().map(log_end_of),
             age,
+            quorum,
         }
     }
 
@@ -499,6 +507,7 @@ mod tests {
             entries,
             commit: Some(end(3, 6)),
             age: Some((Generation(5), 1234)),
+            quorum: true,
         }
     }
 
@@ -516,7 +525,7 @@ mod tests {
         let bytes = encode(&Request::Append(append(&[8, 9]))).unwrap();
         let Ok(Request::Append(back)) = decode_request(&bytes) else { panic!("not an append") };
         assert_eq!(back.age, Some((Generation(5), 1234)));
-        let again = WireAppend::from_raft(back.into_raft(), Some((Generation(5), 1234)));
+        let again = WireAppend::from_raft(back.into_raft(), Some((Generation(5), 1234)), true);
         assert_eq!(*encode(&Request::Append(again)).unwrap(), *bytes);
     }
 

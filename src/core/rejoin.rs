@@ -50,8 +50,26 @@ pub struct Status {
     pub generation: Generation,
     /// Whether it knows a leader that is alive.
     pub live_leader: bool,
-    /// Whether it may vote.
+    /// Whether it may vote for the box that asks.
     pub may_vote: bool,
+    /// Whether it belongs to a majority that agrees at present: it leads one, or its leader said
+    /// so a moment ago.
+    pub quorum: bool,
+}
+
+/// Whether a box that says `mine` of itself gives its history up for that of a box that says
+/// `theirs`, and starts anew as an empty one.
+///
+/// Two histories come about when a group is founded anew while members of the old one live on
+/// unseen behind a cut. The one with a majority of the list goes on; else the one with more
+/// generations behind it; else the higher id, so that both sides come to the same answer.
+pub fn yields(mine: &Status, theirs: &Status) -> bool {
+    match (mine.history, theirs.history) {
+        (Some(ours), Some(other)) if ours != other => {
+            (theirs.quorum, theirs.generation, other) > (mine.quorum, mine.generation, ours)
+        }
+        _ => false,
+    }
 }
 
 /// What an empty box may do.
@@ -282,6 +300,32 @@ mod tests {
         assert!(!stand(&joint, &[(2, full(3, 9))]));
         assert!(stand(&joint, &[(2, full(3, 9)), (4, full(3, 9))]));
         assert!(!stand(&[voters(&[2, 3])], &[(2, full(3, 9)), (3, full(3, 9))]));
+    }
+
+    #[test]
+    fn of_two_histories_the_same_one_gives_way_whoever_judges() {
+        let history = |byte| HistoryId::from_bytes([byte; 16]);
+        let of = |byte, generation, quorum| Status {
+            history: history(byte),
+            generation: Generation(generation),
+            quorum,
+            ..full(1, 1)
+        };
+        // (loser, winner)
+        for (loser, winner) in [
+            (of(9, 50, false), of(1, 1, true)),
+            (of(9, 4, false), of(1, 5, false)),
+            (of(1, 5, false), of(9, 5, false)),
+        ] {
+            assert!(yields(&loser, &winner));
+            assert!(!yields(&winner, &loser));
+        }
+        assert!(!yields(&of(1, 1, false), &of(1, 9, true)), "one history does not yield to itself");
+        assert!(
+            !yields(&Status::default(), &of(1, 9, true)),
+            "an empty box has nothing to give up"
+        );
+        assert!(!yields(&of(1, 1, false), &Status::default()));
     }
 
     #[test]

@@ -55,7 +55,7 @@ const PORTS_WAIT: Duration = Duration::from_secs(2);
 const RUNTIME_LIMIT: Duration = Duration::from_millis(100);
 
 /// How long the SHUTDOWN hook waits for node and runtime.
-const SHUTDOWN_WAIT: Duration = Duration::from_millis(700);
+const SHUTDOWN_WAIT: Duration = Duration::from_millis(900);
 
 /// Events of the host that may be under way; there are two in a process's life.
 const EVENT_QUEUE: usize = 4;
@@ -195,7 +195,7 @@ impl Handle {
         }
     }
 
-    /// For the SHUTDOWN hook: ends node, runtime and installer, within 700 ms.
+    /// For the SHUTDOWN hook: ends node, runtime and installer, within 900 ms.
     pub fn shutdown(&self) {
         if self.tell(Event::Shutdown, SHUTDOWN_WAIT) == Waited::TimedOut {
             self.log.debug("did not end in time; Traffic Server ends without waiting");

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::leader;
@@ -18,7 +17,7 @@ use crate::consensus::wire::{
 };
 use crate::consensus::{log_end_of, wire::vote_answer};
 use crate::core::key_ring::{Generation, HistoryId};
-use crate::core::rejoin::Quarantine;
+use crate::core::rejoin::{yields, Quarantine};
 use crate::core::server_id::ServerId;
 use crate::journal::Level;
 use crate::transport::frame::{Header, Role};
@@ -53,8 +52,16 @@ pub(super) fn listen(shared: &Arc<Shared>) -> Listener {
 
 impl Service for Inbox {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {
-        if hello.role == Role::Member && hello.sender == self.0.me {
-            return Err(Refusal::OwnId);
+        if hello.role == Role::Member {
+            if hello.sender == self.0.me {
+                return Err(Refusal::OwnId);
+            }
+            // Two boxes under one id would answer for each other; the one at the listed address
+            // is taken for the right one.
+            let answering = self.0.heard.at_address(hello.sender);
+            if answering.is_some_and(|incarnation| incarnation != hello.incarnation) {
+                return Err(Refusal::Twin);
+            }
         }
         match self.0.settings.members.iter().any(|m| m.id == hello.sender) {
             true => Ok(()),
@@ -82,10 +89,24 @@ impl Inbox {
         let shared = &self.0;
         match request {
             Request::Status(status) => {
+                let ours = shared.status_for(&status);
                 if from.role == Role::Member {
+                    if yields(&ours, &status) {
+                        shared.note_foreigner(from.id);
+                    }
                     shared.note_answer(from.id, status);
                 }
-                Ok(Response::Status(shared.status()))
+                Ok(Response::Status(ours))
+            }
+            Request::Stand => {
+                let leader = shared
+                    .running()
+                    .and_then(|running| running.raft.server_metrics().borrow().current_leader);
+                if leader != Some(from.id) {
+                    return Err(Unable::Malformed);
+                }
+                shared.stand_now.notify_one();
+                Ok(Response::WillStand)
             }
             Request::Order(order) => Ok(Response::Ordered(leader::order_here(shared, order).await)),
             Request::AwaitInstalled { generation, limit_ms } => {
@@ -118,7 +139,10 @@ impl Inbox {
         let ours = self.0.views.borrow().ring.history();
         let theirs = HistoryId::from_bytes(from.history);
         match (ours, theirs) {
-            (Some(ours), Some(theirs)) if ours != theirs => Err(Unable::OtherHistory),
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                self.0.note_foreigner(from.id);
+                Err(Unable::OtherHistory)
+            }
             _ => self.0.running().ok_or(Unable::Starting),
         }
     }
@@ -143,12 +167,12 @@ impl Inbox {
             return Err(Unable::Malformed);
         }
         let commit = append.commit;
-        let age = append.age;
+        let (age, quorum) = (append.age, append.quorum);
         let answer =
             running.raft.append_entries(append.into_raft()).await.map_err(|_| Unable::Stopped)?;
         let answer = AppendAnswer::from_raft(&answer);
         if committed && !matches!(answer, AppendAnswer::HigherVote(..)) {
-            self.0.note_contact();
+            self.0.note_contact(quorum);
             self.0.note_age(age);
             if *self.0.quarantine.borrow() != Quarantine::Lifted {
                 let metrics = running.raft.data_metrics();
@@ -173,7 +197,7 @@ impl Inbox {
             .install_full_snapshot(vote, snapshot)
             .await
             .map_err(|_| Unable::Stopped)?;
-        self.0.note_contact();
+        self.0.note_contact(true);
         let vote = (crate::consensus::ballot_of(&answer.vote), answer.vote.committed);
         Ok(Response::Snapshot { vote })
     }
@@ -185,8 +209,9 @@ pub(super) async fn await_installed(
     generation: Generation,
     limit: Duration,
 ) -> Generation {
-    let mut installed: watch::Receiver<Generation> = shared.installed.subscribe();
-    let _ = timeout(limit, installed.wait_for(|g| *g >= generation)).await;
-    let newest = *installed.borrow();
-    newest
+    let mut installed = shared.installed.subscribe();
+    let history = shared.views.borrow().ring.history();
+    let held = installed.wait_for(|i| i.history == history && i.newest >= generation);
+    let _ = timeout(limit, held).await;
+    shared.installed_newest()
 }

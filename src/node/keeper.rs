@@ -65,18 +65,22 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Takes over a newer ring; never gives up a ring with keys for one without.
+    /// Takes over a newer ring. A box that starts anew has an empty one for a while, which says
+    /// nothing about the keys.
     fn take(&mut self, view: RingView) {
-        if view.ring.current().is_none() && self.held.ring.current().is_some() {
+        let (old, new) = (&self.held.ring, &view.ring);
+        if new.history().is_none() {
             return;
         }
-        let (old, new) = (&self.held.ring, &view.ring);
-        if new.revoked() > old.revoked() && old.current().is_some() {
+        if old.history() != new.history() {
+            // What this box encrypted with in another history goes on as a key of its own.
+            if let Some(held) = old.current() {
+                self.own.insert(0, held.stek.clone());
+                self.own_since = self.shared.current_since(&self.held);
+            }
+        } else if new.revoked() > old.revoked() {
             // Whatever leaked may have been one of this box's own.
             self.own.clear();
-        } else if old.history() != new.history() {
-            // What this box encrypted with in another history goes on decrypting.
-            self.own.splice(0..0, old.current().map(|held| held.stek.clone()));
         }
         self.held = view;
         if self.held.ring.current().is_some() {
@@ -155,10 +159,13 @@ impl Keeper {
         let last = sets.borrow().clone();
         let same_keys = last.keys.len() == keys.len()
             && last.keys.iter().zip(&keys).all(|(a, b)| a.same_bytes(b));
-        if same_keys && (last.agreed, last.newest) == (agreed, newest) {
+        let same_rank =
+            (last.agreed, last.history, last.newest) == (agreed, ring.history(), newest);
+        if same_keys && same_rank {
             return;
         }
-        sets.send_replace(KeySet { serial: last.serial + 1, keys, agreed, newest, current });
+        let (serial, history) = (last.serial + 1, ring.history());
+        sets.send_replace(KeySet { serial, keys, agreed, history, newest, current });
     }
 
     fn passes_gate(&self, key: &Stek) -> bool {

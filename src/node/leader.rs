@@ -108,7 +108,8 @@ impl<'a> Reign<'a> {
         let mut own = self.shared.installed.subscribe();
         loop {
             let view = views.borrow_and_update().clone();
-            self.installed.insert(self.shared.me, *own.borrow_and_update());
+            own.borrow_and_update();
+            self.installed.insert(self.shared.me, self.shared.installed_newest());
             self.ask_about_staged(&view);
             let pause = match self.decide(&view) {
                 Step::Wait(rest) => rest,
@@ -340,6 +341,28 @@ async fn ask_until_installed(
             Ok(Response::Installed(_)) => {}
             _ => sleep(AWAIT_RETRY).await,
         }
+    }
+}
+
+/// Has the most advanced member stand for election before this leader leaves, and waits for the
+/// new leader. Heart beats stop, since they would keep the others from voting.
+pub(super) async fn bid_farewell(shared: &Arc<Shared>) {
+    let Some(running) = shared.running() else { return };
+    shared.leaving.send_replace(true);
+    let metrics = running.raft.metrics().borrow().clone();
+    if metrics.state != ServerState::Leader {
+        return;
+    }
+    let bound = shared.settings.timers.election_upper;
+    let replication = metrics.replication.unwrap_or_default();
+    let up = |id: &ServerId| shared.heard.last(*id).is_some_and(|at| at.elapsed() < bound);
+    let advanced = replication.into_iter().filter(|(id, _)| *id != shared.me && up(id));
+    let Some((successor, _)) = advanced.max_by_key(|(_, matched)| *matched) else { return };
+    shared.log.debug(format!("leaving; server {successor} is to lead"));
+    let courier = PeerCourier(shared.clone());
+    if courier.call(successor, Request::Stand, bound).await.is_ok() {
+        let mut server = running.raft.server_metrics();
+        let _ = server.wait_for(|m| m.current_leader.is_some_and(|id| id != shared.me)).await;
     }
 }
 

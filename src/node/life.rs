@@ -20,11 +20,13 @@ use super::leader;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
-use crate::consensus::state_machine::StateMachine;
+use crate::consensus::state_machine::{RingView, StateMachine};
 use crate::consensus::wire::{Request, Response};
 use crate::consensus::{log_end_of, raft_config, vote_of, Raft};
 use crate::core::key_ring::{Change, Refusal};
-use crate::core::rejoin::{judge_at, majority_possible, may_stand, Quarantine, Status, Verdict};
+use crate::core::rejoin::{
+    judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
+};
 use crate::core::server_id::ServerId;
 use crate::journal::Level;
 
@@ -46,6 +48,9 @@ const JUDGE_PAUSE: Duration = Duration::from_millis(50);
 /// growing up to the upper election bound.
 const RETRY_MIN: Duration = Duration::from_millis(15);
 const RETRY_MAX: Duration = Duration::from_millis(55);
+
+/// Between two looks at boxes of another history, which are met with every heart beat.
+const MEET_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often Raft is asked whether it still lives, and how long the answer may take.
 const WATCH_PAUSE: Duration = Duration::from_secs(2);
@@ -70,19 +75,40 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
         let verdict = ask_around(&shared).await;
         let end = match start(&shared, verdict).await {
             Ok(running) => take_part(&shared, &running, &mut orders).await,
-            Err(reason) => reason,
+            Err(reason) => End::Broken(reason),
         };
         shared.quarantine.send_replace(Quarantine::Silent);
         shared.stop_raft().await;
+        // An empty box belongs to no history.
+        shared.views.send_replace(RingView::default());
         if born.elapsed() > GOOD_LIFE {
             pause = REBIRTH_MIN;
         }
-        shared.log.warning(format!(
-            "agreement stopped: {end}; starting anew as an empty box, installed keys stay in use"
-        ));
-        sleep(pause).await;
-        pause = (pause * 2).min(REBIRTH_MAX);
+        match end {
+            End::Unattended => shared.log.debug("no leader came while catching up; asking anew"),
+            End::OtherHistory(words) => shared.log.note(format!(
+                "{words}; joining it as an empty box, installed keys stay in use until then"
+            )),
+            End::Broken(words) => {
+                shared.log.warning(format!(
+                    "agreement stopped: {words}; starting anew as an empty box, installed keys \
+                     stay in use"
+                ));
+                sleep(pause).await;
+                pause = (pause * 2).min(REBIRTH_MAX);
+            }
+        }
     }
+}
+
+/// Why a box starts anew.
+enum End {
+    /// Raft is broken; what was seen of that.
+    Broken(String),
+    /// Another history goes before this box's; which, in words.
+    OtherHistory(String),
+    /// It is in quarantine and hears no leader: those that it relied on may be gone.
+    Unattended,
 }
 
 /// Asks all other boxes what they know until there is a verdict.
@@ -200,19 +226,63 @@ fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
     }
 }
 
-/// Takes part until something breaks; says what.
+/// Takes part until this box has to start anew; says why.
 async fn take_part(
     shared: &Arc<Shared>,
     running: &Running,
     orders: &mut mpsc::Receiver<QueuedOrder>,
-) -> String {
+) -> End {
     tokio::select! {
-        end = stand(shared, running) => end,
-        end = beat(shared, running) => end,
-        end = erase(shared, running) => end,
-        end = tell(shared, running) => end,
-        end = watch_over(running) => end,
-        end = leader::lead(shared, running, orders) => end,
+        words = stand(shared, running) => End::Broken(words),
+        words = beat(shared, running) => End::Broken(words),
+        words = erase(shared, running) => End::Broken(words),
+        words = tell(shared, running) => End::Broken(words),
+        words = watch_over(running) => End::Broken(words),
+        words = leader::lead(shared, running, orders) => End::Broken(words),
+        words = meet(shared) => End::OtherHistory(words),
+        () = convalesce(shared) => End::Unattended,
+    }
+}
+
+/// Asks a box of another history what it is, whenever one is met; returns when this box's history
+/// has to give way.
+async fn meet(shared: &Arc<Shared>) -> String {
+    let courier = PeerCourier(shared.clone());
+    loop {
+        shared.met.notified().await;
+        let Some(id) = shared.foreigner() else { continue };
+        let question = Request::Status(shared.status());
+        if let Ok(Response::Status(theirs)) = courier.call(id, question, STATUS_LIMIT).await {
+            let ours = shared.status();
+            if yields(&ours, &theirs) {
+                let name = |s: &Status| s.history.map_or_else(String::new, |h| h.to_string());
+                return format!(
+                    "server {id} belongs to history {}, which goes before {}",
+                    name(&theirs),
+                    name(&ours)
+                );
+            }
+        }
+        sleep(MEET_PAUSE).await;
+    }
+}
+
+/// Returns when this box has been in quarantine for a while without hearing a leader.
+async fn convalesce(shared: &Arc<Shared>) {
+    let patience = shared.settings.timers.election_upper * 3;
+    let mut quarantine = shared.quarantine.subscribe();
+    let since = shared.now();
+    loop {
+        let last = shared.contact().map_or(since, |contact| contact.max(since));
+        let rest = patience.saturating_sub(shared.now().since(last));
+        let lifted = quarantine.wait_for(|q| *q == Quarantine::Lifted);
+        if rest.is_zero() {
+            return;
+        }
+        if timeout(rest, lifted).await.is_ok() {
+            // Nothing puts a box back into quarantine but starting anew.
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -235,7 +305,10 @@ async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
         let last = shared.contact().map_or(since, |contact| contact.max(since));
         let rest = patience.saturating_sub(shared.now().since(last));
         if !rest.is_zero() {
-            sleep(rest).await;
+            tokio::select! {
+                () = sleep(rest) => {}
+                () = shared.stand_now.notified() => patience = Duration::ZERO,
+            }
             continue;
         }
         let full = *shared.quarantine.borrow() == Quarantine::Lifted;
@@ -307,6 +380,9 @@ async fn beat(shared: &Arc<Shared>, running: &Running) -> String {
             return "its core is gone".to_owned();
         }
         ticks.tick().await;
+        if *shared.leaving.borrow() {
+            std::future::pending::<()>().await;
+        }
         if running.raft.trigger().heartbeat().await.is_err() {
             return "its core is gone".to_owned();
         }

@@ -37,8 +37,11 @@ use crate::transport::listener::Listener;
 use crate::transport::tls::Tls;
 use shared::Shared;
 
-/// The most time that [`Node::shutdown`] takes.
-pub const SHUTDOWN_LIMIT: Duration = Duration::from_millis(500);
+/// The most time that [`Node::shutdown`] takes: a leader's farewell, and Raft's own end.
+pub const SHUTDOWN_LIMIT: Duration = Duration::from_millis(700);
+
+/// How long a leader that leaves waits for its successor.
+const FAREWELL_LIMIT: Duration = Duration::from_millis(450);
 
 /// How many orders of operators may wait for the leader's attention; more are refused.
 const MAX_ORDERS: usize = 16;
@@ -56,6 +59,8 @@ pub struct KeySet {
     pub keys: Vec<Stek>,
     /// Whether the first key is one that the group agreed on.
     pub agreed: bool,
+    /// The history that the generations belong to.
+    pub history: Option<HistoryId>,
     /// The newest generation among the keys, 0 if none is the group's.
     pub newest: Generation,
     /// The generation of the first key, 0 if it is not the group's.
@@ -69,6 +74,7 @@ impl KeySet {
             serial: 1,
             keys: vec![key],
             agreed: false,
+            history: None,
             newest: Generation(0),
             current: Generation(0),
         }
@@ -259,6 +265,7 @@ impl Node {
 
     /// Ends the box in an orderly way, within [`SHUTDOWN_LIMIT`].
     pub async fn shutdown(&self) {
+        let _ = timeout(FAREWELL_LIMIT, leader::bid_farewell(&self.shared)).await;
         // Nobody is to find a box that no longer answers for itself.
         drop(self.listener.lock().unwrap_or_else(PoisonError::into_inner).take());
         let end = async {

@@ -16,7 +16,7 @@ use super::{KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
 use crate::consensus::state_machine::{RingView, StateMachine};
-use crate::consensus::wire::{self, OrderRefusal, Request, Response};
+use crate::consensus::wire::{self, OrderRefusal, Request, Response, Unable};
 use crate::consensus::{ballot_of, log_end_of, Raft};
 use crate::core::config::Settings;
 use crate::core::key_ring::{Generation, HistoryId};
@@ -46,6 +46,14 @@ pub(super) struct Running {
     pub cold: bool,
 }
 
+/// The newest key in the host's ticket context, and the history that it belongs to: a generation
+/// says nothing about another history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Installed {
+    pub history: Option<HistoryId>,
+    pub newest: Generation,
+}
+
 /// See the module's head.
 pub(super) struct Shared {
     pub settings: Settings,
@@ -66,12 +74,18 @@ pub(super) struct Shared {
     pub quarantine: watch::Sender<Quarantine>,
     /// Whether too few boxes can be reached for a majority.
     pub hopeless: watch::Sender<bool>,
-    /// The newest generation that the host has installed.
-    pub installed: watch::Sender<Generation>,
+    /// What the host has installed.
+    pub installed: watch::Sender<Installed>,
     /// Orders of operators, for the leader's loop.
     pub orders: mpsc::Sender<QueuedOrder>,
     /// Rung whenever another box says what it is.
     pub answered: Notify,
+    /// Rung when a box of another history was met; see [`Shared::foreigner`].
+    pub met: Notify,
+    /// Rung when the leader leaves and wants this box to stand.
+    pub stand_now: Notify,
+    /// Whether this box is about to end: it beats no more.
+    pub leaving: watch::Sender<bool>,
     started: Instant,
     running: Mutex<Option<Running>>,
     facts: Mutex<Facts>,
@@ -87,6 +101,10 @@ struct Facts {
     acknowledged: BTreeMap<ServerId, Moment>,
     /// When a leader's message was last accepted.
     contact: Option<Moment>,
+    /// Whether that leader said that it has a majority.
+    told_quorum: bool,
+    /// The box of another history that was met last.
+    foreigner: Option<ServerId>,
     /// A generation and when it became current, as a leader told.
     told: Option<(Generation, Moment)>,
 }
@@ -122,9 +140,12 @@ impl Shared {
             views,
             quarantine: watch::Sender::new(Quarantine::Silent),
             hopeless: watch::Sender::new(false),
-            installed: watch::Sender::new(Generation(0)),
+            installed: watch::Sender::default(),
             orders,
             answered: Notify::new(),
+            met: Notify::new(),
+            stand_now: Notify::new(),
+            leaving: watch::Sender::new(false),
             started: Instant::now(),
             running: Mutex::new(None),
             facts: Mutex::new(Facts { initial: Some(initial), ..Facts::default() }),
@@ -175,7 +196,24 @@ impl Shared {
             generation: view.ring.newest(),
             live_leader: self.knows_live_leader(&running),
             may_vote: lifted,
+            quorum: self.in_majority(&running),
         }
+    }
+
+    /// What this box says of itself to one that asks, and that may want its vote.
+    pub fn status_for(&self, asker: &Status) -> Status {
+        let may_vote = self.running().is_some() && self.quarantine.borrow().admits(asker.log_end);
+        Status { may_vote, ..self.status() }
+    }
+
+    fn in_majority(&self, running: &Running) -> bool {
+        let bound = self.settings.timers.election_upper;
+        if running.raft.server_metrics().borrow().state == ServerState::Leader {
+            return self.quorum_within(bound);
+        }
+        let now = self.now();
+        let facts = lock(&self.facts);
+        facts.told_quorum && facts.contact.is_some_and(|at| now.since(at) < bound)
     }
 
     /// Whether a leader, possibly this box, has shown itself within openraft's lease.
@@ -213,8 +251,22 @@ impl Shared {
         lock(&self.facts).answers.clear();
     }
 
-    pub fn note_contact(&self) {
-        lock(&self.facts).contact = Some(self.now());
+    /// Notes that a leader's message was accepted, and whether that leader has a majority.
+    pub fn note_contact(&self, has_quorum: bool) {
+        let mut facts = lock(&self.facts);
+        facts.contact = Some(self.now());
+        facts.told_quorum = has_quorum;
+    }
+
+    /// Notes that a box of another history was met.
+    pub fn note_foreigner(&self, id: ServerId) {
+        lock(&self.facts).foreigner = Some(id);
+        self.met.notify_one();
+    }
+
+    /// The box of another history that was met last, once.
+    pub fn foreigner(&self) -> Option<ServerId> {
+        lock(&self.facts).foreigner.take()
     }
 
     pub fn contact(&self) -> Option<Moment> {
@@ -261,7 +313,17 @@ impl Shared {
         } else {
             self.log.note(line);
         }
-        self.installed.send_replace(set.newest);
+        self.installed.send_replace(Installed { history: set.history, newest: set.newest });
+    }
+
+    /// The newest generation of the present history that the host has installed.
+    pub fn installed_newest(&self) -> Generation {
+        let installed = *self.installed.borrow();
+        let history = self.views.borrow().ring.history();
+        match installed.history == history {
+            true => installed.newest,
+            false => Generation(0),
+        }
     }
 
     pub fn report(&self) -> Report {
@@ -287,7 +349,7 @@ impl Shared {
             current: view.ring.current().map(|held| held.generation).unwrap_or_default(),
             fingerprint: view.ring.current().map(|held| held.stek.fingerprint()),
             staged: view.ring.staged().map(|staged| staged.held.generation),
-            installed: *self.installed.borrow(),
+            installed: self.installed_newest(),
             current_age: now.since(self.current_since(&view)),
             log_entries: running.map_or(0, |r| r.log.len()),
             reachable: 1 + self.others().filter(|id| heard(*id)).count(),
@@ -305,6 +367,10 @@ impl Chronicle for Shared {
         let view = self.views.borrow().clone();
         let age = self.now().since(self.current_since(&view));
         view.ring.current().map(|held| (held.generation, wire::millis(age)))
+    }
+
+    fn has_quorum(&self) -> bool {
+        self.quorum_within(self.settings.timers.election_upper)
     }
 
     fn now(&self) -> Moment {
@@ -334,11 +400,15 @@ impl Courier for PeerCourier {
             CallError::TimedOut => CallFailure::TimedOut,
             _ => CallFailure::Unreachable,
         })?;
-        wire::decode_response(&answer).map_err(|e| {
+        let answer = wire::decode_response(&answer).map_err(|e| {
             let line = format!("server {to} answered nonsense: {e}");
             self.0.log.limited(crate::journal::Level::Warning, "senseless answer", line);
             CallFailure::Senseless
-        })
+        })?;
+        if matches!(answer, Response::Unable(Unable::OtherHistory)) {
+            self.0.note_foreigner(to);
+        }
+        Ok(answer)
     }
 }
 

@@ -111,6 +111,8 @@ pub enum Refusal {
     OwnId,
     /// Its history is not acceptable here.
     History,
+    /// Another box with the same id is up at the listed address.
+    Twin,
     /// Something else, or a reason that a newer version gave.
     Other,
 }
@@ -122,6 +124,7 @@ impl Refusal {
             Refusal::NotAMember => 1,
             Refusal::OwnId => 2,
             Refusal::History => 3,
+            Refusal::Twin => 4,
         }
     }
 
@@ -130,6 +133,7 @@ impl Refusal {
             1 => Refusal::NotAMember,
             2 => Refusal::OwnId,
             3 => Refusal::History,
+            4 => Refusal::Twin,
             _ => Refusal::Other,
         }
     }
@@ -141,6 +145,10 @@ impl fmt::Display for Refusal {
             Refusal::NotAMember => "the sender's server_id is not in the receiver's server list",
             Refusal::OwnId => "the sender has the receiver's own server_id",
             Refusal::History => "the sender's history is not the receiver's",
+            Refusal::Twin => {
+                "another server with this server_id is up at the address in the server list; \
+                 give each server its own server_id"
+            }
             Refusal::Other => "the receiver does not hear the sender",
         })
     }

@@ -16,7 +16,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -98,7 +98,16 @@ impl Me {
 
 /// When a frame of each member was last heard, whoever dialled. Cloning makes another handle.
 #[derive(Clone, Default)]
-pub struct Heard(Arc<Mutex<HashMap<ServerId, Instant>>>);
+pub struct Heard(Arc<Mutex<HashMap<ServerId, Voice>>>);
+
+/// What was heard of one member.
+#[derive(Clone, Copy)]
+struct Voice {
+    last: Instant,
+    /// The run of the process that answers at the member's listed address, while a connection to
+    /// it is up.
+    at_address: Option<u64>,
+}
 
 impl Heard {
     /// An empty table.
@@ -108,17 +117,39 @@ impl Heard {
 
     /// When something was last heard from this member.
     pub fn last(&self, id: ServerId) -> Option<Instant> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+        self.voices().get(&id).map(|voice| voice.last)
+    }
+
+    /// The incarnation that answers at this member's listed address, if this box has a connection
+    /// there. A request under the same id but from another incarnation comes from a second box
+    /// that calls itself by that id.
+    pub fn at_address(&self, id: ServerId) -> Option<u64> {
+        self.voices().get(&id).and_then(|voice| voice.at_address)
     }
 
     /// Forgets all but the members for which `keep` says yes. Bounds the table: only ids that
     /// the service admitted ever get in.
     pub fn retain(&self, keep: impl Fn(ServerId) -> bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|&id, _| keep(id));
+        self.voices().retain(|&id, _| keep(id));
     }
 
     fn note(&self, id: ServerId, now: Instant) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, now);
+        self.voices().entry(id).or_insert(Voice { last: now, at_address: None }).last = now;
+    }
+
+    fn note_answer(&self, id: ServerId, incarnation: u64, now: Instant) {
+        self.voices().insert(id, Voice { last: now, at_address: Some(incarnation) });
+    }
+
+    /// The connection to the member's address is gone.
+    fn forget_answer(&self, id: ServerId) {
+        if let Some(voice) = self.voices().get_mut(&id) {
+            voice.at_address = None;
+        }
+    }
+
+    fn voices(&self) -> MutexGuard<'_, HashMap<ServerId, Voice>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -354,6 +354,7 @@ impl Line {
             alarm: Alarm::new(now + DIALLER_IDLE_LIMIT),
         };
         let end = poll_fn(|cx| conversation.poll(cx, self, inbox)).await;
+        self.deps.heard.forget_answer(self.member.id);
         let Conversation { open, next, has_heard, .. } = conversation;
         let error = end.as_error();
         for open in open {
@@ -370,8 +371,8 @@ impl Line {
         self.tell_end(&end);
     }
 
-    fn heard(&mut self, now: Instant) {
-        self.deps.heard.note(self.member.id, now);
+    fn heard(&mut self, incarnation: u64, now: Instant) {
+        self.deps.heard.note_answer(self.member.id, incarnation, now);
         self.pause = REDIAL_MIN;
         self.barred = None;
         if !self.is_up {
@@ -543,7 +544,7 @@ impl Conversation {
                 match header.kind {
                     Kind::Response => {
                         self.has_heard = true;
-                        line.heard(now);
+                        line.heard(header.incarnation, now);
                         self.close(header.request, body);
                         Ok(())
                     }

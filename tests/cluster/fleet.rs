@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::relay::Relays;
 use kit::pki::{Authority, Identity, Request};
 use stek_share::core::config::{Member, Settings, Timers};
 use stek_share::core::server_id::ServerId;
@@ -92,6 +93,8 @@ pub struct Fleet {
     pub members: Vec<Member>,
     pub boxes: BTreeMap<u32, Running>,
     pub tune: fn(&mut Settings),
+    /// Links that can be cut, if the test wants any.
+    pub relays: Option<Relays>,
 }
 
 pub const SUBJECT: &str = "/C=US/ST=IL/O=Edge/OU=Test/CN=box";
@@ -105,7 +108,7 @@ impl Fleet {
             .map(|(id, port)| Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port })
             .collect();
         let authority = Authority::new("/O=Edge/CN=Test Root").unwrap();
-        Fleet { authority, members, boxes: BTreeMap::new(), tune }
+        Fleet { authority, members, boxes: BTreeMap::new(), tune, relays: None }
     }
 
     /// The same, all started at once.
@@ -115,6 +118,27 @@ impl Fleet {
             fleet.start(id);
         }
         fleet
+    }
+
+    /// The same, all started at once, on links that can be cut.
+    pub fn linked(count: u32, tune: fn(&mut Settings)) -> Fleet {
+        let mut fleet = Fleet::new(count, tune);
+        fleet.relays = Some(Relays::new(&fleet.members));
+        for id in 1..=count {
+            fleet.start(id);
+        }
+        fleet
+    }
+
+    /// Cuts or heals the links between two sides.
+    pub fn part(&self, one: &[u32], other: &[u32], cut: bool) {
+        self.relays.as_ref().expect("a linked fleet").part(one, other, cut);
+    }
+
+    /// Ends a box in an orderly way, as Traffic Server does at SIGTERM.
+    pub fn stop(&mut self, id: u32) {
+        let running = self.boxes.remove(&id).expect("it runs");
+        running.runtime.as_ref().expect("it runs").block_on(running.node.shutdown());
     }
 
     pub fn settings(&self, id: u32) -> Settings {
@@ -145,6 +169,9 @@ impl Fleet {
             members: self.members.clone(),
         };
         (self.tune)(&mut settings);
+        if let Some(relays) = &self.relays {
+            relays.reroute(&mut settings);
+        }
         settings
     }
 

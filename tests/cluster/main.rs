@@ -6,3 +6,5 @@ mod agreement;
 mod erasure;
 mod fleet;
 mod handover;
+mod rejoin;
+mod relay;
