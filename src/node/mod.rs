@@ -5,11 +5,11 @@
 //!
 //! | part | what it does |
 //! |---|---|
-//! | [`shared`] | what the parts know together: settings, peers, clock, phase, latest ring |
-//! | [`inbox`] | answers other boxes |
-//! | [`life`] | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
-//! | [`leader`] | founds, stages, activates; takes operators' orders |
-//! | [`keeper`] | from the ring to the set that the host should hold |
+//! | `shared` | what the parts know together: settings, peers, clock, phase, latest ring |
+//! | `inbox` | answers other boxes |
+//! | `life` | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
+//! | `leader` | founds, stages, activates; takes operators' orders |
+//! | `keeper` | from the ring to the set that the host should hold |
 
 mod inbox;
 mod keeper;
