@@ -15,7 +15,8 @@ use openraft::{
 };
 
 use super::Types;
-use crate::core::key_ring::{Command, Generation};
+use crate::core::agreed::Command;
+use crate::core::key_ring::{Command as KeyCommand, Generation};
 use crate::core::server_id::ServerId;
 
 type Result<T> = std::result::Result<T, StorageError<ServerId>>;
@@ -44,7 +45,9 @@ impl LogStore {
         let inner = self.lock();
         let mut applied_entries = inner.entries.range(..=applied).rev();
         applied_entries.find_map(|(index, entry)| match &entry.payload {
-            EntryPayload::Normal(Command::Stage { held, .. }) if !holds(held.generation) => {
+            EntryPayload::Normal(Command::Key(KeyCommand::Stage { held, .. }))
+                if !holds(held.generation) =>
+            {
                 Some(*index)
             }
             _ => None,
@@ -161,7 +164,8 @@ mod tests {
     fn stage(index: u64, generation: u64) -> Entry<Types> {
         let stek = Stek::copy_from(&[generation as u8; STEK_LEN]).unwrap();
         let held = Held { generation: Generation(generation), stek };
-        entry(index, EntryPayload::Normal(Command::Stage { held, revokes: false }))
+        let command = KeyCommand::Stage { held, revokes: false };
+        entry(index, EntryPayload::Normal(Command::Key(command)))
     }
 
     fn store() -> LogStore {

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use openraft::impls::{EmptyNode, OneshotResponder, TokioRuntime};
 use openraft::{CommittedLeaderId, Config, LogId, SnapshotPolicy, Vote};
 
+use crate::core::agreed::{Change, Command, Refusal};
 use crate::core::config::Settings;
-use crate::core::key_ring::{Change, Command, Refusal};
 use crate::core::rejoin::{Ballot, LogEnd};
 use crate::core::server_id::ServerId;
 
@@ -32,7 +32,7 @@ openraft::declare_raft_types!(
         NodeId = ServerId,
         Node = EmptyNode,
         Entry = openraft::Entry<Types>,
-        SnapshotData = state_machine::RingSnapshot,
+        SnapshotData = state_machine::AgreedSnapshot,
         Responder = OneshotResponder<Types>,
         AsyncRuntime = TokioRuntime,
 );

@@ -54,6 +54,9 @@ pub enum CallFailure {
     /// The answer made no sense.
     #[error("a senseless answer")]
     Senseless,
+    /// It does not have this box in its list.
+    #[error("this server is not in its server list")]
+    NotListed,
 }
 
 /// Carries messages to other boxes and answers back.
@@ -114,6 +117,7 @@ impl From<CallFailure> for RpcError {
     fn from(failure: CallFailure) -> RpcError {
         match failure {
             CallFailure::Unreachable => RPCError::Unreachable(Unreachable::new(&failure)),
+            CallFailure::NotListed => RPCError::Unreachable(Unreachable::new(&failure)),
             CallFailure::TimedOut | CallFailure::Senseless => {
                 RPCError::Network(NetworkError::new(&failure))
             }

@@ -1,4 +1,4 @@
-//! The key ring as openraft's state machine.
+//! The agreed state as openraft's state machine.
 //!
 //! Applies agreed commands, notes on the monotonic clock when it did, and pushes the new state to
 //! whoever watches. It installs nothing and erases no log. What must hold: applying is total and
@@ -17,17 +17,18 @@ use openraft::{
 use tokio::sync::watch;
 
 use super::{Answer, Types};
-use crate::core::key_ring::{Change, Command, KeyRing, Refusal};
+use crate::core::agreed::{Agreed, Change, Command, Refusal};
+use crate::core::key_ring::{Change as KeyChange, KeyRing};
 use crate::core::moment::Moment;
 use crate::core::server_id::ServerId;
 
 type Result<T> = std::result::Result<T, StorageError<ServerId>>;
 
-/// What a box knows of the agreed keys.
+/// What a box knows of the agreed state.
 #[derive(Clone, Debug, Default)]
-pub struct RingView {
-    /// The agreed keys.
-    pub ring: Arc<KeyRing>,
+pub struct AgreedView {
+    /// The agreed keys and server list.
+    pub agreed: Arc<Agreed>,
     /// When this box applied the activation of the current key, or what it was told of it.
     pub current_since: Moment,
     /// When this box applied the staging of the staged key.
@@ -36,11 +37,18 @@ pub struct RingView {
     pub applied: u64,
 }
 
+impl AgreedView {
+    /// The agreed keys.
+    pub fn ring(&self) -> &KeyRing {
+        &self.agreed.ring
+    }
+}
+
 /// The state machine's content at one point of the log.
 #[derive(Clone, Debug, Default)]
-pub struct RingSnapshot {
-    /// The agreed keys.
-    pub ring: KeyRing,
+pub struct AgreedSnapshot {
+    /// The agreed keys and server list.
+    pub agreed: Agreed,
     /// When the current one became current, on this process's clock.
     pub current_since: Moment,
     /// When the staged one was staged, on this process's clock.
@@ -58,21 +66,21 @@ pub type Clock = Arc<dyn Fn() -> Moment + Send + Sync>;
 pub struct StateMachine(Arc<Mutex<Inner>>);
 
 struct Inner {
-    state: RingSnapshot,
+    state: AgreedSnapshot,
     applied: Option<LogId<ServerId>>,
     membership: StoredMembership<ServerId, EmptyNode>,
     snapshot: Option<Snapshot<Types>>,
     snapshots_built: u64,
-    views: watch::Sender<RingView>,
+    views: watch::Sender<AgreedView>,
     observer: Observer,
     clock: Clock,
 }
 
 impl StateMachine {
     /// An empty one that pushes each new state into `views`.
-    pub fn new(views: watch::Sender<RingView>, observer: Observer, clock: Clock) -> StateMachine {
+    pub fn new(views: watch::Sender<AgreedView>, observer: Observer, clock: Clock) -> StateMachine {
         StateMachine(Arc::new(Mutex::new(Inner {
-            state: RingSnapshot::default(),
+            state: AgreedSnapshot::default(),
             applied: None,
             membership: StoredMembership::default(),
             snapshot: None,
@@ -87,7 +95,7 @@ impl StateMachine {
     pub fn snapshot_is_stale(&self) -> bool {
         let inner = self.lock();
         inner.snapshot.as_ref().is_some_and(|s| {
-            s.snapshot.ring.all().any(|held| !inner.state.ring.holds(held.generation))
+            s.snapshot.agreed.ring.all().any(|held| !inner.state.agreed.ring.holds(held.generation))
         })
     }
 
@@ -110,11 +118,11 @@ impl Inner {
     }
 
     fn command(&mut self, command: Command) -> std::result::Result<Change, Refusal> {
-        let outcome = self.state.ring.apply(command);
+        let outcome = self.state.agreed.apply(command);
         let now = (self.clock)();
         match outcome {
-            Ok(Change::Activated(_)) => self.state.current_since = now,
-            Ok(Change::Staged(_)) => self.state.staged_since = now,
+            Ok(Change::Key(KeyChange::Activated(_))) => self.state.current_since = now,
+            Ok(Change::Key(KeyChange::Staged(_))) => self.state.staged_since = now,
             _ => {}
         }
         (self.observer)(&outcome);
@@ -122,8 +130,8 @@ impl Inner {
     }
 
     fn publish(&self) {
-        self.views.send_replace(RingView {
-            ring: Arc::new(self.state.ring.clone()),
+        self.views.send_replace(AgreedView {
+            agreed: Arc::new(self.state.agreed.clone()),
             current_since: self.state.current_since,
             staged_since: self.state.staged_since,
             applied: self.applied.map_or(0, |id| id.index),
@@ -164,14 +172,14 @@ impl RaftStateMachine<Types> for StateMachine {
         self.clone()
     }
 
-    async fn begin_receiving_snapshot(&mut self) -> Result<Box<RingSnapshot>> {
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<AgreedSnapshot>> {
         Ok(Box::default())
     }
 
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta<ServerId, EmptyNode>,
-        snapshot: Box<RingSnapshot>,
+        snapshot: Box<AgreedSnapshot>,
     ) -> Result<()> {
         let mut inner = self.lock();
         inner.state = (*snapshot).clone();

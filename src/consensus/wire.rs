@@ -9,6 +9,7 @@
 //! what it takes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use openraft::impls::EmptyNode;
@@ -18,20 +19,22 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::state_machine::RingSnapshot;
+use super::state_machine::AgreedSnapshot;
 use super::{ballot_of, log_end_of, log_id_of, Types};
-use crate::core::key_ring::{Command, Generation, KeyRing, Refusal};
+use crate::core::agreed::{Agreed, Command, Refusal};
+use crate::core::config::{Member, MAX_MEMBERS};
+use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
 use crate::core::rejoin::{Ballot, LogEnd, Status};
+use crate::core::roster::BadRoster;
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 
 /// Most entries that a message may carry; more than any honest box sends.
 const MAX_ENTRIES: usize = 256;
 
-/// Most voter sets and most members in a membership.
+/// Most voter sets in a membership.
 const MAX_CONFIGS: usize = 2;
-const MAX_MEMBERS: usize = 1000;
 
 /// What one box asks of another.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +58,8 @@ pub enum Request {
     Order(Order),
     /// "I lead, and I am leaving; stand for election as soon as you can."
     Stand,
+    /// A server list that an operator wants on some box; the leader answers.
+    Enlist(Vec<Member>),
 }
 
 /// What the asked box answers.
@@ -84,6 +89,8 @@ pub enum Response {
     Ordered(Result<Generation, OrderRefusal>),
     /// To [`Request::Stand`]: it will.
     WillStand,
+    /// To [`Request::Enlist`]: the list's version.
+    Enlisted(Result<u64, EnlistRefusal>),
     /// To anything: the asked box is in no state to answer that.
     Unable(Unable),
 }
@@ -123,6 +130,55 @@ pub enum OrderRefusal {
     /// The group refused the key.
     #[error("the group refused the new key: {0}")]
     Refused(String),
+}
+
+/// Why a server list was not agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnlistRefusal {
+    /// Nobody leads, or the leader cannot be reached.
+    NoLeader,
+    /// No group could have this list.
+    Bad(BadRoster),
+    /// The membership does not follow the last list yet.
+    UnderWay(u64),
+    /// A majority of the old or of the new list is not there; the change could get stuck half way.
+    TooFew {
+        /// Whether it is the new list.
+        of_new: bool,
+        /// Who is missing.
+        missing: Vec<ServerId>,
+    },
+    /// The group refused the list.
+    Refused(String),
+    /// The group did not agree in time.
+    TimedOut,
+}
+
+impl fmt::Display for EnlistRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EnlistRefusal::NoLeader => {
+                write!(f, "there is no leader at present; try again in a second")
+            }
+            EnlistRefusal::Bad(why) => write!(f, "{why}"),
+            EnlistRefusal::UnderWay(version) => {
+                write!(f, "the change to list version {version} is under way; try again later")
+            }
+            EnlistRefusal::TooFew { of_new, missing } => {
+                let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                let which = if *of_new { "new" } else { "present" };
+                write!(
+                    f,
+                    "no majority of the {which} list is up and whole; missing: servers {}",
+                    names.join(", ")
+                )
+            }
+            EnlistRefusal::Refused(why) => write!(f, "the group refused it: {why}"),
+            EnlistRefusal::TimedOut => {
+                write!(f, "the group did not agree within client_req_timeout; it may still happen")
+            }
+        }
+    }
 }
 
 /// The outcome of an append request.
@@ -179,7 +235,7 @@ pub struct WireEntry {
 pub enum WirePayload {
     /// Nothing: a leader's first entry.
     Blank,
-    /// A change of the ring.
+    /// A change of the agreed state.
     Command(Command),
     /// Who belongs to the group.
     Membership(WireMembership),
@@ -207,8 +263,8 @@ pub struct WireSnapshot {
     pub membership: WireMembership,
     /// Tells snapshots of one box apart.
     pub id: String,
-    /// The agreed keys.
-    pub ring: KeyRing,
+    /// The agreed keys and server list.
+    pub agreed: Agreed,
     /// How old the current key is, in milliseconds.
     pub current_age_ms: u64,
     /// How long the staged key has been staged, in milliseconds.
@@ -233,9 +289,9 @@ pub enum Malformed {
     /// A vote that nobody gave cannot be committed, and so on.
     #[error("it has no voters")]
     NoVoters,
-    /// The ring in a snapshot is one that no commands could have made.
-    #[error("its ring is impossible: {0}")]
-    Ring(Refusal),
+    /// The state in a snapshot is one that no commands could have made.
+    #[error("its agreed state is impossible: {0}")]
+    State(Refusal),
 }
 
 /// Encodes a message in one allocation of the exact size, erased on drop. `None` only if a type
@@ -257,6 +313,9 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
     match &request {
         Request::Append(append) => append.check()?,
         Request::Snapshot(snapshot) => snapshot.check()?,
+        Request::Enlist(members) if members.len() > MAX_MEMBERS => {
+            return Err(Malformed::TooMany("members"));
+        }
         _ => {}
     }
     Ok(request)
@@ -386,7 +445,7 @@ impl WireSnapshot {
             id: meta.snapshot_id,
             current_age_ms: millis(now.since(state.current_since)),
             staged_age_ms: millis(now.since(state.staged_since)),
-            ring: state.ring,
+            agreed: state.agreed,
         }
     }
 
@@ -400,8 +459,8 @@ impl WireSnapshot {
             ),
             snapshot_id: self.id,
         };
-        let snapshot = Box::new(RingSnapshot {
-            ring: self.ring,
+        let snapshot = Box::new(AgreedSnapshot {
+            agreed: self.agreed,
             current_since: now.ago(Duration::from_millis(self.current_age_ms)),
             staged_since: now.ago(Duration::from_millis(self.staged_age_ms)),
         });
@@ -410,7 +469,7 @@ impl WireSnapshot {
 
     fn check(&self) -> Result<(), Malformed> {
         self.membership.check()?;
-        self.ring.check().map_err(Malformed::Ring)
+        self.agreed.check().map_err(Malformed::State)
     }
 }
 
@@ -480,7 +539,9 @@ pub fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::key_ring::{Held, HistoryId};
+    use crate::core::key_ring::{
+        Command as KeyCommand, Held, HistoryId, KeyRing, Refusal as KeyRefusal,
+    };
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn end(term: u64, index: u64) -> LogEnd {
@@ -498,7 +559,10 @@ mod tests {
             .iter()
             .map(|&i| WireEntry {
                 id: end(3, i),
-                payload: WirePayload::Command(Command::Stage { held: held(i), revokes: false }),
+                payload: WirePayload::Command(Command::Key(KeyCommand::Stage {
+                    held: held(i),
+                    revokes: false,
+                })),
             })
             .collect();
         WireAppend {
@@ -514,9 +578,9 @@ mod tests {
     fn ring() -> KeyRing {
         let mut ring = KeyRing::default();
         let history = HistoryId::from_bytes([1; 16]).unwrap();
-        ring.apply(Command::Found { history }).unwrap();
-        ring.apply(Command::Stage { held: held(1), revokes: false }).unwrap();
-        ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+        ring.apply(KeyCommand::Found { history }).unwrap();
+        ring.apply(KeyCommand::Stage { held: held(1), revokes: false }).unwrap();
+        ring.apply(KeyCommand::Activate { generation: Generation(1), keep: 2 }).unwrap();
         ring
     }
 
@@ -555,7 +619,7 @@ mod tests {
             membership_at: Some(end(0, 0)),
             membership: WireMembership { configs: vec![members.clone()], members },
             id: "4".to_owned(),
-            ring,
+            agreed: Agreed { ring, ..Agreed::default() },
             current_age_ms: 7000,
             staged_age_ms: 0,
         }
@@ -586,7 +650,10 @@ mod tests {
         let at = bytes.windows(STEK_LEN).position(|w| w == key).unwrap();
         let mut bytes = bytes.to_vec();
         bytes[at..at + 16].fill(0);
-        assert!(matches!(decode_request(&bytes), Err(Malformed::Ring(Refusal::Weak(_)))));
+        assert!(matches!(
+            decode_request(&bytes),
+            Err(Malformed::State(Refusal::Key(KeyRefusal::Weak(_))))
+        ));
     }
 
     #[test]

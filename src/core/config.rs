@@ -17,6 +17,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use self::reader::{Given, Numbers, Reader};
 use self::yaml::{Node, Places};
 use super::server_id::ServerId;
@@ -97,7 +99,7 @@ const fn seconds(least: i64, most: i64) -> Numbers {
 }
 
 /// One entry of the server list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// The box's id, unique in the list.
     pub id: ServerId,

@@ -160,9 +160,6 @@ pub enum Refusal {
     /// Only the staged key may become current.
     #[error("generation {0} is not staged")]
     NotStaged(Generation),
-    /// Applying the command failed in a way that no command can; this is a bug.
-    #[error("applying it failed; this is a bug, please report it")]
-    Fault,
 }
 
 /// The agreed keys of one history. Cloning it copies handles, not key bytes.

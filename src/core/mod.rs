@@ -2,10 +2,12 @@
 //! arguments. Imports nothing of the other rooms.
 #![forbid(unsafe_code)]
 
+pub mod agreed;
 pub mod config;
 pub mod key_ring;
 pub mod moment;
 pub mod rejoin;
+pub mod roster;
 pub mod rotation;
 pub mod server_id;
 pub mod stek;

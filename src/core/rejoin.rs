@@ -98,6 +98,9 @@ pub enum Verdict {
 /// Judges what an empty box may do at `now`, `asked_since` being when it began to ask, `members`
 /// all of its list, itself included, `answers` the latest from each other box.
 ///
+/// `is_outsider` tells whether a living box does not have this one in its list: then there is a
+/// group already, and this box waits to be added to it.
+///
 /// A cold start with answers missing waits longer than a best effort, because it is the one that
 /// can make a second history.
 pub fn judge_at(
@@ -106,6 +109,7 @@ pub fn judge_at(
     election_upper: Duration,
     members: usize,
     answers: &BTreeMap<ServerId, Status>,
+    is_outsider: bool,
 ) -> Verdict {
     let majority = members / 2 + 1;
     let asked_for = now.since(asked_since);
@@ -117,6 +121,9 @@ pub fn judge_at(
     let all_answered = answers.len() + 1 >= members;
     let enough_answered = answers.len() >= members / 2;
     if full == 0 {
+        if is_outsider {
+            return Verdict::Ask;
+        }
         let patience_over = asked_for >= election_upper * 3;
         return match all_answered || (enough_answered && patience_over) {
             true => Verdict::Cold,
@@ -214,7 +221,7 @@ mod tests {
     }
 
     fn judge(ms: u64, members: usize, list: &[(u32, Status)]) -> Verdict {
-        judge_at(at(ms), at(0), UPPER, members, &answers(list))
+        judge_at(at(ms), at(0), UPPER, members, &answers(list), false)
     }
 
     #[test]
@@ -238,6 +245,14 @@ mod tests {
         assert_eq!(judge(0, 1, &[]), Verdict::Cold);
         assert_eq!(judge(1199, 3, &[(2, empty.clone())]), Verdict::Ask);
         assert_eq!(judge(1200, 3, &[(2, empty)]), Verdict::Cold);
+    }
+
+    #[test]
+    fn a_box_that_a_living_group_does_not_know_waits_to_be_added() {
+        let empty = answers(&[(2, Status::default()), (3, Status::default())]);
+        assert_eq!(judge_at(at(9_000), at(0), UPPER, 3, &empty, true), Verdict::Ask);
+        let known = answers(&[(2, full(1, 1)), (3, full(1, 1))]);
+        assert!(matches!(judge_at(at(0), at(0), UPPER, 3, &known, true), Verdict::Safe { .. }));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::leader;
 use super::shared::{Running, Shared};
+use super::{leader, roster};
 use crate::consensus::wire::{
     self, AppendAnswer, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
 };
@@ -35,10 +35,10 @@ pub(super) struct Inbox(Arc<Shared>);
 /// Starts to listen.
 pub(super) fn listen(shared: &Arc<Shared>) -> Listener {
     let settings = ListenSettings {
-        bind_address: shared.settings.bind_address.clone(),
-        address: shared.settings.address.clone(),
-        port: shared.settings.port,
-        max_connections: max_connections(shared.settings.members.len()),
+        bind_address: shared.settings().bind_address.clone(),
+        address: shared.settings().address.clone(),
+        port: shared.settings().port,
+        max_connections: max_connections(shared.members().len()),
     };
     let deps = ListenDeps {
         log: shared.log.clone(),
@@ -63,7 +63,7 @@ impl Service for Inbox {
                 return Err(Refusal::Twin);
             }
         }
-        match self.0.settings.members.iter().any(|m| m.id == hello.sender) {
+        match self.0.members().iter().any(|m| m.id == hello.sender) {
             true => Ok(()),
             false => Err(Refusal::NotAMember),
         }
@@ -109,6 +109,9 @@ impl Inbox {
                 Ok(Response::WillStand)
             }
             Request::Order(order) => Ok(Response::Ordered(leader::order_here(shared, order).await)),
+            Request::Enlist(members) => {
+                Ok(Response::Enlisted(roster::enlist_here(shared, members).await))
+            }
             Request::AwaitInstalled { generation, limit_ms } => {
                 let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
                 Ok(Response::Installed(await_installed(shared, generation, limit).await))
@@ -136,7 +139,7 @@ impl Inbox {
     /// Raft, unless the sender belongs to another history than this box. One that has none yet
     /// may join either way.
     fn same_history(&self, from: &Caller) -> Result<Running, Unable> {
-        let ours = self.0.views.borrow().ring.history();
+        let ours = self.0.views.borrow().agreed.ring.history();
         let theirs = HistoryId::from_bytes(from.history);
         match (ours, theirs) {
             (Some(ours), Some(theirs)) if ours != theirs => {
@@ -210,7 +213,7 @@ pub(super) async fn await_installed(
     limit: Duration,
 ) -> Generation {
     let mut installed = shared.installed.subscribe();
-    let history = shared.views.borrow().ring.history();
+    let history = shared.views.borrow().agreed.ring.history();
     let held = installed.wait_for(|i| i.history == history && i.newest >= generation);
     let _ = timeout(limit, held).await;
     shared.installed_newest()

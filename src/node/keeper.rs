@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::shared::Shared;
 use super::{new_key, KeySet};
-use crate::consensus::state_machine::RingView;
+use crate::consensus::state_machine::AgreedView;
 use crate::core::key_ring::{keys_to_install, Generation, KeyRing};
 use crate::core::moment::Moment;
 use crate::core::rejoin::Quarantine;
@@ -28,10 +28,11 @@ const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
     let mut views = shared.views.subscribe();
     let mut quarantine = shared.quarantine.subscribe();
+    let mut settings = shared.watch_settings();
     let now = shared.now();
     let mut keeper = Keeper {
         shared,
-        held: RingView::default(),
+        held: AgreedView::default(),
         own: vec![initial],
         own_since: now,
         alone: false,
@@ -48,6 +49,7 @@ pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender
             () = sleep(pause) => {}
             changed = views.changed() => if changed.is_err() { return },
             _ = quarantine.changed() => {}
+            _ = settings.changed() => {}
         }
     }
 }
@@ -55,7 +57,7 @@ pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender
 struct Keeper {
     shared: Arc<Shared>,
     /// The latest ring that may be used.
-    held: RingView,
+    held: AgreedView,
     /// This box's own keys, newest first: they encrypt while nothing agreed may, and otherwise
     /// decrypt where there is room.
     own: Vec<Stek>,
@@ -67,8 +69,8 @@ struct Keeper {
 impl Keeper {
     /// Takes over a newer ring. A box that starts anew has an empty one for a while, which says
     /// nothing about the keys.
-    fn take(&mut self, view: RingView) {
-        let (old, new) = (&self.held.ring, &view.ring);
+    fn take(&mut self, view: AgreedView) {
+        let (old, new) = (&self.held.agreed.ring, &view.agreed.ring);
         if new.history().is_none() {
             return;
         }
@@ -83,7 +85,7 @@ impl Keeper {
             self.own.clear();
         }
         self.held = view;
-        if self.held.ring.current().is_some() {
+        if self.held.agreed.ring.current().is_some() {
             self.shared.drop_initial();
         }
     }
@@ -92,10 +94,10 @@ impl Keeper {
     fn renew_own(&mut self) -> Duration {
         let shared = self.shared.clone();
         let now = shared.now();
-        let ring = &self.held.ring;
+        let ring = &self.held.agreed.ring;
         if ring.current().is_some() {
             let since = shared.current_since(&self.held);
-            let rest = may_encrypt_for_at(now, since, shared.settings.max_key_age);
+            let rest = may_encrypt_for_at(now, since, shared.settings().max_key_age);
             if !rest.is_zero() {
                 if std::mem::take(&mut self.alone) {
                     shared
@@ -112,7 +114,7 @@ impl Keeper {
                 self.own_since = Moment::default();
             }
         }
-        let interval = shared.settings.key_update_interval;
+        let interval = shared.settings().key_update_interval;
         let rest = interval.saturating_sub(now.since(self.own_since));
         if !self.own.is_empty() && !rest.is_zero() {
             return rest;
@@ -137,8 +139,8 @@ impl Keeper {
 
     /// Sends the set out if it has changed, and drops own keys that are not in it.
     fn publish(&mut self, sets: &watch::Sender<KeySet>) {
-        let ring: &KeyRing = &self.held.ring;
-        let limit = self.shared.settings.ticket_keys;
+        let ring: &KeyRing = &self.held.agreed.ring;
+        let limit = self.shared.settings().ticket_keys;
         let keys: Vec<Stek> = keys_to_install(ring, &self.own, self.alone, limit)
             .into_iter()
             .filter(|key| self.passes_gate(key))

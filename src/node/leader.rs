@@ -16,12 +16,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::new_key;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
+use super::{new_key, roster};
 use crate::consensus::network::Courier;
-use crate::consensus::state_machine::RingView;
+use crate::consensus::state_machine::AgreedView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
-use crate::core::key_ring::{Command, Generation, Held, HistoryId};
+use crate::core::agreed::Command;
+use crate::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId};
 use crate::core::moment::Moment;
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
@@ -71,6 +72,7 @@ pub(super) async fn lead(
         tokio::select! {
             _ = over => {}
             () = reign.rule(orders) => {}
+            () = roster::lead_membership(shared, running) => {}
         }
         reign.end();
     }
@@ -106,6 +108,7 @@ impl<'a> Reign<'a> {
     async fn rule(&mut self, orders: &mut mpsc::Receiver<QueuedOrder>) {
         let mut views = self.shared.views.subscribe();
         let mut own = self.shared.installed.subscribe();
+        let mut settings = self.shared.watch_settings();
         loop {
             let view = views.borrow_and_update().clone();
             own.borrow_and_update();
@@ -113,18 +116,19 @@ impl<'a> Reign<'a> {
             self.ask_about_staged(&view);
             let pause = match self.decide(&view) {
                 Step::Wait(rest) => rest,
-                step if self.shared.quorum_within(self.shared.settings.timers.election_upper) => {
+                step if self.shared.quorum_within(self.shared.settings().timers.election_upper) => {
                     match self.carry_out(&view, step).await {
                         true => continue,
                         false => PROPOSAL_RETRY,
                     }
                 }
-                _ => self.shared.settings.timers.heart_beat,
+                _ => self.shared.settings().timers.heart_beat,
             };
             tokio::select! {
                 () = sleep(pause) => {}
                 _ = views.changed() => {}
                 _ = own.changed() => {}
+                _ = settings.changed() => {}
                 Some(Ok((id, generation))) = self.asking.join_next() => {
                     self.installed.insert(id, generation);
                 }
@@ -133,16 +137,15 @@ impl<'a> Reign<'a> {
         }
     }
 
-    fn decide(&self, view: &RingView) -> Step {
+    fn decide(&self, view: &AgreedView) -> Step {
         let shared = self.shared;
         let policy = Policy {
-            interval: shared.settings.key_update_interval,
-            handover_timeout: shared.settings.handover_timeout,
-            reachable_within: shared.settings.timers.election_upper,
+            interval: shared.settings().key_update_interval,
+            handover_timeout: shared.settings().handover_timeout,
+            reachable_within: shared.settings().timers.election_upper,
         };
         let members: Vec<MemberView> = shared
-            .settings
-            .members
+            .members()
             .iter()
             .map(|member| MemberView {
                 id: member.id,
@@ -151,7 +154,7 @@ impl<'a> Reign<'a> {
             })
             .collect();
         let view = View {
-            ring: &view.ring,
+            ring: &view.agreed.ring,
             current_since: shared.current_since(view),
             staged_since: view.staged_since,
             leader_since: self.since,
@@ -163,7 +166,7 @@ impl<'a> Reign<'a> {
     }
 
     /// Carries out one step; whether it came to anything.
-    async fn carry_out(&mut self, view: &RingView, step: Step) -> bool {
+    async fn carry_out(&mut self, view: &AgreedView, step: Step) -> bool {
         match step {
             Step::Wait(_) => true,
             Step::Found => self.found().await,
@@ -179,16 +182,16 @@ impl<'a> Reign<'a> {
         let mut bytes = [0; 16];
         let drawn = rand_bytes(&mut bytes).ok().and_then(|()| HistoryId::from_bytes(bytes));
         match drawn {
-            Some(history) => self.propose(Command::Found { history }).await.is_ok(),
+            Some(history) => self.propose(KeyCommand::Found { history }).await.is_ok(),
             None => false,
         }
     }
 
-    async fn stage(&mut self, view: &RingView, generation: Generation, revokes: bool) -> bool {
+    async fn stage(&mut self, view: &AgreedView, generation: Generation, revokes: bool) -> bool {
         let Some(held) = self.key_for(view, generation) else { return false };
         let fingerprint = held.stek.fingerprint();
         self.shared.log.debug(format!("staging key {fingerprint} as generation {generation}"));
-        match self.propose(Command::Stage { held, revokes }).await {
+        match self.propose(KeyCommand::Stage { held, revokes }).await {
             Ok(()) => true,
             Err(refusal) => {
                 self.reply(Err(refusal));
@@ -199,7 +202,7 @@ impl<'a> Reign<'a> {
 
     /// A key that the ring will take: for the first generation this box's own initial STEK, so
     /// that the tickets which it has already issued live on.
-    fn key_for(&self, view: &RingView, generation: Generation) -> Option<Held> {
+    fn key_for(&self, view: &AgreedView, generation: Generation) -> Option<Held> {
         let offered = match generation {
             Generation(1) => self.shared.initial(),
             _ => None,
@@ -215,7 +218,7 @@ impl<'a> Reign<'a> {
         let candidates = offered.into_iter().map(Some).chain(drawn.take(DRAWS)).flatten();
         for stek in candidates {
             let held = Held { generation, stek };
-            match view.ring.admits(&held) {
+            match view.agreed.ring.admits(&held) {
                 Ok(()) => return Some(held),
                 Err(refusal) => {
                     let line = format!("a new key was not proposed: {refusal}");
@@ -227,8 +230,8 @@ impl<'a> Reign<'a> {
     }
 
     async fn activate(&mut self, generation: Generation) -> bool {
-        let keep = self.shared.settings.ticket_keys.min(usize::from(u8::MAX)) as u8;
-        match self.propose(Command::Activate { generation, keep }).await {
+        let keep = self.shared.settings().ticket_keys.min(usize::from(u8::MAX)) as u8;
+        match self.propose(KeyCommand::Activate { generation, keep }).await {
             Ok(()) => {
                 self.reply(Ok(generation));
                 true
@@ -262,27 +265,28 @@ impl<'a> Reign<'a> {
     }
 
     /// Proposes a command and waits until it is applied here.
-    async fn propose(&self, command: Command) -> Result<(), OrderRefusal> {
-        let limit = self.shared.settings.request_timeout;
-        let refusal = match timeout(limit, self.running.raft.client_write(command)).await {
-            Ok(Ok(response)) => match response.data {
-                Some(Err(refusal)) => OrderRefusal::Refused(refusal.to_string()),
-                _ => return Ok(()),
-            },
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
-                OrderRefusal::NoLeader
-            }
-            Ok(Err(_)) => OrderRefusal::NoLeader,
-            Err(_) => OrderRefusal::TimedOut,
-        };
+    async fn propose(&self, command: KeyCommand) -> Result<(), OrderRefusal> {
+        let limit = self.shared.settings().request_timeout;
+        let refusal =
+            match timeout(limit, self.running.raft.client_write(Command::Key(command))).await {
+                Ok(Ok(response)) => match response.data {
+                    Some(Err(refusal)) => OrderRefusal::Refused(refusal.to_string()),
+                    _ => return Ok(()),
+                },
+                Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+                    OrderRefusal::NoLeader
+                }
+                Ok(Err(_)) => OrderRefusal::NoLeader,
+                Err(_) => OrderRefusal::TimedOut,
+            };
         let line = format!("a proposal came to nothing: {refusal}");
         self.shared.log.limited(Level::Note, "proposal", line);
         Err(refusal)
     }
 
     /// Asks every other box to tell when it has installed the staged key, once per handover.
-    fn ask_about_staged(&mut self, view: &RingView) {
-        let staged = view.ring.staged().map(|s| s.held.generation).unwrap_or_default();
+    fn ask_about_staged(&mut self, view: &AgreedView) {
+        let staged = view.agreed.ring.staged().map(|s| s.held.generation).unwrap_or_default();
         if staged == self.asked_about {
             return;
         }
@@ -297,12 +301,12 @@ impl<'a> Reign<'a> {
 
     fn take_order(
         &mut self,
-        view: &RingView,
+        view: &AgreedView,
         order: Order,
         reply: oneshot::Sender<Result<Generation, OrderRefusal>>,
     ) {
-        let busy = view.ring.staged().map(|s| s.held.generation);
-        let busy = busy.or(self.order.as_ref().map(|_| view.ring.newest().next()));
+        let busy = view.agreed.ring.staged().map(|s| s.held.generation);
+        let busy = busy.or(self.order.as_ref().map(|_| view.agreed.ring.newest().next()));
         match busy {
             Some(generation) => {
                 let _ = reply.send(Err(OrderRefusal::HandoverUnderWay(generation)));
@@ -331,7 +335,7 @@ async fn ask_until_installed(
     let courier = PeerCourier(shared.clone());
     let limit_ms = wire::millis(AWAIT_LIMIT).try_into().unwrap_or(u32::MAX);
     // The answer may be held back for the whole limit, and still has to travel.
-    let patience = AWAIT_LIMIT + shared.settings.timers.election_upper;
+    let patience = AWAIT_LIMIT + shared.settings().timers.election_upper;
     loop {
         let question = Request::AwaitInstalled { generation, limit_ms };
         match courier.call(id, question, patience).await {
@@ -353,7 +357,7 @@ pub(super) async fn bid_farewell(shared: &Arc<Shared>) {
     if metrics.state != ServerState::Leader {
         return;
     }
-    let bound = shared.settings.timers.election_upper;
+    let bound = shared.settings().timers.election_upper;
     let replication = metrics.replication.unwrap_or_default();
     let up = |id: &ServerId| shared.heard.last(*id).is_some_and(|at| at.elapsed() < bound);
     let advanced = replication.into_iter().filter(|(id, _)| *id != shared.me && up(id));
@@ -373,7 +377,7 @@ pub(super) async fn order(shared: &Arc<Shared>, order: Order) -> Result<Generati
         None => Err(OrderRefusal::NoLeader),
         Some(id) if id == shared.me => order_here(shared, order).await,
         Some(id) => {
-            let limit = order_limit(shared) + shared.settings.timers.election_upper;
+            let limit = order_limit(shared) + shared.settings().timers.election_upper;
             match PeerCourier(shared.clone()).call(id, Request::Order(order), limit).await {
                 Ok(Response::Ordered(answer)) => answer,
                 _ => Err(OrderRefusal::NoLeader),
@@ -398,5 +402,5 @@ pub(super) async fn order_here(
 
 /// An order takes two agreements and a handover.
 fn order_limit(shared: &Shared) -> Duration {
-    shared.settings.request_timeout * 2 + shared.settings.handover_timeout
+    shared.settings().request_timeout * 2 + shared.settings().handover_timeout
 }

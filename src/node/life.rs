@@ -14,16 +14,18 @@ use openraft::{LogIdOptionExt, ServerState};
 use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout, Instant};
+use tokio::time::{interval, sleep, timeout, Instant, Interval, MissedTickBehavior};
 
 use super::leader;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
-use crate::consensus::state_machine::{RingView, StateMachine};
+use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::wire::{Request, Response};
 use crate::consensus::{log_end_of, raft_config, vote_of, Raft};
-use crate::core::key_ring::{Change, Refusal};
+use crate::core::agreed::{Change, Refusal};
+use crate::core::config::{Settings, Timers};
+use crate::core::key_ring::Change as KeyChange;
 use crate::core::rejoin::{
     judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
 };
@@ -70,21 +72,39 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 /// Lives until the task is aborted.
 pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedOrder>) {
     let mut pause = REBIRTH_MIN;
+    let mut kept: Option<Running> = None;
     loop {
         let born = Instant::now();
-        let verdict = ask_around(&shared).await;
-        let end = match start(&shared, verdict).await {
-            Ok(running) => take_part(&shared, &running, &mut orders).await,
+        let started = match kept.take() {
+            Some(old) => restart(&shared, old).await,
+            None => {
+                let verdict = ask_around(&shared).await;
+                start(&shared, verdict).await
+            }
+        };
+        let end = match started {
+            Ok(running) => {
+                let end = take_part(&shared, &running, &mut orders).await;
+                if matches!(end, End::Retimed) {
+                    shared.stop_raft().await;
+                    shared.log.debug("Raft goes on with other timers");
+                    kept = Some(running);
+                    continue;
+                }
+                end
+            }
             Err(reason) => End::Broken(reason),
         };
         shared.quarantine.send_replace(Quarantine::Silent);
         shared.stop_raft().await;
         // An empty box belongs to no history.
-        shared.views.send_replace(RingView::default());
+        shared.views.send_replace(AgreedView::default());
         if born.elapsed() > GOOD_LIFE {
             pause = REBIRTH_MIN;
         }
         match end {
+            // Went on above, with all that it remembers.
+            End::Retimed => {}
             End::Unattended => shared.log.debug("no leader came while catching up; asking anew"),
             End::OtherHistory(words) => shared.log.note(format!(
                 "{words}; joining it as an empty box, installed keys stay in use until then"
@@ -107,6 +127,8 @@ enum End {
     Broken(String),
     /// Another history goes before this box's; which, in words.
     OtherHistory(String),
+    /// A reload changed what openraft takes only at its start.
+    Retimed,
     /// It is in quarantine and hears no leader: those that it relied on may be gone.
     Unattended,
 }
@@ -115,18 +137,25 @@ enum End {
 async fn ask_around(shared: &Arc<Shared>) -> Verdict {
     let since = shared.now();
     shared.forget_answers();
-    let unreachable = watch::Sender::new(BTreeSet::new());
+    let troubles = watch::Sender::new(BTreeMap::new());
     let mut askers = JoinSet::new();
     for id in shared.others() {
-        askers.spawn(keep_asking(shared.clone(), id, unreachable.clone()));
+        askers.spawn(keep_asking(shared.clone(), id, troubles.clone()));
     }
-    let members = shared.settings.members.len();
-    let upper = shared.settings.timers.election_upper;
+    let members = shared.members().len();
+    let upper = shared.settings().timers.election_upper;
     loop {
         let answers = shared.answers_within(ANSWER_LIFE);
-        let gone = unreachable.borrow().iter().filter(|id| !answers.contains_key(id)).count();
+        let (gone, is_outsider) = {
+            let troubles = troubles.borrow();
+            let having = |what: CallFailure| {
+                let those = troubles.iter().filter(move |(_, failure)| **failure == what);
+                those.filter(|(id, _)| !answers.contains_key(id)).count()
+            };
+            (having(CallFailure::Unreachable), having(CallFailure::NotListed) > 0)
+        };
         shared.hopeless.send_replace(!majority_possible(members, gone));
-        match judge_at(shared.now(), since, upper, members, &answers) {
+        match judge_at(shared.now(), since, upper, members, &answers, is_outsider) {
             Verdict::Ask => {}
             verdict => return verdict,
         }
@@ -141,16 +170,16 @@ async fn ask_around(shared: &Arc<Shared>) -> Verdict {
 async fn keep_asking(
     shared: Arc<Shared>,
     id: ServerId,
-    unreachable: watch::Sender<BTreeSet<ServerId>>,
+    troubles: watch::Sender<BTreeMap<ServerId, CallFailure>>,
 ) {
     let courier = PeerCourier(shared.clone());
     let mut pause = ASK_PAUSE_MIN;
     loop {
         let answer = ask(&shared, &courier, id).await;
-        unreachable.send_modify(|gone| {
+        troubles.send_modify(|troubles| {
             match answer {
-                Err(CallFailure::Unreachable) => gone.insert(id),
-                _ => gone.remove(&id),
+                Err(failure) => troubles.insert(id, failure),
+                Ok(()) => troubles.remove(&id),
             };
         });
         sleep(pause).await;
@@ -187,14 +216,8 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
         Arc::new(move || shared.now())
     };
     let machine = StateMachine::new(shared.views.clone(), observer, clock);
-    let chronicle: Arc<dyn Chronicle> = shared.clone();
-    let links = Links::new(PeerCourier(shared.clone()), chronicle);
-    let config = raft_config(&shared.settings);
-    let raft = Raft::new(shared.me, config, links, log.clone(), machine.clone())
-        .await
-        .map_err(|e| format!("Raft did not start: {e}"))?;
     let cold = verdict == Verdict::Cold;
-    let running = Running { raft, log, machine, cold };
+    let running = run_raft(shared, log, machine, cold).await?;
     shared.quarantine.send_replace(match verdict {
         Verdict::Cold => Quarantine::Lifted,
         Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(log_end),
@@ -204,7 +227,7 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
     if cold {
         shared.log.debug("nobody remembers any key; beginning a history with the list's members");
         let members: BTreeMap<ServerId, EmptyNode> =
-            shared.settings.members.iter().map(|m| (m.id, EmptyNode {})).collect();
+            shared.members().iter().map(|m| (m.id, EmptyNode {})).collect();
         // A leader's append may have come first, which is as good.
         let _ = running.raft.initialize(members).await;
     } else {
@@ -213,12 +236,41 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
     Ok(running)
 }
 
+/// Starts Raft anew with all that it remembers.
+async fn restart(shared: &Arc<Shared>, old: Running) -> Result<Running, String> {
+    let running = run_raft(shared, old.log, old.machine, false).await?;
+    shared.set_running(Some(running.clone()));
+    Ok(running)
+}
+
+async fn run_raft(
+    shared: &Arc<Shared>,
+    log: LogStore,
+    machine: StateMachine,
+    cold: bool,
+) -> Result<Running, String> {
+    let chronicle: Arc<dyn Chronicle> = shared.clone();
+    let links = Links::new(PeerCourier(shared.clone()), chronicle);
+    let config = raft_config(&shared.settings());
+    let raft = Raft::new(shared.me, config, links, log.clone(), machine.clone())
+        .await
+        .map_err(|e| format!("Raft did not start: {e}"))?;
+    Ok(Running { raft, log, machine, cold })
+}
+
 fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
     match outcome {
-        Ok(Change::Founded) => shared.log.debug("a history of keys begins"),
-        Ok(Change::Staged(g)) => shared.log.debug(format!("generation {g} is staged")),
-        Ok(Change::Activated(g)) => shared.log.debug(format!("generation {g} is current")),
-        Ok(Change::Nothing) => {}
+        Ok(Change::Key(KeyChange::Founded)) => shared.log.debug("a history of keys begins"),
+        Ok(Change::Key(KeyChange::Staged(g))) => {
+            shared.log.debug(format!("generation {g} is staged"))
+        }
+        Ok(Change::Key(KeyChange::Activated(g))) => {
+            shared.log.debug(format!("generation {g} is current"))
+        }
+        Ok(Change::Key(KeyChange::Nothing)) => {}
+        Ok(Change::Enlisted(version)) => {
+            shared.log.debug(format!("server list version {version} is agreed"));
+        }
         Err(refusal) => {
             let line = format!("an agreed command was refused: {refusal}");
             shared.log.limited(Level::Warning, "refused command", line);
@@ -241,6 +293,20 @@ async fn take_part(
         words = leader::lead(shared, running, orders) => End::Broken(words),
         words = meet(shared) => End::OtherHistory(words),
         () = convalesce(shared) => End::Unattended,
+        () = retimed(shared, running) => End::Retimed,
+    }
+}
+
+/// Returns when the settings ask for another configuration of openraft than the running one.
+async fn retimed(shared: &Arc<Shared>, running: &Running) {
+    let mut settings = shared.watch_settings();
+    let differs = |settings: &Arc<Settings>| {
+        let (new, old) = (raft_config(settings), running.raft.config());
+        (new.election_timeout_min, new.max_in_snapshot_log_to_keep, &new.snapshot_policy)
+            != (old.election_timeout_min, old.max_in_snapshot_log_to_keep, &old.snapshot_policy)
+    };
+    if settings.wait_for(differs).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -269,7 +335,7 @@ async fn meet(shared: &Arc<Shared>) -> String {
 
 /// Returns when this box has been in quarantine for a while without hearing a leader.
 async fn convalesce(shared: &Arc<Shared>) {
-    let patience = shared.settings.timers.election_upper * 3;
+    let patience = shared.settings().timers.election_upper * 3;
     let mut quarantine = shared.quarantine.subscribe();
     let since = shared.now();
     loop {
@@ -289,7 +355,7 @@ async fn convalesce(shared: &Arc<Shared>) {
 /// Stands for election when no leader was heard for a random time within the election bounds,
 /// and a majority would vote for this box.
 async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
-    let timers = shared.settings.timers;
+    let mut timers = shared.settings().timers;
     let mut server = running.raft.server_metrics();
     let mut since = shared.now();
     // A cold start knows that there is no leader to wait for.
@@ -302,6 +368,7 @@ async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
         if server.wait_for(|m| m.state != ServerState::Leader).await.is_err() {
             return "its core is gone".to_owned();
         }
+        timers = shared.settings().timers;
         let last = shared.contact().map_or(since, |contact| contact.max(since));
         let rest = patience.saturating_sub(shared.now().since(last));
         if !rest.is_zero() {
@@ -373,13 +440,19 @@ async fn would_win(shared: &Arc<Shared>, running: &Running) -> bool {
 /// Beats while this box leads.
 async fn beat(shared: &Arc<Shared>, running: &Running) -> String {
     let mut server = running.raft.server_metrics();
-    let mut ticks = tokio::time::interval(shared.settings.timers.heart_beat);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut settings = shared.watch_settings();
+    let mut ticks = beats_of(&settings.borrow_and_update().timers);
     loop {
         if server.wait_for(|m| m.state == ServerState::Leader).await.is_err() {
             return "its core is gone".to_owned();
         }
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = settings.changed() => {
+                ticks = beats_of(&settings.borrow_and_update().timers);
+                continue;
+            }
+        }
         if *shared.leaving.borrow() {
             std::future::pending::<()>().await;
         }
@@ -389,13 +462,19 @@ async fn beat(shared: &Arc<Shared>, running: &Running) -> String {
     }
 }
 
+fn beats_of(timers: &Timers) -> Interval {
+    let mut ticks = interval(timers.heart_beat);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
 /// Erases retired keys from log and snapshot as soon as they are retired, whatever
 /// `reserved_log_items` keeps (promise 6).
 async fn erase(shared: &Arc<Shared>, running: &Running) -> String {
     let mut views = shared.views.subscribe();
     loop {
         let view = views.borrow_and_update().clone();
-        let retired = running.log.last_retired(view.applied, |g| view.ring.holds(g));
+        let retired = running.log.last_retired(view.applied, |g| view.agreed.ring.holds(g));
         if retired.is_none() && !running.machine.snapshot_is_stale() {
             if views.changed().await.is_err() {
                 return "its state is gone".to_owned();

@@ -9,15 +9,17 @@
 //! | `inbox` | answers other boxes |
 //! | `life` | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
 //! | `leader` | founds, stages, activates; takes operators' orders |
+//! | `roster` | has the group agree on its server list, and Raft's membership follow it |
 //! | `keeper` | from the ring to the set that the host should hold |
 
 mod inbox;
 mod keeper;
 mod leader;
 mod life;
+mod roster;
 mod shared;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
@@ -26,16 +28,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::consensus::wire::OrderRefusal;
-use crate::core::config::Settings;
+use crate::consensus::wire::{EnlistRefusal, OrderRefusal};
+use crate::core::config::{Member, Settings};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Fingerprint, Stek, WeakKey};
 use crate::journal::Log;
-use crate::transport::listener::Listener;
 use crate::transport::tls::Tls;
-use shared::Shared;
+use shared::{lock, Shared};
 
 /// The most time that [`Node::shutdown`] takes: a leader's farewell, and Raft's own end.
 pub const SHUTDOWN_LIMIT: Duration = Duration::from_millis(700);
@@ -147,6 +148,40 @@ pub enum Joined {
     TimedOut,
 }
 
+/// What a reload did besides taking over settings and certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// The version of the agreed server list, if the file's had changed.
+    pub list: Option<u64>,
+    /// Whether `asio_thread_pool_size` changed, which takes effect at the next start.
+    pub needs_restart: bool,
+}
+
+/// Why a reload changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum NoReload {
+    /// A running box cannot become another one.
+    #[error(
+        "server_id is {new} now and was {old}; a running server cannot become another one: \
+         restart Traffic Server"
+    )]
+    OtherId {
+        /// The id that it runs under.
+        old: ServerId,
+        /// The one in the file.
+        new: ServerId,
+    },
+    /// The group did not agree on the file's server list.
+    #[error("server_list_file: the group did not take the new list: {0}")]
+    List(EnlistRefusal),
+}
+
+impl From<EnlistRefusal> for NoReload {
+    fn from(refusal: EnlistRefusal) -> NoReload {
+        NoReload::List(refusal)
+    }
+}
+
 /// A box's part in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -185,6 +220,10 @@ pub struct Report {
     pub current_age: Duration,
     /// Entries in Raft's log.
     pub log_entries: usize,
+    /// Voters of Raft's membership.
+    pub members: usize,
+    /// The version of the agreed server list, 0 before there is one.
+    pub list_version: u64,
     /// Members that were heard within the upper election bound, this box included.
     pub reachable: usize,
 }
@@ -194,7 +233,6 @@ pub struct Node {
     shared: Arc<Shared>,
     sets: watch::Receiver<KeySet>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
-    listener: std::sync::Mutex<Option<Listener>>,
 }
 
 impl Node {
@@ -210,13 +248,9 @@ impl Node {
         let mut tasks = JoinSet::new();
         tasks.spawn(keeper::keep(shared.clone(), deps.initial, set_sender));
         tasks.spawn(life::live(shared.clone(), order_queue));
-        let listener = inbox::listen(&shared);
-        Ok(Node {
-            shared,
-            sets,
-            tasks: tokio::sync::Mutex::new(tasks),
-            listener: std::sync::Mutex::new(Some(listener)),
-        })
+        *lock(&shared.listener) = Some(inbox::listen(&shared));
+        tasks.spawn(roster::follow(shared.clone()));
+        Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks) })
     }
 
     /// The set to install, now and at each change.
@@ -258,6 +292,49 @@ impl Node {
         leader::order(&self.shared, order).await
     }
 
+    /// Has the group agree on this server list, through whichever box leads.
+    ///
+    /// # Errors
+    /// Why the list was not agreed on; nothing changed then.
+    pub async fn enlist(&self, members: Vec<Member>) -> Result<u64, EnlistRefusal> {
+        roster::enlist(&self.shared, members).await
+    }
+
+    /// Takes over newly loaded settings and certificates, and changes only what changed. Keys
+    /// stay, and so do connections that are up. A changed server list is brought before the
+    /// group first: if the group refuses it, nothing changes at all.
+    ///
+    /// # Errors
+    /// Why nothing changed.
+    pub async fn reload(&self, settings: Settings, tls: Tls) -> Result<Reloaded, NoReload> {
+        let old = self.shared.settings();
+        if settings.server_id != old.server_id {
+            return Err(NoReload::OtherId { old: old.server_id, new: settings.server_id });
+        }
+        // A file that did not change and holds a list that the group has left is merely behind.
+        let edited = settings.members != old.members;
+        let list = match edited || roster::asks_for_new(&self.shared, &settings.members) {
+            true => Some(self.enlist(settings.members.clone()).await?),
+            false => None,
+        };
+        let moved = (&settings.bind_address, &settings.address, settings.port)
+            != (&old.bind_address, &old.address, old.port);
+        let needs_restart = settings.workers != old.workers;
+        self.shared.tls.send_replace(tls);
+        self.shared.set_settings(settings);
+        if moved {
+            // The old one has to go first, or the new one might find the port in use.
+            drop(lock(&self.shared.listener).take());
+            *lock(&self.shared.listener) = Some(inbox::listen(&self.shared));
+        }
+        Ok(Reloaded { list, needs_restart })
+    }
+
+    /// Takes over new certificates for all connections that are made from now on.
+    pub fn set_certificates(&self, tls: Tls) {
+        self.shared.tls.send_replace(tls);
+    }
+
     /// What this box knows of itself and the group.
     pub fn report(&self) -> Report {
         self.shared.report()
@@ -267,7 +344,7 @@ impl Node {
     pub async fn shutdown(&self) {
         let _ = timeout(FAREWELL_LIMIT, leader::bid_farewell(&self.shared)).await;
         // Nobody is to find a box that no longer answers for itself.
-        drop(self.listener.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock(&self.shared.listener).take());
         let end = async {
             let mut tasks = self.tasks.lock().await;
             tasks.abort_all();

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use openraft::impls::EmptyNode;
+use openraft::metrics::RaftServerMetrics;
 use openraft::ServerState;
 use openssl::error::ErrorStack;
 use openssl::rand::rand_bytes;
@@ -15,10 +17,10 @@ use tokio::time::{timeout, Instant};
 use super::{KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
-use crate::consensus::state_machine::{RingView, StateMachine};
+use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::wire::{self, OrderRefusal, Request, Response, Unable};
 use crate::consensus::{ballot_of, log_end_of, Raft};
-use crate::core::config::Settings;
+use crate::core::config::{Member, Settings};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::moment::Moment;
 use crate::core::rejoin::{Quarantine, Status};
@@ -26,6 +28,7 @@ use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::journal::Log;
+use crate::transport::listener::{max_connections, Listener, Refusal};
 use crate::transport::peers::{CallError, Peers};
 use crate::transport::tls::Tls;
 use crate::transport::{Counters, Heard, Me};
@@ -56,7 +59,8 @@ pub(super) struct Installed {
 
 /// See the module's head.
 pub(super) struct Shared {
-    pub settings: Settings,
+    settings: watch::Sender<Arc<Settings>>,
+    members: Mutex<Arc<[Member]>>,
     pub log: Log,
     pub me: ServerId,
     pub peers: Peers,
@@ -69,7 +73,7 @@ pub(super) struct Shared {
     /// What the listener let in and kept out.
     pub counters: Arc<Counters>,
     /// The agreed state, as this box's present run of Raft has applied it.
-    pub views: watch::Sender<RingView>,
+    pub views: watch::Sender<AgreedView>,
     /// What this box may do about votes; silent while it asks around.
     pub quarantine: watch::Sender<Quarantine>,
     /// Whether too few boxes can be reached for a majority.
@@ -86,6 +90,8 @@ pub(super) struct Shared {
     pub stand_now: Notify,
     /// Whether this box is about to end: it beats no more.
     pub leaving: watch::Sender<bool>,
+    /// Lets the others in, until this box ends.
+    pub listener: Mutex<Option<Listener>>,
     started: Instant,
     running: Mutex<Option<Running>>,
     facts: Mutex<Facts>,
@@ -119,10 +125,10 @@ impl Shared {
     ) -> Result<Arc<Shared>, ErrorStack> {
         let mut incarnation = [0; 8];
         rand_bytes(&mut incarnation)?;
-        let views = watch::Sender::new(RingView::default());
+        let views = watch::Sender::new(AgreedView::default());
         let history = views.subscribe();
         let sender = Me::member(settings.server_id, u64::from_be_bytes(incarnation), move || {
-            history.borrow().ring.history().map_or([0; 16], HistoryId::to_bytes)
+            history.borrow().agreed.ring.history().map_or([0; 16], HistoryId::to_bytes)
         });
         let tls = watch::Sender::new(tls);
         let heard = Heard::new();
@@ -130,7 +136,8 @@ impl Shared {
         peers.set_members(&settings.members);
         Ok(Arc::new(Shared {
             me: settings.server_id,
-            settings,
+            members: Mutex::new(settings.members.clone().into()),
+            settings: watch::Sender::new(Arc::new(settings)),
             log,
             peers,
             tls,
@@ -146,6 +153,7 @@ impl Shared {
             met: Notify::new(),
             stand_now: Notify::new(),
             leaving: watch::Sender::new(false),
+            listener: Mutex::new(None),
             started: Instant::now(),
             running: Mutex::new(None),
             facts: Mutex::new(Facts { initial: Some(initial), ..Facts::default() }),
@@ -159,9 +167,49 @@ impl Shared {
         Moment::from_start(HEAD_START + self.started.elapsed())
     }
 
+    /// What the operator wants at present.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.borrow().clone()
+    }
+
+    pub fn watch_settings(&self) -> watch::Receiver<Arc<Settings>> {
+        self.settings.subscribe()
+    }
+
+    pub fn set_settings(&self, settings: Settings) {
+        self.settings.send_replace(Arc::new(settings));
+    }
+
+    /// The members: those of the agreed list as far as this box knows one, else those of its file.
+    pub fn members(&self) -> Arc<[Member]> {
+        lock(&self.members).clone()
+    }
+
+    /// Takes over the members that the group agreed on.
+    pub fn set_members(&self, members: &[Member]) {
+        {
+            let mut present = lock(&self.members);
+            if **present == *members {
+                return;
+            }
+            *present = members.into();
+        }
+        self.peers.set_members(members);
+        if let Some(listener) = lock(&self.listener).as_ref() {
+            listener.set_max_connections(max_connections(members.len()));
+        }
+    }
+
     /// All members but this one.
-    pub fn others(&self) -> impl Iterator<Item = ServerId> + '_ {
-        self.settings.members.iter().map(|m| m.id).filter(|id| *id != self.me)
+    pub fn others(&self) -> impl Iterator<Item = ServerId> {
+        let (members, me) = (self.members(), self.me);
+        let ids: Vec<ServerId> = members.iter().map(|m| m.id).filter(|id| *id != me).collect();
+        ids.into_iter()
+    }
+
+    /// The leader, if one is known.
+    pub fn leader(&self) -> Option<ServerId> {
+        self.running().and_then(|running| running.raft.server_metrics().borrow().current_leader)
     }
 
     pub fn running(&self) -> Option<Running> {
@@ -187,13 +235,13 @@ impl Shared {
             return Status::default();
         };
         let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
-        let history = view.ring.history();
+        let history = view.agreed.ring.history();
         Status {
             full: lifted && history.is_some(),
             ballot: running.log.vote().as_ref().map(ballot_of).unwrap_or_default(),
             log_end: running.log.last_log_id().as_ref().map(log_end_of),
             history,
-            generation: view.ring.newest(),
+            generation: view.agreed.ring.newest(),
             live_leader: self.knows_live_leader(&running),
             may_vote: lifted,
             quorum: self.in_majority(&running),
@@ -207,7 +255,7 @@ impl Shared {
     }
 
     fn in_majority(&self, running: &Running) -> bool {
-        let bound = self.settings.timers.election_upper;
+        let bound = self.settings().timers.election_upper;
         if running.raft.server_metrics().borrow().state == ServerState::Leader {
             return self.quorum_within(bound);
         }
@@ -218,7 +266,7 @@ impl Shared {
 
     /// Whether a leader, possibly this box, has shown itself within openraft's lease.
     fn knows_live_leader(&self, running: &Running) -> bool {
-        let lease = self.settings.timers.election_lower;
+        let lease = self.settings().timers.election_lower;
         if running.raft.server_metrics().borrow().state == ServerState::Leader {
             return self.quorum_within(lease);
         }
@@ -228,10 +276,15 @@ impl Shared {
 
     /// Whether a majority, this leader included, acknowledged it within `limit`.
     pub fn quorum_within(&self, limit: Duration) -> bool {
+        let Some(running) = self.running() else { return false };
+        let membership = running.raft.server_metrics().borrow().membership_config.clone();
+        let configs = membership.membership().get_joint_config();
         let now = self.now();
         let facts = lock(&self.facts);
-        let fresh = facts.acknowledged.values().filter(|at| now.since(**at) < limit).count();
-        fresh + 1 > self.settings.members.len() / 2
+        let fresh = |id: &ServerId| {
+            *id == self.me || facts.acknowledged.get(id).is_some_and(|at| now.since(*at) < limit)
+        };
+        configs.iter().all(|voters| voters.iter().filter(|id| fresh(id)).count() > voters.len() / 2)
     }
 
     pub fn note_answer(&self, from: ServerId, status: Status) {
@@ -287,9 +340,9 @@ impl Shared {
 
     /// When the view's current key became current: this box's own note, or an older one that it
     /// was told of, since an entry that is applied late is not young.
-    pub fn current_since(&self, view: &RingView) -> Moment {
+    pub fn current_since(&self, view: &AgreedView) -> Moment {
         let told = lock(&self.facts).told;
-        match (view.ring.current(), told) {
+        match (view.agreed.ring.current(), told) {
             (Some(current), Some((generation, at))) if current.generation == generation => {
                 view.current_since.min(at)
             }
@@ -319,7 +372,7 @@ impl Shared {
     /// The newest generation of the present history that the host has installed.
     pub fn installed_newest(&self) -> Generation {
         let installed = *self.installed.borrow();
-        let history = self.views.borrow().ring.history();
+        let history = self.views.borrow().agreed.ring.history();
         match installed.history == history {
             true => installed.newest,
             false => Generation(0),
@@ -331,7 +384,7 @@ impl Shared {
         let now = self.now();
         let running = self.running();
         let metrics = running.as_ref().map(|r| r.raft.server_metrics().borrow().clone());
-        let bound = self.settings.timers.election_upper;
+        let bound = self.settings().timers.election_upper;
         let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
         let role = match metrics.as_ref().map(|m| m.state) {
             None => Role::Asking,
@@ -340,15 +393,20 @@ impl Shared {
             Some(ServerState::Candidate) => Role::Candidate,
             Some(_) => Role::Follower,
         };
+        let voters = |m: &RaftServerMetrics<ServerId, EmptyNode>| {
+            m.membership_config.membership().voter_ids().count()
+        };
         let heard = |id| self.heard.last(id).is_some_and(|at| at.elapsed() < bound);
         Report {
             role,
             term: metrics.as_ref().map_or(0, |m| m.vote.leader_id.term),
+            members: metrics.as_ref().map_or(0, voters),
+            list_version: view.agreed.roster.as_ref().map_or(0, |roster| roster.version),
             leader: metrics.and_then(|m| m.current_leader),
-            history: view.ring.history(),
-            current: view.ring.current().map(|held| held.generation).unwrap_or_default(),
-            fingerprint: view.ring.current().map(|held| held.stek.fingerprint()),
-            staged: view.ring.staged().map(|staged| staged.held.generation),
+            history: view.agreed.ring.history(),
+            current: view.agreed.ring.current().map(|held| held.generation).unwrap_or_default(),
+            fingerprint: view.agreed.ring.current().map(|held| held.stek.fingerprint()),
+            staged: view.agreed.ring.staged().map(|staged| staged.held.generation),
             installed: self.installed_newest(),
             current_age: now.since(self.current_since(&view)),
             log_entries: running.map_or(0, |r| r.log.len()),
@@ -366,11 +424,11 @@ impl Chronicle for Shared {
     fn current_age(&self) -> Option<(Generation, u64)> {
         let view = self.views.borrow().clone();
         let age = self.now().since(self.current_since(&view));
-        view.ring.current().map(|held| (held.generation, wire::millis(age)))
+        view.agreed.ring.current().map(|held| (held.generation, wire::millis(age)))
     }
 
     fn has_quorum(&self) -> bool {
-        self.quorum_within(self.settings.timers.election_upper)
+        self.quorum_within(self.settings().timers.election_upper)
     }
 
     fn now(&self) -> Moment {
@@ -398,6 +456,7 @@ impl Courier for PeerCourier {
         drop(request);
         let answer = self.0.peers.request(to, body, limit).await.map_err(|e| match e {
             CallError::TimedOut => CallFailure::TimedOut,
+            CallError::Refused(Refusal::NotAMember) => CallFailure::NotListed,
             _ => CallFailure::Unreachable,
         })?;
         let answer = wire::decode_response(&answer).map_err(|e| {
@@ -412,6 +471,6 @@ impl Courier for PeerCourier {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

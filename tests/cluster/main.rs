@@ -6,5 +6,6 @@ mod agreement;
 mod erasure;
 mod fleet;
 mod handover;
+mod membership;
 mod rejoin;
 mod relay;

@@ -1,0 +1,146 @@
+//! All that a group agrees on: its keys and its server list; what Raft's log changes.
+//!
+//! What must hold is what [`super::key_ring`] says: applying is total, and every box comes to the
+//! same answer.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::key_ring::{self, KeyRing};
+use super::roster::{BadRoster, Roster};
+
+/// What the group may agree on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// Something about keys.
+    Key(key_ring::Command),
+    /// This is the server list from now on.
+    Enlist(Roster),
+}
+
+/// What a command did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The keys changed.
+    Key(key_ring::Change),
+    /// The list of this version counts.
+    Enlisted(u64),
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// The ring refused.
+    #[error(transparent)]
+    Key(#[from] key_ring::Refusal),
+    /// No group could have this list.
+    #[error("the server list is refused: {0}")]
+    Roster(#[from] BadRoster),
+    /// Somebody else changed the list first.
+    #[error("a server list of version {got} comes too late, {want} is next")]
+    StaleRoster {
+        /// The version that came.
+        got: u64,
+        /// The one that would have been right.
+        want: u64,
+    },
+    /// Applying the command failed in a way that no command can; this is a bug.
+    #[error("applying it failed; this is a bug, please report it")]
+    Fault,
+}
+
+/// The agreed state of one history.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Agreed {
+    /// The keys.
+    pub ring: KeyRing,
+    /// The server list, once there is an agreed one.
+    pub roster: Option<Roster>,
+    /// The digests of earlier lists, newest last; see [`Agreed::has_left`].
+    past: Vec<String>,
+}
+
+/// How many earlier lists are remembered by their digests.
+const MAX_PAST: usize = 64;
+
+impl Agreed {
+    /// Changes the state as `command` says.
+    ///
+    /// # Errors
+    /// Why nothing changed.
+    pub fn apply(&mut self, command: Command) -> Result<Change, Refusal> {
+        match command {
+            Command::Key(command) => Ok(Change::Key(self.ring.apply(command)?)),
+            Command::Enlist(roster) => self.enlist(roster),
+        }
+    }
+
+    /// Whether a state that came from another box is one that commands could have made.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Refusal> {
+        self.ring.check()?;
+        if let Some(roster) = &self.roster {
+            roster.check()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the group had this list once and has another one now: a box whose file says it is
+    /// behind, and does not ask for anything new.
+    pub fn has_left(&self, roster: &Roster) -> bool {
+        self.past.contains(&roster.digest())
+            && self.roster.as_ref().is_some_and(|present| !present.same_members(roster))
+    }
+
+    fn enlist(&mut self, roster: Roster) -> Result<Change, Refusal> {
+        roster.check()?;
+        let want = self.roster.as_ref().map_or(1, |r| r.version.saturating_add(1));
+        if roster.version != want {
+            return Err(Refusal::StaleRoster { got: roster.version, want });
+        }
+        if let Some(old) = self.roster.replace(roster) {
+            self.past.push(old.digest());
+            let forget = self.past.len().saturating_sub(MAX_PAST);
+            self.past.drain(..forget);
+        }
+        Ok(Change::Enlisted(want))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::config::Member;
+    use crate::core::server_id::ServerId;
+
+    fn roster(version: u64) -> Roster {
+        let member = Member { id: ServerId(1), address: "a".to_owned(), port: 1 };
+        Roster::new(version, &[member]).unwrap()
+    }
+
+    #[test]
+    fn lists_follow_each_other_without_a_gap() {
+        let mut agreed = Agreed::default();
+        assert_eq!(agreed.apply(Command::Enlist(roster(1))), Ok(Change::Enlisted(1)));
+        assert_eq!(
+            agreed.apply(Command::Enlist(roster(1))),
+            Err(Refusal::StaleRoster { got: 1, want: 2 })
+        );
+        assert_eq!(agreed.apply(Command::Enlist(roster(2))), Ok(Change::Enlisted(2)));
+    }
+
+    #[test]
+    fn a_list_that_was_left_is_told_from_a_new_one() {
+        let one = Member { id: ServerId(1), address: "a".to_owned(), port: 1 };
+        let two = Member { id: ServerId(2), address: "b".to_owned(), port: 2 };
+        let (small, large) = ([one.clone()], [one, two]);
+        let mut agreed = Agreed::default();
+        agreed.apply(Command::Enlist(Roster::new(1, &small).unwrap())).unwrap();
+        assert!(!agreed.has_left(&Roster::new(9, &small).unwrap()), "it is the present one");
+        assert!(!agreed.has_left(&Roster::new(9, &large).unwrap()), "it is new");
+        agreed.apply(Command::Enlist(Roster::new(2, &large).unwrap())).unwrap();
+        assert!(agreed.has_left(&Roster::new(9, &small).unwrap()));
+    }
+}

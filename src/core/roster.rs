@@ -1,0 +1,201 @@
+//! The agreed server list: who belongs to the group, and where each box is found.
+//!
+//! A box starts with the list of its file. Once the group has agreed on one, that one counts, on
+//! every box, whatever its file says; see [`Roster::differences`] for what an operator is told
+//! then. Raft's own membership follows the roster; carrying that out is for the leader.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::config::{Member, MAX_MEMBERS};
+use super::server_id::ServerId;
+
+/// A server list and its place among those that the group has agreed on, from 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roster {
+    /// Counts the lists of one history.
+    pub version: u64,
+    /// The members, ordered by id.
+    members: Vec<Member>,
+}
+
+/// Why a list cannot be agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum BadRoster {
+    /// A group has at least one member.
+    #[error("the list is empty")]
+    Empty,
+    /// More than any list may have.
+    #[error("the list has {0} servers, more than {MAX_MEMBERS}")]
+    TooMany(usize),
+    /// An id must name one server.
+    #[error("server_id {0} is there twice")]
+    SameId(ServerId),
+    /// Two servers cannot listen in one place.
+    #[error("servers {0} and {1} have the same address and port")]
+    SamePlace(ServerId, ServerId),
+}
+
+impl Roster {
+    /// A list in its canonical order.
+    ///
+    /// # Errors
+    /// Why no group could agree on it.
+    pub fn new(version: u64, members: &[Member]) -> Result<Roster, BadRoster> {
+        let mut members = members.to_vec();
+        members.sort_by_key(|member| member.id);
+        let roster = Roster { version, members };
+        roster.check()?;
+        Ok(roster)
+    }
+
+    /// Whether a list that came from another box is one that [`Roster::new`] could have made.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), BadRoster> {
+        if self.members.is_empty() {
+            return Err(BadRoster::Empty);
+        }
+        if self.members.len() > MAX_MEMBERS {
+            return Err(BadRoster::TooMany(self.members.len()));
+        }
+        let mut places = BTreeMap::new();
+        let mut last: Option<ServerId> = None;
+        for member in &self.members {
+            if last.is_some_and(|last| last >= member.id) {
+                return Err(BadRoster::SameId(member.id));
+            }
+            last = Some(member.id);
+            if let Some(other) = places.insert((&member.address, member.port), member.id) {
+                return Err(BadRoster::SamePlace(other, member.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// The members, ordered by id.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The members' ids.
+    pub fn ids(&self) -> BTreeSet<ServerId> {
+        self.members.iter().map(|member| member.id).collect()
+    }
+
+    /// The entry of one server.
+    pub fn get(&self, id: ServerId) -> Option<&Member> {
+        let at = self.members.binary_search_by_key(&id, |member| member.id).ok()?;
+        self.members.get(at)
+    }
+
+    /// Whether both lists have the same members in the same places.
+    pub fn same_members(&self, other: &Roster) -> bool {
+        self.members == other.members
+    }
+
+    /// What `file` has otherwise than this list, in words; `None` if nothing.
+    pub fn differences(&self, file: &Roster) -> Option<String> {
+        let mut words = Vec::new();
+        for member in &file.members {
+            match self.get(member.id) {
+                None => words.push(format!("server {} is only in the file", member.id)),
+                Some(agreed) if agreed != member => words.push(format!(
+                    "server {} is at {} in the file and at {} in the group's list",
+                    member.id,
+                    Place(member),
+                    Place(agreed)
+                )),
+                Some(_) => {}
+            }
+        }
+        for member in &self.members {
+            if file.get(member.id).is_none() {
+                words.push(format!("server {} is only in the group's list", member.id));
+            }
+        }
+        let more = words.len().saturating_sub(MAX_TOLD);
+        words.truncate(MAX_TOLD);
+        if more > 0 {
+            words.push(format!("and {more} more"));
+        }
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+
+    /// The first 8 hex digits of a hash over the members, for comparing lists at a glance.
+    pub fn digest(&self) -> String {
+        let mut hash = openssl::sha::Sha256::new();
+        for member in &self.members {
+            hash.update(format!("{} {}\n", member.id, Place(member)).as_bytes());
+        }
+        let digest = hash.finish();
+        digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// How many differences one line tells.
+const MAX_TOLD: usize = 5;
+
+struct Place<'a>(&'a Member);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.address.contains(':') {
+            true => write!(f, "[{}]:{}", self.0.address, self.0.port),
+            false => write!(f, "{}:{}", self.0.address, self.0.port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(id: u32, port: u16) -> Member {
+        Member { id: ServerId(id), address: "10.0.0.1".to_owned(), port }
+    }
+
+    fn roster(list: &[(u32, u16)]) -> Roster {
+        let members: Vec<Member> = list.iter().map(|&(id, port)| member(id, port)).collect();
+        Roster::new(1, &members).unwrap()
+    }
+
+    #[test]
+    fn order_does_not_matter() {
+        let (one, other) = (roster(&[(2, 20), (1, 10)]), roster(&[(1, 10), (2, 20)]));
+        assert!(one.same_members(&other));
+        assert_eq!(one.digest(), other.digest());
+        assert_eq!(one.differences(&other), None);
+        assert_ne!(one.digest(), roster(&[(1, 10), (2, 21)]).digest());
+    }
+
+    #[test]
+    fn impossible_lists_are_refused() {
+        assert_eq!(Roster::new(1, &[]), Err(BadRoster::Empty));
+        let twice = [member(1, 10), member(1, 11)];
+        assert_eq!(Roster::new(1, &twice), Err(BadRoster::SameId(ServerId(1))));
+        let same = [member(1, 10), member(2, 10)];
+        assert_eq!(Roster::new(1, &same), Err(BadRoster::SamePlace(ServerId(1), ServerId(2))));
+        let many: Vec<Member> = (0..=MAX_MEMBERS as u32).map(|i| member(i, i as u16 + 1)).collect();
+        assert_eq!(Roster::new(1, &many), Err(BadRoster::TooMany(MAX_MEMBERS + 1)));
+    }
+
+    #[test]
+    fn differences_are_told_from_both_sides_and_bounded() {
+        let agreed = roster(&[(1, 10), (2, 20)]);
+        let words = agreed.differences(&roster(&[(1, 11), (3, 30)])).unwrap();
+        for part in [
+            "server 1 is at 10.0.0.1:11 in the file and at 10.0.0.1:10 in the group's list",
+            "server 3 is only in the file",
+            "server 2 is only in the group's list",
+        ] {
+            assert!(words.contains(part), "{words}");
+        }
+        let many: Vec<(u32, u16)> = (3..20).map(|i| (i, i as u16)).collect();
+        assert!(agreed.differences(&roster(&many)).unwrap().ends_with("and 14 more"));
+    }
+}

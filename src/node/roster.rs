@@ -1,0 +1,306 @@
+//! The server list as the group agrees on it, and Raft's membership that follows it.
+//!
+//! A wrong list must not wedge the group: Raft can leave a membership change only through a
+//! majority of the old *and* of the new members, so both are asked for before anything is agreed,
+//! and again before Raft's membership moves. What must hold: a box that is new gets the state as
+//! a snapshot, never as a log whose old memberships it would replay.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::impls::EmptyNode;
+use openraft::{ChangeMembers, LogIdOptionExt, ServerState};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::shared::{PeerCourier, Running, Shared};
+use crate::consensus::network::Courier;
+use crate::consensus::wire::{self, EnlistRefusal, Request, Response};
+use crate::core::agreed::Command;
+use crate::core::config::Member;
+use crate::core::rejoin::Status;
+use crate::core::roster::Roster;
+use crate::core::server_id::ServerId;
+use crate::journal::Level;
+use crate::transport::peers::call_once;
+
+/// How long a box may take to say what it is, a new connection included.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Between two looks at boxes that have to catch up.
+const STEP_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a snapshot of the state may take.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often a box says that its file has another list than the group.
+const REMINDER: Duration = Duration::from_secs(600);
+
+/// Has this box know the members that the group agreed on, until the task is aborted.
+pub(super) async fn follow(shared: Arc<Shared>) {
+    let mut views = shared.views.subscribe();
+    let mut settings = shared.watch_settings();
+    loop {
+        let agreed = views.borrow_and_update().agreed.clone();
+        settings.borrow_and_update();
+        let mut reminder = None;
+        if let Some(roster) = &agreed.roster {
+            shared.set_members(roster.members());
+            if let Some(words) = difference(&shared, roster) {
+                shared.log.warning(format!(
+                    "server_list_file differs from the list that the group agreed on: {words}; \
+                     mend the file, or have the group agree on a new list by a reload"
+                ));
+                reminder = Some(REMINDER);
+            }
+        }
+        tokio::select! {
+            changed = views.changed() => if changed.is_err() { return },
+            _ = settings.changed() => {}
+            () = sleep(reminder.unwrap_or(Duration::MAX)), if reminder.is_some() => {}
+        }
+    }
+}
+
+/// What this box's file has otherwise than the agreed list.
+fn difference(shared: &Shared, agreed: &Roster) -> Option<String> {
+    let file = Roster::new(agreed.version, &shared.settings().members).ok()?;
+    agreed.differences(&file)
+}
+
+/// Whether a file's list is one that the group never had.
+pub(super) fn asks_for_new(shared: &Shared, members: &[Member]) -> bool {
+    let agreed = shared.views.borrow().agreed.clone();
+    let (Some(present), Ok(file)) = (&agreed.roster, Roster::new(0, members)) else { return false };
+    !file.same_members(present) && !agreed.has_left(&file)
+}
+
+/// Brings a list to the leader, wherever it is; answers with its version once the group has
+/// agreed on it.
+pub(super) async fn enlist(
+    shared: &Arc<Shared>,
+    members: Vec<Member>,
+) -> Result<u64, EnlistRefusal> {
+    match shared.leader() {
+        None => Err(EnlistRefusal::NoLeader),
+        Some(id) if id == shared.me => enlist_here(shared, members).await,
+        Some(id) => {
+            let limit = shared.settings().request_timeout + PROBE_LIMIT * 3;
+            let request = Request::Enlist(members);
+            match PeerCourier(shared.clone()).call(id, request, limit).await {
+                Ok(Response::Enlisted(answer)) => answer,
+                _ => Err(EnlistRefusal::NoLeader),
+            }
+        }
+    }
+}
+
+/// Has the group agree on a list, if this box leads and enough boxes of both lists are there.
+pub(super) async fn enlist_here(
+    shared: &Arc<Shared>,
+    members: Vec<Member>,
+) -> Result<u64, EnlistRefusal> {
+    let running = shared.running().ok_or(EnlistRefusal::NoLeader)?;
+    let server = running.raft.server_metrics().borrow().clone();
+    if server.state != ServerState::Leader {
+        return Err(EnlistRefusal::NoLeader);
+    }
+    let agreed = shared.views.borrow().agreed.clone();
+    let old = agreed.roster.as_ref().ok_or(EnlistRefusal::NoLeader)?;
+    let new = Roster::new(old.version.saturating_add(1), &members).map_err(EnlistRefusal::Bad)?;
+    if new.same_members(old) {
+        return Ok(old.version);
+    }
+    if voters(&running) != vec![old.ids()] {
+        return Err(EnlistRefusal::UnderWay(old.version));
+    }
+    let whole = probe(shared, old, &new).await;
+    for (list, which) in [(old, "old"), (&new, "new")] {
+        let missing: Vec<ServerId> =
+            list.ids().into_iter().filter(|id| !whole.contains(id)).collect();
+        if missing.len() * 2 >= list.members().len() {
+            return Err(EnlistRefusal::TooFew { of_new: which == "new", missing });
+        }
+    }
+    let version = new.version;
+    let write = running.raft.client_write(Command::Enlist(new));
+    match timeout(shared.settings().request_timeout, write).await {
+        Ok(Ok(response)) => match response.data {
+            Some(Err(refusal)) => Err(EnlistRefusal::Refused(refusal.to_string())),
+            _ => Ok(version),
+        },
+        Ok(Err(_)) => Err(EnlistRefusal::NoLeader),
+        Err(_) => Err(EnlistRefusal::TimedOut),
+    }
+}
+
+/// Which boxes of both lists are there: old members that remember everything, and newcomers that
+/// answer at the place where the new list has them.
+async fn probe(shared: &Arc<Shared>, old: &Roster, new: &Roster) -> BTreeSet<ServerId> {
+    let mut probes = JoinSet::new();
+    for member in old.members().iter().chain(new.members()).cloned() {
+        let is_old = old.get(member.id) == Some(&member);
+        let moved = !is_old && old.get(member.id).is_some();
+        if member.id != shared.me && !(moved && new.get(member.id) != Some(&member)) {
+            let shared = shared.clone();
+            probes.spawn(async move {
+                let status = match is_old {
+                    true => status_of(&shared, member.id).await,
+                    false => status_at(&shared, &member).await,
+                };
+                status.filter(|status| status.full || !is_old).map(|_| member.id)
+            });
+        }
+    }
+    let mut whole = BTreeSet::from([shared.me]);
+    while let Some(answer) = probes.join_next().await {
+        whole.extend(answer.ok().flatten());
+    }
+    whole
+}
+
+async fn status_of(shared: &Arc<Shared>, id: ServerId) -> Option<Status> {
+    let question = Request::Status(shared.status());
+    match PeerCourier(shared.clone()).call(id, question, PROBE_LIMIT).await {
+        Ok(Response::Status(status)) => Some(status),
+        _ => None,
+    }
+}
+
+/// Asks a box that is not connected yet, since it is no member or has moved.
+async fn status_at(shared: &Shared, member: &Member) -> Option<Status> {
+    let body = wire::encode(&Request::Status(shared.status()))?;
+    let tls = shared.tls.borrow().clone();
+    let place = (member.address.as_str(), member.port);
+    let answer = call_once(&tls, &shared.sender, place, &body, PROBE_LIMIT).await.ok()?;
+    match wire::decode_response(&answer) {
+        Ok(Response::Status(status)) => Some(status),
+        _ => None,
+    }
+}
+
+/// For the leader: has the group agree on a first list, and Raft's membership follow the agreed
+/// one. Never returns.
+pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
+    let mut views = shared.views.subscribe();
+    let mut server = running.raft.server_metrics();
+    loop {
+        let agreed = views.borrow_and_update().agreed.clone();
+        server.borrow_and_update();
+        let busy = match &agreed.roster {
+            _ if agreed.ring.history().is_none() => false,
+            None => {
+                first_list(shared, running).await;
+                true
+            }
+            Some(roster) if voters(running) == vec![roster.ids()] => false,
+            Some(roster) => {
+                step(shared, running, roster).await;
+                true
+            }
+        };
+        tokio::select! {
+            () = sleep(STEP_PAUSE), if busy => {}
+            _ = views.changed() => {}
+            _ = server.changed() => {}
+        }
+    }
+}
+
+/// The voter sets of Raft's effective membership; two during a change.
+fn voters(running: &Running) -> Vec<BTreeSet<ServerId>> {
+    let server = running.raft.server_metrics();
+    let voters = server.borrow().membership_config.membership().get_joint_config().clone();
+    voters
+}
+
+async fn first_list(shared: &Arc<Shared>, running: &Running) {
+    let Ok(roster) = Roster::new(1, &shared.settings().members) else { return };
+    let write = running.raft.client_write(Command::Enlist(roster));
+    let _ = timeout(shared.settings().request_timeout, write).await;
+}
+
+/// One step towards a membership that is the roster's: newcomers learn first, and become voters
+/// together once enough of the new list has caught up.
+async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
+    let limit = shared.settings().request_timeout;
+    let known: BTreeSet<ServerId> = {
+        let server = running.raft.server_metrics();
+        let known =
+            server.borrow().membership_config.membership().nodes().map(|(id, _)| *id).collect();
+        known
+    };
+    let newcomers: Vec<ServerId> = roster.ids().difference(&known).copied().collect();
+    if !newcomers.is_empty() && !forget_old_memberships(running).await {
+        return;
+    }
+    for id in newcomers {
+        let add = running.raft.add_learner(id, EmptyNode {}, false);
+        if !matches!(timeout(limit, add).await, Ok(Ok(_))) {
+            return;
+        }
+    }
+    let behind = behind(shared, roster).await;
+    if behind.len() * 2 >= roster.members().len() {
+        let names: Vec<String> = behind.iter().map(ToString::to_string).collect();
+        let line = format!(
+            "the new server list (version {}) waits for servers {} to catch up",
+            roster.version,
+            names.join(", ")
+        );
+        shared.log.limited(Level::Note, "list waits", line);
+        return;
+    }
+    let change = ChangeMembers::ReplaceAllVoters(roster.ids());
+    match timeout(limit, running.raft.change_membership(change, false)).await {
+        Ok(Ok(_)) => {
+            shared.log.note(format!(
+                "the group has {} members now (server list version {}, digest {})",
+                roster.members().len(),
+                roster.version,
+                roster.digest()
+            ));
+        }
+        Ok(Err(e)) => shared.log.debug(format!("the membership did not change: {e}")),
+        Err(_) => shared.log.debug("the membership did not change in time"),
+    }
+}
+
+/// Has newcomers start from a snapshot, so that none of them replays a membership of old, in
+/// which it might find itself alone.
+async fn forget_old_memberships(running: &Running) -> bool {
+    let applied = running.raft.data_metrics().borrow().last_applied.index();
+    let Some(applied) = applied else { return false };
+    if running.raft.trigger().snapshot().await.is_err() {
+        return false;
+    }
+    let mut data = running.raft.data_metrics();
+    let built = data.wait_for(|m| m.snapshot.index() >= Some(applied));
+    if !matches!(timeout(SNAPSHOT_LIMIT, built).await, Ok(Ok(_))) {
+        return false;
+    }
+    running.raft.trigger().purge_log(applied).await.is_ok()
+}
+
+/// Members of the list that have not caught up with this leader.
+async fn behind(shared: &Arc<Shared>, roster: &Roster) -> BTreeSet<ServerId> {
+    let mut probes = JoinSet::new();
+    for id in roster.ids().into_iter().filter(|id| *id != shared.me) {
+        let shared = shared.clone();
+        probes.spawn(async move { (id, status_of(&shared, id).await) });
+    }
+    let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
+    while let Some(answer) = probes.join_next().await {
+        if let Ok((id, Some(status))) = answer {
+            answers.insert(id, status);
+        }
+    }
+    let ours = shared.status();
+    let caught_up = |status: &Status| {
+        status.full && status.history == ours.history && status.generation >= ours.generation
+    };
+    let mut behind = roster.ids();
+    behind.retain(|id| *id != shared.me && !answers.get(id).is_some_and(caught_up));
+    behind
+}

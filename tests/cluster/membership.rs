@@ -1,0 +1,206 @@
+//! The server list changes while the group runs.
+
+use std::time::Duration;
+
+use stek_share::consensus::wire::EnlistRefusal;
+use stek_share::core::config::{Member, Settings};
+use stek_share::core::rotation::Order;
+use stek_share::core::server_id::ServerId;
+use stek_share::node::{NoReload, Role};
+
+use crate::fleet::{block_on, wait_for, Fleet};
+
+fn default(_: &mut Settings) {}
+
+/// Starts a box whose file lists only `listed`.
+fn start_listing(fleet: &mut Fleet, id: u32, listed: &[u32]) {
+    let mut settings = fleet.settings(id);
+    settings.members.retain(|m| listed.contains(&m.id.0));
+    let tls = fleet.tls();
+    fleet.start_with(id, settings, tls);
+}
+
+fn list(fleet: &Fleet, ids: &[u32]) -> Vec<Member> {
+    fleet.members.iter().filter(|m| ids.contains(&m.id.0)).cloned().collect()
+}
+
+/// As an operator does: the new list goes into a box's file, and the box reloads.
+fn reload_with(fleet: &Fleet, id: u32, listed: &[u32]) -> Result<Option<u64>, NoReload> {
+    let mut settings = fleet.settings(id);
+    settings.members = list(fleet, listed);
+    let tls = fleet.tls();
+    block_on(fleet.boxes[&id].node.reload(settings, tls)).map(|reloaded| reloaded.list)
+}
+
+fn wait_for_members(fleet: &Fleet, ids: &[u32]) {
+    wait_for(
+        &format!("a group of {ids:?}"),
+        || {
+            fleet.is_one()
+                && ids.iter().all(|id| {
+                    let report = fleet.boxes[id].report();
+                    report.members == ids.len()
+                        && report.list_version > 0
+                        && matches!(report.role, Role::Leader | Role::Follower)
+                })
+        },
+        || fleet.describe(),
+    );
+}
+
+#[test]
+fn a_group_grows_from_one_to_five_and_shrinks_back() {
+    let mut fleet = Fleet::new(5, default);
+    start_listing(&mut fleet, 1, &[1]);
+    wait_for_members(&fleet, &[1]);
+    let before = fleet.boxes[&1].report();
+    start_listing(&mut fleet, 2, &[1, 2, 3]);
+    start_listing(&mut fleet, 3, &[1, 2, 3]);
+    wait_for(
+        "the newcomers to wait",
+        || fleet.boxes[&2].lines.has("not in the receiver's server list"),
+        || fleet.describe(),
+    );
+    assert_eq!(reload_with(&fleet, 1, &[1, 2, 3]), Ok(Some(2)));
+    wait_for_members(&fleet, &[1, 2, 3]);
+    start_listing(&mut fleet, 4, &[1, 2, 3, 4, 5]);
+    start_listing(&mut fleet, 5, &[1, 2, 3, 4, 5]);
+    // By a box that may not lead.
+    assert_eq!(reload_with(&fleet, 2, &[1, 2, 3, 4, 5]), Ok(Some(3)));
+    wait_for_members(&fleet, &[1, 2, 3, 4, 5]);
+    let after = fleet.boxes[&5].report();
+    assert_eq!((after.history, after.fingerprint), (before.history, before.fingerprint));
+    // Every one of the five counts: rotation needs three of them.
+    block_on(fleet.boxes[&4].node.order(Order::Rotate)).unwrap();
+    fleet.wait_for_generation(2);
+
+    // Box 1's file still has three: it is behind, and a reload of it asks for nothing.
+    assert_eq!(reload_with(&fleet, 1, &[1, 2, 3]), Ok(None));
+    assert_eq!(reload_with(&fleet, 2, &[1, 2, 3]), Ok(Some(4)));
+    fleet.kill(4);
+    fleet.kill(5);
+    wait_for_members(&fleet, &[1, 2, 3]);
+    fleet.kill(3);
+    fleet.wait_for_leader();
+    block_on(fleet.boxes[&1].node.order(Order::Rotate)).unwrap();
+    fleet.wait_for_generation(3);
+}
+
+#[test]
+fn the_leader_itself_can_be_removed() {
+    let mut fleet = Fleet::running(4, default);
+    wait_for_members(&fleet, &[1, 2, 3, 4]);
+    let leader = fleet.wait_for_leader();
+    let rest: Vec<u32> = (1..=4).filter(|id| *id != leader).collect();
+    let members = list(&fleet, &rest);
+    let version = block_on(fleet.boxes[&rest[0]].node.enlist(members)).unwrap();
+    assert_eq!(version, 2);
+    wait_for(
+        "another leader",
+        || fleet.leader().is_some_and(|id| id != leader),
+        || fleet.describe(),
+    );
+    fleet.kill(leader);
+    wait_for_members(&fleet, &rest);
+    block_on(fleet.boxes[&rest[0]].node.order(Order::Rotate)).unwrap();
+    fleet.wait_for_generation(2);
+}
+
+#[test]
+fn wrong_lists_are_refused_and_nothing_changes() {
+    let fleet = Fleet::running(3, default);
+    wait_for_members(&fleet, &[1, 2, 3]);
+    fleet.wait_for_leader();
+    let absent =
+        |id: u32, port: u16| Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port };
+    let ports = kit::ports::take_many(3).unwrap();
+    let enlist = |members: Vec<Member>| block_on(fleet.boxes[&1].node.enlist(members));
+    // The list that wedges openraft: one that is there, two that are not.
+    let mut wedge = list(&fleet, &[1]);
+    wedge.extend([absent(8, ports[0]), absent(9, ports[1])]);
+    match enlist(wedge) {
+        Err(EnlistRefusal::TooFew { of_new: true, missing }) => {
+            assert_eq!(missing, [ServerId(8), ServerId(9)]);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(enlist(vec![]), Err(EnlistRefusal::Bad(_))));
+    let mut twice = list(&fleet, &[1, 2, 3]);
+    twice.push(absent(3, ports[2]));
+    assert!(matches!(enlist(twice), Err(EnlistRefusal::Bad(_))));
+    // The same list is no change.
+    assert_eq!(enlist(list(&fleet, &[3, 2, 1])), Ok(1));
+    wait_for_members(&fleet, &[1, 2, 3]);
+    block_on(fleet.boxes[&1].node.order(Order::Rotate)).expect("the group still agrees");
+}
+
+#[test]
+fn a_box_that_moved_is_found_at_its_new_address() {
+    let mut fleet = Fleet::running(3, default);
+    wait_for_members(&fleet, &[1, 2, 3]);
+    let leader = fleet.wait_for_leader();
+    let moved = (1..=3).find(|id| *id != leader).unwrap();
+    fleet.kill(moved);
+    fleet.members[moved as usize - 1].port = kit::ports::take().unwrap();
+    fleet.start(moved);
+    let version = block_on(fleet.boxes[&leader].node.enlist(fleet.members.clone())).unwrap();
+    assert_eq!(version, 2);
+    wait_for_members(&fleet, &[1, 2, 3]);
+}
+
+#[test]
+fn a_box_whose_file_differs_says_so_and_is_heard_all_the_same() {
+    let mut fleet = Fleet::running(3, default);
+    wait_for_members(&fleet, &[1, 2, 3]);
+    fleet.kill(3);
+    let mut settings = fleet.settings(3);
+    settings.members.push(Member {
+        id: ServerId(9),
+        address: "127.0.0.1".to_owned(),
+        port: kit::ports::take().unwrap(),
+    });
+    let tls = fleet.tls();
+    fleet.start_with(3, settings, tls);
+    wait_for_members(&fleet, &[1, 2, 3]);
+    wait_for(
+        "the box to say so",
+        || fleet.boxes[&3].lines.has("server 9 is only in the file"),
+        || fleet.describe(),
+    );
+}
+
+#[test]
+fn a_reload_changes_interval_and_timers_without_losing_a_key() {
+    let fleet = Fleet::running(3, default);
+    fleet.wait_until_one();
+    let before = fleet.boxes[&1].report();
+    for id in 1..=3 {
+        let mut settings = fleet.settings(id);
+        settings.key_update_interval = Duration::from_secs(1);
+        settings.handover_timeout = Duration::from_millis(500);
+        settings.timers.election_lower = Duration::from_millis(300);
+        settings.timers.election_upper = Duration::from_millis(600);
+        settings.reserved_log_items = 9;
+        let tls = fleet.tls();
+        block_on(fleet.boxes[&id].node.reload(settings, tls)).unwrap();
+    }
+    fleet.wait_for_generation(3);
+    let after = fleet.boxes[&1].report();
+    assert_eq!(after.history, before.history);
+    for b in fleet.boxes.values() {
+        let sets = b.host.sets.lock().unwrap().clone();
+        for pair in sets.windows(2) {
+            assert!(pair[0].1.contains(&pair[1].1[0]), "a key was used before it was held");
+        }
+    }
+}
+
+#[test]
+fn a_running_box_cannot_become_another() {
+    let fleet = Fleet::running(1, default);
+    fleet.wait_until_one();
+    let mut settings = fleet.settings(1);
+    settings.server_id = ServerId(2);
+    let refusal = block_on(fleet.boxes[&1].node.reload(settings, fleet.tls())).unwrap_err();
+    assert_eq!(refusal, NoReload::OtherId { old: ServerId(1), new: ServerId(2) });
+}
