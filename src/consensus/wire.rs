@@ -118,9 +118,12 @@ pub enum Unable {
 /// Why an order was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum OrderRefusal {
-    /// Nobody leads, or the leader cannot be reached.
+    /// Nobody leads, or the leader cannot be reached; nothing was proposed.
     #[error("there is no leader at present; try again in a second")]
     NoLeader,
+    /// The leader lost its office, or the way to it was cut, before it could answer.
+    #[error("the leader changed in the meantime; it may still happen")]
+    Unknown,
     /// One handover at a time.
     #[error("a handover to generation {0} is under way; try again in a second")]
     HandoverUnderWay(Generation),
@@ -135,8 +138,10 @@ pub enum OrderRefusal {
 /// Why a server list was not agreed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EnlistRefusal {
-    /// Nobody leads, or the leader cannot be reached.
+    /// Nobody leads, or the leader cannot be reached; nothing was proposed.
     NoLeader,
+    /// The leader lost its office, or the way to it was cut, before it could answer.
+    Unknown,
     /// No group could have this list.
     Bad(BadRoster),
     /// The membership does not follow the last list yet.
@@ -159,6 +164,9 @@ impl fmt::Display for EnlistRefusal {
         match self {
             EnlistRefusal::NoLeader => {
                 write!(f, "there is no leader at present; try again in a second")
+            }
+            EnlistRefusal::Unknown => {
+                write!(f, "the leader changed in the meantime; it may still happen")
             }
             EnlistRefusal::Bad(why) => write!(f, "{why}"),
             EnlistRefusal::UnderWay(version) => {
@@ -613,13 +621,14 @@ mod tests {
 
     fn snapshot(ring: KeyRing) -> WireSnapshot {
         let members = BTreeSet::from([ServerId(1), ServerId(2)]);
+        let agreed = Agreed::of_ring(ring);
         WireSnapshot {
             vote: (end(3, 0).ballot, true),
             last: Some(end(3, 9)),
             membership_at: Some(end(0, 0)),
             membership: WireMembership { configs: vec![members.clone()], members },
             id: "4".to_owned(),
-            agreed: Agreed { ring, ..Agreed::default() },
+            agreed,
             current_age_ms: 7000,
             staged_age_ms: 0,
         }

@@ -64,6 +64,11 @@ pub struct Agreed {
 const MAX_PAST: usize = 64;
 
 impl Agreed {
+    /// A state with these keys and no list.
+    pub fn of_ring(ring: KeyRing) -> Agreed {
+        Agreed { ring, ..Agreed::default() }
+    }
+
     /// Changes the state as `command` says.
     ///
     /// # Errors

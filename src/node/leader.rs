@@ -14,11 +14,11 @@ use openraft::ServerState;
 use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, Instant};
 
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use super::{new_key, roster};
-use crate::consensus::network::Courier;
+use crate::consensus::network::{CallFailure, Courier};
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
 use crate::core::agreed::Command;
@@ -323,7 +323,7 @@ impl<'a> Reign<'a> {
     }
 
     fn end(&mut self) {
-        self.reply(Err(OrderRefusal::NoLeader));
+        self.reply(Err(OrderRefusal::Unknown));
     }
 }
 
@@ -372,17 +372,38 @@ pub(super) async fn bid_farewell(shared: &Arc<Shared>) {
 
 /// Brings an order to the leader, wherever it is.
 pub(super) async fn order(shared: &Arc<Shared>, order: Order) -> Result<Generation, OrderRefusal> {
-    let leader = shared.running().and_then(|r| r.raft.server_metrics().borrow().current_leader);
-    match leader {
-        None => Err(OrderRefusal::NoLeader),
-        Some(id) if id == shared.me => order_here(shared, order).await,
-        Some(id) => {
-            let limit = order_limit(shared) + shared.settings().timers.election_upper;
-            match PeerCourier(shared.clone()).call(id, Request::Order(order), limit).await {
-                Ok(Response::Ordered(answer)) => answer,
-                _ => Err(OrderRefusal::NoLeader),
+    let deadline = Instant::now() + shared.settings().request_timeout;
+    let limit = order_limit(shared) + shared.settings().timers.election_upper;
+    loop {
+        let Some(id) = find(shared, deadline).await else { return Err(OrderRefusal::NoLeader) };
+        let answer = match id == shared.me {
+            true => order_here(shared, order).await,
+            false => {
+                let request = Request::Order(order);
+                match PeerCourier(shared.clone()).call(id, request, limit).await {
+                    Ok(Response::Ordered(answer)) => answer,
+                    Err(CallFailure::Unreachable) => Err(OrderRefusal::NoLeader),
+                    _ => Err(OrderRefusal::Unknown),
+                }
             }
+        };
+        if answer != Err(OrderRefusal::NoLeader) || Instant::now() >= deadline {
+            return answer;
         }
+        sleep(PROPOSAL_RETRY).await;
+    }
+}
+
+/// The leader, once one is known; `None` if that takes until the deadline.
+pub(super) async fn find(shared: &Arc<Shared>, deadline: Instant) -> Option<ServerId> {
+    loop {
+        if let Some(id) = shared.leader() {
+            return Some(id);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        sleep(PROPOSAL_RETRY).await;
     }
 }
 

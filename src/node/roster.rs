@@ -12,10 +12,11 @@ use std::time::Duration;
 use openraft::impls::EmptyNode;
 use openraft::{ChangeMembers, LogIdOptionExt, ServerState};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, Instant};
 
+use super::leader;
 use super::shared::{PeerCourier, Running, Shared};
-use crate::consensus::network::Courier;
+use crate::consensus::network::{CallFailure, Courier};
 use crate::consensus::wire::{self, EnlistRefusal, Request, Response};
 use crate::core::agreed::Command;
 use crate::core::config::Member;
@@ -46,7 +47,7 @@ pub(super) async fn follow(shared: Arc<Shared>) {
         settings.borrow_and_update();
         let mut reminder = None;
         if let Some(roster) = &agreed.roster {
-            shared.set_members(roster.members());
+            shared.set_members(&places(&shared, roster));
             if let Some(words) = difference(&shared, roster) {
                 shared.log.warning(format!(
                     "server_list_file differs from the list that the group agreed on: {words}; \
@@ -61,6 +62,19 @@ pub(super) async fn follow(shared: Arc<Shared>) {
             () = sleep(reminder.unwrap_or(Duration::MAX)), if reminder.is_some() => {}
         }
     }
+}
+
+/// Where to find the members. A first list is merely that of the first leader's file, and a box's
+/// own file goes before it, since boxes may know each other by different addresses; a list that
+/// was agreed on by a reload counts everywhere.
+fn places(shared: &Shared, roster: &Roster) -> Vec<Member> {
+    let settings = shared.settings();
+    let own = |member: &Member| settings.members.iter().find(|m| m.id == member.id);
+    let choose = |member: &Member| match roster.version {
+        1 => own(member).unwrap_or(member).clone(),
+        _ => member.clone(),
+    };
+    roster.members().iter().map(choose).collect()
 }
 
 /// What this box's file has otherwise than the agreed list.
@@ -82,17 +96,27 @@ pub(super) async fn enlist(
     shared: &Arc<Shared>,
     members: Vec<Member>,
 ) -> Result<u64, EnlistRefusal> {
-    match shared.leader() {
-        None => Err(EnlistRefusal::NoLeader),
-        Some(id) if id == shared.me => enlist_here(shared, members).await,
-        Some(id) => {
-            let limit = shared.settings().request_timeout + PROBE_LIMIT * 3;
-            let request = Request::Enlist(members);
-            match PeerCourier(shared.clone()).call(id, request, limit).await {
-                Ok(Response::Enlisted(answer)) => answer,
-                _ => Err(EnlistRefusal::NoLeader),
+    let limit = shared.settings().request_timeout + PROBE_LIMIT * 3;
+    let deadline = Instant::now() + shared.settings().request_timeout;
+    loop {
+        let Some(id) = leader::find(shared, deadline).await else {
+            return Err(EnlistRefusal::NoLeader);
+        };
+        let answer = match id == shared.me {
+            true => enlist_here(shared, members.clone()).await,
+            false => {
+                let request = Request::Enlist(members.clone());
+                match PeerCourier(shared.clone()).call(id, request, limit).await {
+                    Ok(Response::Enlisted(answer)) => answer,
+                    Err(CallFailure::Unreachable) => Err(EnlistRefusal::NoLeader),
+                    _ => Err(EnlistRefusal::Unknown),
+                }
             }
+        };
+        if answer != Err(EnlistRefusal::NoLeader) || Instant::now() >= deadline {
+            return answer;
         }
+        sleep(STEP_PAUSE).await;
     }
 }
 
@@ -130,7 +154,7 @@ pub(super) async fn enlist_here(
             Some(Err(refusal)) => Err(EnlistRefusal::Refused(refusal.to_string())),
             _ => Ok(version),
         },
-        Ok(Err(_)) => Err(EnlistRefusal::NoLeader),
+        Ok(Err(_)) => Err(EnlistRefusal::Unknown),
         Err(_) => Err(EnlistRefusal::TimedOut),
     }
 }
