@@ -12,6 +12,8 @@ PLUGINDIR ?= $(or $(shell traffic_layout info 2>/dev/null | sed -n 's/^PLUGINDIR
                   $(shell dpkg -L trafficserver 2>/dev/null | grep -m 1 '/modules$$'),\
                   /usr/lib/trafficserver/modules)
 
+INSTALLED = $(DESTDIR)$(strip $(PLUGINDIR))/stek_share.so
+
 # The tests that need no Traffic Server: units, documentation examples apart, and clusters of nodes.
 CLUSTER_TESTS := $(patsubst tests/%.rs,--test %,$(wildcard tests/cluster*.rs)) \
                  $(patsubst tests/%/main.rs,--test %,$(wildcard tests/cluster*/main.rs))
@@ -22,7 +24,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help deps build demo test test-quick verify fix autest prove-rotation mutants measure \
-        deny deny-tool deny-advisories install uninstall check-fresh clean
+        deny deny-tool deny-advisories install uninstall absolute check-fresh clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,13 +48,13 @@ test: deps build ## all tests, with real Traffic Servers; ends with a verdict
 test-quick: ## units and clusters of nodes; no Traffic Server needed
 	cargo test --workspace --lib --locked $(CLUSTER_TESTS)
 
-verify: ## format, lints, tests, documentation, crates; never changes the tree
+verify: deps build ## format, lints, tests, documentation, crates; never changes the tree
 	@$(if $(wildcard $(DENY)),true,echo "crates are not checked: no cargo-deny here; make deny")
 	@tools/test.sh \
 	    "format=cargo fmt --all --check" \
 	    "lints=cargo clippy --workspace --all-targets --locked -- -D warnings" \
 	    "tests=cargo test --workspace --locked" \
-	    "docs=RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked" \
+	    "docs=RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked" \
 	    $(if $(wildcard $(DENY)),"crates=$(MAKE) --no-print-directory deny")
 
 fix: ## format, and apply what clippy can fix; changes the tree
@@ -84,12 +86,19 @@ deny-tool:
 	@test -x $(DENY) || cargo install --locked --version $(DENY_VERSION) \
 	    --root $(TARGET)/tools --target-dir $(TARGET)/tools/build cargo-deny
 
-install: ## put the built plugin where Traffic Server looks for it (DESTDIR, PLUGINDIR)
-	@test -f $(PLUGIN) || { echo "nothing to install yet: make build"; exit 1; }
-	install -D -m 0644 $(PLUGIN) $(DESTDIR)$(strip $(PLUGINDIR))/stek_share.so
+install: absolute ## put the built plugin where Traffic Server looks for it (DESTDIR, PLUGINDIR)
+	@test -f "$(PLUGIN)" || { echo "nothing to install yet: make build" >&2; exit 1; }
+	@install -D -m 0644 "$(PLUGIN)" "$(INSTALLED)" || \
+	    { echo "may you write there? 'sudo make install', or set DESTDIR or PLUGINDIR" >&2; exit 1; }
+	@echo "installed $(INSTALLED)"
 
-uninstall: ## take it away again
-	rm -f $(DESTDIR)$(strip $(PLUGINDIR))/stek_share.so
+uninstall: absolute ## take it away again
+	rm -f "$(INSTALLED)"
+
+# An empty PLUGINDIR, for instance from a command that failed, would mean the root directory.
+absolute:
+	@case "$(strip $(PLUGINDIR))" in /*) ;; \
+	    *) echo "PLUGINDIR has to be an absolute path, not '$(strip $(PLUGINDIR))'" >&2; exit 1 ;; esac
 
 check-fresh: ## deps and build in a Debian 12 made from nothing (root; downloads it)
 	@tools/check-fresh.sh $(TARGET)/fresh

@@ -197,8 +197,12 @@ fn make_tls(conf: &Conf, pems: &Pems, problems: &mut Vec<Problem>) -> Option<Tls
 /// A warning if this box's certificate expires soon.
 fn check_expiry(conf: &Conf, pems: &Pems, tls: &Tls) -> Option<Problem> {
     let left = tls.expires_in().filter(|left| *left < EXPIRES_SOON)?;
-    let days = left.as_secs() / 86_400;
-    let reason = format!("holds a certificate that expires in {days} days, at {}", tls.not_after());
+    let soon = match left.as_secs() / 86_400 {
+        0 => "in less than a day".to_owned(),
+        1 => "in 1 day".to_owned(),
+        days => format!("in {days} days"),
+    };
+    let reason = format!("holds a certificate that expires {soon}, at {}", tls.not_after());
     let remedy = "renew it before; the other servers refuse this one afterwards";
     Some(conf.warning("server_cert_file", reason, remedy).value(pems.chain.shown()))
 }

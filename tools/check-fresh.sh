@@ -12,7 +12,10 @@ shift
 [ "$(id -u)" -eq 0 ] || { echo "check-fresh: needs root, for chroot" >&2; exit 1; }
 
 root=$work/root
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+# Where this machine's own packages of Debian 12 come from, unless another mirror is named.
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' \
+    'Created-By: Packages' 'Codename: bookworm' | head -n 1)}
+[ -n "$mirror" ] || { echo "check-fresh: set DEBIAN_MIRROR to a mirror of Debian 12" >&2; exit 1; }
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 rustup_home=${RUSTUP_HOME:-$HOME/.rustup}
 

@@ -15,6 +15,7 @@ packages=(
     libclang-14-dev                      # bindgen reads the C header with it
     python3 python3-venv                 # AuTest
     openssl curl ca-certificates         # clients of the tests
+    faketime                             # a test's clock that jumps
 )
 
 say() { echo "deps: $*"; }

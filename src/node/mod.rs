@@ -5,14 +5,14 @@
 //!
 //! | part | what it does |
 //! |---|---|
-//! | [`shared`] | what the parts know together: settings, peers, clock, phase, latest ring |
-//! | [`inbox`] | answers other boxes |
-//! | [`life`] | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
-//! | [`leader`] | founds, stages, activates; takes operators' orders |
-//! | [`refusals`] | tells and counts the keys that the gate kept out |
-//! | [`roster`] | has the group agree on its server list, and Raft's membership follow it |
-//! | [`keeper`] | from the ring to the set that the host should hold |
-//! | [`state_file`] | keeps what the box remembers in `state_dir`, sealed |
+//! | `shared` | what the parts know together: settings, peers, clock, phase, latest ring |
+//! | `inbox` | answers other boxes |
+//! | `life` | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
+//! | `leader` | founds, stages, activates; takes operators' orders |
+//! | `refusals` | tells and counts the keys that the gate kept out |
+//! | `roster` | has the group agree on its server list, and Raft's membership follow it |
+//! | `keeper` | from the ring to the set that the host should hold |
+//! | `state_file` | keeps what the box remembers in `state_dir`, sealed |
 
 mod inbox;
 mod keeper;

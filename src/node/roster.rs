@@ -42,24 +42,34 @@ const REMINDER: Duration = Duration::from_secs(600);
 pub(super) async fn follow(shared: Arc<Shared>) {
     let mut views = shared.views.subscribe();
     let mut settings = shared.watch_settings();
+    let mut told: Option<(String, Instant)> = None;
     loop {
         let agreed = views.borrow_and_update().agreed.clone();
         settings.borrow_and_update();
-        let mut reminder = None;
         if let Some(roster) = &agreed.roster {
             shared.set_members(&places(&shared, roster));
-            if let Some(words) = difference(&shared, roster) {
-                shared.log.warning(format!(
-                    "server_list_file differs from the list that the group agreed on: {words}; \
-                     mend the file, or have the group agree on a new list by a reload"
-                ));
-                reminder = Some(REMINDER);
-            }
+            told = difference(&shared, roster).map(|words| remind(&shared, words, told));
         }
+        let rest = told.as_ref().map(|(_, at)| REMINDER.saturating_sub(at.elapsed()));
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
             _ = settings.changed() => {}
-            () = sleep(reminder.unwrap_or(Duration::MAX)), if reminder.is_some() => {}
+            () = sleep(rest.unwrap_or(REMINDER)), if rest.is_some() => {}
+        }
+    }
+}
+
+/// Says what differs, unless it said the same a short while ago: views change with every key.
+/// Answers with what was said last, and when.
+fn remind(shared: &Shared, words: String, told: Option<(String, Instant)>) -> (String, Instant) {
+    match told {
+        Some((last, at)) if last == words && at.elapsed() < REMINDER => (last, at),
+        _ => {
+            shared.log.warning(format!(
+                "server_list_file differs from the list that the group agreed on: {words}; mend \
+                 the file, or have the group agree on a new list by a reload"
+            ));
+            (words, Instant::now())
         }
     }
 }

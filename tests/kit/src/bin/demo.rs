@@ -50,12 +50,16 @@ fn main() -> ExitCode {
         }
     };
     give_up_in_time(dir.path().display().to_string());
+    introduce();
     let mut progress = Progress::new(STEPS);
     let outcome = run(&dir, &PathBuf::from(plugin), &mut progress).and_then(|()| dir.done());
     let seconds = progress.elapsed().as_secs_f64();
     match outcome {
         Ok(()) => {
-            println!("\nPASSED in {seconds:.0} s: every session was resumed on every living box.");
+            println!(
+                "\nPASSED in {seconds:.0} s: each session was resumed on each living box, after a \
+                 change of the key, the leader's death and its return. No process is left."
+            );
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -65,6 +69,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says what is to be seen.
+fn introduce() {
+    println!(
+        "Three Traffic Servers on this machine, the boxes, share one TLS session ticket key. It \
+         changes\nevery {} s here; then the box that leads is killed. This takes about half a \
+         minute.\n\n\
+         A key is shown by its fingerprint, as in the logs. A row of a table is a ticket that one \
+         box issued;\n'yes' under a box means that it resumed the ticket's session.\n",
+        INTERVAL.as_secs()
+    );
 }
 
 /// Ends the demo when its time is over: in order first, and if that does not help, at once.
@@ -81,14 +97,13 @@ fn give_up_in_time(logs: String) {
 fn run(dir: &RunDir, plugin: &Path, progress: &mut Progress) -> Result<()> {
     let mut demo = Demo::prepare(dir, plugin)?;
     progress.step("Start an origin and three Traffic Servers", || demo.start())?;
-    progress.step("Wait until all encrypt with one key", || demo.agree())?;
-    progress.step("Who resumes whose session?", || demo.all_resume())?;
-    progress.step("Wait for a rotation; earlier tickets go on", || demo.rotation())?;
-    progress.step("Kill the leader (SIGKILL)", || demo.kill_leader())?;
-    progress.step("The others change the key without it", || demo.rotation_without_leader())?;
-    progress
-        .step("It returns, and resumes from its first handshake on", || demo.leader_returns())?;
-    progress.step("Who resumes whose session now?", || demo.all_resume())
+    progress.step("All three encrypt tickets with one key", || demo.agree())?;
+    progress.step("Every box's ticket is offered to every box", || demo.all_resume())?;
+    progress.step("Wait for the key to change", || demo.rotation())?;
+    progress.step("Kill the leader with SIGKILL", || demo.kill_leader())?;
+    progress.step("Wait for the others to change the key", || demo.rotation_without_leader())?;
+    progress.step("Start the killed box again", || demo.leader_returns())?;
+    progress.step("Every box's new ticket is offered to every box", || demo.all_resume())
 }
 
 /// What clients carried away at some moment, by version.
@@ -141,10 +156,10 @@ impl Demo {
         self.carried = fleet::take_both(&self.fleet.https())?;
         let old = self.key;
         self.key = fleet::wait_one_key(&self.fleet.https(), Some(&old), ROTATION_LIMIT)?;
-        let change = format!("key {} -> {}", fingerprint(&old), fingerprint(&self.key));
+        let change = format!("key changed: {} -> {}", fingerprint(&old), fingerprint(&self.key));
         let keys = self.keys()?;
         let matrices = self.offer(&self.carried, None)?;
-        Ok(format!("{change}\n{keys}\ntickets from before the rotation:\n{matrices}"))
+        Ok(format!("{change}\n{keys}\ntickets from before the change:\n{matrices}"))
     }
 
     fn kill_leader(&mut self) -> Result<String> {
@@ -156,13 +171,13 @@ impl Demo {
         ats.ok_or_else(|| Error::new("the logs name a leader that is no box of ours"))?.kill9();
         let matrices = self.offer(&self.carried, Some(self.dead))?;
         let (number, term) = (leader.index + 1, leader.term);
-        Ok(format!("box {number} led (term {term}) and is dead\n{matrices}"))
+        Ok(format!("box {number}, the leader of term {term}, is dead\n{matrices}"))
     }
 
     fn rotation_without_leader(&mut self) -> Result<String> {
         let (old, survivors) = (self.key, self.fleet.https_without(self.dead));
         self.key = fleet::wait_one_key(&survivors, Some(&old), ROTATION_LIMIT)?;
-        let change = format!("key {} -> {}", fingerprint(&old), fingerprint(&self.key));
+        let change = format!("key changed: {} -> {}", fingerprint(&old), fingerprint(&self.key));
         let matrices = self.offer(&self.carried, Some(self.dead))?;
         Ok(format!("{change}\ntickets from before the death:\n{matrices}"))
     }
@@ -176,15 +191,21 @@ impl Demo {
             return Err(Error::new("its first handshake did not resume a survivor's session"));
         }
         let matrices = self.offer(&self.carried, None)?;
-        Ok(format!("{}\ntickets from before the death:\n{matrices}", self.keys()?))
+        Ok(format!(
+            "its first handshake resumed a session of another box\n{}\n\
+             tickets from before the death:\n{matrices}",
+            self.keys()?
+        ))
     }
 
     /// Each box's key by its fingerprint; they must be one.
     fn keys(&self) -> Result<String> {
         let name = |address: &SocketAddr| tickets::key_name(*address);
         let names: Vec<KeyName> = self.fleet.https().iter().map(name).collect::<Result<_>>()?;
-        let print = |(i, name): (usize, &KeyName)| format!("box {}: {}", i + 1, fingerprint(name));
-        let shown = names.iter().enumerate().map(print).collect::<Vec<_>>().join("   ");
+        let print =
+            |(i, name): (usize, &KeyName)| format!("   box {} {}", i + 1, fingerprint(name));
+        let shown: String = names.iter().enumerate().map(print).collect();
+        let shown = format!("current key{shown}");
         match names.windows(2).all(|pair| pair[0] == pair[1]) {
             true => Ok(shown),
             false => Err(Error::new(format!("the boxes encrypt with different keys: {shown}"))),
