@@ -7,5 +7,6 @@ mod erasure;
 mod fleet;
 mod handover;
 mod membership;
+mod options;
 mod rejoin;
 mod relay;
