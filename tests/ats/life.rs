@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use kit::fleet::{self, Fleet, Plan};
 use kit::run_dir::RunDir;
+use kit::sys::Signal;
 use kit::tickets::{self, Matrix, Ticket, TlsVersion};
 use kit::{wait, Result};
 
@@ -64,5 +65,8 @@ fn three_boxes_share_rotate_lose_their_leader_and_get_it_back() -> Result<()> {
     assert_resumed(&fleet, &carried, None, "the previous key's tickets on the returned box too");
     let carried = fleet::take_both(&fleet.https())?;
     assert_resumed(&fleet, &carried, None, "after the return");
+    // Service managers send this one; Ctrl-C and AuTest send the other, see `gold`.
+    let stops = fleet.stop(Signal::Terminate)?;
+    assert!(stops.len() == 3 && stops.iter().all(|s| s.status.code() == Some(0)), "{stops:?}");
     dir.done()
 }
