@@ -695,7 +695,11 @@ impl BindError {
         let BindError(addr, error) = self;
         match error.kind() {
             io::ErrorKind::AddrInUse => {
-                format!("port {} on {} is in use by another process", addr.port(), addr.ip())
+                let (port, ip) = (addr.port(), addr.ip());
+                format!(
+                    "port {port} on {ip} is in use by another process; end that one, or change \
+                     'port' here and in the server list"
+                )
             }
             _ => format!("cannot listen on {addr}: {error}"),
         }

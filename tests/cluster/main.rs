@@ -7,6 +7,7 @@ mod erasure;
 mod fleet;
 mod handover;
 mod membership;
+mod options;
 mod rejoin;
 mod relay;
 mod review;

@@ -23,8 +23,10 @@ use crate::{Context, Error, Result};
 
 /// One hour in seconds: how far certificates reach into the past and bad ones miss the present.
 const HOUR: i64 = 3600;
-/// One day in seconds: how long certificates are good.
+/// One day in seconds.
 const DAY: i64 = 24 * HOUR;
+/// How long certificates are good, in seconds: one that expires soon is worth a warning.
+const GOOD_FOR: i64 = 365 * DAY;
 
 /// What a certificate may be used for (RFC 5280, section 4.2.1.12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +50,14 @@ pub struct Request {
 }
 
 impl Request {
-    /// Good from an hour ago for a day, for server and client, for localhost and 127.0.0.1.
+    /// Good from an hour ago for a year, for server and client, for localhost and 127.0.0.1.
     pub fn new(subject: &str) -> Self {
         Self {
             subject: subject.into(),
             purposes: vec![Purpose::Server, Purpose::Client],
             names: vec!["localhost".into(), "127.0.0.1".into()],
             from: -HOUR,
-            to: DAY,
+            to: GOOD_FOR,
         }
     }
 
@@ -84,7 +86,7 @@ impl Request {
 
     /// Good only from an hour on.
     pub fn not_yet_valid(self) -> Self {
-        self.valid(HOUR, DAY)
+        self.valid(HOUR, GOOD_FOR)
     }
 }
 
@@ -114,7 +116,7 @@ impl Identity {
     pub fn self_signed(subject: &str) -> Result<Self> {
         let key = new_key()?;
         let name = parse_subject(subject)?;
-        let mut builder = start(&name, &name, &key, -HOUR, DAY)?;
+        let mut builder = start(&name, &name, &key, -HOUR, GOOD_FOR)?;
         builder.append_extension(BasicConstraints::new().critical().ca().build()?)?;
         builder.sign(&key, MessageDigest::sha256())?;
         Ok(Self { certificate: builder.build(), key })
@@ -167,7 +169,7 @@ impl Authority {
     pub fn new(subject: &str) -> Result<Self> {
         let key = new_key()?;
         let name = parse_subject(subject)?;
-        let mut builder = start(&name, &name, &key, -HOUR, DAY)?;
+        let mut builder = start(&name, &name, &key, -HOUR, GOOD_FOR)?;
         builder.append_extension(BasicConstraints::new().critical().ca().build()?)?;
         let usage = KeyUsage::new().critical().key_cert_sign().crl_sign().build()?;
         builder.append_extension(usage)?;
@@ -227,7 +229,7 @@ fn start(
     to: i64,
 ) -> Result<X509Builder> {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().context("this clock is before 1970")?;
-    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX - 2 * DAY);
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX - 2 * GOOD_FOR);
     let mut serial = BigNum::new()?;
     // 127 bits: unique without a ledger, and positive in DER.
     serial.rand(127, MsbOption::MAYBE_ZERO, false)?;

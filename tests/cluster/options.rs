@@ -1,0 +1,109 @@
+//! Options whose effect shows between boxes: timers and time limits.
+
+use std::time::{Duration, Instant};
+
+use stek_share::consensus::wire::OrderRefusal;
+use stek_share::core::config::{Settings, Timers};
+use stek_share::core::rotation::Order;
+
+use crate::fleet::{block_on, wait_for, Fleet};
+
+const fn ms(number: u64) -> Duration {
+    Duration::from_millis(number)
+}
+
+/// Bounds that leave room for any heart beat here, on a busy machine too.
+fn calm(settings: &mut Settings, heart_beat: Duration) {
+    settings.timers = Timers { heart_beat, election_lower: ms(1500), election_upper: ms(2500) };
+}
+
+/// How long the leader takes for some messages to a follower while nothing else happens.
+fn time_of_beats(tune: fn(&mut Settings), count: u64) -> Duration {
+    let fleet = Fleet::linked(2, tune);
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    let follower = 3 - leader;
+    let relays = fleet.relays.as_ref().unwrap();
+    // From one message on, so that whole intervals are measured.
+    let seen = relays.sent(leader, follower);
+    let until = |number: u64| {
+        let enough = || relays.sent(leader, follower) >= seen + number;
+        wait_for("the leader's messages", enough, || fleet.describe());
+        Instant::now()
+    };
+    let begun = until(1);
+    until(1 + count) - begun
+}
+
+#[test]
+fn heart_beat_interval_is_how_often_the_leader_is_heard() {
+    const BEATS: u64 = 20;
+    let often = time_of_beats(|s| calm(s, ms(50)), BEATS);
+    let seldom = time_of_beats(|s| calm(s, ms(250)), BEATS);
+    println!("{BEATS} heart beats of 50 ms: {often:?}, of 250 ms: {seldom:?}");
+    // What follows a message may be taken with it, and late ones are not made up for.
+    assert!(often > ms(50 * BEATS) * 8 / 10, "{often:?}");
+    assert!(seldom > ms(250 * BEATS) * 8 / 10, "{seldom:?}");
+    assert!(often * 2 < seldom, "{often:?}, {seldom:?}");
+}
+
+#[test]
+fn election_timeout_lower_bound_is_how_long_a_silent_leader_is_kept() {
+    let mut fleet = Fleet::running(3, |s| calm(s, ms(100)));
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    fleet.kill(leader);
+    let begun = Instant::now();
+    fleet.wait_for_leader();
+    let took = begun.elapsed();
+    println!("a new leader after {took:?}");
+    // The last heart beat was heard up to one interval before the death.
+    assert!(took > ms(1500 - 200), "{took:?}");
+    // Far above the upper bound, and far below what a broken election takes.
+    assert!(took < ms(2500) + Duration::from_secs(10), "{took:?}");
+}
+
+#[test]
+fn election_timeout_upper_bound_is_how_long_a_silent_box_is_waited_for() {
+    let mut fleet = Fleet::running(3, |s| {
+        calm(s, ms(100));
+        s.handover_timeout = Duration::from_secs(60);
+    });
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    fleet.kill(leader % 3 + 1);
+    let begun = Instant::now();
+    block_on(fleet.boxes[&leader].node.order(Order::Rotate)).unwrap();
+    let took = begun.elapsed();
+    println!("the handover went on without the dead box after {took:?}");
+    assert!(took > ms(2500 - 200), "{took:?}");
+    assert!(took < Duration::from_secs(30), "only handover_timeout ended it: {took:?}");
+}
+
+/// How long an order takes to fail on a leader whose followers have just died.
+fn time_to_fail(tune: fn(&mut Settings)) -> Duration {
+    let mut fleet = Fleet::running(3, tune);
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    fleet.kill(leader % 3 + 1);
+    fleet.kill((leader + 1) % 3 + 1);
+    let begun = Instant::now();
+    let refusal = block_on(fleet.boxes[&leader].node.order(Order::Rotate)).unwrap_err();
+    assert!(matches!(refusal, OrderRefusal::TimedOut), "{refusal}");
+    begun.elapsed()
+}
+
+#[test]
+fn client_req_timeout_is_how_long_a_proposal_waits_for_agreement() {
+    let short = time_to_fail(|s| {
+        calm(s, ms(100));
+        s.request_timeout = ms(300);
+    });
+    let long = time_to_fail(|s| {
+        calm(s, ms(100));
+        s.request_timeout = ms(2000);
+    });
+    println!("a proposal without majority failed after {short:?} and {long:?}");
+    assert!(short >= ms(300) && short < ms(1900), "{short:?}");
+    assert!(long >= ms(2000) && long < ms(10_000), "{long:?}");
+}
