@@ -294,7 +294,6 @@ async fn run(
     log.debug(match joined {
         Joined::Keys(key) => format!("the group's STEK {key} was there after {took} ms"),
         Joined::NoMajority => format!("no majority after {took} ms; starts with its own STEK"),
-        Joined::FirstKey => format!("the group has its first STEK staged after {took} ms"),
         Joined::TimedOut => format!("no keys of the group within {took} ms; starts with its own"),
     });
     let done = installer.serve(&mut sets, inbox, started, |set| node.installed(set)).await;

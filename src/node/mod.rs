@@ -32,11 +32,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::consensus::state_machine::AgreedView;
 use crate::consensus::wire::{EnlistRefusal, OrderRefusal};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::{Generation, HistoryId};
-use crate::core::rejoin::Quarantine;
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Fingerprint, Stek, WeakKey};
@@ -151,8 +149,6 @@ pub enum Joined {
     Keys(Fingerprint),
     /// Too few other boxes answer for a majority.
     NoMajority,
-    /// The group is about to agree on its first key, and that waits for this box's installation.
-    FirstKey,
     /// The limit ran out.
     TimedOut,
 }
@@ -272,22 +268,11 @@ impl Node {
         self.shared.note_installed(set);
     }
 
-    /// Waits until a set led by an agreed key is there, until no majority can be had, until the
-    /// group has staged its first key, or until `limit` ran out, whichever comes first. A first
-    /// key becomes current when all have installed it, which the host may allow only after this.
+    /// Waits until a set led by an agreed key is there, until no majority can be had, or until
+    /// `limit` ran out, whichever comes first.
     pub async fn wait_for_group(&self, limit: Duration) -> Joined {
         let mut sets = self.sets.clone();
-        let mut views = self.shared.views.subscribe();
-        let mut quarantine = self.shared.quarantine.subscribe();
         let mut hopeless = self.shared.hopeless.subscribe();
-        let first_key = async {
-            // A box that catches up passes through what was staged long ago.
-            quarantine.wait_for(|now| *now == Quarantine::Lifted).await.ok()?;
-            let is_first = |view: &AgreedView| {
-                view.ring().current().is_none() && view.ring().staged().is_some()
-            };
-            views.wait_for(is_first).await.ok()
-        };
         let keys = async {
             match sets.wait_for(|set| set.agreed).await {
                 Ok(set) => set.keys.first().map(Stek::fingerprint).map(Joined::Keys),
@@ -299,7 +284,6 @@ impl Node {
                 biased;
                 joined = keys => joined.unwrap_or(Joined::NoMajority),
                 _ = hopeless.wait_for(|hopeless| *hopeless) => Joined::NoMajority,
-                Some(_) = first_key => Joined::FirstKey,
             }
         };
         timeout(limit, both).await.unwrap_or(Joined::TimedOut)
