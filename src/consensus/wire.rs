@@ -385,12 +385,11 @@ impl WireAppend {
             end.check()?;
         }
         self.vote.0.check()?;
-        let mut next = self.previous.map_or(0, |p| p.index + 1);
-        for entry in &self.entries {
-            if entry.id.index != next {
+        let first = self.previous.map_or(0, |p| p.index + 1);
+        for (index, entry) in (first..).zip(&self.entries) {
+            if entry.id.index != index {
                 return Err(Malformed::Order);
             }
-            next += 1;
             if let WirePayload::Membership(membership) = &entry.payload {
                 membership.check()?;
             }

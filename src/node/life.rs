@@ -44,6 +44,10 @@ const ASK_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long another box's word about itself counts.
 const ANSWER_LIFE: Duration = Duration::from_secs(2);
 
+/// How long a box asks before it says that there is no majority: boxes that are started together
+/// refuse each other's connections for a moment.
+const HOPELESS_AFTER: Duration = Duration::from_millis(250);
+
 /// Between two looks at the answers when none came in.
 const JUDGE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -220,7 +224,8 @@ async fn ask_around(shared: &Arc<Shared>) -> Verdict {
             };
             (having(CallFailure::Unreachable), having(CallFailure::NotListed) > 0)
         };
-        shared.hopeless.send_replace(!majority_possible(members, gone));
+        let given_time = shared.now().since(since) >= HOPELESS_AFTER;
+        shared.hopeless.send_replace(given_time && !majority_possible(members, gone));
         match judge_at(shared.now(), since, upper, members, &answers, is_outsider) {
             Verdict::Ask => {}
             verdict => return verdict,

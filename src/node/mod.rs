@@ -352,6 +352,14 @@ impl Node {
         &self.shared.refusals
     }
 
+    /// Ends the box's tasks at once and says nothing to anybody, as a process does that is killed.
+    pub fn abort(&self) {
+        // Only `shutdown` holds the lock for longer, and that ends them as well.
+        if let Ok(mut tasks) = self.tasks.try_lock() {
+            tasks.abort_all();
+        }
+    }
+
     /// Ends the box in an orderly way, within [`SHUTDOWN_LIMIT`].
     pub async fn shutdown(&self) {
         let _ = timeout(FAREWELL_LIMIT, leader::bid_farewell(&self.shared)).await;

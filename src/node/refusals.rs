@@ -195,6 +195,7 @@ mod tests {
             startup_wait: Duration::ZERO,
             ticket_keys: 2,
             max_key_age: Duration::from_secs(86_400),
+            state_dir: None,
             root_cert_file: "root.pem".into(),
             server_cert_file: "cert.pem".into(),
             server_key_file: "key.pem".into(),

@@ -92,6 +92,7 @@ const TESTED: [(&str, &str, &str); OPTIONS.len()] = [
         "tests/cluster/age.rs",
         "without_a_quorum_a_box_goes_on_with_keys_of_its_own_and_comes_back_by_itself",
     ),
+    ("state_dir", "tests/cluster/state.rs", "all_restarted_at_once_keep_both_keys"),
 ];
 
 #[test]

@@ -81,6 +81,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // First what reacts to the rest: a killed process does not see its own parts die.
+        self.node.abort();
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -95,6 +97,7 @@ pub struct Fleet {
     pub tune: fn(&mut Settings),
     /// Links that can be cut, if the test wants any.
     pub relays: Option<Relays>,
+    identities: BTreeMap<u32, Identity>,
 }
 
 pub const SUBJECT: &str = "/C=US/ST=IL/O=Edge/OU=Test/CN=box";
@@ -108,7 +111,14 @@ impl Fleet {
             .map(|(id, port)| Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port })
             .collect();
         let authority = Authority::new("/O=Edge/CN=Test Root").unwrap();
-        Fleet { authority, members, boxes: BTreeMap::new(), tune, relays: None }
+        Fleet {
+            authority,
+            members,
+            boxes: BTreeMap::new(),
+            tune,
+            relays: None,
+            identities: BTreeMap::new(),
+        }
     }
 
     /// The same, all started at once.
@@ -174,6 +184,18 @@ impl Fleet {
             relays.reroute(&mut settings);
         }
         settings
+    }
+
+    /// The certificate of one box, the same at each call.
+    pub fn identity(&mut self, id: u32) -> Identity {
+        let authority = &self.authority;
+        let make = || authority.issue(&Request::new(SUBJECT)).unwrap();
+        self.identities.entry(id).or_insert_with(make).clone()
+    }
+
+    /// Gives one box a new certificate with a new key.
+    pub fn renew_identity(&mut self, id: u32) {
+        self.identities.remove(&id);
     }
 
     pub fn tls(&self) -> Tls {

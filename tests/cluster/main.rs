@@ -10,4 +10,5 @@ mod membership;
 mod options;
 mod rejoin;
 mod relay;
-mod review;
+mod restarts;
+mod state;

@@ -78,6 +78,7 @@ fn defaults_are_the_originals() {
         startup_wait: ms(2000),
         ticket_keys: 2,
         max_key_age: Duration::from_secs(86400),
+        state_dir: None,
         root_cert_file: "root.pem".into(),
         server_cert_file: "cert.pem".into(),
         server_key_file: "key.pem".into(),
@@ -201,6 +202,7 @@ fn each_wrong_option_is_one_line() {
         ("ticket_keys: 1", "1 is out of range; give a number of keys from 2 to 16"),
         ("ticket_keys: 17", "17 is out of range; give a number of keys from 2 to 16"),
         ("max_key_age: 14", "14 is below key_update_interval, 15 s; give at least twice"),
+        ("state_dir: run/stek_share", "is not an absolute path; give the absolute path of a dir"),
         ("root_cert_file: ''", "is empty; give the path of a file with the certificates"),
         ("server_list_file: 5", "5 is a number, not plain text; give the path of a file with the"),
         (

@@ -1,0 +1,210 @@
+//! `state_dir`: what a box remembers outlives its process, and nothing else does.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use stek_share::core::config::Settings;
+use stek_share::core::rotation::Order;
+use stek_share::journal::Level;
+use stek_share::transport::tls::Tls;
+
+use crate::fleet::{block_on, tls_of, wait_for, Fleet, SUBJECT};
+
+fn default(_: &mut Settings) {}
+
+/// A directory on memory-backed storage for one test.
+fn state_root(name: &str) -> PathBuf {
+    let root = Path::new("/dev/shm").join(format!("stek-test-{name}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&root);
+    fs::create_dir(&root).unwrap();
+    root
+}
+
+/// Starts a box that keeps its state; each box of a test has a directory of its own.
+fn start_keeping(fleet: &mut Fleet, root: &Path, id: u32) {
+    let mut settings = fleet.settings(id);
+    settings.state_dir = Some(root.join(id.to_string()));
+    // The same certificate at each start, as a restarted box has.
+    let tls = own_tls(fleet, id);
+    fleet.start_with(id, settings, tls);
+}
+
+fn own_tls(fleet: &mut Fleet, id: u32) -> Tls {
+    let identity = fleet.identity(id);
+    tls_of(&fleet.authority.identity, &identity, SUBJECT)
+}
+
+fn file_of(root: &Path, id: u32) -> PathBuf {
+    root.join(id.to_string()).join(format!("server-{id}.state"))
+}
+
+fn keeping_fleet(name: &str) -> (Fleet, PathBuf) {
+    let root = state_root(name);
+    let mut fleet = Fleet::new(3, default);
+    for id in 1..=3 {
+        start_keeping(&mut fleet, &root, id);
+    }
+    fleet.wait_until_one();
+    block_on(fleet.boxes[&1].node.order(Order::Rotate)).unwrap();
+    fleet.wait_for_generation(2);
+    (fleet, root)
+}
+
+#[test]
+fn all_restarted_at_once_keep_both_keys() {
+    let (mut fleet, root) = keeping_fleet("all");
+    for round in 0..3 {
+        let before = fleet.boxes[&1].report();
+        let keys = fleet.boxes[&1].host.latest();
+        for id in 1..=3 {
+            fleet.kill(id);
+        }
+        for id in 1..=3 {
+            start_keeping(&mut fleet, &root, id);
+        }
+        fleet.wait_until_one();
+        let after = fleet.boxes[&2].report();
+        assert_eq!(after.history, before.history, "round {round}: {}", fleet.describe());
+        assert_eq!(fleet.boxes[&2].host.latest(), keys, "round {round}");
+        assert!(after.current_age >= before.current_age, "the key got younger");
+        let generation = block_on(fleet.boxes[&3].node.order(Order::Rotate)).unwrap();
+        fleet.wait_for_generation(generation.0);
+    }
+    fs::remove_dir_all(root).unwrap();
+}
+
+#[test]
+fn the_file_is_private_and_holds_no_key_in_clear() {
+    let (fleet, root) = keeping_fleet("private");
+    for id in 1..=3 {
+        let path = file_of(&root, id);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let dir = path.parent().unwrap();
+        assert_eq!(fs::metadata(dir).unwrap().permissions().mode() & 0o777, 0o700);
+        let bytes = fs::read(&path).unwrap();
+        for key in &fleet.boxes[&id].node.key_sets().borrow().keys {
+            let key: &[u8; 48] = key.expose();
+            assert_eq!(kit::memory::contains_key(&bytes, key), None);
+            assert!(!bytes.windows(16).any(|window| window == &key[..16]), "not even its name");
+        }
+    }
+    fs::remove_dir_all(root).unwrap();
+}
+
+/// Kills box 3, spoils its file, starts it again: it must refuse the file with `reason` and come
+/// back as an empty box.
+fn refused(fleet: &mut Fleet, root: &Path, reason: &str, spoil: impl FnOnce(&Path)) {
+    fleet.kill(3);
+    spoil(&file_of(root, 3));
+    start_keeping(fleet, root, 3);
+    fleet.wait_until_one();
+    let lines = fleet.boxes[&3].lines.all();
+    assert!(
+        lines.iter().any(|(level, line)| *level == Level::Warning
+            && line.contains("is not used")
+            && line.contains(reason)),
+        "no line says {reason:?}: {lines:?}"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_right_is_refused_with_a_line() {
+    let (mut fleet, root) = keeping_fleet("wrong");
+    let whole = |path: &Path| fs::read(path).unwrap();
+    refused(&mut fleet, &root, "cut short", |path| {
+        fs::write(path, &whole(path)[..20]).unwrap();
+    });
+    refused(&mut fleet, &root, "damaged", |path| {
+        let bytes = whole(path);
+        fs::write(path, &bytes[..bytes.len() - 5]).unwrap();
+    });
+    refused(&mut fleet, &root, "damaged", |path| {
+        let mut bytes = whole(path);
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(path, bytes).unwrap();
+    });
+    refused(&mut fleet, &root, "no state file", |path| {
+        fs::write(path, vec![b'x'; 500]).unwrap();
+    });
+    refused(&mut fleet, &root, "mode is 644", |path| {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    });
+    let others = file_of(&root, 1);
+    refused(&mut fleet, &root, "belongs to server_id 1", |path| {
+        fs::copy(&others, path).unwrap();
+    });
+    fs::remove_dir_all(root).unwrap();
+}
+
+#[test]
+fn another_private_key_does_not_open_it_and_a_renewed_one_seals_it_anew() {
+    let (mut fleet, root) = keeping_fleet("renewed");
+    // Renewed while it runs: sealed under the new key at once.
+    fleet.renew_identity(3);
+    let renewed = own_tls(&mut fleet, 3);
+    fleet.boxes[&3].node.set_certificates(renewed);
+    fleet.kill(3);
+    start_keeping(&mut fleet, &root, 3);
+    fleet.wait_until_one();
+    assert!(fleet.boxes[&3].lines.has("continuing with the keys of the state file"));
+    // Renewed while it was down: the old file is closed for good.
+    fleet.renew_identity(3);
+    refused(&mut fleet, &root, "another private key", |_| {});
+    fs::remove_dir_all(root).unwrap();
+}
+
+#[test]
+fn keys_that_are_too_old_are_refused() {
+    let (mut fleet, root) = keeping_fleet("old");
+    fleet.kill(3);
+    let mut settings = fleet.settings(3);
+    settings.state_dir = Some(root.join("3"));
+    settings.max_key_age = Duration::from_millis(1);
+    settings.key_update_interval = Duration::from_secs(3600);
+    let tls = own_tls(&mut fleet, 3);
+    std::thread::sleep(Duration::from_millis(20));
+    fleet.start_with(3, settings, tls);
+    wait_for(
+        "the file to be refused",
+        || fleet.boxes[&3].lines.has("more than max_key_age"),
+        || fleet.describe(),
+    );
+    fs::remove_dir_all(root).unwrap();
+}
+
+#[test]
+fn a_file_of_a_history_that_the_group_has_left_is_refused() {
+    let (mut fleet, root) = keeping_fleet("left");
+    let old = fleet.boxes[&1].report().history;
+    fleet.kill(3);
+    // The others begin anew without it.
+    for id in 1..=2 {
+        fleet.kill(id);
+        fs::remove_file(file_of(&root, id)).unwrap();
+    }
+    for id in 1..=2 {
+        start_keeping(&mut fleet, &root, id);
+    }
+    fleet.wait_until_one();
+    assert_ne!(fleet.boxes[&1].report().history, old);
+    start_keeping(&mut fleet, &root, 3);
+    fleet.wait_until_one();
+    assert_eq!(fleet.boxes[&3].report().history, fleet.boxes[&1].report().history);
+    fs::remove_dir_all(root).unwrap();
+}
+
+#[test]
+fn a_place_on_a_disk_is_warned_of() {
+    let dir = kit::run_dir::RunDir::new("state").unwrap();
+    let mut fleet = Fleet::new(1, default);
+    start_keeping(&mut fleet, dir.path(), 1);
+    fleet.wait_until_one();
+    let on_disk = fleet.boxes[&1].lines.has("not on memory-backed storage");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    // Where the temporary directory itself is in memory there is nothing to warn of.
+    let tmp_in_memory = mounts.lines().any(|l| l.contains(" /tmp ") && l.contains(" - tmpfs "));
+    assert_eq!(on_disk, !tmp_in_memory, "{}", fleet.describe());
+    dir.done().unwrap();
+}
