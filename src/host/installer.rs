@@ -36,11 +36,11 @@ use crate::journal::{Level, Log};
 use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
 use crate::transport::tls::Tls;
 
-/// Address space for this thread's stack. OpenSSL and the first poll of the node's futures run
-/// here; memory is taken only where the stack is touched.
-const INSTALLER_STACK: usize = 512 * 1024;
+/// Address space for this thread's stack. The node lives here, openraft included; memory is taken
+/// only where the stack is touched.
+const INSTALLER_STACK: usize = 2 * 1024 * 1024;
 
-/// Address space for the stack of each tokio worker, which run TLS handshakes and openraft.
+/// Address space for the stack of each worker, which compute TLS handshakes.
 const WORKER_STACK: usize = 1024 * 1024;
 
 /// Threads for calls that block, which are host name look-ups only. More than a few at once would
@@ -250,8 +250,9 @@ fn live(
     };
     log.debug(format!("Generate initial STEK succeeded: {}", initial.fingerprint()));
     installer.install(&KeySet::own(initial.clone()));
-    let runtime = match runtime(settings.workers) {
-        Ok(runtime) => runtime,
+    let runtimes = own_runtime().and_then(|own| Ok((own, workers(settings.workers)?)));
+    let (runtime, workers) = match runtimes {
+        Ok(runtimes) => runtimes,
         Err(why) => {
             log.error(format!(
                 "cannot start {} worker threads (asio_thread_pool_size): {why}; this box keeps a \
@@ -261,9 +262,11 @@ fn live(
             return;
         }
     };
+    let tls = tls.on(workers.handle().clone());
     let done = runtime.block_on(run(&mut installer, settings, tls, initial, &mut inbox, started));
     // Closes the queue: what the host says from now on is answered at once.
     drop(inbox);
+    workers.shutdown_background();
     runtime.shutdown_timeout(RUNTIME_LIMIT);
     drop(done);
 }
@@ -303,11 +306,25 @@ async fn run(
     done
 }
 
-fn runtime(workers: usize) -> io::Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(workers.max(1))
+/// The runtime of this thread, on which the node lives. One thread, because a message every now
+/// and then is all it has to do: with several, tokio wakes a second one at each message to look
+/// for work that is not there, which tripled the idle cost.
+fn own_runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread()
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .thread_keep_alive(BLOCKING_KEEP_ALIVE)
+        .thread_stack_size(WORKER_STACK)
+        .thread_name("stek_lookup")
+        .enable_all()
+        .build()
+}
+
+/// The threads of `asio_thread_pool_size`. They compute TLS handshakes, the only thing here that
+/// takes time, and sleep otherwise.
+fn workers(count: usize) -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(count.max(1))
+        .max_blocking_threads(1)
         .thread_stack_size(WORKER_STACK)
         .thread_name("stek_worker")
         .enable_all()

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
-use openraft::ServerState;
+use openraft::impls::EmptyNode;
+use openraft::{RaftMetrics, ServerState};
 use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -48,16 +49,11 @@ pub(super) async fn lead(
     running: &Running,
     orders: &mut mpsc::Receiver<QueuedOrder>,
 ) -> String {
-    let mut metrics = running.raft.metrics();
     loop {
-        // Before its own first entry is applied, a new leader may not know all that was agreed.
-        let ready = metrics.wait_for(|m| {
-            let applied_term = m.last_applied.map(|id| id.leader_id.term);
-            m.state == ServerState::Leader && applied_term == Some(m.current_term)
-        });
+        let ready = ready_to_lead(running);
         tokio::select! {
             ready = ready => {
-                if ready.is_err() {
+                if ready.is_none() {
                     return "its core is gone".to_owned();
                 }
             }
@@ -66,7 +62,7 @@ pub(super) async fn lead(
                 continue;
             }
         }
-        let term = metrics.borrow().current_term;
+        let term = running.raft.metrics().borrow().current_term;
         let mut reign = Reign::new(shared, running);
         let mut server = running.raft.server_metrics();
         let over =
@@ -78,6 +74,19 @@ pub(super) async fn lead(
         }
         reign.end();
     }
+}
+
+/// Waits until this box leads and has applied its own first entry: before that a new leader may
+/// not know all that was agreed. `None` if Raft is gone.
+async fn ready_to_lead(running: &Running) -> Option<()> {
+    // Not the whole metrics from the start: those change with every heart beat.
+    let mut server = running.raft.server_metrics();
+    server.wait_for(|m| m.state == ServerState::Leader).await.ok()?;
+    let ready = |m: &RaftMetrics<ServerId, EmptyNode>| {
+        let applied_term = m.last_applied.map(|id| id.leader_id.term);
+        m.state != ServerState::Leader || applied_term == Some(m.current_term)
+    };
+    running.raft.metrics().wait_for(ready).await.ok().map(|_| ())
 }
 
 /// What one leader knows during one term.

@@ -13,6 +13,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
@@ -32,14 +33,17 @@ use openssl::x509::{
     X509,
 };
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
 use super::one_line::one_line;
 
 /// A TLS stream whose other end was verified.
-pub type Stream = SslStream<TcpStream>;
+pub type Stream = SslStream<Socket>;
 
 /// For TLS 1.2: forward secrecy and an AEAD, nothing else. TLS 1.3 has nothing weaker anyway.
 const TLS12_CIPHERS: &str = "ECDHE+AESGCM:ECDHE+CHACHA20";
@@ -54,9 +58,56 @@ const OPENSSL_3: i64 = 0x3000_0000;
 /// The most characters of a stranger's subject or of a library's reason that reach a line.
 const MAX_QUOTED: usize = 200;
 
+/// A TCP connection that can move from one tokio runtime to another.
+#[derive(Debug)]
+pub struct Socket(Option<TcpStream>);
+
+impl Socket {
+    /// Has the present runtime wait for this socket from now on.
+    fn settle(&mut self) -> io::Result<()> {
+        if let Some(tcp) = self.0.take() {
+            self.0 = Some(TcpStream::from_std(tcp.into_std()?)?);
+        }
+        Ok(())
+    }
+
+    fn tcp(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        // Empty only after a failed move, which ends the connection.
+        self.0.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.tcp()?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.tcp()?.poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp()?.poll_shutdown(cx)
+    }
+}
+
 /// Certificates and trust, loaded and checked. Cloning makes another handle.
 #[derive(Clone)]
-pub struct Tls(Arc<Inner>);
+pub struct Tls(Arc<Inner>, Option<Handle>);
 
 struct Inner {
     context: SslContext,
@@ -145,7 +196,14 @@ impl Tls {
         check_chain(&store_of(&roots)?, &leaf, &chain)?;
         let wanted: Arc<str> = cert_verify_str.into();
         let context = context(store_of(&roots)?, &leaf, chain, &key)?;
-        Ok(Tls(Arc::new(Inner { context, leaf, wanted, key })))
+        Ok(Tls(Arc::new(Inner { context, leaf, wanted, key }), None))
+    }
+
+    /// The same, with its handshakes computed by the workers of another runtime, so that no flood
+    /// of strangers can keep the present one from its timers. An established connection comes
+    /// back to the runtime that asked for it.
+    pub fn on(&self, workers: Handle) -> Tls {
+        Tls(Arc::clone(&self.0), Some(workers))
     }
 
     /// A key for sealing what only this box may read again, drawn from its private key by HKDF
@@ -220,6 +278,26 @@ impl Tls {
     }
 
     async fn shake_hands(&self, tcp: TcpStream, side: Side) -> Result<Stream, HandshakeError> {
+        let mut socket = Socket(Some(tcp));
+        let Some(workers) = &self.1 else { return self.shake_hands_here(socket, side).await };
+        let moved = |error: io::Error| HandshakeError::Library(clip(&error.to_string()));
+        let tls = self.clone();
+        // A set, because it ends its task when this future is dropped, as at a time limit.
+        let mut task = JoinSet::new();
+        task.spawn_on(
+            async move {
+                socket.settle().map_err(moved)?;
+                tls.shake_hands_here(socket, side).await
+            },
+            workers,
+        );
+        let shaken = task.join_next().await.and_then(Result::ok);
+        let mut stream = shaken.unwrap_or(Err(HandshakeError::Closed))?;
+        stream.get_mut().settle().map_err(moved)?;
+        Ok(stream)
+    }
+
+    async fn shake_hands_here(&self, tcp: Socket, side: Side) -> Result<Stream, HandshakeError> {
         let fault = Arc::new(Mutex::new(None));
         let mut ssl = Ssl::new(&self.0.context).map_err(HandshakeError::library)?;
         let (wanted, note) = (Arc::clone(&self.0.wanted), Arc::clone(&fault));
