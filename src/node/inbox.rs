@@ -222,8 +222,11 @@ pub(super) async fn await_installed(
     limit: Duration,
 ) -> Generation {
     let mut installed = shared.installed.subscribe();
-    let history = shared.views.borrow().agreed.ring.history();
-    let held = installed.wait_for(|i| i.history == history && i.newest >= generation);
+    // The history is looked up each time: at a cold start the question may come before the first
+    // entry is applied here.
+    let held = installed.wait_for(|i| {
+        i.newest >= generation && i.history == shared.views.borrow().agreed.ring.history()
+    });
     let _ = timeout(limit, held).await;
     shared.installed_newest()
 }
