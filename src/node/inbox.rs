@@ -230,3 +230,49 @@ pub(super) async fn await_installed(
     let _ = timeout(limit, held).await;
     shared.installed_newest()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::core::agreed::Agreed;
+    use crate::core::key_ring::{Command, KeyRing};
+    use crate::node::bench::{stek, Bench};
+    use crate::node::KeySet;
+
+    #[tokio::test]
+    async fn a_question_from_before_the_history_is_answered_when_the_key_is_installed() {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let shared = Bench::new().shared;
+        let asked = {
+            let shared = shared.clone();
+            tokio::spawn(async move { await_installed(&shared, Generation(1), LIMIT).await })
+        };
+        // The question waits before anything is known here.
+        tokio::task::yield_now().await;
+        let history = HistoryId::from_bytes([9; 16]).unwrap();
+        let mut ring = KeyRing::default();
+        ring.apply(Command::Found { history }).unwrap();
+        shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+        let begun = Instant::now();
+        let set = KeySet { history: Some(history), newest: Generation(1), ..KeySet::own(stek(1)) };
+        shared.note_installed(&set);
+        assert_eq!(asked.await.unwrap(), Generation(1));
+        assert!(begun.elapsed() < LIMIT, "answered only because the limit ran out");
+    }
+
+    #[tokio::test]
+    async fn a_key_of_another_history_is_not_the_one_that_was_asked_about() {
+        let shared = Bench::new().shared;
+        let ours = HistoryId::from_bytes([9; 16]).unwrap();
+        let mut ring = KeyRing::default();
+        ring.apply(Command::Found { history: ours }).unwrap();
+        shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+        let other = HistoryId::from_bytes([8; 16]);
+        let set = KeySet { history: other, newest: Generation(7), ..KeySet::own(stek(1)) };
+        shared.note_installed(&set);
+        let installed = await_installed(&shared, Generation(1), Duration::from_millis(10)).await;
+        assert_eq!(installed, Generation(0));
+    }
+}

@@ -14,6 +14,8 @@
 //! | `keeper` | from the ring to the set that the host should hold |
 //! | `state_file` | keeps what the box remembers in `state_dir`, sealed |
 
+#[cfg(test)]
+mod bench;
 mod inbox;
 mod keeper;
 mod leader;

@@ -99,14 +99,13 @@ impl Refusals {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use kit::pki::Identity;
     use openraft::storage::RaftStateMachine;
     use openraft::{Entry, EntryPayload};
     use serde::Serialize;
-    use tokio::sync::{mpsc, watch};
+    use tokio::sync::watch;
     use tokio::time::timeout;
 
     use super::*;
@@ -114,51 +113,22 @@ mod tests {
     use crate::consensus::state_machine::{AgreedView, StateMachine};
     use crate::consensus::wire::{self, Request, WireMembership, WireSnapshot};
     use crate::core::agreed::Agreed;
-    use crate::core::config::{Member, Settings, Timers};
     use crate::core::key_ring::{Command, Generation, Held, HistoryId, KeyRing, Staged};
     use crate::core::rejoin::{Ballot, LogEnd, Quarantine};
     use crate::core::server_id::ServerId;
     use crate::core::stek::{Fingerprint, Stek, STEK_LEN};
-    use crate::journal::Journal;
+    use crate::node::bench::{stek, Bench, Lines};
     use crate::node::inbox::Inbox;
     use crate::node::leader::first_admitted;
     use crate::node::shared::Shared;
     use crate::node::{keeper, life, KeySet};
     use crate::transport::frame::Role;
     use crate::transport::listener::{Caller, Service};
-    use crate::transport::tls::Tls;
 
     /// How long something may take on a busy machine.
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    #[derive(Default)]
-    struct Lines(Mutex<Vec<(Level, String)>>);
-
-    impl Journal for Lines {
-        fn write(&self, level: Level, line: &str) {
-            self.0.lock().unwrap().push((level, line.to_owned()));
-        }
-    }
-
-    /// One box that has not begun to live.
-    struct Bench {
-        shared: Arc<Shared>,
-        lines: Arc<Lines>,
-    }
-
     impl Bench {
-        fn new() -> Bench {
-            let lines = Arc::new(Lines::default());
-            let own = Identity::self_signed("/CN=box").unwrap();
-            let certificate = own.certificate.to_pem().unwrap();
-            let key = own.key.private_key_to_pem_pkcs8().unwrap();
-            let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=box").unwrap();
-            let (orders, _) = mpsc::channel(1);
-            let log = Log::new(lines.clone());
-            let shared = Shared::new(settings(), log, tls, stek(200), orders).unwrap();
-            Bench { shared, lines }
-        }
-
         /// Exactly this much was refused: one key, for this reason, with one line.
         fn assert_refused_once(&self, place: Place, reason: Reason, words: &str) {
             for p in Place::ALL {
@@ -172,41 +142,6 @@ mod tests {
             assert_eq!(loud.len(), 1, "{loud:?}");
             assert!(loud[0].1.contains(words), "{loud:?}");
         }
-    }
-
-    fn settings() -> Settings {
-        let id = ServerId(1);
-        Settings {
-            server_id: id,
-            address: "127.0.0.1".to_owned(),
-            port: 1,
-            bind_address: None,
-            workers: 1,
-            timers: Timers {
-                heart_beat: Duration::from_millis(100),
-                election_lower: Duration::from_millis(200),
-                election_upper: Duration::from_millis(400),
-            },
-            reserved_log_items: 5,
-            snapshot_distance: 5,
-            request_timeout: Duration::from_secs(3),
-            key_update_interval: Duration::from_secs(3600),
-            handover_timeout: Duration::from_millis(1500),
-            startup_wait: Duration::ZERO,
-            ticket_keys: 2,
-            max_key_age: Duration::from_secs(86_400),
-            state_dir: None,
-            root_cert_file: "root.pem".into(),
-            server_cert_file: "cert.pem".into(),
-            server_key_file: "key.pem".into(),
-            cert_verify_str: "/CN=box".to_owned(),
-            members: vec![Member { id, address: "127.0.0.1".to_owned(), port: 1 }],
-        }
-    }
-
-    fn stek(seed: u8) -> Stek {
-        let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ seed).collect();
-        Stek::copy_from(&bytes).unwrap()
     }
 
     fn held(generation: u64, stek: Stek) -> Held {

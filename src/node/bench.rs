@@ -1,0 +1,80 @@
+//! One box that has not begun to live, for unit tests of the node's parts.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kit::pki::Identity;
+use tokio::sync::mpsc;
+
+use super::shared::Shared;
+use crate::core::config::{Member, Settings, Timers};
+use crate::core::server_id::ServerId;
+use crate::core::stek::{Stek, STEK_LEN};
+use crate::journal::{Journal, Level, Log};
+use crate::transport::tls::Tls;
+
+/// Collects what the box says.
+#[derive(Default)]
+pub(super) struct Lines(pub Mutex<Vec<(Level, String)>>);
+
+impl Journal for Lines {
+    fn write(&self, level: Level, line: &str) {
+        self.0.lock().unwrap().push((level, line.to_owned()));
+    }
+}
+
+/// See the module's head.
+pub(super) struct Bench {
+    pub shared: Arc<Shared>,
+    pub lines: Arc<Lines>,
+}
+
+impl Bench {
+    pub fn new() -> Bench {
+        let lines = Arc::new(Lines::default());
+        let own = Identity::self_signed("/CN=box").unwrap();
+        let certificate = own.certificate.to_pem().unwrap();
+        let key = own.key.private_key_to_pem_pkcs8().unwrap();
+        let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=box").unwrap();
+        let (orders, _) = mpsc::channel(1);
+        let log = Log::new(lines.clone());
+        let shared = Shared::new(settings(), log, tls, stek(200), orders).unwrap();
+        Bench { shared, lines }
+    }
+}
+
+fn settings() -> Settings {
+    let id = ServerId(1);
+    Settings {
+        server_id: id,
+        address: "127.0.0.1".to_owned(),
+        port: 1,
+        bind_address: None,
+        workers: 1,
+        timers: Timers {
+            heart_beat: Duration::from_millis(100),
+            election_lower: Duration::from_millis(200),
+            election_upper: Duration::from_millis(400),
+        },
+        reserved_log_items: 5,
+        snapshot_distance: 5,
+        request_timeout: Duration::from_secs(3),
+        key_update_interval: Duration::from_secs(3600),
+        handover_timeout: Duration::from_millis(1500),
+        startup_wait: Duration::ZERO,
+        ticket_keys: 2,
+        max_key_age: Duration::from_secs(86_400),
+        state_dir: None,
+        root_cert_file: "root.pem".into(),
+        server_cert_file: "cert.pem".into(),
+        server_key_file: "key.pem".into(),
+        cert_verify_str: "/CN=box".to_owned(),
+        members: vec![Member { id, address: "127.0.0.1".to_owned(), port: 1 }],
+    }
+}
+
+/// A sound key; different seeds give different ones.
+pub(super) fn stek(seed: u8) -> Stek {
+    let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ seed).collect();
+    Stek::copy_from(&bytes).unwrap()
+}
