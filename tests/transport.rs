@@ -154,7 +154,8 @@ impl Box_ {
 }
 
 fn member(id: u32, addr: SocketAddr) -> Member {
-    Member { id: ServerId(id), address: addr.ip().to_string(), port: addr.port() }
+    let address = addr.ip().to_string();
+    Member { id: ServerId(id), address, port: addr.port(), subject: None }
 }
 
 async fn ask(peers: &Peers, to: u32, body: &[u8], limit: Duration) -> Result<Vec<u8>, CallError> {
@@ -375,6 +376,98 @@ async fn new_certificates_are_used_by_new_connections() {
     let late = Box_::start(4, tls(&old, &pki::leaf(&old))).await;
     late.peers.set_members(&[two.member()]);
     assert!(matches!(late.ask(2, b"old").await, Err(CallError::Unreachable(_))));
+}
+
+// ---------------------------------------------------------------- certificates of their own
+
+/// What a box with this leaf uses whose entry names the leaf's subject.
+fn tls_as(root: &Identity, subject: &str, common: &str) -> Tls {
+    let leaf = Spec { subject, issuer: Some(root), ..Spec::default() }.make();
+    let own = Some(subject).filter(|subject| *subject != common);
+    Tls::from_pem_as(&root.cert_pem(), &leaf.cert_pem(), &leaf.key_pem(), common, own).unwrap()
+}
+
+fn named(box_: &Box_, subject: &str) -> Member {
+    Member { subject: Some(subject.to_owned()), ..box_.member() }
+}
+
+/// Has these boxes know these members, as a node does.
+fn enlist(boxes: &[&Box_], members: &[Member]) {
+    for box_ in boxes {
+        box_.swap.send_modify(|tls| *tls = tls.with_members(members));
+        box_.peers.set_members(members);
+    }
+}
+
+const NOT_ITS_OWN: &str = "its certificate is not the one listed for this server_id";
+
+#[tokio::test]
+async fn members_with_certificates_of_their_own_talk_to_the_others() {
+    let root = pki::root("root");
+    for common in [SUBJECT, ""] {
+        let one = Box_::start(1, tls_as(&root, "/CN=one", common)).await;
+        let two = Box_::start(2, tls_as(&root, "/CN=two", common)).await;
+        let three = Box_::start(3, tls_as(&root, SUBJECT, common)).await;
+        let members = [named(&one, "/CN=one"), named(&two, "/CN=two"), three.member()];
+        enlist(&[&one, &two, &three], &members);
+        for (from, to) in [(&one, 2), (&two, 1), (&one, 3), (&three, 1)] {
+            assert_eq!(from.ask(to, b"x").await.unwrap(), b"x", "{common:?}: {} {to}", from.id);
+        }
+    }
+}
+
+/// Neither another server's certificate nor the one that all others share is good enough.
+#[tokio::test]
+async fn a_server_with_a_certificate_that_is_not_its_own_is_refused_on_both_sides() {
+    let root = pki::root("root");
+    for wrong in ["/CN=three", SUBJECT] {
+        let one = Box_::start(1, tls_as(&root, "/CN=one", SUBJECT)).await;
+        let two = Box_::start(2, tls_as(&root, wrong, SUBJECT)).await;
+        let three = Member { id: ServerId(3), ..named(&one, "/CN=three") };
+        enlist(&[&one, &two], &[named(&one, "/CN=one"), named(&two, "/CN=two"), three]);
+        // When it is dialled, not a byte is sent to it.
+        let error = one.ask(2, b"secret").await.unwrap_err();
+        assert!(error.to_string().contains(NOT_ITS_OWN), "{wrong}: {error}");
+        until("told", || one.lines.have(Level::Warning, NOT_ITS_OWN)).await;
+        until("told there", || two.lines.have(Level::Warning, "refused our handshake")).await;
+        assert_eq!((two.begun(), two.service.admitted.load(Ordering::Relaxed)), (0, 0));
+        // When it dials, it is told.
+        assert_eq!(two.ask(1, b"x").await, Err(CallError::Refused(Refusal::Certificate)));
+        until("counted", || one.counters.refused(Cause::OtherCertificate) == 1).await;
+        assert!(one.lines.have(Level::Warning, "calls itself server_id 2, but its certificate"));
+        until("told", || two.lines.have(Level::Warning, "refuses this box: its certificate")).await;
+        assert_eq!((one.begun(), one.heard.last(ServerId(2))), (0, None));
+        // The same for an operator's command that names that server.
+        let tls = two.swap.borrow().clone();
+        let at = ("127.0.0.1", one.addr.port());
+        let refused = call_once(&tls, &Me::tool(ServerId(2)), at, b"x", PATIENCE).await;
+        assert_eq!(refused, Err(CallError::Refused(Refusal::Certificate)));
+        assert_eq!(one.begun(), 0);
+    }
+}
+
+#[tokio::test]
+async fn who_may_connect_follows_the_list() {
+    let root = pki::root("root");
+    let one = Box_::start(1, tls_as(&root, "/CN=one", "")).await;
+    let two = Box_::start(2, tls_as(&root, "/CN=two", "")).await;
+    let alone = [named(&one, "/CN=one")];
+    let both = [named(&one, "/CN=one"), named(&two, "/CN=two")];
+    enlist(&[&one], &alone);
+    enlist(&[&two], &both);
+    assert!(!one.swap.borrow().accepts_any_subject(), "each entry names its own");
+    assert!(matches!(two.ask(1, b"x").await, Err(CallError::Unreachable(_))));
+    until("counted", || one.counters.refused(Cause::WrongSubject) == 1).await;
+    assert_eq!(one.service.admitted.load(Ordering::Relaxed), 0, "no frame of it was read");
+    enlist(&[&one], &both);
+    let begun = Instant::now();
+    while two.ask(1, b"x").await.is_err() {
+        assert!(begun.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(10)).await;
+    }
+    // A connection that is up is judged anew.
+    enlist(&[&one], &[named(&one, "/CN=one"), named(&two, "/CN=new")]);
+    assert_eq!(two.ask(1, b"x").await, Err(CallError::Refused(Refusal::Certificate)));
 }
 
 // ---------------------------------------------------------------- requests

@@ -337,7 +337,7 @@ impl Node {
 
     /// Takes over new certificates for all connections that are made from now on.
     pub fn set_certificates(&self, tls: Tls) {
-        self.shared.tls.send_replace(tls);
+        self.shared.set_certificates(tls);
         // What is in `state_dir` has to be sealed under the new key.
         let _ = self.shared.save();
     }

@@ -200,7 +200,7 @@ mod tests {
             server_cert_file: "cert.pem".into(),
             server_key_file: "key.pem".into(),
             cert_verify_str: "/CN=box".to_owned(),
-            members: vec![Member { id, address: "127.0.0.1".to_owned(), port: 1 }],
+            members: vec![Member { id, address: "127.0.0.1".to_owned(), port: 1, subject: None }],
         }
     }
 

@@ -68,7 +68,8 @@ pub(super) struct Shared {
     pub log: Log,
     pub me: ServerId,
     pub peers: Peers,
-    /// The newest certificates; new connections use them.
+    /// The newest certificates and whose are accepted; new connections use them. Changed by
+    /// [`Shared::set_certificates`] and [`Shared::set_members`] only.
     pub tls: watch::Sender<Tls>,
     /// What this box says of itself in every frame.
     pub sender: Me,
@@ -172,7 +173,7 @@ impl Shared {
             };
             file.map_err(refused).ok()
         });
-        let tls = watch::Sender::new(tls);
+        let tls = watch::Sender::new(tls.with_members(&settings.members));
         let heard = Heard::new();
         let peers = Peers::new(log.clone(), tls.subscribe(), sender.clone(), heard.clone());
         peers.set_members(&settings.members);
@@ -240,10 +241,18 @@ impl Shared {
             }
             *present = members.into();
         }
+        // Who may connect follows, as the certificates do.
+        self.tls.send_modify(|tls| *tls = tls.with_members(&self.members()));
         self.peers.set_members(members);
         if let Some(listener) = lock(&self.listener).as_ref() {
             listener.set_max_connections(max_connections(members.len()));
         }
+    }
+
+    /// Takes over new certificates for all connections that are made from now on.
+    pub fn set_certificates(&self, new: Tls) {
+        // The members are looked up inside, so that a list that changes meanwhile is not lost.
+        self.tls.send_modify(|tls| *tls = new.with_members(&self.members()));
     }
 
     /// All members but this one.

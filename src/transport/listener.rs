@@ -2,7 +2,8 @@
 //! request to a [`Service`].
 //!
 //! Leaves to the service who is a member and what a request means. What must hold:
-//! - No byte of a frame is read from, or sent to, an end whose certificate was not verified.
+//! - No byte of a frame is read from, or sent to, an end whose certificate was not verified; and
+//!   no request is served whose sender names an id that is not its certificate's.
 //! - Whoever shows no first frame in time is closed; connections, handshakes and requests are
 //!   bounded in number. When there are too many handshakes the oldest one gives way, so that
 //!   silent strangers cannot keep a member out.
@@ -26,7 +27,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at, Instant};
 
 use super::frame::{self, Body, Event, FrameError, Header, HistoryId, Kind, Role, Wire, WireError};
-use super::tls::{HandshakeError, Stream, Tls};
+use super::tls::{peer_subject, HandshakeError, Stream, Tls};
 use super::{
     resolve, tune, Alarm, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
     MAX_IN_FLIGHT,
@@ -113,6 +114,8 @@ pub enum Refusal {
     History,
     /// Another box with the same id is up at the listed address.
     Twin,
+    /// Its certificate is another server's.
+    Certificate,
     /// Something else, or a reason that a newer version gave.
     Other,
 }
@@ -125,6 +128,7 @@ impl Refusal {
             Refusal::OwnId => 2,
             Refusal::History => 3,
             Refusal::Twin => 4,
+            Refusal::Certificate => 5,
         }
     }
 
@@ -134,6 +138,7 @@ impl Refusal {
             2 => Refusal::OwnId,
             3 => Refusal::History,
             4 => Refusal::Twin,
+            5 => Refusal::Certificate,
             _ => Refusal::Other,
         }
     }
@@ -148,6 +153,10 @@ impl fmt::Display for Refusal {
             Refusal::Twin => {
                 "another server with this server_id is up at the address in the server list; \
                  give each server its own server_id"
+            }
+            Refusal::Certificate => {
+                "its certificate is not the one listed for this server_id; give each server the \
+                 certificate whose subject is in its entry of the server list"
             }
             Refusal::Other => "the receiver does not hear the sender",
         })
@@ -374,6 +383,7 @@ impl End {
             End::Refused(id, refusal) => {
                 let cause = match refusal {
                     Refusal::NotAMember => Cause::NotAMember,
+                    Refusal::Certificate => Cause::OtherCertificate,
                     _ => Cause::Refused,
                 };
                 refused(cause, format!("it calls itself server_id {id}, but {refusal}"))
@@ -408,6 +418,7 @@ fn cause_of(error: &HandshakeError) -> Cause {
         HandshakeError::NoCertificate => Cause::NoCertificate,
         HandshakeError::Untrusted(_) => Cause::Untrusted,
         HandshakeError::WrongSubject(_) => Cause::WrongSubject,
+        HandshakeError::NotListed(_) => Cause::OtherCertificate,
         HandshakeError::NotOurTls(_) => Cause::NotOurTls,
         HandshakeError::RefusedUs(_) => Cause::RefusedUs,
         HandshakeError::Closed => Cause::ClosedEarly,
@@ -447,6 +458,7 @@ impl<S: Service> Door<S> {
         let mut conversation = Conversation {
             door: self,
             addr,
+            subject: peer_subject(&stream),
             wire: Wire::new(stream),
             caller: None,
             request: 0,
@@ -467,6 +479,8 @@ type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
 struct Conversation<'a, S> {
     door: &'a Door<S>,
     addr: SocketAddr,
+    /// Whose certificate the other end has.
+    subject: String,
     wire: Wire<Stream>,
     /// Who is at the other end, as its first header said; the history is the latest.
     caller: Option<Caller>,
@@ -541,13 +555,25 @@ impl<S: Service> Conversation<'_, S> {
         if header.kind != Kind::Request {
             return Err(End::BadKind);
         }
-        if let Err(refusal) = self.door.service.admit(header) {
+        if let Err(refusal) = self.admit(header) {
             self.refused = Some((now.id, refusal));
             self.answer(header.request, Kind::Refused, &[refusal.code()])?;
         }
         self.caller = Some(now);
         self.request = header.request;
         Ok(())
+    }
+
+    /// Whether the sender is heard: the service says who is a member, the certificate who it is.
+    /// Asked at each header, since a new server list counts for connections that are up, too.
+    fn admit(&self, header: &Header) -> Result<(), Refusal> {
+        let admitted = self.door.service.admit(header);
+        if admitted != Err(Refusal::NotAMember)
+            && !self.door.deps.tls.borrow().is_of(header.sender, &self.subject)
+        {
+            return Err(Refusal::Certificate);
+        }
+        admitted
     }
 
     fn take_body(&mut self, body: Body) -> Result<(), End> {

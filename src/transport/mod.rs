@@ -161,8 +161,10 @@ pub enum Cause {
     NoCertificate,
     /// The certificate does not chain to the root, is not valid now, or is for another purpose.
     Untrusted,
-    /// The certificate's subject is not `cert_verify_str`.
+    /// The certificate's subject is not `cert_verify_str`, nor one that the server list names.
     WrongSubject,
+    /// The certificate is a member's, but not that of the server id that the sender names.
+    OtherCertificate,
     /// What came was not TLS, or a version or cipher that we do not speak.
     NotOurTls,
     /// The other end does not accept this box's certificate or TLS.
@@ -187,10 +189,11 @@ pub enum Cause {
 
 impl Cause {
     /// All causes with the words that name them in metrics.
-    pub const ALL: [(Cause, &'static str); 13] = [
+    pub const ALL: [(Cause, &'static str); 14] = [
         (Cause::NoCertificate, "no_certificate"),
         (Cause::Untrusted, "untrusted"),
         (Cause::WrongSubject, "wrong_subject"),
+        (Cause::OtherCertificate, "other_certificate"),
         (Cause::NotOurTls, "not_our_tls"),
         (Cause::RefusedUs, "refused_us"),
         (Cause::ClosedEarly, "closed_early"),

@@ -318,7 +318,7 @@ impl Line {
             if ask.reply.is_closed() {
                 continue;
             }
-            let tls = self.deps.tls.borrow().clone();
+            let tls = self.deps.tls.borrow().for_member(&self.member);
             match dial(&tls, &self.member.address, self.member.port).await {
                 Err(error) => {
                     let words = error.to_string();

@@ -106,10 +106,7 @@ impl Fleet {
     /// A list of `count` boxes with ids from 1, none of them running.
     pub fn new(count: u32, tune: fn(&mut Settings)) -> Fleet {
         let ports = kit::ports::take_many(count as usize).unwrap();
-        let members = (1..=count)
-            .zip(ports)
-            .map(|(id, port)| Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port })
-            .collect();
+        let members = (1..=count).zip(ports).map(|(id, port)| member(id, port)).collect();
         let authority = Authority::new("/O=Edge/CN=Test Root").unwrap();
         Fleet {
             authority,
@@ -277,6 +274,10 @@ impl Fleet {
         }
         text
     }
+}
+
+pub fn member(id: u32, port: u16) -> Member {
+    Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port, subject: None }
 }
 
 pub fn tls_of(root: &Identity, own: &Identity, subject: &str) -> Tls {
