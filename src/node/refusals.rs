@@ -127,6 +127,7 @@ mod tests {
     use crate::transport::frame::Role;
     use crate::transport::listener::{Caller, Service};
     use crate::transport::tls::Tls;
+    use crate::transport::Versions;
 
     /// How long something may take on a busy machine.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -155,7 +156,8 @@ mod tests {
             let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=box").unwrap();
             let (orders, _) = mpsc::channel(1);
             let log = Log::new(lines.clone());
-            let shared = Shared::new(settings(), log, tls, stek(200), orders).unwrap();
+            let shared =
+                Shared::new(settings(), log, tls, stek(200), Versions::OURS, orders).unwrap();
             Bench { shared, lines }
         }
 
@@ -459,6 +461,7 @@ mod tests {
             let from = Caller {
                 id: ServerId(2),
                 role: Role::Member,
+                version: 1,
                 incarnation: 1,
                 history: history().to_bytes(),
                 addr: "127.0.0.1:1".parse().unwrap(),

@@ -35,7 +35,7 @@ use crate::journal::{Level, Log};
 use crate::transport::listener::{max_connections, Listener, Refusal};
 use crate::transport::peers::{CallError, Peers};
 use crate::transport::tls::Tls;
-use crate::transport::{Counters, Heard, Me};
+use crate::transport::{Counters, Heard, Me, Versions};
 
 /// How long Raft's own tasks may take to stop.
 const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
@@ -139,6 +139,7 @@ impl Shared {
         log: Log,
         tls: Tls,
         initial: Stek,
+        versions: Versions,
         orders: mpsc::Sender<QueuedOrder>,
     ) -> Result<Arc<Shared>, ErrorStack> {
         let mut incarnation = [0; 8];
@@ -158,6 +159,7 @@ impl Shared {
             Me::member(settings.server_id, u64::from_be_bytes(incarnation), move || {
                 history().map_or([0; 16], HistoryId::to_bytes)
             })
+            .speaking(versions)
         };
         let state_file = settings.state_dir.as_deref().and_then(|dir| {
             for doubt in doubts_about(dir) {

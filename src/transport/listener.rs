@@ -7,6 +7,8 @@
 //! - Whoever shows no first frame in time is closed; connections, handshakes and requests are
 //!   bounded in number. When there are too many handshakes the oldest one gives way, so that
 //!   silent strangers cannot keep a member out.
+//! - Whoever begins with a version that is not spoken here is told which ones are; an answer is in
+//!   the version of its request.
 //! - One task per connection; requests are begun in the order in which they came.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,7 +28,10 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at, Instant};
 
-use super::frame::{self, Body, Event, FrameError, Header, HistoryId, Kind, Role, Wire, WireError};
+use super::frame::{
+    self, Body, Event, FrameError, Header, HistoryId, Kind, NoCommonVersion, Role, Versions, Wire,
+    WireError, NOTICE,
+};
 use super::tls::{peer_subject, HandshakeError, Stream, Tls};
 use super::{
     resolve, tune, Alarm, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
@@ -95,6 +100,8 @@ pub struct Caller {
     pub id: ServerId,
     /// As what it speaks.
     pub role: Role,
+    /// The protocol version that it speaks on this connection, and that it is answered in.
+    pub version: u8,
     /// The run of its process.
     pub incarnation: u64,
     /// Its history when it sent this request.
@@ -359,6 +366,7 @@ enum End {
     OtherSender,
     BadKind,
     BadBody(ServerId),
+    NoVersion(ServerId, NoCommonVersion),
     Frame(FrameError),
     Lost(io::Error),
     Closed,
@@ -396,6 +404,9 @@ impl End {
             }
             End::BadBody(id) => {
                 refused(Cause::BadFrame, format!("server_id {id} sent a request without meaning"))
+            }
+            End::NoVersion(id, error) => {
+                refused(Cause::Version, format!("it calls itself server_id {id}, and {error}"))
             }
             End::Frame(error @ FrameError::Version(_)) => {
                 refused(Cause::Version, error.to_string())
@@ -459,7 +470,9 @@ impl<S: Service> Door<S> {
             door: self,
             addr,
             subject: peer_subject(&stream),
-            wire: Wire::new(stream),
+            wire: Wire::new(stream, self.deps.me.versions()),
+            foreign: None,
+            parting: None,
             caller: None,
             request: 0,
             in_flight: Vec::new(),
@@ -482,6 +495,10 @@ struct Conversation<'a, S> {
     /// Whose certificate the other end has.
     subject: String,
     wire: Wire<Stream>,
+    /// The version that the other end began with, if it is not spoken here: it was told so.
+    foreign: Option<u8>,
+    /// Who is about to say that it speaks none of ours either.
+    parting: Option<ServerId>,
     /// Who is at the other end, as its first header said; the history is the latest.
     caller: Option<Caller>,
     /// The id of the request whose body is being read.
@@ -534,16 +551,45 @@ impl<S: Service> Conversation<'_, S> {
         match event {
             Event::Sent => Ok(()),
             Event::Head(header) => self.take_head(&header),
+            Event::Foreign(version) => self.take_foreign(version),
             Event::Body(body) => self.take_body(body),
+            Event::Closed if self.caller.is_none() && self.foreign.is_some() => {
+                Err(self.unspoken())
+            }
             Event::Closed if self.caller.is_none() => Err(End::Silent),
             Event::Closed => Err(End::Closed),
         }
     }
 
+    /// Tells the other end, once, which versions are spoken here. Until its first frame in one of
+    /// them it has no more time than anybody.
+    fn take_foreign(&mut self, version: u8) -> Result<(), End> {
+        if self.caller.is_some() {
+            return Err(End::Frame(FrameError::Version(version)));
+        }
+        if self.foreign.replace(version).is_none() {
+            self.ready.push_back(self.door.deps.me.notice().map_err(End::Frame)?);
+        }
+        Ok(())
+    }
+
+    /// How it ends with one that was told of our versions, and said nothing more.
+    fn unspoken(&self) -> End {
+        End::Frame(FrameError::Version(self.foreign.unwrap_or(NOTICE)))
+    }
+
     fn take_head(&mut self, header: &Header) -> Result<(), End> {
+        if header.version == NOTICE {
+            if self.foreign.is_none() || self.caller.is_some() {
+                return Err(End::BadKind);
+            }
+            self.parting = Some(header.sender);
+            return Ok(());
+        }
         let now = Caller {
             id: header.sender,
             role: header.role,
+            version: header.version,
             incarnation: header.incarnation,
             history: header.history,
             addr: self.addr,
@@ -552,14 +598,17 @@ impl<S: Service> Conversation<'_, S> {
         if (before.id, before.role, before.incarnation) != (now.id, now.role, now.incarnation) {
             return Err(End::OtherSender);
         }
+        if before.version != now.version {
+            return Err(End::Frame(FrameError::Version(now.version)));
+        }
         if header.kind != Kind::Request {
             return Err(End::BadKind);
         }
+        self.caller = Some(now);
         if let Err(refusal) = self.admit(header) {
             self.refused = Some((now.id, refusal));
             self.answer(header.request, Kind::Refused, &[refusal.code()])?;
         }
-        self.caller = Some(now);
         self.request = header.request;
         Ok(())
     }
@@ -580,8 +629,15 @@ impl<S: Service> Conversation<'_, S> {
         if self.refused.is_some() {
             return Ok(());
         }
-        // A body always follows its header, which set the caller.
-        let Some(caller) = self.caller else { return Err(End::BadKind) };
+        if let Some(id) = self.parting {
+            let ours = self.door.deps.me.versions();
+            return Err(match Versions::of_notice(&body) {
+                Some(theirs) => End::NoVersion(id, NoCommonVersion { theirs, ours }),
+                None => self.unspoken(),
+            });
+        }
+        // A body always follows its header, which set the caller unless it was a foreign one.
+        let Some(caller) = self.caller else { return Ok(()) };
         if caller.role == Role::Member {
             self.door.deps.heard.note(caller.id, self.last);
         }
@@ -612,7 +668,9 @@ impl<S: Service> Conversation<'_, S> {
     }
 
     fn answer(&mut self, request: u32, kind: Kind, body: &[u8]) -> Result<(), End> {
-        let header = self.door.deps.me.header(request, kind);
+        // Only a caller is answered, and its version stays the same.
+        let version = self.caller.map_or(NOTICE, |caller| caller.version);
+        let header = self.door.deps.me.header(version, request, kind);
         self.ready.push_back(frame::encode(&header, body).map_err(End::Frame)?);
         Ok(())
     }
@@ -628,7 +686,10 @@ impl<S: Service> Conversation<'_, S> {
         }
         if self.caller.is_none() && self.first < deadline {
             deadline = self.first;
-            end = End::TooSlow("its first frame");
+            end = match self.foreign {
+                Some(_) => self.unspoken(),
+                None => End::TooSlow("its first frame"),
+            };
         }
         self.alarm.poll(cx, deadline).map(|()| end)
     }

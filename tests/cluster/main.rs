@@ -13,3 +13,4 @@ mod rejoin;
 mod relay;
 mod restarts;
 mod state;
+mod versions;
