@@ -90,8 +90,11 @@ fn try_load(argument: &str, dirs: &Dirs, problems: &mut Vec<Problem>) -> Option<
     let bases = [own, &dirs.working, &dirs.install, &dirs.config];
 
     let list = load_list(&conf, &bases, problems);
+    if list.as_ref().is_some_and(List::names_all_subjects) {
+        problems.retain(|problem| !conf.is_open_door(problem));
+    }
     let pems = Pems::load(&conf, &bases, problems);
-    let tls = pems.as_ref().and_then(|pems| make_tls(&conf, pems, problems));
+    let tls = pems.as_ref().and_then(|pems| make_tls(&conf, list.as_ref(), pems, problems));
     let settings = conf.settle(list?, pems?.paths())?;
     Some((settings, tls?))
 }
@@ -180,15 +183,32 @@ fn check_mode(conf: &Conf, key: &Pem) -> Option<Problem> {
     })
 }
 
-fn make_tls(conf: &Conf, pems: &Pems, problems: &mut Vec<Problem>) -> Option<Tls> {
+fn make_tls(
+    conf: &Conf,
+    list: Option<&List>,
+    pems: &Pems,
+    problems: &mut Vec<Problem>,
+) -> Option<Tls> {
     let wanted = conf.cert_verify_str.as_deref()?;
-    match Tls::from_pem(&pems.root.bytes, &pems.chain.bytes, &pems.key.bytes, wanted) {
+    let own =
+        list.zip(conf.server_id).and_then(|(list, id)| Some((list, id, list.subject_of(id)?)));
+    let subject = own.map(|(_, _, subject)| subject);
+    let (root, chain, key) = (&pems.root.bytes, &pems.chain.bytes, &pems.key.bytes);
+    match Tls::from_pem_as(root, chain, key, wanted, subject) {
         Ok(tls) => {
             problems.extend(check_expiry(conf, pems, &tls));
             Some(tls)
         }
         Err(error) => {
-            problems.push(tls_problem(conf, pems, wanted, &error));
+            problems.push(match (&error, own) {
+                (TlsError::SubjectMismatch { found }, Some((list, id, subject))) => {
+                    let reason = format!("{NOT_OURS}, {found}");
+                    let remedy = "make both the same; the other servers refuse this one otherwise";
+                    let problem = list.error(id, "cert_verify_str", reason, remedy);
+                    problem.value(format!("\"{subject}\""))
+                }
+                _ => tls_problem(conf, pems, wanted, &error),
+            });
             None
         }
     }
@@ -206,6 +226,9 @@ fn check_expiry(conf: &Conf, pems: &Pems, tls: &Tls) -> Option<Problem> {
     let remedy = "renew it before; the other servers refuse this one afterwards";
     Some(conf.warning("server_cert_file", reason, remedy).value(pems.chain.shown()))
 }
+
+/// Said of a subject that this server's certificate does not have.
+const NOT_OURS: &str = "is not the subject of this server's own certificate";
 
 /// The operator's line for certificates that cannot be used.
 fn tls_problem(conf: &Conf, pems: &Pems, wanted: &str, error: &TlsError) -> Problem {
@@ -251,7 +274,7 @@ fn tls_problem(conf: &Conf, pems: &Pems, wanted: &str, error: &TlsError) -> Prob
         TlsError::SubjectMismatch { found } => conf
             .error(
                 "cert_verify_str",
-                format!("is not the subject of this server's own certificate, {found}"),
+                format!("{NOT_OURS}, {found}"),
                 "make both the same on all servers; the others refuse this one otherwise",
             )
             .value(format!("\"{wanted}\"")),

@@ -457,6 +457,30 @@ fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+/// An entry that names a subject counts for this server's own certificate, in place of the
+/// configuration's; and where all do, nothing is open to any certificate.
+#[test]
+fn an_entry_of_the_list_may_name_the_subject() {
+    const OWN: &str = "/C=US/O=Example/CN=one";
+    let site = Site::new();
+    site.write("list.yaml", format!("{LIST}  cert_verify_str: {OWN}\n"));
+    let refused = site.load().unwrap_err();
+    assert_eq!(
+        site.lines(&refused.problems),
+        ["TOP/config/list.yaml line 1: server_id 1: cert_verify_str: \"/C=US/O=Example/CN=one\" is \
+          not the subject of this server's own certificate, /C=US/O=Example/CN=box; make both the \
+          same; the other servers refuse this one otherwise"]
+    );
+    site.write_identity(&site.leaf(OWN, -DAY, 365 * DAY));
+    let loaded = site.load().unwrap();
+    assert_eq!(site.lines(&loaded.warnings), [""; 0]);
+    assert_eq!(loaded.settings.members[0].subject.as_deref(), Some(OWN));
+    site.edit("server_conf.yaml", "cert_verify_str: /C=US/O=Example/CN=box\n", "");
+    let loaded = site.load().unwrap();
+    assert_eq!(site.lines(&loaded.warnings), [""; 0], "no other certificate may join");
+    assert!(!loaded.tls.with_members(&loaded.settings.members).accepts_any_subject());
+}
+
 #[test]
 fn problems_of_all_files_are_told_at_once() {
     let site = Site::new();
@@ -618,10 +642,11 @@ fn the_examples_load_with_certificates_and_their_defaults_are_true() {
     let loaded = site.load().unwrap();
     assert_eq!(loaded.warnings, []);
 
-    // With every shown default set, but for the one whose default is its absence.
+    // With every shown default set, but for those whose default is their absence.
+    let absent = ["bind_address", "state_dir"];
     let is_shown = |line: &str| {
         let said = line.strip_prefix('#').and_then(|l| l.split_once(": "));
-        said.is_some_and(|(name, _)| OPTIONS.contains(&name) && name != "bind_address")
+        said.is_some_and(|(name, _)| OPTIONS.contains(&name) && !absent.contains(&name))
     };
     let spelt_out: Vec<_> =
         conf.lines().map(|l| if is_shown(l) { l.trim_start_matches('#') } else { l }).collect();

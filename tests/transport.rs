@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ use stek_share::transport::listener::{
 use stek_share::transport::peers::{call_once, CallError, Peers, DIAL_LIMIT, MAX_QUEUE};
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
 use stek_share::transport::{
-    one_line, Cause, Counters, Heard, Me, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
+    one_line, Cause, Counters, Heard, Me, Versions, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
 };
 
 /// Far more than anything here takes on a busy machine.
@@ -67,6 +67,8 @@ struct Echo {
     members: HashSet<u32>,
     admitted: AtomicU64,
     begun: Mutex<Vec<(u32, Vec<u8>)>>,
+    /// The version of the last request.
+    version: AtomicU8,
     release: Notify,
 }
 
@@ -80,6 +82,7 @@ impl Service for Echo {
     }
 
     async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
+        self.version.store(from.version, Ordering::Relaxed);
         self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
         match body.first() {
             Some(b'N') => std::future::pending().await,
@@ -99,6 +102,7 @@ struct Box_ {
     counters: Arc<Counters>,
     lines: Arc<Lines>,
     heard: Heard,
+    versions: Versions,
     swap: watch::Sender<Tls>,
     addr: SocketAddr,
 }
@@ -108,17 +112,32 @@ impl Box_ {
         Box_::start_at(id, tls, "127.0.0.1:0".parse().unwrap(), 100).await
     }
 
+    async fn speaking(id: u32, tls: Tls, versions: Versions) -> Box_ {
+        Box_::start_as(id, tls, "127.0.0.1:0".parse().unwrap(), 100, versions).await
+    }
+
     async fn start_at(id: u32, tls: Tls, at: SocketAddr, max_connections: usize) -> Box_ {
+        Box_::start_as(id, tls, at, max_connections, Versions::OURS).await
+    }
+
+    async fn start_as(
+        id: u32,
+        tls: Tls,
+        at: SocketAddr,
+        max_connections: usize,
+        versions: Versions,
+    ) -> Box_ {
         let lines = Arc::new(Lines::default());
         let log = Log::new(lines.clone());
         let (swap, tls) = watch::channel(tls);
-        let me = Me::member(ServerId(id), 77, || HISTORY);
+        let me = Me::member(ServerId(id), 77, || HISTORY).speaking(versions);
         let heard = Heard::new();
         let counters = Counters::new();
         let service = Arc::new(Echo {
             members: (1..=5).collect(),
             admitted: AtomicU64::new(0),
             begun: Mutex::default(),
+            version: AtomicU8::new(0),
             release: Notify::new(),
         });
         let settings = ListenSettings {
@@ -137,7 +156,7 @@ impl Box_ {
         let listener = Listener::start(settings, deps, service.clone());
         let addr = timeout(PATIENCE, listener.bound()).await.unwrap()[0];
         let peers = Arc::new(Peers::new(log, tls, me, heard.clone()));
-        Box_ { id, listener, peers, service, counters, lines, heard, swap, addr }
+        Box_ { id, listener, peers, service, counters, lines, heard, versions, swap, addr }
     }
 
     fn member(&self) -> Member {
@@ -154,7 +173,8 @@ impl Box_ {
 }
 
 fn member(id: u32, addr: SocketAddr) -> Member {
-    Member { id: ServerId(id), address: addr.ip().to_string(), port: addr.port() }
+    let address = addr.ip().to_string();
+    Member { id: ServerId(id), address, port: addr.port(), subject: None }
 }
 
 async fn ask(peers: &Peers, to: u32, body: &[u8], limit: Duration) -> Result<Vec<u8>, CallError> {
@@ -216,6 +236,7 @@ async fn raw_connect(
 
 fn header(sender: u32, request: u32) -> Header {
     Header {
+        version: frame::VERSION_MAX,
         role: Role::Member,
         sender: ServerId(sender),
         incarnation: 5,
@@ -375,6 +396,176 @@ async fn new_certificates_are_used_by_new_connections() {
     let late = Box_::start(4, tls(&old, &pki::leaf(&old))).await;
     late.peers.set_members(&[two.member()]);
     assert!(matches!(late.ask(2, b"old").await, Err(CallError::Unreachable(_))));
+}
+
+// ---------------------------------------------------------------- certificates of their own
+
+/// What a box with this leaf uses whose entry names the leaf's subject.
+fn tls_as(root: &Identity, subject: &str, common: &str) -> Tls {
+    let leaf = Spec { subject, issuer: Some(root), ..Spec::default() }.make();
+    let own = Some(subject).filter(|subject| *subject != common);
+    Tls::from_pem_as(&root.cert_pem(), &leaf.cert_pem(), &leaf.key_pem(), common, own).unwrap()
+}
+
+fn named(box_: &Box_, subject: &str) -> Member {
+    Member { subject: Some(subject.to_owned()), ..box_.member() }
+}
+
+/// Has these boxes know these members, as a node does.
+fn enlist(boxes: &[&Box_], members: &[Member]) {
+    for box_ in boxes {
+        box_.swap.send_modify(|tls| *tls = tls.with_members(members));
+        box_.peers.set_members(members);
+    }
+}
+
+const NOT_ITS_OWN: &str = "its certificate is not the one listed for this server_id";
+
+#[tokio::test]
+async fn members_with_certificates_of_their_own_talk_to_the_others() {
+    let root = pki::root("root");
+    for common in [SUBJECT, ""] {
+        let one = Box_::start(1, tls_as(&root, "/CN=one", common)).await;
+        let two = Box_::start(2, tls_as(&root, "/CN=two", common)).await;
+        let three = Box_::start(3, tls_as(&root, SUBJECT, common)).await;
+        let members = [named(&one, "/CN=one"), named(&two, "/CN=two"), three.member()];
+        enlist(&[&one, &two, &three], &members);
+        for (from, to) in [(&one, 2), (&two, 1), (&one, 3), (&three, 1)] {
+            assert_eq!(from.ask(to, b"x").await.unwrap(), b"x", "{common:?}: {} {to}", from.id);
+        }
+    }
+}
+
+/// Neither another server's certificate nor the one that all others share is good enough.
+#[tokio::test]
+async fn a_server_with_a_certificate_that_is_not_its_own_is_refused_on_both_sides() {
+    let root = pki::root("root");
+    for wrong in ["/CN=three", SUBJECT] {
+        let one = Box_::start(1, tls_as(&root, "/CN=one", SUBJECT)).await;
+        let two = Box_::start(2, tls_as(&root, wrong, SUBJECT)).await;
+        let three = Member { id: ServerId(3), ..named(&one, "/CN=three") };
+        enlist(&[&one, &two], &[named(&one, "/CN=one"), named(&two, "/CN=two"), three]);
+        // When it is dialled, not a byte is sent to it.
+        let error = one.ask(2, b"secret").await.unwrap_err();
+        assert!(error.to_string().contains(NOT_ITS_OWN), "{wrong}: {error}");
+        until("told", || one.lines.have(Level::Warning, NOT_ITS_OWN)).await;
+        until("told there", || two.lines.have(Level::Warning, "refused our handshake")).await;
+        assert_eq!((two.begun(), two.service.admitted.load(Ordering::Relaxed)), (0, 0));
+        // When it dials, it is told.
+        assert_eq!(two.ask(1, b"x").await, Err(CallError::Refused(Refusal::Certificate)));
+        until("counted", || one.counters.refused(Cause::OtherCertificate) == 1).await;
+        assert!(one.lines.have(Level::Warning, "calls itself server_id 2, but its certificate"));
+        until("told", || two.lines.have(Level::Warning, "refuses this box: its certificate")).await;
+        assert_eq!((one.begun(), one.heard.last(ServerId(2))), (0, None));
+        // The same for an operator's command that names that server.
+        let tls = two.swap.borrow().clone();
+        let at = ("127.0.0.1", one.addr.port());
+        let refused = call_once(&tls, &Me::tool(ServerId(2)), at, b"x", PATIENCE).await;
+        assert_eq!(refused, Err(CallError::Refused(Refusal::Certificate)));
+        assert_eq!(one.begun(), 0);
+    }
+}
+
+#[tokio::test]
+async fn who_may_connect_follows_the_list() {
+    let root = pki::root("root");
+    let one = Box_::start(1, tls_as(&root, "/CN=one", "")).await;
+    let two = Box_::start(2, tls_as(&root, "/CN=two", "")).await;
+    let alone = [named(&one, "/CN=one")];
+    let both = [named(&one, "/CN=one"), named(&two, "/CN=two")];
+    enlist(&[&one], &alone);
+    enlist(&[&two], &both);
+    assert!(!one.swap.borrow().accepts_any_subject(), "each entry names its own");
+    assert!(matches!(two.ask(1, b"x").await, Err(CallError::Unreachable(_))));
+    until("counted", || one.counters.refused(Cause::WrongSubject) == 1).await;
+    assert_eq!(one.service.admitted.load(Ordering::Relaxed), 0, "no frame of it was read");
+    enlist(&[&one], &both);
+    let begun = Instant::now();
+    while two.ask(1, b"x").await.is_err() {
+        assert!(begun.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(10)).await;
+    }
+    // A connection that is up is judged anew.
+    enlist(&[&one], &[named(&one, "/CN=one"), named(&two, "/CN=new")]);
+    assert_eq!(two.ask(1, b"x").await, Err(CallError::Refused(Refusal::Certificate)));
+}
+
+// ---------------------------------------------------------------- neighbouring versions
+
+const fn versions(min: u8, max: u8) -> Versions {
+    Versions { min, max }
+}
+
+#[tokio::test]
+async fn neighbours_of_different_versions_agree_on_the_newest_that_both_speak() {
+    let root = pki::root("root");
+    let leaf = || tls(&root, &pki::leaf(&root));
+    for (ours, theirs, agreed) in [
+        (versions(1, 1), versions(1, 2), 1),
+        (versions(1, 2), versions(1, 2), 2),
+        (versions(1, 4), versions(2, 3), 3),
+    ] {
+        let one = Box_::speaking(1, leaf(), ours).await;
+        let two = Box_::speaking(2, leaf(), theirs).await;
+        for box_ in [&one, &two] {
+            box_.peers.set_members(&[one.member(), two.member()]);
+        }
+        for (from, to) in [(&one, &two), (&two, &one)] {
+            // Several at once: none is lost or served twice when the version changes.
+            let many = (0..10_u8).map(|n| {
+                let peers = from.peers.clone();
+                let to = to.id;
+                async move { ask(&peers, to, &[n], PATIENCE).await.unwrap()[0] }
+            });
+            let mut answers = many.collect::<JoinSet<_>>().join_all().await;
+            answers.sort_unstable();
+            assert_eq!(answers, (0..10).collect::<Vec<_>>());
+            assert_eq!(to.begun(), 10);
+            assert_eq!(to.service.version.load(Ordering::Relaxed), agreed);
+            assert_eq!(to.counters.accepted(), 1, "on one connection");
+            assert_eq!(to.counters.all_refused(), 0);
+            let tool = Me::tool(ServerId(from.id)).speaking(from.versions);
+            let tls = from.swap.borrow().clone();
+            let answer = call_once(&tls, &tool, ("127.0.0.1", to.addr.port()), b"x", PATIENCE);
+            assert_eq!(answer.await.unwrap().as_slice(), b"x");
+            assert_eq!(to.service.version.load(Ordering::Relaxed), agreed);
+        }
+        let lines =
+            [&one, &two].map(|b| b.lines.have(Level::Note, &format!("version {agreed} is")));
+        assert_eq!(lines, [ours.max > agreed, theirs.max > agreed]);
+        for box_ in [&one, &two] {
+            let lines = box_.lines.0.lock().unwrap();
+            assert!(lines.iter().all(|(level, _)| *level < Level::Warning), "{lines:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn neighbours_without_a_common_version_part_and_both_say_so() {
+    let root = pki::root("root");
+    let leaf = || tls(&root, &pki::leaf(&root));
+    let one = Box_::speaking(1, leaf(), versions(1, 1)).await;
+    let two = Box_::speaking(2, leaf(), versions(2, 3)).await;
+    for box_ in [&one, &two] {
+        box_.peers.set_members(&[one.member(), two.member()]);
+    }
+    let to_one = "it speaks protocol versions 2 to 3, this box version 1; run versions";
+    let to_two = "it speaks protocol version 1, this box versions 2 to 3; run versions";
+    for (from, to, here, there) in [(&one, &two, to_one, to_two), (&two, &one, to_two, to_one)] {
+        let error = from.ask(to.id, b"x").await.unwrap_err();
+        assert!(error.to_string().contains(here), "{error}");
+        until("told", || from.lines.have(Level::Warning, &format!("127.0.0.1:{}", to.addr.port())))
+            .await;
+        let line = format!("it calls itself server_id {}, and {there}", from.id);
+        until("told there", || to.lines.have(Level::Warning, &line)).await;
+        until("counted", || to.counters.refused(Cause::Version) == 1).await;
+        let tool = Me::tool(ServerId(from.id)).speaking(from.versions);
+        let tls = from.swap.borrow().clone();
+        let answer = call_once(&tls, &tool, ("127.0.0.1", to.addr.port()), b"x", PATIENCE).await;
+        assert!(answer.unwrap_err().to_string().contains(here));
+        until("counted", || to.counters.refused(Cause::Version) == 2).await;
+        assert_eq!(to.service.admitted.load(Ordering::Relaxed), 0);
+    }
 }
 
 // ---------------------------------------------------------------- requests
@@ -609,6 +800,7 @@ async fn a_member_that_breaks_the_rules_is_closed() {
         ("version", with(4, 9), Cause::Version, 0),
         ("role", with(5, 9), Cause::BadFrame, 0),
         ("kind", with(38, 9), Cause::BadFrame, 0),
+        ("notice", with(4, 0), Cause::Version, 0),
         ("response", response.to_vec(), Cause::BadFrame, 0),
         ("no request", request(1, b"X"), Cause::BadFrame, 1),
         ("other sender", [request(1, b"N"), request(3, b"N")].concat(), Cause::BadFrame, 1),
@@ -618,7 +810,15 @@ async fn a_member_that_breaks_the_rules_is_closed() {
         let mut stream = raw_connect(&context, two.addr).await.unwrap();
         stream.write_all(&bytes).await.unwrap();
         let got = timeout(Duration::from_secs(5), drain(&mut stream)).await.expect(what);
-        assert_eq!(got, b"", "{what}");
+        match what {
+            // It might go on in a version that we speak; it is told which ones those are.
+            "version" => {
+                let (notice, body, rest) = frame::decode(&got).unwrap().unwrap();
+                assert_eq!((notice.version, notice.kind), (frame::NOTICE, Kind::Refused));
+                assert_eq!((Versions::of_notice(body), rest), (Some(Versions::OURS), &b""[..]));
+            }
+            _ => assert_eq!(got, b"", "{what}"),
+        }
         until(what, || two.counters.refused(cause) == counted + 1).await;
         assert_eq!(two.begun(), begun + served, "{what}");
     }
@@ -941,6 +1141,7 @@ fn start_listener(
         members: HashSet::new(),
         admitted: AtomicU64::new(0),
         begun: Mutex::default(),
+        version: AtomicU8::new(0),
         release: Notify::new(),
     };
     Listener::start(settings, deps, Arc::new(service))

@@ -121,7 +121,7 @@ mod tests {
     use crate::core::server_id::ServerId;
 
     fn roster(version: u64) -> Roster {
-        let member = Member { id: ServerId(1), address: "a".to_owned(), port: 1 };
+        let member = Member { id: ServerId(1), address: "a".to_owned(), port: 1, subject: None };
         Roster::new(version, &[member]).unwrap()
     }
 
@@ -138,8 +138,8 @@ mod tests {
 
     #[test]
     fn a_list_that_was_left_is_told_from_a_new_one() {
-        let one = Member { id: ServerId(1), address: "a".to_owned(), port: 1 };
-        let two = Member { id: ServerId(2), address: "b".to_owned(), port: 2 };
+        let one = Member { id: ServerId(1), address: "a".to_owned(), port: 1, subject: None };
+        let two = Member { id: ServerId(2), address: "b".to_owned(), port: 2, subject: None };
         let (small, large) = ([one.clone()], [one, two]);
         let mut agreed = Agreed::default();
         agreed.apply(Command::Enlist(Roster::new(1, &small).unwrap())).unwrap();

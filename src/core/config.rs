@@ -53,7 +53,7 @@ pub const OPTIONS: [&str; 22] = [
 ];
 
 /// Every field of an entry of the server list.
-const ENTRY_FIELDS: [&str; 3] = ["server_id", "address", "port"];
+const ENTRY_FIELDS: [&str; 4] = ["server_id", "address", "port", "cert_verify_str"];
 
 /// The most servers in a list. Raft among far fewer is slow already; this only keeps a wrong file
 /// from becoming a thousand connections.
@@ -108,6 +108,9 @@ pub struct Member {
     pub address: String,
     /// TCP port, never 0.
     pub port: u16,
+    /// `cert_verify_str` of the entry, if given: the subject of this box's certificate, in place
+    /// of the configuration's.
+    pub subject: Option<String>,
 }
 
 /// Raft's timers as the operator gives them, in a valid order: `heart_beat < lower < upper`.
@@ -218,6 +221,30 @@ pub struct List {
     lines: HashMap<ServerId, usize>,
 }
 
+impl List {
+    /// Whether every entry names the subject of its server's certificate.
+    pub fn names_all_subjects(&self) -> bool {
+        self.usable && self.members.iter().all(|member| member.subject.is_some())
+    }
+
+    /// The subject that the entry of a server names, if there is one that does.
+    pub fn subject_of(&self, id: ServerId) -> Option<&str> {
+        self.members.iter().find(|member| member.id == id)?.subject.as_deref()
+    }
+
+    /// An error about a value of the entry of a server, at its entry's line.
+    pub fn error(
+        &self,
+        id: ServerId,
+        field: &str,
+        reason: impl Into<String>,
+        remedy: &str,
+    ) -> Problem {
+        let problem = Problem::error(&self.file, reason, remedy);
+        problem.field(format!("server_id {id}: {field}")).at(self.lines.get(&id).copied())
+    }
+}
+
 /// The files that a server configuration names, resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
@@ -321,6 +348,14 @@ impl Conf {
     /// A warning about the value of an option, at its line.
     pub fn warning(&self, option: &str, reason: impl Into<String>, remedy: &str) -> Problem {
         Problem { severity: Severity::Warning, ..self.error(option, reason, remedy) }
+    }
+
+    /// Whether a problem says that any certificate may join the group. It is without object where
+    /// every entry of the list names its own.
+    pub fn is_open_door(&self, problem: &Problem) -> bool {
+        !problem.is_error()
+            && problem.file == self.file
+            && problem.field.as_deref() == Some("cert_verify_str")
     }
 
     /// The settings, or `None` if a value was refused, the list cannot be used, or this server is
@@ -551,12 +586,14 @@ fn state_dir(r: &mut Reader<'_>) -> Option<Option<PathBuf>> {
     }
 }
 
+const NO_SUBJECT: &str = "is not a subject of the form /C=US/O=Example/CN=name";
+const SUBJECT_REMEDY: &str = "give what 'openssl x509 -noout -subject -nameopt compat -in FILE' \
+                              prints after 'subject='";
+
 /// `cert_verify_str`, in the one-line form of OpenSSL's X509_NAME_oneline, as the original has
 /// it. Any other form could never equal a certificate's subject.
 fn cert_verify_str(r: &mut Reader<'_>) -> Option<String> {
-    let name = "cert_verify_str";
-    let remedy = "give what 'openssl x509 -noout -subject -nameopt compat -in FILE' prints after \
-                  'subject='";
+    let (name, remedy) = ("cert_verify_str", SUBJECT_REMEDY);
     let subject = r.text_or_empty(name, remedy).or(String::new())?;
     if subject.is_empty() {
         let reason = "is not given, so any certificate of root_cert_file may join the group";
@@ -565,7 +602,20 @@ fn cert_verify_str(r: &mut Reader<'_>) -> Option<String> {
         let line = problem.line.filter(|_| r.places.key(name, 0).is_some());
         r.problems.push(Problem { severity: Severity::Warning, ..problem.at(line) });
     } else if !is_one_line(&subject) {
-        let problem = r.error(name, "is not a subject of the form /C=US/O=Example/CN=name", remedy);
+        let problem = r.error(name, NO_SUBJECT, remedy);
+        r.problems.push(problem);
+        return None;
+    }
+    Some(subject)
+}
+
+/// `cert_verify_str` of an entry of the list. An empty one is refused: it could be meant to say
+/// that any certificate is good enough for this server.
+fn own_subject(r: &mut Reader<'_>) -> Option<String> {
+    let remedy = format!("{SUBJECT_REMEDY}, or remove the line");
+    let Given::Value(subject) = r.text("cert_verify_str", &remedy) else { return None };
+    if !is_one_line(&subject) {
+        let problem = r.error("cert_verify_str", NO_SUBJECT, &remedy);
         r.problems.push(problem);
         return None;
     }
@@ -598,13 +648,17 @@ fn list_of(text: &str, file: &str, nodes: &[Node], problems: &mut Vec<Problem>) 
         let before = problems.iter().filter(|p| p.is_error()).count();
         let prefix = format!("entry {number}: ");
         let mut r = Reader { file, pairs, places, prefix, problems: &mut *problems };
-        r.check_names(&ENTRY_FIELDS, "an entry has server_id, address and port");
+        r.check_names(
+            &ENTRY_FIELDS,
+            "an entry has server_id, address, port and, if need be, cert_verify_str",
+        );
         let (id, address, port) = identity(&mut r);
+        let subject = own_subject(&mut r);
         check_entry(&mut r, number, (id, address.as_deref(), port), &mut ids, &mut ends);
         if problems.iter().filter(|p| p.is_error()).count() > before {
             list.usable = false;
         } else if let (Some(id), Some(address), Some(port)) = (id, address, port) {
-            list.members.push(Member { id, address, port });
+            list.members.push(Member { id, address, port, subject });
             list.lines.extend(places.start().map(|line| (id, line)));
         }
     }

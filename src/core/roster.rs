@@ -93,7 +93,7 @@ impl Roster {
         self.members.get(at)
     }
 
-    /// Whether both lists have the same members in the same places.
+    /// Whether both lists have the same members in the same places with the same certificates.
     pub fn same_members(&self, other: &Roster) -> bool {
         self.members == other.members
     }
@@ -104,13 +104,7 @@ impl Roster {
         for member in &file.members {
             match self.get(member.id) {
                 None => words.push(format!("server {} is only in the file", member.id)),
-                Some(agreed) if agreed != member => words.push(format!(
-                    "server {} is at {} in the file and at {} in the group's list",
-                    member.id,
-                    Place(member),
-                    Place(agreed)
-                )),
-                Some(_) => {}
+                Some(agreed) => words.extend(differences_of(agreed, member)),
             }
         }
         for member in &self.members {
@@ -130,11 +124,35 @@ impl Roster {
     pub fn digest(&self) -> String {
         let mut hash = openssl::sha::Sha256::new();
         for member in &self.members {
-            hash.update(format!("{} {}\n", member.id, Place(member)).as_bytes());
+            let subject = member.subject.as_deref().unwrap_or_default();
+            hash.update(format!("{} {} {subject}\n", member.id, Place(member)).as_bytes());
         }
         let digest = hash.finish();
         digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// What one entry of a file has otherwise than that of the agreed list.
+fn differences_of(agreed: &Member, file: &Member) -> Vec<String> {
+    let mut words = Vec::new();
+    if (&agreed.address, agreed.port) != (&file.address, file.port) {
+        words.push(format!(
+            "server {} is at {} in the file and at {} in the group's list",
+            file.id,
+            Place(file),
+            Place(agreed)
+        ));
+    }
+    if agreed.subject != file.subject {
+        let of = |m: &Member| m.subject.clone().unwrap_or_else(|| "that of all".to_owned());
+        words.push(format!(
+            "server {} has the cert_verify_str {} in the file and {} in the group's list",
+            file.id,
+            of(file),
+            of(agreed)
+        ));
+    }
+    words
 }
 
 /// How many differences one line tells.
@@ -156,7 +174,7 @@ mod tests {
     use super::*;
 
     fn member(id: u32, port: u16) -> Member {
-        Member { id: ServerId(id), address: "10.0.0.1".to_owned(), port }
+        Member { id: ServerId(id), address: "10.0.0.1".to_owned(), port, subject: None }
     }
 
     fn roster(list: &[(u32, u16)]) -> Roster {
@@ -182,6 +200,21 @@ mod tests {
         assert_eq!(Roster::new(1, &same), Err(BadRoster::SamePlace(ServerId(1), ServerId(2))));
         let many: Vec<Member> = (0..=MAX_MEMBERS as u32).map(|i| member(i, i as u16 + 1)).collect();
         assert_eq!(Roster::new(1, &many), Err(BadRoster::TooMany(MAX_MEMBERS + 1)));
+    }
+
+    #[test]
+    fn another_subject_is_another_list() {
+        let agreed = roster(&[(1, 10), (2, 20)]);
+        let mut members = agreed.members().to_vec();
+        members[1].subject = Some("/CN=two".to_owned());
+        let file = Roster::new(1, &members).unwrap();
+        assert!(!agreed.same_members(&file));
+        assert_ne!(agreed.digest(), file.digest());
+        assert_eq!(
+            agreed.differences(&file).unwrap(),
+            "server 2 has the cert_verify_str /CN=two in the file and that of all in the group's \
+             list"
+        );
     }
 
     #[test]

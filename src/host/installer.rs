@@ -35,6 +35,7 @@ use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::journal::{Level, Log};
 use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
 use crate::transport::tls::Tls;
+use crate::transport::Versions;
 
 /// Address space for this thread's stack. The node lives here, openraft included; memory is taken
 /// only where the stack is touched.
@@ -282,7 +283,8 @@ async fn run(
 ) -> Option<SyncSender<()>> {
     let log = installer.log.clone();
     let startup_wait = settings.startup_wait;
-    let node = match Node::start(settings, Deps { log: log.clone(), tls, initial }).await {
+    let deps = Deps { log: log.clone(), tls, initial, versions: Versions::OURS };
+    let node = match Node::start(settings, deps).await {
         Ok(node) => node,
         Err(why) => {
             log.error(format!("OpenSSL: {why}; this box keeps a ticket key of its own"));

@@ -12,6 +12,7 @@ use crate::core::server_id::ServerId;
 use crate::core::stek::{Stek, STEK_LEN};
 use crate::journal::{Journal, Level, Log};
 use crate::transport::tls::Tls;
+use crate::transport::Versions;
 
 /// Collects what the box says.
 #[derive(Default)]
@@ -38,7 +39,7 @@ impl Bench {
         let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=box").unwrap();
         let (orders, _) = mpsc::channel(1);
         let log = Log::new(lines.clone());
-        let shared = Shared::new(settings(), log, tls, stek(200), orders).unwrap();
+        let shared = Shared::new(settings(), log, tls, stek(200), Versions::OURS, orders).unwrap();
         Bench { shared, lines }
     }
 }
@@ -69,7 +70,7 @@ fn settings() -> Settings {
         server_cert_file: "cert.pem".into(),
         server_key_file: "key.pem".into(),
         cert_verify_str: "/CN=box".to_owned(),
-        members: vec![Member { id, address: "127.0.0.1".to_owned(), port: 1 }],
+        members: vec![Member { id, address: "127.0.0.1".to_owned(), port: 1, subject: None }],
     }
 }
 

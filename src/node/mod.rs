@@ -42,6 +42,7 @@ use crate::core::server_id::ServerId;
 use crate::core::stek::{Fingerprint, Stek, WeakKey};
 use crate::journal::Log;
 use crate::transport::tls::Tls;
+use crate::transport::Versions;
 use refusals::Refusals;
 use shared::{lock, Shared};
 
@@ -115,6 +116,8 @@ pub struct Deps {
     pub tls: Tls,
     /// The key that this box made for itself and has installed.
     pub initial: Stek,
+    /// The protocol versions that it speaks: [`Versions::OURS`], but for tests.
+    pub versions: Versions,
 }
 
 /// Why a box has no new key to offer.
@@ -251,7 +254,8 @@ impl Node {
     pub async fn start(settings: Settings, deps: Deps) -> Result<Node, ErrorStack> {
         let (orders, order_queue) = mpsc::channel(MAX_ORDERS);
         let (set_sender, sets) = watch::channel(KeySet::own(deps.initial.clone()));
-        let shared = Shared::new(settings, deps.log, deps.tls, deps.initial.clone(), orders)?;
+        let initial = deps.initial.clone();
+        let shared = Shared::new(settings, deps.log, deps.tls, initial, deps.versions, orders)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(keeper::keep(shared.clone(), deps.initial, set_sender));
         tasks.spawn(life::live(shared.clone(), order_queue));
@@ -339,7 +343,7 @@ impl Node {
 
     /// Takes over new certificates for all connections that are made from now on.
     pub fn set_certificates(&self, tls: Tls) {
-        self.shared.tls.send_replace(tls);
+        self.shared.set_certificates(tls);
         // What is in `state_dir` has to be sealed under the new key.
         let _ = self.shared.save();
     }

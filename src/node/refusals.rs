@@ -394,6 +394,7 @@ mod tests {
             let from = Caller {
                 id: ServerId(2),
                 role: Role::Member,
+                version: 1,
                 incarnation: 1,
                 history: history().to_bytes(),
                 addr: "127.0.0.1:1".parse().unwrap(),

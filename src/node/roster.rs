@@ -205,7 +205,7 @@ async fn status_of(shared: &Arc<Shared>, id: ServerId) -> Option<Status> {
 /// Asks a box that is not connected yet, since it is no member or has moved.
 async fn status_at(shared: &Shared, member: &Member) -> Option<Status> {
     let body = wire::encode(&Request::Status(shared.status()))?;
-    let tls = shared.tls.borrow().clone();
+    let tls = shared.tls.borrow().for_member(member);
     let place = (member.address.as_str(), member.port);
     let answer = call_once(&tls, &shared.sender, place, &body, PROBE_LIMIT).await.ok()?;
     match wire::decode_response(&answer) {

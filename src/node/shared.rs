@@ -35,7 +35,7 @@ use crate::journal::{Level, Log};
 use crate::transport::listener::{max_connections, Listener, Refusal};
 use crate::transport::peers::{CallError, Peers};
 use crate::transport::tls::Tls;
-use crate::transport::{Counters, Heard, Me};
+use crate::transport::{Counters, Heard, Me, Versions};
 
 /// How long Raft's own tasks may take to stop.
 const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
@@ -68,7 +68,8 @@ pub(super) struct Shared {
     pub log: Log,
     pub me: ServerId,
     pub peers: Peers,
-    /// The newest certificates; new connections use them.
+    /// The newest certificates and whose are accepted; new connections use them. Changed by
+    /// [`Shared::set_certificates`] and [`Shared::set_members`] only.
     pub tls: watch::Sender<Tls>,
     /// What this box says of itself in every frame.
     pub sender: Me,
@@ -138,6 +139,7 @@ impl Shared {
         log: Log,
         tls: Tls,
         initial: Stek,
+        versions: Versions,
         orders: mpsc::Sender<QueuedOrder>,
     ) -> Result<Arc<Shared>, ErrorStack> {
         let mut incarnation = [0; 8];
@@ -157,6 +159,7 @@ impl Shared {
             Me::member(settings.server_id, u64::from_be_bytes(incarnation), move || {
                 history().map_or([0; 16], HistoryId::to_bytes)
             })
+            .speaking(versions)
         };
         let state_file = settings.state_dir.as_deref().and_then(|dir| {
             for doubt in doubts_about(dir) {
@@ -172,7 +175,7 @@ impl Shared {
             };
             file.map_err(refused).ok()
         });
-        let tls = watch::Sender::new(tls);
+        let tls = watch::Sender::new(tls.with_members(&settings.members));
         let heard = Heard::new();
         let peers = Peers::new(log.clone(), tls.subscribe(), sender.clone(), heard.clone());
         peers.set_members(&settings.members);
@@ -240,10 +243,18 @@ impl Shared {
             }
             *present = members.into();
         }
+        // Who may connect follows, as the certificates do.
+        self.tls.send_modify(|tls| *tls = tls.with_members(&self.members()));
         self.peers.set_members(members);
         if let Some(listener) = lock(&self.listener).as_ref() {
             listener.set_max_connections(max_connections(members.len()));
         }
+    }
+
+    /// Takes over new certificates for all connections that are made from now on.
+    pub fn set_certificates(&self, new: Tls) {
+        // The members are looked up inside, so that a list that changes meanwhile is not lost.
+        self.tls.send_modify(|tls| *tls = new.in_place_of(tls).with_members(&self.members()));
     }
 
     /// All members but this one.

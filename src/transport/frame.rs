@@ -10,7 +10,23 @@
 //!        u32      u8       u8    u32     u64          16       u32         u8
 //! ```
 //! All numbers are big-endian; the length counts what follows it.
+//!
+//! # Versions
+//!
+//! The side that dials begins with the newest version that it speaks. A side that is dialled and
+//! does not speak it answers with a *notice*, once, and waits; the dialler goes on with the
+//! highest version that both speak, or says goodbye with a notice of its own. A response is in the
+//! version of its request. So that any two versions can do this, these stay as they are for ever:
+//! - the length and the version, at offsets 0 and 4, and that a whole frame has at least 39 bytes;
+//! - [`NOTICE`], the version 0, which is none: a frame of it has the header above, the kind 2
+//!   (refused) and a body that begins with two bytes, the oldest and the newest version spoken.
+//!
+//! All else may change with the version. A header of another form is decoded where [`Wire`] knows
+//! the version of what it reads. Another encoding of bodies goes by
+//! [`super::listener::Caller::version`] for requests that come in; for those that go out it is
+//! known in `peers`, where a request is put on the wire, and not before.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{ready, Context, Poll};
@@ -28,12 +44,70 @@ pub type Body = Zeroizing<Vec<u8>>;
 /// The id of a history; all zero where there is none yet.
 pub type HistoryId = [u8; 16];
 
-/// The protocol version that is written.
-pub const VERSION: u8 = 1;
-/// The oldest protocol version that is read.
+/// What stands in place of a version in a notice, which every version understands.
+pub const NOTICE: u8 = 0;
+/// The oldest protocol version that this box speaks.
 pub const VERSION_MIN: u8 = 1;
-/// The newest protocol version that is read.
-pub const VERSION_MAX: u8 = VERSION;
+/// The newest protocol version that this box speaks.
+pub const VERSION_MAX: u8 = 1;
+
+/// The protocol versions that a box speaks: all from `min` to `max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versions {
+    /// The oldest, never [`NOTICE`].
+    pub min: u8,
+    /// The newest.
+    pub max: u8,
+}
+
+impl Versions {
+    /// What this code speaks.
+    pub const OURS: Versions = Versions { min: VERSION_MIN, max: VERSION_MAX };
+
+    /// Whether this version is among them.
+    pub fn contain(self, version: u8) -> bool {
+        (self.min..=self.max).contains(&version)
+    }
+
+    /// The newest version that both speak.
+    pub fn common(self, other: Versions) -> Option<u8> {
+        let newest = self.max.min(other.max);
+        (newest >= self.min.max(other.min)).then_some(newest)
+    }
+
+    /// The body of a notice.
+    pub fn to_notice(self) -> [u8; 2] {
+        [self.min, self.max]
+    }
+
+    /// What the body of a notice says; what follows its two bytes is for later versions.
+    pub fn of_notice(body: &[u8]) -> Option<Versions> {
+        let [min, max, ..] = *body else { return None };
+        (NOTICE < min && min <= max).then_some(Versions { min, max })
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.min == self.max {
+            true => write!(f, "version {}", self.max),
+            false => write!(f, "versions {} to {}", self.min, self.max),
+        }
+    }
+}
+
+/// Two boxes cannot talk: no version is spoken by both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error(
+    "it speaks protocol {theirs}, this box {ours}; run versions of the plugin that have one in \
+     common"
+)]
+pub struct NoCommonVersion {
+    /// What the other box speaks.
+    pub theirs: Versions,
+    /// What this one does.
+    pub ours: Versions,
+}
 
 /// Bytes before the body, the length's own four among them.
 pub const HEADER_LEN: usize = 39;
@@ -65,13 +139,16 @@ pub enum Kind {
     /// Answers the request with the same request id.
     Response,
     /// The receiver does not hear this sender; the body is one byte, see
-    /// [`super::listener::Refusal`]. The connection ends with it.
+    /// [`super::listener::Refusal`], and the connection ends with it. Of the version [`NOTICE`]:
+    /// the receiver does not speak the sender's version.
     Refused,
 }
 
 /// What stands before a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// The protocol version of the frame, or [`NOTICE`].
+    pub version: u8,
     /// As what the sender speaks.
     pub role: Role,
     /// The sender's id in the server list; a tool names the id of the box that it runs on.
@@ -95,11 +172,8 @@ pub enum FrameError {
     /// The length is less than a header's.
     #[error("a frame of {0} bytes is too short for its header")]
     TooShort(u32),
-    /// Another protocol version.
-    #[error(
-        "it speaks protocol version {0}, this box {VERSION_MIN} to {VERSION_MAX}; \
-         run versions of the plugin that overlap"
-    )]
+    /// A protocol version that is not spoken here, or not any more on this connection.
+    #[error("a frame is in protocol version {0}, which this box does not speak there")]
     Version(u8),
     /// No such role.
     #[error("a frame has the unknown role {0}")]
@@ -124,7 +198,7 @@ pub fn encode(header: &Header, body: &[u8]) -> Result<Body, FrameError> {
     let length = u32::try_from(HEADER_LEN - LENGTH_LEN + body.len()).map_err(|_| too_long)?;
     let mut frame = Zeroizing::new(Vec::with_capacity(HEADER_LEN + body.len()));
     frame.extend_from_slice(&length.to_be_bytes());
-    frame.push(VERSION);
+    frame.push(header.version);
     frame.push(match header.role {
         Role::Member => 0,
         Role::Tool => 1,
@@ -154,14 +228,18 @@ pub fn decode_length(bytes: [u8; LENGTH_LEN]) -> Result<usize, FrameError> {
     (length as usize).checked_sub(HEADER_LEN - LENGTH_LEN).ok_or(FrameError::TooShort(length))
 }
 
-/// Reads the bytes before a body: the header, and how many bytes the body has.
+/// Reads the bytes before a body: the header, and how many bytes the body has. Only `spoken`
+/// versions are read, and notices.
 ///
 /// # Errors
 /// The first field that is not as it must be.
-pub fn decode_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, usize), FrameError> {
+pub fn decode_header(
+    bytes: &[u8; HEADER_LEN],
+    spoken: Versions,
+) -> Result<(Header, usize), FrameError> {
     let [l0, l1, l2, l3, version, role, rest @ ..] = *bytes;
     let body_len = decode_length([l0, l1, l2, l3])?;
-    if !(VERSION_MIN..=VERSION_MAX).contains(&version) {
+    if version != NOTICE && !spoken.contain(version) {
         return Err(FrameError::Version(version));
     }
     let role = match role {
@@ -178,7 +256,11 @@ pub fn decode_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, usize), FrameE
         2 => Kind::Refused,
         other => return Err(FrameError::Kind(other)),
     };
+    if version == NOTICE && kind != Kind::Refused {
+        return Err(FrameError::Version(NOTICE));
+    }
     let header = Header {
+        version,
         role,
         sender: ServerId(u32::from_be_bytes([s0, s1, s2, s3])),
         incarnation: u64::from_be_bytes([i0, i1, i2, i3, i4, i5, i6, i7]),
@@ -192,7 +274,7 @@ pub fn decode_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, usize), FrameE
 /// A frame taken off a slice: header, body, and what follows them.
 pub type Split<'a> = (Header, &'a [u8], &'a [u8]);
 
-/// Reads a whole frame from a slice, as a fuzzer does.
+/// Reads a whole frame of [`Versions::OURS`] from a slice, as a fuzzer does.
 /// `None` if more bytes are needed.
 ///
 /// # Errors
@@ -202,7 +284,7 @@ pub fn decode(bytes: &[u8]) -> Result<Option<Split<'_>>, FrameError> {
         decode_length(*length)?;
     }
     let Some((head, rest)) = bytes.split_first_chunk() else { return Ok(None) };
-    let (header, body_len) = decode_header(head)?;
+    let (header, body_len) = decode_header(head, Versions::OURS)?;
     Ok(rest.split_at_checked(body_len).map(|(body, rest)| (header, body, rest)))
 }
 
@@ -224,7 +306,10 @@ pub enum Event {
     Sent,
     /// A header has come; its body is read by the next call.
     Head(Header),
-    /// The body that belongs to the last [`Event::Head`].
+    /// The head of a frame in this version, which is not spoken here, has come. Its body is read
+    /// by the next call, to be thrown away.
+    Foreign(u8),
+    /// The body that belongs to the last [`Event::Head`] or [`Event::Foreign`].
     Body(Body),
     /// The other end closed the connection between two frames.
     Closed,
@@ -234,6 +319,7 @@ pub enum Event {
 /// direction is in memory.
 pub struct Wire<S> {
     stream: S,
+    spoken: Versions,
     state: Reading,
     begun: Option<Instant>,
     out: Body,
@@ -251,10 +337,11 @@ impl Reading {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    /// A wire over `stream`, which must be verified already.
-    pub fn new(stream: S) -> Wire<S> {
+    /// A wire over `stream`, which must be verified already; `spoken` versions are read.
+    pub fn new(stream: S, spoken: Versions) -> Wire<S> {
         Wire {
             stream,
+            spoken,
             state: Reading::START,
             begun: None,
             out: Zeroizing::new(Vec::new()),
@@ -344,10 +431,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn advance(&mut self) -> Result<Option<Event>, FrameError> {
         match &mut self.state {
             Reading::Head { bytes, filled } if *filled == HEADER_LEN => {
-                let (header, body_len) = decode_header(bytes)?;
+                let (event, body_len) = match decode_header(bytes, self.spoken) {
+                    Err(FrameError::Version(version)) if version != NOTICE => {
+                        let [l0, l1, l2, l3, ..] = *bytes;
+                        (Event::Foreign(version), decode_length([l0, l1, l2, l3])?)
+                    }
+                    decoded => decoded.map(|(header, len)| (Event::Head(header), len))?,
+                };
                 let bytes = Zeroizing::new(vec![0; body_len]);
                 self.state = Reading::Body { bytes, filled: 0 };
-                Ok(Some(Event::Head(header)))
+                Ok(Some(event))
             }
             Reading::Head { bytes: [l0, l1, l2, l3, ..], filled } => {
                 if *filled >= LENGTH_LEN {
@@ -377,6 +470,7 @@ mod tests {
 
     fn header() -> Header {
         Header {
+            version: VERSION_MAX,
             role: Role::Member,
             sender: ServerId(0x0102_0304),
             incarnation: 0x1112_1314_1516_1718,
@@ -412,6 +506,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// This must never change, whatever else does: see the module's head.
+    #[test]
+    fn a_notice_stands_on_the_wire_for_ever() {
+        let versions = Versions { min: 3, max: 7 };
+        let header = Header { version: NOTICE, kind: Kind::Refused, request: 0, ..header() };
+        let frame = encode(&header, &versions.to_notice()).unwrap();
+        assert_eq!(
+            frame.as_slice(),
+            b"\x00\x00\x00\x25\x00\x00\x01\x02\x03\x04\x11\x12\x13\x14\x15\x16\x17\x18\
+              0123456789abcdef\x00\x00\x00\x00\x02\x03\x07"
+        );
+        let (decoded, body, _) = decode(&frame).unwrap().unwrap();
+        assert_eq!((decoded, Versions::of_notice(body)), (header, Some(versions)));
+        assert_eq!(Versions::of_notice(b"\x03\x07 and more"), Some(versions));
+        for bad in [&b""[..], b"\x01", b"\x00\x01", b"\x02\x01"] {
+            assert_eq!(Versions::of_notice(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_newest_common_version_is_taken() {
+        let versions = |min, max| Versions { min, max };
+        assert_eq!(versions(1, 1).common(versions(1, 2)), Some(1));
+        assert_eq!(versions(1, 2).common(versions(1, 2)), Some(2));
+        assert_eq!(versions(2, 9).common(versions(1, 4)), Some(4));
+        assert_eq!(versions(1, 1).common(versions(2, 2)), None);
+        assert_eq!(versions(2, 2).common(versions(1, 1)), None);
+        assert_eq!(versions(1, 1).to_string(), "version 1");
+        assert_eq!(versions(1, 2).to_string(), "versions 1 to 2");
     }
 
     #[test]
@@ -464,7 +589,7 @@ mod tests {
             far.write_all(&frame).await.unwrap();
             far.write_all(&frame).await.unwrap();
         });
-        let mut wire = Wire::new(near);
+        let mut wire = Wire::new(near, Versions::OURS);
         for _ in 0..2 {
             let event = poll_fn(|cx| wire.poll(cx, true)).await.unwrap();
             assert!(matches!(event, Event::Head(h) if h == header()), "{event:?}");
@@ -481,9 +606,24 @@ mod tests {
     async fn a_wire_refuses_a_length_before_the_header_is_there() {
         let (mut far, near) = tokio::io::duplex(64);
         far.write_all(&[0xff; 4]).await.unwrap();
-        let mut wire = Wire::new(near);
+        let mut wire = Wire::new(near, Versions::OURS);
         let error = poll_fn(|cx| wire.poll(cx, true)).await.unwrap_err();
         assert!(matches!(error, WireError::Frame(FrameError::TooLong(0xffff_ffff))), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_wire_passes_over_a_frame_of_another_version() {
+        let (mut far, near) = tokio::io::duplex(1024);
+        let foreign = Header { version: VERSION_MAX + 1, ..header() };
+        far.write_all(&encode(&foreign, b"whatever").unwrap()).await.unwrap();
+        far.write_all(&encode(&header(), b"").unwrap()).await.unwrap();
+        let mut wire = Wire::new(near, Versions::OURS);
+        let event = poll_fn(|cx| wire.poll(cx, true)).await.unwrap();
+        assert!(matches!(event, Event::Foreign(v) if v == VERSION_MAX + 1), "{event:?}");
+        let event = poll_fn(|cx| wire.poll(cx, true)).await.unwrap();
+        assert!(matches!(&event, Event::Body(b) if b.as_slice() == b"whatever"), "{event:?}");
+        let event = poll_fn(|cx| wire.poll(cx, true)).await.unwrap();
+        assert!(matches!(event, Event::Head(h) if h == header()), "{event:?}");
     }
 
     #[tokio::test]
@@ -491,7 +631,7 @@ mod tests {
         let (mut far, near) = tokio::io::duplex(64);
         far.write_all(&[0, 0]).await.unwrap();
         drop(far);
-        let mut wire = Wire::new(near);
+        let mut wire = Wire::new(near, Versions::OURS);
         let error = poll_fn(|cx| wire.poll(cx, true)).await.unwrap_err();
         assert!(matches!(error, WireError::Frame(FrameError::CutShort)), "{error}");
     }

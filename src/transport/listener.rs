@@ -2,10 +2,13 @@
 //! request to a [`Service`].
 //!
 //! Leaves to the service who is a member and what a request means. What must hold:
-//! - No byte of a frame is read from, or sent to, an end whose certificate was not verified.
+//! - No byte of a frame is read from, or sent to, an end whose certificate was not verified; and
+//!   no request is served whose sender names an id that is not its certificate's.
 //! - Whoever shows no first frame in time is closed; connections, handshakes and requests are
 //!   bounded in number. When there are too many handshakes the oldest one gives way, so that
 //!   silent strangers cannot keep a member out.
+//! - Whoever begins with a version that is not spoken here is told which ones are; an answer is in
+//!   the version of its request.
 //! - One task per connection; requests are begun in the order in which they came.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,8 +28,11 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at, Instant};
 
-use super::frame::{self, Body, Event, FrameError, Header, HistoryId, Kind, Role, Wire, WireError};
-use super::tls::{HandshakeError, Stream, Tls};
+use super::frame::{
+    self, Body, Event, FrameError, Header, HistoryId, Kind, NoCommonVersion, Role, Versions, Wire,
+    WireError, NOTICE,
+};
+use super::tls::{peer_subject, HandshakeError, Stream, Tls};
 use super::{
     resolve, tune, Alarm, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
     MAX_IN_FLIGHT,
@@ -94,6 +100,8 @@ pub struct Caller {
     pub id: ServerId,
     /// As what it speaks.
     pub role: Role,
+    /// The protocol version that it speaks on this connection, and that it is answered in.
+    pub version: u8,
     /// The run of its process.
     pub incarnation: u64,
     /// Its history when it sent this request.
@@ -113,6 +121,8 @@ pub enum Refusal {
     History,
     /// Another box with the same id is up at the listed address.
     Twin,
+    /// Its certificate is another server's.
+    Certificate,
     /// Something else, or a reason that a newer version gave.
     Other,
 }
@@ -125,6 +135,7 @@ impl Refusal {
             Refusal::OwnId => 2,
             Refusal::History => 3,
             Refusal::Twin => 4,
+            Refusal::Certificate => 5,
         }
     }
 
@@ -134,6 +145,7 @@ impl Refusal {
             2 => Refusal::OwnId,
             3 => Refusal::History,
             4 => Refusal::Twin,
+            5 => Refusal::Certificate,
             _ => Refusal::Other,
         }
     }
@@ -148,6 +160,10 @@ impl fmt::Display for Refusal {
             Refusal::Twin => {
                 "another server with this server_id is up at the address in the server list; \
                  give each server its own server_id"
+            }
+            Refusal::Certificate => {
+                "its certificate is not the one listed for this server_id; give each server the \
+                 certificate whose subject is in its entry of the server list"
             }
             Refusal::Other => "the receiver does not hear the sender",
         })
@@ -350,6 +366,7 @@ enum End {
     OtherSender,
     BadKind,
     BadBody(ServerId),
+    NoVersion(ServerId, NoCommonVersion),
     Frame(FrameError),
     Lost(io::Error),
     Closed,
@@ -374,6 +391,7 @@ impl End {
             End::Refused(id, refusal) => {
                 let cause = match refusal {
                     Refusal::NotAMember => Cause::NotAMember,
+                    Refusal::Certificate => Cause::OtherCertificate,
                     _ => Cause::Refused,
                 };
                 refused(cause, format!("it calls itself server_id {id}, but {refusal}"))
@@ -386,6 +404,9 @@ impl End {
             }
             End::BadBody(id) => {
                 refused(Cause::BadFrame, format!("server_id {id} sent a request without meaning"))
+            }
+            End::NoVersion(id, error) => {
+                refused(Cause::Version, format!("it calls itself server_id {id}, and {error}"))
             }
             End::Frame(error @ FrameError::Version(_)) => {
                 refused(Cause::Version, error.to_string())
@@ -408,6 +429,7 @@ fn cause_of(error: &HandshakeError) -> Cause {
         HandshakeError::NoCertificate => Cause::NoCertificate,
         HandshakeError::Untrusted(_) => Cause::Untrusted,
         HandshakeError::WrongSubject(_) => Cause::WrongSubject,
+        HandshakeError::NotListed(_) => Cause::OtherCertificate,
         HandshakeError::NotOurTls(_) => Cause::NotOurTls,
         HandshakeError::RefusedUs(_) => Cause::RefusedUs,
         HandshakeError::Closed => Cause::ClosedEarly,
@@ -447,7 +469,10 @@ impl<S: Service> Door<S> {
         let mut conversation = Conversation {
             door: self,
             addr,
-            wire: Wire::new(stream),
+            subject: peer_subject(&stream),
+            wire: Wire::new(stream, self.deps.me.versions()),
+            foreign: None,
+            parting: None,
             caller: None,
             request: 0,
             in_flight: Vec::new(),
@@ -467,7 +492,13 @@ type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
 struct Conversation<'a, S> {
     door: &'a Door<S>,
     addr: SocketAddr,
+    /// Whose certificate the other end has.
+    subject: String,
     wire: Wire<Stream>,
+    /// The version that the other end began with, if it is not spoken here: it was told so.
+    foreign: Option<u8>,
+    /// Who is about to say that it speaks none of ours either.
+    parting: Option<ServerId>,
     /// Who is at the other end, as its first header said; the history is the latest.
     caller: Option<Caller>,
     /// The id of the request whose body is being read.
@@ -520,16 +551,45 @@ impl<S: Service> Conversation<'_, S> {
         match event {
             Event::Sent => Ok(()),
             Event::Head(header) => self.take_head(&header),
+            Event::Foreign(version) => self.take_foreign(version),
             Event::Body(body) => self.take_body(body),
+            Event::Closed if self.caller.is_none() && self.foreign.is_some() => {
+                Err(self.unspoken())
+            }
             Event::Closed if self.caller.is_none() => Err(End::Silent),
             Event::Closed => Err(End::Closed),
         }
     }
 
+    /// Tells the other end, once, which versions are spoken here. Until its first frame in one of
+    /// them it has no more time than anybody.
+    fn take_foreign(&mut self, version: u8) -> Result<(), End> {
+        if self.caller.is_some() {
+            return Err(End::Frame(FrameError::Version(version)));
+        }
+        if self.foreign.replace(version).is_none() {
+            self.ready.push_back(self.door.deps.me.notice().map_err(End::Frame)?);
+        }
+        Ok(())
+    }
+
+    /// How it ends with one that was told of our versions, and said nothing more.
+    fn unspoken(&self) -> End {
+        End::Frame(FrameError::Version(self.foreign.unwrap_or(NOTICE)))
+    }
+
     fn take_head(&mut self, header: &Header) -> Result<(), End> {
+        if header.version == NOTICE {
+            if self.foreign.is_none() || self.caller.is_some() {
+                return Err(End::BadKind);
+            }
+            self.parting = Some(header.sender);
+            return Ok(());
+        }
         let now = Caller {
             id: header.sender,
             role: header.role,
+            version: header.version,
             incarnation: header.incarnation,
             history: header.history,
             addr: self.addr,
@@ -538,24 +598,46 @@ impl<S: Service> Conversation<'_, S> {
         if (before.id, before.role, before.incarnation) != (now.id, now.role, now.incarnation) {
             return Err(End::OtherSender);
         }
+        if before.version != now.version {
+            return Err(End::Frame(FrameError::Version(now.version)));
+        }
         if header.kind != Kind::Request {
             return Err(End::BadKind);
         }
-        if let Err(refusal) = self.door.service.admit(header) {
+        self.caller = Some(now);
+        if let Err(refusal) = self.admit(header) {
             self.refused = Some((now.id, refusal));
             self.answer(header.request, Kind::Refused, &[refusal.code()])?;
         }
-        self.caller = Some(now);
         self.request = header.request;
         Ok(())
+    }
+
+    /// Whether the sender is heard: the service says who is a member, the certificate who it is.
+    /// Asked at each header, since a new server list counts for connections that are up, too.
+    fn admit(&self, header: &Header) -> Result<(), Refusal> {
+        let admitted = self.door.service.admit(header);
+        if admitted != Err(Refusal::NotAMember)
+            && !self.door.deps.tls.borrow().is_of(header.sender, &self.subject)
+        {
+            return Err(Refusal::Certificate);
+        }
+        admitted
     }
 
     fn take_body(&mut self, body: Body) -> Result<(), End> {
         if self.refused.is_some() {
             return Ok(());
         }
-        // A body always follows its header, which set the caller.
-        let Some(caller) = self.caller else { return Err(End::BadKind) };
+        if let Some(id) = self.parting {
+            let ours = self.door.deps.me.versions();
+            return Err(match Versions::of_notice(&body) {
+                Some(theirs) => End::NoVersion(id, NoCommonVersion { theirs, ours }),
+                None => self.unspoken(),
+            });
+        }
+        // A body always follows its header, which set the caller unless it was a foreign one.
+        let Some(caller) = self.caller else { return Ok(()) };
         if caller.role == Role::Member {
             self.door.deps.heard.note(caller.id, self.last);
         }
@@ -586,7 +668,9 @@ impl<S: Service> Conversation<'_, S> {
     }
 
     fn answer(&mut self, request: u32, kind: Kind, body: &[u8]) -> Result<(), End> {
-        let header = self.door.deps.me.header(request, kind);
+        // Only a caller is answered, and its version stays the same.
+        let version = self.caller.map_or(NOTICE, |caller| caller.version);
+        let header = self.door.deps.me.header(version, request, kind);
         self.ready.push_back(frame::encode(&header, body).map_err(End::Frame)?);
         Ok(())
     }
@@ -602,7 +686,10 @@ impl<S: Service> Conversation<'_, S> {
         }
         if self.caller.is_none() && self.first < deadline {
             deadline = self.first;
-            end = End::TooSlow("its first frame");
+            end = match self.foreign {
+                Some(_) => self.unspoken(),
+                None => End::TooSlow("its first frame"),
+            };
         }
         self.alarm.poll(cx, deadline).map(|()| end)
     }

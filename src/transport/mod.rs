@@ -24,11 +24,11 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{lookup_host, TcpStream};
 use tokio::time::{sleep_until, timeout, Instant, Sleep};
 
-pub use frame::{Body, HistoryId};
+pub use frame::{Body, HistoryId, Versions};
 pub use one_line::one_line;
 
 use crate::core::server_id::ServerId;
-use frame::{Header, Kind, Role};
+use frame::{FrameError, Header, Kind, Role, NOTICE};
 
 /// How long a TLS handshake and the first frame after it may take together. Generous for a far
 /// peer on a busy box, short enough to be rid of a silent stranger within 5 s.
@@ -52,9 +52,9 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// What this box says of itself in each header.
+/// What this box says of itself in each header, and the protocol versions that it speaks.
 #[derive(Clone)]
-pub struct Me(Arc<MeInner>);
+pub struct Me(Arc<MeInner>, Versions);
 
 struct MeInner {
     id: ServerId,
@@ -64,19 +64,32 @@ struct MeInner {
 }
 
 impl Me {
-    /// A box with this id and incarnation; `history` is asked for each frame.
+    /// A box with this id and incarnation; `history` is asked for each frame. It speaks
+    /// [`Versions::OURS`].
     pub fn member(
         id: ServerId,
         incarnation: u64,
         history: impl Fn() -> HistoryId + Send + Sync + 'static,
     ) -> Me {
-        Me(Arc::new(MeInner { id, role: Role::Member, incarnation, history: Box::new(history) }))
+        let (role, history) = (Role::Member, Box::new(history));
+        Me(Arc::new(MeInner { id, role, incarnation, history }), Versions::OURS)
     }
 
     /// An operator's command that acts for the box with this id.
     pub fn tool(id: ServerId) -> Me {
         let history = Box::new(|| [0; 16]);
-        Me(Arc::new(MeInner { id, role: Role::Tool, incarnation: 0, history }))
+        let inner = MeInner { id, role: Role::Tool, incarnation: 0, history };
+        Me(Arc::new(inner), Versions::OURS)
+    }
+
+    /// The same, speaking these protocol versions.
+    pub fn speaking(self, versions: Versions) -> Me {
+        Me(self.0, versions)
+    }
+
+    /// The protocol versions that this box speaks.
+    pub fn versions(&self) -> Versions {
+        self.1
     }
 
     /// This box's id.
@@ -84,8 +97,14 @@ impl Me {
         self.0.id
     }
 
-    fn header(&self, request: u32, kind: Kind) -> Header {
+    /// Tells a box that begins with a version that is not spoken here which ones are.
+    fn notice(&self) -> Result<Body, FrameError> {
+        frame::encode(&self.header(NOTICE, 0, Kind::Refused), &self.1.to_notice())
+    }
+
+    fn header(&self, version: u8, request: u32, kind: Kind) -> Header {
         Header {
+            version,
             role: self.0.role,
             sender: self.0.id,
             incarnation: self.0.incarnation,
@@ -161,8 +180,10 @@ pub enum Cause {
     NoCertificate,
     /// The certificate does not chain to the root, is not valid now, or is for another purpose.
     Untrusted,
-    /// The certificate's subject is not `cert_verify_str`.
+    /// The certificate's subject is not `cert_verify_str`, nor one that the server list names.
     WrongSubject,
+    /// The certificate is a member's, but not that of the server id that the sender names.
+    OtherCertificate,
     /// What came was not TLS, or a version or cipher that we do not speak.
     NotOurTls,
     /// The other end does not accept this box's certificate or TLS.
@@ -187,10 +208,11 @@ pub enum Cause {
 
 impl Cause {
     /// All causes with the words that name them in metrics.
-    pub const ALL: [(Cause, &'static str); 13] = [
+    pub const ALL: [(Cause, &'static str); 14] = [
         (Cause::NoCertificate, "no_certificate"),
         (Cause::Untrusted, "untrusted"),
         (Cause::WrongSubject, "wrong_subject"),
+        (Cause::OtherCertificate, "other_certificate"),
         (Cause::NotOurTls, "not_our_tls"),
         (Cause::RefusedUs, "refused_us"),
         (Cause::ClosedEarly, "closed_early"),

@@ -8,9 +8,11 @@
 //! - A connection on which a request ran out of time while nothing at all came back is given up,
 //!   so that a peer which vanished without a word is dialled anew.
 //! - A request's bytes are erased when they are sent or nobody waits for the response any more.
+//!   Where the peer may turn out to speak an older version only, they are kept until it answers.
+//! - A connection begins with the newest version; which one follows is agreed on it once.
 //! - One task per peer; its queue, its open requests and its dialling are bounded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +26,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{timeout, timeout_at, Instant};
 
-use super::frame::{self, Body, Event, FrameError, Header, Kind, Role, Wire, WireError, MAX_BODY};
+use super::frame::{
+    self, Body, Event, FrameError, Header, Kind, NoCommonVersion, Role, Versions, Wire, WireError,
+    MAX_BODY, NOTICE,
+};
 use super::listener::Refusal;
 use super::tls::{alert_in, HandshakeError, Stream, Tls};
 use super::{resolve, tune, Alarm, Heard, Me, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
@@ -129,6 +134,10 @@ impl Letter {
     fn take(&self) -> Option<Body> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+
+    fn copy(&self) -> Option<Body> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Held by the caller while it waits.
@@ -226,18 +235,40 @@ pub async fn call_once(
         let unreachable = |words: String| CallError::Unreachable(words.into());
         let stream =
             dial(tls, address.0, address.1).await.map_err(|e| unreachable(e.to_string()))?;
-        let mut wire = Wire::new(stream);
-        let frame = frame::encode(&me.header(1, Kind::Request), body)
-            .map_err(|_| CallError::TooLong(body.len()))?;
-        wire.send(frame);
-        let mut kind = Kind::Response;
+        let ours = me.versions();
+        let mut wire = Wire::new(stream, ours);
+        let encode = |version| {
+            frame::encode(&me.header(version, 1, Kind::Request), body)
+                .map_err(|_| CallError::TooLong(body.len()))
+        };
+        wire.send(encode(ours.max)?);
+        let (mut again, mut head) = (None, (ours.max, Kind::Response));
+        let mut parted: Option<NoCommonVersion> = None;
         loop {
+            if !wire.is_sending() {
+                again.take().into_iter().for_each(|frame| wire.send(frame));
+            }
             match poll_fn(|cx| wire.poll(cx, true)).await {
-                Ok(Event::Sent) => {}
-                Ok(Event::Head(header)) => kind = header.kind,
-                Ok(Event::Body(body)) if kind == Kind::Response => return Ok(body),
+                Ok(Event::Sent) => match parted {
+                    Some(parted) if again.is_none() => return Err(unreachable(parted.to_string())),
+                    _ => {}
+                },
+                Ok(Event::Head(header)) => head = (header.version, header.kind),
+                Ok(Event::Body(body)) if head.1 == Kind::Response => return Ok(body),
+                Ok(Event::Body(body)) if head.0 == NOTICE => {
+                    let theirs = Versions::of_notice(&body).ok_or_else(gone)?;
+                    // What speaks our newest version has no reason to send a notice.
+                    let lower = ours.common(theirs).filter(|version| *version < ours.max);
+                    again = Some(match lower {
+                        Some(version) => encode(version)?,
+                        None => {
+                            parted = Some(NoCommonVersion { theirs, ours });
+                            me.notice().map_err(|e| unreachable(e.to_string()))?
+                        }
+                    });
+                }
                 Ok(Event::Body(body)) => return Err(CallError::Refused(refusal(&body))),
-                Ok(Event::Closed) => return Err(gone()),
+                Ok(Event::Foreign(_) | Event::Closed) => return Err(gone()),
                 Err(error) => return Err(unreachable(error.to_string())),
             }
         }
@@ -318,7 +349,7 @@ impl Line {
             if ask.reply.is_closed() {
                 continue;
             }
-            let tls = self.deps.tls.borrow().clone();
+            let tls = self.deps.tls.borrow().for_member(&self.member);
             match dial(&tls, &self.member.address, self.member.port).await {
                 Err(error) => {
                     let words = error.to_string();
@@ -353,7 +384,12 @@ impl Line {
     }
 
     /// Answers what waits with an error and lets nobody dial for a while.
-    fn fail(&mut self, error: CallError, first: Option<Ask>, inbox: &mut mpsc::Receiver<Order>) {
+    fn fail(
+        &mut self,
+        error: CallError,
+        first: impl IntoIterator<Item = Ask>,
+        inbox: &mut mpsc::Receiver<Order>,
+    ) {
         self.failed = Instant::now();
         self.barred = Some((self.failed + self.pause, error.clone()));
         self.pause = (self.pause * 2).min(REDIAL_MAX);
@@ -369,9 +405,12 @@ impl Line {
 
     async fn converse(&mut self, stream: Stream, first: Ask, inbox: &mut mpsc::Receiver<Order>) {
         let now = Instant::now();
+        let versions = self.deps.me.versions();
         let mut conversation = Conversation {
-            wire: Wire::new(stream),
-            next: Some(first),
+            wire: Wire::new(stream, versions),
+            version: versions.max,
+            parting: None,
+            next: VecDeque::from([first]),
             open: Vec::new(),
             last_id: 0,
             head: None,
@@ -389,8 +428,8 @@ impl Line {
         }
         if has_heard && !matches!(end, End::Refused(_)) {
             // It was good once, so it may be dialled again at once.
-            if let Some(ask) = next {
-                let _ = ask.reply.send(Err(error));
+            for ask in next {
+                let _ = ask.reply.send(Err(error.clone()));
             }
         } else {
             self.fail(error, next, inbox);
@@ -441,6 +480,8 @@ enum End {
     #[error("the box there calls itself server_id {0}; the server list is wrong here or there")]
     Stranger(ServerId),
     #[error(transparent)]
+    NoVersion(NoCommonVersion),
+    #[error(transparent)]
     Frame(FrameError),
 }
 
@@ -448,7 +489,9 @@ impl End {
     /// What an operator has to do something about; a peer that stops is not.
     fn trouble(&self) -> Option<String> {
         match self {
-            End::Refused(_) | End::Stranger(_) | End::Frame(_) => Some(self.to_string()),
+            End::Refused(_) | End::Stranger(_) | End::NoVersion(_) | End::Frame(_) => {
+                Some(self.to_string())
+            }
             // With TLS 1.3 a peer that does not accept our certificate says so only now.
             End::Lost(error) => {
                 alert_in(error).map(|alert| format!("it refuses this box's certificate: {alert}"))
@@ -470,14 +513,21 @@ struct Open {
     id: u32,
     sent: Instant,
     deadline: Instant,
+    /// Still full while it may have to be sent again in an older version.
+    letter: Letter,
     reply: oneshot::Sender<Result<Body, CallError>>,
 }
 
 /// A connection that this side dialled: requests out, responses in.
 struct Conversation {
     wire: Wire<Stream>,
-    /// The request that made us dial, until it is sent.
-    next: Option<Ask>,
+    /// The version that is written: the newest, or the one that was agreed on.
+    version: u8,
+    /// Set once no version is common: the connection ends when the goodbye is out.
+    parting: Option<(NoCommonVersion, Option<Body>)>,
+    /// What goes before new requests: the one that made us dial, until it is sent, and those that
+    /// have to be sent again in another version, at most [`MAX_IN_FLIGHT`].
+    next: VecDeque<Ask>,
     /// At most [`MAX_IN_FLIGHT`].
     open: Vec<Open>,
     last_id: u32,
@@ -498,10 +548,19 @@ impl Conversation {
         inbox: &mut mpsc::Receiver<Order>,
     ) -> Poll<End> {
         loop {
-            if let Poll::Ready(Err(end)) = self.poll_orders(cx, line, inbox) {
-                return Poll::Ready(end);
+            match &mut self.parting {
+                Some(_) if self.wire.is_sending() => {}
+                Some((parted, goodbye)) => match goodbye.take() {
+                    Some(frame) => self.wire.send(frame),
+                    None => return Poll::Ready(End::NoVersion(*parted)),
+                },
+                None => {
+                    if let Poll::Ready(Err(end)) = self.poll_orders(cx, line, inbox) {
+                        return Poll::Ready(end);
+                    }
+                }
             }
-            let event = match self.wire.poll(cx, true) {
+            let event = match self.wire.poll(cx, self.parting.is_none()) {
                 Poll::Ready(Ok(event)) => event,
                 Poll::Ready(Err(WireError::Frame(error))) => return Poll::Ready(End::Frame(error)),
                 Poll::Ready(Err(WireError::Io(error))) => return Poll::Ready(End::Lost(error)),
@@ -522,7 +581,7 @@ impl Conversation {
         inbox: &mut mpsc::Receiver<Order>,
     ) -> Poll<Result<(), End>> {
         while !self.wire.is_sending() && self.open.len() < MAX_IN_FLIGHT {
-            let order = match self.next.take() {
+            let order = match self.next.pop_front() {
                 Some(ask) => Order::Ask(ask),
                 None => match inbox.poll_recv(cx) {
                     Poll::Ready(Some(order)) => order,
@@ -540,13 +599,45 @@ impl Conversation {
     }
 
     fn send(&mut self, line: &Line, ask: Ask) -> Result<(), End> {
-        let Some(body) = ask.letter.take() else { return Ok(()) };
+        let may_go_again = !self.has_heard && self.version > line.deps.me.versions().min;
+        let body = if may_go_again { ask.letter.copy() } else { ask.letter.take() };
+        let Some(body) = body else { return Ok(()) };
         self.last_id = self.last_id.wrapping_add(1);
         let id = self.last_id;
-        let header = line.deps.me.header(id, Kind::Request);
+        let header = line.deps.me.header(self.version, id, Kind::Request);
         self.wire.send(frame::encode(&header, &body).map_err(End::Frame)?);
         self.sent = Instant::now();
-        self.open.push(Open { id, sent: self.sent, deadline: ask.deadline, reply: ask.reply });
+        let Ask { letter, deadline, reply } = ask;
+        self.open.push(Open { id, sent: self.sent, deadline, letter, reply });
+        Ok(())
+    }
+
+    /// Goes on in the newest version that the peer speaks as well, or says goodbye.
+    fn agree(&mut self, theirs: Versions, line: &Line) -> Result<(), End> {
+        let ours = line.deps.me.versions();
+        match ours.common(theirs) {
+            None => {
+                let goodbye = line.deps.me.notice().map_err(End::Frame)?;
+                self.parting = Some((NoCommonVersion { theirs, ours }, Some(goodbye)));
+            }
+            Some(version) if version < self.version && !self.has_heard => {
+                self.version = version;
+                let again = self.open.drain(..);
+                self.next.extend(again.map(|Open { letter, deadline, reply, .. }| Ask {
+                    letter,
+                    deadline,
+                    reply,
+                }));
+                let (name, log) = (line.name(), &line.deps.log);
+                let words = format!(
+                    "peer {name} speaks protocol {theirs}, this box {ours}; version {version} is \
+                     used"
+                );
+                log.limited(Level::Note, &format!("peer {} version", line.member.id), words);
+            }
+            // It does speak what it was asked in.
+            Some(_) => return Err(End::Frame(FrameError::Version(NOTICE))),
+        }
         Ok(())
     }
 
@@ -555,10 +646,12 @@ impl Conversation {
         match event {
             Event::Sent => return Ok(()),
             Event::Closed => return Err(End::Closed),
-            Event::Head(_) | Event::Body(_) => self.received = now,
+            Event::Head(_) | Event::Foreign(_) | Event::Body(_) => self.received = now,
         }
         match event {
             Event::Sent | Event::Closed => Ok(()),
+            // It was never asked in that version.
+            Event::Foreign(version) => Err(End::Frame(FrameError::Version(version))),
             Event::Head(header) => {
                 if (header.role, header.sender) != (Role::Member, line.member.id) {
                     return Err(End::Stranger(header.sender));
@@ -571,10 +664,18 @@ impl Conversation {
                 let Some(header) = self.head.take() else { return Err(End::Closed) };
                 match header.kind {
                     Kind::Response => {
-                        self.has_heard = true;
+                        if !std::mem::replace(&mut self.has_heard, true) {
+                            // The version is settled; nothing goes again.
+                            self.open.iter().for_each(|open| drop(open.letter.take()));
+                        }
                         line.heard(header.incarnation, now);
                         self.close(header.request, body);
                         Ok(())
+                    }
+                    Kind::Refused if header.version == NOTICE => {
+                        let theirs = Versions::of_notice(&body);
+                        let theirs = theirs.ok_or(End::Frame(FrameError::Version(NOTICE)))?;
+                        self.agree(theirs, line)
                     }
                     Kind::Refused => Err(End::Refused(refusal(&body))),
                     Kind::Request => Err(End::Frame(FrameError::Kind(0))),

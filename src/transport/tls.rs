@@ -2,13 +2,17 @@
 //!
 //! Knows nothing of frames, files or keys: PEM text comes in as bytes. What must hold:
 //! - Both sides demand a certificate that chains to the given root alone (never to the system's
-//!   store), is valid now, is fit for a TLS server, and whose leaf has the wanted subject.
+//!   store), is valid now, is fit for a TLS server, and whose leaf has a wanted subject: that of
+//!   `cert_verify_str`, or the own one of an entry of the server list.
 //!   A server's purpose is asked of both sides, since many CAs issue nothing else.
+//! - A member whose entry names a subject of its own has that one and no other: the side that
+//!   dials demands it in the handshake, the side that is dialled asks [`Tls::is_of`].
 //! - [`Tls::accept`] and [`Tls::connect`] give a stream only after this side verified the other;
 //!   until then no byte of a frame is read or written.
 //! - No session is resumed and no ticket is issued between peers, so that each connection is
 //!   verified anew.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
@@ -41,6 +45,8 @@ use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
 use super::one_line::one_line;
+use crate::core::config::Member;
+use crate::core::server_id::ServerId;
 
 /// A TLS stream whose other end was verified.
 pub type Stream = SslStream<Socket>;
@@ -107,12 +113,23 @@ impl AsyncWrite for Socket {
 
 /// Certificates and trust, loaded and checked. Cloning makes another handle.
 #[derive(Clone)]
-pub struct Tls(Arc<Inner>, Option<Handle>);
+pub struct Tls(Arc<Inner>, Arc<Roll>, Option<Handle>);
+
+/// Whose certificates are accepted.
+struct Roll {
+    /// The members whose entry names a subject, and that subject.
+    own: BTreeMap<ServerId, String>,
+    /// Whether `cert_verify_str` is accepted as well.
+    takes_common: bool,
+    /// Whether this is about one server that is dialled.
+    is_of_one: bool,
+}
 
 struct Inner {
     context: SslContext,
     leaf: X509,
-    wanted: Arc<str>,
+    /// `cert_verify_str`; empty means any.
+    common: String,
     /// The private key once more, for [`Tls::derive_key`].
     key: PKey<Private>,
 }
@@ -188,22 +205,61 @@ impl Tls {
         key: &[u8],
         cert_verify_str: &str,
     ) -> Result<Tls, TlsError> {
+        Tls::from_pem_as(root, chain, key, cert_verify_str, None)
+    }
+
+    /// The same for a box whose own entry of the server list may name the subject that its leaf
+    /// has in place of `cert_verify_str`. Which other subjects are accepted is for
+    /// [`Tls::with_members`] to say.
+    ///
+    /// # Errors
+    /// The first check that failed.
+    pub fn from_pem_as(
+        root: &[u8],
+        chain: &[u8],
+        key: &[u8],
+        cert_verify_str: &str,
+        own: Option<&str>,
+    ) -> Result<Tls, TlsError> {
         let roots = certificates(root).ok_or(TlsError::RootGarbage)?;
         let mut chain = certificates(chain).ok_or(TlsError::ChainGarbage)?;
         let leaf = chain.remove(0);
         let key = private_key(key)?;
-        check_leaf(&leaf, &key, cert_verify_str)?;
+        check_leaf(&leaf, &key, own.unwrap_or(cert_verify_str))?;
         check_chain(&store_of(&roots)?, &leaf, &chain)?;
-        let wanted: Arc<str> = cert_verify_str.into();
+        let common = cert_verify_str.to_owned();
         let context = context(store_of(&roots)?, &leaf, chain, &key)?;
-        Ok(Tls(Arc::new(Inner { context, leaf, wanted, key }), None))
+        let roll = Roll { own: BTreeMap::new(), takes_common: true, is_of_one: false };
+        Ok(Tls(Arc::new(Inner { context, leaf, common, key }), Arc::new(roll), None))
     }
 
     /// The same, with its handshakes computed by the workers of another runtime, so that no flood
     /// of strangers can keep the present one from its timers. An established connection comes
     /// back to the runtime that asked for it.
     pub fn on(&self, workers: Handle) -> Tls {
-        Tls(Arc::clone(&self.0), Some(workers))
+        Tls(self.0.clone(), self.1.clone(), Some(workers))
+    }
+
+    /// These certificates in place of `old`, with the workers that computed its handshakes.
+    pub fn in_place_of(&self, old: &Tls) -> Tls {
+        Tls(self.0.clone(), self.1.clone(), old.2.clone())
+    }
+
+    /// A handle on the same certificates that accepts those of these members: `cert_verify_str`,
+    /// and the subjects that entries name. An empty `cert_verify_str` stands for any certificate
+    /// only as long as there is an entry that names none.
+    pub fn with_members(&self, members: &[Member]) -> Tls {
+        let named = |m: &Member| m.subject.clone().map(|subject| (m.id, subject));
+        let own: BTreeMap<_, _> = members.iter().filter_map(named).collect();
+        let takes_common = !self.0.common.is_empty() || own.is_empty() || own.len() < members.len();
+        Tls(self.0.clone(), Arc::new(Roll { own, takes_common, is_of_one: false }), self.2.clone())
+    }
+
+    /// A handle on the same certificates that accepts that of this member alone.
+    pub fn for_member(&self, member: &Member) -> Tls {
+        let own: BTreeMap<_, _> = member.subject.iter().map(|s| (member.id, s.clone())).collect();
+        let takes_common = own.is_empty();
+        Tls(self.0.clone(), Arc::new(Roll { own, takes_common, is_of_one: true }), self.2.clone())
     }
 
     /// A key for sealing what only this box may read again, drawn from its private key by HKDF
@@ -225,12 +281,30 @@ impl Tls {
 
     /// Whether a leaf with this subject in the one-line form is one of ours.
     pub fn subject_matches(&self, subject: &str) -> bool {
-        matches(&self.0.wanted, subject)
+        let Roll { own, takes_common, .. } = &*self.1;
+        (*takes_common && matches(&self.0.common, subject)) || own.values().any(|s| s == subject)
+    }
+
+    /// Whether a leaf with this subject in the one-line form is the one of the server `id`: that
+    /// of its entry if it names one, else that of `cert_verify_str`.
+    pub fn is_of(&self, id: ServerId, subject: &str) -> bool {
+        match self.1.own.get(&id) {
+            Some(own) => own == subject,
+            None => matches(&self.0.common, subject),
+        }
     }
 
     /// Whether any certificate of the root is accepted, which deserves a warning.
     pub fn accepts_any_subject(&self) -> bool {
-        self.0.wanted.is_empty()
+        self.1.takes_common && self.0.common.is_empty()
+    }
+
+    /// What to say of a leaf that [`Tls::subject_matches`] refuses.
+    fn wrong_subject(&self, subject: &str) -> HandshakeError {
+        match self.1.is_of_one && !self.1.takes_common {
+            true => HandshakeError::NotListed(clip(subject)),
+            false => HandshakeError::WrongSubject(clip(subject)),
+        }
     }
 
     /// The own leaf's subject in the one-line form.
@@ -279,7 +353,7 @@ impl Tls {
 
     async fn shake_hands(&self, tcp: TcpStream, side: Side) -> Result<Stream, HandshakeError> {
         let mut socket = Socket(Some(tcp));
-        let Some(workers) = &self.1 else { return self.shake_hands_here(socket, side).await };
+        let Some(workers) = &self.2 else { return self.shake_hands_here(socket, side).await };
         let moved = |error: io::Error| HandshakeError::Library(clip(&error.to_string()));
         let tls = self.clone();
         // A set, because it ends its task when this future is dropped, as at a time limit.
@@ -300,10 +374,10 @@ impl Tls {
     async fn shake_hands_here(&self, tcp: Socket, side: Side) -> Result<Stream, HandshakeError> {
         let fault = Arc::new(Mutex::new(None));
         let mut ssl = Ssl::new(&self.0.context).map_err(HandshakeError::library)?;
-        let (wanted, note) = (Arc::clone(&self.0.wanted), Arc::clone(&fault));
+        let (tls, note) = (self.clone(), Arc::clone(&fault));
         ssl.set_verify_callback(
             SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
-            move |chain_is_good, context| verify(chain_is_good, context, &wanted, &note),
+            move |chain_is_good, context| verify(chain_is_good, context, &tls, &note),
         );
         let mut stream = SslStream::new(ssl, tcp).map_err(HandshakeError::library)?;
         let shaken = match side {
@@ -323,7 +397,7 @@ impl Tls {
         }
         let subject = one_line(leaf.subject_name());
         if !self.subject_matches(&subject) {
-            return Err(HandshakeError::WrongSubject(clip(&subject)));
+            return Err(self.wrong_subject(&subject));
         }
         Ok(stream)
     }
@@ -354,6 +428,9 @@ pub enum HandshakeError {
     /// The other end's certificate is of our root but has another subject.
     #[error("its certificate has the subject {0} instead of cert_verify_str")]
     WrongSubject(String),
+    /// The server that was dialled has another server's certificate.
+    #[error("its certificate is not the one listed for this server_id: it has the subject {0}")]
+    NotListed(String),
     /// What came is not TLS, or not a version or cipher that we speak.
     #[error("it does not speak our TLS: {0}")]
     NotOurTls(String),
@@ -407,15 +484,15 @@ const ALERTS: i32 = 1000;
 fn verify(
     chain_is_good: bool,
     context: &mut X509StoreContextRef,
-    wanted: &str,
+    tls: &Tls,
     note: &Mutex<Option<HandshakeError>>,
 ) -> bool {
     let subject = context.current_cert().map(|c| one_line(c.subject_name())).unwrap_or_default();
     let fault = if !chain_is_good {
         HandshakeError::Untrusted(format!("{}: {}", clip(&subject), context.error().error_string()))
-    } else if context.error_depth() == 0 && !matches(wanted, &subject) {
+    } else if context.error_depth() == 0 && !tls.subject_matches(&subject) {
         context.set_error(X509VerifyResult::APPLICATION_VERIFICATION);
-        HandshakeError::WrongSubject(clip(&subject))
+        tls.wrong_subject(&subject)
     } else {
         return true;
     };
@@ -543,6 +620,12 @@ fn check_chain(store: &X509Store, leaf: &X509Ref, rest: &[X509]) -> Result<(), T
         None => Ok(()),
         Some((subject, reason)) => Err(TlsError::ChainUntrusted { subject, reason }),
     }
+}
+
+/// The subject of the certificate at the other end, in the one-line form; empty if it has none,
+/// which a verified stream cannot be.
+pub(super) fn peer_subject(stream: &Stream) -> String {
+    stream.ssl().peer_certificate().map(|leaf| subject_line(&leaf)).unwrap_or_default()
 }
 
 /// The one-line form of a certificate's subject, the form of `cert_verify_str`.

@@ -14,6 +14,7 @@ use stek_share::core::stek::Fingerprint;
 use stek_share::journal::{Journal, Level, Log};
 use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
 use stek_share::transport::tls::Tls;
+use stek_share::transport::Versions;
 use tokio::runtime::Runtime;
 
 /// How long a condition may take on a busy machine before a test gives up.
@@ -97,6 +98,8 @@ pub struct Fleet {
     pub tune: fn(&mut Settings),
     /// Links that can be cut, if the test wants any.
     pub relays: Option<Relays>,
+    /// Boxes that speak other protocol versions than [`Versions::OURS`].
+    pub versions: BTreeMap<u32, Versions>,
     identities: BTreeMap<u32, Identity>,
 }
 
@@ -106,10 +109,7 @@ impl Fleet {
     /// A list of `count` boxes with ids from 1, none of them running.
     pub fn new(count: u32, tune: fn(&mut Settings)) -> Fleet {
         let ports = kit::ports::take_many(count as usize).unwrap();
-        let members = (1..=count)
-            .zip(ports)
-            .map(|(id, port)| Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port })
-            .collect();
+        let members = (1..=count).zip(ports).map(|(id, port)| member(id, port)).collect();
         let authority = Authority::new("/O=Edge/CN=Test Root").unwrap();
         Fleet {
             authority,
@@ -117,6 +117,7 @@ impl Fleet {
             boxes: BTreeMap::new(),
             tune,
             relays: None,
+            versions: BTreeMap::new(),
             identities: BTreeMap::new(),
         }
     }
@@ -215,7 +216,9 @@ impl Fleet {
             .build()
             .unwrap();
         let lines = Arc::new(Lines::default());
-        let deps = Deps { log: Log::new(lines.clone()), tls, initial: new_key().unwrap() };
+        let versions = self.versions.get(&id).copied().unwrap_or(Versions::OURS);
+        let log = Log::new(lines.clone());
+        let deps = Deps { log, tls, initial: new_key().unwrap(), versions };
         let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
         let host = Arc::new(Host::default());
         runtime.spawn(play_host(node.clone(), host.clone()));
@@ -277,6 +280,10 @@ impl Fleet {
         }
         text
     }
+}
+
+pub fn member(id: u32, port: u16) -> Member {
+    Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port, subject: None }
 }
 
 pub fn tls_of(root: &Identity, own: &Identity, subject: &str) -> Tls {

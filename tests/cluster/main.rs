@@ -3,6 +3,7 @@
 
 mod age;
 mod agreement;
+mod certificates;
 mod erasure;
 mod fleet;
 mod handover;
@@ -12,3 +13,4 @@ mod rejoin;
 mod relay;
 mod restarts;
 mod state;
+mod versions;

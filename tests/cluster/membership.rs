@@ -8,7 +8,7 @@ use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::node::{NoReload, Role};
 
-use crate::fleet::{block_on, wait_for, Fleet};
+use crate::fleet::{block_on, member, wait_for, Fleet};
 
 fn default(_: &mut Settings) {}
 
@@ -111,13 +111,11 @@ fn wrong_lists_are_refused_and_nothing_changes() {
     let fleet = Fleet::running(3, default);
     wait_for_members(&fleet, &[1, 2, 3]);
     fleet.wait_for_leader();
-    let absent =
-        |id: u32, port: u16| Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port };
     let ports = kit::ports::take_many(3).unwrap();
     let enlist = |members: Vec<Member>| block_on(fleet.boxes[&1].node.enlist(members));
     // The list that wedges openraft: one that is there, two that are not.
     let mut wedge = list(&fleet, &[1]);
-    wedge.extend([absent(8, ports[0]), absent(9, ports[1])]);
+    wedge.extend([member(8, ports[0]), member(9, ports[1])]);
     match enlist(wedge) {
         Err(EnlistRefusal::TooFew { of_new: true, missing }) => {
             assert_eq!(missing, [ServerId(8), ServerId(9)]);
@@ -126,7 +124,7 @@ fn wrong_lists_are_refused_and_nothing_changes() {
     }
     assert!(matches!(enlist(vec![]), Err(EnlistRefusal::Bad(_))));
     let mut twice = list(&fleet, &[1, 2, 3]);
-    twice.push(absent(3, ports[2]));
+    twice.push(member(3, ports[2]));
     assert!(matches!(enlist(twice), Err(EnlistRefusal::Bad(_))));
     // The same list is no change.
     assert_eq!(enlist(list(&fleet, &[3, 2, 1])), Ok(1));
@@ -154,11 +152,7 @@ fn a_box_whose_file_differs_says_so_and_is_heard_all_the_same() {
     wait_for_members(&fleet, &[1, 2, 3]);
     fleet.kill(3);
     let mut settings = fleet.settings(3);
-    settings.members.push(Member {
-        id: ServerId(9),
-        address: "127.0.0.1".to_owned(),
-        port: kit::ports::take().unwrap(),
-    });
+    settings.members.push(member(9, kit::ports::take().unwrap()));
     let tls = fleet.tls();
     fleet.start_with(3, settings, tls);
     wait_for_members(&fleet, &[1, 2, 3]);

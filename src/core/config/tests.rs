@@ -84,8 +84,8 @@ fn defaults_are_the_originals() {
         server_key_file: "key.pem".into(),
         cert_verify_str: "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=localhost".to_owned(),
         members: vec![
-            Member { id: ServerId(1), address: "127.0.0.1".to_owned(), port: 10001 },
-            Member { id: ServerId(2), address: "127.0.0.1".to_owned(), port: 10002 },
+            Member { id: ServerId(1), address: "127.0.0.1".to_owned(), port: 10001, subject: None },
+            Member { id: ServerId(2), address: "127.0.0.1".to_owned(), port: 10002, subject: None },
         ],
     };
     assert_eq!(settings, Some(expected));
@@ -400,6 +400,14 @@ fn each_wrong_list_is_one_line() {
             "- server_id: 1\n  server_id: 2\n  address: a\n  port: 1",
             "l line 2: entry 1: server_id: is given more than once; keep one of the lines",
         ),
+        (
+            "- server_id: 1\n  address: a\n  port: 1\n  cert_verify_str: CN=x",
+            "l line 4: entry 1: cert_verify_str: \"CN=x\" is not a subject of the form /C=US/O=",
+        ),
+        (
+            "- server_id: 1\n  address: a\n  port: 1\n  cert_verify_str:",
+            "l line 4: entry 1: cert_verify_str: is empty; give what 'openssl x509 ",
+        ),
     ] {
         let (parsed, problems) = parse_list(list, "l");
         assert!(!parsed.is_some_and(|l| l.usable), "{list}");
@@ -411,6 +419,20 @@ fn each_wrong_list_is_one_line() {
 }
 
 #[test]
+fn an_entry_may_name_its_subject() {
+    let text = format!("{LIST}  cert_verify_str: /CN=two\n");
+    let (list, problems) = parse_list(&text, "l");
+    assert_eq!(problems, []);
+    let list = list.unwrap();
+    assert_eq!(list.subject_of(ServerId(1)), None);
+    assert_eq!(list.subject_of(ServerId(2)), Some("/CN=two"));
+    assert!(!list.names_all_subjects());
+    let one = LIST.lines().take(3).collect::<Vec<_>>().join("\n");
+    let (list, _) = parse_list(&format!("{one}\n  cert_verify_str: /CN=one\n"), "l");
+    assert!(list.unwrap().names_all_subjects());
+}
+
+#[test]
 fn an_unknown_field_of_an_entry_is_a_warning() {
     let text = format!("{LIST}  prot: 5\n  colour: red\n");
     let (list, problems) = parse_list(&text, "l");
@@ -419,9 +441,9 @@ fn an_unknown_field_of_an_entry_is_a_warning() {
         lines(&problems),
         [
             "l line 7: entry 2: prot: is not a known name and has no effect; an entry has \
-             server_id, address and port",
+             server_id, address, port and, if need be, cert_verify_str",
             "l line 8: entry 2: colour: is not a known name and has no effect; an entry has \
-             server_id, address and port",
+             server_id, address, port and, if need be, cert_verify_str",
         ]
     );
     assert!(problems.iter().all(|p| !p.is_error()));

@@ -1,0 +1,76 @@
+//! Entries of the server list that name their server's certificate.
+
+use stek_share::core::config::Settings;
+use stek_share::transport::tls::Tls;
+
+use kit::pki::Request;
+
+use crate::fleet::{wait_for, Fleet};
+
+fn no_common_subject(settings: &mut Settings) {
+    settings.cert_verify_str = String::new();
+}
+
+fn subject(id: u32) -> String {
+    format!("/O=Edge/CN=box{id}")
+}
+
+/// A list in which each entry names a subject, none of its boxes running.
+fn named_fleet(count: u32) -> Fleet {
+    let mut fleet = Fleet::new(count, no_common_subject);
+    for member in &mut fleet.members {
+        member.subject = Some(subject(member.id.0));
+    }
+    fleet
+}
+
+/// The certificate of server `id`, as a box uses it that has no `cert_verify_str`.
+fn tls_of(fleet: &Fleet, id: u32) -> Tls {
+    let own = fleet.authority.issue(&Request::new(&subject(id))).unwrap();
+    let root = fleet.authority.identity.certificate.to_pem().unwrap();
+    let chain = own.certificate.to_pem().unwrap();
+    let key = own.key.private_key_to_pem_pkcs8().unwrap();
+    Tls::from_pem_as(&root, &chain, &key, "", Some(&subject(id))).unwrap()
+}
+
+fn start(fleet: &mut Fleet, id: u32, certificate_of: u32) {
+    let (settings, tls) = (fleet.settings(id), tls_of(fleet, certificate_of));
+    fleet.start_with(id, settings, tls);
+}
+
+#[test]
+fn each_box_may_have_a_subject_of_its_own_and_all_none_in_common() {
+    let mut fleet = named_fleet(3);
+    for id in 1..=3 {
+        start(&mut fleet, id, id);
+    }
+    fleet.wait_until_one();
+    fleet.kill(2);
+    start(&mut fleet, 2, 2);
+    fleet.wait_until_one();
+}
+
+#[test]
+fn two_boxes_with_each_others_certificates_are_kept_out() {
+    let mut fleet = named_fleet(5);
+    for (id, certificate_of) in [(1, 1), (2, 2), (3, 3), (4, 5), (5, 4)] {
+        start(&mut fleet, id, certificate_of);
+    }
+    let whole = |fleet: &Fleet, id: u32| fleet.boxes[&id].report().current.0 > 0;
+    wait_for(
+        "the others to have a key and the two to be refused",
+        || {
+            (1..=3).all(|id| whole(&fleet, id))
+                && (1..=3).any(|id| fleet.boxes[&id].lines.has("is not the one listed"))
+                && (4..=5).all(|id| fleet.boxes[&id].lines.has("refuses this box: its certificate"))
+        },
+        || fleet.describe(),
+    );
+    assert!((4..=5).all(|id| !whole(&fleet, id)), "{}", fleet.describe());
+    // With the right ones they belong to it.
+    for id in 4..=5 {
+        fleet.kill(id);
+        start(&mut fleet, id, id);
+    }
+    fleet.wait_until_one();
+}
