@@ -15,7 +15,7 @@ fn slow(_: &mut stek_share::core::config::Settings) {}
 
 #[test]
 fn a_fleet_of_any_size_starts_with_one_key() {
-    for count in [1, 2, 3, 5] {
+    for count in [1, 2, 3, 5, 20] {
         let begun = Instant::now();
         let fleet = Fleet::running(count, slow);
         fleet.wait_until_one();
