@@ -1,11 +1,12 @@
 //! Entries of the server list that name their server's certificate.
 
 use stek_share::core::config::Settings;
+use stek_share::core::rotation::Order;
 use stek_share::transport::tls::Tls;
 
 use kit::pki::Request;
 
-use crate::fleet::{wait_for, Fleet};
+use crate::fleet::{block_on, wait_for, Fleet, SUBJECT};
 
 fn no_common_subject(settings: &mut Settings) {
     settings.cert_verify_str = String::new();
@@ -26,11 +27,15 @@ fn named_fleet(count: u32) -> Fleet {
 
 /// The certificate of server `id`, as a box uses it that has no `cert_verify_str`.
 fn tls_of(fleet: &Fleet, id: u32) -> Tls {
+    tls_with(fleet, id, "")
+}
+
+fn tls_with(fleet: &Fleet, id: u32, common: &str) -> Tls {
     let own = fleet.authority.issue(&Request::new(&subject(id))).unwrap();
     let root = fleet.authority.identity.certificate.to_pem().unwrap();
     let chain = own.certificate.to_pem().unwrap();
     let key = own.key.private_key_to_pem_pkcs8().unwrap();
-    Tls::from_pem_as(&root, &chain, &key, "", Some(&subject(id))).unwrap()
+    Tls::from_pem_as(&root, &chain, &key, common, Some(&subject(id))).unwrap()
 }
 
 fn start(fleet: &mut Fleet, id: u32, certificate_of: u32) {
@@ -73,4 +78,38 @@ fn two_boxes_with_each_others_certificates_are_kept_out() {
         start(&mut fleet, id, id);
     }
     fleet.wait_until_one();
+}
+
+/// The way from one subject for all to one for each, on a running fleet.
+#[test]
+fn each_box_gets_a_subject_of_its_own_by_reload() {
+    let mut fleet = Fleet::running(3, |_| ());
+    fleet.wait_until_one();
+    let before = fleet.boxes[&1].report();
+    for id in 1..=3 {
+        fleet.members[id as usize - 1].subject = Some(subject(id));
+        let mut settings = fleet.settings(id);
+        settings.cert_verify_str = SUBJECT.to_owned();
+        let tls = tls_with(&fleet, id, SUBJECT);
+        let reloaded = block_on(fleet.boxes[&id].node.reload(settings, tls)).unwrap();
+        assert!(reloaded.list.is_some());
+        wait_for(
+            "the list on all boxes, and a majority that reaches that box",
+            || {
+                fleet.boxes.values().all(|b| {
+                    let report = b.report();
+                    report.list_version == 1 + u64::from(id) && report.reachable == 3
+                })
+            },
+            || fleet.describe(),
+        );
+    }
+    block_on(fleet.boxes[&2].node.order(Order::Rotate)).unwrap();
+    fleet.wait_for_generation(2);
+    assert_eq!(fleet.boxes[&3].report().history, before.history);
+    // The one that all had is good for nobody any more.
+    fleet.kill(3);
+    fleet.start(3);
+    let refused = |id: u32| fleet.boxes[&id].lines.has("is not the one listed");
+    wait_for("it to be refused", || refused(1) || refused(2), || fleet.describe());
 }
