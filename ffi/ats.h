@@ -11,6 +11,7 @@
 #define STEK_SHARE_ATS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* A continuation of the host; never looked into. */
@@ -22,11 +23,20 @@ typedef int (*stek_ats_handler)(struct tsapi_cont *cont, int event, void *data);
 /* The lifecycle hooks in use, by the host's numbers (TSLifecycleHookID). */
 enum stek_ats_hook {
     STEK_ATS_PORTS_INITIALIZED = 0,
+    STEK_ATS_MSG = 5,
     STEK_ATS_SHUTDOWN = 7,
 };
 
 /* The number of a lifecycle hook's event is this plus the hook's number (TSEvent). */
 enum { STEK_ATS_LIFECYCLE_EVENTS = 60100 };
+
+/* The data of the event STEK_ATS_MSG (TSPluginMsg): a message of the operator. The tag says for
+ * which plugin it is. The data need not end in a NUL. */
+struct stek_ats_msg {
+    const char *tag;
+    const void *data;
+    size_t data_size;
+};
 
 /* TSPluginRegister, and on 10+ the debug control for the tag `name`. The strings are copied by the
  * host or must live for ever: give string literals. */

@@ -10,7 +10,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,8 +46,60 @@ pub struct Loaded {
     pub settings: Settings,
     /// The certificates, ready for use.
     pub tls: Tls,
+    /// What the certificates' files looked like before they were read.
+    pub stamps: Stamps,
     /// What the operator should look at nevertheless.
     pub warnings: Vec<Problem>,
+}
+
+/// Certificates that can be used.
+#[derive(Clone, Debug)]
+pub struct Certificates {
+    /// Loaded and checked.
+    pub tls: Tls,
+    /// What their files looked like before they were read.
+    pub stamps: Stamps,
+    /// What the operator should look at nevertheless.
+    pub warnings: Vec<Problem>,
+}
+
+/// What the three files of a box's identity look like from outside, to tell when they changed:
+/// root, certificate, key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamps([Option<Stamp>; 3]);
+
+impl Stamps {
+    /// As the files are now.
+    pub fn of(settings: &Settings) -> Stamps {
+        let paths =
+            [&settings.root_cert_file, &settings.server_cert_file, &settings.server_key_file];
+        Stamps(paths.map(|path| Stamp::of(path)))
+    }
+}
+
+/// One file from outside. The inode tells files apart that were put in each other's place within
+/// one tick of the file system's clock; the time of the last change of status, a new mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// `None` if there is no such file, or it may not be looked at.
+    fn of(path: &Path) -> Option<Stamp> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(Stamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
 }
 
 /// A configuration that cannot be used.
@@ -68,12 +120,85 @@ pub fn load(argument: &str, dirs: &Dirs) -> Result<Loaded, Refused> {
     let loaded = try_load(argument, dirs, &mut problems);
     let (problems, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_error);
     match loaded {
-        Some((settings, tls)) if problems.is_empty() => Ok(Loaded { settings, tls, warnings }),
+        Some((settings, tls, stamps)) if problems.is_empty() => {
+            Ok(Loaded { settings, tls, stamps, warnings })
+        }
         _ => Err(Refused { problems, warnings }),
     }
 }
 
-fn try_load(argument: &str, dirs: &Dirs, problems: &mut Vec<Problem>) -> Option<(Settings, Tls)> {
+/// Loads anew the certificates that `settings` name. `file` is the server configuration's name in
+/// problems.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_certificates(settings: &Settings, file: &str) -> Result<Certificates, Refused> {
+    let mut problems = Vec::new();
+    let blame = Unplaced(file);
+    let named = |path: &Path| Some(path.to_string_lossy().into_owned());
+    let names = PemNames {
+        root: named(&settings.root_cert_file),
+        chain: named(&settings.server_cert_file),
+        key: named(&settings.server_key_file),
+    };
+    let pems = Pems::load(&blame, &names, &[Path::new("")], &mut problems);
+    let entry = settings.members.iter().find(|member| member.id == settings.server_id);
+    let subject = Subject {
+        common: &settings.cert_verify_str,
+        own: entry.and_then(|entry| entry.subject.as_deref()),
+        own_error: &|reason, remedy| blame.error("server_list_file", reason, remedy),
+    };
+    let tls = pems.as_ref().and_then(|pems| make_tls(&blame, pems, &subject, &mut problems));
+    let (problems, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_error);
+    match (tls, pems) {
+        (Some(tls), Some(pems)) if problems.is_empty() => {
+            Ok(Certificates { tls, stamps: pems.stamps(), warnings })
+        }
+        _ => Err(Refused { problems, warnings }),
+    }
+}
+
+/// A warning if the certificate in use expires soon, or has expired. `file` is the server
+/// configuration's name.
+pub fn expiry(settings: &Settings, file: &str, tls: &Tls) -> Option<Problem> {
+    check_expiry(&Unplaced(file), &shown_path(&settings.server_cert_file), tls)
+}
+
+/// Turns what is wrong with an option's value into the operator's line.
+trait Blame {
+    fn error(&self, option: &str, reason: String, remedy: &str) -> Problem;
+
+    fn warning(&self, option: &str, reason: String, remedy: &str) -> Problem;
+}
+
+impl Blame for Conf {
+    fn error(&self, option: &str, reason: String, remedy: &str) -> Problem {
+        Conf::error(self, option, reason, remedy)
+    }
+
+    fn warning(&self, option: &str, reason: String, remedy: &str) -> Problem {
+        Conf::warning(self, option, reason, remedy)
+    }
+}
+
+/// A configuration of which only the name is known now, so that lines have no number.
+struct Unplaced<'a>(&'a str);
+
+impl Blame for Unplaced<'_> {
+    fn error(&self, option: &str, reason: String, remedy: &str) -> Problem {
+        Problem::error(self.0, reason, remedy).field(option)
+    }
+
+    fn warning(&self, option: &str, reason: String, remedy: &str) -> Problem {
+        Problem::warning(self.0, reason, remedy).field(option)
+    }
+}
+
+fn try_load(
+    argument: &str,
+    dirs: &Dirs,
+    problems: &mut Vec<Problem>,
+) -> Option<(Settings, Tls, Stamps)> {
     let bases = [&*dirs.working, &*dirs.install, &*dirs.config];
     let (path, text) = match find(argument, &bases).and_then(read_text) {
         Ok(found) => found,
@@ -93,10 +218,29 @@ fn try_load(argument: &str, dirs: &Dirs, problems: &mut Vec<Problem>) -> Option<
     if list.as_ref().is_some_and(List::names_all_subjects) {
         problems.retain(|problem| !conf.is_open_door(problem));
     }
-    let pems = Pems::load(&conf, &bases, problems);
-    let tls = pems.as_ref().and_then(|pems| make_tls(&conf, list.as_ref(), pems, problems));
-    let settings = conf.settle(list?, pems?.paths())?;
-    Some((settings, tls?))
+    let names = PemNames {
+        root: conf.root_cert_file.clone(),
+        chain: conf.server_cert_file.clone(),
+        key: conf.server_key_file.clone(),
+    };
+    let pems = Pems::load(&conf, &names, &bases, problems);
+    let tls = pems.as_ref().and_then(|pems| {
+        let own = list.as_ref().zip(conf.server_id);
+        let own = own.and_then(|(list, id)| Some((list, id, list.subject_of(id)?)));
+        let subject = Subject {
+            common: conf.cert_verify_str.as_deref()?,
+            own: own.map(|(_, _, subject)| subject),
+            own_error: &|reason, remedy| match own {
+                Some((list, id, _)) => list.error(id, "cert_verify_str", reason, remedy),
+                None => conf.error("cert_verify_str", reason, remedy),
+            },
+        };
+        make_tls(&conf, pems, &subject, problems)
+    });
+    let pems = pems?;
+    let stamps = pems.stamps();
+    let settings = conf.settle(list?, pems.paths())?;
+    Some((settings, tls?, stamps))
 }
 
 fn load_list(conf: &Conf, bases: &[&Path], problems: &mut Vec<Problem>) -> Option<List> {
@@ -115,15 +259,16 @@ fn load_list(conf: &Conf, bases: &[&Path], problems: &mut Vec<Problem>) -> Optio
     Some(list)
 }
 
-/// A file of PEM text: where it was found and what it holds.
+/// A file of PEM text: where it was found, what it looked like before, and what it holds.
 struct Pem {
     path: PathBuf,
+    stamp: Option<Stamp>,
     bytes: Zeroizing<Vec<u8>>,
 }
 
 impl Pem {
     fn load(
-        conf: &Conf,
+        blame: &dyn Blame,
         option: &str,
         named: Option<&str>,
         bases: &[&Path],
@@ -131,15 +276,28 @@ impl Pem {
     ) -> Option<Pem> {
         let named = named?;
         let read = find(named, bases).and_then(|path| {
+            // Before the bytes: what changes afterwards is then seen as a change.
+            let stamp = Stamp::of(&path);
             let bytes = read_file(&path, MAX_PEM)?;
-            Ok(Pem { path, bytes })
+            Ok(Pem { path, stamp, bytes })
         });
-        read.map_err(|unread| problems.push(unread.problem(conf, option, named))).ok()
+        read.map_err(|unread| problems.push(unread.problem(blame, option, named))).ok()
     }
 
     fn shown(&self) -> String {
-        format!("\"{}\"", self.path.display())
+        shown_path(&self.path)
     }
+}
+
+fn shown_path(path: &Path) -> String {
+    format!("\"{}\"", path.display())
+}
+
+/// The names of the three files, as they are written.
+struct PemNames {
+    root: Option<String>,
+    chain: Option<String>,
+    key: Option<String>,
 }
 
 /// The three files that make up this box's identity.
@@ -151,17 +309,26 @@ struct Pems {
 
 impl Pems {
     /// Reads all three, so that the problems of each are told.
-    fn load(conf: &Conf, bases: &[&Path], problems: &mut Vec<Problem>) -> Option<Pems> {
-        let root = conf.root_cert_file.as_deref();
-        let root = Pem::load(conf, "root_cert_file", root, bases, problems);
-        let chain = conf.server_cert_file.as_deref();
-        let chain = Pem::load(conf, "server_cert_file", chain, bases, problems);
-        let key = conf.server_key_file.as_deref();
-        let key = Pem::load(conf, "server_key_file", key, bases, problems);
+    fn load(
+        blame: &dyn Blame,
+        names: &PemNames,
+        bases: &[&Path],
+        problems: &mut Vec<Problem>,
+    ) -> Option<Pems> {
+        let mut load = |option, named: &Option<String>| {
+            Pem::load(blame, option, named.as_deref(), bases, problems)
+        };
+        let root = load("root_cert_file", &names.root);
+        let chain = load("server_cert_file", &names.chain);
+        let key = load("server_key_file", &names.key);
         if let Some(key) = &key {
-            problems.extend(check_mode(conf, key));
+            problems.extend(check_mode(blame, key));
         }
         Some(Pems { root: root?, chain: chain?, key: key? })
+    }
+
+    fn stamps(&self) -> Stamps {
+        Stamps([self.root.stamp, self.chain.stamp, self.key.stamp])
     }
 
     fn paths(self) -> Paths {
@@ -174,49 +341,59 @@ impl Pems {
 }
 
 /// A warning if others than the key file's owner may read or change it.
-fn check_mode(conf: &Conf, key: &Pem) -> Option<Problem> {
+fn check_mode(blame: &dyn Blame, key: &Pem) -> Option<Problem> {
     let mode = fs::metadata(&key.path).ok()?.permissions().mode() & 0o777;
     (mode & 0o066 != 0).then(|| {
         let reason = format!("has mode {mode:04o}, so others than its owner can read or change it");
         let remedy = "chmod 600 it, owned by the user that runs Traffic Server";
-        conf.warning("server_key_file", reason, remedy).value(key.shown())
+        blame.warning("server_key_file", reason, remedy).value(key.shown())
     })
 }
 
+/// The subject that this box's certificate has to have.
+struct Subject<'a> {
+    /// `cert_verify_str` of the configuration.
+    common: &'a str,
+    /// That of this box's entry in the list, which goes before it.
+    own: Option<&'a str>,
+    /// An error about the latter.
+    own_error: &'a dyn Fn(String, &str) -> Problem,
+}
+
 fn make_tls(
-    conf: &Conf,
-    list: Option<&List>,
+    blame: &dyn Blame,
     pems: &Pems,
+    wanted: &Subject<'_>,
     problems: &mut Vec<Problem>,
 ) -> Option<Tls> {
-    let wanted = conf.cert_verify_str.as_deref()?;
-    let own =
-        list.zip(conf.server_id).and_then(|(list, id)| Some((list, id, list.subject_of(id)?)));
-    let subject = own.map(|(_, _, subject)| subject);
     let (root, chain, key) = (&pems.root.bytes, &pems.chain.bytes, &pems.key.bytes);
-    match Tls::from_pem_as(root, chain, key, wanted, subject) {
+    match Tls::from_pem_as(root, chain, key, wanted.common, wanted.own) {
         Ok(tls) => {
-            problems.extend(check_expiry(conf, pems, &tls));
+            problems.extend(check_expiry(blame, &pems.chain.shown(), &tls));
             Some(tls)
         }
         Err(error) => {
-            problems.push(match (&error, own) {
-                (TlsError::SubjectMismatch { found }, Some((list, id, subject))) => {
+            problems.push(match (&error, wanted.own) {
+                (TlsError::SubjectMismatch { found }, Some(own)) => {
                     let reason = format!("{NOT_OURS}, {found}");
                     let remedy = "make both the same; the other servers refuse this one otherwise";
-                    let problem = list.error(id, "cert_verify_str", reason, remedy);
-                    problem.value(format!("\"{subject}\""))
+                    (wanted.own_error)(reason, remedy).value(format!("\"{own}\""))
                 }
-                _ => tls_problem(conf, pems, wanted, &error),
+                _ => tls_problem(blame, pems, wanted.common, &error),
             });
             None
         }
     }
 }
 
-/// A warning if this box's certificate expires soon.
-fn check_expiry(conf: &Conf, pems: &Pems, tls: &Tls) -> Option<Problem> {
+/// A warning if this box's certificate, in the file `chain`, expires soon or has expired.
+fn check_expiry(blame: &dyn Blame, chain: &str, tls: &Tls) -> Option<Problem> {
     let left = tls.expires_in().filter(|left| *left < EXPIRES_SOON)?;
+    if left.is_zero() {
+        let reason = format!("holds a certificate that expired at {}", tls.not_after());
+        let remedy = "renew it: the other servers refuse this one with each new connection";
+        return Some(blame.warning("server_cert_file", reason, remedy).value(chain.to_owned()));
+    }
     let soon = match left.as_secs() / 86_400 {
         0 => "in less than a day".to_owned(),
         1 => "in 1 day".to_owned(),
@@ -224,22 +401,22 @@ fn check_expiry(conf: &Conf, pems: &Pems, tls: &Tls) -> Option<Problem> {
     };
     let reason = format!("holds a certificate that expires {soon}, at {}", tls.not_after());
     let remedy = "renew it before; the other servers refuse this one afterwards";
-    Some(conf.warning("server_cert_file", reason, remedy).value(pems.chain.shown()))
+    Some(blame.warning("server_cert_file", reason, remedy).value(chain.to_owned()))
 }
 
 /// Said of a subject that this server's certificate does not have.
 const NOT_OURS: &str = "is not the subject of this server's own certificate";
 
 /// The operator's line for certificates that cannot be used.
-fn tls_problem(conf: &Conf, pems: &Pems, wanted: &str, error: &TlsError) -> Problem {
+fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -> Problem {
     let root = |reason: String, remedy| {
-        conf.error("root_cert_file", reason, remedy).value(pems.root.shown())
+        blame.error("root_cert_file", reason, remedy).value(pems.root.shown())
     };
     let chain = |reason: String, remedy| {
-        conf.error("server_cert_file", reason, remedy).value(pems.chain.shown())
+        blame.error("server_cert_file", reason, remedy).value(pems.chain.shown())
     };
     let key = |reason: String, remedy| {
-        conf.error("server_key_file", reason, remedy).value(pems.key.shown())
+        blame.error("server_key_file", reason, remedy).value(pems.key.shown())
     };
     let no_certificate = "holds no certificate in PEM form".to_owned();
     let give_certificate = "give a file with '-----BEGIN CERTIFICATE-----' blocks, all of them \
@@ -271,7 +448,7 @@ fn tls_problem(conf: &Conf, pems: &Pems, wanted: &str, error: &TlsError) -> Prob
             format!("holds the certificate {subject}, which is not valid before {not_before}"),
             "check this machine's clock and time zone, or issue it anew",
         ),
-        TlsError::SubjectMismatch { found } => conf
+        TlsError::SubjectMismatch { found } => blame
             .error(
                 "cert_verify_str",
                 format!("{NOT_OURS}, {found}"),
@@ -328,9 +505,9 @@ impl Unread {
         }
     }
 
-    fn problem(&self, conf: &Conf, option: &str, named: &str) -> Problem {
+    fn problem(&self, blame: &dyn Blame, option: &str, named: &str) -> Problem {
         let remedy = self.remedy("correct the path");
-        conf.error(option, self.to_string(), remedy).value(format!("\"{named}\""))
+        blame.error(option, self.to_string(), remedy).value(format!("\"{named}\""))
     }
 
     fn of(path: &Path, error: io::Error) -> Unread {

@@ -22,6 +22,9 @@ const NAME_C: &CStr = c"stek_share";
 /// bound on what a peer can make this box write.
 pub const MAX_LINE: usize = 4096;
 
+/// Bytes of an operator's message that are looked at; every word that means anything is shorter.
+pub const MAX_MESSAGE: usize = 64;
+
 /// Registers the plugin (`TSPluginRegister`). Without this the host stops at start.
 pub fn register() -> bool {
     // SAFETY: three string literals that live for ever; called from TSPluginInit only, which is
@@ -130,6 +133,8 @@ pub fn ticket_key_update(keys: &[u8]) -> Result<(), Rejected> {
 pub enum Lifecycle {
     /// All configuration is loaded and the ports are open, but nothing is accepted yet.
     PortsInitialized,
+    /// An operator sent a message (`traffic_ctl plugin msg`), perhaps to another plugin.
+    Message,
     /// The host is about to stop.
     Shutdown,
 }
@@ -142,10 +147,33 @@ pub type Handler = unsafe extern "C" fn(*mut sys::tsapi_cont, c_int, *mut c_void
 pub fn on_lifecycle(moment: Lifecycle, handler: Handler) -> bool {
     let hook = match moment {
         Lifecycle::PortsInitialized => sys::STEK_ATS_PORTS_INITIALIZED,
+        Lifecycle::Message => sys::STEK_ATS_MSG,
         Lifecycle::Shutdown => sys::STEK_ATS_SHUTDOWN,
     };
     // SAFETY: the handler is a function of this library, which is never unmapped.
     unsafe { sys::stek_ats_on_lifecycle(hook, Some(handler)) }
+}
+
+/// The first [`MAX_MESSAGE`] bytes of an operator's message, and how many there were; `None` if it
+/// is for another plugin.
+///
+/// # Safety
+/// `data` is null, or what the host hands over with the event of [`Lifecycle::Message`].
+pub unsafe fn message(data: *const c_void) -> Option<(Vec<u8>, usize)> {
+    // SAFETY: the caller's promise; the host's structure lives over the call.
+    let message = unsafe { data.cast::<sys::stek_ats_msg>().as_ref() }?;
+    // SAFETY: the tag is null or ends in a NUL.
+    let tag = (!message.tag.is_null()).then(|| unsafe { CStr::from_ptr(message.tag) })?;
+    if tag != NAME_C {
+        return None;
+    }
+    if message.data.is_null() {
+        return Some((Vec::new(), 0));
+    }
+    let size = message.data_size.min(MAX_MESSAGE);
+    // SAFETY: there are `data_size` bytes, and no more than those are read.
+    let bytes = unsafe { std::slice::from_raw_parts(message.data.cast::<u8>(), size) };
+    Some((bytes.to_vec(), message.data_size))
 }
 
 /// The host's install prefix (`TSInstallDirGet`).
@@ -246,6 +274,28 @@ mod tests {
         assert_eq!(ticket_key_update(&[]), Err(Rejected::Length(0)));
         assert_eq!(ticket_key_update(&[1; 47]), Err(Rejected::Length(47)));
         assert_eq!(ticket_key_update(&[1; 49]), Err(Rejected::Length(49)));
+    }
+
+    #[test]
+    fn only_messages_to_this_plugin_are_read() {
+        let of = |tag: Option<&CStr>, data: Option<&[u8]>| {
+            let message = sys::stek_ats_msg {
+                tag: tag.map_or(std::ptr::null(), CStr::as_ptr),
+                data: data.map_or(std::ptr::null(), |bytes| bytes.as_ptr().cast()),
+                data_size: data.map_or(7, <[u8]>::len),
+            };
+            // SAFETY: as the host hands it over.
+            unsafe { super::message(std::ptr::from_ref(&message).cast()) }
+        };
+        assert_eq!(of(Some(NAME_C), Some(b"reload\0")), Some((b"reload\0".to_vec(), 7)));
+        assert_eq!(of(Some(NAME_C), Some(b"")), Some((vec![], 0)));
+        assert_eq!(of(Some(NAME_C), Some(&[7; 99])), Some((vec![7; MAX_MESSAGE], 99)));
+        // The host says that there is something, and gives nothing.
+        assert_eq!(of(Some(NAME_C), None), Some((vec![], 0)));
+        assert_eq!(of(Some(c"stek_share2"), Some(b"reload")), None);
+        assert_eq!(of(None, Some(b"reload")), None);
+        // SAFETY: null is allowed.
+        assert_eq!(unsafe { super::message(std::ptr::null()) }, None);
     }
 
     #[test]

@@ -24,17 +24,19 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout, Instant};
 
 use super::ats::{self, Rejected, Stat};
+use super::operator::{Operator, Source, Verb, MESSAGE_QUEUE};
 use super::secret_pages::{SetBuffer, MAX_SET};
-use crate::core::config::Settings;
 use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::journal::{Level, Log};
+use crate::load::Loaded;
 use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
-use crate::transport::tls::Tls;
 use crate::transport::Versions;
 
 /// Address space for this thread's stack. The node lives here, openraft included; memory is taken
@@ -44,8 +46,8 @@ const INSTALLER_STACK: usize = 2 * 1024 * 1024;
 /// Address space for the stack of each worker, which compute TLS handshakes.
 const WORKER_STACK: usize = 1024 * 1024;
 
-/// Threads for calls that block, which are host name look-ups only. More than a few at once would
-/// mean that the resolver hangs, and then more threads are no help.
+/// Threads for calls that block: host name look-ups, and one for the configuration's files. More
+/// than a few at once would mean that the resolver hangs, and then more threads are no help.
 const MAX_BLOCKING_THREADS: usize = 4;
 
 /// How long a blocking thread stays after its work, so that an idle box has none.
@@ -82,6 +84,15 @@ pub enum Phase {
     Gap,
     /// PORTS_INITIALIZED was there: what is installed stays.
     Open,
+}
+
+/// When the installer is started, which says what the host can bear then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// In TSPluginInit.
+    WithHost,
+    /// Later than PORTS_INITIALIZED, on any thread.
+    Late,
 }
 
 /// Guards the host's ticket keys by [`Phase`]: whoever holds the lock may count on the phase.
@@ -152,26 +163,38 @@ enum Event {
 pub struct Handle {
     gate: Arc<Gate>,
     events: mpsc::Sender<Event>,
+    messages: mpsc::Sender<Verb>,
     log: Log,
 }
 
 impl Handle {
-    /// For TSPluginInit: starts the installer, which installs a key of this box's own and then
-    /// the group's, if they come within `startup_wait`. When this returns no install is under way,
-    /// and none is made before [`Handle::ports_initialized`].
+    /// Starts the installer, which installs a key of this box's own and then the group's. In
+    /// TSPluginInit it is waited for, for `startup_wait`; when this returns no install is under
+    /// way then, and none is made before [`Handle::ports_initialized`].
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start(settings: Settings, tls: Tls, log: Log, stats: Stats) -> io::Result<Handle> {
+    pub fn start(
+        start: Start,
+        loaded: Loaded,
+        source: Source,
+        log: Log,
+        stats: Stats,
+    ) -> io::Result<Handle> {
         let gate = Arc::new(Gate::new());
+        if start == Start::Late {
+            gate.move_to(Phase::Open);
+        }
         let (events, inbox) = mpsc::channel(EVENT_QUEUE);
+        let (messages, message_queue) = mpsc::channel(MESSAGE_QUEUE);
         let (started, when_started) = sync_channel(1);
-        let limit = settings.startup_wait + START_MARGIN;
+        let limit = loaded.settings.startup_wait + START_MARGIN;
         let installer = Installer::new(HostTickets, gate.clone(), log.clone(), stats);
         let thread_log = log.clone();
         thread::Builder::new().name("stek_install".into()).stack_size(INSTALLER_STACK).spawn(
             move || {
-                let whole = AssertUnwindSafe(|| live(installer, settings, tls, inbox, started));
+                let host = Host { inbox, messages: message_queue, started };
+                let whole = AssertUnwindSafe(|| live(installer, loaded, source, host));
                 if catch_unwind(whole).is_err() {
                     thread_log.error(
                         "the installer ended by an internal error; the ticket keys installed last \
@@ -180,6 +203,9 @@ impl Handle {
                 }
             },
         )?;
+        if start == Start::Late {
+            return Ok(Handle { gate, events, messages, log });
+        }
         if wait(&when_started, limit) == Waited::TimedOut {
             log.warning(format!(
                 "start-up takes longer than {} ms; Traffic Server goes on meanwhile",
@@ -187,7 +213,23 @@ impl Handle {
             ));
         }
         gate.move_to(Phase::Gap);
-        Ok(Handle { gate, events, log })
+        Ok(Handle { gate, events, messages, log })
+    }
+
+    /// For the MSG hook: has an operator's message answered, and does not wait for it.
+    pub fn message(&self, verb: Verb) {
+        let word = verb.word();
+        match self.messages.try_send(verb) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => self.log.warning(format!(
+                "{word}: {MESSAGE_QUEUE} messages wait to be answered already; this one is \
+                 dropped, send it again later"
+            )),
+            Err(TrySendError::Closed(_)) => self.log.error(format!(
+                "{word}: not done: the plugin has ended, for the reason above; restart Traffic \
+                 Server"
+            )),
+        }
     }
 
     /// For the PORTS_INITIALIZED hook: has the latest set installed again, for good now.
@@ -233,14 +275,17 @@ fn wait(done: &Receiver<()>, limit: Duration) -> Waited {
     }
 }
 
-/// The installer thread, from its first key to the host's end.
-fn live(
-    mut installer: Installer<HostTickets>,
-    settings: Settings,
-    tls: Tls,
-    mut inbox: mpsc::Receiver<Event>,
+/// The installer's side of a [`Handle`].
+struct Host {
+    inbox: mpsc::Receiver<Event>,
+    messages: mpsc::Receiver<Verb>,
+    /// Dropped once the start is over.
     started: SyncSender<()>,
-) {
+}
+
+/// The installer thread, from its first key to the host's end.
+fn live(mut installer: Installer<HostTickets>, loaded: Loaded, source: Source, host: Host) {
+    let workers = loaded.settings.workers;
     let log = installer.log.clone();
     let initial = match new_key() {
         Ok(key) => key,
@@ -251,23 +296,22 @@ fn live(
     };
     log.debug(format!("Generate initial STEK succeeded: {}", initial.fingerprint()));
     installer.install(&KeySet::own(initial.clone()));
-    let runtimes = own_runtime().and_then(|own| Ok((own, workers(settings.workers)?)));
-    let (runtime, workers) = match runtimes {
+    let runtimes = own_runtime().and_then(|own| Ok((own, self::workers(workers)?)));
+    let (runtime, pool) = match runtimes {
         Ok(runtimes) => runtimes,
         Err(why) => {
             log.error(format!(
-                "cannot start {} worker threads (asio_thread_pool_size): {why}; this box keeps a \
-                 ticket key of its own; lower the option or raise the limit of threads",
-                settings.workers
+                "cannot start {workers} worker threads (asio_thread_pool_size): {why}; this box \
+                 keeps a ticket key of its own; lower the option or raise the limit of threads"
             ));
             return;
         }
     };
-    let tls = tls.on(workers.handle().clone());
-    let done = runtime.block_on(run(&mut installer, settings, tls, initial, &mut inbox, started));
-    // Closes the queue: what the host says from now on is answered at once.
-    drop(inbox);
-    workers.shutdown_background();
+    let mut loaded = loaded;
+    loaded.tls = loaded.tls.on(pool.handle().clone());
+    // Its queues are closed then: what the host says from now on is answered at once.
+    let done = runtime.block_on(run(&mut installer, loaded, source, initial, host));
+    pool.shutdown_background();
     runtime.shutdown_timeout(RUNTIME_LIMIT);
     drop(done);
 }
@@ -275,22 +319,24 @@ fn live(
 /// Starts the node, waits for the group, serves the host; answers with whom to tell about the end.
 async fn run(
     installer: &mut Installer<HostTickets>,
-    settings: Settings,
-    tls: Tls,
+    loaded: Loaded,
+    source: Source,
     initial: Stek,
-    inbox: &mut mpsc::Receiver<Event>,
-    started: SyncSender<()>,
+    mut host: Host,
 ) -> Option<SyncSender<()>> {
     let log = installer.log.clone();
-    let startup_wait = settings.startup_wait;
-    let deps = Deps { log: log.clone(), tls, initial, versions: Versions::OURS };
-    let node = match Node::start(settings, deps).await {
-        Ok(node) => node,
+    let startup_wait = loaded.settings.startup_wait;
+    let deps =
+        Deps { log: log.clone(), tls: loaded.tls.clone(), initial, versions: Versions::OURS };
+    let node = match Node::start(loaded.settings.clone(), deps).await {
+        Ok(node) => Arc::new(node),
         Err(why) => {
             log.error(format!("OpenSSL: {why}; this box keeps a ticket key of its own"));
             return None;
         }
     };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(Operator::new(node.clone(), log.clone(), source, &loaded).run(host.messages));
     let begin = Instant::now();
     let mut sets = node.key_sets();
     let joined = node.wait_for_group(startup_wait);
@@ -301,7 +347,9 @@ async fn run(
         Joined::NoMajority => format!("no majority after {took} ms; starts with its own STEK"),
         Joined::TimedOut => format!("no keys of the group within {took} ms; starts with its own"),
     });
-    let done = installer.serve(&mut sets, inbox, started, |set| node.installed(set)).await;
+    let note = |set: &KeySet| node.installed(set);
+    let done = installer.serve(&mut sets, &mut host.inbox, host.started, note).await;
+    tasks.abort_all();
     if timeout(SHUTDOWN_LIMIT, node.shutdown()).await.is_err() {
         log.debug("the node did not end in time");
     }

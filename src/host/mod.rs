@@ -1,10 +1,11 @@
 //! Traffic Server: the only room that knows it, and the only one with `unsafe`.
 //!
 //! [`plugin`] is what the host calls, [`installer`] the one thread that gives it ticket keys,
-//! [`ats`] the safe way to its functions, [`secret_pages`] the memory in which keys live.
+//! [`operator`] what answers operators' messages and looks after files that change, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which keys live.
 
 pub mod ats;
 pub mod installer;
+pub mod operator;
 pub mod plugin;
 pub mod secret_pages;
 mod sys;

@@ -1,8 +1,9 @@
 //! What Traffic Server calls: TSPluginInit and the lifecycle hooks.
 //!
 //! Reads the argument, has the configuration loaded, starts the [`installer`](super::installer)
-//! and passes the host's events on to it. Messages (`traffic_ctl plugin msg`) would arrive by a
-//! third hook here. What must hold: the plugin always registers, or the host would stop; nothing
+//! and passes the host's events on to it, operators' messages (`traffic_ctl plugin msg`) among
+//! them. Where the configuration was refused at start, a message can start the plugin later. What
+//! must hold: a hook never waits for files or for the group once the ports are open; the plugin always registers, or the host would stop; nothing
 //! here stops the host; no panic crosses into it; whatever the configuration is worth, the host
 //! serves TLS afterwards, with its own ticket key if not with ours.
 
@@ -10,22 +11,37 @@ use std::any::Any;
 use std::env;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::panic::{self, catch_unwind, AssertUnwindSafe};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use once_cell::sync::OnceCell;
 
 use super::ats::{self, HostJournal, Lifecycle};
-use super::installer::{Handle, Stats};
+use super::installer::{Handle, Start, Stats};
+use super::operator::{unknown, Source, Verb};
 use super::{secret_pages, sys};
 use crate::core::stek;
 use crate::journal::Log;
-use crate::load::{self, Dirs, Loaded};
+use crate::load::{self, Dirs, Loaded, Refused};
 
 /// Set by the first TSPluginInit. This library is never unmapped, so what stands in statics stays.
 static SEEN: OnceCell<()> = OnceCell::new();
 
-/// The running plugin; empty if the configuration was refused.
+/// The running plugin; empty while no usable configuration was found.
 static PLUGIN: OnceCell<Handle> = OnceCell::new();
+
+/// What a start needs besides a configuration.
+static MEANS: OnceCell<Means> = OnceCell::new();
+
+/// Whether PORTS_INITIALIZED was there: from then on ticket keys can be installed at any time.
+static PORTS_OPEN: AtomicBool = AtomicBool::new(false);
+
+/// Held by the one thread that starts the plugin late.
+static LATE_START: Mutex<()> = Mutex::new(());
+
+/// Address space for the stack of that thread, which parses files and loads certificates.
+const STARTER_STACK: usize = 512 * 1024;
 
 /// Arguments that are looked at; the host passes one line of plugin.config.
 const MAX_ARGUMENTS: usize = 64;
@@ -33,6 +49,17 @@ const MAX_ARGUMENTS: usize = 64;
 /// The end of every refusal.
 const LEFT_ALONE: &str = "stek_share does nothing: no ticket key is shared, Traffic Server's own \
                           ticket key stays in use; correct the above and restart";
+
+/// The same where a message is enough.
+const NOT_STARTED: &str = "stek_share does nothing: no ticket key is shared, Traffic Server's own \
+                           ticket key stays in use; correct the above, then 'traffic_ctl plugin \
+                           msg stek_share reload' or restart";
+
+struct Means {
+    source: Source,
+    log: Log,
+    stats: Stats,
+}
 
 /// Called by the host for each line of plugin.config that names this library.
 ///
@@ -48,22 +75,90 @@ pub unsafe extern "C" fn TSPluginInit(argc: c_int, argv: *const *const c_char) {
     });
 }
 
-/// Called by the host at each hook that `start` added.
+/// Called by the host at each hook that `add_hooks` added.
 unsafe extern "C" fn on_lifecycle(
     _cont: *mut sys::tsapi_cont,
     event: c_int,
-    _data: *mut c_void,
+    data: *mut c_void,
 ) -> c_int {
     shielded("a lifecycle hook", || {
-        let Some(plugin) = PLUGIN.get() else { return };
         let number = i64::from(event) - i64::from(sys::STEK_ATS_LIFECYCLE_EVENTS);
-        if number == i64::from(sys::STEK_ATS_PORTS_INITIALIZED) {
-            plugin.ports_initialized();
+        if number == i64::from(sys::STEK_ATS_MSG) {
+            // SAFETY: this is the host's data for this event.
+            if let Some((bytes, size)) = unsafe { ats::message(data) } {
+                on_message(&bytes, size);
+            }
+        } else if number == i64::from(sys::STEK_ATS_PORTS_INITIALIZED) {
+            PORTS_OPEN.store(true, Ordering::SeqCst);
+            if let Some(plugin) = PLUGIN.get() {
+                plugin.ports_initialized();
+            }
         } else if number == i64::from(sys::STEK_ATS_SHUTDOWN) {
-            plugin.shutdown();
+            if let Some(plugin) = PLUGIN.get() {
+                plugin.shutdown();
+            }
         }
     });
     0
+}
+
+/// Passes an operator's message on; only its lines say what came of it.
+fn on_message(bytes: &[u8], size: usize) {
+    let Some(means) = MEANS.get() else { return };
+    let verb = if size == bytes.len() { Verb::parse(bytes) } else { None };
+    match (verb, PLUGIN.get()) {
+        (None, _) => means.log.note(unknown(bytes, size)),
+        (Some(verb), Some(plugin)) => plugin.message(verb),
+        (Some(Verb::Reload), None) => start_late(means),
+        (Some(verb), None) => means.log.error(format!(
+            "{}: not done: no usable configuration was found so far; correct it, then send reload",
+            verb.word()
+        )),
+    }
+}
+
+/// Starts the plugin with a configuration that was refused when Traffic Server started.
+fn start_late(means: &'static Means) {
+    if !PORTS_OPEN.load(Ordering::SeqCst) {
+        means.log.error("reload: not done: Traffic Server is still starting; send it again later");
+        return;
+    }
+    let work = || {
+        shielded("a late start", || {
+            let Ok(_alone) = LATE_START.try_lock() else {
+                means.log.note("reload: one is under way already; this one is dropped");
+                return;
+            };
+            if let Some(plugin) = PLUGIN.get() {
+                plugin.message(Verb::Reload);
+                return;
+            }
+            match load::load(&means.source.argument, &means.source.dirs) {
+                Ok(loaded) => {
+                    if start(loaded, Start::Late, means) {
+                        means.log.note("reload: the configuration can be used now; started");
+                    }
+                }
+                Err(refused) => tell_refusal(&refused, &means.log),
+            }
+        });
+    };
+    let builder = thread::Builder::new().name("stek_start".into()).stack_size(STARTER_STACK);
+    if let Err(why) = builder.spawn(work) {
+        means.log.error(format!("reload: not done: no thread for it: {why}"));
+    }
+}
+
+/// Has the host call `on_lifecycle`. For TSPluginInit only.
+fn add_hooks(log: &Log) -> bool {
+    let moments = [Lifecycle::PortsInitialized, Lifecycle::Message, Lifecycle::Shutdown];
+    moments.into_iter().all(|moment| {
+        let added = ats::on_lifecycle(moment, on_lifecycle);
+        if !added {
+            log.error(format!("this host has no hook for {moment:?}; {LEFT_ALONE}"));
+        }
+        added
+    })
 }
 
 /// Runs `work` so that no panic crosses into the host. The panic hook has told the cause.
@@ -93,14 +188,24 @@ fn init(arguments: &[String]) {
     }));
     stek::use_cells(secret_pages::cell);
     let Some(argument) = single_argument(arguments, &log) else { return };
-    match load::load(argument, &dirs()) {
-        Ok(loaded) => start(loaded, &log),
-        Err(refused) => {
-            refused.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
-            refused.problems.iter().for_each(|problem| log.error(problem.to_string()));
-            log.error(LEFT_ALONE);
-        }
+    if !add_hooks(&log) {
+        return;
     }
+    let source = Source { argument: argument.to_owned(), dirs: dirs() };
+    // `SEEN` lets only one call come this far, so the place is empty.
+    let means = MEANS.get_or_init(|| Means { source, log, stats: Stats::new() });
+    match load::load(&means.source.argument, &means.source.dirs) {
+        Ok(loaded) => {
+            start(loaded, Start::WithHost, means);
+        }
+        Err(refused) => tell_refusal(&refused, &means.log),
+    }
+}
+
+fn tell_refusal(refused: &Refused, log: &Log) {
+    refused.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
+    refused.problems.iter().for_each(|problem| log.error(problem.to_string()));
+    log.error(NOT_STARTED);
 }
 
 /// The path of the configuration file, the only argument there may be.
@@ -130,30 +235,30 @@ fn dirs() -> Dirs {
     }
 }
 
-fn start(loaded: Loaded, log: &Log) {
+/// Whether the installer runs now.
+fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
+    let log = &means.log;
     loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
     warn_about_records(log);
     let protection = secret_pages::protection();
     if !protection.is_full() {
         log.warning(protection.to_string());
     }
-    for moment in [Lifecycle::PortsInitialized, Lifecycle::Shutdown] {
-        if !ats::on_lifecycle(moment, on_lifecycle) {
-            log.error(format!("this host has no hook for {moment:?}; {LEFT_ALONE}"));
-            return;
-        }
-    }
     log.debug(format!(
         "version {} under Traffic Server {}",
         env!("CARGO_PKG_VERSION"),
         ats::version().unwrap_or_else(|| "of unknown version".to_owned())
     ));
-    match Handle::start(loaded.settings, loaded.tls, log.clone(), Stats::new()) {
+    match Handle::start(start, loaded, means.source.clone(), log.clone(), means.stats) {
         Ok(handle) => {
-            // `SEEN` lets only one call come this far, so the place is empty.
+            // One call comes this far at start, and later only one that found the place empty.
             let _ = PLUGIN.set(handle);
+            true
         }
-        Err(why) => log.error(format!("no thread for the installer: {why}; {LEFT_ALONE}")),
+        Err(why) => {
+            log.error(format!("no thread for the installer: {why}; {LEFT_ALONE}"));
+            false
+        }
     }
 }
 

@@ -21,7 +21,8 @@ const AT_ONCE: usize = 4;
 
 /// What follows each error.
 const LEFT_ALONE: &str = "stek_share does nothing: no ticket key is shared, Traffic Server's own \
-                          ticket key stays in use; correct the above and restart";
+                          ticket key stays in use; correct the above, then 'traffic_ctl plugin msg \
+                          stek_share reload' or restart";
 
 /// What is done to a box in which nothing is wrong; how the one line about it begins, and the
 /// remedy in it. `CONF` and `LIST` stand for the two files, `ETC` for their directory.
