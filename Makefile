@@ -68,10 +68,10 @@ prove-rotation: build ## the rotation tests in full: 10 s interval, 20 rotations
 	STEK_ROTATION_INTERVAL=10 STEK_ROTATION_COUNT=20 STEK_ROTATION_RATE=30 \
 	    cargo test --locked --test rotation -- --nocapture
 
-prove-restarts: build ## the restart tests in full: 100 single ones, 50 of a majority or all; some 10 minutes
+prove-restarts: build ## the restart tests in full: 100 single ones, 50 of a majority or all; some 9 minutes
 	STEK_RESTARTS=100 STEK_RESTART_ROUNDS=50 cargo test --locked --test restarts -- --nocapture
 
-prove-network: build ## parted, slow and lossy networks in network namespaces (root); some 2 minutes
+prove-network: build ## parted, slow and lossy networks in network namespaces (root); some 3 minutes
 	cargo test --locked --test network -- --ignored --nocapture --test-threads=1
 
 mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)

@@ -11,11 +11,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{mpsc, Arc};
+use std::sync::{mpsc, Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kit::fleet::Place;
+use kit::sys::lock;
 use kit::{Context, Error, Result};
 
 /// Longer than any packet on a device with the usual MTU.
@@ -29,6 +30,8 @@ pub struct Hub {
     names: Vec<String>,
     /// The clients' device.
     front: String,
+    /// Two networks cannot have the same addresses.
+    _turn: MutexGuard<'static, ()>,
 }
 
 /// Index 0 is the clients' port, index `i` that of box `i`.
@@ -46,6 +49,8 @@ type UnderWay = (Instant, usize, Vec<u8>);
 impl Hub {
     /// A network of `count` boxes with ids from 1.
     pub fn new(count: usize) -> Result<Hub> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = lock(&TURN);
         let mut hub_names = Vec::new();
         let mut devices = Vec::new();
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -90,7 +95,7 @@ impl Hub {
                 to.deliver(port, &packet);
             }
         });
-        Ok(Hub { ports, names: hub_names, front })
+        Ok(Hub { ports, names: hub_names, front, _turn: turn })
     }
 
     /// Where the boxes live.
