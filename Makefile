@@ -23,7 +23,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test test-quick verify fix autest prove-rotation mutants measure \
+.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts prove-network mutants measure \
         deny deny-tool deny-advisories install uninstall absolute check-fresh clean
 
 help: ## this list
@@ -67,6 +67,12 @@ autest: ## the AuTest tests with the built plugin (after deps and build)
 prove-rotation: build ## the rotation tests in full: 10 s interval, 20 rotations; some 8 minutes
 	STEK_ROTATION_INTERVAL=10 STEK_ROTATION_COUNT=20 STEK_ROTATION_RATE=30 \
 	    cargo test --locked --test rotation -- --nocapture
+
+prove-restarts: build ## the restart tests in full: 100 single ones, 50 of a majority or all; some 9 minutes
+	STEK_RESTARTS=100 STEK_RESTART_ROUNDS=50 cargo test --locked --test restarts -- --nocapture
+
+prove-network: build ## parted, slow and lossy networks in network namespaces (root); some 3 minutes
+	cargo test --locked --test network -- --ignored --nocapture --test-threads=1
 
 mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)
 	@tools/mutants.sh $(TARGET)/mutants

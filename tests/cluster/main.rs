@@ -8,6 +8,7 @@ mod erasure;
 mod fleet;
 mod handover;
 mod membership;
+mod network;
 mod options;
 mod rejoin;
 mod relay;

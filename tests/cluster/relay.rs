@@ -1,20 +1,38 @@
-//! Links that can be cut: each box dials each other one through a relay of its own, so that a
-//! test can silence any direction of any link, as a network does, without a word to either end.
+//! Links with weather: each box dials each other one through a relay of its own, so that a test
+//! can silence any direction of any link, or make all of them slow or unreliable, without a word
+//! to either end.
+//!
+//! This is a picture of a network above TCP, not below it. What is sent while a way is cut is held
+//! back, and arrives as soon as the way is open again; a real sender would try again only after a
+//! pause that grows. A lost packet is a pause of that connection, as long as it takes a sender to
+//! miss the acknowledgement and try again, since TCP shows no other trace of it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use stek_share::core::config::{Member, Settings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep_until, Instant};
+
+/// Linux's least time until a sender tries again, to which a round trip is added.
+const RETRANSMISSION: Duration = Duration::from_millis(200);
+
+/// Pieces that may be under way on one connection; then the sender has to wait.
+const UNDER_WAY: usize = 256;
 
 /// Relays for every ordered pair of boxes.
 pub struct Relays {
     /// How a box (first) reaches another (second).
     links: BTreeMap<(u32, u32), Link>,
+    /// Whether anything gets from a box (first) to another (second), whoever dialled.
+    ways: BTreeMap<(u32, u32), watch::Sender<bool>>,
+    weather: Arc<Weather>,
     _runtime: Runtime,
 }
 
@@ -22,10 +40,24 @@ pub struct Relays {
 struct Link {
     /// Where the dialling box finds the other one.
     port: u16,
-    /// Whether anything gets through.
-    open: watch::Sender<bool>,
     /// How many pieces the dialling box sent: one for each message that is followed by a pause.
     sent: Arc<AtomicU64>,
+}
+
+/// What all links are like.
+#[derive(Default)]
+struct Weather {
+    /// From one end to the other, in milliseconds.
+    delay: AtomicU64,
+    /// Pieces of a thousand that are lost at first.
+    lost: AtomicU64,
+}
+
+/// One way of one connection.
+struct Way {
+    open: watch::Receiver<bool>,
+    weather: Arc<Weather>,
+    pieces: Arc<AtomicU64>,
 }
 
 impl Relays {
@@ -35,18 +67,28 @@ impl Relays {
             .enable_all()
             .build()
             .unwrap();
+        let weather = Arc::new(Weather::default());
+        let pairs = members.iter().flat_map(|from| members.iter().map(move |to| (from, to)));
+        let pairs: Vec<_> = pairs.filter(|(from, to)| from.id != to.id).collect();
+        let key = |from: &Member, to: &Member| (from.id.0, to.id.0);
+        let ways: BTreeMap<_, _> =
+            pairs.iter().map(|(from, to)| (key(from, to), watch::channel(true).0)).collect();
         let mut links = BTreeMap::new();
-        for from in members {
-            for to in members.iter().filter(|to| to.id != from.id) {
-                let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-                let port = listener.local_addr().unwrap().port();
-                let (open, is_open) = watch::channel(true);
-                let sent = Arc::new(AtomicU64::new(0));
-                runtime.spawn(relay(listener, to.port, is_open, sent.clone()));
-                links.insert((from.id.0, to.id.0), Link { port, open, sent });
-            }
+        for (from, to) in pairs {
+            let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let sent = Arc::new(AtomicU64::new(0));
+            let way = |from, to, pieces| Way {
+                open: ways[&key(from, to)].subscribe(),
+                weather: weather.clone(),
+                pieces,
+            };
+            let there = way(from, to, sent.clone());
+            let back = way(to, from, Arc::default());
+            runtime.spawn(relay(listener, to.port, there, back));
+            links.insert(key(from, to), Link { port, sent });
         }
-        Relays { links, _runtime: runtime }
+        Relays { links, ways, weather, _runtime: runtime }
     }
 
     /// Has a box find the others through its relays.
@@ -61,10 +103,24 @@ impl Relays {
 
     /// Cuts or heals all links between the two sides, in both directions.
     pub fn part(&self, one: &[u32], other: &[u32], cut: bool) {
-        for (a, b) in one.iter().flat_map(|a| other.iter().map(move |b| (*a, *b))) {
-            self.links[&(a, b)].open.send_replace(!cut);
-            self.links[&(b, a)].open.send_replace(!cut);
+        self.silence(one, other, cut);
+        self.silence(other, one, cut);
+    }
+
+    /// Cuts or heals what goes from some boxes to others; the other direction stays as it is.
+    pub fn silence(&self, from: &[u32], to: &[u32], cut: bool) {
+        for (a, b) in from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b))) {
+            if a != b {
+                self.ways[&(a, b)].send_replace(!cut);
+            }
         }
+    }
+
+    /// From now on whatever is sent needs `delay` to arrive, and of a thousand pieces `lost` need
+    /// a second attempt.
+    pub fn weather(&self, delay: Duration, lost: u64) {
+        self.weather.delay.store(delay.as_millis() as u64, Ordering::Relaxed);
+        self.weather.lost.store(lost, Ordering::Relaxed);
     }
 
     /// How many pieces `from` has sent to `to` on connections that it dialled itself; messages
@@ -74,47 +130,78 @@ impl Relays {
     }
 }
 
-async fn relay(
-    listener: TcpListener,
-    to: u16,
-    is_open: watch::Receiver<bool>,
-    sent: Arc<AtomicU64>,
-) {
+impl Weather {
+    fn delay(&self) -> Duration {
+        Duration::from_millis(self.delay.load(Ordering::Relaxed))
+    }
+
+    /// How long a piece needs.
+    fn travel(&self, dice: &mut u64) -> Duration {
+        *dice ^= *dice << 13;
+        *dice ^= *dice >> 7;
+        *dice ^= *dice << 17;
+        let lost = (*dice >> 33) % 1000 < self.lost.load(Ordering::Relaxed);
+        let again = if lost { RETRANSMISSION + self.delay() * 2 } else { Duration::ZERO };
+        self.delay() + again
+    }
+}
+
+impl Way {
+    fn again(&self) -> Way {
+        let (open, pieces) = (self.open.clone(), self.pieces.clone());
+        Way { open, pieces, weather: self.weather.clone() }
+    }
+
+    async fn is_open(&mut self) -> bool {
+        self.open.wait_for(|open| *open).await.is_ok()
+    }
+}
+
+async fn relay(listener: TcpListener, to: u16, there: Way, back: Way) {
     while let Ok((near, _)) = listener.accept().await {
-        let (mut open, sent) = (is_open.clone(), sent.clone());
+        let (mut there, mut back) = (there.again(), back.again());
         tokio::spawn(async move {
-            if open.wait_for(|open| *open).await.is_err() {
+            if !there.is_open().await || !back.is_open().await {
                 return;
             }
+            // The first segment's way there, and the answer's way back.
+            tokio::time::sleep(there.weather.delay() * 2).await;
             let Ok(far) = TcpStream::connect(("127.0.0.1", to)).await else { return };
-            let answers = AtomicU64::new(0);
             let (near_read, near_write) = near.into_split();
             let (far_read, far_write) = far.into_split();
             tokio::select! {
-                () = forward(near_read, far_write, open.clone(), &sent) => {}
-                () = forward(far_read, near_write, open, &answers) => {}
+                () = forward(near_read, far_write, there) => {}
+                () = forward(far_read, near_write, back) => {}
             }
         });
     }
 }
 
-/// Forwards while the link is open; holds back what comes while it is cut, as a sender's system
-/// does that gets no acknowledgement.
-async fn forward(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
-    mut open: watch::Receiver<bool>,
-    pieces: &AtomicU64,
-) {
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let Ok(n) = from.read(&mut buffer).await else { return };
-        if n == 0 || open.wait_for(|open| *open).await.is_err() {
-            return;
+/// Forwards in order, each piece after its travel; while the way is cut all is held back, the end
+/// of the connection too, as a sender's system does that gets no acknowledgement.
+async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: Way) {
+    let (under_way, mut arrivals) = mpsc::channel::<(Instant, Vec<u8>)>(UNDER_WAY);
+    let weather = way.weather.clone();
+    let read = async move {
+        let clock = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let mut dice = u64::from(clock.subsec_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            let n = from.read(&mut buffer).await.unwrap_or(0);
+            let due = Instant::now() + weather.travel(&mut dice);
+            if under_way.send((due, buffer[..n].to_vec())).await.is_err() || n == 0 {
+                return;
+            }
         }
-        if to.write_all(&buffer[..n]).await.is_err() {
-            return;
+    };
+    let write = async move {
+        while let Some((due, piece)) = arrivals.recv().await {
+            sleep_until(due).await;
+            if !way.is_open().await || piece.is_empty() || to.write_all(&piece).await.is_err() {
+                return;
+            }
+            way.pieces.fetch_add(1, Ordering::Relaxed);
         }
-        pieces.fetch_add(1, Ordering::Relaxed);
-    }
+    };
+    tokio::join!(read, write);
 }

@@ -3,7 +3,7 @@
 //! Below the fleet's directory: `pki/` with the authority and certificates, `box-N/` with the run
 //! root of server id N, whose `etc/` holds `server_conf.yaml` and `server_list.yaml`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, thread};
@@ -31,6 +31,16 @@ pub struct Plan {
     origin: Option<SocketAddr>,
     one_certificate: bool,
     plain: bool,
+    places: Vec<Place>,
+}
+
+/// Where a box lives, if not on 127.0.0.1.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its address, for clients and peers alike.
+    pub address: IpAddr,
+    /// Words before its command; see [`Builder::wrapper`].
+    pub wrapper: Vec<String>,
 }
 
 impl Plan {
@@ -45,6 +55,7 @@ impl Plan {
             origin: None,
             one_certificate: false,
             plain: false,
+            places: Vec::new(),
         };
         plan.option("key_update_interval", &interval.as_secs().to_string())
     }
@@ -76,6 +87,12 @@ impl Plan {
         self
     }
 
+    /// Where the boxes live, one place for each.
+    pub fn places(mut self, places: &[Place]) -> Self {
+        self.places = places.to_vec();
+        self
+    }
+
     /// Boxes without the plugin, to compare with; all its files are there.
     pub fn plain(mut self) -> Self {
         self.plain = true;
@@ -93,7 +110,10 @@ impl Plan {
         let raft_ports = ports::take_many(self.size)?;
         let list: String = (1..)
             .zip(&raft_ports)
-            .map(|(id, port)| format!("- server_id: {id}\n  address: 127.0.0.1\n  port: {port}\n"))
+            .map(|(id, port)| {
+                let address = self.address(id);
+                format!("- server_id: {id}\n  address: {address}\n  port: {port}\n")
+            })
             .collect();
         // Sessions resume only where the site's certificate is the same.
         let site = Identity::self_signed("/CN=localhost")?.write(&pki, "site")?;
@@ -110,6 +130,10 @@ impl Plan {
             builder = self.records.iter().fold(builder, |builder, line| builder.record(line));
             if let Some(origin) = self.origin {
                 builder = builder.origin(origin);
+            }
+            if let Some(place) = self.places.get(id - 1) {
+                let words: Vec<&str> = place.wrapper.iter().map(String::as_str).collect();
+                builder = builder.address(place.address).wrapper(&words);
             }
             boxes.push(Builder::build(builder)?);
             fs::write(etc.join("server_list.yaml"), &list)?;
@@ -143,11 +167,16 @@ impl Plan {
         (1..=self.size).map(issue).collect()
     }
 
+    fn address(&self, id: usize) -> IpAddr {
+        let place = id.checked_sub(1).and_then(|index| self.places.get(index));
+        place.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |place| place.address)
+    }
+
     fn server_conf(&self, id: usize, port: u16, etc: &Path, root: &Path, own: &Files) -> String {
         let path = |path: &Path| path.display().to_string();
         let defaults = [
             ("server_id", id.to_string()),
-            ("address", "127.0.0.1".into()),
+            ("address", self.address(id).to_string()),
             ("port", port.to_string()),
             ("asio_thread_pool_size", "2".into()),
             ("heart_beat_interval", "100".into()),
@@ -175,7 +204,7 @@ impl Plan {
 pub struct Fleet {
     /// The boxes.
     pub boxes: Vec<Ats>,
-    /// Where each listens for its peers, on 127.0.0.1.
+    /// Where each listens for its peers, on 127.0.0.1 or at its place.
     pub raft_ports: Vec<u16>,
 }
 
