@@ -31,6 +31,7 @@ pub struct Plan {
     origin: Option<SocketAddr>,
     one_certificate: bool,
     plain: bool,
+    manager: bool,
 }
 
 impl Plan {
@@ -45,6 +46,7 @@ impl Plan {
             origin: None,
             one_certificate: false,
             plain: false,
+            manager: false,
         };
         plan.option("key_update_interval", &interval.as_secs().to_string())
     }
@@ -73,6 +75,12 @@ impl Plan {
     /// own test for this kind of plugin has it, instead of an authority and one certificate each.
     pub fn one_certificate(mut self) -> Self {
         self.one_certificate = true;
+        self
+    }
+
+    /// Boxes that `traffic_ctl` can reach; see [`Builder::manager`].
+    pub fn manager(mut self) -> Self {
+        self.manager = true;
         self
     }
 
@@ -108,6 +116,9 @@ impl Plan {
                 builder = builder.plugin(&format!("{} {}", plugin.display(), conf.display()));
             }
             builder = self.records.iter().fold(builder, |builder, line| builder.record(line));
+            if self.manager {
+                builder = builder.manager();
+            }
             if let Some(origin) = self.origin {
                 builder = builder.origin(origin);
             }
