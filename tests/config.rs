@@ -21,7 +21,7 @@ use openssl::x509::{X509Name, X509NameBuilder, X509};
 
 use stek_share::core::config::{parse_conf, parse_list, Problem, OPTIONS};
 use stek_share::core::server_id::ServerId;
-use stek_share::load::{load, Dirs, Loaded, Refused};
+use stek_share::load::{expiry, load, load_certificates, Dirs, Loaded, Refused, Stamps};
 
 const DAY: i64 = 86_400;
 
@@ -198,6 +198,42 @@ fn one_self_signed_certificate_is_enough() {
         site.edit("server_conf.yaml", file, "one.pem");
     }
     assert_eq!(site.load().unwrap().warnings, []);
+}
+
+#[test]
+fn certificates_alone_are_loaded_again() {
+    let site = Site::new();
+    let loaded = site.load().unwrap();
+    let again = || load_certificates(&loaded.settings, "server_conf.yaml");
+    let same = again().unwrap();
+    assert_eq!(same.stamps, loaded.stamps);
+    assert_eq!(same.tls.leaf_fingerprint(), loaded.tls.leaf_fingerprint());
+    assert_eq!(expiry(&loaded.settings, "server_conf.yaml", &same.tls), None);
+
+    // Half of the new identity is there.
+    let new = site.leaf(SUBJECT, -DAY, 5 * DAY + 60);
+    site.write("cert.pem", new.certificate_pem());
+    assert_ne!(Stamps::of(&loaded.settings), loaded.stamps);
+    let refused = again().unwrap_err();
+    assert_eq!(
+        site.lines(&refused.problems),
+        [format!(
+            "server_conf.yaml: server_key_file: \"TOP/config/key.pem\" is not the key of the first \
+             certificate in \"TOP/config/cert.pem\", {SUBJECT}; give the key that belongs to it; \
+             this server's own certificate has to come first there"
+        )]
+    );
+    site.write("key.pem", new.key_pem());
+    let renewed = again().unwrap();
+    assert_eq!(renewed.stamps, Stamps::of(&loaded.settings));
+    assert_ne!(renewed.tls.leaf_fingerprint(), loaded.tls.leaf_fingerprint());
+    let [warning] = &site.lines(&renewed.warnings)[..] else { panic!("{renewed:?}") };
+    assert!(warning.contains("server_cert_file") && warning.contains("expires in 5 days"));
+    let told = expiry(&loaded.settings, "server_conf.yaml", &renewed.tls).unwrap();
+    assert_eq!(site.line(&told), *warning);
+
+    site.write_identity(&site.leaf(SUBJECT, -2 * DAY, -DAY));
+    assert!(again().unwrap_err().problems[0].to_string().contains("which expired at"));
 }
 
 /// What is done to a site in which nothing is wrong, and the one line that has to follow.

@@ -229,11 +229,65 @@ fn a_missing_configuration_leaves_the_host_its_own_key() {
     for names in BOTH {
         let scratch = Scratch::new(&format!("missing-{names:?}"));
         let nowhere = scratch.0.join("nowhere.yaml");
-        let life = Life::of(names, &[&nowhere], &[]);
+        let life = Life::of(names, &[&nowhere], &[("HOST_KEYS", "0")]);
         life.has_no("key(s)");
-        life.has_no("continuation");
+        life.has_no("with a mutex");
         assert!(life.has("nowhere.yaml") < life.has("own ticket key stays in use"));
         assert!(life.has("own ticket key stays in use") < life.has("TSPluginInit returned"));
+    }
+}
+
+#[test]
+fn a_message_reloads_with_and_without_its_nul_and_others_are_told() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("messages-{names:?}"));
+        let life = Life::of(names, &[&one_box(&scratch)], &[("HOST_MESSAGE", "reload")]);
+        life.has_no("no answer came");
+        assert_eq!(life.count("NOTE: [stek_share] reload: all is as it was"), 2);
+        let known = "means nothing here; known are: reload, rotate, revoke, status";
+        assert_eq!(life.count(known), 3);
+        life.has(&format!("NOTE: [stek_share] an empty message {known}"));
+        life.has(&format!("the message \"no such word\" {known}"));
+        life.has("a message of 100000 bytes, \"xxx");
+        life.has_no("ERROR");
+    }
+}
+
+#[test]
+fn a_reload_with_a_bad_file_says_why() {
+    let scratch = Scratch::new("bad-reload");
+    let config = one_box(&scratch);
+    let bad = scratch.write("bad.yaml", "server_id: many\n");
+    let environment = [
+        ("HOST_MESSAGE", "reload"),
+        ("HOST_FILE", config.to_str().unwrap()),
+        ("HOST_FILE_BECOMES", bad.to_str().unwrap()),
+    ];
+    let life = Life::of(Names::Mangled, &[&config], &environment);
+    life.has_no("no answer came");
+    assert!(life.has("server_id: ") < life.has("ERROR: [stek_share] reload: nothing was changed"));
+}
+
+#[test]
+fn a_reload_starts_what_could_not_start() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("late-{names:?}"));
+        let good = one_box(&scratch);
+        let config = scratch.write("bad.yaml", "server_id: many\n");
+        let environment = [
+            ("HOST_MESSAGE", "reload"),
+            ("HOST_FILE", config.to_str().unwrap()),
+            ("HOST_FILE_BECOMES", good.to_str().unwrap()),
+        ];
+        let life = Life::of(names, &[&config], &environment);
+        life.has_no("no answer came");
+        let refused = life.has("own ticket key stays in use");
+        let ports = life.has("hook 0 took");
+        let started = life.has("reload: the configuration can be used now; started");
+        assert!(refused < ports && ports < started, "{:?}", life.0);
+        assert!(ports < life.has("took 1 key(s) on thread stek_install"), "{:?}", life.0);
+        life.has_no("with a mutex");
+        life.has("hook 7 took");
     }
 }
 

@@ -7,7 +7,10 @@
 //
 // HOST_TWICE=1        calls TSPluginInit twice, as two lines of plugin.config do
 // HOST_REFUSES=N      refuses the first N ticket key updates
+// HOST_KEYS=0         does not wait for keys, which will not come
 // HOST_DEBUG=N        proxy.config.diags.debug.enabled (default 1)
+// HOST_MESSAGE=W      sends the message W, once without and once with a NUL behind it, then others
+// HOST_FILE=F HOST_FILE_BECOMES=G   puts G in the place of F before that
 // HOST_TICKET_FILE=F  proxy.config.ssl.server.ticket_key.filename
 #include <dlfcn.h>
 #include <pthread.h>
@@ -41,8 +44,17 @@ struct TSPluginRegistrationInfo {
 struct tsapi_cont;
 struct tsapi_mutex;
 enum TSReturnCode { TS_ERROR = -1, TS_SUCCESS = 0 };
-enum TSEvent { TS_EVENT_LIFECYCLE_PORTS_INITIALIZED = 60100, TS_EVENT_LIFECYCLE_SHUTDOWN = 60107 };
-enum TSLifecycleHookID { PORTS_INITIALIZED = 0, SHUTDOWN = 7 };
+struct TSPluginMsg {
+  const char *tag;
+  const void *data;
+  size_t data_size;
+};
+enum TSEvent {
+  TS_EVENT_LIFECYCLE_PORTS_INITIALIZED = 60100,
+  TS_EVENT_LIFECYCLE_MSG               = 60105,
+  TS_EVENT_LIFECYCLE_SHUTDOWN          = 60107,
+};
+enum TSLifecycleHookID { PORTS_INITIALIZED = 0, MSG = 5, SHUTDOWN = 7 };
 enum TSRecordDataType { RECORD_NULL, RECORD_INT };
 enum TSStatPersistence { STAT_PERSISTENT = 1, STAT_NON_PERSISTENT };
 enum TSStatSync { STAT_SYNC_SUM };
@@ -58,6 +70,7 @@ std::mutex lock;
 std::condition_variable changed;
 int refusals_left                              = 0;
 int accepted                                   = 0;
+int answers                                    = 0;
 std::multimap<TSLifecycleHookID, tsapi_cont *> hooks;
 std::map<std::string, int> stats;
 
@@ -79,6 +92,11 @@ say(const char *format, ...)
   std::lock_guard<std::mutex> guard(lock);
   printf("%s\n", line);
   fflush(stdout);
+  // The one line that ends the answer to a reload.
+  if (strstr(line, "[stek_share] reload: ") != nullptr) {
+    ++answers;
+    changed.notify_all();
+  }
 }
 
 void
@@ -292,15 +310,48 @@ DbgCtl::_override_global_on()
 namespace
 {
 void
-fire(TSLifecycleHookID hook, TSEvent event)
+fire(TSLifecycleHookID hook, TSEvent event, void *data = nullptr)
 {
   auto start = std::chrono::steady_clock::now();
   auto range = hooks.equal_range(hook);
   for (auto at = range.first; at != range.second; ++at) {
-    at->second->handler(at->second, event, nullptr);
+    at->second->handler(at->second, event, data);
   }
   auto took = std::chrono::steady_clock::now() - start;
   say("hook %d took %ld ms", hook, static_cast<long>(std::chrono::duration_cast<std::chrono::milliseconds>(took).count()));
+}
+
+// Sends one message and, if it is a reload to the plugin, waits for its answer.
+void
+send(const char *tag, const void *data, size_t size, bool answered)
+{
+  TSPluginMsg message{tag, data, size};
+  int before;
+  {
+    std::lock_guard<std::mutex> guard(lock);
+    before = answers;
+  }
+  fire(MSG, TS_EVENT_LIFECYCLE_MSG, &message);
+  std::unique_lock<std::mutex> guard(lock);
+  if (answered && !changed.wait_for(guard, std::chrono::seconds(60), [before] { return answers > before; })) {
+    printf("no answer came\n");
+  }
+}
+
+void
+send_all(const char *word)
+{
+  const char *file = getenv("HOST_FILE"), *becomes = getenv("HOST_FILE_BECOMES");
+  if (file != nullptr && becomes != nullptr) {
+    std::filesystem::rename(becomes, file);
+  }
+  send("stek_share", word, strlen(word), true);
+  send("stek_share", word, strlen(word) + 1, true);
+  send("another", word, strlen(word), false);
+  send("stek_share", nullptr, 0, false);
+  send("stek_share", "no such word", 12, false);
+  std::string much(100000, 'x');
+  send("stek_share", much.data(), much.size(), false);
 }
 
 long
@@ -337,7 +388,11 @@ main(int argc, char **argv)
     say("TSPluginInit returned");
   }
   fire(PORTS_INITIALIZED, TS_EVENT_LIFECYCLE_PORTS_INITIALIZED);
-  if (!hooks.empty()) {
+  const char *word = getenv("HOST_MESSAGE");
+  if (word != nullptr) {
+    send_all(word);
+  }
+  if (!hooks.empty() && number("HOST_KEYS", 1) != 0) {
     std::unique_lock<std::mutex> guard(lock);
     if (!changed.wait_for(guard, std::chrono::seconds(60), [] { return accepted > 0; })) {
       printf("no keys came\n");

@@ -32,6 +32,7 @@ pub struct Plan {
     one_certificate: bool,
     plain: bool,
     places: Vec<Place>,
+    manager: bool,
 }
 
 /// Where a box lives, if not on 127.0.0.1.
@@ -56,6 +57,7 @@ impl Plan {
             one_certificate: false,
             plain: false,
             places: Vec::new(),
+            manager: false,
         };
         plan.option("key_update_interval", &interval.as_secs().to_string())
     }
@@ -90,6 +92,12 @@ impl Plan {
     /// Where the boxes live, one place for each.
     pub fn places(mut self, places: &[Place]) -> Self {
         self.places = places.to_vec();
+        self
+    }
+
+    /// Boxes that `traffic_ctl` can reach; see [`Builder::manager`].
+    pub fn manager(mut self) -> Self {
+        self.manager = true;
         self
     }
 
@@ -128,6 +136,9 @@ impl Plan {
                 builder = builder.plugin(&format!("{} {}", plugin.display(), conf.display()));
             }
             builder = self.records.iter().fold(builder, |builder, line| builder.record(line));
+            if self.manager {
+                builder = builder.manager();
+            }
             if let Some(origin) = self.origin {
                 builder = builder.origin(origin);
             }

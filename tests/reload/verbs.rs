@@ -1,0 +1,89 @@
+//! Each word, and each kind of file that may change.
+
+use std::time::Duration;
+
+use kit::fleet::{self, Fleet, Plan, PEER_SUBJECT};
+use kit::pki::Identity;
+use kit::run_dir::RunDir;
+use kit::tickets::{self, TlsVersion};
+use kit::Result;
+
+use crate::stage::{self, rewrite, send, turn, wait_generation_above, wait_line, PATIENCE};
+
+#[test]
+fn every_word_does_what_it_says_and_a_bad_file_changes_nothing() -> Result<()> {
+    let _turn = turn();
+    let dir = RunDir::new("reload-verbs")?;
+    let hour = Duration::from_secs(3600);
+    // One self-signed certificate for both, whose replacement each has to be given.
+    let plan = Plan::new(2, &stage::plugin()?, hour).one_certificate().manager();
+    let fleet = plan.start(dir.path())?;
+    let key = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
+    let ats = &fleet.boxes[0];
+
+    let carried = tickets::take_all(&fleet.https(), TlsVersion::V13)?;
+    let line = send(ats, "status", "status: current ")?;
+    assert!(line.contains(&tickets::fingerprint(&key)), "{line}");
+    send(ats, "rotate", "rotate: generation 2 is in use")?;
+    let key = fleet::wait_one_key(&fleet.https(), Some(&key), PATIENCE)?;
+    let matrix = tickets::offer_all(&fleet.https(), TlsVersion::V13, &carried);
+    assert!(matrix.is_full(), "the previous key decrypts\n{matrix}");
+    send(ats, "revoke", "revoke: generation 3 is in use and every older key is dropped")?;
+    fleet::wait_one_key(&fleet.https(), Some(&key), PATIENCE)?;
+    let matrix = tickets::offer_all(&fleet.https(), TlsVersion::V13, &carried);
+    assert_eq!(matrix.misses(), 4, "nothing that is older resumes\n{matrix}");
+    send(ats, "rotat", "the message \"rotat\" means nothing here")?;
+
+    a_new_interval_counts(&fleet)?;
+    a_bad_file_changes_nothing(&fleet)?;
+    dir.done()
+}
+
+fn a_new_interval_counts(fleet: &Fleet) -> Result<()> {
+    let carried = tickets::take_all(&fleet.https(), TlsVersion::V12)?;
+    let shorter = |text: &str| text.replace("_interval: 3600", "_interval: 4");
+    for ats in &fleet.boxes {
+        rewrite(ats, "server_conf.yaml", shorter)?;
+        send(ats, "reload", "reload: done; changed: key_update_interval")?;
+    }
+    wait_generation_above(&fleet.boxes[0], 3)?;
+    // The first one after the reload; the second would be four seconds later.
+    let matrix = tickets::offer_all(&fleet.https(), TlsVersion::V12, &carried);
+    assert!(matrix.is_full(), "{matrix}");
+    Ok(())
+}
+
+fn a_bad_file_changes_nothing(fleet: &Fleet) -> Result<()> {
+    let ats = &fleet.boxes[1];
+    let from = ats.diags().len();
+    rewrite(ats, "server_conf.yaml", |text| text.replace("_interval: 4", "_interval: soon"))?;
+    send(ats, "reload", "reload: nothing was changed")?;
+    wait_line(ats, from, "key_update_interval: \"soon\"")?;
+    let now = stage::generation(ats).unwrap_or_default();
+    wait_generation_above(ats, now)?;
+    Ok(())
+}
+
+#[test]
+fn new_certificates_are_taken_over_by_themselves_and_by_reload() -> Result<()> {
+    // Out of turn: it mostly waits for the next look at the files, and disturbs nobody.
+    let dir = RunDir::new("reload-certificates")?;
+    let plan = Plan::new(2, &stage::plugin()?, Duration::from_secs(3600)).one_certificate();
+    let fleet = plan.manager().start(dir.path())?;
+    let key = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
+    let marks: Vec<usize> = fleet.boxes.iter().map(|ats| ats.diags().len()).collect();
+
+    let pki = dir.path().join("pki");
+    Identity::self_signed(PEER_SUBJECT)?.write(&pki, "peer")?;
+    send(&fleet.boxes[0], "reload", "reload: done; changed: the certificate, ")?;
+    // The other one is told nothing, and the connections between them stay.
+    wait_line(&fleet.boxes[1], marks[1], "files changed; new connections use ")?;
+    send(&fleet.boxes[1], "rotate", "rotate: generation 2 is in use")?;
+    fleet::wait_one_key(&fleet.https(), Some(&key), PATIENCE)?;
+    for (ats, mark) in fleet.boxes.iter().zip(marks) {
+        let diags = ats.diags();
+        let news = &diags[mark..];
+        assert!(!news.contains(" is down"), "connections stay up\n{news}");
+    }
+    dir.done()
+}
