@@ -275,4 +275,32 @@ mod tests {
         let installed = await_installed(&shared, Generation(1), Duration::from_millis(10)).await;
         assert_eq!(installed, Generation(0));
     }
+
+    #[tokio::test]
+    async fn a_box_with_a_history_takes_nothing_from_a_leader_without_one() {
+        let shared = Bench::new().shared;
+        let history = HistoryId::from_bytes([9; 16]).unwrap();
+        let mut ring = KeyRing::default();
+        ring.apply(Command::Found { history }).unwrap();
+        shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+        let inbox = Inbox(shared);
+        let caller = |history: [u8; 16]| Caller {
+            id: ServerId(2),
+            role: Role::Member,
+            incarnation: 1,
+            history,
+            version: 1,
+            addr: ([127, 0, 0, 1], 1).into(),
+        };
+        // Raft does not run here, which is what a leader of the same history is told.
+        let cases = [
+            ([0; 16], Unable::OtherHistory),
+            ([8; 16], Unable::OtherHistory),
+            ([9; 16], Unable::Starting),
+        ];
+        for (theirs, expected) in cases {
+            let refused = inbox.same_history(&caller(theirs)).err();
+            assert_eq!(refused, Some(expected), "{theirs:?}");
+        }
+    }
 }
