@@ -42,7 +42,7 @@ demo: deps build ## three Traffic Servers on this machine share a key, before yo
 test: deps build ## all tests, with real Traffic Servers; ends with a verdict
 	@tools/test.sh \
 	    "format=cargo fmt --all --check" \
-	    "cargo=cargo test --workspace --locked" \
+	    "cargo=cargo test --workspace --locked --no-fail-fast" \
 	    "autest=$(MAKE) --no-print-directory autest"
 
 test-quick: ## units and clusters of nodes; no Traffic Server needed
@@ -53,7 +53,7 @@ verify: deps build ## format, lints, tests, documentation, crates; never changes
 	@tools/test.sh \
 	    "format=cargo fmt --all --check" \
 	    "lints=cargo clippy --workspace --all-targets --locked -- -D warnings" \
-	    "tests=cargo test --workspace --locked" \
+	    "tests=cargo test --workspace --locked --no-fail-fast" \
 	    "docs=RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked" \
 	    $(if $(wildcard $(DENY)),"crates=$(MAKE) --no-print-directory deny")
 

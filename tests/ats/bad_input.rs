@@ -19,10 +19,9 @@ use crate::stage::{authority, lines_of, plugin, reserve, resumes_its_own, works,
 /// How many rows are tried at the same time.
 const AT_ONCE: usize = 4;
 
-/// What follows each error.
+/// How the line begins that follows each error; it goes on with what has to be done then.
 const LEFT_ALONE: &str = "stek_share does nothing: no ticket key is shared, Traffic Server's own \
-                          ticket key stays in use; correct the above, then 'traffic_ctl plugin msg \
-                          stek_share reload' or restart";
+                          ticket key stays in use; correct the above";
 
 /// What is done to a box in which nothing is wrong; how the one line about it begins, and the
 /// remedy in it. `CONF` and `LIST` stand for the two files, `ETC` for their directory.
@@ -288,7 +287,7 @@ fn check_refused(mut site: Site, begin: &str, remedy: &str) -> Result<()> {
         return Err(Error::new("Traffic Server's own ticket key is not in use"));
     }
     let mut errors = lines_of(&site.ats, "ERROR");
-    if errors.pop().as_deref() != Some(LEFT_ALONE) {
+    if !errors.pop().is_some_and(|line| line.starts_with(LEFT_ALONE)) {
         return Err(Error::new(format!("nothing says what follows: {}", site.ats.diags())));
     }
     check_line(&site, &errors, begin, remedy)?;
