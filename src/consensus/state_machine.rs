@@ -5,6 +5,7 @@
 //! gives one answer per entry, and a panic inside it becomes an answer too, because openraft would
 //! otherwise go on half dead without telling anyone.
 
+use std::collections::BTreeSet;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,6 +36,8 @@ pub struct AgreedView {
     pub staged_since: Moment,
     /// Index of the last applied entry.
     pub applied: u64,
+    /// The voters of the membership that is agreed, of both sets during a change.
+    pub voters: BTreeSet<ServerId>,
 }
 
 impl AgreedView {
@@ -177,6 +180,7 @@ impl Inner {
             current_since: self.state.current_since,
             staged_since: self.state.staged_since,
             applied: self.applied.map_or(0, |id| id.index),
+            voters: self.membership.voter_ids().collect(),
         });
     }
 }

@@ -98,6 +98,12 @@ impl Roster {
         self.members == other.members
     }
 
+    /// Whether both lists have the same servers with the same certificates, wherever they are.
+    pub fn same_servers(&self, other: &Roster) -> bool {
+        let of = |member: &Member| (member.id, member.subject.clone());
+        self.members.iter().map(of).eq(other.members.iter().map(of))
+    }
+
     /// What `file` has otherwise than this list, in words; `None` if nothing.
     pub fn differences(&self, file: &Roster) -> Option<String> {
         let mut words = Vec::new();

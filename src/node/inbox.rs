@@ -186,6 +186,7 @@ impl Inbox {
                 if Quarantine::lifts(ballot.term, commit, applied) {
                     self.0.quarantine.send_replace(Quarantine::Lifted);
                     self.0.log.debug("caught up with the group; may vote again");
+                    self.0.save().map_err(|_| Unable::Stopped)?;
                 }
             }
         }

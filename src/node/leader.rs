@@ -5,11 +5,10 @@
 //! proposal that hangs may come true much later; a key counts as held by a box only when that box
 //! says that its host has installed it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::error::{ClientWriteError, RaftError};
 use openraft::impls::EmptyNode;
 use openraft::{RaftMetrics, ServerState};
 use openssl::rand::rand_bytes;
@@ -126,6 +125,11 @@ impl<'a> Reign<'a> {
             self.installed.insert(self.shared.me, (self.shared.installed_newest(), None));
             self.ask_about_staged(&view);
             self.ask_restarted(&view);
+            // Whoever gave an order that could not be begun was told so long ago.
+            let given_up = self.order.as_ref().is_some_and(|(_, reply)| reply.is_closed());
+            if given_up && view.agreed.ring.staged().is_none() {
+                self.order = None;
+            }
             let pause = match self.decide(&view) {
                 Step::Wait(rest) => rest,
                 step if self.shared.quorum_within(self.shared.settings().timers.election_upper) => {
@@ -280,10 +284,8 @@ impl<'a> Reign<'a> {
                     Some(Err(refusal)) => OrderRefusal::Refused(refusal.to_string()),
                     _ => return Ok(()),
                 },
-                Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
-                    OrderRefusal::NoLeader
-                }
-                Ok(Err(_)) => OrderRefusal::NoLeader,
+                // Also where another leads now: the entry may have gone out before.
+                Ok(Err(_)) => OrderRefusal::Unknown,
                 Err(_) => OrderRefusal::TimedOut,
             };
         let line = format!("a proposal came to nothing: {refusal}");
@@ -397,7 +399,9 @@ pub(super) async fn bid_farewell(shared: &Arc<Shared>) {
     let bound = shared.settings().timers.election_upper;
     let replication = metrics.replication.unwrap_or_default();
     let up = |id: &ServerId| shared.heard.last(*id).is_some_and(|at| at.elapsed() < bound);
-    let advanced = replication.into_iter().filter(|(id, _)| *id != shared.me && up(id));
+    let voters: BTreeSet<ServerId> = metrics.membership_config.membership().voter_ids().collect();
+    let may_lead = |id: &ServerId| *id != shared.me && voters.contains(id) && up(id);
+    let advanced = replication.into_iter().filter(|(id, _)| may_lead(id));
     let Some((successor, _)) = advanced.max_by_key(|(_, matched)| *matched) else { return };
     shared.log.debug(format!("leaving; server {successor} is to lead"));
     let courier = PeerCourier(shared.clone());

@@ -26,7 +26,7 @@ use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::wire::{Request, Response};
 use crate::consensus::{ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
 use crate::core::agreed::{Change, Refusal};
-use crate::core::config::{Settings, Timers};
+use crate::core::config::{Member, Settings, Timers};
 use crate::core::key_ring::Change as KeyChange;
 use crate::core::rejoin::{
     judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
@@ -77,28 +77,32 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 /// Lives until the task is aborted.
 pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedOrder>) {
     let mut pause = REBIRTH_MIN;
-    let mut kept: Option<Running> = None;
-    let mut found = shared.load_state();
+    let mut memory = match shared.load_state() {
+        Some((saved, away)) => remember(&shared, saved, away).await,
+        None => None,
+    };
     loop {
         let born = Instant::now();
-        let remembering = match found.take() {
-            Some((saved, away)) => remember(&shared, saved, away).await,
-            None => None,
-        };
-        let started = match kept.take().or(remembering) {
-            Some(old) => restart(&shared, old).await,
+        let started = match memory.take() {
+            Some(memory) => run_raft(&shared, memory).await,
             None => {
                 let verdict = ask_around(&shared).await;
                 start(&shared, verdict).await
             }
         };
+        // From now on the running Raft speaks for this box.
+        shared.set_running(started.as_ref().ok().cloned());
+        shared.set_restoring(None);
         let end = match started {
             Ok(running) => {
                 let end = take_part(&shared, &running, &mut orders).await;
                 if matches!(end, End::Retimed) {
+                    // Meanwhile nobody must take this box for an empty one.
+                    shared.set_restoring(Some(shared.status()));
                     shared.stop_raft().await;
                     shared.log.debug("Raft goes on with other timers");
-                    kept = Some(running);
+                    let Running { log, machine, .. } = running;
+                    memory = Some(Memory { log, machine, cold: false });
                     continue;
                 }
                 end
@@ -132,6 +136,14 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
     }
 }
 
+/// What a life of Raft begins with.
+struct Memory {
+    log: LogStore,
+    machine: StateMachine,
+    /// Whether there can be no leader yet that one would have to wait for.
+    cold: bool,
+}
+
 /// Why a box starts anew.
 enum End {
     /// Raft is broken; what was seen of that.
@@ -146,7 +158,7 @@ enum End {
 
 /// Fills Raft's stores with what an earlier process of this box left, unless a box is met whose
 /// history goes before that one's.
-async fn remember(shared: &Arc<Shared>, saved: Saved, away: Duration) -> Option<Running> {
+async fn remember(shared: &Arc<Shared>, saved: Saved, away: Duration) -> Option<Memory> {
     let log = LogStore::default();
     let machine = new_machine(shared);
     saved.restore(&log, &machine, away, shared.now());
@@ -159,9 +171,8 @@ async fn remember(shared: &Arc<Shared>, saved: Saved, away: Duration) -> Option<
         ..Status::default()
     };
     shared.set_restoring(Some(ours.clone()));
-    let wins = look_around(shared, &ours).await;
-    shared.set_restoring(None);
-    if let Some(id) = wins {
+    if let Some(id) = look_around(shared, &ours).await {
+        shared.set_restoring(None);
         shared.log.warning(format!(
             "the state file is not used: server {id} belongs to a history that goes before its; \
              starting as an empty box"
@@ -175,7 +186,7 @@ async fn remember(shared: &Arc<Shared>, saved: Saved, away: Duration) -> Option<
         away.as_secs()
     ));
     shared.quarantine.send_replace(Quarantine::Lifted);
-    run_raft(shared, log, machine, true).await.ok()
+    Some(Memory { log, machine, cold: true })
 }
 
 /// Asks all others for a moment; the box, if any, before whose history this one's has to give way.
@@ -205,6 +216,17 @@ async fn look_around(shared: &Arc<Shared>, ours: &Status) -> Option<ServerId> {
 
 /// Asks all other boxes what they know until there is a verdict.
 async fn ask_around(shared: &Arc<Shared>) -> Verdict {
+    loop {
+        match ask_members(shared, shared.members()).await {
+            // The list changed.
+            Verdict::Ask => {}
+            verdict => return verdict,
+        }
+    }
+}
+
+/// Asks these members until there is a verdict, or until they are no longer the members.
+async fn ask_members(shared: &Arc<Shared>, members: Arc<[Member]>) -> Verdict {
     let since = shared.now();
     shared.forget_answers();
     let troubles = watch::Sender::new(BTreeMap::new());
@@ -212,9 +234,11 @@ async fn ask_around(shared: &Arc<Shared>) -> Verdict {
     for id in shared.others() {
         askers.spawn(keep_asking(shared.clone(), id, troubles.clone()));
     }
-    let members = shared.members().len();
     let upper = shared.settings().timers.election_upper;
     loop {
+        if shared.members() != members {
+            return Verdict::Ask;
+        }
         let answers = shared.answers_within(ANSWER_LIFE);
         let (gone, is_outsider) = {
             let troubles = troubles.borrow();
@@ -225,8 +249,8 @@ async fn ask_around(shared: &Arc<Shared>) -> Verdict {
             (having(CallFailure::Unreachable), having(CallFailure::NotListed) > 0)
         };
         let given_time = shared.now().since(since) >= HOPELESS_AFTER;
-        shared.hopeless.send_replace(given_time && !majority_possible(members, gone));
-        match judge_at(shared.now(), since, upper, members, &answers, is_outsider) {
+        shared.hopeless.send_replace(given_time && !majority_possible(members.len(), gone));
+        match judge_at(shared.now(), since, upper, members.len(), &answers, is_outsider) {
             Verdict::Ask => {}
             verdict => return verdict,
         }
@@ -280,7 +304,7 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
     let log = LogStore::with_vote(ballot.map(vote_of));
     let machine = new_machine(shared);
     let cold = verdict == Verdict::Cold;
-    let running = run_raft(shared, log, machine, cold).await?;
+    let running = run_raft(shared, Memory { log, machine, cold }).await?;
     shared.quarantine.send_replace(match verdict {
         Verdict::Cold => Quarantine::Lifted,
         Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(log_end),
@@ -295,7 +319,6 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
         shared.log.debug("others remember the keys; joining them without a vote until caught up");
     }
     // Only now may requests come in: a vote before `initialize` would make that impossible.
-    shared.set_running(Some(running.clone()));
     Ok(running)
 }
 
@@ -311,19 +334,9 @@ fn new_machine(shared: &Arc<Shared>) -> StateMachine {
     StateMachine::new(shared.views.clone(), observer, clock)
 }
 
-/// Starts Raft anew with all that it remembers.
-async fn restart(shared: &Arc<Shared>, old: Running) -> Result<Running, String> {
-    let running = run_raft(shared, old.log, old.machine, false).await?;
-    shared.set_running(Some(running.clone()));
-    Ok(running)
-}
-
-async fn run_raft(
-    shared: &Arc<Shared>,
-    log: LogStore,
-    machine: StateMachine,
-    cold: bool,
-) -> Result<Running, String> {
+/// Starts Raft with what there is to begin with.
+async fn run_raft(shared: &Arc<Shared>, memory: Memory) -> Result<Running, String> {
+    let Memory { log, machine, cold } = memory;
     // What is told to others is saved first. A weak handle, because the stores outlive nothing.
     let weak = Arc::downgrade(shared);
     let on_change: OnChange = Arc::new(move || weak.upgrade().map_or(Ok(()), |s| s.save()));

@@ -324,13 +324,19 @@ impl Node {
         }
         // A file that did not change and holds a list that the group has left is merely behind.
         let edited = settings.members != old.members;
-        let list = match edited || roster::asks_for_new(&self.shared, &settings.members) {
+        let nothing_agreed = self.shared.views.borrow().agreed.ring.history().is_none();
+        let wants_list = edited || roster::asks_for_new(&self.shared, &settings.members);
+        let list = match wants_list && !nothing_agreed {
             true => Some(self.enlist(settings.members.clone()).await?),
             false => None,
         };
         let moved = (&settings.bind_address, &settings.address, settings.port)
             != (&old.bind_address, &old.address, old.port);
         let needs_restart = settings.workers != old.workers;
+        if nothing_agreed {
+            // There is no group yet that could be asked.
+            self.shared.set_members(&settings.members);
+        }
         self.set_certificates(tls);
         self.shared.set_settings(settings);
         if moved {

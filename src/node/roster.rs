@@ -44,10 +44,12 @@ pub(super) async fn follow(shared: Arc<Shared>) {
     let mut settings = shared.watch_settings();
     let mut told: Option<(String, Instant)> = None;
     loop {
-        let agreed = views.borrow_and_update().agreed.clone();
+        let view = views.borrow_and_update().clone();
         settings.borrow_and_update();
-        if let Some(roster) = &agreed.roster {
-            shared.set_members(&places(&shared, roster));
+        if let Some(roster) = &view.agreed.roster {
+            let mut members = places(&shared, roster);
+            members.extend(leaving(&shared, roster, &view.voters));
+            shared.set_members(&members);
             told = difference(&shared, roster).map(|words| remind(&shared, words, told));
         }
         let rest = told.as_ref().map(|(_, at)| REMINDER.saturating_sub(at.elapsed()));
@@ -87,6 +89,14 @@ fn places(shared: &Shared, roster: &Roster) -> Vec<Member> {
     roster.members().iter().map(choose).collect()
 }
 
+/// Members that the list no longer has, but that Raft still counts on until its own membership
+/// has followed: without them there might be no majority to let them go.
+fn leaving(shared: &Shared, roster: &Roster, voters: &BTreeSet<ServerId>) -> Vec<Member> {
+    let known = shared.members();
+    let still = known.iter().filter(|m| roster.get(m.id).is_none() && voters.contains(&m.id));
+    still.cloned().collect()
+}
+
 /// What this box's file has otherwise than the agreed list.
 fn difference(shared: &Shared, agreed: &Roster) -> Option<String> {
     let file = Roster::new(agreed.version, &shared.settings().members).ok()?;
@@ -97,7 +107,11 @@ fn difference(shared: &Shared, agreed: &Roster) -> Option<String> {
 pub(super) fn asks_for_new(shared: &Shared, members: &[Member]) -> bool {
     let agreed = shared.views.borrow().agreed.clone();
     let (Some(present), Ok(file)) = (&agreed.roster, Roster::new(0, members)) else { return false };
-    !file.same_members(present) && !agreed.has_left(&file)
+    match present.version {
+        // The first list is merely that of the first leader's file; see `places`.
+        1 => !file.same_servers(present),
+        _ => !file.same_members(present) && !agreed.has_left(&file),
+    }
 }
 
 /// Brings a list to the leader, wherever it is; answers with its version once the group has
@@ -146,15 +160,14 @@ pub(super) async fn enlist_here(
     if new.same_members(old) {
         return Ok(old.version);
     }
-    if voters(&running) != vec![old.ids()] {
-        return Err(EnlistRefusal::UnderWay(old.version));
-    }
+    // A change that has begun can only go on; one whose newcomers do not come can be taken back.
+    let voters = voters(&running);
+    let [present] = voters.as_slice() else { return Err(EnlistRefusal::UnderWay(old.version)) };
     let whole = probe(shared, old, &new).await;
-    for (list, which) in [(old, "old"), (&new, "new")] {
-        let missing: Vec<ServerId> =
-            list.ids().into_iter().filter(|id| !whole.contains(id)).collect();
-        if missing.len() * 2 >= list.members().len() {
-            return Err(EnlistRefusal::TooFew { of_new: which == "new", missing });
+    for (ids, of_new) in [(present, false), (&new.ids(), true)] {
+        let missing: Vec<ServerId> = ids.difference(&whole).copied().collect();
+        if missing.len() * 2 >= ids.len() {
+            return Err(EnlistRefusal::TooFew { of_new, missing });
         }
     }
     let version = new.version;
@@ -175,7 +188,8 @@ async fn probe(shared: &Arc<Shared>, old: &Roster, new: &Roster) -> BTreeSet<Ser
     let mut probes = JoinSet::new();
     for member in old.members().iter().chain(new.members()).cloned() {
         let is_old = old.get(member.id) == Some(&member);
-        let moved = !is_old && old.get(member.id).is_some();
+        let was_member = old.get(member.id).is_some();
+        let moved = !is_old && was_member;
         if member.id != shared.me && !(moved && new.get(member.id) != Some(&member)) {
             let shared = shared.clone();
             probes.spawn(async move {
@@ -183,7 +197,12 @@ async fn probe(shared: &Arc<Shared>, old: &Roster, new: &Roster) -> BTreeSet<Ser
                     true => status_of(&shared, member.id).await,
                     false => status_at(&shared, &member).await,
                 };
-                status.filter(|status| status.full || !is_old).map(|_| member.id)
+                let ours = shared.history();
+                let fits = |status: &Status| match was_member {
+                    true => status.full && status.history == ours,
+                    false => status.history.is_none() || status.history == ours,
+                };
+                status.filter(fits).map(|_| member.id)
             });
         }
     }
@@ -228,7 +247,11 @@ pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
                 first_list(shared, running).await;
                 true
             }
-            Some(roster) if voters(running) == vec![roster.ids()] => false,
+            Some(roster)
+                if voters(running) == vec![roster.ids()] && known(running) == roster.ids() =>
+            {
+                false
+            }
             Some(roster) => {
                 step(shared, running, roster).await;
                 true
@@ -240,6 +263,13 @@ pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
             _ = server.changed() => {}
         }
     }
+}
+
+/// All boxes of Raft's effective membership, learners included.
+fn known(running: &Running) -> BTreeSet<ServerId> {
+    let server = running.raft.server_metrics();
+    let metrics = server.borrow();
+    metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()
 }
 
 /// The voter sets of Raft's effective membership; two during a change.
@@ -259,12 +289,7 @@ async fn first_list(shared: &Arc<Shared>, running: &Running) {
 /// together once enough of the new list has caught up.
 async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
     let limit = shared.settings().request_timeout;
-    let known: BTreeSet<ServerId> = {
-        let server = running.raft.server_metrics();
-        let known =
-            server.borrow().membership_config.membership().nodes().map(|(id, _)| *id).collect();
-        known
-    };
+    let known = known(running);
     let newcomers: Vec<ServerId> = roster.ids().difference(&known).copied().collect();
     if !newcomers.is_empty() && !forget_old_memberships(running).await {
         return;
@@ -286,7 +311,11 @@ async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
         shared.log.limited(Level::Note, "list waits", line);
         return;
     }
-    let change = ChangeMembers::ReplaceAllVoters(roster.ids());
+    let change = match voters(running) == vec![roster.ids()] {
+        // Boxes that were to come, and whose list was taken back.
+        true => ChangeMembers::RemoveNodes(known.difference(&roster.ids()).copied().collect()),
+        false => ChangeMembers::ReplaceAllVoters(roster.ids()),
+    };
     match timeout(limit, running.raft.change_membership(change, false)).await {
         Ok(Ok(_)) => {
             shared.log.note(format!(

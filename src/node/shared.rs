@@ -279,10 +279,11 @@ impl Shared {
 
     /// Stops Raft, if it runs.
     pub async fn stop_raft(&self) {
-        let running = lock(&self.running).take();
-        if let Some(running) = running {
+        // It stays in its place until it has stopped: what it still answers has to be saved.
+        if let Some(running) = self.running() {
             let _ = timeout(RAFT_STOP_LIMIT, running.raft.shutdown()).await;
         }
+        self.set_running(None);
     }
 
     /// What this box says of itself to the others.
@@ -333,9 +334,15 @@ impl Shared {
         let (Some(file), Some(running)) = (&self.state_file, self.running()) else {
             return Ok(());
         };
-        let Some(saved) = Saved::take(&running.log, &running.machine, self.now()) else {
+        // A box that is catching up has lost what it once promised; no file must say otherwise.
+        if *self.quarantine.borrow() != Quarantine::Lifted {
+            return Ok(());
+        }
+        let Some(mut saved) = Saved::take(&running.log, &running.machine, self.now()) else {
             return Ok(());
         };
+        let age = self.now().since(self.current_since(&self.views.borrow()));
+        saved.current_age_ms = saved.current_age_ms.max(wire::millis(age));
         let tls = self.tls.borrow().clone();
         file.save(saved, &tls).or_else(|e| {
             let line = format!(

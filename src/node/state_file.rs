@@ -147,13 +147,9 @@ impl StateFile {
         let cipher = Cipher::aes_256_gcm();
         let sealed = encrypt_aead(cipher, &*key, Some(&nonce), &head, &plain, &mut tag)?;
         let fresh = self.path.with_extension("new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&fresh)?;
+        // What an interrupted run left might have another mode, which opening would not change.
+        let _ = fs::remove_file(&fresh);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
         for part in [&head[..], &nonce, &tag, &sealed] {
             file.write_all(part)?;
         }

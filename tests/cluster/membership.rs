@@ -86,6 +86,33 @@ fn a_group_grows_from_one_to_five_and_shrinks_back() {
     fleet.wait_for_generation(3);
 }
 
+/// Most of the old members go at once: they are needed until they have agreed to that.
+#[test]
+fn a_list_may_keep_less_than_a_majority_of_the_old_one() {
+    for (before, after) in [(vec![1, 2], vec![1]), (vec![1, 2, 3, 4, 5], vec![1, 2])] {
+        let mut fleet = Fleet::new(5, default);
+        for id in &before {
+            start_listing(&mut fleet, *id, &before);
+        }
+        wait_for_members(&fleet, &before);
+        let key = fleet.boxes[&1].report().fingerprint;
+        assert_eq!(reload_with(&fleet, 1, &after), Ok(Some(2)), "{}", fleet.describe());
+        wait_for(
+            "the membership to follow",
+            || after.iter().all(|id| fleet.boxes[id].report().members == after.len()),
+            || fleet.describe(),
+        );
+        for id in before.iter().filter(|id| !after.contains(id)) {
+            fleet.kill(*id);
+        }
+        wait_for_members(&fleet, &after);
+        fleet.wait_for_leader();
+        assert_eq!(fleet.boxes[&1].report().fingerprint, key);
+        block_on(fleet.boxes[&1].node.order(Order::Rotate)).unwrap();
+        fleet.wait_for_generation(2);
+    }
+}
+
 #[test]
 fn the_leader_itself_can_be_removed() {
     let mut fleet = Fleet::running(4, default);
