@@ -73,6 +73,8 @@ prove-restarts: build ## the restart tests in full: 100 single ones, 50 of a maj
 
 prove-network: build ## parted, slow and lossy networks in network namespaces (root); some 3 minutes
 	cargo test --locked --test network -- --ignored --nocapture --test-threads=1
+	cargo test --locked --test cluster -- --ignored --nocapture --exact \
+	    network::a_slow_network_that_loses_one_piece_in_twenty
 
 mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)
 	@tools/mutants.sh $(TARGET)/mutants

@@ -114,6 +114,32 @@ fn a_list_may_keep_less_than_a_majority_of_the_old_one() {
 }
 
 #[test]
+fn a_box_is_replaced_by_another_and_three_become_twenty() {
+    let mut fleet = Fleet::new(20, default);
+    for id in [1, 2, 3] {
+        start_listing(&mut fleet, id, &[1, 2, 3]);
+    }
+    wait_for_members(&fleet, &[1, 2, 3]);
+    let key = fleet.boxes[&1].report().fingerprint;
+    start_listing(&mut fleet, 4, &[1, 2, 4]);
+    assert_eq!(reload_with(&fleet, 1, &[1, 2, 4]), Ok(Some(2)));
+    wait_for(
+        "the fourth to take the third's place",
+        || [1, 2, 4].iter().all(|id| fleet.boxes[id].report().members == 3),
+        || fleet.describe(),
+    );
+    fleet.kill(3);
+    wait_for_members(&fleet, &[1, 2, 4]);
+    let all: Vec<u32> = (1..=20).collect();
+    for id in all.iter().filter(|id| ![1, 2, 4].contains(*id)) {
+        start_listing(&mut fleet, *id, &all);
+    }
+    assert_eq!(reload_with(&fleet, 2, &all), Ok(Some(3)), "{}", fleet.describe());
+    wait_for_members(&fleet, &all);
+    assert_eq!(fleet.boxes[&20].report().fingerprint, key);
+}
+
+#[test]
 fn the_leader_itself_can_be_removed() {
     let mut fleet = Fleet::running(4, default);
     wait_for_members(&fleet, &[1, 2, 3, 4]);

@@ -381,19 +381,29 @@ fn a_round_trip_of_150_ms_with_the_usual_timers() {
 
 #[test]
 fn a_network_that_loses_one_piece_in_twenty() {
-    for delay in [Duration::from_millis(5), SLOW] {
-        let mut scene = Scene::in_weather(3, delay, LOSSY);
-        let before = scene.terms.len();
-        scene.live(SLOW_INTERVAL * 4);
-        let elections = scene.terms.len() - before;
-        let leader = scene.leader();
-        let rest = scene.others(&[leader]);
-        scene.part(&[leader], &rest, &[]);
-        scene.live(SLOW_CUT);
-        let what =
-            format!("lossy, {delay:?} one way, {elections} elections in {:?}", SLOW_INTERVAL * 4);
-        scene.heal(&what);
-        scene.live(SLOW_INTERVAL);
-        scene.check(&what, LOSSES);
-    }
+    lossy_and_parted(Duration::from_millis(5));
+}
+
+/// Here a lost piece stalls a link for longer than any election bound; the group lives, but from
+/// one election to the next, and how soon all are in step is a matter of luck.
+#[test]
+#[ignore = "part of `make prove-network`"]
+fn a_slow_network_that_loses_one_piece_in_twenty() {
+    lossy_and_parted(SLOW);
+}
+
+fn lossy_and_parted(delay: Duration) {
+    let mut scene = Scene::in_weather(3, delay, LOSSY);
+    let before = scene.terms.len();
+    scene.live(SLOW_INTERVAL * 4);
+    let elections = scene.terms.len() - before;
+    let leader = scene.leader();
+    let rest = scene.others(&[leader]);
+    scene.part(&[leader], &rest, &[]);
+    scene.live(SLOW_CUT);
+    let what =
+        format!("lossy, {delay:?} one way, {elections} elections in {:?}", SLOW_INTERVAL * 4);
+    scene.heal(&what);
+    scene.live(SLOW_INTERVAL);
+    scene.check(&what, LOSSES);
 }

@@ -62,6 +62,30 @@ fn all_restarted_at_once_begin_a_new_history() {
     assert_ne!(fleet.boxes[&1].report().history, before.history);
 }
 
+/// The log has been purged a thousand times by then; what it gets is a snapshot.
+#[test]
+fn a_box_that_returns_after_a_thousand_rotations_has_the_latest_two_keys() {
+    let mut fleet = Fleet::running(3, default);
+    fleet.wait_until_one();
+    let away = followers_of(&fleet)[0];
+    fleet.kill(away);
+    let node = fleet.boxes.values().next().unwrap().node.clone();
+    let mut generation = 1;
+    while generation <= 1000 {
+        generation = block_on(node.order(Order::Rotate)).unwrap().0;
+    }
+    fleet.wait_for_generation(generation);
+    let keys = fleet.boxes.values().next().unwrap().host.latest();
+    fleet.start(away);
+    fleet.wait_for_generation(generation);
+    assert_eq!(fleet.boxes[&away].host.latest(), keys);
+}
+
+fn followers_of(fleet: &Fleet) -> Vec<u32> {
+    let leader = fleet.wait_for_leader();
+    fleet.boxes.keys().copied().filter(|id| *id != leader).collect()
+}
+
 #[test]
 fn a_leader_restarted_before_anybody_noticed_does_not_lose_the_keys() {
     let mut fleet = Fleet::running(3, default);
