@@ -14,8 +14,10 @@
 //! | [`consensus`] | openraft's types, log store, state machine, network adapter | when to propose what |
 //! | [`load`] | reads the YAML files and certificates into checked settings | what the values mean |
 //! | [`node`] | one box: wires the rooms above on a tokio runtime | the host server |
+//! | [`client`] | an operator's command asks boxes and gives orders | what is done with the answers |
 //! | [`host`] | Traffic Server: its C API, threads, memory pages; the only `unsafe` room | everything else |
 
+pub mod client;
 pub mod consensus;
 pub mod core;
 pub mod host;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agreed;
+pub mod box_status;
 pub mod config;
 pub mod key_ring;
 pub mod moment;

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::refusals::Place;
 use super::shared::{Running, Shared};
-use super::{leader, roster};
+use super::{leader, report, roster};
 use crate::consensus::wire::{
     self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
 };
@@ -112,7 +112,12 @@ impl Inbox {
                 shared.stand_now.notify_one();
                 Ok(Response::WillStand)
             }
+            // A tool need not know who leads; a member does, and must not be sent on.
+            Request::Order(order) if from.role == Role::Tool => {
+                Ok(Response::Ordered(leader::order(shared, order).await))
+            }
             Request::Order(order) => Ok(Response::Ordered(leader::order_here(shared, order).await)),
+            Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
             Request::Enlist(members) => {
                 Ok(Response::Enlisted(roster::enlist_here(shared, members).await))
             }

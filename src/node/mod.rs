@@ -10,6 +10,7 @@
 //! | `life` | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
 //! | `leader` | founds, stages, activates; takes operators' orders |
 //! | `refusals` | tells and counts the keys that the gate kept out |
+//! | `report` | what the box says of itself to operators |
 //! | `roster` | has the group agree on its server list, and Raft's membership follow it |
 //! | `keeper` | from the ring to the set that the host should hold |
 //! | `state_file` | keeps what the box remembers in `state_dir`, sealed |
@@ -21,6 +22,7 @@ mod keeper;
 mod leader;
 mod life;
 pub mod refusals;
+mod report;
 mod roster;
 mod shared;
 mod state_file;
@@ -35,6 +37,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::consensus::wire::{EnlistRefusal, OrderRefusal};
+use crate::core::box_status::{BoxStatus, HostStatus};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rotation::Order;
@@ -45,6 +48,8 @@ use crate::transport::tls::Tls;
 use crate::transport::Versions;
 use refusals::Refusals;
 use shared::{lock, Shared};
+
+pub use crate::core::box_status::Role;
 
 /// The most time that [`Node::shutdown`] takes: a leader's farewell, and Raft's own end.
 pub const SHUTDOWN_LIMIT: Duration = Duration::from_millis(700);
@@ -190,21 +195,6 @@ impl From<EnlistRefusal> for NoReload {
     fn from(refusal: EnlistRefusal) -> NoReload {
         NoReload::List(refusal)
     }
-}
-
-/// A box's part in the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It asks around what it may do.
-    Asking,
-    /// It came back without memory and is catching up.
-    Quarantined,
-    /// It follows a leader, or waits for one.
-    Follower,
-    /// It stands for election.
-    Candidate,
-    /// It leads, and a majority acknowledged that lately.
-    Leader,
 }
 
 /// What a box knows of itself and the group; no secrets.
@@ -357,6 +347,16 @@ impl Node {
     /// What this box knows of itself and the group.
     pub fn report(&self) -> Report {
         self.shared.report()
+    }
+
+    /// All that this box says of itself to an operator's command; no secrets.
+    pub fn status(&self) -> BoxStatus {
+        report::status(&self.shared)
+    }
+
+    /// Takes over what the host says of itself, for [`Node::status`].
+    pub fn host_says(&self, status: HostStatus) {
+        *lock(&self.shared.ledger.host) = status;
     }
 
     /// The keys that the gate kept out of this box.

@@ -2,7 +2,7 @@
 //!
 //! Small facts behind short locks, none of which is held across an await. Decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
 use super::refusals::Refusals;
+use super::report::Ledger;
 use super::state_file::{doubts_about, StateFile};
 use super::{KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
@@ -59,6 +60,8 @@ pub(super) struct Running {
 pub(super) struct Installed {
     pub history: Option<HistoryId>,
     pub newest: Generation,
+    /// Whether an agreed key encrypts.
+    pub agreed: bool,
 }
 
 /// See the module's head.
@@ -79,12 +82,16 @@ pub(super) struct Shared {
     pub counters: Arc<Counters>,
     /// The keys that the gate kept out.
     pub refusals: Refusals,
+    /// What is noted for operators alone.
+    pub ledger: Ledger,
     /// The agreed state, as this box's present run of Raft has applied it.
     pub views: watch::Sender<AgreedView>,
     /// What this box may do about votes; silent while it asks around.
     pub quarantine: watch::Sender<Quarantine>,
     /// Whether too few boxes can be reached for a majority.
     pub hopeless: watch::Sender<bool>,
+    /// Whether this box goes on with a key of its own because the group's is too old.
+    pub alone: watch::Sender<bool>,
     /// What the host has installed.
     pub installed: watch::Sender<Installed>,
     /// Orders of operators, for the leader's loop.
@@ -103,7 +110,7 @@ pub(super) struct Shared {
     state_file: Option<StateFile>,
     /// What a box that has found its memory again says of itself until it takes part.
     restoring: Mutex<Option<Status>>,
-    started: Instant,
+    pub started: Instant,
     running: Arc<Mutex<Option<Running>>>,
     sender_history: HistoryLook,
     facts: Mutex<Facts>,
@@ -127,6 +134,8 @@ struct Facts {
     contact: Option<Moment>,
     /// Whether that leader said that it has a majority.
     told_quorum: bool,
+    /// When a leader last said so.
+    quorum: Option<Moment>,
     /// The box of another history that was met last.
     foreigner: Option<ServerId>,
     /// A key and when it became current, as a leader told.
@@ -184,6 +193,7 @@ impl Shared {
             members: Mutex::new(settings.members.clone().into()),
             settings: watch::Sender::new(Arc::new(settings)),
             refusals: Refusals::new(log.clone()),
+            ledger: Ledger::default(),
             log,
             peers,
             tls,
@@ -193,6 +203,7 @@ impl Shared {
             views,
             quarantine: watch::Sender::new(Quarantine::Silent),
             hopeless: watch::Sender::new(false),
+            alone: watch::Sender::default(),
             installed: watch::Sender::default(),
             orders,
             answered: Notify::new(),
@@ -430,6 +441,31 @@ impl Shared {
         let mut facts = lock(&self.facts);
         facts.contact = Some(self.now());
         facts.told_quorum = has_quorum;
+        if has_quorum {
+            facts.quorum = facts.contact;
+        }
+    }
+
+    /// When this box last knew of a majority that agrees: a leader told so, or enough others
+    /// acknowledged this box as theirs.
+    pub fn quorum_contact(&self) -> Option<Moment> {
+        let membership =
+            self.running().map(|r| r.raft.server_metrics().borrow().membership_config.clone());
+        let now = self.now();
+        let facts = lock(&self.facts);
+        let acknowledged = |id: &ServerId| match *id == self.me {
+            true => Some(now),
+            false => facts.acknowledged.get(id).copied(),
+        };
+        let of_voters = |voters: &BTreeSet<ServerId>| {
+            let mut times: Vec<Option<Moment>> = voters.iter().map(acknowledged).collect();
+            times.sort_unstable();
+            // The majority's last one to answer: with the newest at the end.
+            times.get(times.len() - (times.len() / 2 + 1).min(times.len())).copied().flatten()
+        };
+        let configs = membership.as_ref().map(|m| m.membership().get_joint_config());
+        let led = configs.and_then(|configs| configs.iter().map(of_voters).min().flatten());
+        led.max(facts.quorum)
     }
 
     /// Notes that a box of another history was met.
@@ -503,7 +539,8 @@ impl Shared {
         } else {
             self.log.note(line);
         }
-        self.installed.send_replace(Installed { history: set.history, newest: set.newest });
+        let (history, newest, agreed) = (set.history, set.newest, set.agreed);
+        self.installed.send_replace(Installed { history, newest, agreed });
     }
 
     /// The newest generation of the present history that the host has installed.

@@ -97,6 +97,11 @@ impl Me {
         self.0.id
     }
 
+    /// The run of this box's process; 0 for a tool.
+    pub fn incarnation(&self) -> u64 {
+        self.0.incarnation
+    }
+
     /// Tells a box that begins with a version that is not spoken here which ones are.
     fn notice(&self) -> Result<Body, FrameError> {
         frame::encode(&self.header(NOTICE, 0, Kind::Refused), &self.1.to_notice())
