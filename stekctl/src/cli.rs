@@ -78,8 +78,9 @@ pub enum Command {
     /// Have the group make a new key now
     ///
     /// The oldest key of the set goes, sooner than by schedule, and the tickets that it made with
-    /// it. The next scheduled rotation is a whole key_update_interval away. Any server of the list
-    /// can be asked; this box is asked first, the others only as long as none could be reached.
+    /// it. The next scheduled rotation is a whole key_update_interval away. The order
+    /// goes to one server that belongs to a majority, this box if it does, and from there to the
+    /// leader.
     Rotate,
     /// Have the group make a new key now, and drop every older one
     ///

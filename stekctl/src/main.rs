@@ -9,20 +9,31 @@
 //! |---|---|
 //! | [`cli`] | words and their meaning; help, man pages and completion come from it |
 //! | [`place`] | finds Traffic Server's directories and the plugin's configuration |
-//! | [`check`], [`init`], [`metrics`] | those commands |
+//! | [`check`], [`init`], [`metrics`], [`status`], [`doctor`] | those commands |
+//! | [`order`] | `rotate` and `revoke` |
+//! | [`pages`] | `man` and `completions` |
+//! | [`help`] | breaks the lines of help texts |
+//! | [`fleet`] | asks all servers |
+//! | [`verdict`] | judges their answers |
 //! | [`pki`] | certificates for `init` |
 //! | [`screen`], [`outcome`] | colour and tables; exit codes |
 
 mod check;
 mod cli;
+mod fleet;
+mod help;
 mod init;
 mod metrics;
+mod order;
 mod outcome;
 mod pages;
 mod pki;
 mod place;
 mod screen;
+mod status;
+mod verdict;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -37,7 +48,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no errors, and go to standard output.
             let failed = error.use_stderr();
-            let _ = error.print();
+            let text = help::wrap(&error.render().ansi().to_string(), help::width());
+            let _ = match failed {
+                true => anstream::stderr().write_all(text.as_bytes()),
+                false => anstream::stdout().write_all(text.as_bytes()),
+            };
             return ExitCode::from(if failed { FAILED } else { 0 });
         }
     };
@@ -57,6 +72,9 @@ fn run(cli: &Cli) -> Ended {
         Command::Metrics(args) => metrics::run(args, cli.place.timeout),
         Command::Completions { shell } => pages::completions(*shell),
         Command::Man { dir } => pages::man(dir.as_deref()),
+        Command::Status(args) => status::run(args, &cli.place),
+        Command::Rotate => order::rotate(&cli.place),
+        Command::Revoke(args) => order::revoke(args, &cli.place),
         _ => Err(Failure::new("soon")),
     }
 }
