@@ -5,6 +5,9 @@
 //! must hold: [`BoxStatus::check`] bounds all that has no length of its own, and lets no text pass
 //! that could do more on a terminal than be read.
 
+use std::fmt;
+use std::io;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -99,6 +102,8 @@ pub struct Keys {
     pub age_ms: u64,
     /// When the next rotation is due by this box's options, in milliseconds from now.
     pub next_ms: u64,
+    /// This box's `key_update_interval`, in milliseconds.
+    pub interval_ms: u64,
     /// Whose key encrypts.
     pub in_use: KeyInUse,
     /// The newest agreed generation in Traffic Server's ticket context, 0 if none is.
@@ -154,6 +159,8 @@ pub struct GroupStatus {
     pub elections: u64,
     /// How often it saw another leader or term than before.
     pub leaders: u64,
+    /// How many keys it saw being staged.
+    pub staged: u64,
     /// How many keys it saw become current.
     pub rotations: u64,
 }
@@ -187,8 +194,8 @@ pub enum Hint {
     LineWithoutTickets(u32),
     /// That line of ssl_multicert.config has a `ticket_key_name`, whose keys override the shared.
     LineWithKeys(u32),
-    /// That line of ssl_multicert.config has a `dest_ip` other than `*`, which gets no shared keys
-    /// in Traffic Server before 9.2.2.
+    /// That line of ssl_multicert.config has a `dest_ip` other than `*`, whose sites Traffic Server
+    /// gives keys of their own (its issue 8734).
     LineWithAddress(u32),
     /// Memory of keys may be written to swap: the kernel's error number for `mlock`.
     Unlocked(i32),
@@ -196,6 +203,57 @@ pub enum Hint {
     Dumped(i32),
     /// Keys have no memory of their own: the error number for `mmap`.
     Unmapped(i32),
+}
+
+/// The hint as a sentence without its full stop: what is so, what that means, what to do.
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = |errno: &i32| io::Error::from_raw_os_error(*errno);
+        match self {
+            Hint::TicketsDisabled => write!(
+                f,
+                "proxy.config.ssl.server.session_ticket.enable is 0: Traffic Server gives out no \
+                 session tickets, so there is nothing to share; set it to 1"
+            ),
+            Hint::TicketKeyFile(file) => write!(
+                f,
+                "proxy.config.ssl.server.ticket_key.filename is {file:?}: Traffic Server puts \
+                 that file's keys in place of the shared ones at each reload that finds it \
+                 changed; unset it"
+            ),
+            Hint::LineWithoutTickets(line) => write!(
+                f,
+                "ssl_multicert.config line {line} has ssl_ticket_enabled=0: its sites give out no \
+                 session tickets; remove it unless that is wanted"
+            ),
+            Hint::LineWithKeys(line) => write!(
+                f,
+                "ssl_multicert.config line {line} has a ticket_key_name: its sites use that \
+                 file's keys and never the shared ones; remove it"
+            ),
+            Hint::LineWithAddress(line) => write!(
+                f,
+                "ssl_multicert.config line {line} has a dest_ip other than *: Traffic Server gives \
+                 its sites ticket keys of their own (apache/trafficserver issue 8734); tell sites \
+                 apart by server name, or use a version with that mended"
+            ),
+            Hint::Unlocked(errno) => write!(
+                f,
+                "ticket keys may be written to swap (mlock: {}); raise LimitMEMLOCK, ulimit -l",
+                error(errno)
+            ),
+            Hint::Dumped(errno) => write!(
+                f,
+                "ticket keys would be part of a core dump (madvise: {}); switch core dumps off",
+                error(errno)
+            ),
+            Hint::Unmapped(errno) => write!(
+                f,
+                "ticket keys have no protected memory of their own (mmap: {})",
+                error(errno)
+            ),
+        }
+    }
 }
 
 /// What a box knows of the Traffic Server that it runs in. All empty where there is none.
@@ -342,6 +400,7 @@ pub(crate) mod tests {
                 quorum_ms: Some(60),
                 elections: 1,
                 leaders: 2,
+                staged: 4,
                 rotations: 3,
             },
             keys: Keys {
@@ -350,6 +409,7 @@ pub(crate) mod tests {
                 staged: None,
                 age_ms: 1000,
                 next_ms: 2000,
+                interval_ms: 3000,
                 in_use: KeyInUse::Agreed,
                 installed: Generation(9),
             },

@@ -354,9 +354,14 @@ impl Node {
         report::status(&self.shared)
     }
 
-    /// Takes over what the host says of itself, for [`Node::status`].
-    pub fn host_says(&self, status: HostStatus) {
-        *lock(&self.shared.ledger.host) = status;
+    /// Has the host asked how it is whenever this box is; `probe` must not wait.
+    pub fn set_host(&self, probe: impl Fn() -> HostStatus + Send + Sync + 'static) {
+        *lock(&self.shared.ledger.host) = Some(Arc::new(probe));
+    }
+
+    /// Waits until keys, role or leader have changed since the last call ended; for one caller.
+    pub async fn moved(&self) {
+        self.shared.ledger.moved.notified().await;
     }
 
     /// The keys that the gate kept out of this box.

@@ -4,10 +4,11 @@
 //! held longer than it takes to copy what is behind it, and no key byte gets in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openssl::sha::Sha256;
+use tokio::sync::Notify;
 
 use super::refusals::{Place, Reason, Refusals};
 use super::shared::{lock, Shared};
@@ -29,10 +30,25 @@ pub(super) struct Ledger {
     pub elections: AtomicU64,
     /// How often it saw another leader or term than before.
     pub leaders: AtomicU64,
+    /// How many keys it saw being staged.
+    pub staged: AtomicU64,
     /// How many keys it saw become current.
     pub rotations: AtomicU64,
-    /// What the host said of itself last.
-    pub host: Mutex<HostStatus>,
+    /// Asks the host how it is, if there is one.
+    pub host: Mutex<Option<HostProbe>>,
+    /// Rung when something in here, or the keys, the role or the leader changed.
+    pub moved: Notify,
+}
+
+/// Asks the host how it is, without waiting for anything.
+pub(super) type HostProbe = Arc<dyn Fn() -> HostStatus + Send + Sync>;
+
+impl Ledger {
+    /// Counts one more.
+    pub fn count(&self, what: fn(&Ledger) -> &AtomicU64) {
+        what(self).fetch_add(1, Ordering::Relaxed);
+        self.moved.notify_one();
+    }
 }
 
 /// All that this box says of itself.
@@ -49,11 +65,17 @@ pub(super) fn status(shared: &Shared) -> BoxStatus {
         keys: keys(shared, &settings, &report),
         list: list(shared, &settings, &report),
         certificate: certificate(shared),
-        host: lock(&shared.ledger.host).clone(),
+        host: host(shared),
         refused_keys: refused_keys(&shared.refusals),
         refused_peers: refused_peers(&shared.counters),
         accepted: shared.counters.accepted(),
     }
+}
+
+fn host(shared: &Shared) -> HostStatus {
+    // Called outside the lock.
+    let probe = lock(&shared.ledger.host).clone();
+    probe.map(|probe| probe()).unwrap_or_default()
 }
 
 fn group(shared: &Shared, report: &Report) -> GroupStatus {
@@ -68,6 +90,7 @@ fn group(shared: &Shared, report: &Report) -> GroupStatus {
         quorum_ms: shared.quorum_contact().map(|at| millis(now.since(at))),
         elections: ledger.elections.load(Ordering::Relaxed),
         leaders: ledger.leaders.load(Ordering::Relaxed),
+        staged: ledger.staged.load(Ordering::Relaxed),
         rotations: ledger.rotations.load(Ordering::Relaxed),
     }
 }
@@ -85,6 +108,7 @@ fn keys(shared: &Shared, settings: &Settings, report: &Report) -> Keys {
         staged: ring.staged().map(|staged| named(&staged.held)),
         age_ms: millis(report.current_age),
         next_ms: millis(next_rotation(settings, report)),
+        interval_ms: millis(settings.key_update_interval),
         in_use: key_in_use(shared),
         installed: report.installed,
     }

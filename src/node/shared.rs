@@ -541,6 +541,7 @@ impl Shared {
         }
         let (history, newest, agreed) = (set.history, set.newest, set.agreed);
         self.installed.send_replace(Installed { history, newest, agreed });
+        self.ledger.moved.notify_one();
     }
 
     /// The newest generation of the present history that the host has installed.
