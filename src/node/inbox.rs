@@ -22,9 +22,7 @@ use crate::core::rejoin::{yields, Quarantine};
 use crate::core::server_id::ServerId;
 use crate::journal::Level;
 use crate::transport::frame::{Header, Role};
-use crate::transport::listener::{
-    max_connections, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
-};
+use crate::transport::listener::{Caller, Refusal, Service};
 use crate::transport::Body;
 
 /// The longest that an asker may have an answer held back until a key is installed.
@@ -32,24 +30,6 @@ const MAX_AWAIT: Duration = Duration::from_secs(10);
 
 /// Answers in the name of one box.
 pub(super) struct Inbox(pub Arc<Shared>);
-
-/// Starts to listen.
-pub(super) fn listen(shared: &Arc<Shared>) -> Listener {
-    let settings = ListenSettings {
-        bind_address: shared.settings().bind_address.clone(),
-        address: shared.settings().address.clone(),
-        port: shared.settings().port,
-        max_connections: max_connections(shared.members().len()),
-    };
-    let deps = ListenDeps {
-        log: shared.log.clone(),
-        tls: shared.tls.subscribe(),
-        me: shared.sender.clone(),
-        heard: shared.heard.clone(),
-        counters: shared.counters.clone(),
-    };
-    Listener::start(settings, deps, Arc::new(Inbox(shared.clone())))
-}
 
 impl Service for Inbox {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {

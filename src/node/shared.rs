@@ -15,10 +15,11 @@ use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
+use super::outside::{Ears, Post};
 use super::refusals::Refusals;
 use super::report::Ledger;
-use super::state_file::{doubts_about, StateFile};
-use super::{KeySet, Report, Role};
+use super::state_file::StateFile;
+use super::{Deps, KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
 use crate::consensus::saved::Saved;
@@ -33,10 +34,10 @@ use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::journal::{Level, Log};
-use crate::transport::listener::{max_connections, Listener, Refusal};
-use crate::transport::peers::{CallError, Peers};
+use crate::transport::listener::{max_connections, Refusal};
+use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;
-use crate::transport::{Counters, Heard, Me, Versions};
+use crate::transport::{Counters, Heard, Me};
 
 /// How long Raft's own tasks may take to stop.
 const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
@@ -70,7 +71,8 @@ pub(super) struct Shared {
     members: Mutex<Arc<[Member]>>,
     pub log: Log,
     pub me: ServerId,
-    pub peers: Peers,
+    /// The way to the other boxes.
+    pub post: Post,
     /// The newest certificates and whose are accepted; new connections use them. Changed by
     /// [`Shared::set_certificates`] and [`Shared::set_members`] only.
     pub tls: watch::Sender<Tls>,
@@ -105,7 +107,7 @@ pub(super) struct Shared {
     /// Whether this box is about to end: it beats no more.
     pub leaving: watch::Sender<bool>,
     /// Lets the others in, until this box ends.
-    pub listener: Mutex<Option<Listener>>,
+    pub listener: Mutex<Option<Ears>>,
     /// Where what this box remembers is kept, if anywhere.
     state_file: Option<StateFile>,
     /// What a box that has found its memory again says of itself until it takes part.
@@ -145,12 +147,10 @@ struct Facts {
 impl Shared {
     pub fn new(
         settings: Settings,
-        log: Log,
-        tls: Tls,
-        initial: Stek,
-        versions: Versions,
+        deps: Deps,
         orders: mpsc::Sender<QueuedOrder>,
     ) -> Result<Arc<Shared>, ErrorStack> {
+        let Deps { log, tls, initial, versions, outside } = deps;
         let mut incarnation = [0; 8];
         rand_bytes(&mut incarnation)?;
         let views = watch::Sender::new(AgreedView::default());
@@ -171,10 +171,10 @@ impl Shared {
             .speaking(versions)
         };
         let state_file = settings.state_dir.as_deref().and_then(|dir| {
-            for doubt in doubts_about(dir) {
+            for doubt in outside.disk.doubts_about(dir) {
                 log.warning(doubt);
             }
-            let file = StateFile::new(dir, settings.server_id);
+            let file = StateFile::new(dir, settings.server_id, outside.disk.clone());
             let refused = |e| {
                 let dir = dir.display();
                 log.error(format!(
@@ -186,8 +186,8 @@ impl Shared {
         });
         let tls = watch::Sender::new(tls.with_members(&settings.members));
         let heard = Heard::new();
-        let peers = Peers::new(log.clone(), tls.subscribe(), sender.clone(), heard.clone());
-        peers.set_members(&settings.members);
+        let post = Post::new(outside.mail, &log, tls.subscribe(), &sender, &heard);
+        post.set_members(&settings.members);
         Ok(Arc::new(Shared {
             me: settings.server_id,
             members: Mutex::new(settings.members.clone().into()),
@@ -195,7 +195,7 @@ impl Shared {
             refusals: Refusals::new(log.clone()),
             ledger: Ledger::default(),
             log,
-            peers,
+            post,
             tls,
             sender,
             heard,
@@ -256,7 +256,7 @@ impl Shared {
         }
         // Who may connect follows, as the certificates do.
         self.tls.send_modify(|tls| *tls = tls.with_members(&self.members()));
-        self.peers.set_members(members);
+        self.post.set_members(members);
         if let Some(listener) = lock(&self.listener).as_ref() {
             listener.set_max_connections(max_connections(members.len()));
         }
@@ -632,7 +632,7 @@ impl Courier for PeerCourier {
         let body = wire::encode(&request).ok_or(CallFailure::Senseless)?;
         // The request may hold keys; while the answer is awaited only the frame does.
         drop(request);
-        let answer = self.0.peers.request(to, body, limit).await.map_err(|e| match e {
+        let answer = self.0.post.request(to, body, limit).await.map_err(|e| match e {
             CallError::TimedOut => CallFailure::TimedOut,
             CallError::Refused(Refusal::NotAMember) => CallFailure::NotListed,
             _ => CallFailure::Unreachable,
