@@ -48,6 +48,9 @@ use crate::core::stek::{Fingerprint, Stek, WeakKey};
 use crate::journal::Log;
 use crate::transport::tls::Tls;
 use crate::transport::Versions;
+#[doc(hidden)]
+pub use state_file::door as state_file_door;
+
 use outside::Outside;
 use refusals::Refusals;
 use shared::{lock, Shared};

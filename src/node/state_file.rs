@@ -61,6 +61,55 @@ struct Content {
     saved: Saved,
 }
 
+impl Content {
+    /// Reads what was sealed in a file of this history, and checks that a box could have
+    /// remembered it.
+    fn read(plain: &[u8], history: &[u8]) -> Result<Content, Unusable> {
+        let content: Content =
+            postcard::from_bytes(plain).map_err(|e| Unusable::Content(Malformed::Encoding(e)))?;
+        let inner = content.saved.agreed.ring.history().map(HistoryId::to_bytes);
+        if inner.as_ref().map(|h| &h[..]) != Some(history) {
+            return Err(Unusable::Seal);
+        }
+        content.saved.check().map_err(Unusable::Content)?;
+        Ok(content)
+    }
+}
+
+/// The readers of this module for `fuzz/`, which hands them bytes that no file could get past the
+/// seal. Nothing else uses it.
+#[doc(hidden)]
+pub mod door {
+    use super::*;
+
+    /// What the bytes of a whole file hold for the box `id`, or why they are not used.
+    pub fn open(bytes: &[u8], id: ServerId, tls: &Tls) -> Result<Saved, String> {
+        let content = file(id).open(bytes, tls).map_err(|why| why.to_string())?;
+        Ok(content.saved)
+    }
+
+    /// What the bytes inside the seal hold, or why they are not used.
+    pub fn read(plain: &[u8], history: HistoryId) -> Result<Saved, String> {
+        let content = Content::read(plain, &history.to_bytes()).map_err(|why| why.to_string())?;
+        Ok(content.saved)
+    }
+
+    /// The bytes that are sealed for `saved`, as of a fixed moment.
+    pub fn plain(saved: Saved) -> Option<Zeroizing<Vec<u8>>> {
+        let stamp = Stamp { boot: "boot".to_owned(), uptime_ms: 1_000, wall_ms: 2_000 };
+        encode(&Content { stamp, saved })
+    }
+
+    /// The bytes of a whole file around `plain`.
+    pub fn seal(plain: &[u8], history: HistoryId, id: ServerId, tls: &Tls) -> io::Result<Vec<u8>> {
+        file(id).seal(plain, Some(history), tls)
+    }
+
+    fn file(id: ServerId) -> StateFile {
+        StateFile { path: PathBuf::new(), id, disk: Arc::new(Files) }
+    }
+}
+
 /// Why a state file is not used.
 #[derive(Debug, Error)]
 pub enum Unusable {
@@ -132,7 +181,6 @@ impl StateFile {
             other => other?,
         };
         let content = self.open(&bytes, tls)?;
-        content.saved.check().map_err(Unusable::Content)?;
         let away = away(&content.stamp, &self.disk.stamp()?).ok_or(Unusable::Clock)?;
         let age = Duration::from_millis(content.saved.current_age_ms).saturating_add(away);
         match age > max_key_age {
@@ -149,14 +197,20 @@ impl StateFile {
         let history = saved.agreed.ring.history();
         let content = Content { stamp: self.disk.stamp()?, saved };
         let plain = encode(&content).ok_or_else(|| io::Error::other("cannot be encoded"))?;
+        let bytes = self.seal(&plain, history, tls)?;
+        self.disk.write(&self.path, &[&bytes])
+    }
+
+    /// The file's bytes for this content.
+    fn seal(&self, plain: &[u8], history: Option<HistoryId>, tls: &Tls) -> io::Result<Vec<u8>> {
         let head = self.head(history);
         let key = self.sealing_key(tls, &head)?;
         let mut nonce = [0; NONCE_LEN];
         rand_bytes(&mut nonce)?;
         let mut tag = [0; TAG_LEN];
         let cipher = Cipher::aes_256_gcm();
-        let sealed = encrypt_aead(cipher, &*key, Some(&nonce), &head, &plain, &mut tag)?;
-        self.disk.write(&self.path, &[&head, &nonce, &tag, &sealed])
+        let sealed = encrypt_aead(cipher, &*key, Some(&nonce), &head, plain, &mut tag)?;
+        Ok([&head[..], &nonce, &tag, &sealed].concat())
     }
 
     /// Removes what was saved, because it is no longer true.
@@ -181,13 +235,7 @@ impl StateFile {
         let cipher = Cipher::aes_256_gcm();
         let plain = decrypt_aead(cipher, &*key, Some(nonce), head, sealed, tag);
         let plain = Zeroizing::new(plain.map_err(|_| Unusable::Seal)?);
-        let content: Content =
-            postcard::from_bytes(&plain).map_err(|e| Unusable::Content(Malformed::Encoding(e)))?;
-        let inner = content.saved.agreed.ring.history().map(HistoryId::to_bytes);
-        match inner.as_ref().map(|h| &h[..]) == Some(history) {
-            true => Ok(content),
-            false => Err(Unusable::Seal),
-        }
+        Content::read(&plain, history)
     }
 
     fn head(&self, history: Option<HistoryId>) -> Vec<u8> {
