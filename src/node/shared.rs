@@ -29,7 +29,7 @@ use crate::consensus::{ballot_of, log_end_of, Raft};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::moment::Moment;
-use crate::core::rejoin::{Quarantine, Status};
+use crate::core::rejoin::{Horizon, Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
@@ -432,6 +432,31 @@ impl Shared {
         fresh.map(|(id, (_, status))| (*id, status.clone())).collect()
     }
 
+    /// How far terms and logs may reach for this box to believe them.
+    pub fn horizon(&self) -> Horizon {
+        let (vote, end) = match self.running() {
+            Some(Running { log, .. }) => (log.vote(), log.last_log_id()),
+            None => (None, None),
+        };
+        let (term, index) = (vote.map_or(0, |v| v.leader_id.term), end.map_or(0, |id| id.index));
+        // They need not be fresh, since terms and logs only grow.
+        Horizon::of(term, index, &self.answers_within(Duration::MAX))
+    }
+
+    /// Whether this box believes that there is this term, and this end of a log. Says so if not.
+    pub fn believes(&self, from: ServerId, term: u64, index: u64) -> bool {
+        let horizon = self.horizon();
+        let believed = horizon.has_term(term) && horizon.has_index(index);
+        if !believed {
+            let line = format!(
+                "server {from} counts far beyond what this box knows of (term {term}, entry \
+                 {index}) and nobody bears it out; not believed: is that server sound?"
+            );
+            self.log.limited(Level::Warning, "absurd count", line);
+        }
+        believed
+    }
+
     pub fn forget_answers(&self) {
         lock(&self.facts).answers.clear();
     }
@@ -645,7 +670,11 @@ impl Courier for PeerCourier {
         if matches!(answer, Response::Unable(Unable::OtherHistory)) {
             self.0.note_foreigner(to);
         }
-        Ok(answer)
+        let told = answer.ballot();
+        match told.is_none_or(|ballot| self.0.believes(to, ballot.term, 0)) {
+            true => Ok(answer),
+            false => Err(CallFailure::Senseless),
+        }
     }
 }
 
