@@ -169,6 +169,9 @@ pub struct DoctorArgs {
     /// The server name that clients send, for the addresses of --tls [default: none]
     #[arg(long, value_name = "NAME", requires = "tls")]
     pub sni: Option<String>,
+    /// Also print who resumes whose tickets, which is said otherwise only where it goes wrong
+    #[arg(long, requires = "tls")]
+    pub matrix: bool,
     /// Do not ask the servers of the list
     #[arg(long)]
     pub offline: bool,

@@ -3,7 +3,7 @@
 //! Judges nothing. What must hold: a round of questions ends within a bounded number of time
 //! limits, however long the list is.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stek_share::client::{BoxStatus, Client, Failure as Unanswered};
 use stek_share::core::config::Member;
@@ -23,6 +23,9 @@ pub struct Server {
     pub member: Member,
     /// What it says and how long that took, or why it says nothing.
     pub answer: Result<(BoxStatus, Duration), Unanswered>,
+    /// How many milliseconds its clock is ahead of the one here, if it answered; the way of the
+    /// answer counts as nothing.
+    pub clock_offset_ms: Option<i64>,
 }
 
 impl Server {
@@ -43,6 +46,12 @@ pub fn address(member: &Member) -> String {
         true => format!("[{}]:{}", member.address, member.port),
         false => format!("{}:{}", member.address, member.port),
     }
+}
+
+/// How many milliseconds a clock that says `theirs` is ahead of the one here.
+fn offset(theirs: u64) -> Option<i64> {
+    let ours = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_millis();
+    i64::try_from(theirs).ok()?.checked_sub(i64::try_from(ours).ok()?)
 }
 
 /// Speaks to the servers of a list in the name of this box.
@@ -78,7 +87,9 @@ impl Fleet {
                 let (client, member, limit) = (self.client.clone(), member.clone(), self.limit);
                 asked.spawn(async move {
                     let answer = client.status(&member, limit).await;
-                    (index, Server { member, answer })
+                    let clock = |(status, _): &(BoxStatus, Duration)| offset(status.clock_ms);
+                    let clock_offset_ms = answer.as_ref().ok().and_then(clock);
+                    (index, Server { member, answer, clock_offset_ms })
                 });
             }
             // A question that panicked has no row; there is none that could.

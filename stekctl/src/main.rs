@@ -20,6 +20,7 @@
 
 mod check;
 mod cli;
+mod doctor;
 mod fleet;
 mod help;
 mod init;
@@ -75,6 +76,6 @@ fn run(cli: &Cli) -> Ended {
         Command::Status(args) => status::run(args, &cli.place),
         Command::Rotate => order::rotate(&cli.place),
         Command::Revoke(args) => order::revoke(args, &cli.place),
-        _ => Err(Failure::new("soon")),
+        Command::Doctor(args) => doctor::run(args, &cli.place),
     }
 }

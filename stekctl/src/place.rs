@@ -36,8 +36,13 @@ pub fn ats_config(place: &Place) -> Result<Option<PathBuf>, Failure> {
              plugin.config",
             dir.display()
         ))),
-        None => Ok(USUAL.iter().map(PathBuf::from).find(|dir| dir.is_dir())),
+        None => Ok(usual()),
     }
+}
+
+/// The configuration directory of the Traffic Server that is installed on this machine.
+pub fn usual() -> Option<PathBuf> {
+    USUAL.iter().map(PathBuf::from).find(|dir| dir.is_dir())
 }
 
 /// What stands before `etc` or `etc/trafficserver` in the configuration directory; Debian's prefix

@@ -65,43 +65,44 @@ impl Field {
     pub fn style(self, style: Style) -> Field {
         Field { style, ..self }
     }
+
+    fn width(&self) -> usize {
+        self.text.chars().count()
+    }
 }
 
 /// Fields in columns, two spaces apart, each as wide as its widest field.
 #[derive(Debug)]
-pub struct Table<const N: usize> {
-    head: [&'static str; N],
-    rows: Vec<[Field; N]>,
-}
+pub struct Table(Vec<Vec<Field>>);
 
-impl<const N: usize> Table<N> {
-    /// A table without rows.
-    pub fn new(head: [&'static str; N]) -> Table<N> {
-        Table { head, rows: Vec::new() }
+impl Table {
+    /// A table of a head alone.
+    pub fn new<'a>(head: impl IntoIterator<Item = &'a str>) -> Table {
+        Table(vec![head.into_iter().map(|name| Field::new(name).style(HEAD)).collect()])
     }
 
     /// Adds a row at the end.
-    pub fn push(&mut self, row: [Field; N]) {
-        self.rows.push(row);
+    pub fn push(&mut self, row: Vec<Field>) {
+        self.0.push(row);
     }
 
     /// All of it, a line for the head and one for each row.
     pub fn render(&self) -> String {
-        let head = self.head.map(|name| Field::new(name).style(HEAD));
-        let lines = || std::iter::once(&head).chain(&self.rows);
-        let mut widths = [0; N];
-        for row in lines() {
+        let mut widths: Vec<usize> = Vec::new();
+        for row in &self.0 {
+            widths.resize(widths.len().max(row.len()), 0);
             for (width, field) in widths.iter_mut().zip(row) {
-                *width = field.text.chars().count().max(*width);
+                *width = field.width().max(*width);
             }
         }
         let mut out = String::new();
-        for row in lines() {
+        for row in &self.0 {
+            // Blanks are owed until another field follows, so that no line ends with them.
             let mut blanks = 0;
             for (width, field) in widths.iter().zip(row) {
                 out += &" ".repeat(blanks);
                 out += &styled(&field.text, field.style);
-                blanks = width - field.text.chars().count() + 2;
+                blanks = width - field.width() + 2;
             }
             out.push('\n');
         }
@@ -116,8 +117,8 @@ mod tests {
     #[test]
     fn columns_stand_below_each_other() {
         let mut table = Table::new(["ID", "ADDRESS", "X"]);
-        table.push([Field::new("1"), Field::new("10.0.0.1:10001").style(BAD), Field::new("é")]);
-        table.push([Field::new("200"), Field::new("b"), Field::new("y")]);
+        table.push(vec![Field::new("1"), Field::new("10.0.0.1:10001").style(BAD), Field::new("é")]);
+        table.push(vec![Field::new("200"), Field::new("b"), Field::new("y")]);
         let plain = anstream::adapter::strip_str(&table.render()).to_string();
         let expected = "ID   ADDRESS         X\n1    10.0.0.1:10001  é\n200  b               y\n";
         assert_eq!(plain, expected);

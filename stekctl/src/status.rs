@@ -22,6 +22,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Erases the screen and begins at its top.
 const TOP_OF_SCREEN: &str = "\u{1b}[2J\u{1b}[H";
 
+/// The columns of the table.
+const HEAD: [&str; 10] =
+    ["ID", "ADDRESS", "ROLE", "GEN", "KEYS", "AGE", "NEXT", "VERSION", "LIST", "RTT"];
+
 /// What was found at one time.
 pub struct Look {
     /// The servers, in the order of the list.
@@ -99,15 +103,13 @@ fn summary(look: &Look) -> String {
     )
 }
 
-fn table(servers: &[Server]) -> Table<10> {
-    let mut table = Table::new([
-        "ID", "ADDRESS", "ROLE", "GEN", "KEYS", "AGE", "NEXT", "VERSION", "LIST", "RTT",
-    ]);
+fn table(servers: &[Server]) -> Table {
+    let mut table = Table::new(HEAD);
     for server in servers {
         let (id, place) = (Field::new(server.id().to_string()), address(&server.member));
         let place = Field::new(place);
         table.push(match &server.answer {
-            Ok((status, took)) => [
+            Ok((status, took)) => vec![
                 id,
                 place,
                 role_field(status),
@@ -120,9 +122,9 @@ fn table(servers: &[Server]) -> Table<10> {
                 Field::new(milliseconds(*took)),
             ],
             Err(_) => {
-                let none = || Field::new("-");
-                let role = Field::new("no answer").style(BAD);
-                [id, place, role, none(), none(), none(), none(), none(), none(), none()]
+                let mut row = vec![id, place, Field::new("no answer").style(BAD)];
+                row.resize(HEAD.len(), Field::new("-"));
+                row
             }
         });
     }
