@@ -413,6 +413,23 @@ mod tests {
         assert_eq!(METRICS[0].host_name(), "plugin.stek_share.up");
     }
 
+    /// What docs/metrics.md has to say; where it does not, this prints what to put there.
+    #[test]
+    fn the_documentation_has_this_table() {
+        let mut table =
+            String::from("| metric | kind | meaning | worth an alarm |\n|---|---|---|---|\n");
+        for metric in METRICS {
+            let Metric { name, kind, meaning, alarm, .. } = metric;
+            table += &format!("| `{name}` | {} | {meaning} | {alarm} |\n", kind.word());
+        }
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let page = std::fs::read_to_string(page).expect("docs/metrics.md");
+        let rows = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| line.starts_with('|')).map(str::to_owned).collect()
+        };
+        assert_eq!(rows(&page), rows(&table), "the table should be\n{table}");
+    }
+
     #[test]
     fn every_cause_has_a_metric() {
         for (_, word) in Cause::ALL {
