@@ -154,12 +154,21 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
     ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
         let begins_the_log = rpc.prev_log_id.is_none();
         let sent = ballot_of(&rpc.vote);
+        let last = rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id);
         let (age, quorum) = (self.chronicle.current_age(), self.chronicle.has_quorum());
         let request = Request::Append(WireAppend::from_raft(rpc, age, quorum));
         match self.courier.call(self.target, request, limit(&option)).await? {
             // There is no entry before the first that could conflict; openraft takes this for
             // impossible and panics.
             Response::Append(AppendAnswer::Conflict) if begins_the_log => {
+                Err(CallFailure::Senseless.into())
+            }
+            // It cannot hold more than it was sent.
+            Response::Append(AppendAnswer::Partial(end)) if end.map(log_id_of) > last => {
+                Err(CallFailure::Senseless.into())
+            }
+            // What is not higher refuses nothing.
+            Response::Append(AppendAnswer::HigherVote(ballot, _)) if ballot <= sent => {
                 Err(CallFailure::Senseless.into())
             }
             Response::Append(AppendAnswer::HigherVote(ballot, committed)) => {

@@ -12,19 +12,16 @@ use tokio::time::timeout;
 
 use super::refusals::Place;
 use super::shared::{Running, Shared};
-use super::{leader, roster};
+use super::{leader, report, roster};
 use crate::consensus::wire::{
     self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
 };
 use crate::consensus::{log_end_of, wire::vote_answer};
 use crate::core::key_ring::{Generation, HistoryId};
-use crate::core::rejoin::{yields, Quarantine};
-use crate::core::server_id::ServerId;
+use crate::core::rejoin::{yields, Ballot, Quarantine};
 use crate::journal::Level;
 use crate::transport::frame::{Header, Role};
-use crate::transport::listener::{
-    max_connections, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
-};
+use crate::transport::listener::{Caller, Refusal, Service};
 use crate::transport::Body;
 
 /// The longest that an asker may have an answer held back until a key is installed.
@@ -32,24 +29,6 @@ const MAX_AWAIT: Duration = Duration::from_secs(10);
 
 /// Answers in the name of one box.
 pub(super) struct Inbox(pub Arc<Shared>);
-
-/// Starts to listen.
-pub(super) fn listen(shared: &Arc<Shared>) -> Listener {
-    let settings = ListenSettings {
-        bind_address: shared.settings().bind_address.clone(),
-        address: shared.settings().address.clone(),
-        port: shared.settings().port,
-        max_connections: max_connections(shared.members().len()),
-    };
-    let deps = ListenDeps {
-        log: shared.log.clone(),
-        tls: shared.tls.subscribe(),
-        me: shared.sender.clone(),
-        heard: shared.heard.clone(),
-        counters: shared.counters.clone(),
-    };
-    Listener::start(settings, deps, Arc::new(Inbox(shared.clone())))
-}
 
 impl Service for Inbox {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {
@@ -112,7 +91,12 @@ impl Inbox {
                 shared.stand_now.notify_one();
                 Ok(Response::WillStand)
             }
+            // A tool need not know who leads; a member does, and must not be sent on.
+            Request::Order(order) if from.role == Role::Tool => {
+                Ok(Response::Ordered(leader::order(shared, order).await))
+            }
             Request::Order(order) => Ok(Response::Ordered(leader::order_here(shared, order).await)),
+            Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
             Request::Enlist(members) => {
                 Ok(Response::Enlisted(roster::enlist_here(shared, members).await))
             }
@@ -127,15 +111,19 @@ impl Inbox {
             }
             Request::Vote(vote) => {
                 let running = self.same_history(from)?;
+                self.speaks_for_itself(from, vote.ballot, 0)?;
                 self.vote(&running, vote).await
             }
             Request::Append(append) => {
                 let running = self.same_history(from)?;
+                self.speaks_for_itself(from, append.vote.0, 0)?;
                 self.append(&running, from, append).await
             }
             Request::Snapshot(snapshot) => {
                 let running = self.same_history(from)?;
-                self.snapshot(&running, from.id, snapshot).await
+                let index = snapshot.last.map_or(0, |end| end.index);
+                self.speaks_for_itself(from, snapshot.vote.0, index)?;
+                self.snapshot(&running, snapshot).await
             }
         }
     }
@@ -153,6 +141,15 @@ impl Inbox {
         self.0.running().ok_or(Unable::Starting)
     }
 
+    /// Whether a ballot is the sender's own, since only its own candidate stands and leads in it,
+    /// and neither it nor the end of the sender's log is out of this box's sight.
+    fn speaks_for_itself(&self, from: &Caller, ballot: Ballot, index: u64) -> Result<(), Unable> {
+        match ballot.node == from.id && self.0.believes(from.id, ballot.term, index) {
+            true => Ok(()),
+            false => Err(Unable::Malformed),
+        }
+    }
+
     async fn vote(&self, running: &Running, vote: WireVote) -> Result<Response, Unable> {
         if !self.0.quarantine.borrow().admits(vote.log_end) {
             return Err(Unable::Quarantined);
@@ -168,10 +165,6 @@ impl Inbox {
         append: WireAppend,
     ) -> Result<Response, Unable> {
         let (ballot, committed) = append.vote;
-        // Only its own candidate becomes the leader of a ballot.
-        if ballot.node != from.id {
-            return Err(Unable::Malformed);
-        }
         let commit = append.commit;
         let (age, quorum) = (append.age, append.quorum);
         let answer =
@@ -196,13 +189,9 @@ impl Inbox {
     async fn snapshot(
         &self,
         running: &Running,
-        from: ServerId,
         snapshot: WireSnapshot,
     ) -> Result<Response, Unable> {
         let (vote, snapshot) = snapshot.into_raft(self.0.now());
-        if vote.leader_id.node_id != from {
-            return Err(Unable::Malformed);
-        }
         let answer = running
             .raft
             .install_full_snapshot(vote, snapshot)
@@ -239,6 +228,7 @@ mod tests {
     use super::*;
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, KeyRing};
+    use crate::core::server_id::ServerId;
     use crate::node::bench::{stek, Bench};
     use crate::node::KeySet;
 
