@@ -24,7 +24,8 @@ export STEK_SHARE_SO = $(PLUGIN)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts prove-network soak mutants measure \
-        deny deny-tool deny-advisories install uninstall absolute check-fresh clean
+        deny deny-tool deny-advisories install uninstall absolute check-fresh \
+        package package-check check-examples clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -111,6 +112,15 @@ uninstall: absolute ## take it away again
 absolute:
 	@case "$(strip $(PLUGINDIR))" in /*) ;; \
 	    *) echo "PLUGINDIR has to be an absolute path, not '$(strip $(PLUGINDIR))'" >&2; exit 1 ;; esac
+
+package: ## the Debian package, looked at by lintian, in target/package
+	@tools/deps.sh $(VENV) packaging
+	cargo build --release --locked -p stek_share -p stekctl
+	@tools/package.sh $(TARGET)/package $(TARGET)/release/libstek_share.so \
+	    $(TARGET)/release/stekctl "$(strip $(PLUGINDIR))"
+
+package-check: package ## install, run, upgrade and remove it in a Debian 12 made from nothing (root)
+	@tools/package-check.sh $(TARGET)/package-check $(TARGET)/package/*.deb
 
 check-fresh: ## deps and build in a Debian 12 made from nothing (root; downloads it)
 	@tools/check-fresh.sh $(TARGET)/fresh
