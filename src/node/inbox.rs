@@ -16,7 +16,7 @@ use super::{leader, roster};
 use crate::consensus::wire::{
     self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
 };
-use crate::consensus::{log_end_of, wire::vote_answer};
+use crate::consensus::{ballot_of, log_end_of, wire::vote_answer};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{yields, Ballot, Quarantine};
 use crate::journal::Level;
@@ -169,6 +169,16 @@ impl Inbox {
         if !self.0.quarantine.borrow().admits(vote.log_end) {
             return Err(Unable::Quarantined);
         }
+        // openraft's lease keeps followers from voting against a leader that they hear, but not
+        // the leader itself from stepping down at a mere request.
+        if self.0.leads_majority(running) && !*self.0.leaving.borrow() {
+            let own = running.log.vote().unwrap_or_default();
+            return Ok(Response::Vote {
+                vote: (ballot_of(&own), own.committed),
+                granted: false,
+                log_end: running.log.last_log_id().as_ref().map(log_end_of),
+            });
+        }
         let answer = running.raft.vote(vote.into_raft()).await.map_err(|_| Unable::Stopped)?;
         Ok(vote_answer(&answer))
     }
@@ -215,7 +225,7 @@ impl Inbox {
         if answer.vote == vote {
             self.0.note_contact(true);
         }
-        let vote = (crate::consensus::ballot_of(&answer.vote), answer.vote.committed);
+        let vote = (ballot_of(&answer.vote), answer.vote.committed);
         Ok(Response::Snapshot { vote })
     }
 }

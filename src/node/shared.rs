@@ -395,6 +395,12 @@ impl Shared {
         lock(&self.facts).contact.is_some_and(|at| now.since(at) < lease)
     }
 
+    /// Whether this box leads, and a majority acknowledged that within openraft's lease.
+    pub fn leads_majority(&self, running: &Running) -> bool {
+        running.raft.server_metrics().borrow().state == ServerState::Leader
+            && self.quorum_within(self.settings().timers.election_lower)
+    }
+
     /// Whether a majority, this leader included, acknowledged it within `limit`.
     pub fn quorum_within(&self, limit: Duration) -> bool {
         let Some(running) = self.running() else { return false };
