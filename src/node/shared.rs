@@ -397,8 +397,10 @@ impl Shared {
 
     /// Whether this box leads, and a majority acknowledged that within openraft's lease.
     pub fn leads_majority(&self, running: &Running) -> bool {
-        running.raft.server_metrics().borrow().state == ServerState::Leader
-            && self.quorum_within(self.settings().timers.election_lower)
+        // The look ends before the next one begins: a writer that waits in between would wait for
+        // the first, and the second for the writer.
+        let state = running.raft.server_metrics().borrow().state;
+        state == ServerState::Leader && self.quorum_within(self.settings().timers.election_lower)
     }
 
     /// Whether a majority, this leader included, acknowledged it within `limit`.
