@@ -23,7 +23,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts prove-network mutants measure \
+.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts prove-network soak mutants measure \
         deny deny-tool deny-advisories install uninstall absolute check-fresh clean
 
 help: ## this list
@@ -75,6 +75,10 @@ prove-network: build ## parted, slow and lossy networks in network namespaces (r
 	cargo test --locked --test network -- --ignored --nocapture --test-threads=1
 	cargo test --locked --test cluster -- --ignored --nocapture --exact \
 	    network::a_slow_network_that_loses_one_piece_in_twenty
+
+soak: build ## an hour of faults under load, in network namespaces (root); MINUTES=5, SEED=1
+	cargo run --locked -q -p kit --bin soak -- --minutes $(or $(MINUTES),60) \
+	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
 
 mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)
 	@tools/mutants.sh $(TARGET)/mutants

@@ -16,6 +16,7 @@ packages=(
     python3 python3-venv                 # AuTest
     openssl curl ca-certificates         # clients of the tests
     faketime                             # a test's clock that jumps
+    haproxy                              # the balancer of a test
 )
 
 say() { echo "deps: $*"; }

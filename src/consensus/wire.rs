@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::state_machine::AgreedSnapshot;
 use super::{ballot_of, log_end_of, log_id_of, Types};
 use crate::core::agreed::{Agreed, Command, Refusal};
+use crate::core::box_status::{BadStatus, BoxStatus};
 use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
@@ -60,6 +61,8 @@ pub enum Request {
     Stand,
     /// A server list that an operator wants on some box; the leader answers.
     Enlist(Vec<Member>),
+    /// "How are you?", from an operator's command. Answered in every state.
+    Report,
 }
 
 /// What the asked box answers.
@@ -93,6 +96,8 @@ pub enum Response {
     Enlisted(Result<u64, EnlistRefusal>),
     /// To anything: the asked box is in no state to answer that.
     Unable(Unable),
+    /// To [`Request::Report`].
+    Report(Box<BoxStatus>),
 }
 
 /// Why a box does not answer a request in the way that was hoped for.
@@ -303,6 +308,9 @@ pub enum Malformed {
     /// The state in a snapshot is one that no commands could have made.
     #[error("its agreed state is impossible: {0}")]
     State(Refusal),
+    /// A status that no box gives.
+    #[error("its status has {0}")]
+    Status(BadStatus),
 }
 
 /// Encodes a message in one allocation of the exact size, erased on drop. `None` only if a type
@@ -342,6 +350,7 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
     let response = decode(bytes)?;
     match &response {
         Response::Status(status) => check_status(status)?,
+        Response::Report(status) => status.check().map_err(Malformed::Status)?,
         Response::Vote { log_end: Some(end), .. } => end.check()?,
         Response::Append(AppendAnswer::Partial(Some(end))) => end.check()?,
         _ => {}
@@ -809,6 +818,21 @@ mod tests {
             decode_request(&bytes),
             Err(Malformed::State(Refusal::Key(KeyRefusal::Weak(_))))
         ));
+    }
+
+    #[test]
+    fn a_status_survives_and_one_that_no_box_gives_is_refused() {
+        let status = crate::core::box_status::tests::sample();
+        let bytes = encode(&Response::Report(Box::new(status.clone()))).unwrap();
+        let Ok(Response::Report(back)) = decode_response(&bytes) else { panic!("no status") };
+        assert_eq!(*back, status);
+        for cut in 0..bytes.len() {
+            assert!(decode_response(&bytes[..cut]).is_err(), "prefix of {cut} bytes");
+        }
+        let mut odd = status;
+        odd.certificate.subject = "/CN=\u{1b}[31m".to_owned();
+        let bytes = encode(&Response::Report(Box::new(odd))).unwrap();
+        assert!(matches!(decode_response(&bytes), Err(Malformed::Status(BadStatus::Text))));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::refusals::Place;
 use super::shared::{Running, Shared};
-use super::{leader, roster};
+use super::{leader, report, roster};
 use crate::consensus::wire::{
     self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
 };
@@ -21,9 +21,7 @@ use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{yields, Ballot, Quarantine};
 use crate::journal::Level;
 use crate::transport::frame::{Header, Role};
-use crate::transport::listener::{
-    max_connections, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
-};
+use crate::transport::listener::{Caller, Refusal, Service};
 use crate::transport::Body;
 
 /// The longest that an asker may have an answer held back until a key is installed.
@@ -31,24 +29,6 @@ const MAX_AWAIT: Duration = Duration::from_secs(10);
 
 /// Answers in the name of one box.
 pub(super) struct Inbox(pub Arc<Shared>);
-
-/// Starts to listen.
-pub(super) fn listen(shared: &Arc<Shared>) -> Listener {
-    let settings = ListenSettings {
-        bind_address: shared.settings().bind_address.clone(),
-        address: shared.settings().address.clone(),
-        port: shared.settings().port,
-        max_connections: max_connections(shared.members().len()),
-    };
-    let deps = ListenDeps {
-        log: shared.log.clone(),
-        tls: shared.tls.subscribe(),
-        me: shared.sender.clone(),
-        heard: shared.heard.clone(),
-        counters: shared.counters.clone(),
-    };
-    Listener::start(settings, deps, Arc::new(Inbox(shared.clone())))
-}
 
 impl Service for Inbox {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {
@@ -111,7 +91,12 @@ impl Inbox {
                 shared.stand_now.notify_one();
                 Ok(Response::WillStand)
             }
+            // A tool need not know who leads; a member does, and must not be sent on.
+            Request::Order(order) if from.role == Role::Tool => {
+                Ok(Response::Ordered(leader::order(shared, order).await))
+            }
             Request::Order(order) => Ok(Response::Ordered(leader::order_here(shared, order).await)),
+            Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
             Request::Enlist(members) => {
                 Ok(Response::Enlisted(roster::enlist_here(shared, members).await))
             }

@@ -355,9 +355,11 @@ pub(super) fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
     match outcome {
         Ok(Change::Key(KeyChange::Founded)) => shared.log.debug("a history of keys begins"),
         Ok(Change::Key(KeyChange::Staged(g))) => {
+            shared.ledger.count(|ledger| &ledger.staged);
             shared.log.debug(format!("generation {g} is staged"))
         }
         Ok(Change::Key(KeyChange::Activated(g))) => {
+            shared.ledger.count(|ledger| &ledger.rotations);
             shared.log.debug(format!("generation {g} is current"))
         }
         Ok(Change::Key(KeyChange::Nothing)) => {}
@@ -482,6 +484,7 @@ async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
             let heard_meanwhile = shared.contact().is_some_and(|at| at > last);
             if !heard_meanwhile {
                 shared.log.debug("no leader is heard; standing for election");
+                shared.ledger.count(|ledger| &ledger.elections);
                 if running.raft.trigger().elect().await.is_err() {
                     return "its core is gone".to_owned();
                 }
@@ -613,6 +616,7 @@ async fn tell(shared: &Arc<Shared>, running: &Running) -> String {
         match leader {
             Some(id) if told != Some((id, term)) => {
                 told = Some((id, term));
+                shared.ledger.count(|ledger| &ledger.leaders);
                 shared.log.note(match id == shared.me {
                     true => format!("this server is the leader of term {term}"),
                     false => format!("leader is server {id} in term {term}"),

@@ -36,11 +36,30 @@ pub enum Reason {
 impl Place {
     /// All of them.
     pub const ALL: [Place; 3] = [Place::Leader, Place::Apply, Place::Install];
+
+    /// The word for it in metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Place::Leader => "leader",
+            Place::Apply => "apply",
+            Place::Install => "install",
+        }
+    }
 }
 
 impl Reason {
     /// All of them.
     pub const ALL: [Reason; 4] = [Reason::Weak, Reason::Repeated, Reason::Stale, Reason::Name];
+
+    /// The word for it in metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Weak => "weak",
+            Reason::Repeated => "repeated",
+            Reason::Stale => "stale",
+            Reason::Name => "name",
+        }
+    }
 
     /// The reason in a refusal; `None` if that is not about a key at all.
     pub fn of(refusal: &agreed::Refusal) -> Option<Reason> {

@@ -2,7 +2,7 @@
 //!
 //! Small facts behind short locks, none of which is held across an await. Decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,9 +15,11 @@ use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
+use super::outside::{Ears, Post};
 use super::refusals::Refusals;
-use super::state_file::{doubts_about, StateFile};
-use super::{KeySet, Report, Role};
+use super::report::Ledger;
+use super::state_file::StateFile;
+use super::{Deps, KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
 use crate::consensus::saved::Saved;
@@ -32,10 +34,10 @@ use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::journal::{Level, Log};
-use crate::transport::listener::{max_connections, Listener, Refusal};
-use crate::transport::peers::{CallError, Peers};
+use crate::transport::listener::{max_connections, Refusal};
+use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;
-use crate::transport::{Counters, Heard, Me, Versions};
+use crate::transport::{Counters, Heard, Me};
 
 /// How long Raft's own tasks may take to stop.
 const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
@@ -59,6 +61,8 @@ pub(super) struct Running {
 pub(super) struct Installed {
     pub history: Option<HistoryId>,
     pub newest: Generation,
+    /// Whether an agreed key encrypts.
+    pub agreed: bool,
 }
 
 /// See the module's head.
@@ -67,7 +71,8 @@ pub(super) struct Shared {
     members: Mutex<Arc<[Member]>>,
     pub log: Log,
     pub me: ServerId,
-    pub peers: Peers,
+    /// The way to the other boxes.
+    pub post: Post,
     /// The newest certificates and whose are accepted; new connections use them. Changed by
     /// [`Shared::set_certificates`] and [`Shared::set_members`] only.
     pub tls: watch::Sender<Tls>,
@@ -79,12 +84,16 @@ pub(super) struct Shared {
     pub counters: Arc<Counters>,
     /// The keys that the gate kept out.
     pub refusals: Refusals,
+    /// What is noted for operators alone.
+    pub ledger: Ledger,
     /// The agreed state, as this box's present run of Raft has applied it.
     pub views: watch::Sender<AgreedView>,
     /// What this box may do about votes; silent while it asks around.
     pub quarantine: watch::Sender<Quarantine>,
     /// Whether too few boxes can be reached for a majority.
     pub hopeless: watch::Sender<bool>,
+    /// Whether this box goes on with a key of its own because the group's is too old.
+    pub alone: watch::Sender<bool>,
     /// What the host has installed.
     pub installed: watch::Sender<Installed>,
     /// Orders of operators, for the leader's loop.
@@ -98,12 +107,12 @@ pub(super) struct Shared {
     /// Whether this box is about to end: it beats no more.
     pub leaving: watch::Sender<bool>,
     /// Lets the others in, until this box ends.
-    pub listener: Mutex<Option<Listener>>,
+    pub listener: Mutex<Option<Ears>>,
     /// Where what this box remembers is kept, if anywhere.
     state_file: Option<StateFile>,
     /// What a box that has found its memory again says of itself until it takes part.
     restoring: Mutex<Option<Status>>,
-    started: Instant,
+    pub started: Instant,
     running: Arc<Mutex<Option<Running>>>,
     sender_history: HistoryLook,
     facts: Mutex<Facts>,
@@ -127,6 +136,8 @@ struct Facts {
     contact: Option<Moment>,
     /// Whether that leader said that it has a majority.
     told_quorum: bool,
+    /// When a leader last said so.
+    quorum: Option<Moment>,
     /// The box of another history that was met last.
     foreigner: Option<ServerId>,
     /// A key and when it became current, as a leader told.
@@ -136,12 +147,10 @@ struct Facts {
 impl Shared {
     pub fn new(
         settings: Settings,
-        log: Log,
-        tls: Tls,
-        initial: Stek,
-        versions: Versions,
+        deps: Deps,
         orders: mpsc::Sender<QueuedOrder>,
     ) -> Result<Arc<Shared>, ErrorStack> {
+        let Deps { log, tls, initial, versions, outside } = deps;
         let mut incarnation = [0; 8];
         rand_bytes(&mut incarnation)?;
         let views = watch::Sender::new(AgreedView::default());
@@ -162,10 +171,10 @@ impl Shared {
             .speaking(versions)
         };
         let state_file = settings.state_dir.as_deref().and_then(|dir| {
-            for doubt in doubts_about(dir) {
+            for doubt in outside.disk.doubts_about(dir) {
                 log.warning(doubt);
             }
-            let file = StateFile::new(dir, settings.server_id);
+            let file = StateFile::new(dir, settings.server_id, outside.disk.clone());
             let refused = |e| {
                 let dir = dir.display();
                 log.error(format!(
@@ -177,15 +186,16 @@ impl Shared {
         });
         let tls = watch::Sender::new(tls.with_members(&settings.members));
         let heard = Heard::new();
-        let peers = Peers::new(log.clone(), tls.subscribe(), sender.clone(), heard.clone());
-        peers.set_members(&settings.members);
+        let post = Post::new(outside.mail, &log, tls.subscribe(), &sender, &heard);
+        post.set_members(&settings.members);
         Ok(Arc::new(Shared {
             me: settings.server_id,
             members: Mutex::new(settings.members.clone().into()),
             settings: watch::Sender::new(Arc::new(settings)),
             refusals: Refusals::new(log.clone()),
+            ledger: Ledger::default(),
             log,
-            peers,
+            post,
             tls,
             sender,
             heard,
@@ -193,6 +203,7 @@ impl Shared {
             views,
             quarantine: watch::Sender::new(Quarantine::Silent),
             hopeless: watch::Sender::new(false),
+            alone: watch::Sender::default(),
             installed: watch::Sender::default(),
             orders,
             answered: Notify::new(),
@@ -245,7 +256,7 @@ impl Shared {
         }
         // Who may connect follows, as the certificates do.
         self.tls.send_modify(|tls| *tls = tls.with_members(&self.members()));
-        self.peers.set_members(members);
+        self.post.set_members(members);
         if let Some(listener) = lock(&self.listener).as_ref() {
             listener.set_max_connections(max_connections(members.len()));
         }
@@ -463,6 +474,31 @@ impl Shared {
         let mut facts = lock(&self.facts);
         facts.contact = Some(self.now());
         facts.told_quorum = has_quorum;
+        if has_quorum {
+            facts.quorum = facts.contact;
+        }
+    }
+
+    /// When this box last knew of a majority that agrees: a leader told so, or enough others
+    /// acknowledged this box as theirs.
+    pub fn quorum_contact(&self) -> Option<Moment> {
+        let membership =
+            self.running().map(|r| r.raft.server_metrics().borrow().membership_config.clone());
+        let now = self.now();
+        let facts = lock(&self.facts);
+        let acknowledged = |id: &ServerId| match *id == self.me {
+            true => Some(now),
+            false => facts.acknowledged.get(id).copied(),
+        };
+        let of_voters = |voters: &BTreeSet<ServerId>| {
+            let mut times: Vec<Option<Moment>> = voters.iter().map(acknowledged).collect();
+            times.sort_unstable();
+            // The majority's last one to answer: with the newest at the end.
+            times.get(times.len() - (times.len() / 2 + 1).min(times.len())).copied().flatten()
+        };
+        let configs = membership.as_ref().map(|m| m.membership().get_joint_config());
+        let led = configs.and_then(|configs| configs.iter().map(of_voters).min().flatten());
+        led.max(facts.quorum)
     }
 
     /// Notes that a box of another history was met.
@@ -536,7 +572,9 @@ impl Shared {
         } else {
             self.log.note(line);
         }
-        self.installed.send_replace(Installed { history: set.history, newest: set.newest });
+        let (history, newest, agreed) = (set.history, set.newest, set.agreed);
+        self.installed.send_replace(Installed { history, newest, agreed });
+        self.ledger.moved.notify_one();
     }
 
     /// The newest generation of the present history that the host has installed.
@@ -627,7 +665,7 @@ impl Courier for PeerCourier {
         let body = wire::encode(&request).ok_or(CallFailure::Senseless)?;
         // The request may hold keys; while the answer is awaited only the frame does.
         drop(request);
-        let answer = self.0.peers.request(to, body, limit).await.map_err(|e| match e {
+        let answer = self.0.post.request(to, body, limit).await.map_err(|e| match e {
             CallError::TimedOut => CallFailure::TimedOut,
             CallError::Refused(Refusal::NotAMember) => CallFailure::NotListed,
             _ => CallFailure::Unreachable,

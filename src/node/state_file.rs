@@ -14,6 +14,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use openssl::rand::rand_bytes;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::outside::Disk;
 use crate::consensus::saved::Saved;
 use crate::consensus::wire::{encode, millis, Malformed};
 use crate::core::key_ring::HistoryId;
@@ -44,13 +46,13 @@ const PURPOSE: &[u8] = b"stek_share state_dir";
 
 /// When something was saved, on clocks that outlive a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+pub struct Stamp {
     /// The machine's present boot.
-    boot: String,
+    pub boot: String,
     /// Since then, in milliseconds.
-    uptime_ms: u64,
+    pub uptime_ms: u64,
     /// Since 1970, in milliseconds; looked at only after a reboot.
-    wall_ms: u64,
+    pub wall_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -104,31 +106,41 @@ pub mod door {
     }
 
     fn file(id: ServerId) -> StateFile {
-        StateFile { path: PathBuf::new(), id }
+        StateFile { path: PathBuf::new(), id, disk: Arc::new(Files) }
     }
 }
 
 /// Why a state file is not used.
 #[derive(Debug, Error)]
-pub(super) enum Unusable {
+pub enum Unusable {
+    /// The system says so.
     #[error("it cannot be read: {0}")]
     Io(#[from] io::Error),
+    /// Whose it is, and whose it should be.
     #[error("it is no regular file, or belongs to uid {0} instead of {1}")]
     Owner(u32, u32),
+    /// Others may read or write it.
     #[error("its mode is {0:o}; nobody but its owner may read or write it")]
     Mode(u32),
+    /// No state file is that long.
     #[error("it is longer than {MAX_FILE} bytes")]
     TooLong,
+    /// It is not laid out as it should be.
     #[error("it is cut short or no state file of this version")]
     Form,
+    /// It is another box's.
     #[error("it belongs to server_id {0}")]
     OtherServer(ServerId),
+    /// It does not open.
     #[error("it is damaged, or was sealed with another private key than server_key_file")]
     Seal,
+    /// It opens, and holds what no box could have saved.
     #[error("its content makes no sense: {0}")]
     Content(Malformed),
+    /// Its age is not known.
     #[error("the clock stands before the time at which it was saved")]
     Clock,
+    /// Its age in seconds.
     #[error("its key is {0} s old, more than max_key_age")]
     TooOld(u64),
 }
@@ -137,6 +149,7 @@ pub(super) enum Unusable {
 pub(super) struct StateFile {
     path: PathBuf,
     id: ServerId,
+    disk: Arc<dyn Disk>,
 }
 
 impl StateFile {
@@ -144,12 +157,9 @@ impl StateFile {
     ///
     /// # Errors
     /// The directory cannot be had.
-    pub fn new(dir: &Path, id: ServerId) -> io::Result<StateFile> {
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
-        Ok(StateFile { path: dir.join(format!("server-{id}.state")), id })
+    pub fn new(dir: &Path, id: ServerId, disk: Arc<dyn Disk>) -> io::Result<StateFile> {
+        disk.prepare(dir)?;
+        Ok(StateFile { path: dir.join(format!("server-{id}.state")), id, disk })
     }
 
     /// Where it is.
@@ -166,12 +176,12 @@ impl StateFile {
         tls: &Tls,
         max_key_age: Duration,
     ) -> Result<Option<(Saved, Duration)>, Unusable> {
-        let bytes = match self.read() {
+        let bytes = match self.disk.read(&self.path) {
             Err(Unusable::Io(e)) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
         let content = self.open(&bytes, tls)?;
-        let away = away(&content.stamp, &Stamp::now()?).ok_or(Unusable::Clock)?;
+        let away = away(&content.stamp, &self.disk.stamp()?).ok_or(Unusable::Clock)?;
         let age = Duration::from_millis(content.saved.current_age_ms).saturating_add(away);
         match age > max_key_age {
             true => Err(Unusable::TooOld(age.as_secs())),
@@ -185,16 +195,10 @@ impl StateFile {
     /// It could not be saved; what was saved before is then out of date.
     pub fn save(&self, saved: Saved, tls: &Tls) -> io::Result<()> {
         let history = saved.agreed.ring.history();
-        let content = Content { stamp: Stamp::now()?, saved };
+        let content = Content { stamp: self.disk.stamp()?, saved };
         let plain = encode(&content).ok_or_else(|| io::Error::other("cannot be encoded"))?;
         let bytes = self.seal(&plain, history, tls)?;
-        let fresh = self.path.with_extension("new");
-        // What an interrupted run left might have another mode, which opening would not change.
-        let _ = fs::remove_file(&fresh);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-        file.write_all(&bytes)?;
-        file.sync_data()?;
-        fs::rename(&fresh, &self.path)
+        self.disk.write(&self.path, &[&bytes])
     }
 
     /// The file's bytes for this content.
@@ -214,26 +218,7 @@ impl StateFile {
     /// # Errors
     /// It is still there.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(&self.path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
-    }
-
-    fn read(&self) -> Result<Vec<u8>, Unusable> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
-        let meta = file.metadata()?;
-        let ours = fs::metadata("/proc/self")?.uid();
-        if !meta.is_file() || meta.uid() != ours {
-            return Err(Unusable::Owner(meta.uid(), ours));
-        }
-        if meta.mode() & 0o077 != 0 {
-            return Err(Unusable::Mode(meta.mode() & 0o7777));
-        }
-        if meta.len() > MAX_FILE {
-            return Err(Unusable::TooLong);
-        }
-        read_bounded(file)
+        self.disk.remove(&self.path)
     }
 
     fn open(&self, bytes: &[u8], tls: &Tls) -> Result<Content, Unusable> {
@@ -264,6 +249,61 @@ impl StateFile {
         let mut purpose = PURPOSE.to_vec();
         purpose.extend_from_slice(head);
         Ok(tls.derive_key(&purpose)?)
+    }
+}
+
+/// The file system, and Linux' clocks.
+pub struct Files;
+
+impl Disk for Files {
+    fn prepare(&self, dir: &Path) -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn doubts_about(&self, dir: &Path) -> Vec<String> {
+        doubts_about(dir)
+    }
+
+    fn read(&self, path: &Path) -> Result<Vec<u8>, Unusable> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+        let meta = file.metadata()?;
+        let ours = fs::metadata("/proc/self")?.uid();
+        if !meta.is_file() || meta.uid() != ours {
+            return Err(Unusable::Owner(meta.uid(), ours));
+        }
+        if meta.mode() & 0o077 != 0 {
+            return Err(Unusable::Mode(meta.mode() & 0o7777));
+        }
+        if meta.len() > MAX_FILE {
+            return Err(Unusable::TooLong);
+        }
+        read_bounded(file)
+    }
+
+    fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        let fresh = path.with_extension("new");
+        // What an interrupted run left might have another mode, which opening would not change.
+        let _ = fs::remove_file(&fresh);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
+        file.sync_data()?;
+        fs::rename(&fresh, path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn stamp(&self) -> io::Result<Stamp> {
+        Stamp::now()
     }
 }
 
@@ -301,7 +341,7 @@ fn away(saved: &Stamp, now: &Stamp) -> Option<Duration> {
 }
 
 /// What there is to say against a directory as a place for keys.
-pub(super) fn doubts_about(dir: &Path) -> Vec<String> {
+fn doubts_about(dir: &Path) -> Vec<String> {
     let mut doubts = Vec::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let real = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());

@@ -220,7 +220,56 @@ fn gone() -> CallError {
     CallError::Unreachable("the connection was closed".into())
 }
 
-/// Asks a box one thing over a connection of its own: for tools, which have no list of peers.
+/// Why [`ask_once`] has no response.
+#[derive(Debug, Error)]
+pub enum OnceError {
+    /// No connection could be had, or it broke.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The other end is not whom it should be, or does not take us for whom we are.
+    #[error("{0}")]
+    Handshake(HandshakeError),
+    /// No protocol version is common.
+    #[error(transparent)]
+    Version(NoCommonVersion),
+    /// The other end closed the connection after the handshake.
+    #[error("the connection was closed")]
+    Closed,
+    /// It does not hear us.
+    #[error("refused by the peer: {0}")]
+    Refused(Refusal),
+    /// No response in time.
+    #[error("no response in time")]
+    TimedOut,
+    /// The body has more than [`MAX_BODY`] bytes.
+    #[error("a request of {0} bytes is too long")]
+    TooLong(usize),
+}
+
+impl From<DialError> for OnceError {
+    fn from(error: DialError) -> OnceError {
+        match error {
+            DialError::Handshake(_, fault) => OnceError::Handshake(fault),
+            other => OnceError::Unreachable(other.to_string()),
+        }
+    }
+}
+
+impl From<WireError> for OnceError {
+    fn from(error: WireError) -> OnceError {
+        let alert = match &error {
+            // With TLS 1.3 a peer that does not accept our certificate says so only now.
+            WireError::Io(error) => alert_in(error),
+            WireError::Frame(_) => None,
+        };
+        match alert {
+            Some(alert) => OnceError::Handshake(HandshakeError::RefusedUs(alert)),
+            None => OnceError::Unreachable(error.to_string()),
+        }
+    }
+}
+
+/// Asks a box one thing over a connection of its own, which is for those who ask seldom.
 ///
 /// # Errors
 /// Why there is no response.
@@ -231,49 +280,73 @@ pub async fn call_once(
     body: &[u8],
     limit: Duration,
 ) -> Result<Body, CallError> {
+    let asked = ask_once(tls, me, address, body, limit).await;
+    asked.map(|(body, _)| body).map_err(|error| match error {
+        OnceError::TimedOut => CallError::TimedOut,
+        OnceError::Refused(refusal) => CallError::Refused(refusal),
+        OnceError::TooLong(len) => CallError::TooLong(len),
+        OnceError::Closed => gone(),
+        other => CallError::Unreachable(other.to_string().into()),
+    })
+}
+
+/// The same with a closer look at what went wrong, and at how long the response took from the
+/// moment at which the request was handed to a connection that was up. For tools, which have no
+/// list of peers.
+///
+/// # Errors
+/// Why there is no response.
+pub async fn ask_once(
+    tls: &Tls,
+    me: &Me,
+    address: (&str, u16),
+    body: &[u8],
+    limit: Duration,
+) -> Result<(Body, Duration), OnceError> {
     let exchange = async {
-        let unreachable = |words: String| CallError::Unreachable(words.into());
-        let stream =
-            dial(tls, address.0, address.1).await.map_err(|e| unreachable(e.to_string()))?;
+        let stream = dial(tls, address.0, address.1).await?;
         let ours = me.versions();
         let mut wire = Wire::new(stream, ours);
         let encode = |version| {
             frame::encode(&me.header(version, 1, Kind::Request), body)
-                .map_err(|_| CallError::TooLong(body.len()))
+                .map_err(|_| OnceError::TooLong(body.len()))
         };
         wire.send(encode(ours.max)?);
+        let mut sent = Instant::now();
         let (mut again, mut head) = (None, (ours.max, Kind::Response));
         let mut parted: Option<NoCommonVersion> = None;
         loop {
             if !wire.is_sending() {
-                again.take().into_iter().for_each(|frame| wire.send(frame));
+                if let Some(frame) = again.take() {
+                    sent = Instant::now();
+                    wire.send(frame);
+                }
             }
-            match poll_fn(|cx| wire.poll(cx, true)).await {
-                Ok(Event::Sent) => match parted {
-                    Some(parted) if again.is_none() => return Err(unreachable(parted.to_string())),
+            match poll_fn(|cx| wire.poll(cx, true)).await? {
+                Event::Sent => match parted {
+                    Some(parted) if again.is_none() => return Err(OnceError::Version(parted)),
                     _ => {}
                 },
-                Ok(Event::Head(header)) => head = (header.version, header.kind),
-                Ok(Event::Body(body)) if head.1 == Kind::Response => return Ok(body),
-                Ok(Event::Body(body)) if head.0 == NOTICE => {
-                    let theirs = Versions::of_notice(&body).ok_or_else(gone)?;
+                Event::Head(header) => head = (header.version, header.kind),
+                Event::Body(body) if head.1 == Kind::Response => return Ok((body, sent.elapsed())),
+                Event::Body(body) if head.0 == NOTICE => {
+                    let theirs = Versions::of_notice(&body).ok_or(OnceError::Closed)?;
                     // What speaks our newest version has no reason to send a notice.
                     let lower = ours.common(theirs).filter(|version| *version < ours.max);
                     again = Some(match lower {
                         Some(version) => encode(version)?,
                         None => {
                             parted = Some(NoCommonVersion { theirs, ours });
-                            me.notice().map_err(|e| unreachable(e.to_string()))?
+                            me.notice().map_err(|e| OnceError::Unreachable(e.to_string()))?
                         }
                     });
                 }
-                Ok(Event::Body(body)) => return Err(CallError::Refused(refusal(&body))),
-                Ok(Event::Foreign(_) | Event::Closed) => return Err(gone()),
-                Err(error) => return Err(unreachable(error.to_string())),
+                Event::Body(body) => return Err(OnceError::Refused(refusal(&body))),
+                Event::Foreign(_) | Event::Closed => return Err(OnceError::Closed),
             }
         }
     };
-    timeout(limit, exchange).await.unwrap_or(Err(CallError::TimedOut))
+    timeout(limit, exchange).await.unwrap_or(Err(OnceError::TimedOut))
 }
 
 fn refusal(body: &[u8]) -> Refusal {

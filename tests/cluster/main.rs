@@ -9,6 +9,7 @@ mod fleet;
 mod handover;
 mod membership;
 mod network;
+mod operators;
 mod options;
 mod rejoin;
 mod relay;
