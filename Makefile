@@ -23,8 +23,9 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts prove-network mutants measure \
-        deny deny-tool deny-advisories install uninstall absolute check-fresh clean
+.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts prove-network soak mutants measure \
+        deny deny-tool deny-advisories install uninstall absolute check-fresh \
+        package package-check check-examples clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -76,6 +77,10 @@ prove-network: build ## parted, slow and lossy networks in network namespaces (r
 	cargo test --locked --test cluster -- --ignored --nocapture --exact \
 	    network::a_slow_network_that_loses_one_piece_in_twenty
 
+soak: build ## an hour of faults under load, in network namespaces (root); MINUTES=5, SEED=1
+	cargo run --locked -q -p kit --bin soak -- --minutes $(or $(MINUTES),60) \
+	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
+
 mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)
 	@tools/mutants.sh $(TARGET)/mutants
 
@@ -107,6 +112,15 @@ uninstall: absolute ## take it away again
 absolute:
 	@case "$(strip $(PLUGINDIR))" in /*) ;; \
 	    *) echo "PLUGINDIR has to be an absolute path, not '$(strip $(PLUGINDIR))'" >&2; exit 1 ;; esac
+
+package: ## the Debian package, looked at by lintian, in target/package
+	@tools/deps.sh $(VENV) packaging
+	cargo build --release --locked -p stek_share -p stekctl
+	@tools/package.sh $(TARGET)/package $(TARGET)/release/libstek_share.so \
+	    $(TARGET)/release/stekctl "$(strip $(PLUGINDIR))"
+
+package-check: package ## install, run, upgrade and remove it in a Debian 12 made from nothing (root)
+	@tools/package-check.sh $(TARGET)/package-check $(TARGET)/package/*.deb
 
 check-fresh: ## deps and build in a Debian 12 made from nothing (root; downloads it)
 	@tools/check-fresh.sh $(TARGET)/fresh

@@ -2,7 +2,8 @@
 # Installs what building and testing need on Debian 12, besides the Rust toolchain. Does nothing,
 # quickly, when all of it is there. Traffic Server's own service is not started.
 #
-#   tools/deps.sh VENV     VENV is where AuTest's Python environment goes
+#   tools/deps.sh VENV [packaging]     VENV is where AuTest's Python environment goes; packaging:
+#                                      also what the Debian package is made with
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
@@ -16,7 +17,10 @@ packages=(
     python3 python3-venv                 # AuTest
     openssl curl ca-certificates         # clients of the tests
     faketime                             # a test's clock that jumps
+    haproxy                              # the balancer of a test
 )
+
+[ "${2:-}" != packaging ] || packages+=(dpkg-dev debhelper lintian)
 
 say() { echo "deps: $*"; }
 fail() { echo "deps: $*" >&2; exit 1; }

@@ -38,6 +38,7 @@ use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::journal::{Level, Log};
 use crate::load::Loaded;
+use crate::node::outside::Outside;
 use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
 use crate::transport::Versions;
 
@@ -320,8 +321,13 @@ async fn run(
 ) -> Option<SyncSender<()>> {
     let log = installer.log.clone();
     let startup_wait = loaded.settings.startup_wait;
-    let deps =
-        Deps { log: log.clone(), tls: loaded.tls.clone(), initial, versions: Versions::OURS };
+    let deps = Deps {
+        log: log.clone(),
+        tls: loaded.tls.clone(),
+        initial,
+        versions: Versions::OURS,
+        outside: Outside::default(),
+    };
     let node = match Node::start(loaded.settings.clone(), deps).await {
         Ok(node) => Arc::new(node),
         Err(why) => {

@@ -399,9 +399,10 @@ mod tests {
             }
             let bench = Bench::new();
             let voters = BTreeSet::from([ServerId(2)]);
+            let ballot = Ballot { term: 1, node: ServerId(2) };
             let snapshot = WireSnapshot {
-                vote: (Ballot { term: 1, node: ServerId(2) }, true),
-                last: None,
+                vote: (ballot, true),
+                last: Some(LogEnd { ballot, index: 1 }),
                 membership_at: None,
                 membership: WireMembership { configs: vec![voters.clone()], members: voters },
                 id: "1".to_owned(),

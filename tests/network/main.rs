@@ -9,15 +9,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use kit::fleet::{self, Fleet, Plan};
+use kit::hub::Hub;
 use kit::load::{self, Load};
 use kit::logs;
 use kit::run_dir::RunDir;
 use kit::tickets::KeyName;
 use kit::{wait, Error, Result};
-
-use crate::hub::Hub;
-
-mod hub;
 
 const INTERVAL: Duration = Duration::from_secs(3);
 /// So long a cut lasts: one rotation at least falls into it.

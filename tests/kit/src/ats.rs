@@ -221,6 +221,38 @@ pub struct Usage {
     pub wakeups: u64,
     /// How many threads it has.
     pub threads: usize,
+    /// How many descriptors are open.
+    pub descriptors: usize,
+}
+
+impl Usage {
+    /// Looks at any process.
+    ///
+    /// # Errors
+    /// When there is none with this id, or no right to look into it.
+    pub fn of(pid: u32) -> Result<Self> {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        // The kernel counts nanoseconds here; the ticks in `stat` are too coarse for an idle box.
+        let nanos = fs::read_dir(proc.join("task"))?.flatten().filter_map(|task| {
+            let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            times.split_whitespace().next()?.parse::<u64>().ok()
+        });
+        let cpu = Duration::from_nanos(nanos.sum());
+        let rollup = fs::read_to_string(proc.join("smaps_rollup"))?;
+        let pss =
+            rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split(' ').rev().nth(1));
+        let memory = pss.and_then(|kib| kib.parse().ok());
+        let memory = memory.ok_or_else(|| Error::new("smaps_rollup has no Pss"))?;
+        let tasks: Vec<_> = fs::read_dir(proc.join("task"))?.flatten().collect();
+        let wakeups = tasks.iter().filter_map(|task| {
+            let status = fs::read_to_string(task.path().join("status")).ok()?;
+            let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))?;
+            line.trim().parse::<u64>().ok()
+        });
+        let (wakeups, threads) = (wakeups.sum(), tasks.len());
+        let descriptors = fs::read_dir(proc.join("fd"))?.count();
+        Ok(Self { cpu, memory, wakeups, threads, descriptors })
+    }
 }
 
 /// How a server ended.
@@ -387,25 +419,7 @@ impl Ats {
     /// # Errors
     /// When it does not run.
     pub fn usage(&self) -> Result<Usage> {
-        let proc = PathBuf::from(format!("/proc/{}", self.pid()?));
-        // The kernel counts nanoseconds here; the ticks in `stat` are too coarse for an idle box.
-        let nanos = fs::read_dir(proc.join("task"))?.flatten().filter_map(|task| {
-            let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            times.split_whitespace().next()?.parse::<u64>().ok()
-        });
-        let cpu = Duration::from_nanos(nanos.sum());
-        let rollup = fs::read_to_string(proc.join("smaps_rollup"))?;
-        let pss =
-            rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split(' ').rev().nth(1));
-        let memory = pss.and_then(|kib| kib.parse().ok());
-        let memory = memory.ok_or_else(|| Error::new("smaps_rollup has no Pss"))?;
-        let tasks: Vec<_> = fs::read_dir(proc.join("task"))?.flatten().collect();
-        let wakeups = tasks.iter().filter_map(|task| {
-            let status = fs::read_to_string(task.path().join("status")).ok()?;
-            let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))?;
-            line.trim().parse::<u64>().ok()
-        });
-        Ok(Usage { cpu, memory, wakeups: wakeups.sum(), threads: tasks.len() })
+        Usage::of(self.pid()?)
     }
 
     /// Runs `traffic_ctl` with `arguments`; only for a box with a manager. Returns what it prints.

@@ -84,8 +84,10 @@ impl fmt::Display for Figures {
     }
 }
 
-/// The middle of sorted values; of an even number the mean of the two in the middle.
-fn median(sorted: &[f64]) -> f64 {
+/// The middle of some values; of an even number the mean of the two in the middle; of none NaN.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
     let half = sorted.len() / 2;
     match (sorted.get(half), sorted.get(half.wrapping_sub(1))) {
         (Some(above), Some(below)) if sorted.len() % 2 == 0 => (above + below) / 2.0,
@@ -112,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle() {
-        assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
+        assert_eq!(median(&[9.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
         assert_eq!(median(&[5.0]), 5.0);
         assert!(median(&[]).is_nan());

@@ -7,8 +7,10 @@
 //! | room | what it gives |
 //! |---|---|
 //! | [`ats`] | one real `traffic_server` in a run root of its own |
+//! | [`dice`] | chance that can be repeated |
 //! | [`fleet`] | several of them with the plugin, its files and its certificates |
 //! | [`figures`] | measured values as a table and as JSON |
+//! | [`hub`] | a network of namespaces that cuts, delays and drops |
 //! | [`load`] | clients in the background that take tickets here and offer them there |
 //! | [`logs`] | when which box held and used which key, by what the boxes wrote |
 //! | [`memory`] | byte strings in another process's memory, key bytes in files |
@@ -16,17 +18,21 @@
 //! | [`pki`] | authorities and certificates, good and bad |
 //! | [`ports`] | loopback ports that nobody else gets |
 //! | [`tickets`] | a TLS client that takes and offers session tickets; who resumes whose |
+//! | [`plot`] | charts as SVG |
 //! | [`run_dir`], [`wait`], [`sys`] | directories, waiting for conditions, system calls |
 //! | [`progress`] | steps on a person's screen |
 
 pub mod ats;
+pub mod dice;
 pub mod figures;
 pub mod fleet;
+pub mod hub;
 pub mod load;
 pub mod logs;
 pub mod memory;
 pub mod origin;
 pub mod pki;
+pub mod plot;
 pub mod ports;
 pub mod progress;
 pub mod run_dir;

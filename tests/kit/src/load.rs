@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::dice::Dice;
 use crate::sys::lock;
 use crate::tickets::{self, KeyName, TlsVersion};
 use crate::{Error, Result};
@@ -228,22 +229,5 @@ impl Shared {
                 }
             }
         }
-    }
-}
-
-/// A small generator (Marsaglia's xorshift); chance here need not be good, only repeatable.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        // Spreads neighbouring seeds apart; zero would stay zero for ever.
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).unwrap_or(0) % end.max(1)
     }
 }

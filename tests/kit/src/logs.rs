@@ -5,12 +5,18 @@
 //! about a set just after its ticket context has it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use crate::fleet::Fleet;
 
 /// Milliseconds of a day; stamps are taken without their date, whose year is missing.
 const DAY: u64 = 86_400_000;
+
+/// What stands in a line that tells of something grave.
+const FAILURES: [&str; 5] = [" ERROR: ", " FATAL: ", " ALERT: ", " EMERGENCY: ", "panicked"];
 
 /// Something that one box wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +45,15 @@ pub enum Event {
     },
     /// This box leads now, in this term.
     Leads(u64),
+    /// This box, which leads, activates a generation that another one may not hold.
+    Without {
+        /// The other's index in the fleet.
+        member: usize,
+        /// The generation.
+        generation: u64,
+    },
+    /// A line at the level of an error or above, whoever wrote it, or about a panic.
+    Failure(String),
     /// The process began anew.
     Started,
 }
@@ -75,6 +90,82 @@ impl Rotation {
 pub fn read(fleet: &Fleet) -> Vec<Entry> {
     let texts = fleet.boxes.iter().map(|ats| (ats.diags(), ats.debug_lines()));
     entries(&texts.collect::<Vec<_>>())
+}
+
+/// Reads what boxes write as they write it, each line once: for runs so long that reading all of
+/// it again would be the machine's main occupation.
+///
+/// The stamps' date is taken from the clock, so that a run may last for days. They must be in UTC:
+/// set TZ for the boxes.
+#[derive(Debug)]
+pub struct Follower {
+    begun: SystemTime,
+    files: Vec<Followed>,
+}
+
+#[derive(Debug)]
+struct Followed {
+    index: usize,
+    path: PathBuf,
+    read: u64,
+    /// The beginning of a line whose end was not there yet.
+    rest: Vec<u8>,
+}
+
+impl Follower {
+    /// Follows both files of each box of a fleet; times count from `begun`.
+    pub fn new(fleet: &Fleet, begun: SystemTime) -> Self {
+        let files = |(index, ats): (usize, &crate::ats::Ats)| {
+            let logs = ats.root().join("var/log");
+            ["diags.log", "traffic.out"].map(|name| {
+                let path = logs.join(name);
+                Followed { index, path, read: 0, rest: Vec::new() }
+            })
+        };
+        Self { begun, files: fleet.boxes.iter().enumerate().flat_map(files).collect() }
+    }
+
+    /// What has been written since the last call, in the order of time within itself.
+    pub fn news(&mut self) -> Vec<Entry> {
+        let now = self.begun.elapsed().unwrap_or_default();
+        let begun = self.begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut all = Vec::new();
+        for file in &mut self.files {
+            for line in file.lines() {
+                if let (Some(stamp), Some(event)) = (stamp(&line), event(&line)) {
+                    let at = near(stamp, begun, now);
+                    all.push(Entry { at, index: file.index, event });
+                }
+            }
+        }
+        all.sort_by_key(|entry| (entry.at, rank(&entry.event)));
+        all
+    }
+}
+
+impl Followed {
+    fn lines(&mut self) -> Vec<String> {
+        // No file yet means no lines yet.
+        let Ok(mut file) = File::open(&self.path) else { return Vec::new() };
+        let mut bytes = std::mem::take(&mut self.rest);
+        let count =
+            file.seek(SeekFrom::Start(self.read)).and_then(|_| file.read_to_end(&mut bytes));
+        self.read += count.unwrap_or(0) as u64;
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        self.rest = bytes.split_off(end);
+        String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect()
+    }
+}
+
+/// The time since `begun` (itself counted from 1970) of a stamp that was read at `now`: of all days
+/// the one that brings it nearest.
+fn near(stamp: u64, begun: Duration, now: Duration) -> Duration {
+    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let (begun, now) = (millis(begun), millis(now));
+    // How far it is behind now; a clock may be a little ahead of the line that tells it.
+    let behind = (begun + now) % DAY + DAY - stamp;
+    let behind = (behind + DAY / 2) % DAY;
+    Duration::from_millis((now + DAY / 2).saturating_sub(behind))
 }
 
 /// The generations that boxes used, in their order.
@@ -144,7 +235,9 @@ fn rank(event: &Event) -> (bool, Option<u64>, Option<u64>) {
     match event {
         Event::Started => (false, None, None),
         Event::Installed { current, staged, .. } => (true, *current, *staged),
-        Event::Staging(_) | Event::Leads(_) => (true, None, None),
+        Event::Staging(_) | Event::Leads(_) | Event::Without { .. } | Event::Failure(_) => {
+            (true, None, None)
+        }
     }
 }
 
@@ -162,6 +255,9 @@ fn stamp(line: &str) -> Option<u64> {
 }
 
 fn event(line: &str) -> Option<Event> {
+    if FAILURES.iter().any(|word| line.contains(word)) {
+        return Some(Event::Failure(line.to_owned()));
+    }
     let (_, text) =
         line.split_once("[stek_share] ").or_else(|| line.split_once("(stek_share) "))?;
     if text.starts_with("Generate initial STEK succeeded") {
@@ -172,6 +268,12 @@ fn event(line: &str) -> Option<Event> {
     }
     if let Some(term) = number_after(text, "this server is the leader of term ") {
         return Some(Event::Leads(term));
+    }
+    if let Some(member) = number_after(text, "server ") {
+        let words = [" is unreachable; generation ", " has not installed generation "];
+        let generation = words.iter().find_map(|words| number_after(text, words))?;
+        let member = usize::try_from(member).ok()?.checked_sub(1)?;
+        return Some(Event::Without { member, generation });
     }
     let set = text.strip_prefix("installed ")?;
     let (_, fingerprint) = set.split_once(", current ")?;
@@ -219,6 +321,31 @@ no stamp, stek_share or not
         assert_eq!(rotations[1].first(), Some(Duration::from_millis(110)));
         assert_eq!(gaps(&rotations)[1], (8, Duration::from_millis(2000)));
         assert!(all.iter().any(|entry| entry.index == 1 && entry.event == Event::Leads(3)));
+    }
+
+    #[test]
+    fn a_stamp_belongs_to_the_nearest_day() {
+        // Begun at 23:59:50 of some day, read 20 s and three days later.
+        let begun = Duration::from_millis(DAY * 20_000 + DAY - 10_000);
+        let later = Duration::from_secs(20) + Duration::from_millis(3 * DAY);
+        let at = |stamp, now: Duration| near(stamp, begun, now).as_millis() as u64;
+        assert_eq!(at(DAY - 9_000, Duration::from_secs(20)), 1_000);
+        assert_eq!(at(9_500, Duration::from_secs(20)), 19_500);
+        assert_eq!(at(10_001, Duration::from_secs(20)), 20_001);
+        assert_eq!(at(9_500, later), 3 * DAY + 19_500);
+        assert_eq!(at(DAY - 9_000, later), 3 * DAY + 1_000);
+    }
+
+    #[test]
+    fn lines_about_others_and_failures_are_understood() {
+        let unreachable = "[x] NOTE: [stek_share] server 4 is unreachable; generation 7 goes on";
+        let behind =
+            "[x] WARNING: [stek_share] server 2 answers but has not installed generation 9";
+        assert_eq!(event(unreachable), Some(Event::Without { member: 3, generation: 7 }));
+        assert_eq!(event(behind), Some(Event::Without { member: 1, generation: 9 }));
+        assert_eq!(event("[x] NOTE: [stek_share] server_list_file differs"), None);
+        let error = "[Nov 22 03:12:55.563] [ET_NET 0] ERROR: something";
+        assert_eq!(event(error), Some(Event::Failure(error.into())));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! The kit's only `unsafe` room, but for handing a session to OpenSSL in [`crate::tickets`].
 
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
@@ -10,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use crate::{Context, Error, Result};
 
 /// Signals that the kit sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +162,36 @@ pub fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
         libc::memmem(hay.as_ptr().cast(), hay.len(), needle.as_ptr().cast(), needle.len())
     };
     (!hit.is_null()).then(|| hit as usize - hay.as_ptr() as usize)
+}
+
+/// Makes a TUN device, which lives as long as its file. What is written to the file arrives on the
+/// device, and what is sent to the device is read from the file: whole IP packets, one at a time.
+///
+/// # Errors
+/// Without root or /dev/net/tun, or when the name is taken or too long.
+pub fn open_tun(name: &str) -> Result<File> {
+    /// As `struct ifreq` in if.h has it: name, flags, and room for what is not used here.
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IFNAMSIZ],
+        flags: libc::c_short,
+        rest: [u8; 22],
+    }
+    let path = "/dev/net/tun";
+    let file = OpenOptions::new().read(true).write(true).open(path).context(path)?;
+    let flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).context("flags")?;
+    let mut request = Request { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
+    let bytes = name.as_bytes();
+    let room = request.name.get_mut(..bytes.len()).filter(|room| room.len() < libc::IFNAMSIZ);
+    room.ok_or_else(|| Error::new(format!("device name {name} is too long")))?
+        .copy_from_slice(bytes);
+    // SAFETY: the request has the layout and size of `struct ifreq`, its name ends with a zero, and
+    // it outlives the call; the file is open.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) } != 0 {
+        let error = io::Error::last_os_error();
+        return Err(Error::new(format!("{path}: {error}; this needs root")));
+    }
+    Ok(file)
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

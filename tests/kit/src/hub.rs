@@ -2,22 +2,22 @@
 //! TUN device, and what it sends there is carried on, delayed or dropped by a hub in user space.
 //!
 //! Packets are lost as on a real network, so that the boxes' own TCP meets it. The clients' device
-//! is in the namespace of the tests; what they send and get is never touched. Needs root and
+//! is in the namespace of the caller; what they send and get is never touched. Needs root and
 //! /dev/net/tun. All addresses are from 198.18.0.0/15, which RFC 2544 reserves for such tests.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsRawFd;
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{mpsc, Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::fleet::Place;
-use kit::sys::lock;
-use kit::{Context, Error, Result};
+use crate::dice::Dice;
+use crate::fleet::Place;
+use crate::sys::{lock, open_tun};
+use crate::{Context, Error, Result};
 
 /// Longer than any packet on a device with the usual MTU.
 const PACKET: usize = 2048;
@@ -25,6 +25,7 @@ const PACKET: usize = 2048;
 const UNDER_WAY: usize = 4096;
 
 /// The network. Dropping it removes the namespaces and the devices; no box may run any more.
+#[derive(Debug)]
 pub struct Hub {
     ports: Arc<Ports>,
     names: Vec<String>,
@@ -35,6 +36,7 @@ pub struct Hub {
 }
 
 /// Index 0 is the clients' port, index `i` that of box `i`.
+#[derive(Debug)]
 struct Ports {
     devices: Vec<File>,
     /// `cut[from][to]`.
@@ -48,6 +50,9 @@ type UnderWay = (Instant, usize, Vec<u8>);
 
 impl Hub {
     /// A network of `count` boxes with ids from 1.
+    ///
+    /// # Errors
+    /// Without root, /dev/net/tun or ip(8), or when somebody else uses the addresses.
     pub fn new(count: usize) -> Result<Hub> {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = lock(&TURN);
@@ -59,7 +64,7 @@ impl Hub {
         for id in 0..=count {
             let device = if id == 0 { front.clone() } else { format!("box{id}") };
             let device = device.as_str();
-            devices.push(open(device)?);
+            devices.push(open_tun(device)?);
             let address = address(id).to_string() + "/32";
             if id == 0 {
                 ip(&["addr", "add", &address, "dev", device])?;
@@ -141,7 +146,7 @@ impl Drop for Hub {
 impl Ports {
     /// Reads what one port sends, for as long as its device is there.
     fn carry(&self, from: usize, late: &mpsc::SyncSender<UnderWay>) {
-        let mut dice = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(from as u64 + 1) | 1;
+        let mut dice = Dice::new(from as u64 + 1);
         let mut packet = [0; PACKET];
         while let Ok(n) = (&self.devices[from]).read(&mut packet) {
             // IPv4 without options to look at: the destination is at 16 (RFC 791, section 3.1).
@@ -158,10 +163,7 @@ impl Ports {
                 self.deliver(to, &packet[..n]);
                 continue;
             }
-            dice ^= dice << 13;
-            dice ^= dice >> 7;
-            dice ^= dice << 17;
-            let lost = (dice >> 33) % 1000 < self.lost.load(Ordering::Relaxed);
+            let lost = (dice.below(1000) as u64) < self.lost.load(Ordering::Relaxed);
             if lost || self.cut[from][to].load(Ordering::Relaxed) {
                 continue;
             }
@@ -191,30 +193,4 @@ fn ip(words: &[&str]) -> Result<()> {
             String::from_utf8_lossy(&output.stderr).trim()
         ))),
     }
-}
-
-/// Makes a TUN device, which lives as long as its file.
-fn open(name: &str) -> Result<File> {
-    /// As `struct ifreq` in if.h has it: name, flags, and room for what is not used here.
-    #[repr(C)]
-    struct Request {
-        name: [u8; libc::IFNAMSIZ],
-        flags: libc::c_short,
-        rest: [u8; 22],
-    }
-    let path = "/dev/net/tun";
-    let file = OpenOptions::new().read(true).write(true).open(path).context(path)?;
-    let flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).context("flags")?;
-    let mut request = Request { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
-    let bytes = name.as_bytes();
-    let room = request.name.get_mut(..bytes.len()).filter(|room| room.len() < libc::IFNAMSIZ);
-    room.ok_or_else(|| Error::new(format!("device name {name} is too long")))?
-        .copy_from_slice(bytes);
-    // SAFETY: the request has the layout and size of `struct ifreq`, its name ends with a zero, and
-    // it outlives the call; the file is open.
-    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) } != 0 {
-        let error = std::io::Error::last_os_error();
-        return Err(Error::new(format!("{path}: {error}; these tests need root")));
-    }
-    Ok(file)
 }

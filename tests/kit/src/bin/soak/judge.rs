@@ -1,0 +1,532 @@
+//! Holds what was seen against the promises, after the run, when the logs are complete.
+//!
+//! A box whose leader had not heard it within the upper election bound is not reachable, and a key
+//! may be used without it (promise 1 speaks of reachable boxes). On a machine that is busy with
+//! other things that can happen to a box that nobody touched. It counts apart, only where the
+//! leader says so or the machine itself stood still, and only up to [`UNHEARD_SHARE`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kit::figures::median;
+use kit::logs::{self, Entry, Event};
+
+use crate::clients::{Finding, Met, Standing, What};
+use crate::course::{Broken, Phase};
+use crate::watch::Sample;
+use crate::{BOXES, INTERVAL};
+
+/// What a rotation may be late with faults about, beyond its interval: time for some elections.
+const LATE: Duration = Duration::from_secs(4);
+/// The same where packets are lost.
+const LATE_WITH_LOSS: Duration = Duration::from_secs(8);
+/// What a rotation may be early by the logs' stamps: two boxes' lines, each written a moment after
+/// what it tells, and the age of a key that a new leader had from a slow network.
+const EARLY: Duration = Duration::from_millis(200);
+/// A box writes that it holds a key a moment after it does.
+const SLACK: Duration = Duration::from_millis(50);
+/// Notes about one box come at most once in 30 s; what they tell of may be later.
+const NOTED: Duration = Duration::from_secs(35);
+/// So long after a standstill of the machine a handover may still go on without somebody.
+const AFTER_STANDSTILL: Duration = Duration::from_secs(2);
+/// The part of what was checked that may be excused so.
+const UNHEARD_SHARE: f64 = 0.002;
+/// What a process still sets up in this time after its start is no growth.
+const WARM_UP: Duration = Duration::from_secs(60);
+/// Samples that a life must have for its use to be judged: three thirds of a few.
+const SAMPLES: usize = 9;
+/// How much more the median of the last third may be than that of the first. Memory in KiB, beyond
+/// what the box without the plugin gained: the noise of an allocator that runs some threads.
+const MEMORY_GROWTH: f64 = 1024.0;
+/// A connection or two between boxes may be set up or closed at the moment of a sample.
+const DESCRIPTOR_GROWTH: f64 = 4.0;
+/// Every half minute a thread is made to look at the certificates, and lives for some seconds.
+const THREAD_GROWTH: f64 = 2.0;
+
+/// Everything to be judged.
+pub struct Evidence {
+    /// What the clients met.
+    pub met: Met,
+    /// What the boxes wrote.
+    pub entries: Vec<Entry>,
+    /// How each box stood since when.
+    pub standings: Vec<(Duration, usize, Standing)>,
+    /// What was done.
+    pub phases: Vec<Phase>,
+    /// What the boxes used.
+    pub samples: Vec<Sample>,
+    /// When the machine stood still, for how long.
+    pub standstills: Vec<(Duration, Duration)>,
+    /// What was seen to break at once.
+    pub broken: Vec<Broken>,
+    /// How long it all took.
+    pub span: Duration,
+}
+
+/// One promise, and how it fared.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// What is promised.
+    pub promise: &'static str,
+    /// What was checked, in figures.
+    pub checked: String,
+    /// Every breach.
+    pub breaches: Vec<String>,
+}
+
+/// What one box held since a moment: the agreed generation that encrypts and the staged one.
+/// Nothing agreed, if it had just started or encrypts with a key of its own.
+type Held = (Duration, Option<(u64, Option<u64>)>);
+
+/// How much a process's memory in KiB, descriptors and threads grew.
+pub type Growth = [f64; 3];
+
+/// All verdicts, and what else the report shows.
+pub struct Judgement {
+    /// One for each promise.
+    pub verdicts: Vec<Verdict>,
+    /// Strict offers that were missed although nobody was entitled to: when.
+    pub missed: Vec<Duration>,
+    /// Offers of keys that had retired, which were rightly refused.
+    pub retired: u64,
+    /// Offers and checks that were excused, since a leader had not heard a box.
+    pub unheard: u64,
+    /// Growth of each long life: box index, life, memory in KiB, descriptors, threads.
+    pub growth: Vec<(usize, usize, Growth)>,
+    /// Growth of the box without the plugin.
+    pub plain_growth: Growth,
+}
+
+impl Judgement {
+    /// How many breaches there are.
+    pub fn breaches(&self) -> usize {
+        self.verdicts.iter().map(|verdict| verdict.breaches.len()).sum()
+    }
+}
+
+/// Judges.
+pub fn judge(evidence: &Evidence) -> Judgement {
+    let mut judge = Judge::new(evidence);
+    let order = judge.order();
+    let handshakes = judge.handshakes();
+    let gone = judge.gone();
+    let held = judge.held_before_used();
+    let on_time = judge.on_time();
+    let excused = judge.excused();
+    let (flat, growth, plain_growth) = judge.flat();
+    let verdicts =
+        vec![handshakes, held, excused, gone, order, on_time, judge.returns(), judge.hosts(), flat];
+    let (missed, retired, unheard) = (judge.missed, judge.retired, judge.unheard);
+    Judgement { verdicts, missed, retired, unheard, growth, plain_growth }
+}
+
+struct Judge<'a> {
+    evidence: &'a Evidence,
+    held: Vec<Vec<Held>>,
+    /// The fingerprint of each generation, and every box that had another.
+    keys: BTreeMap<u64, String>,
+    contradictions: Vec<String>,
+    missed: Vec<Duration>,
+    retired: u64,
+    unheard: u64,
+    checked: u64,
+}
+
+impl<'a> Judge<'a> {
+    fn new(evidence: &'a Evidence) -> Self {
+        let mut held: Vec<Vec<Held>> = vec![Vec::new(); BOXES];
+        let (mut keys, mut contradictions) = (BTreeMap::new(), Vec::new());
+        let mut entries: Vec<&Entry> = evidence.entries.iter().collect();
+        // They were read in portions.
+        entries.sort_by_key(|entry| entry.at);
+        for entry in entries {
+            let Some(own) = held.get_mut(entry.index) else { continue };
+            match &entry.event {
+                Event::Started => own.push((entry.at, None)),
+                Event::Installed { current: Some(current), staged, fingerprint } => {
+                    let known = keys.entry(*current).or_insert_with(|| fingerprint.clone());
+                    if known != fingerprint {
+                        let (number, at) = (entry.index + 1, entry.at);
+                        contradictions.push(format!(
+                            "{at:.3?}: generation {current} is {known}, but {fingerprint} on box \
+                             {number}"
+                        ));
+                    }
+                    if let Some((_, Some((before, _)))) = own.last() {
+                        if before > current {
+                            let (number, at) = (entry.index + 1, entry.at);
+                            contradictions.push(format!(
+                                "{at:.3?}: box {number} went back from generation {before} to \
+                                 {current}"
+                            ));
+                        }
+                    }
+                    own.push((entry.at, Some((*current, *staged))));
+                }
+                Event::Installed { current: None, .. } => own.push((entry.at, None)),
+                _ => {}
+            }
+        }
+        Self {
+            evidence,
+            held,
+            keys,
+            contradictions,
+            missed: Vec::new(),
+            retired: 0,
+            unheard: 0,
+            checked: 0,
+        }
+    }
+
+    fn order(&self) -> Verdict {
+        let mut breaches = self.contradictions.clone();
+        let generations: Vec<u64> = self.keys.keys().copied().collect();
+        for pair in generations.windows(2).filter(|pair| pair[0] + 1 != pair[1]) {
+            breaches.push(format!("no box used a generation between {} and {}", pair[0], pair[1]));
+        }
+        let mut prints: Vec<&String> = self.keys.values().collect();
+        prints.sort();
+        for pair in prints.windows(2).filter(|pair| pair[0] == pair[1]) {
+            breaches.push(format!("key {} has two generations", pair[0]));
+        }
+        Verdict {
+            promise: "One order: a generation has one key on all boxes, and none is left out",
+            checked: format!("{} generations", self.keys.len()),
+            breaches,
+        }
+    }
+
+    fn generation(&self, fingerprint: &str) -> Option<u64> {
+        self.keys.iter().find(|(_, known)| *known == fingerprint).map(|(generation, _)| *generation)
+    }
+
+    /// The newest generation that a box had by a moment, in the process of that moment.
+    fn newest(&self, index: usize, by: Duration) -> Option<u64> {
+        let own = self.held.get(index)?;
+        let last = own.iter().rev().find(|(at, _)| *at <= by)?;
+        last.1.map(|(current, staged)| staged.unwrap_or(current))
+    }
+
+    /// Whether a box held a generation at a moment or just after.
+    fn holds(&self, index: usize, at: Duration, generation: u64) -> bool {
+        let own = &self.held[index];
+        let last = own.iter().rposition(|(since, _)| *since <= at);
+        let from = last.unwrap_or(0);
+        own.iter().skip(from).take_while(|(since, _)| *since <= at + SLACK).any(|(_, set)| {
+            set.is_some_and(|(current, staged)| {
+                current == generation
+                    || staged == Some(generation)
+                    || (staged.is_none() && current == generation + 1)
+            })
+        })
+    }
+
+    /// Whether a leader or the machine itself says why a box did not have a key in time.
+    fn was_unheard(&self, index: usize, at: Duration) -> bool {
+        let noted = self.evidence.entries.iter().any(|entry| {
+            let about = matches!(entry.event, Event::Without { member, .. } if member == index);
+            about && entry.at <= at + SLACK && entry.at + NOTED >= at
+        });
+        let mut standstills = self.evidence.standstills.iter();
+        noted || standstills.any(|(end, _)| *end <= at + SLACK && *end + AFTER_STANDSTILL >= at)
+    }
+
+    fn handshakes(&mut self) -> Verdict {
+        let met = &self.evidence.met;
+        let mut breaches = Vec::new();
+        for finding in &met.findings {
+            match &finding.what {
+                What::ResumedLate => {}
+                What::Failed(why) => {
+                    breaches.push(format!("{}: {why}", told(finding)));
+                    self.missed.push(finding.span.1);
+                }
+                What::NotResumed => self.not_resumed(finding, &mut breaches),
+            }
+        }
+        if met.dropped > 0 {
+            breaches.push(format!("{} more findings were not kept", met.dropped));
+        }
+        let offers = met.strict.offers.saturating_sub(self.retired);
+        self.checked += offers;
+        if offers < self.evidence.span.as_secs() {
+            breaches.push(format!("only {offers} strict offers: too little load for a verdict"));
+        }
+        Verdict {
+            promise: "Every ticket of a reachable box under the current or previous key is \
+                      resumed by every reachable box",
+            checked: format!(
+                "{offers} offers, {} missed ({} of {} strict offers were carried tickets, {} of \
+                 retired keys, rightly refused)",
+                self.missed.len(),
+                met.carried,
+                met.strict.offers,
+                self.retired
+            ),
+            breaches,
+        }
+    }
+
+    fn not_resumed(&mut self, finding: &Finding, breaches: &mut Vec<String>) {
+        let Some(generation) = self.generation(&finding.fingerprint) else {
+            breaches.push(format!("{}: a key that nobody agreed on", told(finding)));
+            self.missed.push(finding.span.1);
+            return;
+        };
+        let newest = self.newest(finding.to, finding.span.1 + SLACK);
+        if newest.is_some_and(|newest| newest >= generation + 2) {
+            self.retired += 1;
+        } else if !self.holds(finding.to, finding.span.1, generation)
+            && self.was_unheard(finding.to, finding.span.1)
+        {
+            self.unheard += 1;
+        } else {
+            self.missed.push(finding.span.1);
+            breaches.push(format!("{}: generation {generation}, not resumed", told(finding)));
+        }
+    }
+
+    /// A key that is no longer among the latest two opens nothing any more.
+    fn gone(&self) -> Verdict {
+        let late = self.evidence.met.findings.iter().filter(|f| f.what == What::ResumedLate);
+        let mut breaches = Vec::new();
+        let mut looked = 0;
+        for finding in late {
+            looked += 1;
+            let before = finding.span.0.saturating_sub(SLACK);
+            let gone = match self.generation(&finding.fingerprint) {
+                Some(generation) => {
+                    self.newest(finding.to, before).is_some_and(|newest| newest >= generation + 2)
+                }
+                None => true,
+            };
+            if gone {
+                breaches.push(format!("{}: resumed with a retired key", told(finding)));
+            }
+        }
+        let checked = format!(
+            "{} offers of retired keys refused; {looked} of old tickets resumed, none retired",
+            self.retired
+        );
+        let promise = "The latest two: a retired key opens no ticket";
+        if self.retired == 0 {
+            breaches.push("no ticket of a retired key was offered".into());
+        }
+        Verdict { promise, checked, breaches }
+    }
+
+    /// By the logs, for every rotation and box: held no later than anybody's first use.
+    fn held_before_used(&mut self) -> Verdict {
+        let rotations = logs::rotations(&self.evidence.entries);
+        let (mut checked, mut breaches) = (0, Vec::new());
+        for rotation in &rotations {
+            let Some(first) = rotation.first() else { continue };
+            for index in 0..BOXES {
+                if !self.is_strict(index, first) {
+                    continue;
+                }
+                checked += 1;
+                if self.holds(index, first, rotation.generation) {
+                    continue;
+                }
+                if self.was_unheard(index, first) {
+                    self.unheard += 1;
+                    continue;
+                }
+                let (number, generation) = (index + 1, rotation.generation);
+                breaches.push(format!(
+                    "{first:.3?}: generation {generation} is used, box {number} does not hold it"
+                ));
+            }
+        }
+        self.checked += checked;
+        Verdict {
+            promise:
+                "Held before used: when the first box encrypts with a key, all reachable ones \
+                      hold it",
+            checked: format!("{} rotations, {checked} times a box", rotations.len()),
+            breaches,
+        }
+    }
+
+    fn is_strict(&self, index: usize, at: Duration) -> bool {
+        let own = self.evidence.standings.iter().filter(|(_, who, _)| *who == index);
+        own.take_while(|(since, _, _)| *since <= at)
+            .last()
+            .is_some_and(|(_, _, standing)| *standing == Standing::Strict)
+    }
+
+    fn excused(&self) -> Verdict {
+        let allowed = (self.checked as f64 * UNHEARD_SHARE).max(2.0);
+        let mut breaches = Vec::new();
+        if self.unheard as f64 > allowed {
+            breaches.push(format!("{} excuses; {allowed:.0} are allowed", self.unheard));
+        }
+        Verdict {
+            promise: "Few excuses: seldom is a box that nobody touched unheard by its leader",
+            checked: format!(
+                "{} of {} checks; the machine stood still {} times, {:.1?} at most",
+                self.unheard,
+                self.checked,
+                self.evidence.standstills.len(),
+                self.evidence.standstills.iter().map(|s| s.1).max().unwrap_or_default()
+            ),
+            breaches,
+        }
+    }
+
+    fn on_time(&self) -> Verdict {
+        let mut breaches = Vec::new();
+        let rotations = logs::rotations(&self.evidence.entries);
+        let firsts: Vec<(u64, Duration)> =
+            rotations.iter().filter_map(|r| Some((r.generation, r.first()?))).collect();
+        let (mut checked, mut longest) = (0, Duration::ZERO);
+        for pair in firsts.windows(2) {
+            let ((_, before), (generation, at)) = (pair[0], pair[1]);
+            let gap = at.saturating_sub(before);
+            let touched = self.evidence.phases.iter().filter(|p| p.begin < at && p.end > before);
+            let (mut stopped, mut lossy) = (false, false);
+            for phase in touched {
+                stopped |= !phase.majority;
+                lossy |= phase.lossy;
+            }
+            if gap + EARLY < INTERVAL {
+                breaches.push(format!("{at:.3?}: generation {generation} after {gap:?}, early"));
+            }
+            if stopped {
+                continue;
+            }
+            checked += 1;
+            longest = longest.max(gap);
+            let late = if lossy { LATE_WITH_LOSS } else { LATE };
+            if gap > INTERVAL + late {
+                breaches.push(format!("{at:.3?}: generation {generation} after {gap:?}, late"));
+            }
+        }
+        if let Some((generation, last)) = firsts.last() {
+            // The run ends with a quiet while that is longer than that.
+            if self.evidence.span.saturating_sub(*last) > INTERVAL + LATE {
+                breaches.push(format!("none after generation {generation} at {last:.3?}"));
+            }
+        }
+        Verdict {
+            promise: "On time: where a majority is connected rotations come, and none comes early",
+            checked: format!("{checked} gaps with a majority, {longest:.2?} the longest"),
+            breaches,
+        }
+    }
+
+    fn returns(&self) -> Verdict {
+        let took: Vec<f64> =
+            self.evidence.phases.iter().map(|phase| phase.took.as_secs_f64()).collect();
+        let most = took.iter().copied().fold(0.0, f64::max);
+        let breaches = self.evidence.broken.iter().filter(|broken| broken.what.contains("again"));
+        Verdict {
+            promise: "Comes back: after every fault all boxes are one within 15 s",
+            checked: format!(
+                "{} faults; one again after {:.2} s, median, {most:.2} s at most",
+                took.len(),
+                median(&took)
+            ),
+            breaches: breaches
+                .map(|broken| format!("{:.1?}: {}", broken.at, broken.what))
+                .collect(),
+        }
+    }
+
+    fn hosts(&self) -> Verdict {
+        let died = self.evidence.broken.iter().filter(|broken| broken.what.contains("ended"));
+        let mut breaches: Vec<String> =
+            died.map(|broken| format!("{:.1?}: {}", broken.at, broken.what)).collect();
+        for entry in &self.evidence.entries {
+            if let Event::Failure(line) = &entry.event {
+                breaches.push(format!("{:.1?}, box {}: {line}", entry.at, entry.index + 1));
+            }
+        }
+        let starts = self.evidence.entries.iter().filter(|e| e.event == Event::Started).count();
+        Verdict {
+            promise: "The host stays up: no server ends by itself, none writes an error",
+            checked: format!("{starts} processes in {:.0?}", self.evidence.span),
+            breaches,
+        }
+    }
+
+    fn flat(&self) -> (Verdict, Vec<(usize, usize, Growth)>, Growth) {
+        let plain = self.grown(BOXES, 0).unwrap_or_default();
+        let (mut growth, mut breaches) = (Vec::new(), Vec::new());
+        let mut lives: Vec<(usize, usize)> =
+            self.evidence.samples.iter().map(|s| (s.index, s.life)).collect();
+        lives.sort_unstable();
+        lives.dedup();
+        let mut judged = 0;
+        for (index, life) in lives.into_iter().filter(|(index, _)| *index < BOXES) {
+            let Some(own) = self.grown(index, life) else { continue };
+            judged += 1;
+            growth.push((index, life, own));
+            let limits = [
+                ("memory (PSS, KiB)", MEMORY_GROWTH + plain[0].max(0.0)),
+                ("descriptors", DESCRIPTOR_GROWTH),
+                ("threads", THREAD_GROWTH),
+            ];
+            for ((what, limit), grown) in limits.into_iter().zip(own) {
+                if grown > limit {
+                    breaches.push(format!(
+                        "box {}, process {}: {what} grew by {grown:.0}; {limit:.0} is allowed",
+                        index + 1,
+                        life + 1
+                    ));
+                }
+            }
+        }
+        if judged == 0 {
+            breaches.push("no process lived long enough to be judged".into());
+        }
+        let most = |part: usize| growth.iter().map(|g| g.2[part]).fold(f64::NEG_INFINITY, f64::max);
+        let checked = format!(
+            "{judged} processes from the first to the last third of their lives: memory at most \
+             {:+.0} KiB (without the plugin {:+.0}), descriptors {:+.0}, threads {:+.0}",
+            most(0),
+            plain[0],
+            most(1),
+            most(2)
+        );
+        let promise = "Flat: memory, descriptors and threads of a server do not grow";
+        (Verdict { promise, checked, breaches }, growth, plain)
+    }
+
+    /// How much the medians of the last third of a life's quiet samples are above the first's.
+    fn grown(&self, index: usize, life: usize) -> Option<Growth> {
+        let own = self.evidence.samples.iter().filter(|s| s.index == index && s.life == life);
+        let born = own.clone().map(|sample| sample.at).min()?;
+        // A short run has to do with less.
+        let warm = WARM_UP.min(self.evidence.span / 6);
+        let own: Vec<&Sample> = own.filter(|s| s.quiet && s.at >= born + warm).collect();
+        let third = own.len() / 3;
+        if own.len() < SAMPLES {
+            return None;
+        }
+        let of = |value: fn(&Sample) -> f64| {
+            let part = |samples: &[&Sample]| {
+                median(&samples.iter().map(|sample| value(sample)).collect::<Vec<_>>())
+            };
+            part(&own[own.len() - third..]) - part(&own[..third])
+        };
+        let growth = [
+            of(|sample| sample.usage.memory as f64),
+            of(|sample| sample.usage.descriptors as f64),
+            of(|sample| sample.usage.threads as f64),
+        ];
+        Some(growth)
+    }
+}
+
+fn told(finding: &Finding) -> String {
+    let Finding { span, from, to, version, fingerprint, taken, .. } = finding;
+    format!(
+        "{:.3?}: {version} ticket of box {} under {fingerprint}, taken at {taken:.3?}, to box {}",
+        span.0,
+        from + 1,
+        to + 1
+    )
+}
