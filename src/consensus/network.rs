@@ -38,8 +38,7 @@ const STEADY_BACKOFF: Duration = Duration::from_millis(200);
 /// that it can tell a dead connection from a caller who lost interest.
 const MARGIN: Duration = Duration::from_millis(5);
 
-fn limit(option: &RPCOption) -> Duration {
-    let limit = option.hard_ttl();
+fn shortened(limit: Duration) -> Duration {
     limit.saturating_sub(MARGIN).max(limit / 2)
 }
 
@@ -88,12 +87,14 @@ pub trait Chronicle: Send + Sync + 'static {
 pub struct Links<C> {
     courier: C,
     chronicle: Arc<dyn Chronicle>,
+    append_limit: Duration,
 }
 
 impl<C: Courier> Links<C> {
-    /// Links over `courier`.
-    pub fn new(courier: C, chronicle: Arc<dyn Chronicle>) -> Links<C> {
-        Links { courier, chronicle }
+    /// Links over `courier`, on which an append may take at most `append_limit`: openraft's own
+    /// limit is its heart beat interval, which means something else here.
+    pub fn new(courier: C, chronicle: Arc<dyn Chronicle>, append_limit: Duration) -> Links<C> {
+        Links { courier, chronicle, append_limit }
     }
 }
 
@@ -101,7 +102,12 @@ impl<C: Courier> RaftNetworkFactory<Types> for Links<C> {
     type Network = PeerLink<C>;
 
     async fn new_client(&mut self, target: ServerId, _node: &EmptyNode) -> PeerLink<C> {
-        PeerLink { target, courier: self.courier.clone(), chronicle: self.chronicle.clone() }
+        PeerLink {
+            target,
+            courier: self.courier.clone(),
+            chronicle: self.chronicle.clone(),
+            append_limit: self.append_limit,
+        }
     }
 }
 
@@ -110,6 +116,7 @@ pub struct PeerLink<C> {
     target: ServerId,
     courier: C,
     chronicle: Arc<dyn Chronicle>,
+    append_limit: Duration,
 }
 
 type RpcError = RPCError<ServerId, EmptyNode, RaftError<ServerId>>;
@@ -157,7 +164,8 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         let last = rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id);
         let (age, quorum) = (self.chronicle.current_age(), self.chronicle.has_quorum());
         let request = Request::Append(WireAppend::from_raft(rpc, age, quorum));
-        match self.courier.call(self.target, request, limit(&option)).await? {
+        let limit = shortened(option.hard_ttl()).min(self.append_limit);
+        match self.courier.call(self.target, request, limit).await? {
             // There is no entry before the first that could conflict; openraft takes this for
             // impossible and panics.
             Response::Append(AppendAnswer::Conflict) if begins_the_log => {
@@ -191,7 +199,7 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
     ) -> Result<VoteResponse<ServerId>, RpcError> {
         let sent = ballot_of(&rpc.vote);
         let request = Request::Vote(WireVote::from_raft(&rpc));
-        match self.courier.call(self.target, request, limit(&option)).await? {
+        match self.courier.call(self.target, request, shortened(option.hard_ttl())).await? {
             Response::Vote { vote: (ballot, committed), granted, log_end } => Ok(VoteResponse {
                 vote: raft_vote((self.not_ours(sent, ballot), committed)),
                 vote_granted: granted,
@@ -210,7 +218,8 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         option: RPCOption,
     ) -> Result<SnapshotResponse<ServerId>, StreamingError<Types, Fatal<ServerId>>> {
         let message = WireSnapshot::from_raft(vote, snapshot, self.chronicle.now());
-        let call = self.courier.call(self.target, Request::Snapshot(message), limit(&option));
+        let limit = shortened(option.hard_ttl());
+        let call = self.courier.call(self.target, Request::Snapshot(message), limit);
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             answer = call => answer,

@@ -1,7 +1,7 @@
 //! The life of a box's Raft: ask around, start, take part, and start anew as an empty box if
 //! something in it broke.
 //!
-//! openraft's own timers are off. This module stands for election, beats, erases retired keys
+//! openraft's own timers are off. This module stands for election, erases retired keys
 //! from log and snapshot, and watches over Raft from outside, because a panic inside openraft
 //! shows in no metric. Rotation is for [`super::leader`].
 
@@ -14,19 +14,19 @@ use openraft::{LogIdOptionExt, ServerState};
 use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout, Instant, Interval, MissedTickBehavior};
+use tokio::time::{sleep, timeout, Instant};
 
-use super::leader;
 use super::refusals::Place;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
+use super::{beats, leader};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
 use crate::consensus::saved::Saved;
 use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::wire::{Request, Response};
-use crate::consensus::{ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
+use crate::consensus::{append_limit, ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
 use crate::core::agreed::{Change, Refusal};
-use crate::core::config::{Member, Settings, Timers};
+use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Change as KeyChange;
 use crate::core::rejoin::{
     judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
@@ -343,8 +343,9 @@ async fn run_raft(shared: &Arc<Shared>, memory: Memory) -> Result<Running, Strin
     log.watch(on_change.clone());
     machine.watch(on_change);
     let chronicle: Arc<dyn Chronicle> = shared.clone();
-    let links = Links::new(PeerCourier(shared.clone()), chronicle);
-    let config = raft_config(&shared.settings());
+    let settings = shared.settings();
+    let links = Links::new(PeerCourier(shared.clone()), chronicle, append_limit(&settings));
+    let config = raft_config(&settings);
     let raft = Raft::new(shared.me, config, links, log.clone(), machine.clone())
         .await
         .map_err(|e| format!("Raft did not start: {e}"))?;
@@ -376,9 +377,14 @@ async fn take_part(
     running: &Running,
     orders: &mut mpsc::Receiver<QueuedOrder>,
 ) -> End {
+    // What each beat wakes has tasks of its own, so that the rest is left in peace.
+    let mut busy = JoinSet::new();
+    busy.spawn(stand(shared.clone(), running.clone()));
+    busy.spawn(beats::beat(shared.clone(), running.clone()));
     tokio::select! {
-        words = stand(shared, running) => End::Broken(words),
-        words = beat(shared, running) => End::Broken(words),
+        Some(ended) = busy.join_next() => {
+            End::Broken(ended.unwrap_or_else(|e| format!("a part of it failed: {e}")))
+        }
         words = erase(shared, running) => End::Broken(words),
         words = tell(shared, running) => End::Broken(words),
         words = watch_over(shared, running) => End::Broken(words),
@@ -446,7 +452,7 @@ async fn convalesce(shared: &Arc<Shared>) {
 
 /// Stands for election when no leader was heard for a random time within the election bounds,
 /// and a majority would vote for this box.
-async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
+async fn stand(shared: Arc<Shared>, running: Running) -> String {
     let mut timers = shared.settings().timers;
     let mut server = running.raft.server_metrics();
     let mut since = shared.now();
@@ -469,17 +475,20 @@ async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
         }
         timers = shared.settings().timers;
         let last = shared.contact().map_or(since, |contact| contact.max(since));
-        let rest = patience.saturating_sub(shared.now().since(last));
+        let wait = if retrying { patience } else { patience + shared.lateness() };
+        let rest = wait.saturating_sub(shared.now().since(last));
         if !rest.is_zero() {
             tokio::select! {
                 () = sleep(rest) => {}
+                // The timer is set anew at each beat, so that in a healthy group it never fires.
+                () = shared.contacted.notified() => {}
                 () = shared.stand_now.notified() => patience = Duration::ZERO,
             }
             continue;
         }
         let full = *shared.quarantine.borrow() == Quarantine::Lifted;
         // A box that does not answer must not hold up those that do.
-        let asked = timeout(timers.election_upper, would_win(shared, running));
+        let asked = timeout(timers.election_upper, would_win(&shared, &running));
         if full && asked.await.unwrap_or(false) {
             let heard_meanwhile = shared.contact().is_some_and(|at| at > last);
             if !heard_meanwhile {
@@ -538,37 +547,6 @@ async fn would_win(shared: &Arc<Shared>, running: &Running) -> bool {
             None => return false,
         }
     }
-}
-
-/// Beats while this box leads.
-async fn beat(shared: &Arc<Shared>, running: &Running) -> String {
-    let mut server = running.raft.server_metrics();
-    let mut settings = shared.watch_settings();
-    let mut ticks = beats_of(&settings.borrow_and_update().timers);
-    loop {
-        if server.wait_for(|m| m.state == ServerState::Leader).await.is_err() {
-            return "its core is gone".to_owned();
-        }
-        tokio::select! {
-            _ = ticks.tick() => {}
-            _ = settings.changed() => {
-                ticks = beats_of(&settings.borrow_and_update().timers);
-                continue;
-            }
-        }
-        if *shared.leaving.borrow() {
-            std::future::pending::<()>().await;
-        }
-        if running.raft.trigger().heartbeat().await.is_err() {
-            return "its core is gone".to_owned();
-        }
-    }
-}
-
-fn beats_of(timers: &Timers) -> Interval {
-    let mut ticks = interval(timers.heart_beat);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
 }
 
 /// Erases retired keys from log and snapshot as soon as they are retired, whatever

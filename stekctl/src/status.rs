@@ -38,10 +38,9 @@ pub struct Look {
 pub fn run(args: &StatusArgs, place: &Place) -> Ended {
     let loaded = place::load(&place::source(place)?)?;
     let fleet = Fleet::new(&loaded, place.timeout)?;
-    let interval = loaded.settings.key_update_interval;
     let clears = args.watch.is_some() && !args.json && io::stdout().is_terminal();
     loop {
-        let look = look(&fleet, interval);
+        let look = look(&fleet, |_| {});
         let outcome = verdict::outcome(&look.reasons);
         let text = match args.json {
             true => format!("{}\n", as_json(&look)),
@@ -55,12 +54,15 @@ pub fn run(args: &StatusArgs, place: &Place) -> Ended {
     }
 }
 
-/// Asks all servers. What may be the matter of a moment is looked at again.
-pub fn look(fleet: &Fleet, interval: Duration) -> Look {
+/// Asks all servers. What may be the matter of a moment is looked at again. `adjust` takes from an
+/// answer what is not to be judged.
+pub fn look(fleet: &Fleet, adjust: impl Fn(&mut BoxStatus)) -> Look {
     let mut left = SECOND_LOOKS;
     loop {
-        let servers = fleet.ask();
-        let reasons = verdict::reasons(&servers, interval);
+        let mut servers = fleet.ask();
+        let answers = servers.iter_mut().filter_map(|server| server.answer.as_mut().ok());
+        answers.for_each(|(status, _)| adjust(status));
+        let reasons = verdict::reasons(&servers);
         if left == 0 || !reasons.iter().any(|reason| reason.may_pass) {
             return Look { servers, reasons };
         }

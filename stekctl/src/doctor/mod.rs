@@ -73,7 +73,12 @@ fn ask(
     found: &mut Vec<Problem>,
 ) -> Result<Vec<Server>, Failure> {
     let fleet = Fleet::new(loaded, limit)?;
-    let look = look(&fleet, loaded.settings.key_update_interval);
+    let own = loaded.settings.server_id;
+    let look = look(&fleet, |status| {
+        if status.id == own && knows_files {
+            status.host.hints.retain(|hint| !is_in_files(hint));
+        }
+    });
     found.extend(look.reasons.iter().map(|reason| {
         let (what, remedy) = reason.words.split_once("; ").unwrap_or((
             &reason.words,
@@ -89,14 +94,6 @@ fn ask(
         look.servers.iter().filter_map(|server| Some((server, server.status()?))).collect();
     roots(&answers, found);
     bundles(&answers, found);
-    for (server, status) in &answers {
-        let is_own = status.id == loaded.settings.server_id;
-        for hint in &status.host.hints {
-            if !(is_own && knows_files && is_in_files(hint)) {
-                found.push(hinted(server, hint));
-            }
-        }
-    }
     Ok(look.servers)
 }
 
@@ -170,62 +167,6 @@ fn bundles(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
 /// Whether [`ats::findings`] sees for itself what this hint says.
 fn is_in_files(hint: &Hint) -> bool {
     !matches!(hint, Hint::Unlocked(_) | Hint::Dumped(_) | Hint::Unmapped(_))
-}
-
-/// What a box says of its own surroundings.
-fn hinted(server: &Server, hint: &Hint) -> Problem {
-    let place = named(server);
-    let error = |reason: String, remedy| Problem::error(&place, reason, remedy);
-    let warning = |reason: String, remedy| Problem::warning(&place, reason, remedy);
-    let multicert = |line: &u32| format!("line {line} of ssl_multicert.config");
-    match hint {
-        Hint::TicketsDisabled => error(
-            "proxy.config.ssl.server.session_ticket.enable is 0: Traffic Server gives out no \
-             session tickets"
-                .to_owned(),
-            "set it to 1",
-        ),
-        Hint::TicketKeyFile(file) => warning(
-            format!(
-                "proxy.config.ssl.server.ticket_key.filename is {file:?}: Traffic Server puts that \
-                 file's keys in place of the shared ones when it changes"
-            ),
-            "unset it",
-        ),
-        Hint::LineWithoutTickets(line) => error(
-            format!("{} has ssl_ticket_enabled=0: its clients get no ticket", multicert(line)),
-            "take it out, or set it to 1",
-        ),
-        Hint::LineWithKeys(line) => warning(
-            format!(
-                "{} has a ticket_key_name, which Traffic Server before 9 uses in place of the \
-                 shared key",
-                multicert(line)
-            ),
-            "take it out",
-        ),
-        Hint::LineWithAddress(line) => warning(
-            format!(
-                "{} has a dest_ip other than *: Traffic Server before 9.2.2 does not use the \
-                 shared key for it, and later ones resume its sessions only on boxes whose lines \
-                 are all of the same kind",
-                multicert(line)
-            ),
-            "write dest_ip=* wherever one certificate serves all addresses",
-        ),
-        Hint::Unlocked(error) => warning(
-            format!("memory with keys is not locked and can be swapped out (error {error})"),
-            "raise LimitMEMLOCK of Traffic Server's service",
-        ),
-        Hint::Dumped(error) => warning(
-            format!("memory with keys would be part of a core dump (error {error})"),
-            "set proxy.config.core_limit to 0",
-        ),
-        Hint::Unmapped(error) => warning(
-            format!("keys have no memory of their own (error {error}), so nothing protects it"),
-            "see that the machine has memory to spare, and restart Traffic Server",
-        ),
-    }
 }
 
 /// Takes and offers tickets at the addresses that were given.

@@ -40,8 +40,8 @@ const SAMPLES: usize = 9;
 const MEMORY_GROWTH: f64 = 1024.0;
 /// A connection or two between boxes may be set up or closed at the moment of a sample.
 const DESCRIPTOR_GROWTH: f64 = 4.0;
-/// Threads are what they were.
-const THREAD_GROWTH: f64 = 0.0;
+/// Every half minute a thread is made to look at the certificates, and lives for some seconds.
+const THREAD_GROWTH: f64 = 2.0;
 
 /// Everything to be judged.
 pub struct Evidence {
@@ -277,7 +277,9 @@ impl<'a> Judge<'a> {
         let newest = self.newest(finding.to, finding.span.1 + SLACK);
         if newest.is_some_and(|newest| newest >= generation + 2) {
             self.retired += 1;
-        } else if self.was_unheard(finding.to, finding.span.1) {
+        } else if !self.holds(finding.to, finding.span.1, generation)
+            && self.was_unheard(finding.to, finding.span.1)
+        {
             self.unheard += 1;
         } else {
             self.missed.push(finding.span.1);

@@ -37,7 +37,7 @@ pub fn write(
     }
     let report = Report { request, evidence, judgement, cpu, interrupted };
     fs::write(request.out.join("report.html"), report.page(&plots))?;
-    let json = serde_json::to_string_pretty(&report.figures()).context("JSON")?;
+    let json = serde_json::to_string(&report.figures()).context("JSON")?;
     fs::write(request.out.join("report.json"), json + "\n")?;
     report.say();
     Ok(())
@@ -138,6 +138,18 @@ impl Report<'_> {
                 "threads": grown[2],
             })
         });
+        let samples = evidence.samples.iter().map(|sample| {
+            let Sample { at, index, life, quiet, usage } = sample;
+            json!([
+                (at.as_secs_f64() * 10.0).round() / 10.0,
+                index + 1,
+                life + 1,
+                u8::from(*quiet),
+                usage.memory,
+                usage.descriptors,
+                usage.threads
+            ])
+        });
         let (own, servers) = self.load();
         json!({
             "outcome": self.outcome(),
@@ -159,6 +171,9 @@ impl Report<'_> {
             "growth_without_plugin_pss_kib": judgement.plain_growth[0],
             "cpu_percent_of_a_core": { "hub_and_clients": own, "servers": servers },
             "faults": faults.collect::<Vec<_>>(),
+            // Box 6 is the one without the plugin.
+            "samples_of": ["s", "box", "process", "quiet", "pss_kib", "descriptors", "threads"],
+            "samples": samples.collect::<Vec<_>>(),
         })
     }
 
