@@ -14,8 +14,8 @@ from docutils.core import publish_doctree
 from docutils.parsers.rst import Directive, directives, roles
 
 # Sphinx's, and those of Traffic Server's extension (domain `ts`).
-ROLES = ["arg", "doc", "file", "option", "program", "ref", "samp", "ts:cv", "ts:stat"]
-DIRECTIVES = ["code-block", "option", "program", "toctree", "ts:stat"]
+ROLES = ["doc", "file", "option", "program", "ref", "samp", "ts:cv", "ts:stat"]
+DIRECTIVES = ["code-block", "highlight", "option", "program", "toctree", "ts:stat"]
 
 
 def role(name, rawtext, text, lineno, inliner, options=None, content=None):
