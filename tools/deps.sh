@@ -2,10 +2,12 @@
 # Installs what building and testing need on Debian 12, besides the Rust toolchain. Does nothing,
 # quickly, when all of it is there. Traffic Server's own service is not started.
 #
-#   tools/deps.sh VENV     VENV is where AuTest's Python environment goes
+#   tools/deps.sh VENV           VENV is where AuTest's Python environment goes
+#   tools/deps.sh VENV bench     also the rivals that `make bench` measures
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
+purpose=${2:-}
 requirements=tests/autest/requirements.txt
 
 packages=(
@@ -17,6 +19,14 @@ packages=(
     openssl curl ca-certificates         # clients of the tests
     faketime                             # a test's clock that jumps
 )
+
+if [ "$purpose" = bench ]; then
+    packages+=(
+        trafficserver-experimental-plugins   # ssl_session_reuse.so
+        redis-server                         # which that one needs
+        caddy                                # a web server with keys in common storage
+    )
+fi
 
 say() { echo "deps: $*"; }
 fail() { echo "deps: $*" >&2; exit 1; }

@@ -369,7 +369,13 @@ fn plots(evidence: &Evidence, judgement: &Judgement) -> Vec<(&'static str, Chart
             "elections",
             chart("Elections", "so far", vec![series("leaders", Shape::Step, count.collect())]),
         ),
-        ("memory", chart("Memory (PSS)", "KiB", used(Shape::Line, |s| s.usage.memory as f64))),
+        (
+            "memory",
+            Chart {
+                from_zero: false,
+                ..chart("Memory of its own", "KiB", used(Shape::Line, |s| s.usage.private as f64))
+            },
+        ),
         (
             "descriptors",
             chart("Descriptors", "open", used(Shape::Line, |s| s.usage.descriptors as f64)),
