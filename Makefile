@@ -49,7 +49,8 @@ test: deps build ## all tests, with real Traffic Servers; ends with a verdict
 	@tools/test.sh \
 	    "format=cargo fmt --all --check" \
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
-	    "autest=$(MAKE) --no-print-directory autest"
+	    "autest=$(MAKE) --no-print-directory autest" \
+	    "examples=$(MAKE) --no-print-directory check-examples"
 
 test-quick: ## units and clusters of nodes; no Traffic Server needed
 	cargo test --workspace --lib --locked $(CLUSTER_TESTS)
@@ -128,6 +129,9 @@ absolute:
 	    *) echo "PLUGINDIR has to be an absolute path, not '$(strip $(PLUGINDIR))'" >&2; exit 1 ;; esac
 	@case "$(strip $(BINDIR))" in /*) ;; \
 	    *) echo "BINDIR has to be an absolute path, not '$(strip $(BINDIR))'" >&2; exit 1 ;; esac
+
+check-examples: ## haproxy, Kubernetes, Prometheus files and manuals, each by its own checker (after deps)
+	@tools/check-examples.sh $(VENV)
 
 package: ## the Debian package, looked at by lintian, in target/package
 	@tools/deps.sh $(VENV) packaging
