@@ -192,7 +192,7 @@ pub enum Hint {
     TicketKeyFile(String),
     /// That line of ssl_multicert.config has `ssl_ticket_enabled=0`.
     LineWithoutTickets(u32),
-    /// That line of ssl_multicert.config has a `ticket_key_name`, whose keys override the shared.
+    /// That line of ssl_multicert.config has a `ticket_key_name`, which nothing heeds any more.
     LineWithKeys(u32),
     /// That line of ssl_multicert.config has a `dest_ip` other than `*`, whose sites Traffic Server
     /// gives keys of their own (its issue 8734).
@@ -228,14 +228,16 @@ impl fmt::Display for Hint {
             ),
             Hint::LineWithKeys(line) => write!(
                 f,
-                "ssl_multicert.config line {line} has a ticket_key_name: its sites use that \
-                 file's keys and never the shared ones; remove it"
+                "ssl_multicert.config line {line} has a ticket_key_name, which Traffic Server \
+                 ignores since 7.1, and which means that its sites were to have keys of their own; \
+                 remove it"
             ),
             Hint::LineWithAddress(line) => write!(
                 f,
-                "ssl_multicert.config line {line} has a dest_ip other than *: Traffic Server gives \
-                 its sites ticket keys of their own (apache/trafficserver issue 8734); tell sites \
-                 apart by server name, or use a version with that mended"
+                "ssl_multicert.config line {line} has a dest_ip other than *: some versions of \
+                 Traffic Server give its sites ticket keys of their own (apache/trafficserver issue \
+                 8734), and in all others their sessions resume only on boxes whose lines are of \
+                 the same kind; tell sites apart by server name"
             ),
             Hint::Unlocked(errno) => write!(
                 f,
