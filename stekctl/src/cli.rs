@@ -107,7 +107,8 @@ pub enum Command {
     /// Makes the directory DIR with an authority and, for each ADDRESS, a directory box-N that is
     /// ready to be copied to that box: server_conf.yaml, server_list.yaml, the certificates, and
     /// the line for plugin.config. Nothing that is there is ever overwritten. Private keys can be
-    /// read by nobody but their owner. An address may have a port: 10.0.0.1:10002, [2001:db8::1]:10002.
+    /// read by nobody but their owner. An address may have a port, as in
+    /// 10.0.0.1:10002; an IPv6 address then stands in brackets.
     Init(InitArgs),
     /// Print the plugin's metrics in Prometheus's text format
     ///

@@ -96,14 +96,15 @@ fn in_multicert(file: &str, text: &str) -> Vec<Problem> {
             push(Problem::error(file, reason, "take it out, or set it to 2"), TICKETS, value);
         }
         if let Some(value) = has("ticket_key_name") {
-            let reason = "names a ticket key for this line alone: Traffic Server before 9 uses it \
-                          in place of the shared one, later ones ignore it";
+            let reason = "names a ticket key for this line alone, which Traffic Server ignores \
+                          since 7.1: its clients get tickets under the shared key";
             push(Problem::warning(file, reason, "take it out"), "ticket_key_name", value);
         }
         if let Some(value) = has("dest_ip").filter(|value| *value != "*") {
-            let reason = "binds this line to an address: Traffic Server before 9.2.2 does not use \
-                          the shared key for it, and later ones resume its sessions only on boxes \
-                          whose lines are all of the same kind";
+            let reason = "binds this line to an address: some versions of Traffic Server give it \
+                          a ticket key of its own (apache/trafficserver issue 8734), and in all \
+                          others its sessions resume only on boxes whose lines are all of the \
+                          same kind";
             let remedy = "write dest_ip=* wherever one certificate serves all addresses";
             push(Problem::warning(file, reason, remedy), "dest_ip", value);
         }
