@@ -161,7 +161,8 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
     ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
         let begins_the_log = rpc.prev_log_id.is_none();
         let sent = ballot_of(&rpc.vote);
-        let last = rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id);
+        let held: Vec<_> =
+            rpc.prev_log_id.into_iter().chain(rpc.entries.iter().map(|e| e.log_id)).collect();
         let (age, quorum) = (self.chronicle.current_age(), self.chronicle.has_quorum());
         let append = WireAppend::from_raft(rpc, age, quorum);
         // openraft reads the log without a lock. Where the next leader's entries take the place
@@ -177,8 +178,10 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
             Response::Append(AppendAnswer::Conflict) if begins_the_log => {
                 Err(CallFailure::Senseless.into())
             }
-            // It cannot hold more than it was sent.
-            Response::Append(AppendAnswer::Partial(end)) if end.map(log_id_of) > last => {
+            // It can hold nothing but what it was sent; openraft would go on behind the log's end.
+            Response::Append(AppendAnswer::Partial(Some(end)))
+                if !held.contains(&log_id_of(end)) =>
+            {
                 Err(CallFailure::Senseless.into())
             }
             // What is not higher refuses nothing.
