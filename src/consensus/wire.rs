@@ -257,7 +257,7 @@ pub struct WireBeat {
     pub age: Option<(Generation, u64)>,
     /// As in [`WireAppend`].
     pub quorum: bool,
-    /// When the next beat is due, in milliseconds.
+    /// When the next beat is due, in milliseconds; 0 if the leader leaves and none will come.
     pub next_ms: u32,
 }
 
