@@ -210,7 +210,7 @@ fn what_differs_between_boxes_is_found_with_their_names() -> Result<()> {
     let said = kit::wait::until(PATIENCE, "a look at the fleet", look)?;
     let name = |id: usize| format!("server {id} (127.0.0.1:{})", fleet.raft_ports[id - 1]);
     let (second, third) = (name(2), name(3));
-    let expected: [&[&str]; 5] = [
+    let expected: [&[&str]; 6] = [
         &[
             "warning: fleet: not all servers have the same options",
             "server 2 has ",
@@ -220,6 +220,7 @@ fn what_differs_between_boxes_is_found_with_their_names() -> Result<()> {
         &["warning: fleet: server 2: its file's server list is not the agreed one"],
         &["warning: ", &third, "its clock is ", " ahead of", "synchronise"],
         &["error: fleet: server 3: proxy.config.ssl.server.session_ticket.enable is 0"],
+        &["error: ", &third, "CA.cert.filename names another CA bundle (", "(none)"],
     ];
     assert_says(&said, &expected, 2)?;
 
@@ -247,13 +248,17 @@ fn what_differs_between_boxes_is_found_with_their_names() -> Result<()> {
 }
 
 /// The second has other options, another list and one root more, and may dump core; the third has
-/// a clock two minutes ahead and gives out no tickets.
+/// a clock two minutes ahead and another CA bundle, and gives out no tickets.
 fn three_that_differ(dir: &RunDir) -> Result<Fleet> {
     let place = |wrapper: Vec<String>| Place { address: Ipv4Addr::LOCALHOST.into(), wrapper };
     let places = [place(Vec::new()), place(Vec::new()), place(ahead("+120s")?)];
     let mut fleet = plan(3)?.places(&places).prepare(dir.path())?;
     record(&fleet.boxes[1].etc(), "proxy.config.core_limit", "INT -1")?;
-    record(&fleet.boxes[2].etc(), "proxy.config.ssl.server.session_ticket.enable", "INT 0")?;
+    let third = fleet.boxes[2].etc();
+    record(&third, "proxy.config.ssl.server.session_ticket.enable", "INT 0")?;
+    let bundle = Authority::new("/CN=bundle")?.identity.write(&third, "bundle")?.certificate;
+    let file = format!("STRING {}", bundle.display());
+    record(&third, "proxy.config.ssl.CA.cert.filename", &file)?;
     fleet.boxes.iter_mut().try_for_each(Ats::start)?;
     for ats in &fleet.boxes {
         ats.wait_diags("(generation ", PATIENCE)?;

@@ -1,6 +1,8 @@
 //! A fleet from health to its end: what status, doctor, rotate, revoke and metrics say on the way.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 
 use kit::ats::Ats;
 use kit::fleet::Fleet;
@@ -35,6 +37,7 @@ fn a_fleet_from_health_to_its_end() -> Result<()> {
     doctor_says_nothing(&fleet, &dir)?;
     metrics_come_from_the_running_server(plain)?;
     orders_move_the_generation(&fleet)?;
+    watching_repeats(&fleet.boxes[1])?;
     nobody_counted_the_tool(&fleet)?;
     one_dead_then_two(&mut fleet)?;
     dir.done()
@@ -140,15 +143,50 @@ fn orders_move_the_generation(fleet: &Fleet) -> Result<()> {
         wait_healthy(ats)?;
         assert_eq!(one(&generations(ats)?)?, next);
     }
-    let said = on(ats, &["revoke"])?;
-    said.ended(3, "give --yes")?;
-    assert_eq!(one(&generations(ats)?)?, first + 3, "nothing was done: {said:#?}");
+    on(ats, &["revoke"])?.ended(3, "give --yes")?;
+    let said = at_a_terminal(ats, "revoke", "y\n")?;
+    assert!(said.contains("every client has one full handshake"), "it says what it does: {said}");
+    assert!(said.contains("nothing was done"), "only 'yes' is a yes: {said}");
+    assert_eq!(one(&generations(ats)?)?, first + 3);
     on(ats, &["revoke", "--yes"])?
         .ended(0, &format!("generation {} is in use; every", first + 4))?;
+    let said = at_a_terminal(ats, "revoke", "yes\n")?;
+    assert!(said.contains(&format!("generation {} is in use; every", first + 5)), "{said}");
     wait_healthy(ats)?;
     let (_, all) = json(ats)?;
     let servers = all["servers"].as_array().cloned().unwrap_or_default();
     assert!(servers.iter().all(|s| s["previous"] == Value::Array(vec![])), "{all:#}");
+    Ok(())
+}
+
+/// Runs a command at a terminal at which somebody types; script (of Debian's bsdutils, which every
+/// Debian has) makes the terminal. Returns what the terminal shows.
+fn at_a_terminal(ats: &Ats, word: &str, typed: &str) -> Result<String> {
+    let conf = ats.etc().join("server_conf.yaml");
+    let command = format!("{} -c {} {word}", env!("CARGO_BIN_EXE_stekctl"), text(&conf));
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
+    let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    if let Some(mut stdin) = script.stdin.take() {
+        stdin.write_all(typed.as_bytes())?;
+    }
+    Ok(String::from_utf8_lossy(&script.wait_with_output()?.stdout).into_owned())
+}
+
+fn watching_repeats(ats: &Ats) -> Result<()> {
+    let conf = ats.etc().join("server_conf.yaml");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stekctl"));
+    command.args(["-c", text(&conf), "status", "--json", "--watch=0.1"]);
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let lines = child.stdout.take().map(|out| BufReader::new(out).lines().take(3));
+    let lines: Vec<String> = lines.into_iter().flatten().collect::<std::result::Result<_, _>>()?;
+    child.kill()?;
+    child.wait()?;
+    for line in &lines {
+        let parsed: Value = serde_json::from_str(line).map_err(|e| Error::new(e.to_string()))?;
+        assert_eq!(parsed["servers"].as_array().map(Vec::len), Some(3), "{line}");
+    }
+    assert_eq!(lines.len(), 3);
     Ok(())
 }
 
