@@ -2,12 +2,14 @@
 # Installs what building and testing need on Debian 12, besides the Rust toolchain. Does nothing,
 # quickly, when all of it is there. Traffic Server's own service is not started.
 #
-#   tools/deps.sh VENV [packaging]     VENV is where the Python environment of AuTest and of the
-#                                      validators goes, and promtool beside it; packaging: also
-#                                      what the Debian package is made with
+#   tools/deps.sh VENV             VENV is where the Python environment of AuTest and of the
+#                                  validators goes, and promtool beside it
+#   tools/deps.sh VENV packaging   also what the Debian package is made with
+#   tools/deps.sh VENV bench       also the rivals that `make bench` measures
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
+purpose=${2:-}
 requirements=(tests/autest/requirements.txt tests/examples/requirements.txt)
 
 packages=(
@@ -21,7 +23,21 @@ packages=(
     haproxy                              # the balancer of a test
 )
 
-[ "${2:-}" != packaging ] || packages+=(dpkg-dev debhelper lintian)
+case $purpose in
+"") ;;
+packaging) packages+=(dpkg-dev debhelper lintian) ;;
+bench)
+    packages+=(
+        trafficserver-experimental-plugins   # ssl_session_reuse.so
+        redis-server                         # which that one needs
+        caddy                                # a web server with keys in common storage
+    )
+    ;;
+*)
+    echo "deps: no such purpose: $purpose" >&2
+    exit 1
+    ;;
+esac
 
 say() { echo "deps: $*"; }
 fail() { echo "deps: $*" >&2; exit 1; }

@@ -219,6 +219,8 @@ fn answer_json(status: &BoxStatus, took: Duration) -> Value {
         "installed": keys.installed.0,
         "key_age_ms": keys.age_ms,
         "next_rotation_ms": keys.next_ms,
+        "members": list.others.len() + 1,
+        "voters": list.voters,
         "list_version": list.version,
         "list_digest": list.digest,
         "file_list_digest": list.file_digest,
