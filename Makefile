@@ -28,9 +28,10 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts prove-network soak mutants measure \
-        deny deny-tool deny-advisories install uninstall absolute man check-fresh \
-        package package-check check-examples clean
+.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts \
+        prove-network soak mutants measure deny deny-tool deny-advisories install uninstall \
+        absolute man check-fresh package package-check check-examples clean deps-bench bench \
+        bench-quick bench-compare fuzz prove-attack
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -50,7 +51,8 @@ test: deps build ## all tests, with real Traffic Servers; ends with a verdict
 	    "format=cargo fmt --all --check" \
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
 	    "autest=$(MAKE) --no-print-directory autest" \
-	    "examples=$(MAKE) --no-print-directory check-examples"
+	    "examples=$(MAKE) --no-print-directory check-examples" \
+	    "fuzz=$(MAKE) --no-print-directory fuzz EXECUTIONS=2500000 SEED=1"
 
 test-quick: ## units and clusters of nodes; no Traffic Server needed
 	cargo test --workspace --lib --locked $(CLUSTER_TESTS)
@@ -87,8 +89,31 @@ soak: build ## an hour of faults under load, in network namespaces (root); MINUT
 	cargo run --locked -q -p kit --bin soak -- --minutes $(or $(MINUTES),60) \
 	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
 
+fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60, TARGETS="list conf"
+	@tools/fuzz.sh $(TARGET)/fuzz
+
+prove-attack: ## 100 million executions of the fuzz targets, 100,000 connections of strangers; an hour
+	@$(MAKE) --no-print-directory fuzz
+	STEK_HOSTILE_CONNECTIONS=100000 cargo test --locked --test hostile -- --nocapture
+
 mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)
 	@tools/mutants.sh $(TARGET)/mutants
+
+deps-bench: ## what `make bench` needs besides: Redis, caddy, ATS's experimental plugins
+	@tools/deps.sh $(VENV) bench
+
+# Part of a bench is a look back: the earlier figures are kept to be compared with.
+bench: deps-bench build ## this plugin and its rivals, measured side by side, into docs/benchmarks.md; some 40 minutes
+	@cp docs/benchmarks.json $(TARGET)/bench-before.json 2>/dev/null || true
+	cargo run --locked -q -p kit --bin measure -- bench \
+	    --json docs/benchmarks.json --report docs/benchmarks.md
+
+bench-quick: build ## this plugin and plain Traffic Server in under three minutes
+	cargo run --locked -q -p kit --bin measure -- bench --quick --json $(TARGET)/bench-quick.json
+
+bench-compare: ## what has become worse beyond noise; OLD=target/bench-before.json NEW=docs/benchmarks.json
+	cargo run --locked -q -p kit --bin measure -- compare \
+	    $(or $(OLD),$(TARGET)/bench-before.json) $(or $(NEW),docs/benchmarks.json)
 
 measure: build ## cold start, spread, idle cost, failover, size; WHAT="spread idle", ARGS="--runs 3"
 	cargo run --locked -q -p kit --bin measure -- $(or $(WHAT),all) \

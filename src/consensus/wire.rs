@@ -257,7 +257,7 @@ pub struct WireBeat {
     pub age: Option<(Generation, u64)>,
     /// As in [`WireAppend`].
     pub quorum: bool,
-    /// When the next beat is due, in milliseconds.
+    /// When the next beat is due, in milliseconds; 0 if the leader leaves and none will come.
     pub next_ms: u32,
 }
 
@@ -438,7 +438,11 @@ impl WireAppend {
         }
     }
 
-    fn check(&self) -> Result<(), Malformed> {
+    /// Whether it is one that a leader could send.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Malformed> {
         if self.entries.len() > MAX_ENTRIES {
             return Err(Malformed::TooMany("entries"));
         }

@@ -2,15 +2,16 @@
 //!
 //! They are this box's own and no business of openraft's, whose core has nothing to do as long as
 //! nobody is behind. A beat says who leads, how far its log is, how old the current key is and
-//! when the next beat is due. Most beats are notes, which get no answer; every few the leader asks
-//! for one, which is how it knows whom it reaches. Who is behind, or knows of a higher ballot,
-//! says so in its answer; then openraft beats as well, and its appends do the rest.
+//! when the next beat is due. Every so often the leader asks for an answer, which is how it knows
+//! whom it reaches; other beats are notes, which get none. Who is behind, or knows of a higher
+//! ballot, says so in its answer; then openraft beats as well, and its appends do the rest.
 //!
 //! What must hold: beats decide nothing. They put an election off and tell who is there; terms,
 //! votes and the log change by openraft alone. Only a beat of the ballot that a box follows by its
 //! own Raft counts, so that a leader that was deposed keeps nobody from an election.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use openraft::impls::EmptyNode;
 use openraft::metrics::RaftServerMetrics;
 use openraft::ServerState;
 use tokio::task::JoinSet;
-use tokio::time::{interval, Instant, Interval, MissedTickBehavior};
+use tokio::time::{sleep_until, Instant};
 
 use super::shared::{PeerCourier, Running, Shared};
 use crate::consensus::log_store::LogEnds;
@@ -43,10 +44,18 @@ const SPACING: Duration = Duration::from_micros(2500);
 /// longest that a list of the most members makes.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
-/// How often a leader of so many other boxes beats.
-pub(super) fn pace(timers: &Timers, others: usize) -> Duration {
+/// In a calm group beats come so much less often than `heart_beat_interval`, and the boxes wait by
+/// one such interval longer before they take the leader for lost.
+const CALM: u32 = 2;
+
+/// So many beats in a row a box left unanswered that the others need not wait for it to be calm.
+const LOST: u32 = 10;
+
+/// How long after a beat to so many other boxes the next one is due.
+fn pace(timers: &Timers, others: usize, is_calm: bool) -> Duration {
     let count = u32::try_from(others).unwrap_or(u32::MAX);
-    timers.heart_beat.max(SPACING.saturating_mul(count)).min(MAX_PAUSE.max(timers.heart_beat))
+    let wanted = if is_calm { timers.heart_beat * CALM } else { timers.heart_beat };
+    wanted.max(SPACING.saturating_mul(count)).min(MAX_PAUSE.max(timers.heart_beat))
 }
 
 /// Every which beat asks for an answer: each box is to be heard twice within the time after which
@@ -80,6 +89,8 @@ struct Pulsed {
     open: usize,
     /// Whether its latest answer was that it is level, and none is owed since.
     well: bool,
+    /// Beats in a row that came to nothing.
+    missed: u32,
 }
 
 /// The beats of one reign.
@@ -104,15 +115,19 @@ impl<'a> Pulse<'a> {
     async fn beat(&mut self) -> Result<(), String> {
         let mut server = self.running.raft.server_metrics();
         let mut settings = self.shared.watch_settings();
+        let mut leaving = self.shared.leaving.subscribe();
         self.meet(&server.borrow_and_update());
-        let mut ticks = self.ticks();
+        let mut due = pin!(sleep_until(Instant::now()));
         loop {
             tokio::select! {
-                _ = ticks.tick() => {
+                _ = leaving.changed() => due.as_mut().reset(Instant::now()),
+                () = &mut due => {
                     if *self.shared.leaving.borrow() {
+                        self.part();
                         std::future::pending::<()>().await;
                     }
-                    self.send();
+                    let pace = self.send();
+                    due.as_mut().reset(Instant::now() + pace);
                 }
                 Some(answer) = self.asks.join_next() => {
                     if let Ok((id, answer)) = answer {
@@ -127,10 +142,10 @@ impl<'a> Pulse<'a> {
                         return Ok(());
                     }
                     if self.meet(&metrics) {
-                        ticks = self.ticks();
+                        due.as_mut().reset(Instant::now());
                     }
                 }
-                _ = settings.changed() => ticks = self.ticks(),
+                _ = settings.changed() => due.as_mut().reset(Instant::now()),
             }
         }
     }
@@ -150,30 +165,24 @@ impl<'a> Pulse<'a> {
         true
     }
 
-    fn ticks(&self) -> Interval {
-        let mut ticks = interval(pace(&self.shared.settings().timers, self.others.len()));
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks
+    /// Whether nothing is under way and all answer, but for those that have been gone for long.
+    fn is_calm(&self) -> bool {
+        !self.shared.is_handing_over()
+            && self.others.values().all(|other| other.well || other.missed >= LOST)
     }
 
-    /// One beat to every other box.
-    fn send(&mut self) {
+    /// One beat to every other box; after how long the next one is due.
+    fn send(&mut self) -> Duration {
+        let timers = self.shared.settings().timers;
+        let pace = pace(&timers, self.others.len(), self.is_calm());
         let ends = self.running.log.ends();
         // Deposed, and about to hear of it.
         if !ends.follows(self.ballot) {
-            return;
+            return pace;
         }
-        let timers = self.shared.settings().timers;
-        let pace = pace(&timers, self.others.len());
-        let beat = WireBeat {
-            ballot: self.ballot,
-            log_end: ends.last.as_ref().map(log_end_of),
-            commit: ends.committed.as_ref().map(log_end_of),
-            age: self.shared.current_age(),
-            quorum: self.shared.has_quorum(),
-            next_ms: wire::millis(pace).try_into().unwrap_or(u32::MAX),
-        };
-        let Some(body) = wire::encode(&Request::Beat(beat)) else { return };
+        self.shared.note_pace(pace);
+        let beat = self.compose(&ends, pace);
+        let Some(body) = wire::encode(&Request::Beat(beat)) else { return pace };
         // While a key waits for all to have it, it matters at once who is there.
         let every = match self.shared.is_handing_over() {
             true => 1,
@@ -194,13 +203,39 @@ impl<'a> Pulse<'a> {
                 self.shared.post.note(id, body.clone(), pace);
             }
         }
+        pace
+    }
+
+    fn compose(&self, ends: &LogEnds, next: Duration) -> WireBeat {
+        WireBeat {
+            ballot: self.ballot,
+            log_end: ends.last.as_ref().map(log_end_of),
+            commit: ends.committed.as_ref().map(log_end_of),
+            age: self.shared.current_age(),
+            quorum: self.shared.has_quorum(),
+            next_ms: wire::millis(next).try_into().unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Tells all that no further beat comes, so that they need not wait for one.
+    fn part(&self) {
+        let beat = self.compose(&self.running.log.ends(), Duration::ZERO);
+        let Some(body) = wire::encode(&Request::Beat(beat)) else { return };
+        let limit = self.shared.settings().timers.heart_beat;
+        for id in self.others.keys() {
+            self.shared.post.note(*id, body.clone(), limit);
+        }
     }
 
     /// Takes an answer to a beat, or the want of one.
     async fn hear(&mut self, id: ServerId, answer: Option<Response>) -> Result<(), String> {
         let Some(other) = self.others.get_mut(&id) else { return Ok(()) };
         other.open = other.open.saturating_sub(1);
-        let Some(Response::Beat { vote, level }) = answer else { return Ok(()) };
+        let Some(Response::Beat { vote, level }) = answer else {
+            other.missed = other.missed.saturating_add(1);
+            return Ok(());
+        };
+        other.missed = 0;
         let follows = vote == (self.ballot, true);
         if follows {
             self.shared.acknowledged(id);
@@ -239,7 +274,10 @@ pub(super) fn take(
     let mut level = false;
     if follows {
         let next = Duration::from_millis(beat.next_ms.into()).min(MAX_PAUSE);
-        shared.note_beat(beat.quorum, next);
+        match next.is_zero() {
+            true => shared.note_farewell(),
+            false => shared.note_beat(beat.quorum, next),
+        }
         shared.note_age(history, beat.age);
         if *shared.quarantine.borrow() != Quarantine::Lifted {
             shared.end_quarantine(running, beat.ballot, beat.commit)?;

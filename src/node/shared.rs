@@ -15,7 +15,6 @@ use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
-use super::beats;
 use super::outside::{Ears, Post};
 use super::refusals::Refusals;
 use super::report::Ledger;
@@ -141,8 +140,10 @@ struct Facts {
     told_quorum: bool,
     /// When a leader last said so.
     quorum: Option<Moment>,
-    /// When after its last beat a leader said that the next one is due.
+    /// When after its last beat the leader said that the next one is due.
     next_beat: Duration,
+    /// The same after the beat before, for a leader: what was heard may still be an answer to it.
+    next_beat_before: Duration,
     /// The box of another history that was met last.
     foreigner: Option<ServerId>,
     /// A key and when it became current, as a leader told.
@@ -405,7 +406,7 @@ impl Shared {
     /// Whether a leader, possibly this box, has shown itself lately.
     fn knows_live_leader(&self, running: &Running) -> bool {
         match running.raft.server_metrics().borrow().state {
-            ServerState::Leader => self.has_quorum(),
+            ServerState::Leader => self.has_quorum() && !*self.leaving.borrow(),
             _ => self.hears_leader(),
         }
     }
@@ -417,19 +418,26 @@ impl Shared {
         lock(&self.facts).contact.is_some_and(|at| now.since(at) < lease)
     }
 
-    /// By how much the beats of this box's leader are further apart than its own
-    /// `heart_beat_interval`, as they are in a large fleet; so much longer it waits for them.
+    /// By how much the leader's beats are further apart than this box's `heart_beat_interval`, as
+    /// they are in a calm group and in a large one; so much longer it waits for them.
     pub fn lateness(&self) -> Duration {
         let heart_beat = self.settings().timers.heart_beat;
         lock(&self.facts).next_beat.saturating_sub(heart_beat)
     }
 
-    /// For a leader: how long ago a box was heard that counts as reachable. The upper election
-    /// bound, and in a large fleet by how much its beats are late.
+    /// How long ago a box was heard that counts as reachable: the upper election bound, and by how
+    /// much the beats are late.
     pub fn reach(&self) -> Duration {
         let timers = self.settings().timers;
-        let pace = beats::pace(&timers, self.members().len().saturating_sub(1));
-        timers.election_upper + pace.saturating_sub(timers.heart_beat)
+        let facts = lock(&self.facts);
+        let next = facts.next_beat.max(facts.next_beat_before);
+        timers.election_upper + next.saturating_sub(timers.heart_beat)
+    }
+
+    /// Notes when the leader, be it this box, says that its next beat is due.
+    pub fn note_pace(&self, next: Duration) {
+        let mut facts = lock(&self.facts);
+        facts.next_beat_before = std::mem::replace(&mut facts.next_beat, next);
     }
 
     /// Whether a key waits for all boxes to have it.
@@ -534,7 +542,7 @@ impl Shared {
 
     /// The same of a beat, and that the next one is due after `next`.
     pub fn note_beat(&self, has_quorum: bool, next: Duration) {
-        lock(&self.facts).next_beat = next;
+        self.note_pace(next);
         self.note_contact(has_quorum);
     }
 
@@ -558,6 +566,11 @@ impl Shared {
         let configs = membership.as_ref().map(|m| m.membership().get_joint_config());
         let led = configs.and_then(|configs| configs.iter().map(of_voters).min().flatten());
         led.max(facts.quorum)
+    }
+
+    /// Notes that the leader leaves: nobody has to wait for it any longer.
+    pub fn note_farewell(&self) {
+        lock(&self.facts).contact = None;
     }
 
     /// Notes that a box of another history was met.

@@ -55,7 +55,7 @@ const DIALLER_IDLE_LIMIT: Duration = IDLE_LIMIT.saturating_sub(Duration::from_se
 
 /// How long after its time a request that its caller dropped counts as open. Callers that wait
 /// their time out tell at once; this is for the others, and spares a timer per request.
-const DROPPED_GRACE: Duration = Duration::from_secs(1);
+const DROPPED_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a request may wait for the connection's task without being the later judged for it.
 const QUEUEING: Duration = Duration::from_millis(5);
@@ -683,7 +683,12 @@ impl Conversation {
                 },
             };
             match order {
-                Order::Check => self.check(Instant::now())?,
+                Order::Check => {
+                    let now = Instant::now();
+                    self.check(now)?;
+                    // Alive but late: nobody waits for these any more.
+                    self.open.retain(|open| now < open.deadline || !open.reply.is_closed());
+                }
                 Order::Ask(ask) if ask.reply.is_closed() => {}
                 Order::Ask(ask) => self.send(line, ask)?,
                 // Before the first answer the version is not settled, and nobody waits for it.

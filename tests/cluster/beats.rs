@@ -101,8 +101,8 @@ struct Stage {
 }
 
 impl Stage {
-    fn set() -> Stage {
-        let mut fleet = Fleet::new(3, default);
+    fn set(tune: fn(&mut Settings)) -> Stage {
+        let mut fleet = Fleet::new(3, tune);
         let runtime = Runtime::new().unwrap();
         let strings = Arc::new(Strings::default());
         let settings = fleet.settings(PUPPET.0);
@@ -171,14 +171,15 @@ impl Stage {
     }
 }
 
-/// On a busy machine an answer may be late, and then the next beat asks for one.
+/// On a busy machine an answer may be late, and then the group is not calm for a moment.
 #[test]
-fn an_idle_leader_asks_every_second_time_and_still_knows_whom_it_reaches() {
-    let stage = Stage::set();
-    stage.until("a quiet time in which few beats are answered", || {
+fn a_calm_leader_beats_half_as_often_and_still_knows_whom_it_reaches() {
+    let stage = Stage::set(default);
+    let usual = (WHILE.as_millis() / 100) as u64;
+    stage.until("a quiet time of few beats", || {
         let (asks, notes, appends) = stage.count();
         println!("{asks} beats with answers, {notes} without, {appends} appends");
-        asks + notes >= 15 && asks * 10 <= (asks + notes) * 6 && appends == 0
+        (usual / 3..=usual * 2 / 3).contains(&(asks + notes)) && appends == 0
     });
     let leader = &stage.fleet.boxes[&stage.leader()];
     let (mut looks, mut whole) = (0_u32, 0);
@@ -192,9 +193,20 @@ fn an_idle_leader_asks_every_second_time_and_still_knows_whom_it_reaches() {
     assert!(whole * 10 >= looks * 9, "{whole} of {looks}:\n{}", stage.fleet.describe());
 }
 
+/// Where beats are many, few are answered.
+#[test]
+fn few_of_many_beats_are_answered() {
+    let stage = Stage::set(|settings| settings.timers.heart_beat = Duration::from_millis(20));
+    stage.until("a quiet time of few answers", || {
+        let (asks, notes, appends) = stage.count();
+        println!("{asks} beats with answers, {notes} without, {appends} appends");
+        notes >= 20 && asks * 2 <= notes && appends == 0
+    });
+}
+
 #[test]
 fn a_box_that_is_behind_is_sent_an_append() {
-    let stage = Stage::set();
+    let stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
     stage.strings.behind.store(true, Ordering::SeqCst);
     let before = stage.strings.appends.load(Ordering::SeqCst);
@@ -205,7 +217,7 @@ fn a_box_that_is_behind_is_sent_an_append() {
 
 #[test]
 fn a_leader_that_was_deposed_hears_of_it_by_an_answer_to_a_beat() {
-    let stage = Stage::set();
+    let stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
     let higher = Ballot { term: stage.term() + 5, node: PUPPET };
     *stage.strings.higher.lock().unwrap() = Some(higher);
@@ -217,7 +229,7 @@ fn a_leader_that_was_deposed_hears_of_it_by_an_answer_to_a_beat() {
 /// Whoever hears a leader gives no vote, however high the candidate's ballot.
 #[test]
 fn beats_keep_a_follower_from_voting_for_another() {
-    let stage = Stage::set();
+    let stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
     let (follower, term) = (stage.follower(), stage.term());
     let ballot = Ballot { term: term + 9, node: PUPPET };
@@ -244,7 +256,7 @@ fn beats_keep_a_follower_from_voting_for_another() {
 
 #[test]
 fn beats_of_an_old_ballot_hold_no_election_back() {
-    let mut stage = Stage::set();
+    let mut stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
     let (leader, survivor, term) = (stage.leader(), stage.follower(), stage.term());
     let beat = Request::Beat(WireBeat {

@@ -32,7 +32,7 @@ const AFTER_STANDSTILL: Duration = Duration::from_secs(2);
 /// The part of what was checked that may be excused so.
 const UNHEARD_SHARE: f64 = 0.002;
 /// What a process still sets up in this time after its start is no growth.
-const WARM_UP: Duration = Duration::from_secs(60);
+const WARM_UP: Duration = Duration::from_secs(180);
 /// Samples that a life must have for its use to be judged: three thirds of a few.
 const SAMPLES: usize = 9;
 /// How much more the median of the last third may be than that of the first. Memory in KiB, beyond
