@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian package in a Debian 12 made from nothing, lets Debian's own Traffic Server
-# run with it there, removes it, and looks for what stays behind. Needs root. All mounts, processes
+# run with it there, sets up a fleet of three by the handbook, removes it, and looks for what stays behind. Needs root. All mounts, processes
 # and network interfaces live in name spaces of their own and are gone when it ends.
 #
 #   tools/package-check.sh DIRECTORY PACKAGE
@@ -29,5 +29,11 @@ for step in prepare check; do
         [ "$2" = prepare ] || mount -t tmpfs -o mode=0755 tmpfs "$1/run"
         HOME=/root LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$1" bash /check.sh "$2"
     ' bash "$root" "$step" </dev/null
+    if [ "$step" = prepare ]; then
+        rm -rf "$root.fleet"
+        mkdir "$root.fleet"
+        unshare --mount --net --pid --fork --kill-child --mount-proc \
+            tools/first-fleet.sh "$root" "$root.fleet" </dev/null
+    fi
 done
 echo "package-check: it installs, works, upgrades and goes without a trace on a fresh Debian 12"

@@ -244,6 +244,9 @@ fn conf(one: &NewBox, interval: u32) -> String {
 
 /// Has the plugin's loader read what was written.
 fn prove(dir: &Path, boxes: &[NewBox]) -> Result<(), Failure> {
+    // The loader looks for relative names beside other files than this process would.
+    let dir = std::path::absolute(dir)
+        .map_err(|error| Failure::new(format!("{}: {error}", dir.display())))?;
     for one in boxes {
         let home = dir.join(one.name());
         let dirs = Dirs { working: home.clone(), install: home.clone(), config: home.clone() };

@@ -120,6 +120,19 @@ fn init_overwrites_nothing_and_leaves_nothing_half_done() -> Result<()> {
 }
 
 #[test]
+fn init_takes_a_relative_directory() -> Result<()> {
+    let dir = RunDir::new("ctl-relative")?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stekctl"));
+    let output = command.current_dir(dir.path()).args(["init", "fleet", "10.0.0.1"]).output()?;
+    assert!(output.status.success(), "{output:?}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stekctl"));
+    let words = ["check", "fleet/box-1/server_conf.yaml"];
+    let output = command.current_dir(dir.path()).args(words).output()?;
+    assert!(output.status.success(), "{output:?}");
+    dir.done()
+}
+
+#[test]
 fn a_configuration_is_found_or_asked_for() -> Result<()> {
     let dir = RunDir::new("ctl-place")?;
     let home = first_box(&dir)?;
