@@ -18,9 +18,12 @@ work=$(realpath "$work") root=$work/root
 if [ ! -x "$work/debootstrap/usr/sbin/debootstrap" ]; then
     (cd "$work" && apt-get download debootstrap && dpkg-deb -x debootstrap_*.deb debootstrap)
 fi
+exec {lock}>"$work/lock"
+flock --nonblock "$lock" || { echo "fresh-root: another one works in $work" >&2; exit 1; }
 rm -rf --one-file-system "$root"
 packages=$(IFS=,; echo "ca-certificates${*:+,$*}")
-DEBOOTSTRAP_DIR=$work/debootstrap/usr/share/debootstrap \
+# What it mounts while it works is gone with the name space, also if it fails.
+DEBOOTSTRAP_DIR=$work/debootstrap/usr/share/debootstrap unshare --mount \
     "$work/debootstrap/usr/sbin/debootstrap" --variant=minbase --include="$packages" \
     bookworm "$root" "$mirror" >"$work/debootstrap.log"
 cp /etc/resolv.conf /etc/hosts "$root/etc/"

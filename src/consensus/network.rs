@@ -161,18 +161,27 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
     ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
         let begins_the_log = rpc.prev_log_id.is_none();
         let sent = ballot_of(&rpc.vote);
-        let last = rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id);
+        let held: Vec<_> =
+            rpc.prev_log_id.into_iter().chain(rpc.entries.iter().map(|e| e.log_id)).collect();
         let (age, quorum) = (self.chronicle.current_age(), self.chronicle.has_quorum());
-        let request = Request::Append(WireAppend::from_raft(rpc, age, quorum));
+        let append = WireAppend::from_raft(rpc, age, quorum);
+        // openraft reads the log without a lock. Where the next leader's entries take the place
+        // of this one's meanwhile, what it read makes no sense, and whoever got it would take
+        // this box for a broken one.
+        if let Err(mixed) = append.check() {
+            return Err(RPCError::Unreachable(Unreachable::new(&mixed)));
+        }
         let limit = shortened(option.hard_ttl()).min(self.append_limit);
-        match self.courier.call(self.target, request, limit).await? {
+        match self.courier.call(self.target, Request::Append(append), limit).await? {
             // There is no entry before the first that could conflict; openraft takes this for
             // impossible and panics.
             Response::Append(AppendAnswer::Conflict) if begins_the_log => {
                 Err(CallFailure::Senseless.into())
             }
-            // It cannot hold more than it was sent.
-            Response::Append(AppendAnswer::Partial(end)) if end.map(log_id_of) > last => {
+            // It can hold nothing but what it was sent; openraft would go on behind the log's end.
+            Response::Append(AppendAnswer::Partial(Some(end)))
+                if !held.contains(&log_id_of(end)) =>
+            {
                 Err(CallFailure::Senseless.into())
             }
             // What is not higher refuses nothing.
@@ -234,5 +243,71 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
 
     fn backoff(&self) -> Backoff {
         Backoff::new(once(FIRST_BACKOFF).chain(once(SECOND_BACKOFF)).chain(repeat(STEADY_BACKOFF)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use openraft::{Entry, EntryPayload};
+
+    use super::*;
+    use crate::core::rejoin::LogEnd;
+
+    /// Counts what it is given, and says yes.
+    #[derive(Clone, Default)]
+    struct Yes(Arc<AtomicUsize>);
+
+    impl Courier for Yes {
+        async fn call(
+            &self,
+            _: ServerId,
+            _: Request,
+            _: Duration,
+        ) -> Result<Response, CallFailure> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Response::Append(AppendAnswer::Success))
+        }
+    }
+
+    impl Chronicle for Yes {
+        fn current_age(&self) -> Option<(Generation, u64)> {
+            None
+        }
+
+        fn has_quorum(&self) -> bool {
+            false
+        }
+
+        fn now(&self) -> Moment {
+            Moment::default()
+        }
+
+        fn acknowledged(&self, _: ServerId) {}
+    }
+
+    #[tokio::test]
+    async fn what_was_read_while_the_log_changed_is_not_sent() {
+        let (courier, second) = (Yes::default(), Duration::from_secs(1));
+        let mut links = Links::new(courier.clone(), Arc::new(courier.clone()), second);
+        let mut link = links.new_client(ServerId(1), &EmptyNode {}).await;
+        let id = |node, index| {
+            let ballot = Ballot { term: 1, node: ServerId(node) };
+            log_id_of(LogEnd { ballot, index })
+        };
+        let append = |first| AppendEntriesRequest {
+            vote: raft_vote((Ballot { term: 1, node: ServerId(3) }, true)),
+            prev_log_id: None,
+            entries: vec![Entry { log_id: first, payload: EntryPayload::Blank }],
+            leader_commit: None,
+        };
+        // The whole log from its first entry on, and one whose first entry is gone.
+        let sent = link.append_entries(append(id(2, 0)), RPCOption::new(second)).await;
+        assert!(matches!(sent, Ok(AppendEntriesResponse::Success)), "{sent:?}");
+        let mixed = link.append_entries(append(id(2, 1)), RPCOption::new(second)).await;
+        assert!(matches!(mixed, Err(RPCError::Unreachable(_))), "{mixed:?}");
+        assert_eq!(courier.0.load(Ordering::Relaxed), 1, "only the first went out");
     }
 }

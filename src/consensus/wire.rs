@@ -438,7 +438,11 @@ impl WireAppend {
         }
     }
 
-    fn check(&self) -> Result<(), Malformed> {
+    /// Whether it is one that a leader could send.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Malformed> {
         if self.entries.len() > MAX_ENTRIES {
             return Err(Malformed::TooMany("entries"));
         }

@@ -13,11 +13,11 @@ use tokio::time::timeout;
 use super::refusals::Place;
 use super::shared::{Running, Shared};
 use super::{beats, leader, report, roster};
-use crate::consensus::wire::vote_answer;
 use crate::consensus::wire::{
-    self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat, WireSnapshot,
-    WireVote,
+    self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
+    WireSnapshot, WireVote,
 };
+use crate::consensus::{ballot_of, log_end_of};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{yields, Ballot, Quarantine};
 use crate::journal::Level;
@@ -181,6 +181,16 @@ impl Inbox {
         if let Some(refusal) = beats::refuse_vote(&self.0, running) {
             return Ok(refusal);
         }
+        // openraft's lease keeps followers from voting against a leader that they hear, but not
+        // the leader itself from stepping down at a mere request.
+        if self.0.leads_majority(running) && !*self.0.leaving.borrow() {
+            let own = running.log.vote().unwrap_or_default();
+            return Ok(Response::Vote {
+                vote: (ballot_of(&own), own.committed),
+                granted: false,
+                log_end: running.log.last_log_id().as_ref().map(log_end_of),
+            });
+        }
         let answer = running.raft.vote(vote.into_raft()).await.map_err(|_| Unable::Stopped)?;
         Ok(vote_answer(&answer))
     }
@@ -221,7 +231,7 @@ impl Inbox {
         if answer.vote == vote {
             self.0.note_contact(true);
         }
-        let vote = (crate::consensus::ballot_of(&answer.vote), answer.vote.committed);
+        let vote = (ballot_of(&answer.vote), answer.vote.committed);
         Ok(Response::Snapshot { vote })
     }
 }

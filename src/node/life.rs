@@ -417,7 +417,9 @@ async fn meet(shared: &Arc<Shared>) -> String {
         let Some(id) = shared.foreigner() else { continue };
         let question = Request::Status(shared.status());
         if let Ok(Response::Status(theirs)) = courier.call(id, question, STATUS_LIMIT).await {
-            let ours = shared.status();
+            // A history of which nothing was applied yet keeps others' messages out as well, and a
+            // box must not be stuck with one whose founding another leader has overtaken.
+            let ours = Status { history: shared.history(), ..shared.status() };
             if yields(&ours, &theirs) {
                 let name = |s: &Status| s.history.map_or_else(String::new, |h| h.to_string());
                 return format!(
@@ -643,4 +645,86 @@ fn random_between(lower: Duration, upper: Duration) -> Duration {
     }
     let share = f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX);
     lower + upper.saturating_sub(lower).mul_f64(share)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::future::ready;
+
+    use openraft::{Entry, EntryPayload, Membership};
+
+    use super::*;
+    use crate::consensus::log_id_of;
+    use crate::consensus::log_store::Remembered;
+    use crate::consensus::wire;
+    use crate::core::agreed::Command;
+    use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
+    use crate::core::rejoin::{Ballot, LogEnd};
+    use crate::node::bench::Bench;
+    use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::transport::peers::CallError;
+    use crate::transport::{Body, Heard, Me};
+
+    /// Mail in a world where everybody says the same of itself.
+    struct Everybody(Status);
+
+    impl Mail for Everybody {
+        fn open(&self, _: &Me, _: &Heard) {}
+
+        fn set_members(&self, _: &[Member]) {}
+
+        fn request(&self, _: ServerId, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            let answer = wire::encode(&Response::Status(self.0.clone()));
+            Box::pin(ready(answer.ok_or(CallError::UnknownPeer)))
+        }
+
+        fn note(&self, _: ServerId, _: Body, _: Duration) {}
+
+        fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            Box::pin(ready(Err(CallError::UnknownPeer)))
+        }
+
+        fn listen(&self, _: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+            Box::new(())
+        }
+    }
+
+    /// It led for a moment, founded a history, and lost its office before anybody agreed.
+    #[tokio::test]
+    async fn a_founding_that_another_leader_overtook_is_given_up() {
+        let history = |byte| HistoryId::from_bytes([byte; 16]);
+        let theirs = Status {
+            history: history(2),
+            quorum: true,
+            generation: Generation(1),
+            ..Status::default()
+        };
+        let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(theirs)));
+        let Bench { shared, .. } = Bench::within(Outside { mail, ..Outside::default() });
+        let log = LogStore::default();
+        let found = KeyCommand::Found { history: history(1).unwrap() };
+        let voters = BTreeSet::from([ServerId(1), ServerId(2), ServerId(3)]);
+        let payloads = [
+            EntryPayload::Membership(Membership::new(vec![voters], None)),
+            EntryPayload::Blank,
+            EntryPayload::Normal(Command::Key(found)),
+        ];
+        let ballot = Ballot { term: 1, node: ServerId(1) };
+        let entries = (0..)
+            .zip(payloads)
+            .map(|(index, payload)| Entry { log_id: log_id_of(LogEnd { ballot, index }), payload });
+        let entries = entries.collect();
+        log.remember(Remembered { vote: None, committed: None, purged: None, entries });
+        let machine = new_machine(&shared);
+        let running = run_raft(&shared, Memory { log, machine, cold: true }).await.unwrap();
+        shared.set_running(Some(running));
+        assert_eq!(shared.status().history, None, "nothing is applied");
+        assert_eq!(shared.history(), history(1), "but every frame says so");
+
+        shared.note_foreigner(ServerId(2));
+        let words = timeout(Duration::from_secs(30), meet(&shared)).await.unwrap();
+        assert_eq!(words, "server 2 belongs to history 02020202, which goes before 01010101");
+        shared.stop_raft().await;
+    }
 }

@@ -465,6 +465,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether this box leads, and a majority acknowledged that lately.
+    pub fn leads_majority(&self, running: &Running) -> bool {
+        // The look ends before the next one begins: a writer that waits in between would wait for
+        // the first, and the second for the writer.
+        let state = running.raft.server_metrics().borrow().state;
+        state == ServerState::Leader && self.quorum_within(self.reach())
+    }
+
     /// Whether a majority, this leader included, acknowledged it within `limit`.
     pub fn quorum_within(&self, limit: Duration) -> bool {
         let Some(running) = self.running() else { return false };

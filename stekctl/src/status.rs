@@ -107,6 +107,14 @@ fn summary(look: &Look) -> String {
 
 fn table(servers: &[Server]) -> Table {
     let mut table = Table::new(HEAD);
+    let answers = || servers.iter().filter_map(Server::status);
+    // What is not as elsewhere catches the eye.
+    let newest = answers().filter_map(|status| status.keys.current.map(|k| k.generation)).max();
+    let version = answers().map(|status| status.list.version).max();
+    let doubt = |is_so: bool, text: String| match is_so {
+        true => Field::new(text).style(DOUBTFUL),
+        false => Field::new(text),
+    };
     for server in servers {
         let (id, place) = (Field::new(server.id().to_string()), address(&server.member));
         let place = Field::new(place);
@@ -115,12 +123,18 @@ fn table(servers: &[Server]) -> Table {
                 id,
                 place,
                 role_field(status),
-                Field::new(verdict::generation(status)),
+                doubt(
+                    status.keys.current.map(|key| key.generation) != newest,
+                    verdict::generation(status),
+                ),
                 Field::new(keys(status)),
                 Field::new(verdict::span(status.keys.age_ms)),
                 Field::new(verdict::span(status.keys.next_ms)),
                 Field::new(status.software.clone()),
-                Field::new(status.list.digest.clone().unwrap_or_else(|| "-".to_owned())),
+                doubt(
+                    Some(status.list.version) != version,
+                    status.list.digest.clone().unwrap_or_else(|| "-".to_owned()),
+                ),
                 Field::new(milliseconds(*took)),
             ],
             Err(_) => {
@@ -219,6 +233,8 @@ fn answer_json(status: &BoxStatus, took: Duration) -> Value {
         "installed": keys.installed.0,
         "key_age_ms": keys.age_ms,
         "next_rotation_ms": keys.next_ms,
+        "members": list.others.len() + 1,
+        "voters": list.voters,
         "list_version": list.version,
         "list_digest": list.digest,
         "file_list_digest": list.file_digest,

@@ -325,3 +325,216 @@ pub fn seconds(seconds: u64) -> String {
         false => words.join(" "),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use stek_share::client::{
+        CertificateStatus, GroupStatus, HostStatus, KeyStatus, Keys, ListStatus,
+    };
+    use stek_share::core::config::Member;
+    use stek_share::core::key_ring::{Generation, HistoryId};
+    use stek_share::core::stek::Stek;
+
+    fn key(generation: u64) -> Option<KeyStatus> {
+        let byte = u8::try_from(generation).ok()?;
+        let fingerprint = Stek::copy_from(&[byte; 48])?.fingerprint();
+        Some(KeyStatus { generation: Generation(generation), fingerprint })
+    }
+
+    /// What a server says that is well; server 1 leads.
+    fn well(id: u32) -> BoxStatus {
+        let role = if id == 1 { Role::Leader } else { Role::Follower };
+        BoxStatus {
+            id: ServerId(id),
+            software: "1.0.0".to_owned(),
+            incarnation: id.into(),
+            uptime_ms: 1000,
+            clock_ms: 0,
+            group: GroupStatus {
+                role,
+                leader: Some(ServerId(1)),
+                term: 1,
+                history: HistoryId::from_bytes([7; 16]),
+                quorum: true,
+                quorum_ms: Some(10),
+                elections: 0,
+                leaders: 1,
+                staged: 7,
+                rotations: 7,
+            },
+            keys: Keys {
+                current: key(7),
+                previous: key(6).into_iter().collect(),
+                staged: None,
+                age_ms: 1000,
+                next_ms: 3_599_000,
+                interval_ms: 3_600_000,
+                in_use: KeyInUse::Agreed,
+                installed: Generation(7),
+            },
+            list: ListStatus {
+                version: 1,
+                digest: Some("0123abcd".to_owned()),
+                file_digest: "0123abcd".to_owned(),
+                options_digest: "4567abcd".to_owned(),
+                voters: 3,
+                others: Vec::new(),
+            },
+            certificate: CertificateStatus {
+                subject: "/CN=box".to_owned(),
+                fingerprint: String::new(),
+                roots_digest: String::new(),
+                expires_s: Some(365 * DAY_S),
+            },
+            host: HostStatus::default(),
+            refused_keys: Vec::new(),
+            refused_peers: Vec::new(),
+            accepted: 0,
+        }
+    }
+
+    /// Three servers, spoiled.
+    fn fleet(spoil: impl Fn(&mut [BoxStatus; 3])) -> Vec<Server> {
+        let mut statuses = [well(1), well(2), well(3)];
+        spoil(&mut statuses);
+        let server = |status: BoxStatus| Server {
+            member: Member {
+                id: status.id,
+                address: "10.0.0.1".to_owned(),
+                port: 1,
+                subject: None,
+            },
+            answer: Ok((status, Duration::from_millis(1))),
+            clock_offset_ms: Some(0),
+        };
+        statuses.map(server).into()
+    }
+
+    fn unreachable(server: &mut Server) {
+        server.answer = Err(Unanswered::Unreachable("connection refused".to_owned()));
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_fleet_that_is_well() {
+        assert_eq!(reasons(&fleet(|_| {})), []);
+    }
+
+    #[test]
+    fn each_difference_is_said_once_with_the_servers_names() {
+        type Spoil = fn(&mut [BoxStatus; 3]);
+        let cases: [(Spoil, Outcome, &str); 9] = [
+            (
+                |all| {
+                    all[2].keys.current = key(6);
+                    all[2].keys.previous = Vec::new();
+                    all[2].keys.installed = Generation(6);
+                },
+                Outcome::Broken,
+                "server 3 holds generation 6 (",
+            ),
+            (
+                |all| {
+                    // The next key is held by all and used by one.
+                    all[0].keys = Keys { current: key(8), ..all[0].keys.clone() };
+                    all[0].keys.previous = key(7).into_iter().collect();
+                    all[0].keys.installed = Generation(8);
+                    all[1].keys.staged = key(8);
+                    all[2].keys.staged = key(8);
+                },
+                Outcome::Degraded,
+                "a handover takes its time: server 1 holds generation 8 (",
+            ),
+            (
+                |all| all[1].group.history = HistoryId::from_bytes([8; 16]),
+                Outcome::Broken,
+                "server 2 belongs to history 08080808, servers 1 and 3 belong to history 07070707",
+            ),
+            (
+                |all| all[1].list.options_digest = "89abcdef".to_owned(),
+                Outcome::Degraded,
+                "server 2 has 89abcdef, servers 1 and 3 have 4567abcd",
+            ),
+            (
+                |all| all[2].software = "1.1.0".to_owned(),
+                Outcome::Degraded,
+                "server 3 runs 1.1.0, servers 1 and 2 run 1.0.0; finish the upgrade",
+            ),
+            (
+                |all| {
+                    all[2].list.digest = Some("ffff0000".to_owned());
+                    all[2].list.file_digest = "ffff0000".to_owned();
+                },
+                Outcome::Degraded,
+                "different server lists: server 3 by ffff0000",
+            ),
+            (
+                |all| {
+                    all[2].group.quorum = false;
+                    all[2].group.quorum_ms = Some(65_000);
+                    all[2].group.leader = None;
+                },
+                Outcome::Degraded,
+                "server 3 is cut off from the majority, of which it last heard 1 min 5 s ago",
+            ),
+            (
+                |all| all[0].group.role = Role::Follower,
+                Outcome::Broken,
+                "no server leads the group",
+            ),
+            (
+                |all| all[1].keys.in_use = KeyInUse::Emergency,
+                Outcome::Broken,
+                "server 2: it encrypts with a key of its own",
+            ),
+        ];
+        for (spoil, outcome, words) in cases {
+            let found = reasons(&fleet(spoil));
+            let [one] = found.as_slice() else { panic!("{words}: {found:#?}") };
+            assert!(one.outcome == outcome && one.words.contains(words), "{words}: {one:#?}");
+        }
+    }
+
+    #[test]
+    fn servers_of_which_the_same_is_to_be_said_share_a_line() {
+        let found = reasons(&fleet(|all| {
+            all.iter_mut().for_each(|status| status.certificate.expires_s = Some(0));
+        }));
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert!(
+            one.words.starts_with("servers 1, 2 and 3: its certificate has expired"),
+            "{one:?}"
+        );
+        assert!(!one.may_pass);
+    }
+
+    #[test]
+    fn the_absent_are_named_and_a_minority_is_broken() {
+        let mut servers = fleet(|_| {});
+        unreachable(&mut servers[2]);
+        let found = reasons(&servers);
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert_eq!(outcome(&found), Outcome::Degraded);
+        assert!(one.words.starts_with("server 3 is unreachable: connection refused;"), "{one:?}");
+        let mut servers = fleet(|all| {
+            all[0].group.quorum = false;
+            all[0].group.role = Role::Candidate;
+        });
+        servers[1..].iter_mut().for_each(unreachable);
+        let found = reasons(&servers);
+        assert_eq!(found.len(), 3, "{found:#?}");
+        assert!(found[0].words.contains("no server belongs to a majority: 1 of 3 answer"));
+        unreachable(&mut servers[0]);
+        assert_eq!(reasons(&servers)[0].words, "no server answers");
+    }
+
+    #[test]
+    fn spans_are_told_in_their_two_largest_units() {
+        let told = [0, 59, 60, 3600, 3661, 90_000, 172_859].map(seconds);
+        let expected = ["0 s", "59 s", "1 min", "1 h", "1 h 1 min", "1 d 1 h", "2 d"];
+        assert_eq!(told, expected);
+        assert_eq!((span(7), span(61_000)), ("7 ms".to_owned(), "1 min 1 s".to_owned()));
+    }
+}

@@ -222,6 +222,9 @@ fn judge(
     group: &BTreeSet<String>,
     found: &mut Vec<Problem>,
 ) {
+    // Where tickets are switched off, TLS 1.3 has others, which mean nothing elsewhere: that they
+    // are refused there, and all others here, is said with that.
+    let mut without = BTreeSet::new();
     for (index, place) in places.iter().enumerate() {
         let mut silent = Vec::new();
         for matrix in matrices {
@@ -241,11 +244,13 @@ fn judge(
                 "see proxy.config.ssl.server.session_ticket.enable and .number there, and \
                           ssl_ticket_enabled and ssl_ticket_number in its ssl_multicert.config";
             found.push(Problem::error(&place.name, reason, remedy));
+            without.insert(index);
+        } else {
+            foreign_key(matrices, index, place, group, found);
         }
-        foreign_key(matrices, index, place, group, found);
     }
     certificates(matrices, places, found);
-    refusals(matrices, places, found);
+    refusals(matrices, places, &without, found);
 }
 
 /// A box whose tickets are not under one of the group's keys.
@@ -291,15 +296,21 @@ fn certificates(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<P
     }
 }
 
-/// Tickets that were not taken although they could be, by the place that did not take them.
-fn refusals(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<Problem>) {
-    for (to, place) in places.iter().enumerate() {
+/// Tickets that were not taken although they could be, by the place that did not take them. The
+/// places `without` tickets are left out.
+fn refusals(
+    matrices: &[Matrix],
+    places: &[resume::Place],
+    without: &BTreeSet<usize>,
+    found: &mut Vec<Problem>,
+) {
+    for (to, place) in places.iter().enumerate().filter(|(to, _)| !without.contains(to)) {
         let mut same_key: Vec<(&str, Version)> = Vec::new();
         let mut other_key: Vec<(&str, Version)> = Vec::new();
         for matrix in matrices {
             let key = |index: usize| matrix.taken.get(index)?.as_ref().ok()?.key();
             for (from, (row, giver)) in matrix.offers.iter().zip(places).enumerate() {
-                match row.get(to) {
+                match row.get(to).filter(|_| !without.contains(&from)) {
                     Some(Offer::Refused) if key(from) == key(to) => {
                         same_key.push((&giver.name, matrix.version));
                     }
