@@ -302,3 +302,107 @@ pub(super) fn refuse_vote(shared: &Shared, running: &Running) -> Option<Response
         log_end: last.as_ref().map(log_end_of),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::Vote;
+
+    use super::*;
+    use crate::node::bench::Bench;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn timers() -> Timers {
+        Timers { heart_beat: MS * 100, election_lower: MS * 200, election_upper: MS * 400 }
+    }
+
+    #[test]
+    fn a_calm_group_and_a_large_one_are_sent_fewer_beats_within_bounds() {
+        let pace_of = |others, is_calm| pace(&timers(), others, is_calm);
+        assert_eq!((pace_of(4, false), pace_of(4, true)), (MS * 100, MS * 200));
+        assert_eq!((pace_of(40, false), pace_of(40, true)), (MS * 100, MS * 200));
+        assert_eq!((pace_of(200, false), pace_of(200, true)), (MS * 500, MS * 500));
+        assert_eq!(pace_of(usize::MAX, true), MAX_PAUSE);
+        let slow = Timers { heart_beat: MAX_PAUSE * 9, ..timers() };
+        assert_eq!(pace(&slow, 4, false), MAX_PAUSE * 9);
+        assert_eq!(pace(&slow, 4, true), MAX_PAUSE * 9);
+    }
+
+    #[test]
+    fn each_box_is_to_answer_twice_within_its_time() {
+        for (pace, reach, every) in
+            [(100, 400, 2), (200, 500, 1), (40, 420, 5), (500, 800, 1), (0, 400, 200)]
+        {
+            assert_eq!(ask_every(MS * pace, MS * reach), every, "{pace} {reach}");
+        }
+    }
+
+    fn beat(term: u64, node: u32, next_ms: u32) -> WireBeat {
+        let ballot = Ballot { term, node: ServerId(node) };
+        WireBeat { ballot, log_end: None, commit: None, age: None, quorum: true, next_ms }
+    }
+
+    fn answer(vote: (u64, u32, bool), level: bool) -> Result<(Ballot, bool, bool), Unable> {
+        Ok((Ballot { term: vote.0, node: ServerId(vote.1) }, vote.2, level))
+    }
+
+    #[tokio::test]
+    async fn only_a_beat_of_the_leader_that_is_followed_counts() {
+        let bench = Bench::new();
+        let shared = &bench.shared;
+        let mut running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+        let take = |running: &Running, from: u32, beat: WireBeat| match take(
+            shared,
+            running,
+            ServerId(from),
+            None,
+            &beat,
+        )? {
+            Response::Beat { vote: (ballot, committed), level } => Ok((ballot, committed, level)),
+            other => panic!("{other:?}"),
+        };
+        let follows = answer((5, 2, true), true);
+        // In another's name, of an older term, of one that this box did not hear of by Raft.
+        assert_eq!(take(&running, 3, beat(5, 2, 100)), Err(Unable::Malformed));
+        assert_eq!(take(&running, 3, beat(4, 3, 100)), answer((5, 2, true), false));
+        assert_eq!(take(&running, 3, beat(6, 3, 100)), answer((5, 2, true), false));
+        assert_eq!((shared.contact(), shared.hears_leader()), (None, false));
+        assert!(refuse_vote(shared, &running).is_none());
+
+        assert_eq!(take(&running, 2, beat(5, 2, 250)), follows);
+        assert!(shared.hears_leader());
+        assert_eq!((shared.lateness(), shared.reach()), (MS * 150, MS * 550));
+        let refusal = refuse_vote(shared, &running);
+        assert!(matches!(refusal, Some(Response::Vote { granted: false, .. })), "{refusal:?}");
+
+        // Its last beat says that no other comes.
+        assert_eq!(take(&running, 2, beat(5, 2, 0)), follows);
+        assert!(!shared.hears_leader() && refuse_vote(shared, &running).is_none());
+
+        // A box whose vote another has got since follows nobody, whoever it heard a moment ago.
+        assert_eq!(take(&running, 2, beat(5, 2, 100)), follows);
+        let _ = running.raft.shutdown().await;
+        running = bench.running(Some(Vote::new(6, ServerId(3)))).await;
+        assert!(shared.hears_leader() && refuse_vote(shared, &running).is_none());
+        assert_eq!(take(&running, 2, beat(5, 2, 100)), answer((6, 3, false), false));
+        let _ = running.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_box_that_lacks_something_is_not_level() {
+        let bench = Bench::new();
+        let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+        let ahead =
+            |index| Some(crate::core::rejoin::LogEnd { ballot: beat(5, 2, 0).ballot, index });
+        let level = |beat: WireBeat| match take(&bench.shared, &running, ServerId(2), None, &beat) {
+            Ok(Response::Beat { level, .. }) => level,
+            other => panic!("{other:?}"),
+        };
+        assert!(level(beat(5, 2, 100)));
+        assert!(!level(WireBeat { log_end: ahead(7), ..beat(5, 2, 100) }));
+        assert!(!level(WireBeat { commit: ahead(7), ..beat(5, 2, 100) }));
+        // Behind or not, it has a leader.
+        assert!(bench.shared.hears_leader());
+        let _ = running.raft.shutdown().await;
+    }
+}

@@ -4,11 +4,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kit::pki::Identity;
+use openraft::Vote;
 use tokio::sync::mpsc;
 
 use super::outside::Outside;
-use super::shared::Shared;
+use super::shared::{PeerCourier, Running, Shared};
 use super::Deps;
+use crate::consensus::log_store::LogStore;
+use crate::consensus::network::Links;
+use crate::consensus::state_machine::StateMachine;
+use crate::consensus::{append_limit, raft_config, Raft};
 use crate::core::config::{Member, Settings, Timers};
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Stek, STEK_LEN};
@@ -50,6 +55,23 @@ impl Bench {
         let deps = Deps { log, tls, initial, versions, outside };
         let shared = Shared::new(settings(), deps, orders).unwrap();
         Bench { shared, lines }
+    }
+
+    /// A Raft of this box that remembers `vote` and nothing else.
+    pub async fn running(&self, vote: Option<Vote<ServerId>>) -> Running {
+        let (shared, log) = (self.shared.clone(), LogStore::with_vote(vote));
+        let clock = self.shared.clone();
+        let machine = StateMachine::new(
+            shared.views.clone(),
+            Arc::new(|_| {}),
+            Arc::new(move || clock.now()),
+        );
+        let settings = shared.settings();
+        let courier = PeerCourier(shared.clone());
+        let links = Links::new(courier, shared.clone(), append_limit(&settings));
+        let raft =
+            Raft::new(shared.me, raft_config(&settings), links, log.clone(), machine.clone());
+        Running { raft: raft.await.unwrap(), log, machine, cold: false }
     }
 }
 
