@@ -126,6 +126,16 @@ fn metrics_come_from_the_running_server(port: u16) -> Result<()> {
         let value = said.out.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
         assert!(value.is_some_and(|v| v.parse::<i64>().is_ok()), "{name}: {value:?}");
     }
+    for file in ["prometheus-alerts.yaml", "grafana-dashboard.json"] {
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+        let shipped = std::fs::read_to_string(format!("{shipped}/{file}"))?;
+        let words = shipped.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+        let names: BTreeSet<&str> = words.filter(|word| word.starts_with("stek_share_")).collect();
+        assert!(names.len() > 15, "{file}: {names:?}");
+        for name in names {
+            assert!(said.out.contains(&format!("\n{name} ")), "{file} uses {name}: {said:#?}");
+        }
+    }
     stekctl(&["metrics", &format!("http://{plain}/elsewhere")])?.ended(3, "answers \"HTTP/1.")
 }
 
