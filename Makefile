@@ -28,10 +28,11 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
+<<<<<<< HEAD
 .PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts \
         prove-network soak mutants measure deny deny-tool deny-advisories install uninstall \
         absolute man check-fresh package package-check check-examples clean deps-bench bench \
-        bench-quick bench-compare
+        bench-quick bench-compare fuzz prove-attack
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,7 +52,8 @@ test: deps build ## all tests, with real Traffic Servers; ends with a verdict
 	    "format=cargo fmt --all --check" \
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
 	    "autest=$(MAKE) --no-print-directory autest" \
-	    "examples=$(MAKE) --no-print-directory check-examples"
+	    "examples=$(MAKE) --no-print-directory check-examples" \
+	    "fuzz=$(MAKE) --no-print-directory fuzz EXECUTIONS=2500000 SEED=1"
 
 test-quick: ## units and clusters of nodes; no Traffic Server needed
 	cargo test --workspace --lib --locked $(CLUSTER_TESTS)
@@ -87,6 +89,13 @@ prove-network: build ## parted, slow and lossy networks in network namespaces (r
 soak: build ## an hour of faults under load, in network namespaces (root); MINUTES=5, SEED=1
 	cargo run --locked -q -p kit --bin soak -- --minutes $(or $(MINUTES),60) \
 	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
+
+fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60, TARGETS="list conf"
+	@tools/fuzz.sh $(TARGET)/fuzz
+
+prove-attack: ## 100 million executions of the fuzz targets, 100,000 connections of strangers; an hour
+	@$(MAKE) --no-print-directory fuzz
+	STEK_HOSTILE_CONNECTIONS=100000 cargo test --locked --test hostile -- --nocapture
 
 mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)
 	@tools/mutants.sh $(TARGET)/mutants

@@ -24,6 +24,7 @@ use stek_share::consensus::wire::{
 };
 use stek_share::consensus::{log_id_of, Types};
 use stek_share::core::agreed::{Agreed, Command};
+use stek_share::core::box_status::BoxStatus;
 use stek_share::core::config::Member;
 use stek_share::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId};
 use stek_share::core::moment::Moment;
@@ -187,6 +188,19 @@ fn status() -> Status {
     }
 }
 
+/// A box's report; all that has no name here is empty, which is what zeros decode to.
+fn report() -> BoxStatus {
+    let (empty, _) = postcard::take_from_bytes::<BoxStatus>(&[0; 1_000]).expect("an empty one");
+    let count = ("untrusted".to_owned(), 3);
+    BoxStatus {
+        id: ServerId(2),
+        software: "0.1.0".to_owned(),
+        refused_peers: vec![count],
+        accepted: 7,
+        ..empty
+    }
+}
+
 fn requests() -> Vec<Request> {
     vec![
         Request::Status(status()),
@@ -198,6 +212,7 @@ fn requests() -> Vec<Request> {
         Request::Order(Order::Revoke),
         Request::Stand,
         Request::Enlist(vec![member(1), member(2)]),
+        Request::Report,
     ]
 }
 
@@ -215,6 +230,7 @@ fn responses() -> Vec<Response> {
         Response::WillStand,
         Response::Enlisted(Ok(4)),
         Response::Unable(Unable::Quarantined),
+        Response::Report(Box::new(report())),
     ]
 }
 
