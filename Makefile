@@ -14,6 +14,11 @@ PLUGINDIR ?= $(or $(shell traffic_layout info 2>/dev/null | sed -n 's/^PLUGINDIR
 
 INSTALLED = $(DESTDIR)$(strip $(PLUGINDIR))/stek_share.so
 
+# Where the command goes.
+BINDIR ?= /usr/local/bin
+STEKCTL := $(TARGET)/release/stekctl
+INSTALLED_STEKCTL = $(DESTDIR)$(strip $(BINDIR))/stekctl
+
 # The tests that need no Traffic Server: units, documentation examples apart, and clusters of nodes.
 CLUSTER_TESTS := $(patsubst tests/%.rs,--test %,$(wildcard tests/cluster*.rs)) \
                  $(patsubst tests/%/main.rs,--test %,$(wildcard tests/cluster*/main.rs))
@@ -23,8 +28,11 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts prove-network fuzz prove-attack soak mutants measure \
-        deny deny-tool deny-advisories install uninstall absolute check-fresh clean
+<<<<<<< HEAD
+.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts \
+        prove-network soak mutants measure deny deny-tool deny-advisories install uninstall \
+        absolute man check-fresh package package-check check-examples clean deps-bench bench \
+        bench-quick bench-compare fuzz prove-attack
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -32,8 +40,8 @@ help: ## this list
 deps: ## install what building and testing need (Debian 12; root or sudo)
 	@tools/deps.sh $(VENV)
 
-build: ## the plugin, target/release/stek_share.so
-	cargo build --release --locked
+build: ## the plugin, target/release/stek_share.so, and the command, target/release/stekctl
+	cargo build --release --locked -p stek_share -p stekctl
 	@cp $(TARGET)/release/libstek_share.so $(PLUGIN)
 
 demo: deps build ## three Traffic Servers on this machine share a key, before your eyes
@@ -44,6 +52,7 @@ test: deps build ## all tests, with real Traffic Servers; ends with a verdict
 	    "format=cargo fmt --all --check" \
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
 	    "autest=$(MAKE) --no-print-directory autest" \
+	    "examples=$(MAKE) --no-print-directory check-examples" \
 	    "fuzz=$(MAKE) --no-print-directory fuzz EXECUTIONS=2500000 SEED=1"
 
 test-quick: ## units and clusters of nodes; no Traffic Server needed
@@ -91,6 +100,22 @@ prove-attack: ## 100 million executions of the fuzz targets, 100,000 connections
 mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)
 	@tools/mutants.sh $(TARGET)/mutants
 
+deps-bench: ## what `make bench` needs besides: Redis, caddy, ATS's experimental plugins
+	@tools/deps.sh $(VENV) bench
+
+# Part of a bench is a look back: the earlier figures are kept to be compared with.
+bench: deps-bench build ## this plugin and its rivals, measured side by side, into docs/benchmarks.md; some 40 minutes
+	@cp docs/benchmarks.json $(TARGET)/bench-before.json 2>/dev/null || true
+	cargo run --locked -q -p kit --bin measure -- bench \
+	    --json docs/benchmarks.json --report docs/benchmarks.md
+
+bench-quick: build ## this plugin and plain Traffic Server in under three minutes
+	cargo run --locked -q -p kit --bin measure -- bench --quick --json $(TARGET)/bench-quick.json
+
+bench-compare: ## what has become worse beyond noise; OLD=target/bench-before.json NEW=docs/benchmarks.json
+	cargo run --locked -q -p kit --bin measure -- compare \
+	    $(or $(OLD),$(TARGET)/bench-before.json) $(or $(NEW),docs/benchmarks.json)
+
 measure: build ## cold start, spread, idle cost, failover, size; WHAT="spread idle", ARGS="--runs 3"
 	cargo run --locked -q -p kit --bin measure -- $(or $(WHAT),all) \
 	    --json $(TARGET)/measure.json $(ARGS)
@@ -106,19 +131,42 @@ deny-tool:
 	@test -x $(DENY) || cargo install --locked --version $(DENY_VERSION) \
 	    --root $(TARGET)/tools --target-dir $(TARGET)/tools/build cargo-deny
 
-install: absolute ## put the built plugin where Traffic Server looks for it (DESTDIR, PLUGINDIR)
-	@test -f "$(PLUGIN)" || { echo "nothing to install yet: make build" >&2; exit 1; }
-	@install -D -m 0644 "$(PLUGIN)" "$(INSTALLED)" || \
-	    { echo "may you write there? 'sudo make install', or set DESTDIR or PLUGINDIR" >&2; exit 1; }
+install: absolute ## plugin and command to where they are looked for (DESTDIR, PLUGINDIR, BINDIR)
+	@test -f "$(PLUGIN)" && test -f "$(STEKCTL)" || \
+	    { echo "nothing to install yet: make build" >&2; exit 1; }
+	@install -D -m 0644 "$(PLUGIN)" "$(INSTALLED)" && \
+	    install -D -m 0755 "$(STEKCTL)" "$(INSTALLED_STEKCTL)" || \
+	    { echo "may you write there? 'sudo make install', or set DESTDIR, PLUGINDIR or BINDIR" >&2; \
+	      exit 1; }
 	@echo "installed $(INSTALLED)"
+	@echo "installed $(INSTALLED_STEKCTL)"
 
-uninstall: absolute ## take it away again
-	rm -f "$(INSTALLED)"
+uninstall: absolute ## take them away again
+	rm -f "$(INSTALLED)" "$(INSTALLED_STEKCTL)"
+
+man: ## stekctl's man pages, in target/man (after build)
+	@mkdir -p $(TARGET)/man
+	@$(STEKCTL) man $(TARGET)/man
+	@echo "man pages in $(TARGET)/man"
 
 # An empty PLUGINDIR, for instance from a command that failed, would mean the root directory.
 absolute:
 	@case "$(strip $(PLUGINDIR))" in /*) ;; \
 	    *) echo "PLUGINDIR has to be an absolute path, not '$(strip $(PLUGINDIR))'" >&2; exit 1 ;; esac
+	@case "$(strip $(BINDIR))" in /*) ;; \
+	    *) echo "BINDIR has to be an absolute path, not '$(strip $(BINDIR))'" >&2; exit 1 ;; esac
+
+check-examples: ## haproxy, Kubernetes, Prometheus files and manuals, each by its own checker (after deps)
+	@tools/check-examples.sh $(VENV)
+
+package: ## the Debian package, looked at by lintian, in target/package
+	@tools/deps.sh $(VENV) packaging
+	cargo build --release --locked -p stek_share -p stekctl
+	@tools/package.sh $(TARGET)/package $(TARGET)/release/libstek_share.so \
+	    $(TARGET)/release/stekctl "$(strip $(PLUGINDIR))"
+
+package-check: package ## install, run, upgrade and remove it in a Debian 12 made from nothing (root)
+	@tools/package-check.sh $(TARGET)/package-check $(TARGET)/package/*.deb
 
 check-fresh: ## deps and build in a Debian 12 made from nothing (root; downloads it)
 	@tools/check-fresh.sh $(TARGET)/fresh

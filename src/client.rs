@@ -184,9 +184,10 @@ impl Failure {
             OnceError::Handshake(HandshakeError::RefusedUs(words)) => {
                 Failure::OurCertificate(words)
             }
-            OnceError::Handshake(
-                fault @ (HandshakeError::NotOurTls(_) | HandshakeError::Closed),
-            ) => Failure::NotOurs(fault),
+            OnceError::Handshake(fault @ HandshakeError::NotOurTls(_)) => Failure::NotOurs(fault),
+            OnceError::Handshake(fault @ HandshakeError::Closed) => {
+                Failure::Unreachable(fault.to_string())
+            }
             OnceError::Handshake(HandshakeError::Library(words)) => {
                 Failure::Unreachable(format!("no TLS can be spoken here, OpenSSL: {words}"))
             }

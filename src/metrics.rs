@@ -110,6 +110,8 @@ pub const UP: &str = "up";
 pub const INSTALLS: &str = "installs";
 /// See [`INSTALLS`].
 pub const INSTALL_FAILURES: &str = "install_failures";
+/// See [`INSTALLS`].
+pub const INSTALL_PENDING: &str = "install_pending";
 
 /// The causes of [`crate::transport::Cause`] that end a handshake.
 const HANDSHAKE_CAUSES: [&str; 7] = [
@@ -210,9 +212,12 @@ pub const METRICS: &[Metric] = &[
         "above twice key_update_interval",
         |s| seconds(s.keys.age_ms),
     ),
-    gauge("next_rotation_seconds", "time to the next scheduled rotation", "0 for a minute", |s| {
-        seconds(s.keys.next_ms)
-    }),
+    gauge(
+        "next_rotation_seconds",
+        "time to the next scheduled rotation, -1 before there is a key",
+        "0 for a minute",
+        |s| s.keys.current.map_or(-1, |_| seconds(s.keys.next_ms)),
+    ),
     gauge(
         "own_key",
         "whose key encrypts: 0 the group's; 1 this box's own, since it has not met the group; 2 \
@@ -238,7 +243,7 @@ pub const METRICS: &[Metric] = &[
         |s| whole(s.host.install_failures),
     ),
     gauge(
-        "install_pending",
+        INSTALL_PENDING,
         "1 while a refused set of keys waits to be tried again",
         "1 for a minute",
         |s| s.host.install_pending.into(),
@@ -408,6 +413,23 @@ mod tests {
         assert_eq!(METRICS[0].host_name(), "plugin.stek_share.up");
     }
 
+    /// What docs/metrics.md has to say; where it does not, this prints what to put there.
+    #[test]
+    fn the_documentation_has_this_table() {
+        let mut table =
+            String::from("| metric | kind | meaning | worth an alarm |\n|---|---|---|---|\n");
+        for metric in METRICS {
+            let Metric { name, kind, meaning, alarm, .. } = metric;
+            table += &format!("| `{name}` | {} | {meaning} | {alarm} |\n", kind.word());
+        }
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let page = std::fs::read_to_string(page).expect("docs/metrics.md");
+        let rows = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| line.starts_with('|')).map(str::to_owned).collect()
+        };
+        assert_eq!(rows(&page), rows(&table), "the table should be\n{table}");
+    }
+
     #[test]
     fn every_cause_has_a_metric() {
         for (_, word) in Cause::ALL {
@@ -446,7 +468,14 @@ mod tests {
             ("peers_reachable", |s| s.list.others[0].reachable = false, 0),
             ("list_version", |s| s.list.version = 4, 4),
             ("list_differs", |s| s.list.file_digest.clear(), 1),
-            ("generation", |s| s.keys.current = None, 0),
+            (
+                "generation",
+                |s| {
+                    let fingerprint = s.keys.current.unwrap().fingerprint;
+                    s.keys.current = Some(KeyStatus { generation: Generation(11), fingerprint });
+                },
+                11,
+            ),
             (
                 "staged_generation",
                 |s| {

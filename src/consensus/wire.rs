@@ -44,7 +44,7 @@ pub enum Request {
     Status(Status),
     /// Raft's RequestVote (section 5.2 of the Raft paper).
     Vote(WireVote),
-    /// Raft's AppendEntries (section 5.3), also the heart beat.
+    /// Raft's AppendEntries (section 5.3).
     Append(WireAppend),
     /// Raft's InstallSnapshot (section 7), in one piece.
     Snapshot(WireSnapshot),
@@ -63,6 +63,8 @@ pub enum Request {
     Enlist(Vec<Member>),
     /// "How are you?", from an operator's command. Answered in every state.
     Report,
+    /// The leader's heart beat. Most of them are sent as notes, which get no answer.
+    Beat(WireBeat),
 }
 
 /// What the asked box answers.
@@ -94,6 +96,13 @@ pub enum Response {
     WillStand,
     /// To [`Request::Enlist`]: the list's version.
     Enlisted(Result<u64, EnlistRefusal>),
+    /// To [`Request::Beat`].
+    Beat {
+        /// The highest vote that the asked box knows, and whether it is committed.
+        vote: (Ballot, bool),
+        /// Whether it follows the asker and has nothing to catch up with.
+        level: bool,
+    },
     /// To anything: the asked box is in no state to answer that.
     Unable(Unable),
     /// To [`Request::Report`].
@@ -234,6 +243,24 @@ pub struct WireAppend {
     pub quorum: bool,
 }
 
+/// A leader's heart beat: says that it lives and how far it is. Carries nothing that a box would
+/// have to remember; one that is behind says so, and is sent an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireBeat {
+    /// The leader's ballot, which a majority gave it.
+    pub ballot: Ballot,
+    /// The end of its log.
+    pub log_end: Option<LogEnd>,
+    /// As in [`WireAppend`].
+    pub commit: Option<LogEnd>,
+    /// As in [`WireAppend`].
+    pub age: Option<(Generation, u64)>,
+    /// As in [`WireAppend`].
+    pub quorum: bool,
+    /// When the next beat is due, in milliseconds; 0 if the leader leaves and none will come.
+    pub next_ms: u32,
+}
+
 /// One entry of the log.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WireEntry {
@@ -333,6 +360,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
         Request::Status(status) => check_status(status)?,
         Request::Append(append) => append.check()?,
         Request::Vote(vote) => vote.check()?,
+        Request::Beat(beat) => beat.check()?,
         Request::Snapshot(snapshot) => snapshot.check()?,
         Request::Enlist(members) if members.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("members"));
@@ -410,7 +438,11 @@ impl WireAppend {
         }
     }
 
-    fn check(&self) -> Result<(), Malformed> {
+    /// Whether it is one that a leader could send.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Malformed> {
         if self.entries.len() > MAX_ENTRIES {
             return Err(Malformed::TooMany("entries"));
         }
@@ -569,6 +601,13 @@ impl LogEnd {
             true => Ok(()),
             false => Err(Malformed::Absurd),
         }
+    }
+}
+
+impl WireBeat {
+    fn check(&self) -> Result<(), Malformed> {
+        self.ballot.check()?;
+        self.log_end.iter().chain(&self.commit).try_for_each(LogEnd::check)
     }
 }
 

@@ -16,7 +16,7 @@ use super::ats::Stat;
 use super::secret_pages;
 use super::surroundings::Surroundings;
 use crate::core::box_status::{BoxStatus, Hint, HostStatus};
-use crate::metrics::{INSTALLS, INSTALL_FAILURES, METRICS, UP};
+use crate::metrics::{INSTALLS, INSTALL_FAILURES, INSTALL_PENDING, METRICS, UP};
 use crate::node::Node;
 
 /// How often ages are brought up to date. Traffic Server itself publishes metrics every 5 s.
@@ -66,6 +66,7 @@ impl Stats {
     /// Whether a refused set waits to be tried again.
     pub fn set_pending(&self, pending: bool) {
         self.0.pending.store(pending, Ordering::Relaxed);
+        self.set_named(INSTALL_PENDING, pending.into());
     }
 
     /// Sets that Traffic Server took.

@@ -34,6 +34,11 @@ pub(super) struct Bench {
 
 impl Bench {
     pub fn new() -> Bench {
+        Bench::within(Outside::default())
+    }
+
+    /// The same in another world.
+    pub fn within(outside: Outside) -> Bench {
         let lines = Arc::new(Lines::default());
         let own = Identity::self_signed("/CN=box").unwrap();
         let certificate = own.certificate.to_pem().unwrap();
@@ -42,7 +47,7 @@ impl Bench {
         let (orders, _) = mpsc::channel(1);
         let log = Log::new(lines.clone());
         let (initial, versions) = (stek(200), Versions::OURS);
-        let deps = Deps { log, tls, initial, versions, outside: Outside::default() };
+        let deps = Deps { log, tls, initial, versions, outside };
         let shared = Shared::new(settings(), deps, orders).unwrap();
         Bench { shared, lines }
     }

@@ -12,11 +12,12 @@ use tokio::time::timeout;
 
 use super::refusals::Place;
 use super::shared::{Running, Shared};
-use super::{leader, report, roster};
+use super::{beats, leader, report, roster};
 use crate::consensus::wire::{
-    self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
+    self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
+    WireSnapshot, WireVote,
 };
-use crate::consensus::{ballot_of, log_end_of, wire::vote_answer};
+use crate::consensus::{ballot_of, log_end_of};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{yields, Ballot, Quarantine};
 use crate::journal::Level;
@@ -49,25 +50,39 @@ impl Service for Inbox {
         }
     }
 
+    fn take_note(&self, from: &Caller, body: Body) -> bool {
+        match self.decode(from, body) {
+            Some(Request::Beat(beat)) => {
+                // One that cannot be taken shows in the answer to the next that asks for one.
+                let _ = self.beat(from, &beat);
+                true
+            }
+            _ => false,
+        }
+    }
+
     async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
-        let decoded = wire::decode_request(&body);
-        // The keys in it stand in their cells now; the frame need not outlive its decoding.
-        drop(body);
-        let request = decoded
-            .map_err(|e| {
-                if let Malformed::State(refusal) = &e {
-                    self.0.refusals.note(Place::Apply, refusal.clone());
-                }
-                let line = format!("server {} sent a message that is malformed: {e}", from.id);
-                self.0.log.limited(Level::Warning, "malformed message", line);
-            })
-            .ok()?;
+        let request = self.decode(&from, body)?;
         let response = self.answer(&from, request).await.unwrap_or_else(Response::Unable);
         wire::encode(&response)
     }
 }
 
 impl Inbox {
+    fn decode(&self, from: &Caller, body: Body) -> Option<Request> {
+        let decoded = wire::decode_request(&body);
+        // The keys in it stand in their cells now; the frame need not outlive its decoding.
+        drop(body);
+        let tell = |e: Malformed| {
+            if let Malformed::State(refusal) = &e {
+                self.0.refusals.note(Place::Apply, refusal.clone());
+            }
+            let line = format!("server {} sent a message that is malformed: {e}", from.id);
+            self.0.log.limited(Level::Warning, "malformed message", line);
+        };
+        decoded.map_err(tell).ok()
+    }
+
     async fn answer(&self, from: &Caller, request: Request) -> Result<Response, Unable> {
         let shared = &self.0;
         match request {
@@ -104,7 +119,7 @@ impl Inbox {
                 let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
                 Ok(Response::Installed(await_installed(shared, generation, limit).await))
             }
-            Request::Vote(_) | Request::Append(_) | Request::Snapshot(_)
+            Request::Vote(_) | Request::Append(_) | Request::Snapshot(_) | Request::Beat(_)
                 if from.role != Role::Member =>
             {
                 Err(Unable::Malformed)
@@ -125,7 +140,16 @@ impl Inbox {
                 self.speaks_for_itself(from, snapshot.vote.0, index)?;
                 self.snapshot(&running, snapshot).await
             }
+            Request::Beat(beat) => self.beat(from, &beat),
         }
+    }
+
+    fn beat(&self, from: &Caller, beat: &WireBeat) -> Result<Response, Unable> {
+        if from.role != Role::Member {
+            return Err(Unable::Malformed);
+        }
+        let running = self.same_history(from)?;
+        beats::take(&self.0, &running, from.id, HistoryId::from_bytes(from.history), beat)
     }
 
     /// Raft, unless this box belongs to another history than the sender. A box that has none yet
@@ -153,6 +177,9 @@ impl Inbox {
     async fn vote(&self, running: &Running, vote: WireVote) -> Result<Response, Unable> {
         if !self.0.quarantine.borrow().admits(vote.log_end) {
             return Err(Unable::Quarantined);
+        }
+        if let Some(refusal) = beats::refuse_vote(&self.0, running) {
+            return Ok(refusal);
         }
         // openraft's lease keeps followers from voting against a leader that they hear, but not
         // the leader itself from stepping down at a mere request.
@@ -184,13 +211,7 @@ impl Inbox {
             self.0.note_contact(quorum);
             self.0.note_age(HistoryId::from_bytes(from.history), age);
             if *self.0.quarantine.borrow() != Quarantine::Lifted {
-                let metrics = running.raft.data_metrics();
-                let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
-                if Quarantine::lifts(ballot.term, commit, applied) {
-                    self.0.quarantine.send_replace(Quarantine::Lifted);
-                    self.0.log.debug("caught up with the group; may vote again");
-                    self.0.save().map_err(|_| Unable::Stopped)?;
-                }
+                self.0.end_quarantine(running, ballot, commit)?;
             }
         }
         Ok(Response::Append(answer))

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `shared` | what the parts know together: settings, peers, clock, phase, latest ring |
 //! | `inbox` | answers other boxes |
-//! | `life` | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
+//! | `life` | asks around, starts Raft, stands, erases, watches over it, starts anew |
+//! | `beats` | the leader's heart beats, and what a box makes of them |
 //! | `leader` | founds, stages, activates; takes operators' orders |
 //! | `refusals` | tells and counts the keys that the gate kept out |
 //! | `report` | what the box says of itself to operators |
@@ -16,6 +17,7 @@
 //! | `keeper` | from the ring to the set that the host should hold |
 //! | `state_file` | keeps what the box remembers in `state_dir`, sealed |
 
+mod beats;
 #[cfg(test)]
 mod bench;
 mod inbox;

@@ -62,6 +62,9 @@ pub trait Mail: Send + Sync + 'static {
     /// As [`Peers::request`].
     fn request(&self, to: ServerId, body: Body, limit: Duration) -> Reply<Result<Body, CallError>>;
 
+    /// As [`Peers::note`].
+    fn note(&self, to: ServerId, body: Body, limit: Duration);
+
     /// As [`call_once`], for a box that is no member yet.
     fn ask_stranger(
         &self,
@@ -82,6 +85,9 @@ pub trait Porter: Send + Sync {
     /// Why the sender is not heard.
     fn admit(&self, hello: &Header) -> Result<(), Refusal>;
 
+    /// As [`Service::take_note`].
+    fn take_note(&self, from: &Caller, body: Body) -> bool;
+
     /// As [`Service::serve`].
     fn serve(self: Arc<Self>, from: Caller, body: Body) -> Reply<Option<Body>>;
 }
@@ -89,6 +95,10 @@ pub trait Porter: Send + Sync {
 impl<S: Service> Porter for S {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {
         Service::admit(self, hello)
+    }
+
+    fn take_note(&self, from: &Caller, body: Body) -> bool {
+        Service::take_note(self, from, body)
     }
 
     fn serve(self: Arc<Self>, from: Caller, body: Body) -> Reply<Option<Body>> {
@@ -171,6 +181,13 @@ impl Post {
         match self {
             Post::Tls(peers) => peers.request(to, body, limit).await,
             Post::Given(mail) => mail.request(to, body, limit).await,
+        }
+    }
+
+    pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
+        match self {
+            Post::Tls(peers) => peers.note(to, body, limit),
+            Post::Given(mail) => mail.note(to, body, limit),
         }
     }
 

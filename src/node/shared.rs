@@ -29,7 +29,7 @@ use crate::consensus::{ballot_of, log_end_of, Raft};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::moment::Moment;
-use crate::core::rejoin::{Horizon, Quarantine, Status};
+use crate::core::rejoin::{Ballot, Horizon, LogEnd, Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
@@ -104,6 +104,8 @@ pub(super) struct Shared {
     pub met: Notify,
     /// Rung when the leader leaves and wants this box to stand.
     pub stand_now: Notify,
+    /// Rung when a leader was heard.
+    pub contacted: Notify,
     /// Whether this box is about to end: it beats no more.
     pub leaving: watch::Sender<bool>,
     /// Lets the others in, until this box ends.
@@ -138,6 +140,10 @@ struct Facts {
     told_quorum: bool,
     /// When a leader last said so.
     quorum: Option<Moment>,
+    /// When after its last beat the leader said that the next one is due.
+    next_beat: Duration,
+    /// The same after the beat before, for a leader: what was heard may still be an answer to it.
+    next_beat_before: Duration,
     /// The box of another history that was met last.
     foreigner: Option<ServerId>,
     /// A key and when it became current, as a leader told.
@@ -209,6 +215,7 @@ impl Shared {
             answered: Notify::new(),
             met: Notify::new(),
             stand_now: Notify::new(),
+            contacted: Notify::new(),
             leaving: watch::Sender::new(false),
             listener: Mutex::new(None),
             state_file,
@@ -387,31 +394,83 @@ impl Shared {
     }
 
     fn is_with_majority(&self, running: &Running) -> bool {
-        let bound = self.settings().timers.election_upper;
         if running.raft.server_metrics().borrow().state == ServerState::Leader {
-            return self.quorum_within(bound);
+            return self.has_quorum();
         }
+        let bound = self.settings().timers.election_upper + self.lateness();
         let now = self.now();
         let facts = lock(&self.facts);
         facts.told_quorum && facts.contact.is_some_and(|at| now.since(at) < bound)
     }
 
-    /// Whether a leader, possibly this box, has shown itself within openraft's lease.
+    /// Whether a leader, possibly this box, has shown itself lately.
     fn knows_live_leader(&self, running: &Running) -> bool {
-        let lease = self.settings().timers.election_lower;
-        if running.raft.server_metrics().borrow().state == ServerState::Leader {
-            return self.quorum_within(lease);
+        match running.raft.server_metrics().borrow().state {
+            ServerState::Leader => self.has_quorum() && !*self.leaving.borrow(),
+            _ => self.hears_leader(),
         }
+    }
+
+    /// Whether another box has shown itself as the leader so lately that this one gives no vote.
+    pub fn hears_leader(&self) -> bool {
+        let lease = self.settings().timers.election_lower + self.lateness();
         let now = self.now();
         lock(&self.facts).contact.is_some_and(|at| now.since(at) < lease)
     }
 
-    /// Whether this box leads, and a majority acknowledged that within openraft's lease.
+    /// By how much the leader's beats are further apart than this box's `heart_beat_interval`, as
+    /// they are in a calm group and in a large one; so much longer it waits for them.
+    pub fn lateness(&self) -> Duration {
+        let heart_beat = self.settings().timers.heart_beat;
+        lock(&self.facts).next_beat.saturating_sub(heart_beat)
+    }
+
+    /// How long ago a box was heard that counts as reachable: the upper election bound, and by how
+    /// much the beats are late.
+    pub fn reach(&self) -> Duration {
+        let timers = self.settings().timers;
+        let facts = lock(&self.facts);
+        let next = facts.next_beat.max(facts.next_beat_before);
+        timers.election_upper + next.saturating_sub(timers.heart_beat)
+    }
+
+    /// Notes when the leader, be it this box, says that its next beat is due.
+    pub fn note_pace(&self, next: Duration) {
+        let mut facts = lock(&self.facts);
+        facts.next_beat_before = std::mem::replace(&mut facts.next_beat, next);
+    }
+
+    /// Whether a key waits for all boxes to have it.
+    pub fn is_handing_over(&self) -> bool {
+        self.views.borrow().agreed.ring.staged().is_some()
+    }
+
+    /// Lets this box vote again if, by what a leader of `ballot` says, it has caught up.
+    ///
+    /// # Errors
+    /// If that cannot be saved.
+    pub fn end_quarantine(
+        &self,
+        running: &Running,
+        ballot: Ballot,
+        commit: Option<LogEnd>,
+    ) -> Result<(), Unable> {
+        let metrics = running.raft.data_metrics();
+        let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
+        if Quarantine::lifts(ballot.term, commit, applied) {
+            self.quarantine.send_replace(Quarantine::Lifted);
+            self.log.debug("caught up with the group; may vote again");
+            self.save().map_err(|_| Unable::Stopped)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this box leads, and a majority acknowledged that lately.
     pub fn leads_majority(&self, running: &Running) -> bool {
         // The look ends before the next one begins: a writer that waits in between would wait for
         // the first, and the second for the writer.
         let state = running.raft.server_metrics().borrow().state;
-        state == ServerState::Leader && self.quorum_within(self.settings().timers.election_lower)
+        state == ServerState::Leader && self.quorum_within(self.reach())
     }
 
     /// Whether a majority, this leader included, acknowledged it within `limit`.
@@ -477,6 +536,14 @@ impl Shared {
         if has_quorum {
             facts.quorum = facts.contact;
         }
+        drop(facts);
+        self.contacted.notify_one();
+    }
+
+    /// The same of a beat, and that the next one is due after `next`.
+    pub fn note_beat(&self, has_quorum: bool, next: Duration) {
+        self.note_pace(next);
+        self.note_contact(has_quorum);
     }
 
     /// When this box last knew of a majority that agrees: a leader told so, or enough others
@@ -499,6 +566,11 @@ impl Shared {
         let configs = membership.as_ref().map(|m| m.membership().get_joint_config());
         let led = configs.and_then(|configs| configs.iter().map(of_voters).min().flatten());
         led.max(facts.quorum)
+    }
+
+    /// Notes that the leader leaves: nobody has to wait for it any longer.
+    pub fn note_farewell(&self) {
+        lock(&self.facts).contact = None;
     }
 
     /// Notes that a box of another history was met.
@@ -592,12 +664,12 @@ impl Shared {
         let now = self.now();
         let running = self.running();
         let metrics = running.as_ref().map(|r| r.raft.server_metrics().borrow().clone());
-        let bound = self.settings().timers.election_upper;
+        let bound = self.reach();
         let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
         let role = match metrics.as_ref().map(|m| m.state) {
             None => Role::Asking,
             Some(_) if !lifted => Role::Quarantined,
-            Some(ServerState::Leader) if self.quorum_within(bound) => Role::Leader,
+            Some(ServerState::Leader) if self.has_quorum() => Role::Leader,
             Some(ServerState::Candidate) => Role::Candidate,
             Some(_) => Role::Follower,
         };
@@ -639,7 +711,7 @@ impl Chronicle for Shared {
     }
 
     fn has_quorum(&self) -> bool {
-        self.quorum_within(self.settings().timers.election_upper)
+        self.quorum_within(self.reach())
     }
 
     fn now(&self) -> Moment {

@@ -4,9 +4,11 @@
 //! Leaves to the caller what a request means and whether to repeat it. What must hold:
 //! - A request ends within its limit, whatever the peer does, and may be dropped at any time
 //!   without harm to the connection or to other requests.
+//! - A note goes out soon or not at all: it waits neither for a connection nor for its peer.
 //! - Nobody is dialled unless somebody asks, and not again before a pause that grows.
-//! - A connection on which a request ran out of time while nothing at all came back is given up,
-//!   so that a peer which vanished without a word is dialled anew.
+//! - A connection on which a request spent its whole time while nothing at all came back is given
+//!   up, so that a peer which vanished without a word is dialled anew. The time that dialling took
+//!   does not count, or a far peer would never be reached by impatient requests.
 //! - A request's bytes are erased when they are sent or nobody waits for the response any more.
 //!   Where the peer may turn out to speak an older version only, they are kept until it answers.
 //! - A connection begins with the newest version; which one follows is agreed on it once.
@@ -53,7 +55,10 @@ const DIALLER_IDLE_LIMIT: Duration = IDLE_LIMIT.saturating_sub(Duration::from_se
 
 /// How long after its time a request that its caller dropped counts as open. Callers that wait
 /// their time out tell at once; this is for the others, and spares a timer per request.
-const DROPPED_GRACE: Duration = Duration::from_secs(1);
+const DROPPED_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a request may wait for the connection's task without being the later judged for it.
+const QUEUEING: Duration = Duration::from_millis(5);
 
 /// The least time that one address of several gets.
 const ADDRESS_SHARE_MIN: Duration = Duration::from_millis(500);
@@ -111,12 +116,16 @@ impl Drop for Peer {
 enum Order {
     /// Send this request.
     Ask(Ask),
+    /// Send this note, unless it is too late for it.
+    Note { body: Body, until: Instant },
     /// A caller's time ran out: see whether the connection is still alive.
     Check,
 }
 
 struct Ask {
     letter: Letter,
+    /// What its caller granted, and until when that lasts.
+    limit: Duration,
     deadline: Instant,
     reply: oneshot::Sender<Result<Body, CallError>>,
 }
@@ -193,12 +202,12 @@ impl Peers {
         };
         let letter = Letter::new(body);
         let _recall = Recall(letter.clone());
-        orders.try_send(Order::Ask(Ask { letter, deadline, reply })).map_err(
-            |error| match error {
+        orders.try_send(Order::Ask(Ask { letter, limit, deadline, reply })).map_err(|error| {
+            match error {
                 mpsc::error::TrySendError::Full(_) => CallError::Busy,
                 mpsc::error::TrySendError::Closed(_) => gone(),
-            },
-        )?;
+            }
+        })?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(gone()),
@@ -207,6 +216,16 @@ impl Peers {
                 let _ = orders.try_send(Order::Check);
                 Err(CallError::TimedOut)
             }
+        }
+    }
+
+    /// Sends something that wants no response, if the connection is up and the peer has answered
+    /// on it, and if that can be done within `limit`. Does not wait, and does not tell.
+    pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
+        let until = Instant::now() + limit;
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(peer), true) = (peers.get(&to), body.len() <= MAX_BODY) {
+            let _ = peer.orders.try_send(Order::Note { body, until });
         }
     }
 
@@ -469,7 +488,7 @@ impl Line {
         let waiting = std::iter::from_fn(|| inbox.try_recv().ok()).take(MAX_QUEUE);
         let asks = waiting.filter_map(|order| match order {
             Order::Ask(ask) => Some(ask),
-            Order::Check => None,
+            Order::Note { .. } | Order::Check => None,
         });
         for ask in first.into_iter().chain(asks) {
             let _ = ask.reply.send(Err(error.clone()));
@@ -585,6 +604,7 @@ impl End {
 struct Open {
     id: u32,
     sent: Instant,
+    limit: Duration,
     deadline: Instant,
     /// Still full while it may have to be sent again in an older version.
     letter: Letter,
@@ -663,9 +683,19 @@ impl Conversation {
                 },
             };
             match order {
-                Order::Check => self.check(Instant::now())?,
+                Order::Check => {
+                    let now = Instant::now();
+                    self.check(now)?;
+                    // Alive but late: nobody waits for these any more.
+                    self.open.retain(|open| now < open.deadline || !open.reply.is_closed());
+                }
                 Order::Ask(ask) if ask.reply.is_closed() => {}
                 Order::Ask(ask) => self.send(line, ask)?,
+                // Before the first answer the version is not settled, and nobody waits for it.
+                Order::Note { body, until } if self.has_heard && Instant::now() < until => {
+                    self.write(line, 0, Kind::Note, &body)?;
+                }
+                Order::Note { .. } => {}
             }
         }
         Poll::Pending
@@ -677,11 +707,16 @@ impl Conversation {
         let Some(body) = body else { return Ok(()) };
         self.last_id = self.last_id.wrapping_add(1);
         let id = self.last_id;
-        let header = line.deps.me.header(self.version, id, Kind::Request);
-        self.wire.send(frame::encode(&header, &body).map_err(End::Frame)?);
+        self.write(line, id, Kind::Request, &body)?;
+        let Ask { letter, limit, deadline, reply } = ask;
+        self.open.push(Open { id, sent: self.sent, limit, deadline, letter, reply });
+        Ok(())
+    }
+
+    fn write(&mut self, line: &Line, id: u32, kind: Kind, body: &[u8]) -> Result<(), End> {
+        let header = line.deps.me.header(self.version, id, kind);
+        self.wire.send(frame::encode(&header, body).map_err(End::Frame)?);
         self.sent = Instant::now();
-        let Ask { letter, deadline, reply } = ask;
-        self.open.push(Open { id, sent: self.sent, deadline, letter, reply });
         Ok(())
     }
 
@@ -696,10 +731,11 @@ impl Conversation {
             Some(version) if version < self.version && !self.has_heard => {
                 self.version = version;
                 let again = self.open.drain(..);
-                self.next.extend(again.map(|Open { letter, deadline, reply, .. }| Ask {
-                    letter,
-                    deadline,
-                    reply,
+                self.next.extend(again.map(|open| Ask {
+                    letter: open.letter,
+                    limit: open.limit,
+                    deadline: open.deadline,
+                    reply: open.reply,
                 }));
                 let (name, log) = (line.name(), &line.deps.log);
                 let words = format!(
@@ -752,6 +788,7 @@ impl Conversation {
                     }
                     Kind::Refused => Err(End::Refused(refusal(&body))),
                     Kind::Request => Err(End::Frame(FrameError::Kind(0))),
+                    Kind::Note => Err(End::Frame(FrameError::Kind(3))),
                 }
             }
         }
@@ -767,7 +804,8 @@ impl Conversation {
     /// Judges the connection by the requests whose time ran out.
     fn check(&mut self, now: Instant) -> Result<(), End> {
         let received = self.received;
-        let is_silent = |open: &Open| open.deadline <= now && received <= open.sent;
+        let is_silent =
+            |open: &Open| open.sent + open.limit <= now + QUEUEING && received <= open.sent;
         if !self.wire.is_reading() && self.open.iter().any(is_silent) {
             return Err(End::Dead);
         }

@@ -100,7 +100,7 @@ pub enum Command {
     /// address and offers it to every other, in TLS 1.2 and TLS 1.3. Prints one line for each
     /// finding: what, where, why it hurts, and the remedy; and nothing at all if there is none.
     /// Exit code 0: nothing was found. 1: there are findings, but sessions resume. 2: some
-    /// sessions do not resume.
+    /// sessions do not resume, or soon will not.
     Doctor(DoctorArgs),
     /// Write certificates and configurations for a new fleet
     ///

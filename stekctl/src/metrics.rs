@@ -11,13 +11,11 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use stek_share::metrics::{Metric, PREFIX};
 
 use crate::cli::MetricsArgs;
 use crate::outcome::{Ended, Failure, Outcome};
 use crate::screen::print;
-
-/// What the plugin's metrics begin with.
-const PREFIX: &str = "plugin.stek_share.";
 
 /// The largest answer, in bytes; a Traffic Server has some 2000 metrics in 100 KiB.
 const MAX_ANSWER: usize = 16 << 20;
@@ -25,23 +23,13 @@ const MAX_ANSWER: usize = 16 << 20;
 /// The most addresses of a host that are tried.
 const MAX_ADDRESSES: usize = 8;
 
-/// What is known of a metric.
-pub struct Known<'a> {
-    /// Its name without the prefix.
-    pub name: &'a str,
-    /// Whether it only ever grows.
-    pub counts: bool,
-    /// What it means.
-    pub help: &'a str,
-}
-
 /// Reads, translates and prints.
 pub fn run(args: &MetricsArgs, limit: Duration) -> Ended {
     let text = match args.source.as_str() {
         "-" => from_stdin()?,
         url => fetch(url, limit).map_err(|why| Failure::new(format!("{url}: {why}")))?,
     };
-    let metrics = translate(&text, &table()).map_err(|why| {
+    let metrics = translate(&text).map_err(|why| {
         Failure::new(format!("{}: {why}", if args.source == "-" { "stdin" } else { &args.source }))
     })?;
     print(&metrics)?;
@@ -59,7 +47,7 @@ fn from_stdin() -> Result<String, Failure> {
 ///
 /// # Errors
 /// Why there are none, in words that follow the source's name.
-fn translate(json: &str, table: &[Known<'_>]) -> Result<String, String> {
+fn translate(json: &str) -> Result<String, String> {
     let value: Value = serde_json::from_str(json)
         .map_err(|error| format!("is not JSON: {error}; is it stats_over_http's answer?"))?;
     let Some(global) = value.get("global").and_then(Value::as_object) else {
@@ -68,15 +56,13 @@ fn translate(json: &str, table: &[Known<'_>]) -> Result<String, String> {
     let mut out = String::new();
     for (full, value) in global {
         let Some(name) = full.strip_prefix(PREFIX) else { continue };
-        let (Some(exported), Some(number)) = (exported(name), whole(value)) else { continue };
-        let known = table.iter().find(|known| known.name == name);
-        let help = known.map_or("A metric of another version of stek_share.", |k| k.help);
-        let kind = match known {
-            Some(known) if known.counts => "counter",
-            Some(_) => "gauge",
-            None => "untyped",
+        let Some(number) = whole(value) else { continue };
+        let (exported, kind, help) = match Metric::named(name) {
+            Some(known) => (known.prometheus_name(), known.kind.word(), known.meaning),
+            // Of a newer plugin than this command.
+            None if is_plain(name) => (format!("stek_share_{name}"), "untyped", "not known here"),
+            None => continue,
         };
-        let help = help.replace('\\', "\\\\").replace('\n', " ");
         // Writing to a string cannot fail.
         let _ = write!(
             out,
@@ -92,11 +78,9 @@ fn translate(json: &str, table: &[Known<'_>]) -> Result<String, String> {
     }
 }
 
-/// A name as Prometheus has it, if it can be one.
-fn exported(name: &str) -> Option<String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
-    let ok = !name.is_empty() && name.chars().all(fits);
-    ok.then(|| format!("stek_share_{}", name.replace('.', "_")))
+/// Whether Prometheus accepts the name as it is.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 /// Traffic Server 9.2 writes numbers as texts, later ones may not.
@@ -197,7 +181,87 @@ fn split_head(answer: &[u8]) -> Option<(String, &[u8])> {
     Some((head, body.get(END.len()..)?))
 }
 
-/// The plugin's own table.
-fn table() -> Vec<Known<'static>> {
-    Vec::new()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::thread;
+
+    #[test]
+    fn what_stats_over_http_says_becomes_an_exposition() -> Result<(), String> {
+        let json = r#"{ "global": {
+            "proxy.process.http.requests": "7",
+            "plugin.stek_share.elections": "3",
+            "plugin.stek_share.leader_id": -1,
+            "plugin.stek_share.of_the_future": "12",
+            "plugin.stek_share.bad name} 1\nx": "1",
+            "plugin.stek_share.term": "no number",
+            "server": "9.2.9"
+        } }"#;
+        let lines = translate(json)?;
+        let meaning = Metric::named("elections").map_or("", |metric| metric.meaning);
+        let expected = [
+            &*format!("# HELP stek_share_elections_total {meaning}"),
+            "# TYPE stek_share_elections_total counter",
+            "stek_share_elections_total 3",
+        ];
+        let elections: Vec<&str> = lines.lines().filter(|l| l.contains("elections")).collect();
+        assert_eq!(elections, expected);
+        assert!(lines.contains("\n# TYPE stek_share_leader_id gauge\nstek_share_leader_id -1\n"));
+        assert!(lines.contains("# TYPE stek_share_of_the_future untyped\n"), "{lines}");
+        assert_eq!(lines.lines().count(), 9, "three lines for each of three: {lines}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_has_no_metrics_is_said() {
+        for (json, words) in [
+            ("<html>", "is not JSON"),
+            ("[]", "has no \"global\""),
+            (r#"{"global": {"x": "1"}}"#, "the plugin does not run"),
+        ] {
+            let why = translate(json).unwrap_err();
+            assert!(why.contains(words), "{why}");
+        }
+    }
+
+    /// Serves one request with these bytes; says where, and what was asked.
+    fn serve(answer: &'static str) -> io::Result<(String, thread::JoinHandle<String>)> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let url = format!("http://{}/_stats?x", listener.local_addr()?);
+        let thread = thread::spawn(move || {
+            let Ok((mut stream, _)) = listener.accept() else { return String::new() };
+            let mut asked = [0; 1024];
+            let count = stream.read(&mut asked).unwrap_or(0);
+            let _ = stream.write_all(answer.as_bytes());
+            String::from_utf8_lossy(&asked[..count]).into_owned()
+        });
+        Ok((url, thread))
+    }
+
+    #[test]
+    fn an_answer_over_http_is_its_body_and_a_refusal_is_named() -> io::Result<()> {
+        let limit = Duration::from_secs(20);
+        let (url, asked) = serve("HTTP/1.0 200 OK\r\nA: b\r\n\r\n{}\r\n\r\n")?;
+        assert_eq!(fetch(&url, limit), Ok("{}\r\n\r\n".to_owned()));
+        let asked = asked.join().unwrap_or_default();
+        assert!(asked.starts_with("GET /_stats?x HTTP/1.0\r\nHost: 127.0.0.1:"), "{asked}");
+        let (url, _) = serve("HTTP/1.1 404 Not Found\r\n\r\n")?;
+        assert!(fetch(&url, limit).is_err_and(|why| why.contains("404 Not Found")));
+        let (url, _) = serve("SSH-2.0-x\r\n")?;
+        assert!(fetch(&url, limit).is_err_and(|why| why.contains("is not HTTP")));
+        for bad in ["https://x/", "ftp://x", "http://", "http://a b/", "http://a/\r\nX: y"] {
+            assert_eq!(fetch(bad, limit), Err("is not an http:// URL".to_owned()), "{bad:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn who_does_not_answer_is_given_up() -> io::Result<()> {
+        let silent = TcpListener::bind("127.0.0.1:0")?;
+        let url = format!("http://{}/", silent.local_addr()?);
+        let why = fetch(&url, Duration::from_millis(200));
+        assert_eq!(why, Err("does not answer in time; see --timeout".to_owned()));
+        Ok(())
+    }
 }

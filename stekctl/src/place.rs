@@ -21,6 +21,9 @@ const USUAL: [&str; 4] = [
 /// The plugin's file, at the end of its path in plugin.config.
 const PLUGIN: &str = "stek_share.so";
 
+/// The same as cargo names it.
+const BUILT: &str = "libstek_share.so";
+
 /// The largest file of Traffic Server's that is read, in bytes.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -144,8 +147,8 @@ pub fn problems(source: &Source) -> (Vec<Problem>, Option<Loaded>) {
 pub fn plugin_lines(text: &str) -> impl Iterator<Item = (usize, Option<&str>)> {
     text.lines().enumerate().filter_map(|(index, line)| {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
-        let name = words.next()?.trim_matches('"');
-        let ours = name == PLUGIN || name.ends_with(&format!("/{PLUGIN}"));
+        let name = Path::new(words.next()?.trim_matches('"')).file_name()?;
+        let ours = name == PLUGIN || name == BUILT;
         ours.then(|| (index + 1, words.next().map(|word| word.trim_matches('"'))))
     })
 }
@@ -183,7 +186,7 @@ mod tests {
     #[test]
     fn the_plugins_line_is_found() {
         let text = "# stek_share.so old\nxdebug.so\n  /opt/m/stek_share.so a.yaml # here\n\
-                    my_stek_share.so\nstek_share.so\n\"stek_share.so\" \"b.yaml\"\n";
+                    my_stek_share.so x\nstek_share.so\n\"stek_share.so\" \"b.yaml\"\n";
         let found: Vec<_> = plugin_lines(text).collect();
         assert_eq!(found, [(3, Some("a.yaml")), (5, None), (6, Some("b.yaml"))]);
     }

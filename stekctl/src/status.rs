@@ -38,10 +38,9 @@ pub struct Look {
 pub fn run(args: &StatusArgs, place: &Place) -> Ended {
     let loaded = place::load(&place::source(place)?)?;
     let fleet = Fleet::new(&loaded, place.timeout)?;
-    let interval = loaded.settings.key_update_interval;
     let clears = args.watch.is_some() && !args.json && io::stdout().is_terminal();
     loop {
-        let look = look(&fleet, interval);
+        let look = look(&fleet, |_| {});
         let outcome = verdict::outcome(&look.reasons);
         let text = match args.json {
             true => format!("{}\n", as_json(&look)),
@@ -55,12 +54,15 @@ pub fn run(args: &StatusArgs, place: &Place) -> Ended {
     }
 }
 
-/// Asks all servers. What may be the matter of a moment is looked at again.
-pub fn look(fleet: &Fleet, interval: Duration) -> Look {
+/// Asks all servers. What may be the matter of a moment is looked at again. `adjust` takes from an
+/// answer what is not to be judged.
+pub fn look(fleet: &Fleet, adjust: impl Fn(&mut BoxStatus)) -> Look {
     let mut left = SECOND_LOOKS;
     loop {
-        let servers = fleet.ask();
-        let reasons = verdict::reasons(&servers, interval);
+        let mut servers = fleet.ask();
+        let answers = servers.iter_mut().filter_map(|server| server.answer.as_mut().ok());
+        answers.for_each(|(status, _)| adjust(status));
+        let reasons = verdict::reasons(&servers);
         if left == 0 || !reasons.iter().any(|reason| reason.may_pass) {
             return Look { servers, reasons };
         }
@@ -105,6 +107,14 @@ fn summary(look: &Look) -> String {
 
 fn table(servers: &[Server]) -> Table {
     let mut table = Table::new(HEAD);
+    let answers = || servers.iter().filter_map(Server::status);
+    // What is not as elsewhere catches the eye.
+    let newest = answers().filter_map(|status| status.keys.current.map(|k| k.generation)).max();
+    let version = answers().map(|status| status.list.version).max();
+    let doubt = |is_so: bool, text: String| match is_so {
+        true => Field::new(text).style(DOUBTFUL),
+        false => Field::new(text),
+    };
     for server in servers {
         let (id, place) = (Field::new(server.id().to_string()), address(&server.member));
         let place = Field::new(place);
@@ -113,12 +123,18 @@ fn table(servers: &[Server]) -> Table {
                 id,
                 place,
                 role_field(status),
-                Field::new(verdict::generation(status)),
+                doubt(
+                    status.keys.current.map(|key| key.generation) != newest,
+                    verdict::generation(status),
+                ),
                 Field::new(keys(status)),
                 Field::new(verdict::span(status.keys.age_ms)),
                 Field::new(verdict::span(status.keys.next_ms)),
                 Field::new(status.software.clone()),
-                Field::new(status.list.digest.clone().unwrap_or_else(|| "-".to_owned())),
+                doubt(
+                    Some(status.list.version) != version,
+                    status.list.digest.clone().unwrap_or_else(|| "-".to_owned()),
+                ),
                 Field::new(milliseconds(*took)),
             ],
             Err(_) => {
@@ -217,6 +233,8 @@ fn answer_json(status: &BoxStatus, took: Duration) -> Value {
         "installed": keys.installed.0,
         "key_age_ms": keys.age_ms,
         "next_rotation_ms": keys.next_ms,
+        "members": list.others.len() + 1,
+        "voters": list.voters,
         "list_version": list.version,
         "list_digest": list.digest,
         "file_list_digest": list.file_digest,

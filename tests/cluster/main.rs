@@ -3,6 +3,7 @@
 
 mod age;
 mod agreement;
+mod beats;
 mod certificates;
 mod erasure;
 mod fleet;

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stek_share::client::{order_limit, Client, Failure, KeyInUse, Order, Role, STATUS_LIMIT};
+use stek_share::core::health::complaints;
 use stek_share::core::key_ring::Generation;
 use stek_share::core::server_id::ServerId;
 use stek_share::journal::Level;
@@ -136,7 +137,37 @@ fn whoever_is_not_allowed_or_not_there_is_named_with_a_remedy() {
     assert!(matches!(failure, Failure::Stranger(ServerId(3))), "{failure}");
     // One that is down.
     fleet.kill(2);
-    let failure = block_on(good.status(&fleet.members[1], STATUS_LIMIT)).unwrap_err();
-    assert!(matches!(failure, Failure::Unreachable(_)), "{failure}");
-    assert!(failure.to_string().contains("see that Traffic Server runs there"), "{failure}");
+    let ask = || block_on(good.status(&members[1], STATUS_LIMIT)).err();
+    let gone = || matches!(ask(), Some(Failure::Unreachable(_)));
+    wait_for("it to be down", gone, || fleet.describe());
+    let failure = ask().unwrap().to_string();
+    assert!(failure.contains("see that Traffic Server runs there"), "{failure}");
+}
+
+/// Both the leader that loses its followers, and the follower that loses its leader.
+#[test]
+fn a_box_alone_tells_since_when_and_whose_key_it_uses() {
+    for keeps_leader in [true, false] {
+        let mut fleet = Fleet::running(3, |settings| {
+            settings.key_update_interval = Duration::from_secs(2);
+            settings.max_key_age = Duration::from_secs(2);
+        });
+        fleet.wait_until_one();
+        let leader = fleet.wait_for_leader();
+        let left = (1..=3).find(|id| (*id == leader) == keeps_leader).unwrap();
+        (1..=3).filter(|id| *id != left).for_each(|id| fleet.kill(id));
+        let status = || fleet.boxes[&left].node.status();
+        let missed = |ms: u64| status().group.quorum_ms.is_some_and(|since| since >= ms);
+        wait_for("the majority to be missed", || missed(1000), || fleet.describe());
+        assert!(!status().group.quorum);
+        let emergency = || status().keys.in_use == KeyInUse::Emergency;
+        wait_for("a key of its own", emergency, || fleet.describe());
+        let told = status();
+        assert!(told.keys.age_ms >= 2000 && told.keys.next_ms == 0, "{told:?}");
+        assert!(told.list.others.iter().all(|other| !other.reachable), "{told:?}");
+        let words: Vec<String> = complaints(&told).into_iter().map(|c| c.words).collect();
+        let words = words.join("; ");
+        assert!(words.contains("no part in a majority"), "{words}");
+        assert!(words.contains("older than max_key_age"), "{words}");
+    }
 }

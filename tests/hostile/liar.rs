@@ -33,6 +33,10 @@ impl Service for Liar {
         Ok(())
     }
 
+    fn take_note(&self, _: &Caller, _: Body) -> bool {
+        true
+    }
+
     async fn serve(self: Arc<Self>, _: Caller, body: Body) -> Option<Body> {
         let lie = ballot(HIGHEST);
         let far = Some(LogEnd { ballot: ballot(1), index: HIGHEST });
@@ -53,6 +57,7 @@ impl Service for Liar {
                 _ => AppendAnswer::Partial(far),
             }),
             Request::Snapshot(_) => Response::Snapshot { vote: (lie, true) },
+            Request::Beat(_) => Response::Beat { vote: (lie, true), level: false },
             _ => return None,
         };
         encode(&response)

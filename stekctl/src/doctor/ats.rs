@@ -33,10 +33,6 @@ impl Record {
         self.at(Problem::error(&self.file, reason, remedy))
     }
 
-    fn warning(&self, reason: &str, remedy: &str) -> Problem {
-        self.at(Problem::warning(&self.file, reason, remedy))
-    }
-
     fn at(&self, problem: Problem) -> Problem {
         problem.at(Some(self.line)).field(self.name.clone()).value(self.value.clone())
     }
@@ -72,7 +68,7 @@ fn in_records(records: &[Record]) -> Vec<Problem> {
     }
     let is_set = |record: &&Record| !matches!(record.value.as_str(), "" | "NULL" | "null" | "~");
     if let Some(record) = last(records, KEY_FILE).filter(is_set) {
-        found.push(record.warning(
+        found.push(record.error(
             "makes Traffic Server put that file's keys in place of the shared ones, at each \
              reload of its configuration that finds the file changed",
             "take the line out",

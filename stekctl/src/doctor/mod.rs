@@ -73,7 +73,12 @@ fn ask(
     found: &mut Vec<Problem>,
 ) -> Result<Vec<Server>, Failure> {
     let fleet = Fleet::new(loaded, limit)?;
-    let look = look(&fleet, loaded.settings.key_update_interval);
+    let own = loaded.settings.server_id;
+    let look = look(&fleet, |status| {
+        if status.id == own && knows_files {
+            status.host.hints.retain(|hint| !is_in_files(hint));
+        }
+    });
     found.extend(look.reasons.iter().map(|reason| {
         let (what, remedy) = reason.words.split_once("; ").unwrap_or((
             &reason.words,
@@ -89,14 +94,6 @@ fn ask(
         look.servers.iter().filter_map(|server| Some((server, server.status()?))).collect();
     roots(&answers, found);
     bundles(&answers, found);
-    for (server, status) in &answers {
-        let is_own = status.id == loaded.settings.server_id;
-        for hint in &status.host.hints {
-            if !(is_own && knows_files && is_in_files(hint)) {
-                found.push(hinted(server, hint));
-            }
-        }
-    }
     Ok(look.servers)
 }
 
@@ -172,62 +169,6 @@ fn is_in_files(hint: &Hint) -> bool {
     !matches!(hint, Hint::Unlocked(_) | Hint::Dumped(_) | Hint::Unmapped(_))
 }
 
-/// What a box says of its own surroundings.
-fn hinted(server: &Server, hint: &Hint) -> Problem {
-    let place = named(server);
-    let error = |reason: String, remedy| Problem::error(&place, reason, remedy);
-    let warning = |reason: String, remedy| Problem::warning(&place, reason, remedy);
-    let multicert = |line: &u32| format!("line {line} of ssl_multicert.config");
-    match hint {
-        Hint::TicketsDisabled => error(
-            "proxy.config.ssl.server.session_ticket.enable is 0: Traffic Server gives out no \
-             session tickets"
-                .to_owned(),
-            "set it to 1",
-        ),
-        Hint::TicketKeyFile(file) => warning(
-            format!(
-                "proxy.config.ssl.server.ticket_key.filename is {file:?}: Traffic Server puts that \
-                 file's keys in place of the shared ones when it changes"
-            ),
-            "unset it",
-        ),
-        Hint::LineWithoutTickets(line) => error(
-            format!("{} has ssl_ticket_enabled=0: its clients get no ticket", multicert(line)),
-            "take it out, or set it to 1",
-        ),
-        Hint::LineWithKeys(line) => warning(
-            format!(
-                "{} has a ticket_key_name, which Traffic Server before 9 uses in place of the \
-                 shared key",
-                multicert(line)
-            ),
-            "take it out",
-        ),
-        Hint::LineWithAddress(line) => warning(
-            format!(
-                "{} has a dest_ip other than *: Traffic Server before 9.2.2 does not use the \
-                 shared key for it, and later ones resume its sessions only on boxes whose lines \
-                 are all of the same kind",
-                multicert(line)
-            ),
-            "write dest_ip=* wherever one certificate serves all addresses",
-        ),
-        Hint::Unlocked(error) => warning(
-            format!("memory with keys is not locked and can be swapped out (error {error})"),
-            "raise LimitMEMLOCK of Traffic Server's service",
-        ),
-        Hint::Dumped(error) => warning(
-            format!("memory with keys would be part of a core dump (error {error})"),
-            "set proxy.config.core_limit to 0",
-        ),
-        Hint::Unmapped(error) => warning(
-            format!("keys have no memory of their own (error {error}), so nothing protects it"),
-            "see that the machine has memory to spare, and restart Traffic Server",
-        ),
-    }
-}
-
 /// Takes and offers tickets at the addresses that were given.
 fn try_tickets(
     args: &DoctorArgs,
@@ -281,6 +222,9 @@ fn judge(
     group: &BTreeSet<String>,
     found: &mut Vec<Problem>,
 ) {
+    // Where tickets are switched off, TLS 1.3 has others, which mean nothing elsewhere: that they
+    // are refused there, and all others here, is said with that.
+    let mut without = BTreeSet::new();
     for (index, place) in places.iter().enumerate() {
         let mut silent = Vec::new();
         for matrix in matrices {
@@ -300,11 +244,13 @@ fn judge(
                 "see proxy.config.ssl.server.session_ticket.enable and .number there, and \
                           ssl_ticket_enabled and ssl_ticket_number in its ssl_multicert.config";
             found.push(Problem::error(&place.name, reason, remedy));
+            without.insert(index);
+        } else {
+            foreign_key(matrices, index, place, group, found);
         }
-        foreign_key(matrices, index, place, group, found);
     }
     certificates(matrices, places, found);
-    refusals(matrices, places, found);
+    refusals(matrices, places, &without, found);
 }
 
 /// A box whose tickets are not under one of the group's keys.
@@ -350,15 +296,21 @@ fn certificates(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<P
     }
 }
 
-/// Tickets that were not taken although they could be, by the place that did not take them.
-fn refusals(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<Problem>) {
-    for (to, place) in places.iter().enumerate() {
+/// Tickets that were not taken although they could be, by the place that did not take them. The
+/// places `without` tickets are left out.
+fn refusals(
+    matrices: &[Matrix],
+    places: &[resume::Place],
+    without: &BTreeSet<usize>,
+    found: &mut Vec<Problem>,
+) {
+    for (to, place) in places.iter().enumerate().filter(|(to, _)| !without.contains(to)) {
         let mut same_key: Vec<(&str, Version)> = Vec::new();
         let mut other_key: Vec<(&str, Version)> = Vec::new();
         for matrix in matrices {
             let key = |index: usize| matrix.taken.get(index)?.as_ref().ok()?.key();
             for (from, (row, giver)) in matrix.offers.iter().zip(places).enumerate() {
-                match row.get(to) {
+                match row.get(to).filter(|_| !without.contains(&from)) {
                     Some(Offer::Refused) if key(from) == key(to) => {
                         same_key.push((&giver.name, matrix.version));
                     }

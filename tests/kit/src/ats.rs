@@ -217,6 +217,9 @@ pub struct Usage {
     pub cpu: Duration,
     /// Memory in KiB, shared pages divided among those that share them (PSS).
     pub memory: u64,
+    /// Memory in KiB that it has written to and shares with nobody. Unlike the above it does not
+    /// depend on how many other servers there are on the machine.
+    pub private: u64,
     /// How often its living threads have been woken: their voluntary context switches.
     pub wakeups: u64,
     /// How many threads it has.
@@ -239,10 +242,12 @@ impl Usage {
         });
         let cpu = Duration::from_nanos(nanos.sum());
         let rollup = fs::read_to_string(proc.join("smaps_rollup"))?;
-        let pss =
-            rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split(' ').rev().nth(1));
-        let memory = pss.and_then(|kib| kib.parse().ok());
-        let memory = memory.ok_or_else(|| Error::new("smaps_rollup has no Pss"))?;
+        let kib = |name: &str| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            kib.ok_or_else(|| Error::new(format!("smaps_rollup has no {name}")))
+        };
+        let (memory, private) = (kib("Pss:")?, kib("Private_Dirty:")?);
         let tasks: Vec<_> = fs::read_dir(proc.join("task"))?.flatten().collect();
         let wakeups = tasks.iter().filter_map(|task| {
             let status = fs::read_to_string(task.path().join("status")).ok()?;
@@ -251,7 +256,7 @@ impl Usage {
         });
         let (wakeups, threads) = (wakeups.sum(), tasks.len());
         let descriptors = fs::read_dir(proc.join("fd"))?.count();
-        Ok(Self { cpu, memory, wakeups, threads, descriptors })
+        Ok(Self { cpu, memory, private, wakeups, threads, descriptors })
     }
 }
 

@@ -205,10 +205,13 @@ impl Bars {
     pub fn svg(&self) -> String {
         let height = TOP + (BAR + 6.0) * self.bars.len() as f64 + 12.0;
         let mut out = head(WIDTH, height, &self.title);
-        let logs = self.bars.iter().filter(|bar| bar.1 > 0.0).map(|bar| bar.1.log10());
-        let (least, most) = logs
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-        let (from, to) = (least.floor() - 0.3, most.max(least + 0.1));
+        let positive = self.bars.iter().map(|bar| bar.1).filter(|value| *value > 0.0);
+        let least = positive.clone().fold(f64::INFINITY, f64::min);
+        let most = positive.fold(0.0, f64::max);
+        let (from, to) = match most > 0.0 {
+            true => (least.log10().floor() - 0.3, most.log10()),
+            false => (0.0, 1.0),
+        };
         for (i, (name, value)) in self.bars.iter().enumerate() {
             let y = TOP + (BAR + 6.0) * i as f64;
             let part =

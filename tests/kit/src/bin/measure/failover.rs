@@ -1,5 +1,5 @@
-//! How long a fleet is without a leader when its leader dies by SIGKILL, and how much longer the
-//! gap between two rotations is for it.
+//! How long a fleet is without a leader when its leader dies by SIGKILL, and how much later the next
+//! key comes for it.
 
 use std::path::Path;
 use std::thread;
@@ -9,7 +9,9 @@ use kit::figures::Figures;
 use kit::fleet::{self, Fleet, Plan};
 use kit::logs;
 use kit::run_dir::RunDir;
-use kit::{wait, Result};
+use kit::{tickets, wait, Result};
+
+use crate::group::{Group, System};
 
 /// `key_update_interval`: short, so that many rotations meet a death.
 const INTERVAL: Duration = Duration::from_secs(3);
@@ -17,6 +19,10 @@ const INTERVAL: Duration = Duration::from_secs(3);
 const AGREE_LIMIT: Duration = Duration::from_secs(30);
 /// Until a new leader says so.
 const ELECTION_LIMIT: Duration = Duration::from_secs(30);
+/// A group that has no new key after so long has stopped making any.
+const LATENESS_LIMIT: Duration = Duration::from_secs(20);
+/// Between two looks at all boxes' keys.
+const LOOK: Duration = Duration::from_millis(20);
 /// Between two looks at the survivors' logs.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -61,6 +67,53 @@ fn kill_leader(fleet: &mut Fleet, elections: &mut Vec<Duration>) -> Result<usize
     })?;
     elections.push(killed.elapsed());
     Ok(old.index)
+}
+
+/// The server that makes the keys is killed, in `runs` new groups of `size`: how much later than
+/// usual do the others have a new key?
+pub fn lateness(
+    systems: &[System],
+    plugin: &Path,
+    size: usize,
+    runs: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    for system in systems.iter().filter(|system| **system != System::Plain) {
+        let mut late = Vec::new();
+        for run in 0..runs {
+            let dir = RunDir::new("measure")?;
+            let mut group = Group::prepare(*system, plugin, size, INTERVAL, dir.path())?;
+            group.start_nursed()?;
+            let phase = INTERVAL.mul_f64((run as f64 + 0.5) / runs as f64);
+            late.push(next_key_after_death(&mut group, phase)?);
+            dir.done()?;
+        }
+        let name = format!("key maker of {size} killed: the next key comes later by");
+        figures.of(system.name()).add_spread(&name, &late, "ms");
+    }
+    Ok(())
+}
+
+/// In milliseconds; NaN if there is none within [`LATENESS_LIMIT`].
+fn next_key_after_death(group: &mut Group, phase: Duration) -> Result<f64> {
+    let all = group.https();
+    let first = fleet::wait_one_key(&all, None, AGREE_LIMIT)?;
+    let Ok(old) = fleet::wait_one_key(&all, Some(&first), LATENESS_LIMIT) else {
+        return Ok(f64::NAN);
+    };
+    let rotated = Instant::now();
+    thread::sleep(phase);
+    let dead = group.key_maker();
+    group.kill(dead);
+    let rest: Vec<_> =
+        all.iter().enumerate().filter(|(i, _)| *i != dead).map(|(_, address)| *address).collect();
+    let found = wait::until_every(LOOK, LATENESS_LIMIT, "a new key", || {
+        let names = rest.iter().map(|address| tickets::key_name(*address));
+        let names = names.collect::<Result<Vec<_>>>()?;
+        let same = names.windows(2).all(|pair| pair[0] == pair[1]);
+        Ok((same && names.first() != Some(&old)).then(|| rotated.elapsed()))
+    });
+    Ok(found.map_or(f64::NAN, |gap| (gap.as_secs_f64() - INTERVAL.as_secs_f64()) * 1e3))
 }
 
 fn last_generation(fleet: &Fleet) -> u64 {

@@ -13,6 +13,8 @@ use kit::fleet::{self, Plan};
 use kit::run_dir::RunDir;
 use kit::{sys, wait, Error, Result};
 
+use crate::group::{Group, System};
+
 /// No rotation while idleness is measured.
 const INTERVAL: Duration = Duration::from_secs(3600);
 /// Until all boxes have a first key, and somebody says who leads.
@@ -31,10 +33,12 @@ struct Cost {
     wakeups: f64,
     memory_kib: f64,
     threads: f64,
+    descriptors: f64,
 }
 
 /// Looks `looks` times at `size` boxes with and `size` without the plugin.
 pub fn measure(plugin: &Path, size: usize, looks: usize, figures: &mut Figures) -> Result<()> {
+    let figures = figures.of(System::StekShare.name());
     let dir = RunDir::new("measure")?;
     let plain = Plan::new(size, plugin, INTERVAL).plain().start(&dir.join("plain"))?;
     let fleet = Plan::new(size, plugin, INTERVAL).start(&dir.join("plugin"))?;
@@ -78,24 +82,58 @@ pub fn measure(plugin: &Path, size: usize, looks: usize, figures: &mut Figures) 
     figures.add_spread(&name("CPU"), &share(|cost| cost.cpu_ms), "ms/s");
     figures.add_spread(&name("memory (PSS)"), &share(|cost| cost.memory_kib), "KiB");
     let plain_cpu: Vec<f64> = without.iter().map(|cost| cost.cpu_ms).collect();
-    figures.add_spread(&format!("idle, {size} boxes: plain, CPU"), &plain_cpu, "ms/s");
+    let name = format!("idle, {size} boxes: whole server, CPU");
+    figures.of(System::Plain.name()).add_spread(&name, &plain_cpu, "ms/s");
     dir.done()
 }
 
-/// The medians of the differences.
+/// What servers of other kinds use at rest, all of it: they are not Traffic Server with something
+/// more, so that there is nothing to take off.
+pub fn rivals(
+    systems: &[System],
+    plugin: &Path,
+    size: usize,
+    looks: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    for system in systems {
+        let dir = RunDir::new("measure")?;
+        let mut group = Group::prepare(*system, plugin, size, INTERVAL, dir.path())?;
+        group.start_nursed()?;
+        rest(SETTLE)?;
+        let (mut own, mut helper) = (Vec::new(), Vec::new());
+        for _ in 0..looks {
+            let (before, begun) = (group.usage()?, Instant::now());
+            let helper_before = group.helper_usage().transpose()?;
+            rest(SPAN)?;
+            let span = begun.elapsed();
+            own.push(mean(&costs(&before, &group.usage()?, span)));
+            if let (Some(before), Some(after)) = (helper_before, group.helper_usage().transpose()?)
+            {
+                helper.push(mean(&costs(&[before], &[after], span)));
+            }
+        }
+        let figures = figures.of(system.name());
+        let nothing = vec![Cost::default(); looks];
+        add(figures, &format!("idle, {size} boxes: whole server"), &own, &nothing);
+        add(figures, &format!("idle, {size} boxes: Redis besides"), &helper, &nothing);
+        dir.done()?;
+    }
+    Ok(())
+}
+
+/// The differences, look by look.
 fn add(figures: &mut Figures, name: &str, with: &[Cost], without: &[Cost]) {
     let mut add = |what: &str, of: fn(&Cost) -> f64, unit| {
-        let mut differences: Vec<f64> =
-            with.iter().zip(without).map(|(with, without)| of(with) - of(without)).collect();
-        differences.sort_by(f64::total_cmp);
-        if let Some(median) = differences.get(differences.len() / 2) {
-            figures.add(format!("{name}, {what}"), *median, unit);
-        }
+        let pairs = with.iter().zip(without);
+        let differences: Vec<f64> = pairs.map(|(with, without)| of(with) - of(without)).collect();
+        figures.add_spread(&format!("{name}, {what}"), &differences, unit);
     };
     add("CPU", |cost| cost.cpu_ms, "ms/s");
     add("wake-ups", |cost| cost.wakeups, "/s");
     add("memory (PSS)", |cost| cost.memory_kib, "KiB");
     add("threads", |cost| cost.threads, "");
+    add("descriptors", |cost| cost.descriptors, "");
 }
 
 fn look(boxes: &[Ats]) -> Result<Vec<Usage>> {
@@ -109,6 +147,7 @@ fn costs(before: &[Usage], after: &[Usage], span: Duration) -> Vec<Cost> {
         wakeups: after.wakeups.saturating_sub(before.wakeups) as f64 / seconds,
         memory_kib: after.memory as f64,
         threads: after.threads as f64,
+        descriptors: after.descriptors as f64,
     };
     before.iter().zip(after).map(cost).collect()
 }
@@ -122,6 +161,7 @@ fn mean(costs: &[Cost]) -> Cost {
         wakeups: of(|cost| cost.wakeups),
         memory_kib: of(|cost| cost.memory_kib),
         threads: of(|cost| cost.threads),
+        descriptors: of(|cost| cost.descriptors),
     }
 }
 

@@ -1,29 +1,57 @@
 //! Measures what operators ask about: how soon a fleet has one key, how far apart its boxes change
 //! it, what the plugin costs, how long a fleet is without a leader. Real Traffic Servers with the
-//! plugin, and plain ones beside them.
+//! plugin, plain ones beside them, and if asked for the rivals that Debian has.
 //!
-//! `measure WHAT... [--runs N] [--boxes N,N] [--json FILE]`, where WHAT is `cold-start`, `spread`,
-//! `idle`, `failover`, `size` or `all`. The plugin's path stands in `STEK_SHARE_SO`. Exit code 0,
-//! 1 when something could not be measured, 2 when it is called wrongly.
+//!     measure WHAT... [--runs N] [--boxes N,N] [--rivals] [--json FILE]
+//!     measure bench [--quick] [--json FILE] [--report FILE]
+//!     measure compare OLD.json NEW.json
+//!
+//! WHAT is `size`, `cold-start`, `spread`, `return`, `failover`, `handshakes`, `idle`, `wire`,
+//! `build`, or `all`, which is all but the last. The plugin's path stands in `STEK_SHARE_SO`. Exit
+//! code 0, 1 when something could not be measured or has become worse, 2 when it is called wrongly.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use kit::figures::Figures;
 use kit::{sys, Context, Error, Result};
 
-mod cold_start;
-mod failover;
-mod idle;
-mod spread;
+use crate::group::System;
 
-const USAGE: &str = "usage: measure cold-start|spread|idle|failover|size|all ... \
-                     [--runs N] [--boxes N,N] [--json FILE]; STEK_SHARE_SO names the plugin";
+mod about;
+mod cold_start;
+mod compare;
+mod failover;
+mod group;
+mod handshakes;
+mod idle;
+mod report;
+mod returns;
+mod spread;
+mod wire;
+
+const USAGE: &str = "usage: measure size|cold-start|spread|return|failover|handshakes|idle|wire|\
+                     build|all ... [--runs N] [--boxes N,N] [--rivals] [--json FILE]\n       \
+                     measure bench [--quick] [--json FILE] [--report FILE]\n       \
+                     measure compare OLD.json NEW.json\nSTEK_SHARE_SO names the plugin";
 
 /// What there is to measure, in the order of `all`.
-const SUBJECTS: [&str; 5] = ["size", "cold-start", "spread", "idle", "failover"];
+const SUBJECTS: [&str; 8] =
+    ["size", "cold-start", "spread", "return", "failover", "handshakes", "idle", "wire"];
+
+/// How much is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effort {
+    /// What was asked for one by one.
+    Asked,
+    /// Under three minutes: fewer runs of fewer boxes, no rivals.
+    Quick,
+    /// Everything, rivals included.
+    Full,
+}
 
 /// What the command line asks for.
 struct Request {
@@ -31,74 +59,158 @@ struct Request {
     subjects: Vec<String>,
     runs: Option<usize>,
     boxes: Option<Vec<usize>>,
+    systems: Vec<System>,
+    effort: Effort,
     json: Option<PathBuf>,
+    report: Option<PathBuf>,
 }
 
 impl Request {
     fn parse(words: impl Iterator<Item = String>) -> Option<Self> {
-        let plugin = env::var_os("STEK_SHARE_SO")?.into();
-        let mut this = Self { plugin, subjects: Vec::new(), runs: None, boxes: None, json: None };
+        let mut this = Self {
+            plugin: env::var_os("STEK_SHARE_SO")?.into(),
+            subjects: Vec::new(),
+            runs: None,
+            boxes: None,
+            systems: vec![System::StekShare, System::Plain],
+            effort: Effort::Asked,
+            json: None,
+            report: None,
+        };
         let mut words = words;
         while let Some(word) = words.next() {
             match word.as_str() {
                 "all" => this.subjects.extend(SUBJECTS.map(str::to_owned)),
+                "bench" => {
+                    this.effort = Effort::Full;
+                    this.subjects.extend(SUBJECTS.map(str::to_owned));
+                }
+                "--quick" => this.effort = Effort::Quick,
                 "--runs" => this.runs = Some(words.next()?.parse().ok().filter(|n| *n > 0)?),
                 "--boxes" => {
                     let numbers = words.next()?.split(',').map(|n| n.parse().ok()).collect();
                     this.boxes = Some(numbers).flatten();
                     this.boxes.as_ref()?;
                 }
+                "--rivals" => this.systems = System::ALL.to_vec(),
                 "--json" => this.json = Some(words.next()?.into()),
-                subject if SUBJECTS.contains(&subject) => this.subjects.push(subject.into()),
+                "--report" => this.report = Some(words.next()?.into()),
+                subject if SUBJECTS.contains(&subject) || subject == "build" => {
+                    this.subjects.push(subject.into());
+                }
                 _ => return None,
             }
+        }
+        if this.effort == Effort::Full {
+            this.systems = System::ALL.to_vec();
+            this.subjects.push("build".into());
         }
         (!this.subjects.is_empty()).then_some(this)
     }
 
-    fn sizes(&self, default: &[usize]) -> Vec<usize> {
+    /// Group sizes: as asked, or as the subject has it.
+    fn sizes(&self, full: &[usize], quick: &[usize]) -> Vec<usize> {
+        let default = if self.effort == Effort::Quick { quick } else { full };
         self.boxes.clone().unwrap_or_else(|| default.to_vec())
     }
 
+    fn runs(&self, full: usize, quick: usize) -> usize {
+        self.runs.unwrap_or(if self.effort == Effort::Quick { quick } else { full })
+    }
+
+    /// The systems that are on this machine.
+    fn systems(&self) -> Vec<System> {
+        self.systems.iter().copied().filter(|system| system.is_there()).collect()
+    }
+
     fn measure(&self, subject: &str, figures: &mut Figures) -> Result<()> {
-        let runs = |default| self.runs.unwrap_or(default);
+        let (plugin, systems) = (&self.plugin, &self.systems());
+        let each = |sizes: Vec<usize>, measure: &mut dyn FnMut(usize) -> Result<()>| {
+            sizes.into_iter().try_for_each(measure)
+        };
         match subject {
-            "size" => size(&self.plugin, figures),
-            "cold-start" => self
-                .sizes(&[3, 5])
-                .into_iter()
-                .try_for_each(|boxes| cold_start::measure(&self.plugin, boxes, runs(10), figures)),
-            "spread" => self
-                .sizes(&[5])
-                .into_iter()
-                .try_for_each(|boxes| spread::measure(&self.plugin, boxes, runs(20), figures)),
-            "idle" => self
-                .sizes(&[1, 3, 5])
-                .into_iter()
-                .try_for_each(|boxes| idle::measure(&self.plugin, boxes, runs(3), figures)),
-            "failover" => self
-                .sizes(&[5])
-                .into_iter()
-                .try_for_each(|boxes| failover::measure(&self.plugin, boxes, runs(10), figures)),
+            "size" => size(plugin, systems, figures),
+            "cold-start" => each(self.sizes(&[3, 5], &[3]), &mut |boxes| {
+                cold_start::measure(systems, plugin, boxes, self.runs(10, 3), figures)
+            }),
+            "spread" => each(self.sizes(&[5], &[3]), &mut |boxes| {
+                spread::measure(systems, plugin, boxes, self.runs(20, 5), figures)
+            }),
+            "return" => each(self.sizes(&[3], &[3]), &mut |boxes| {
+                returns::measure(systems, plugin, boxes, self.runs(5, 2), figures)
+            }),
+            "failover" => each(self.sizes(&[5], &[3]), &mut |boxes| {
+                failover::lateness(systems, plugin, boxes, self.runs(4, 1), figures)?;
+                failover::measure(plugin, boxes, self.runs(10, 2), figures)
+            }),
+            "handshakes" => each(self.sizes(&[3], &[3]), &mut |boxes| {
+                handshakes::measure(systems, plugin, boxes, self.runs(20, 7), figures)
+            }),
+            "idle" => {
+                let rivals = [System::SessionReuse, System::Caddy];
+                let rivals: Vec<System> =
+                    systems.iter().copied().filter(|system| rivals.contains(system)).collect();
+                idle::rivals(&rivals, plugin, 3, self.runs(3, 1), figures)?;
+                each(self.sizes(&[1, 3, 5, 20], &[3]), &mut |boxes| {
+                    idle::measure(plugin, boxes, self.runs(3, 1), figures)
+                })
+            }
+            "wire" => each(self.sizes(&[3, 5], &[3]), &mut |boxes| {
+                wire::measure(systems, plugin, boxes, figures)
+            }),
+            "build" => build(figures),
             other => Err(Error::new(format!("nothing is known of {other}"))),
         }
     }
 }
 
-/// The file as it is installed; the release profile strips it.
-fn size(plugin: &Path, figures: &mut Figures) -> Result<()> {
-    let bytes = fs::metadata(plugin).context(plugin.display())?.len();
-    figures.add("size of the plugin", bytes as f64, "bytes");
+/// The files as they are installed; the release profile strips this plugin.
+fn size(plugin: &Path, systems: &[System], figures: &mut Figures) -> Result<()> {
+    for system in systems {
+        let file = match system {
+            System::StekShare => plugin,
+            System::SessionReuse => Path::new(group::SESSION_REUSE),
+            System::Caddy => Path::new(group::CADDY),
+            System::Plain => continue,
+        };
+        let bytes = fs::metadata(file).context(file.display())?.len();
+        figures.of(system.name()).add("size: file", bytes as f64 / 1024.0, "KiB");
+    }
     Ok(())
 }
 
+/// A release build from nothing; crates are downloaded already, or the time for that counts too.
+fn build(figures: &mut Figures) -> Result<()> {
+    let dir = kit::run_dir::RunDir::new("measure-build")?;
+    let begun = Instant::now();
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--release", "--locked", "--quiet", "--lib", "-p", "stek_share"]);
+    cargo.arg("--target-dir").arg(dir.path()).stdin(Stdio::null());
+    if !cargo.status().context("cargo")?.success() {
+        return Err(Error::new("cargo build failed"));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    figures.of(System::StekShare.name()).add("build: release, from nothing", seconds, "s");
+    dir.done()
+}
+
 fn main() -> ExitCode {
-    let Some(request) = Request::parse(env::args().skip(1)) else {
+    let words: Vec<String> = env::args().skip(1).collect();
+    if let [command, old, new] = words.as_slice() {
+        if command == "compare" {
+            return compare::run(Path::new(old), Path::new(new));
+        }
+    }
+    let Some(request) = Request::parse(words.into_iter()) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
     sys::catch_interrupts();
+    let about = about::About::begin();
     let (mut figures, mut code) = (Figures::default(), ExitCode::SUCCESS);
+    for system in request.systems.iter().filter(|system| !system.is_there()) {
+        eprintln!("{} is not on this machine and is left out: make deps-bench", system.name());
+    }
     for subject in &request.subjects {
         eprintln!("measuring {subject} ...");
         if let Err(error) = request.measure(subject, &mut figures) {
@@ -107,9 +219,21 @@ fn main() -> ExitCode {
         }
     }
     print!("{figures}");
-    if let Some(Err(error)) = request.json.as_ref().map(|file| figures.write_json(file)) {
+    if let Err(error) = write(&request, &about.end(), &figures) {
         eprintln!("{error}");
         code = ExitCode::FAILURE;
     }
     code
+}
+
+fn write(request: &Request, about: &about::About, figures: &Figures) -> Result<()> {
+    if let Some(file) = &request.json {
+        let json = serde_json::json!({ "about": about.json(), "figures": figures.json() });
+        let text = serde_json::to_string_pretty(&json).context("JSON")?;
+        fs::write(file, text + "\n").context(file.display())?;
+    }
+    if let Some(file) = &request.report {
+        report::write(file, about, figures)?;
+    }
+    Ok(())
 }

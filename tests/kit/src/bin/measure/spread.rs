@@ -10,14 +10,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kit::figures::Figures;
-use kit::fleet::{self, Plan};
+use kit::fleet::{self, Fleet};
+use kit::load::{self, Load};
 use kit::logs;
 use kit::run_dir::RunDir;
 use kit::tickets::{self, KeyName};
 use kit::{Error, Result};
 
+use crate::group::{Group, System};
+
 /// `key_update_interval`: short, so that many rotations take little time.
 const INTERVAL: Duration = Duration::from_secs(3);
+/// Offers a second while rotations are watched.
+const OFFERS: u32 = 30;
 /// Until all boxes have a first key.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at a box when no rotation is due: a key is not to change unseen.
@@ -34,37 +39,73 @@ struct Change {
     seen: Instant,
 }
 
-/// Watches `rotations` rotations of `size` boxes.
-pub fn measure(plugin: &Path, size: usize, rotations: usize, figures: &mut Figures) -> Result<()> {
+/// Watches `rotations` rotations of `size` boxes of each system, with clients that take tickets on
+/// one box and offer them to another.
+pub fn measure(
+    systems: &[System],
+    plugin: &Path,
+    size: usize,
+    rotations: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    for system in systems.iter().filter(|system| **system != System::Plain) {
+        measure_one(*system, plugin, size, rotations, figures.of(system.name()))?;
+    }
+    Ok(())
+}
+
+fn measure_one(
+    system: System,
+    plugin: &Path,
+    size: usize,
+    rotations: usize,
+    figures: &mut Figures,
+) -> Result<()> {
     let dir = RunDir::new("measure")?;
-    let fleet = Plan::new(size, plugin, INTERVAL).start(dir.path())?;
-    let boxes = fleet.https();
+    let mut group = Group::prepare(system, plugin, size, INTERVAL, dir.path())?;
+    group.start_nursed()?;
+    let boxes = group.https();
     fleet::wait_one_key(&boxes, None, START_LIMIT)?;
+    let load = Load::start(&boxes, load::Plan { per_second: OFFERS, ..load::Plan::default() })?;
     // One more: the first may have begun before all watchers looked.
-    let wanted = rotations + 1;
-    let changes = watch_all(&boxes, wanted)?;
+    let changes = watch_all(&boxes, rotations + 1)?;
+    let report = load.stop();
     let keys: Vec<KeyName> = changes.first().into_iter().flatten().map(|c| c.to).collect();
     let seen: Vec<Duration> = keys.iter().skip(1).filter_map(|key| apart(&changes, key)).collect();
-    let written: Vec<logs::Rotation> = logs::rotations(&logs::read(&fleet));
+    let name = |what: &str| format!("rotation of {size}: {what}");
+    figures.add_times(&name("spread by tickets"), &seen);
+    figures.add(name(&format!("of {rotations} seen on all boxes")), seen.len() as f64, "rotations");
+    let missed = report.missed as f64 * 100.0 / (report.offers as f64).max(1.0);
+    figures.add(name("fresh tickets that another box did not resume"), missed, "%");
+    figures.add(name("offers"), report.offers as f64, "tickets");
+    if let Some(fleet) = group.fleet() {
+        if seen.len() < rotations {
+            return Err(Error::new(format!("only {} rotations were seen", seen.len())));
+        }
+        by_logs(fleet, size, rotations, figures)?;
+    }
+    dir.done()
+}
+
+/// The same by the log lines of this plugin.
+fn by_logs(fleet: &Fleet, size: usize, rotations: usize, figures: &mut Figures) -> Result<()> {
+    let written: Vec<logs::Rotation> = logs::rotations(&logs::read(fleet));
     // The first is the leader's initial key, which it used before anybody else could.
     let written: Vec<&logs::Rotation> =
         written.iter().skip(1).filter(|rotation| rotation.uses.len() == size).collect();
-    if seen.len() < rotations || written.len() < rotations {
-        let message = format!("only {} and {} rotations were seen", seen.len(), written.len());
-        return Err(Error::new(message));
-    }
-    let written = &written[..rotations];
+    let written = written
+        .get(..rotations)
+        .ok_or_else(|| Error::new(format!("only {} rotations stand in the logs", written.len())))?;
     let times = |time: fn(&logs::Rotation) -> Option<Duration>| -> Vec<Duration> {
         written.iter().filter_map(|rotation| time(rotation)).collect()
     };
-    let name = |what: &str| format!("rotation of {size} boxes: {what}");
-    figures.add_times(&name("spread by tickets"), &seen);
+    let name = |what: &str| format!("rotation of {size}: {what}");
     figures.add_times(&name("spread by logs"), &times(logs::Rotation::spread));
     figures.add_times(
         &name("staging to the last box's use, by logs"),
         &times(logs::Rotation::handover),
     );
-    dir.done()
+    Ok(())
 }
 
 /// From the first to the last box's use of `key`; none unless all boxes used it.
@@ -77,7 +118,7 @@ fn apart(changes: &[Vec<Change>], key: &KeyName) -> Option<Duration> {
     Some(*seen.iter().max()? - *seen.iter().min()?)
 }
 
-/// Watches every box until each has changed its key `wanted` times.
+/// Watches every box until each has changed its key `wanted` times, or will not any more.
 fn watch_all(boxes: &[SocketAddr], wanted: usize) -> Result<Vec<Vec<Change>>> {
     let failed = AtomicBool::new(false);
     let watch = |address: SocketAddr| {
@@ -97,7 +138,7 @@ fn watch_all(boxes: &[SocketAddr], wanted: usize) -> Result<Vec<Vec<Change>>> {
 fn watch_box(address: SocketAddr, wanted: usize, failed: &AtomicBool) -> Result<Vec<Change>> {
     let mut changes: Vec<Change> = Vec::new();
     let mut key = tickets::key_name(address)?;
-    let limit = INTERVAL * 2 * u32::try_from(wanted).unwrap_or(u32::MAX);
+    let limit = INTERVAL * u32::try_from(wanted + 3).unwrap_or(u32::MAX);
     let begun = Instant::now();
     while changes.len() < wanted && !failed.load(Ordering::Relaxed) {
         let due = changes.last().map(|last| last.seen + INTERVAL - AHEAD);
@@ -108,8 +149,11 @@ fn watch_box(address: SocketAddr, wanted: usize, failed: &AtomicBool) -> Result<
             key = name;
             changes.push(Change { to: name, seen: Instant::now() });
         }
-        if begun.elapsed() > limit || kit::sys::interrupted() {
-            return Err(Error::new(format!("{} of {wanted} changes seen", changes.len())));
+        if kit::sys::interrupted() {
+            return Err(Error::new("interrupted"));
+        }
+        if begun.elapsed() > limit {
+            break;
         }
     }
     Ok(changes)

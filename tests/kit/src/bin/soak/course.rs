@@ -24,6 +24,10 @@ pub const VETERANS: usize = 2;
 const QUIET: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10));
 /// How long a fault lasts.
 const FAULT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(12));
+/// Moments in which a server stutters: still for less than the upper election bound, 400 ms, even
+/// if the signal that ends it comes late; and going for long enough to be heard.
+const STILL: (Duration, Duration) = (Duration::from_millis(150), Duration::from_millis(300));
+const GOES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(150));
 /// After a fault the fleet is one within 2 s, or 5 s after loss; a busy machine may make more of it
 /// before a promise counts as broken.
 const RETURN_LIMIT: Duration = Duration::from_secs(15);
@@ -107,7 +111,7 @@ pub struct Remains {
 type Fault = fn(&mut Course) -> Result<()>;
 
 /// All kinds. They come in a random order, and each once before any comes again.
-const FAULTS: [Fault; 16] = [
+const FAULTS: [Fault; 17] = [
     |course| course.isolate("follower cut off", false, 1),
     |course| course.isolate("leader cut off", true, 1),
     |course| course.isolate("two followers cut off", false, 2),
@@ -124,6 +128,7 @@ const FAULTS: [Fault; 16] = [
     |course| course.kill(1),
     |course| course.kill(2),
     Course::freeze,
+    Course::stutter,
 ];
 
 impl Course {
@@ -136,11 +141,12 @@ impl Course {
         clients: Clients,
         seed: u64,
     ) -> Self {
+        let now = watch.now();
         Self {
             watch,
             clients,
             phases: Vec::new(),
-            standings: (0..BOXES).map(|i| (Duration::ZERO, i, Standing::Strict)).collect(),
+            standings: (0..BOXES).map(|index| (now, index, Standing::Strict)).collect(),
             broken: Vec::new(),
             lives: [0; BOXES],
             fleet,
@@ -476,6 +482,26 @@ impl Course {
         }
         let back = if cut { [dead, vec![leader]].concat() } else { dead };
         self.together(&back, "just started")
+    }
+
+    /// A server stands still for moments, each too short to be given up: it is slow, but reachable,
+    /// so that no key may be used without it.
+    fn stutter(&mut self) -> Result<()> {
+        let followers = self.others(&[self.leader()]);
+        let slow = self.dice.choose(1, &followers)[0];
+        let span = self.span();
+        self.begin("stutter", format!("{} for {span:.1?}", named(&[slow])));
+        let end = self.watch.now() + span;
+        while self.watch.now() < end {
+            let (still, goes) =
+                (self.dice.between(STILL.0, STILL.1), self.dice.between(GOES.0, GOES.1));
+            self.fleet.boxes[slow].pause()?;
+            std::thread::sleep(still);
+            self.fleet.boxes[slow].resume()?;
+            std::thread::sleep(goes);
+            self.look()?;
+        }
+        self.together(&[], "just thawed")
     }
 
     /// Servers stand still and go on.

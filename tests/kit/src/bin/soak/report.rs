@@ -37,7 +37,7 @@ pub fn write(
     }
     let report = Report { request, evidence, judgement, cpu, interrupted };
     fs::write(request.out.join("report.html"), report.page(&plots))?;
-    let json = serde_json::to_string_pretty(&report.figures()).context("JSON")?;
+    let json = serde_json::to_string(&report.figures()).context("JSON")?;
     fs::write(request.out.join("report.json"), json + "\n")?;
     report.say();
     Ok(())
@@ -133,10 +133,23 @@ impl Report<'_> {
             json!({
                 "box": index + 1,
                 "process": life + 1,
-                "pss_kib": grown[0],
+                "private_kib": grown[0],
                 "descriptors": grown[1],
                 "threads": grown[2],
             })
+        });
+        let samples = evidence.samples.iter().map(|sample| {
+            let Sample { at, index, life, quiet, usage } = sample;
+            json!([
+                (at.as_secs_f64() * 10.0).round() / 10.0,
+                index + 1,
+                life + 1,
+                u8::from(*quiet),
+                usage.memory,
+                usage.private,
+                usage.descriptors,
+                usage.threads
+            ])
         });
         let (own, servers) = self.load();
         json!({
@@ -156,9 +169,13 @@ impl Report<'_> {
             "elections": elections(evidence).len(),
             "standstills": evidence.standstills.len(),
             "growth": growth.collect::<Vec<_>>(),
-            "growth_without_plugin_pss_kib": judgement.plain_growth[0],
+            "growth_without_plugin_private_kib": judgement.plain_growth[0],
             "cpu_percent_of_a_core": { "hub_and_clients": own, "servers": servers },
             "faults": faults.collect::<Vec<_>>(),
+            // Box 6 is the one without the plugin.
+            "samples_of": ["s", "box", "process", "quiet", "pss_kib", "private_kib",
+                           "descriptors", "threads"],
+            "samples": samples.collect::<Vec<_>>(),
         })
     }
 
@@ -227,8 +244,8 @@ impl Report<'_> {
                 median(&took)
             );
         }
-        *out += "</table>\n<h2>Growth of long lives</h2>\n<table><tr><th>box<th>process<th>memory \
-                 (PSS)<th>descriptors<th>threads\n";
+        *out += "</table>\n<h2>Growth of long lives</h2>\n<table><tr><th>box<th>process<th>memory\
+                 <th>descriptors<th>threads\n";
         for (index, life, grown) in &self.judgement.growth {
             let _ = writeln!(
                 out,
@@ -352,7 +369,13 @@ fn plots(evidence: &Evidence, judgement: &Judgement) -> Vec<(&'static str, Chart
             "elections",
             chart("Elections", "so far", vec![series("leaders", Shape::Step, count.collect())]),
         ),
-        ("memory", chart("Memory (PSS)", "KiB", used(Shape::Line, |s| s.usage.memory as f64))),
+        (
+            "memory",
+            Chart {
+                from_zero: false,
+                ..chart("Memory of its own", "KiB", used(Shape::Line, |s| s.usage.private as f64))
+            },
+        ),
         (
             "descriptors",
             chart("Descriptors", "open", used(Shape::Line, |s| s.usage.descriptors as f64)),
