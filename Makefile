@@ -14,6 +14,11 @@ PLUGINDIR ?= $(or $(shell traffic_layout info 2>/dev/null | sed -n 's/^PLUGINDIR
 
 INSTALLED = $(DESTDIR)$(strip $(PLUGINDIR))/stek_share.so
 
+# Where the command goes.
+BINDIR ?= /usr/local/bin
+STEKCTL := $(TARGET)/release/stekctl
+INSTALLED_STEKCTL = $(DESTDIR)$(strip $(BINDIR))/stekctl
+
 # The tests that need no Traffic Server: units, documentation examples apart, and clusters of nodes.
 CLUSTER_TESTS := $(patsubst tests/%.rs,--test %,$(wildcard tests/cluster*.rs)) \
                  $(patsubst tests/%/main.rs,--test %,$(wildcard tests/cluster*/main.rs))
@@ -25,7 +30,8 @@ export STEK_SHARE_SO = $(PLUGIN)
 .NOTPARALLEL:
 .PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts prove-network soak mutants measure \
         deps-bench bench bench-quick bench-compare \
-        deny deny-tool deny-advisories install uninstall absolute check-fresh clean
+        deny deny-tool deny-advisories install uninstall absolute man check-fresh \
+        package package-check check-examples clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,8 +39,8 @@ help: ## this list
 deps: ## install what building and testing need (Debian 12; root or sudo)
 	@tools/deps.sh $(VENV)
 
-build: ## the plugin, target/release/stek_share.so
-	cargo build --release --locked
+build: ## the plugin, target/release/stek_share.so, and the command, target/release/stekctl
+	cargo build --release --locked -p stek_share -p stekctl
 	@cp $(TARGET)/release/libstek_share.so $(PLUGIN)
 
 demo: deps build ## three Traffic Servers on this machine share a key, before your eyes
@@ -44,7 +50,8 @@ test: deps build ## all tests, with real Traffic Servers; ends with a verdict
 	@tools/test.sh \
 	    "format=cargo fmt --all --check" \
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
-	    "autest=$(MAKE) --no-print-directory autest"
+	    "autest=$(MAKE) --no-print-directory autest" \
+	    "examples=$(MAKE) --no-print-directory check-examples"
 
 test-quick: ## units and clusters of nodes; no Traffic Server needed
 	cargo test --workspace --lib --locked $(CLUSTER_TESTS)
@@ -115,19 +122,42 @@ deny-tool:
 	@test -x $(DENY) || cargo install --locked --version $(DENY_VERSION) \
 	    --root $(TARGET)/tools --target-dir $(TARGET)/tools/build cargo-deny
 
-install: absolute ## put the built plugin where Traffic Server looks for it (DESTDIR, PLUGINDIR)
-	@test -f "$(PLUGIN)" || { echo "nothing to install yet: make build" >&2; exit 1; }
-	@install -D -m 0644 "$(PLUGIN)" "$(INSTALLED)" || \
-	    { echo "may you write there? 'sudo make install', or set DESTDIR or PLUGINDIR" >&2; exit 1; }
+install: absolute ## plugin and command to where they are looked for (DESTDIR, PLUGINDIR, BINDIR)
+	@test -f "$(PLUGIN)" && test -f "$(STEKCTL)" || \
+	    { echo "nothing to install yet: make build" >&2; exit 1; }
+	@install -D -m 0644 "$(PLUGIN)" "$(INSTALLED)" && \
+	    install -D -m 0755 "$(STEKCTL)" "$(INSTALLED_STEKCTL)" || \
+	    { echo "may you write there? 'sudo make install', or set DESTDIR, PLUGINDIR or BINDIR" >&2; \
+	      exit 1; }
 	@echo "installed $(INSTALLED)"
+	@echo "installed $(INSTALLED_STEKCTL)"
 
-uninstall: absolute ## take it away again
-	rm -f "$(INSTALLED)"
+uninstall: absolute ## take them away again
+	rm -f "$(INSTALLED)" "$(INSTALLED_STEKCTL)"
+
+man: ## stekctl's man pages, in target/man (after build)
+	@mkdir -p $(TARGET)/man
+	@$(STEKCTL) man $(TARGET)/man
+	@echo "man pages in $(TARGET)/man"
 
 # An empty PLUGINDIR, for instance from a command that failed, would mean the root directory.
 absolute:
 	@case "$(strip $(PLUGINDIR))" in /*) ;; \
 	    *) echo "PLUGINDIR has to be an absolute path, not '$(strip $(PLUGINDIR))'" >&2; exit 1 ;; esac
+	@case "$(strip $(BINDIR))" in /*) ;; \
+	    *) echo "BINDIR has to be an absolute path, not '$(strip $(BINDIR))'" >&2; exit 1 ;; esac
+
+check-examples: ## haproxy, Kubernetes, Prometheus files and manuals, each by its own checker (after deps)
+	@tools/check-examples.sh $(VENV)
+
+package: ## the Debian package, looked at by lintian, in target/package
+	@tools/deps.sh $(VENV) packaging
+	cargo build --release --locked -p stek_share -p stekctl
+	@tools/package.sh $(TARGET)/package $(TARGET)/release/libstek_share.so \
+	    $(TARGET)/release/stekctl "$(strip $(PLUGINDIR))"
+
+package-check: package ## install, run, upgrade and remove it in a Debian 12 made from nothing (root)
+	@tools/package-check.sh $(TARGET)/package-check $(TARGET)/package/*.deb
 
 check-fresh: ## deps and build in a Debian 12 made from nothing (root; downloads it)
 	@tools/check-fresh.sh $(TARGET)/fresh

@@ -14,12 +14,16 @@
 //! | [`consensus`] | openraft's types, log store, state machine, network adapter | when to propose what |
 //! | [`load`] | reads the YAML files and certificates into checked settings | what the values mean |
 //! | [`node`] | one box: wires the rooms above on a tokio runtime | the host server |
+//! | [`metrics`] | the table of metrics and what each reads of a box's status | making and setting them |
+//! | [`client`] | an operator's command asks boxes and gives orders | what is done with the answers |
 //! | [`host`] | Traffic Server: its C API, threads, memory pages; the only `unsafe` room | everything else |
 
+pub mod client;
 pub mod consensus;
 pub mod core;
 pub mod host;
 pub mod journal;
 pub mod load;
+pub mod metrics;
 pub mod node;
 pub mod transport;

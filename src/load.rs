@@ -164,6 +164,11 @@ pub fn expiry(settings: &Settings, file: &str, tls: &Tls) -> Option<Problem> {
     check_expiry(&Unplaced(file), &shown_path(&settings.server_cert_file), tls)
 }
 
+/// A file of the host's, to look at; `None` if it cannot be read, or is larger than any of its kind.
+pub fn host_file(path: &Path) -> Option<Zeroizing<Vec<u8>>> {
+    read_file(path, MAX_PEM).ok()
+}
+
 /// Turns what is wrong with an option's value into the operator's line.
 trait Blame {
     fn error(&self, option: &str, reason: String, remedy: &str) -> Problem;

@@ -17,6 +17,7 @@ use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::PKey;
 use openssl::x509::{X509Name, X509};
+use stek_share::metrics::{Metric, METRICS};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Names {
@@ -171,7 +172,7 @@ fn a_whole_life_under_either_kind_of_names() {
         let scratch = Scratch::new(&format!("life-{names:?}"));
         let life = Life::of(names, &[&one_box(&scratch)], &[]);
         life.has_no("ERROR");
-        life.has_no("refused");
+        assert!(!life.0.iter().any(|line| line.starts_with("refused ")), "{:?}", life.0);
         life.has_no("with a mutex");
         // The installs: one key before TSPluginInit returns, one at PORTS_INITIALIZED at the
         // latest before its hook returns, and all on the one thread.
@@ -188,7 +189,22 @@ fn a_whole_life_under_either_kind_of_names() {
         life.has(" installed 1 key, current ");
         assert_eq!(life.count("stat plugin.stek_share.installs "), took.len());
         life.has("hook 7 took");
+        assert_metrics_are_made(&life);
+        // Some that need no group; all are set in real Traffic Servers by other tests.
+        for set in ["up 1", "server_id 1", "members 1", "leader_id -1", "certificate_days "] {
+            assert!(life.has(&format!("stat plugin.stek_share.{set}")) > took[0], "{set}");
+        }
+        life.has("stat plugin.stek_share.up 0");
     }
+}
+
+/// Each metric of the table is made once, before the host could be slowed by it, and nothing else.
+fn assert_metrics_are_made(life: &Life) {
+    let returned = life.has("TSPluginInit returned");
+    let early = life.0[..returned].iter().filter_map(|line| line.strip_prefix("made "));
+    let names: Vec<String> = METRICS.iter().map(Metric::host_name).collect();
+    assert_eq!(early.collect::<Vec<_>>(), names);
+    assert_eq!(life.count("made plugin."), names.len(), "{:?}", life.0);
 }
 
 #[test]
@@ -221,6 +237,8 @@ fn a_refused_install_is_tried_again() {
         assert!(life.has("key(s) on thread stek_install") < life.has("took "));
         life.has("ERROR: [stek_share] Traffic Server refused the ticket keys");
         life.has("stat plugin.stek_share.install_failures 4");
+        let pending = life.has("stat plugin.stek_share.install_pending 1");
+        assert!(pending < life.has("stat plugin.stek_share.install_pending 0"), "{:?}", life.0);
     }
 }
 
@@ -244,6 +262,7 @@ fn a_message_reloads_with_and_without_its_nul_and_others_are_told() {
         let life = Life::of(names, &[&one_box(&scratch)], &[("HOST_MESSAGE", "reload")]);
         life.has_no("no answer came");
         assert_eq!(life.count("NOTE: [stek_share] reload: all is as it was"), 2);
+        assert_metrics_are_made(&life);
         let known = "means nothing here; known are: reload, rotate, revoke, status";
         assert_eq!(life.count(known), 3);
         life.has(&format!("NOTE: [stek_share] an empty message {known}"));
@@ -288,6 +307,9 @@ fn a_reload_starts_what_could_not_start() {
         assert!(ports < life.has("took 1 key(s) on thread stek_install"), "{:?}", life.0);
         life.has_no("with a mutex");
         life.has("hook 7 took");
+        // Made while nothing could start, since only then the host allows it.
+        assert_metrics_are_made(&life);
+        assert!(ports < life.has("stat plugin.stek_share.up 1"), "{:?}", life.0);
     }
 }
 
@@ -317,6 +339,7 @@ fn a_second_line_in_plugin_config_is_ignored() {
         assert_eq!(life.count("TSPluginInit returned"), 2);
         assert_eq!(life.count("Generate initial STEK succeeded"), 1);
         assert_eq!(life.count("hook 0 took"), 1);
+        assert_metrics_are_made(&life);
         life.has("WARNING: [stek_share] plugin.config names stek_share more than once");
     }
 }

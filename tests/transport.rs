@@ -81,6 +81,11 @@ impl Service for Echo {
         }
     }
 
+    fn take_note(&self, from: &Caller, body: Body) -> bool {
+        self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
+        body.first() != Some(&b'X')
+    }
+
     async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
         self.version.store(from.version, Ordering::Relaxed);
         self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
@@ -670,6 +675,53 @@ async fn a_peer_that_accepts_and_says_nothing_costs_a_bounded_time() {
 }
 
 #[tokio::test]
+async fn notes_come_in_their_turn_and_get_no_answer() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &leaf)).await;
+    one.ask(2, b"a").await.unwrap();
+    let expected = [&b"a"[..], b"b", b"c", b"d"].map(|body| (1, body.to_vec()));
+    for body in [b"b", b"c"] {
+        one.peers.note(ServerId(2), Body::new(body.to_vec()), PATIENCE);
+    }
+    one.ask(2, b"d").await.unwrap();
+    assert_eq!(*two.service.begun.lock().unwrap(), expected);
+    assert_eq!(two.counters.requests(), 2);
+    // What stands on the wire: nothing comes between the answers to what was asked.
+    let mut stream = raw_connect(&raw_context(Some(&leaf), None), two.addr).await.unwrap();
+    let note = frame::encode(&Header { kind: Kind::Note, ..header(1, 0) }, b"n").unwrap();
+    stream.write_all(&[note.to_vec(), request(1, b"r"), note.to_vec()].concat()).await.unwrap();
+    until("the last note is there", || two.begun() == expected.len() + 3).await;
+    stream.shutdown().await.unwrap();
+    let got = drain(&mut stream).await;
+    let (header, body, rest) = frame::decode(&got).unwrap().unwrap();
+    assert_eq!((header.kind, body, rest), (Kind::Response, &b"r"[..], &b""[..]));
+}
+
+#[tokio::test]
+async fn a_note_waits_for_nothing() {
+    let root = pki::root("root");
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    let note = |body: &[u8], limit| one.peers.note(ServerId(2), Body::new(body.to_vec()), limit);
+    // Nobody is dialled for its sake, nor is it kept for the next connection.
+    (0..3).for_each(|_| note(b"early", PATIENCE));
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!((two.counters.accepted(), two.begun()), (0, 0));
+    let peers = one.peers.clone();
+    let asked = tokio::spawn(async move { ask(&peers, 2, b"W", PATIENCE).await });
+    until("the request is served", || two.begun() == 1).await;
+    // Before an answer came nobody knows what the other side speaks.
+    note(b"unsettled", PATIENCE);
+    two.service.release.notify_one();
+    asked.await.unwrap().unwrap();
+    note(b"late", Duration::ZERO);
+    note(b"now", PATIENCE);
+    one.ask(2, b"last").await.unwrap();
+    let begun: Vec<_> = two.service.begun.lock().unwrap().iter().map(|b| b.1.clone()).collect();
+    assert_eq!(begun, [&b"W"[..], b"now", b"last"]);
+}
+
+#[tokio::test]
 async fn a_dropped_request_harms_nobody() {
     let root = pki::root("root");
     let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
@@ -793,6 +845,7 @@ async fn a_member_that_breaks_the_rules_is_closed() {
         bytes
     };
     let response = frame::encode(&Header { kind: Kind::Response, ..header(1, 1) }, b"").unwrap();
+    let note = frame::encode(&Header { kind: Kind::Note, ..header(1, 0) }, b"X").unwrap();
     let cases = [
         ("oversized", vec![0, 0x10, 0, 1], Cause::BadFrame, 0),
         ("huge", vec![0xff; 64], Cause::BadFrame, 0),
@@ -803,6 +856,7 @@ async fn a_member_that_breaks_the_rules_is_closed() {
         ("notice", with(4, 0), Cause::Version, 0),
         ("response", response.to_vec(), Cause::BadFrame, 0),
         ("no request", request(1, b"X"), Cause::BadFrame, 1),
+        ("no note", note.to_vec(), Cause::BadFrame, 1),
         ("other sender", [request(1, b"N"), request(3, b"N")].concat(), Cause::BadFrame, 1),
     ];
     for (what, bytes, cause, served) in cases {

@@ -9,31 +9,14 @@ cd "$(dirname "$0")/.."
 work=$1
 shift
 [ $# -gt 0 ] || set -- deps build
-[ "$(id -u)" -eq 0 ] || { echo "check-fresh: needs root, for chroot" >&2; exit 1; }
-
-root=$work/root
-# Where this machine's own packages of Debian 12 come from, unless another mirror is named.
-mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' \
-    'Created-By: Packages' 'Codename: bookworm' | head -n 1)}
-[ -n "$mirror" ] || { echo "check-fresh: set DEBIAN_MIRROR to a mirror of Debian 12" >&2; exit 1; }
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 rustup_home=${RUSTUP_HOME:-$HOME/.rustup}
 
-mkdir -p "$work"
-work=$(realpath "$work") root=$work/root
-if [ ! -x "$work/debootstrap/usr/sbin/debootstrap" ]; then
-    (cd "$work" && apt-get download debootstrap && dpkg-deb -x debootstrap_*.deb debootstrap)
-fi
-rm -rf --one-file-system "$root"
-# make is what the README asks a person to have; ca-certificates is for the registries.
-DEBOOTSTRAP_DIR=$work/debootstrap/usr/share/debootstrap \
-    "$work/debootstrap/usr/sbin/debootstrap" --variant=minbase --include=ca-certificates,make \
-    bookworm "$root" "$mirror" >"$work/debootstrap.log"
-
+# make is what the README asks a person to have.
+tools/fresh-root.sh "$work" make
+root=$(realpath "$work")/root
 mkdir -p "$root/clone" "$root/rustup" "$root/cargo"
 git archive HEAD | tar -x -C "$root/clone"
-cp /etc/resolv.conf /etc/hosts "$root/etc/"
-cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
 
 unshare --mount --pid --fork --kill-child bash -c '
     set -euo pipefail

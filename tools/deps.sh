@@ -2,31 +2,42 @@
 # Installs what building and testing need on Debian 12, besides the Rust toolchain. Does nothing,
 # quickly, when all of it is there. Traffic Server's own service is not started.
 #
-#   tools/deps.sh VENV           VENV is where AuTest's Python environment goes
-#   tools/deps.sh VENV bench     also the rivals that `make bench` measures
+#   tools/deps.sh VENV             VENV is where the Python environment of AuTest and of the
+#                                  validators goes, and promtool beside it
+#   tools/deps.sh VENV packaging   also what the Debian package is made with
+#   tools/deps.sh VENV bench       also the rivals that `make bench` measures
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
 purpose=${2:-}
-requirements=tests/autest/requirements.txt
+requirements=(tests/autest/requirements.txt tests/examples/requirements.txt)
 
 packages=(
     trafficserver                        # the host of the tests and of the demo
     gcc g++ libc6-dev pkg-config         # compile and link
     libssl-dev                           # TLS and the key generator
     libclang-14-dev                      # bindgen reads the C header with it
-    python3 python3-venv                 # AuTest
+    python3 python3-venv                 # AuTest, validators
     openssl curl ca-certificates         # clients of the tests
     faketime                             # a test's clock that jumps
+    haproxy                              # the balancer of a test
 )
 
-if [ "$purpose" = bench ]; then
+case $purpose in
+"") ;;
+packaging) packages+=(dpkg-dev debhelper lintian) ;;
+bench)
     packages+=(
         trafficserver-experimental-plugins   # ssl_session_reuse.so
         redis-server                         # which that one needs
         caddy                                # a web server with keys in common storage
     )
-fi
+    ;;
+*)
+    echo "deps: no such purpose: $purpose" >&2
+    exit 1
+    ;;
+esac
 
 say() { echo "deps: $*"; }
 fail() { echo "deps: $*" >&2; exit 1; }
@@ -68,8 +79,8 @@ if [ ${#missing[@]} -gt 0 ]; then
         "(systemctl disable trafficserver, if that is not wanted)"
 fi
 
-if ! cmp --silent "$requirements" "$venv/installed"; then
-    say "AuTest into $venv"
+if ! cat "${requirements[@]}" | cmp --silent - "$venv/installed"; then
+    say "AuTest and validators into $venv"
     rm -rf "$venv"
     # Debian's own interpreter first: another one in PATH may have been built without ensurepip.
     for python in /usr/bin/python3 python3; do
@@ -77,7 +88,18 @@ if ! cmp --silent "$requirements" "$venv/installed"; then
         rm -rf "$venv"
     done
     [ -x "$venv/bin/pip" ] || fail "no python3 here can make a virtual environment in $venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements"
-    cp "$requirements" "$venv/installed"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check \
+        "${requirements[@]/#/--requirement=}"
+    cat "${requirements[@]}" >"$venv/installed"
+fi
+# Only this one program is wanted, not Debian's monitoring server with its service.
+promtool=$venv/bin/promtool
+if [ ! -x "$promtool" ]; then
+    say "promtool into $venv"
+    unpacked=$(mktemp -d)
+    (cd "$unpacked" && apt-get --quiet=2 -o APT::Sandbox::User=root download prometheus && dpkg-deb -x prometheus_*.deb .) ||
+        fail "apt-get cannot download Debian's package prometheus"
+    install -m 0755 "$unpacked/usr/bin/promtool" "$promtool"
+    rm -rf "$unpacked"
 fi
 say "all there"

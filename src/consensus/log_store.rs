@@ -15,9 +15,10 @@ use openraft::{
     StorageIOError, Vote,
 };
 
-use super::{OnChange, Types};
+use super::{ballot_of, OnChange, Types};
 use crate::core::agreed::Command;
 use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
+use crate::core::rejoin::Ballot;
 use crate::core::server_id::ServerId;
 
 type Result<T> = std::result::Result<T, StorageError<ServerId>>;
@@ -37,6 +38,24 @@ pub struct Remembered {
     pub purged: Option<LogId<ServerId>>,
     /// The entries after it, without a gap.
     pub entries: Vec<Entry<Types>>,
+}
+
+/// How far one box is, at one instant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogEnds {
+    /// The highest vote.
+    pub vote: Option<Vote<ServerId>>,
+    /// The last entry, kept or purged.
+    pub last: Option<LogId<ServerId>>,
+    /// Up to where this box knows of agreement.
+    pub committed: Option<LogId<ServerId>>,
+}
+
+impl LogEnds {
+    /// Whether this box takes the one that stood in `ballot` for the leader, be it itself.
+    pub fn follows(&self, ballot: Ballot) -> bool {
+        self.vote.is_some_and(|vote| vote.committed && ballot_of(&vote) == ballot)
+    }
 }
 
 #[derive(Default)]
@@ -115,6 +134,12 @@ impl LogStore {
     /// The highest ballot that this box remembers.
     pub fn vote(&self) -> Option<Vote<ServerId>> {
         self.lock().vote
+    }
+
+    /// How far this box is.
+    pub fn ends(&self) -> LogEnds {
+        let inner = self.lock();
+        LogEnds { vote: inner.vote, last: inner.last_log_id(), committed: inner.committed }
     }
 
     /// The id of the last entry, kept or purged.
@@ -209,7 +234,7 @@ mod tests {
     use super::*;
     use crate::consensus::log_id_of;
     use crate::core::key_ring::Held;
-    use crate::core::rejoin::{Ballot, LogEnd};
+    use crate::core::rejoin::LogEnd;
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn entry(index: u64, payload: EntryPayload<Types>) -> Entry<Types> {

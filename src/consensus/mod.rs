@@ -15,6 +15,7 @@ pub mod state_machine;
 pub mod wire;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::impls::{EmptyNode, OneshotResponder, TokioRuntime};
 use openraft::{CommittedLeaderId, Config, LogId, SnapshotPolicy, Vote};
@@ -56,11 +57,16 @@ const SNAPSHOT_LIMIT_MIN_MS: u64 = 800;
 /// stops Raft.
 pub type OnChange = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
 
+/// Two thirds of openraft's tick, by which nothing happens here but that a leader which is no
+/// longer a member steps down. Rare, since each tick wakes an idle box.
+const HEARTBEAT_MS: u64 = 800;
+
 /// openraft's configuration for a box whose timers are ours.
 ///
-/// openraft takes its heart beat interval for the time limit of an append request, so it is set
-/// as high as its rules allow: a round trip may last almost `election_timeout_lower_bound`. Its
-/// longest election timeout is the lease within which a follower refuses to vote.
+/// openraft takes its heart beat interval for the time limit of an append request as well; the
+/// links have a shorter one, [`append_limit`]. Its shortest election timeout is the limit of a
+/// vote request, its longest one the time within which a follower refuses to vote after the last
+/// append; [`crate::node`] does the same after the last heart beat.
 pub fn raft_config(settings: &Settings) -> Arc<Config> {
     let lower = (settings.timers.election_lower.as_millis() as u64).max(2);
     let snapshot_policy = match settings.snapshot_distance {
@@ -72,7 +78,7 @@ pub fn raft_config(settings: &Settings) -> Arc<Config> {
         cluster_name: "stek_share".to_owned(),
         election_timeout_min: lower,
         election_timeout_max: lower + 1,
-        heartbeat_interval: lower - 1,
+        heartbeat_interval: HEARTBEAT_MS.max(lower),
         install_snapshot_timeout: (lower * 4).max(SNAPSHOT_LIMIT_MIN_MS),
         send_snapshot_timeout: 0,
         max_payload_entries: MAX_PAYLOAD_ENTRIES,
@@ -85,6 +91,11 @@ pub fn raft_config(settings: &Settings) -> Arc<Config> {
         enable_heartbeat: false,
         enable_elect: false,
     })
+}
+
+/// How long an append may take: a round trip may last almost `election_timeout_lower_bound`.
+pub fn append_limit(settings: &Settings) -> Duration {
+    settings.timers.election_lower
 }
 
 /// openraft's vote as a ballot of ours; whether it is committed is lost.

@@ -38,8 +38,7 @@ const STEADY_BACKOFF: Duration = Duration::from_millis(200);
 /// that it can tell a dead connection from a caller who lost interest.
 const MARGIN: Duration = Duration::from_millis(5);
 
-fn limit(option: &RPCOption) -> Duration {
-    let limit = option.hard_ttl();
+fn shortened(limit: Duration) -> Duration {
     limit.saturating_sub(MARGIN).max(limit / 2)
 }
 
@@ -88,12 +87,14 @@ pub trait Chronicle: Send + Sync + 'static {
 pub struct Links<C> {
     courier: C,
     chronicle: Arc<dyn Chronicle>,
+    append_limit: Duration,
 }
 
 impl<C: Courier> Links<C> {
-    /// Links over `courier`.
-    pub fn new(courier: C, chronicle: Arc<dyn Chronicle>) -> Links<C> {
-        Links { courier, chronicle }
+    /// Links over `courier`, on which an append may take at most `append_limit`: openraft's own
+    /// limit is its heart beat interval, which means something else here.
+    pub fn new(courier: C, chronicle: Arc<dyn Chronicle>, append_limit: Duration) -> Links<C> {
+        Links { courier, chronicle, append_limit }
     }
 }
 
@@ -101,7 +102,12 @@ impl<C: Courier> RaftNetworkFactory<Types> for Links<C> {
     type Network = PeerLink<C>;
 
     async fn new_client(&mut self, target: ServerId, _node: &EmptyNode) -> PeerLink<C> {
-        PeerLink { target, courier: self.courier.clone(), chronicle: self.chronicle.clone() }
+        PeerLink {
+            target,
+            courier: self.courier.clone(),
+            chronicle: self.chronicle.clone(),
+            append_limit: self.append_limit,
+        }
     }
 }
 
@@ -110,6 +116,7 @@ pub struct PeerLink<C> {
     target: ServerId,
     courier: C,
     chronicle: Arc<dyn Chronicle>,
+    append_limit: Duration,
 }
 
 type RpcError = RPCError<ServerId, EmptyNode, RaftError<ServerId>>;
@@ -154,12 +161,31 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
     ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
         let begins_the_log = rpc.prev_log_id.is_none();
         let sent = ballot_of(&rpc.vote);
+        let held: Vec<_> =
+            rpc.prev_log_id.into_iter().chain(rpc.entries.iter().map(|e| e.log_id)).collect();
         let (age, quorum) = (self.chronicle.current_age(), self.chronicle.has_quorum());
-        let request = Request::Append(WireAppend::from_raft(rpc, age, quorum));
-        match self.courier.call(self.target, request, limit(&option)).await? {
+        let append = WireAppend::from_raft(rpc, age, quorum);
+        // openraft reads the log without a lock. Where the next leader's entries take the place
+        // of this one's meanwhile, what it read makes no sense, and whoever got it would take
+        // this box for a broken one.
+        if let Err(mixed) = append.check() {
+            return Err(RPCError::Unreachable(Unreachable::new(&mixed)));
+        }
+        let limit = shortened(option.hard_ttl()).min(self.append_limit);
+        match self.courier.call(self.target, Request::Append(append), limit).await? {
             // There is no entry before the first that could conflict; openraft takes this for
             // impossible and panics.
             Response::Append(AppendAnswer::Conflict) if begins_the_log => {
+                Err(CallFailure::Senseless.into())
+            }
+            // It can hold nothing but what it was sent; openraft would go on behind the log's end.
+            Response::Append(AppendAnswer::Partial(Some(end)))
+                if !held.contains(&log_id_of(end)) =>
+            {
+                Err(CallFailure::Senseless.into())
+            }
+            // What is not higher refuses nothing.
+            Response::Append(AppendAnswer::HigherVote(ballot, _)) if ballot <= sent => {
                 Err(CallFailure::Senseless.into())
             }
             Response::Append(AppendAnswer::HigherVote(ballot, committed)) => {
@@ -182,7 +208,7 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
     ) -> Result<VoteResponse<ServerId>, RpcError> {
         let sent = ballot_of(&rpc.vote);
         let request = Request::Vote(WireVote::from_raft(&rpc));
-        match self.courier.call(self.target, request, limit(&option)).await? {
+        match self.courier.call(self.target, request, shortened(option.hard_ttl())).await? {
             Response::Vote { vote: (ballot, committed), granted, log_end } => Ok(VoteResponse {
                 vote: raft_vote((self.not_ours(sent, ballot), committed)),
                 vote_granted: granted,
@@ -201,7 +227,8 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         option: RPCOption,
     ) -> Result<SnapshotResponse<ServerId>, StreamingError<Types, Fatal<ServerId>>> {
         let message = WireSnapshot::from_raft(vote, snapshot, self.chronicle.now());
-        let call = self.courier.call(self.target, Request::Snapshot(message), limit(&option));
+        let limit = shortened(option.hard_ttl());
+        let call = self.courier.call(self.target, Request::Snapshot(message), limit);
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             answer = call => answer,
@@ -216,5 +243,71 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
 
     fn backoff(&self) -> Backoff {
         Backoff::new(once(FIRST_BACKOFF).chain(once(SECOND_BACKOFF)).chain(repeat(STEADY_BACKOFF)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use openraft::{Entry, EntryPayload};
+
+    use super::*;
+    use crate::core::rejoin::LogEnd;
+
+    /// Counts what it is given, and says yes.
+    #[derive(Clone, Default)]
+    struct Yes(Arc<AtomicUsize>);
+
+    impl Courier for Yes {
+        async fn call(
+            &self,
+            _: ServerId,
+            _: Request,
+            _: Duration,
+        ) -> Result<Response, CallFailure> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Response::Append(AppendAnswer::Success))
+        }
+    }
+
+    impl Chronicle for Yes {
+        fn current_age(&self) -> Option<(Generation, u64)> {
+            None
+        }
+
+        fn has_quorum(&self) -> bool {
+            false
+        }
+
+        fn now(&self) -> Moment {
+            Moment::default()
+        }
+
+        fn acknowledged(&self, _: ServerId) {}
+    }
+
+    #[tokio::test]
+    async fn what_was_read_while_the_log_changed_is_not_sent() {
+        let (courier, second) = (Yes::default(), Duration::from_secs(1));
+        let mut links = Links::new(courier.clone(), Arc::new(courier.clone()), second);
+        let mut link = links.new_client(ServerId(1), &EmptyNode {}).await;
+        let id = |node, index| {
+            let ballot = Ballot { term: 1, node: ServerId(node) };
+            log_id_of(LogEnd { ballot, index })
+        };
+        let append = |first| AppendEntriesRequest {
+            vote: raft_vote((Ballot { term: 1, node: ServerId(3) }, true)),
+            prev_log_id: None,
+            entries: vec![Entry { log_id: first, payload: EntryPayload::Blank }],
+            leader_commit: None,
+        };
+        // The whole log from its first entry on, and one whose first entry is gone.
+        let sent = link.append_entries(append(id(2, 0)), RPCOption::new(second)).await;
+        assert!(matches!(sent, Ok(AppendEntriesResponse::Success)), "{sent:?}");
+        let mixed = link.append_entries(append(id(2, 1)), RPCOption::new(second)).await;
+        assert!(matches!(mixed, Err(RPCError::Unreachable(_))), "{mixed:?}");
+        assert_eq!(courier.0.load(Ordering::Relaxed), 1, "only the first went out");
     }
 }

@@ -65,6 +65,12 @@ impl Saved {
     pub fn check(&self) -> Result<(), Malformed> {
         self.agreed.check().map_err(Malformed::State)?;
         self.membership.check()?;
+        let entries = self.entries.iter().map(|entry| entry.id);
+        let ends = [self.committed, self.purged, self.applied, self.membership_at];
+        for end in entries.chain(ends.into_iter().flatten()) {
+            end.check()?;
+        }
+        self.vote.map_or(Ok(()), |(ballot, _)| ballot.check())?;
         let mut next = self.purged.map_or(0, |end| end.index.saturating_add(1));
         for entry in &self.entries {
             if entry.id.index != next {

@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::state_machine::AgreedSnapshot;
 use super::{ballot_of, log_end_of, log_id_of, Types};
 use crate::core::agreed::{Agreed, Command, Refusal};
+use crate::core::box_status::{BadStatus, BoxStatus};
 use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
@@ -43,7 +44,7 @@ pub enum Request {
     Status(Status),
     /// Raft's RequestVote (section 5.2 of the Raft paper).
     Vote(WireVote),
-    /// Raft's AppendEntries (section 5.3), also the heart beat.
+    /// Raft's AppendEntries (section 5.3).
     Append(WireAppend),
     /// Raft's InstallSnapshot (section 7), in one piece.
     Snapshot(WireSnapshot),
@@ -60,6 +61,10 @@ pub enum Request {
     Stand,
     /// A server list that an operator wants on some box; the leader answers.
     Enlist(Vec<Member>),
+    /// "How are you?", from an operator's command. Answered in every state.
+    Report,
+    /// The leader's heart beat. Most of them are sent as notes, which get no answer.
+    Beat(WireBeat),
 }
 
 /// What the asked box answers.
@@ -91,8 +96,17 @@ pub enum Response {
     WillStand,
     /// To [`Request::Enlist`]: the list's version.
     Enlisted(Result<u64, EnlistRefusal>),
+    /// To [`Request::Beat`].
+    Beat {
+        /// The highest vote that the asked box knows, and whether it is committed.
+        vote: (Ballot, bool),
+        /// Whether it follows the asker and has nothing to catch up with.
+        level: bool,
+    },
     /// To anything: the asked box is in no state to answer that.
     Unable(Unable),
+    /// To [`Request::Report`].
+    Report(Box<BoxStatus>),
 }
 
 /// Why a box does not answer a request in the way that was hoped for.
@@ -229,6 +243,24 @@ pub struct WireAppend {
     pub quorum: bool,
 }
 
+/// A leader's heart beat: says that it lives and how far it is. Carries nothing that a box would
+/// have to remember; one that is behind says so, and is sent an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireBeat {
+    /// The leader's ballot, which a majority gave it.
+    pub ballot: Ballot,
+    /// The end of its log.
+    pub log_end: Option<LogEnd>,
+    /// As in [`WireAppend`].
+    pub commit: Option<LogEnd>,
+    /// As in [`WireAppend`].
+    pub age: Option<(Generation, u64)>,
+    /// As in [`WireAppend`].
+    pub quorum: bool,
+    /// When the next beat is due, in milliseconds; 0 if the leader leaves and none will come.
+    pub next_ms: u32,
+}
+
 /// One entry of the log.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WireEntry {
@@ -294,7 +326,7 @@ pub enum Malformed {
     /// A term or an index is beyond all reason.
     #[error("it counts terms or entries beyond all reason")]
     Absurd,
-    /// Entries do not follow each other.
+    /// Entries do not follow each other, or are of a later term than whoever sends them.
     #[error("its entries are out of order")]
     Order,
     /// A vote that nobody gave cannot be committed, and so on.
@@ -303,6 +335,9 @@ pub enum Malformed {
     /// The state in a snapshot is one that no commands could have made.
     #[error("its agreed state is impossible: {0}")]
     State(Refusal),
+    /// A status that no box gives.
+    #[error("its status has {0}")]
+    Status(BadStatus),
 }
 
 /// Encodes a message in one allocation of the exact size, erased on drop. `None` only if a type
@@ -322,8 +357,10 @@ pub fn encode<T: Serialize>(message: &T) -> Option<Zeroizing<Vec<u8>>> {
 pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
     let request = decode(bytes)?;
     match &request {
+        Request::Status(status) => check_status(status)?,
         Request::Append(append) => append.check()?,
         Request::Vote(vote) => vote.check()?,
+        Request::Beat(beat) => beat.check()?,
         Request::Snapshot(snapshot) => snapshot.check()?,
         Request::Enlist(members) if members.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("members"));
@@ -333,12 +370,37 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
     Ok(request)
 }
 
-/// Decodes a response.
+/// Decodes a response and checks what can be checked without knowing any state.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
-    decode(bytes)
+    let response = decode(bytes)?;
+    match &response {
+        Response::Status(status) => check_status(status)?,
+        Response::Report(status) => status.check().map_err(Malformed::Status)?,
+        Response::Vote { log_end: Some(end), .. } => end.check()?,
+        Response::Append(AppendAnswer::Partial(Some(end))) => end.check()?,
+        _ => {}
+    }
+    response.ballot().map_or(Ok(()), |ballot| ballot.check())?;
+    Ok(response)
+}
+
+fn check_status(status: &Status) -> Result<(), Malformed> {
+    status.ballot.check()?;
+    status.log_end.map_or(Ok(()), |end| end.check())
+}
+
+impl Response {
+    /// The ballot that the asker's Raft will take over if it is higher than its own.
+    pub fn ballot(&self) -> Option<Ballot> {
+        match self {
+            Response::Vote { vote, .. } | Response::Snapshot { vote } => Some(vote.0),
+            Response::Append(AppendAnswer::HigherVote(ballot, _)) => Some(*ballot),
+            _ => None,
+        }
+    }
 }
 
 fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
@@ -376,7 +438,11 @@ impl WireAppend {
         }
     }
 
-    fn check(&self) -> Result<(), Malformed> {
+    /// Whether it is one that a leader could send.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Malformed> {
         if self.entries.len() > MAX_ENTRIES {
             return Err(Malformed::TooMany("entries"));
         }
@@ -385,16 +451,25 @@ impl WireAppend {
             end.check()?;
         }
         self.vote.0.check()?;
+        // A leader's log holds entries of its own ballot and of earlier ones, in their order.
+        if self.commit.is_some_and(|commit| commit.ballot > self.vote.0) {
+            return Err(Malformed::Order);
+        }
+        let mut ballot = self.previous.map_or(Ballot::default(), |p| p.ballot);
         let first = self.previous.map_or(0, |p| p.index + 1);
         for (index, entry) in (first..).zip(&self.entries) {
-            if entry.id.index != index {
+            if entry.id.index != index || entry.id.ballot < ballot {
                 return Err(Malformed::Order);
             }
+            ballot = entry.id.ballot;
             if let WirePayload::Membership(membership) = &entry.payload {
                 membership.check()?;
             }
         }
-        Ok(())
+        match ballot <= self.vote.0 {
+            true => Ok(()),
+            false => Err(Malformed::Order),
+        }
     }
 }
 
@@ -497,16 +572,21 @@ impl WireSnapshot {
         for end in self.last.iter().chain(&self.membership_at) {
             end.check()?;
         }
+        let last = self.last.ok_or(Malformed::Order)?;
+        if last.ballot > self.vote.0 || self.membership_at > self.last {
+            return Err(Malformed::Order);
+        }
         self.agreed.check().map_err(Malformed::State)
     }
 }
 
-/// No group ever gets here: a term or an index each microsecond for thirty years. Beyond it,
-/// counting on would overflow somewhere.
-const MAX_COUNT: u64 = 1 << 50;
+/// No group ever gets here: a term or an index each nanosecond for a hundred years. Beyond it,
+/// counting on would overflow somewhere. How a group is kept from being led here in leaps is in
+/// [`crate::core::rejoin::Horizon`].
+const MAX_COUNT: u64 = 1 << 62;
 
 impl Ballot {
-    fn check(&self) -> Result<(), Malformed> {
+    pub(super) fn check(&self) -> Result<(), Malformed> {
         match self.term <= MAX_COUNT {
             true => Ok(()),
             false => Err(Malformed::Absurd),
@@ -515,12 +595,19 @@ impl Ballot {
 }
 
 impl LogEnd {
-    fn check(&self) -> Result<(), Malformed> {
+    pub(super) fn check(&self) -> Result<(), Malformed> {
         self.ballot.check()?;
         match self.index <= MAX_COUNT {
             true => Ok(()),
             false => Err(Malformed::Absurd),
         }
+    }
+}
+
+impl WireBeat {
+    fn check(&self) -> Result<(), Malformed> {
+        self.ballot.check()?;
+        self.log_end.iter().chain(&self.commit).try_for_each(LogEnd::check)
     }
 }
 
@@ -675,6 +762,48 @@ mod tests {
     }
 
     #[test]
+    fn absurd_answers_are_refused_too() {
+        let absurd = end(MAX_COUNT + 1, 0).ballot;
+        let far = Some(end(3, MAX_COUNT + 1));
+        let status = |ballot, log_end| Status { ballot, log_end, ..Status::default() };
+        for answer in [
+            Response::Append(AppendAnswer::HigherVote(absurd, true)),
+            Response::Append(AppendAnswer::Partial(far)),
+            Response::Vote { vote: (absurd, false), granted: true, log_end: None },
+            Response::Vote { vote: (end(3, 0).ballot, false), granted: true, log_end: far },
+            Response::Snapshot { vote: (absurd, true) },
+            Response::Status(status(absurd, None)),
+            Response::Status(status(end(3, 0).ballot, far)),
+        ] {
+            let bytes = encode(&answer).unwrap();
+            assert!(matches!(decode_response(&bytes), Err(Malformed::Absurd)), "{answer:?}");
+        }
+        let bytes = encode(&Request::Status(status(absurd, None))).unwrap();
+        assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
+    }
+
+    #[test]
+    fn a_leader_sends_nothing_of_a_later_ballot_than_its_own() {
+        let mut appends: Vec<WireAppend> = (0..4).map(|_| append(&[8, 9])).collect();
+        appends[0].previous = Some(end(4, 7));
+        appends[1].commit = Some(end(4, 7));
+        appends[2].entries[1].id = end(4, 9);
+        appends[3].entries[1].id = end(2, 9);
+        for append in appends {
+            let bytes = encode(&Request::Append(append)).unwrap();
+            assert!(matches!(decode_request(&bytes), Err(Malformed::Order)));
+        }
+        let mut snapshots: Vec<WireSnapshot> = (0..3).map(|_| snapshot(ring())).collect();
+        snapshots[0].last = None;
+        snapshots[1].last = Some(end(4, 9));
+        snapshots[2].membership_at = Some(end(3, 10));
+        for snapshot in snapshots {
+            let bytes = encode(&Request::Snapshot(snapshot)).unwrap();
+            assert!(matches!(decode_request(&bytes), Err(Malformed::Order)));
+        }
+    }
+
+    #[test]
     fn bounds_hold() {
         let many: Vec<u64> = (8..8 + MAX_ENTRIES as u64 + 1).collect();
         let bytes = encode(&Request::Append(append(&many))).unwrap();
@@ -728,6 +857,21 @@ mod tests {
             decode_request(&bytes),
             Err(Malformed::State(Refusal::Key(KeyRefusal::Weak(_))))
         ));
+    }
+
+    #[test]
+    fn a_status_survives_and_one_that_no_box_gives_is_refused() {
+        let status = crate::core::box_status::tests::sample();
+        let bytes = encode(&Response::Report(Box::new(status.clone()))).unwrap();
+        let Ok(Response::Report(back)) = decode_response(&bytes) else { panic!("no status") };
+        assert_eq!(*back, status);
+        for cut in 0..bytes.len() {
+            assert!(decode_response(&bytes[..cut]).is_err(), "prefix of {cut} bytes");
+        }
+        let mut odd = status;
+        odd.certificate.subject = "/CN=\u{1b}[31m".to_owned();
+        let bytes = encode(&Response::Report(Box::new(odd))).unwrap();
+        assert!(matches!(decode_response(&bytes), Err(Malformed::Status(BadStatus::Text))));
     }
 
     #[test]

@@ -3,9 +3,12 @@
 #![forbid(unsafe_code)]
 
 pub mod agreed;
+pub mod box_status;
 pub mod config;
+pub mod health;
 pub mod key_ring;
 pub mod moment;
+pub mod multicert;
 pub mod rejoin;
 pub mod roster;
 pub mod rotation;

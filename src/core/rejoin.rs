@@ -72,6 +72,72 @@ pub fn yields(mine: &Status, theirs: &Status) -> bool {
     }
 }
 
+/// How far a term may lie above the highest that a box knows for it to be believed at once. A box
+/// that was cut off is that far behind only after a million elections, which take days at the
+/// shortest election bounds; it then asks around, see [`Horizon`].
+pub const MAX_TERM_LEAP: u64 = 1 << 20;
+
+/// The same for the index of a log's end: two entries a second for four years.
+pub const MAX_INDEX_LEAP: u64 = 1 << 28;
+
+/// The highest term that a box is believed whom nobody else bears out: one each millisecond for
+/// thirty years. Half of all terms and more stay above it.
+pub const MAX_LONE_TERM: u64 = 1 << 40;
+
+/// How far terms and indexes may lie for a box to believe them.
+///
+/// Raft has every box follow the highest term that it hears of. A member that is broken, or in
+/// the wrong hands, could thus raise it with one message to where there is no next one, and
+/// nobody could ever be elected again. So a term is taken only if it is not far above what the
+/// box knows itself, or what two others say of themselves. Each message then raises it by a
+/// leap at most, which is nothing of what there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Horizon {
+    term: u64,
+    index: u64,
+}
+
+impl Horizon {
+    /// That of a box that knows of `term` and of a log of `index` entries, and that was told
+    /// `answers`, however long ago: terms and logs only grow.
+    pub fn of(term: u64, index: u64, answers: &BTreeMap<ServerId, Status>) -> Horizon {
+        let terms = answers.values().map(|s| s.ballot.term).collect();
+        let indexes = answers.values().map(|s| s.log_end.map_or(0, |end| end.index)).collect();
+        Horizon {
+            term: term.max(second(terms)).saturating_add(MAX_TERM_LEAP),
+            index: index.max(second(indexes)).saturating_add(MAX_INDEX_LEAP),
+        }
+    }
+
+    /// Whether this term can be believed.
+    pub fn has_term(&self, term: u64) -> bool {
+        term <= self.term
+    }
+
+    /// Whether a log can end at this index.
+    pub fn has_index(&self, index: u64) -> bool {
+        index <= self.index
+    }
+}
+
+/// The highest number but one: what one liar alone cannot raise.
+fn second(mut numbers: Vec<u64>) -> u64 {
+    numbers.sort_unstable_by(|a, b| b.cmp(a));
+    numbers.get(1).copied().unwrap_or(0)
+}
+
+/// The highest ballot among the answers that a box without memory believes: one far above all
+/// others is left out where there are others, and one beyond all reason always.
+fn highest_believed(answers: &BTreeMap<ServerId, Status>) -> Ballot {
+    let horizon = Horizon::of(0, 0, answers);
+    let nonzero = answers.values().filter(|s| s.ballot != Ballot::default()).count();
+    let believed = |ballot: &Ballot| match nonzero {
+        0 | 1 => ballot.term <= MAX_LONE_TERM,
+        _ => horizon.has_term(ballot.term),
+    };
+    answers.values().map(|s| s.ballot).filter(believed).max().unwrap_or_default()
+}
+
 /// What an empty box may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -114,7 +180,7 @@ pub fn judge_at(
     let majority = members / 2 + 1;
     let asked_for = now.since(asked_since);
     let full = answers.values().filter(|s| s.full).count();
-    let ballot = answers.values().map(|s| s.ballot).max().unwrap_or_default();
+    let ballot = highest_believed(answers);
     if full >= majority {
         return Verdict::Safe { ballot };
     }
@@ -351,6 +417,37 @@ mod tests {
             "an empty box has nothing to give up"
         );
         assert!(!yields(&of(1, 1, false), &Status::default()));
+    }
+
+    #[test]
+    fn no_single_box_can_raise_the_term_to_its_end() {
+        let sober = answers(&[(2, full(7, 9)), (3, full(8, 9))]);
+        let horizon = Horizon::of(5, 3, &sober);
+        assert!(horizon.has_term(7 + MAX_TERM_LEAP) && !horizon.has_term(8 + MAX_TERM_LEAP));
+        assert!(horizon.has_index(9 + MAX_INDEX_LEAP) && !horizon.has_index(10 + MAX_INDEX_LEAP));
+        let liar = answers(&[(2, full(u64::MAX, u64::MAX)), (3, full(8, 9))]);
+        let horizon = Horizon::of(5, 3, &liar);
+        assert!(!horizon.has_term(9 + MAX_TERM_LEAP) && !horizon.has_index(10 + MAX_INDEX_LEAP));
+        // A box that was away for very long believes two others that agree.
+        let far = answers(&[(2, full(1 << 41, 9)), (3, full((1 << 41) + 4, 9))]);
+        assert!(Horizon::of(5, 3, &far).has_term((1 << 41) + 4));
+        assert!(!Horizon::of(5, 3, &BTreeMap::new()).has_term(1 << 41));
+        assert!(Horizon::of(u64::MAX, 0, &far).has_term(u64::MAX));
+    }
+
+    #[test]
+    fn an_empty_box_is_not_taken_in_by_one_absurd_ballot() {
+        let ballot_after = |list: &[(u32, Status)]| match judge(600, 3, list) {
+            Verdict::Safe { ballot } | Verdict::BestEffort { ballot, .. } => ballot.term,
+            other => panic!("{other:?}"),
+        };
+        let (mad, high) = (MAX_LONE_TERM + 1, 5 + MAX_TERM_LEAP);
+        assert_eq!(ballot_after(&[(2, full(mad, 9)), (3, full(5, 9))]), 5);
+        assert_eq!(ballot_after(&[(2, full(high, 9)), (3, full(5, 9))]), high);
+        assert_eq!(ballot_after(&[(2, full(mad, 9)), (3, full(mad, 9))]), mad);
+        // Nobody bears it out, and nobody contradicts it.
+        assert_eq!(ballot_after(&[(2, full(mad, 9))]), 0);
+        assert_eq!(ballot_after(&[(2, full(high + 1, 9)), (3, Status::default())]), high + 1);
     }
 
     #[test]

@@ -233,9 +233,9 @@ impl Stat {
     }
 
     /// Sets its value (`TSStatIntSet`). Any thread may.
-    pub fn set(self, value: u64) {
+    pub fn set(self, value: i64) {
         // SAFETY: the number came from the host, or is negative, which the C side skips.
-        unsafe { sys::stek_ats_stat_set(self.0, i64::try_from(value).unwrap_or(i64::MAX)) }
+        unsafe { sys::stek_ats_stat_set(self.0, value) }
     }
 }
 

@@ -29,13 +29,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout, Instant};
 
-use super::ats::{self, Rejected, Stat};
+use super::ats::{self, Rejected};
 use super::operator::{Operator, Source, Verb, MESSAGE_QUEUE};
 use super::secret_pages::{SetBuffer, MAX_SET};
+use super::stats::{self, Stats};
+use super::surroundings::Surroundings;
 use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::journal::{Level, Log};
 use crate::load::Loaded;
+use crate::node::outside::Outside;
 use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
 use crate::transport::Versions;
 
@@ -133,26 +136,6 @@ impl TicketContext for HostTickets {
     }
 }
 
-/// The plugin's own numbers in the host's statistics.
-#[derive(Clone, Copy, Debug)]
-pub struct Stats {
-    installs: Stat,
-    failures: Stat,
-}
-
-impl Stats {
-    /// Makes the statistics. For TSPluginInit only.
-    pub fn new() -> Stats {
-        Stats { installs: Stat::new("installs"), failures: Stat::new("install_failures") }
-    }
-}
-
-impl Default for Stats {
-    fn default() -> Stats {
-        Stats::new()
-    }
-}
-
 /// What the host tells the installer. The sender inside is dropped when the event is dealt with.
 enum Event {
     PortsInitialized(SyncSender<()>),
@@ -179,7 +162,7 @@ impl Handle {
         loaded: Loaded,
         source: Source,
         log: Log,
-        stats: Stats,
+        meters: Meters,
     ) -> io::Result<Handle> {
         let gate = Arc::new(Gate::new());
         if start == Start::Late {
@@ -189,13 +172,16 @@ impl Handle {
         let (messages, message_queue) = mpsc::channel(MESSAGE_QUEUE);
         let (started, when_started) = sync_channel(1);
         let limit = loaded.settings.startup_wait + START_MARGIN;
-        let installer = Installer::new(HostTickets, gate.clone(), log.clone(), stats);
+        let Meters { stats, around } = meters;
+        let installer = Installer::new(HostTickets, gate.clone(), log.clone(), stats.clone());
         let thread_log = log.clone();
         thread::Builder::new().name("stek_install".into()).stack_size(INSTALLER_STACK).spawn(
             move || {
-                let host = Host { inbox, messages: message_queue, started };
+                let host = Host { inbox, messages: message_queue, started, around };
                 let whole = AssertUnwindSafe(|| live(installer, loaded, source, host));
-                if catch_unwind(whole).is_err() {
+                let ended = catch_unwind(whole);
+                stats.set_down();
+                if ended.is_err() {
                     thread_log.error(
                         "the installer ended by an internal error; the ticket keys installed last \
                          stay in use until Traffic Server is restarted",
@@ -281,6 +267,15 @@ struct Host {
     messages: mpsc::Receiver<Verb>,
     /// Dropped once the start is over.
     started: SyncSender<()>,
+    around: Surroundings,
+}
+
+/// What the installer measures with, and what was found around it.
+pub struct Meters {
+    /// The metrics.
+    pub stats: Stats,
+    /// The host's own settings.
+    pub around: Surroundings,
 }
 
 /// The installer thread, from its first key to the host's end.
@@ -326,8 +321,13 @@ async fn run(
 ) -> Option<SyncSender<()>> {
     let log = installer.log.clone();
     let startup_wait = loaded.settings.startup_wait;
-    let deps =
-        Deps { log: log.clone(), tls: loaded.tls.clone(), initial, versions: Versions::OURS };
+    let deps = Deps {
+        log: log.clone(),
+        tls: loaded.tls.clone(),
+        initial,
+        versions: Versions::OURS,
+        outside: Outside::default(),
+    };
     let node = match Node::start(loaded.settings.clone(), deps).await {
         Ok(node) => Arc::new(node),
         Err(why) => {
@@ -335,7 +335,10 @@ async fn run(
             return None;
         }
     };
+    let (stats, around) = (installer.stats.clone(), host.around);
+    node.set_host(move || stats.host_status(&around));
     let mut tasks = JoinSet::new();
+    tasks.spawn(stats::keep(installer.stats.clone(), node.clone()));
     tasks.spawn(Operator::new(node.clone(), log.clone(), source, &loaded).run(host.messages));
     let begin = Instant::now();
     let mut sets = node.key_sets();
@@ -416,8 +419,6 @@ struct Installer<C> {
     buffer: SetBuffer,
     /// The names of the keys that stand in the context; empty if that is not certain.
     standing: Vec<[u8; NAME_LEN]>,
-    installs: u64,
-    failures: u64,
     /// When to try again, and the pause after that.
     retry: Option<(Instant, Duration)>,
     /// The serial number of the set that was acknowledged last.
@@ -433,8 +434,6 @@ impl<C: TicketContext> Installer<C> {
             stats,
             buffer: SetBuffer::new(),
             standing: Vec::new(),
-            installs: 0,
-            failures: 0,
             retry: None,
             acknowledged: None,
         }
@@ -503,7 +502,9 @@ impl<C: TicketContext> Installer<C> {
         acknowledge: &impl Fn(&KeySet),
     ) {
         let set = sets.borrow_and_update().clone();
-        let holds = match self.install(&set) {
+        let outcome = self.install(&set);
+        self.stats.set_pending(self.retry.is_some());
+        let holds = match outcome {
             Outcome::Stands => true,
             // Nobody waits for a key of this box's own.
             Outcome::ForNow => set.newest > Generation(0),
@@ -518,7 +519,7 @@ impl<C: TicketContext> Installer<C> {
     /// Gives one set to the context, unless it stands there already, and sets the next try.
     fn install(&mut self, set: &KeySet) -> Outcome {
         if let Err(why) = fit(&set.keys) {
-            self.failed();
+            self.stats.failed();
             self.retry = None;
             self.log.limited(
                 Level::Error,
@@ -551,8 +552,7 @@ impl<C: TicketContext> Installer<C> {
                 outcome
             }
             Err(why) => {
-                self.failed();
-                self.try_later(why);
+                self.try_later(why, self.stats.failed());
                 Outcome::Failed
             }
         }
@@ -560,26 +560,19 @@ impl<C: TicketContext> Installer<C> {
 
     fn succeeded(&mut self, set: &KeySet) {
         self.retry = None;
-        self.installs += 1;
-        self.stats.installs.set(self.installs);
+        self.stats.installed();
         let prints: Vec<String> = set.keys.iter().map(|k| k.fingerprint().to_string()).collect();
         self.log.debug(format!("installed key set {}: STEK {}", set.serial, prints.join(", ")));
     }
 
-    fn failed(&mut self) {
-        self.failures += 1;
-        self.stats.failures.set(self.failures);
-    }
-
-    fn try_later(&mut self, why: Rejected) {
+    fn try_later(&mut self, why: Rejected, failures: u64) {
         let pause = self.retry.map_or(RETRY_FIRST, |(_, next)| next);
         self.retry = Some((Instant::now() + pause, (pause * 2).min(RETRY_MOST)));
         self.log.limited(
             Level::Error,
             "failed install",
             format!(
-                "{why} ({} failures so far); the earlier ones stay, next try in {} ms",
-                self.failures,
+                "{why} ({failures} failures so far); the earlier ones stay, next try in {} ms",
                 pause.as_millis()
             ),
         );
@@ -761,7 +754,7 @@ mod tests {
             assert_eq!(outcome, Outcome::Unfit);
             assert_eq!(bench.recorder.calls().len(), 0);
             assert_eq!(bench.count(Level::Error), 1);
-            assert_eq!(bench.installer.failures, 1);
+            assert_eq!(bench.installer.stats.failures(), 1);
         }
     }
 
@@ -841,7 +834,8 @@ mod tests {
         .await;
         assert_eq!(bench.recorder.calls().len(), 13);
         assert_eq!(acknowledged, [1]);
-        assert_eq!((bench.installer.failures, bench.installer.installs), (12, 1));
+        let stats = &bench.installer.stats;
+        assert_eq!((stats.failures(), stats.installs()), (12, 1));
         assert_eq!(bench.installer.retry, None);
         // Rate-limited: the clock of the journal is the real one, and that hardly moved.
         assert_eq!(bench.count(Level::Error), 1);

@@ -1,11 +1,15 @@
 //! Traffic Server: the only room that knows it, and the only one with `unsafe`.
 //!
 //! [`plugin`] is what the host calls, [`installer`] the one thread that gives it ticket keys,
-//! [`operator`] what answers operators' messages and looks after files that change, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which keys live.
+//! [`operator`] what answers operators' messages and looks after files that change, [`stats`] its
+//! metrics, [`surroundings`] what its own settings say, [`ats`] the safe way to its functions,
+//! [`secret_pages`] the memory in which keys live.
 
 pub mod ats;
 pub mod installer;
 pub mod operator;
 pub mod plugin;
 pub mod secret_pages;
+pub mod stats;
+pub mod surroundings;
 mod sys;

@@ -14,11 +14,13 @@ use tokio::sync::mpsc;
 use tokio::task::{spawn_blocking, JoinError};
 use tokio::time::{sleep_until, Instant};
 
+use crate::core::box_status::{BoxStatus, Role};
 use crate::core::config::{Problem, Settings};
+use crate::core::health::{complaints, Severity};
 use crate::core::rotation::Order;
 use crate::journal::Log;
 use crate::load::{self, Certificates, Dirs, Loaded, Refused, Stamps};
-use crate::node::{Node, Report, Role};
+use crate::node::Node;
 use crate::transport::tls::Tls;
 
 /// How often the files of the certificates are looked at. Short-lived certificates live for hours.
@@ -157,7 +159,7 @@ impl Operator {
             Verb::Rotate => self.order(Order::Rotate, verb).await,
             Verb::Revoke => self.order(Order::Revoke, verb).await,
             Verb::Status => {
-                for line in status(&self.node.report(), &self.settings) {
+                for line in status(&self.node.status()) {
                     self.log.note(line);
                 }
             }
@@ -343,40 +345,61 @@ fn at_restart(old: &Settings, new: &Settings) -> Vec<String> {
     changed
 }
 
-/// How the box and the group are, in two lines.
-fn status(report: &Report, settings: &Settings) -> [String; 2] {
-    let role = match report.role {
+/// How the box and the group are, in three lines: the group, the key, and what is wrong.
+fn status(status: &BoxStatus) -> [String; 3] {
+    let (group, list) = (&status.group, &status.list);
+    let role = match group.role {
         Role::Asking => "asks around",
         Role::Quarantined => "catches up",
         Role::Follower => "follows",
         Role::Candidate => "stands for election",
         Role::Leader => "leads",
     };
-    let leader = match report.leader {
+    let leader = match group.leader {
         Some(id) => format!("leader is server {id}"),
         None => "no leader is known".to_owned(),
     };
-    let group = format!(
-        "status: server {} {role}, term {}, {leader}; {} of {} members heard, server list \
-         version {}",
-        settings.server_id, report.term, report.reachable, report.members, report.list_version
+    let heard = 1 + list.others.iter().filter(|other| other.reachable).count();
+    let digest = list.digest.as_deref().unwrap_or("none");
+    let first = format!(
+        "status: server {} {role}, term {}, {leader}; {heard} of {} members heard, server list \
+         version {} ({digest})",
+        status.id,
+        group.term,
+        list.others.len() + 1,
+        list.version
     );
-    let Some(fingerprint) = report.fingerprint else {
-        return [group, "status: the group has no key yet; this server uses its own".to_owned()];
+    [first, key_line(status), verdict(status)]
+}
+
+fn key_line(status: &BoxStatus) -> String {
+    let keys = &status.keys;
+    let Some(current) = keys.current else {
+        return "status: the group has no key yet; this server uses its own".to_owned();
     };
-    let next = settings.key_update_interval.saturating_sub(report.current_age).as_secs();
-    let handover = match report.staged {
-        Some(staged) => format!("handover to generation {staged} under way"),
-        None => format!("next rotation in {next} s"),
+    let handover = match keys.staged {
+        Some(staged) => format!("handover to generation {} under way", staged.generation),
+        None => format!("next rotation in {} s", keys.next_ms / 1000),
     };
-    let key = format!(
-        "status: current {fingerprint} (generation {}) is {} s old, {handover}; newest installed \
-         generation {}",
-        report.current,
-        report.current_age.as_secs(),
-        report.installed
-    );
-    [group, key]
+    format!(
+        "status: current {} (generation {}) is {} s old, {handover}; newest installed generation \
+         {}",
+        current.fingerprint,
+        current.generation,
+        keys.age_ms / 1000,
+        keys.installed
+    )
+}
+
+fn verdict(status: &BoxStatus) -> String {
+    let complaints = complaints(status);
+    let Some(worst) = complaints.first() else { return "status: all is well".to_owned() };
+    let word = match worst.severity {
+        Severity::Degraded => "not all is well",
+        Severity::Broken => "broken",
+    };
+    let words: Vec<String> = complaints.into_iter().map(|complaint| complaint.words).collect();
+    format!("status: {word}: {}", words.join("; "))
 }
 
 /// Which warnings about the certificate's end were given.
@@ -479,6 +502,39 @@ mod tests {
         assert_eq!(unknown(b"relaod\0", 7), format!("the message \"relaod\" {known}"));
         assert_eq!(unknown(b"", 0), format!("an empty message {known}"));
         assert_eq!(unknown(b"xx", 900), format!("a message of 900 bytes, \"xx\"..., {known}"));
+    }
+
+    #[test]
+    fn a_status_is_three_lines_the_last_of_which_judges() {
+        let mut box_ = crate::core::box_status::tests::sample();
+        box_.host.hints.clear();
+        box_.refused_keys.clear();
+        box_.certificate.expires_s = Some(365 * DAY);
+        let fingerprint = box_.keys.current.unwrap().fingerprint;
+        assert_eq!(
+            status(&box_),
+            [
+                "status: server 3 follows, term 4, leader is server 1; 2 of 2 members heard, \
+                 server list version 1 (01234567)"
+                    .to_owned(),
+                format!(
+                    "status: current {fingerprint} (generation 9) is 1 s old, next rotation in \
+                     2 s; newest installed generation 9"
+                ),
+                "status: all is well".to_owned(),
+            ]
+        );
+        box_.group.leader = None;
+        box_.certificate.expires_s = Some(3 * DAY);
+        let expected = "status: not all is well: it knows no leader at present; its certificate \
+                        expires in 3 days; renew it";
+        assert_eq!(status(&box_)[2], expected);
+        box_.group.role = Role::Asking;
+        box_.keys.current = None;
+        let [first, second, third] = status(&box_);
+        assert!(first.contains("server 3 asks around, term 4, no leader is known"), "{first}");
+        assert_eq!(second, "status: the group has no key yet; this server uses its own");
+        assert!(third.starts_with("status: broken: it asks around"), "{third}");
     }
 
     #[test]

@@ -18,8 +18,10 @@ use std::thread;
 use once_cell::sync::OnceCell;
 
 use super::ats::{self, HostJournal, Lifecycle};
-use super::installer::{Handle, Start, Stats};
+use super::installer::{Handle, Meters, Start};
 use super::operator::{unknown, Source, Verb};
+use super::stats::Stats;
+use super::surroundings::Surroundings;
 use super::{secret_pages, sys};
 use crate::core::stek;
 use crate::journal::Log;
@@ -239,7 +241,8 @@ fn dirs() -> Dirs {
 fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
     let log = &means.log;
     loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
-    warn_about_records(log);
+    let around = Surroundings::look(&means.source.dirs);
+    around.hints.iter().for_each(|hint| log.warning(hint.to_string()));
     let protection = secret_pages::protection();
     if !protection.is_full() {
         log.warning(protection.to_string());
@@ -247,9 +250,10 @@ fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
     log.debug(format!(
         "version {} under Traffic Server {}",
         env!("CARGO_PKG_VERSION"),
-        ats::version().unwrap_or_else(|| "of unknown version".to_owned())
+        around.version.as_deref().unwrap_or("of unknown version")
     ));
-    match Handle::start(start, loaded, means.source.clone(), log.clone(), means.stats) {
+    let meters = Meters { stats: means.stats.clone(), around };
+    match Handle::start(start, loaded, means.source.clone(), log.clone(), meters) {
         Ok(handle) => {
             // One call comes this far at start, and later only one that found the place empty.
             let _ = PLUGIN.set(handle);
@@ -259,24 +263,6 @@ fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
             log.error(format!("no thread for the installer: {why}; {LEFT_ALONE}"));
             false
         }
-    }
-}
-
-/// Settings of the host that defeat what this plugin is for.
-fn warn_about_records(log: &Log) {
-    const FILE: &str = "proxy.config.ssl.server.ticket_key.filename";
-    const ENABLE: &str = "proxy.config.ssl.server.session_ticket.enable";
-    if let Some(file) = ats::record_string(FILE) {
-        log.warning(format!(
-            "{FILE} is {file:?}: Traffic Server puts that file's keys in place of the shared ones \
-             at each reload that finds it changed; unset it"
-        ));
-    }
-    if ats::record_int(ENABLE) == Some(0) {
-        log.warning(format!(
-            "{ENABLE} is 0: Traffic Server gives out no session tickets, so there is nothing to \
-             share; set it to 1"
-        ));
     }
 }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use kit::pki::Identity;
 use tokio::sync::mpsc;
 
+use super::outside::Outside;
 use super::shared::Shared;
+use super::Deps;
 use crate::core::config::{Member, Settings, Timers};
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Stek, STEK_LEN};
@@ -32,6 +34,11 @@ pub(super) struct Bench {
 
 impl Bench {
     pub fn new() -> Bench {
+        Bench::within(Outside::default())
+    }
+
+    /// The same in another world.
+    pub fn within(outside: Outside) -> Bench {
         let lines = Arc::new(Lines::default());
         let own = Identity::self_signed("/CN=box").unwrap();
         let certificate = own.certificate.to_pem().unwrap();
@@ -39,7 +46,9 @@ impl Bench {
         let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=box").unwrap();
         let (orders, _) = mpsc::channel(1);
         let log = Log::new(lines.clone());
-        let shared = Shared::new(settings(), log, tls, stek(200), Versions::OURS, orders).unwrap();
+        let (initial, versions) = (stek(200), Versions::OURS);
+        let deps = Deps { log, tls, initial, versions, outside };
+        let shared = Shared::new(settings(), deps, orders).unwrap();
         Bench { shared, lines }
     }
 }

@@ -12,19 +12,17 @@ use tokio::time::timeout;
 
 use super::refusals::Place;
 use super::shared::{Running, Shared};
-use super::{leader, roster};
+use super::{beats, leader, report, roster};
 use crate::consensus::wire::{
-    self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
+    self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
+    WireSnapshot, WireVote,
 };
-use crate::consensus::{log_end_of, wire::vote_answer};
+use crate::consensus::{ballot_of, log_end_of};
 use crate::core::key_ring::{Generation, HistoryId};
-use crate::core::rejoin::{yields, Quarantine};
-use crate::core::server_id::ServerId;
+use crate::core::rejoin::{yields, Ballot, Quarantine};
 use crate::journal::Level;
 use crate::transport::frame::{Header, Role};
-use crate::transport::listener::{
-    max_connections, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
-};
+use crate::transport::listener::{Caller, Refusal, Service};
 use crate::transport::Body;
 
 /// The longest that an asker may have an answer held back until a key is installed.
@@ -32,24 +30,6 @@ const MAX_AWAIT: Duration = Duration::from_secs(10);
 
 /// Answers in the name of one box.
 pub(super) struct Inbox(pub Arc<Shared>);
-
-/// Starts to listen.
-pub(super) fn listen(shared: &Arc<Shared>) -> Listener {
-    let settings = ListenSettings {
-        bind_address: shared.settings().bind_address.clone(),
-        address: shared.settings().address.clone(),
-        port: shared.settings().port,
-        max_connections: max_connections(shared.members().len()),
-    };
-    let deps = ListenDeps {
-        log: shared.log.clone(),
-        tls: shared.tls.subscribe(),
-        me: shared.sender.clone(),
-        heard: shared.heard.clone(),
-        counters: shared.counters.clone(),
-    };
-    Listener::start(settings, deps, Arc::new(Inbox(shared.clone())))
-}
 
 impl Service for Inbox {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {
@@ -70,25 +50,39 @@ impl Service for Inbox {
         }
     }
 
+    fn take_note(&self, from: &Caller, body: Body) -> bool {
+        match self.decode(from, body) {
+            Some(Request::Beat(beat)) => {
+                // One that cannot be taken shows in the answer to the next that asks for one.
+                let _ = self.beat(from, &beat);
+                true
+            }
+            _ => false,
+        }
+    }
+
     async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
-        let decoded = wire::decode_request(&body);
-        // The keys in it stand in their cells now; the frame need not outlive its decoding.
-        drop(body);
-        let request = decoded
-            .map_err(|e| {
-                if let Malformed::State(refusal) = &e {
-                    self.0.refusals.note(Place::Apply, refusal.clone());
-                }
-                let line = format!("server {} sent a message that is malformed: {e}", from.id);
-                self.0.log.limited(Level::Warning, "malformed message", line);
-            })
-            .ok()?;
+        let request = self.decode(&from, body)?;
         let response = self.answer(&from, request).await.unwrap_or_else(Response::Unable);
         wire::encode(&response)
     }
 }
 
 impl Inbox {
+    fn decode(&self, from: &Caller, body: Body) -> Option<Request> {
+        let decoded = wire::decode_request(&body);
+        // The keys in it stand in their cells now; the frame need not outlive its decoding.
+        drop(body);
+        let tell = |e: Malformed| {
+            if let Malformed::State(refusal) = &e {
+                self.0.refusals.note(Place::Apply, refusal.clone());
+            }
+            let line = format!("server {} sent a message that is malformed: {e}", from.id);
+            self.0.log.limited(Level::Warning, "malformed message", line);
+        };
+        decoded.map_err(tell).ok()
+    }
+
     async fn answer(&self, from: &Caller, request: Request) -> Result<Response, Unable> {
         let shared = &self.0;
         match request {
@@ -112,7 +106,12 @@ impl Inbox {
                 shared.stand_now.notify_one();
                 Ok(Response::WillStand)
             }
+            // A tool need not know who leads; a member does, and must not be sent on.
+            Request::Order(order) if from.role == Role::Tool => {
+                Ok(Response::Ordered(leader::order(shared, order).await))
+            }
             Request::Order(order) => Ok(Response::Ordered(leader::order_here(shared, order).await)),
+            Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
             Request::Enlist(members) => {
                 Ok(Response::Enlisted(roster::enlist_here(shared, members).await))
             }
@@ -120,24 +119,37 @@ impl Inbox {
                 let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
                 Ok(Response::Installed(await_installed(shared, generation, limit).await))
             }
-            Request::Vote(_) | Request::Append(_) | Request::Snapshot(_)
+            Request::Vote(_) | Request::Append(_) | Request::Snapshot(_) | Request::Beat(_)
                 if from.role != Role::Member =>
             {
                 Err(Unable::Malformed)
             }
             Request::Vote(vote) => {
                 let running = self.same_history(from)?;
+                self.speaks_for_itself(from, vote.ballot, 0)?;
                 self.vote(&running, vote).await
             }
             Request::Append(append) => {
                 let running = self.same_history(from)?;
+                self.speaks_for_itself(from, append.vote.0, 0)?;
                 self.append(&running, from, append).await
             }
             Request::Snapshot(snapshot) => {
                 let running = self.same_history(from)?;
-                self.snapshot(&running, from.id, snapshot).await
+                let index = snapshot.last.map_or(0, |end| end.index);
+                self.speaks_for_itself(from, snapshot.vote.0, index)?;
+                self.snapshot(&running, snapshot).await
             }
+            Request::Beat(beat) => self.beat(from, &beat),
         }
+    }
+
+    fn beat(&self, from: &Caller, beat: &WireBeat) -> Result<Response, Unable> {
+        if from.role != Role::Member {
+            return Err(Unable::Malformed);
+        }
+        let running = self.same_history(from)?;
+        beats::take(&self.0, &running, from.id, HistoryId::from_bytes(from.history), beat)
     }
 
     /// Raft, unless this box belongs to another history than the sender. A box that has none yet
@@ -153,9 +165,31 @@ impl Inbox {
         self.0.running().ok_or(Unable::Starting)
     }
 
+    /// Whether a ballot is the sender's own, since only its own candidate stands and leads in it,
+    /// and neither it nor the end of the sender's log is out of this box's sight.
+    fn speaks_for_itself(&self, from: &Caller, ballot: Ballot, index: u64) -> Result<(), Unable> {
+        match ballot.node == from.id && self.0.believes(from.id, ballot.term, index) {
+            true => Ok(()),
+            false => Err(Unable::Malformed),
+        }
+    }
+
     async fn vote(&self, running: &Running, vote: WireVote) -> Result<Response, Unable> {
         if !self.0.quarantine.borrow().admits(vote.log_end) {
             return Err(Unable::Quarantined);
+        }
+        if let Some(refusal) = beats::refuse_vote(&self.0, running) {
+            return Ok(refusal);
+        }
+        // openraft's lease keeps followers from voting against a leader that they hear, but not
+        // the leader itself from stepping down at a mere request.
+        if self.0.leads_majority(running) && !*self.0.leaving.borrow() {
+            let own = running.log.vote().unwrap_or_default();
+            return Ok(Response::Vote {
+                vote: (ballot_of(&own), own.committed),
+                granted: false,
+                log_end: running.log.last_log_id().as_ref().map(log_end_of),
+            });
         }
         let answer = running.raft.vote(vote.into_raft()).await.map_err(|_| Unable::Stopped)?;
         Ok(vote_answer(&answer))
@@ -168,10 +202,6 @@ impl Inbox {
         append: WireAppend,
     ) -> Result<Response, Unable> {
         let (ballot, committed) = append.vote;
-        // Only its own candidate becomes the leader of a ballot.
-        if ballot.node != from.id {
-            return Err(Unable::Malformed);
-        }
         let commit = append.commit;
         let (age, quorum) = (append.age, append.quorum);
         let answer =
@@ -181,13 +211,7 @@ impl Inbox {
             self.0.note_contact(quorum);
             self.0.note_age(HistoryId::from_bytes(from.history), age);
             if *self.0.quarantine.borrow() != Quarantine::Lifted {
-                let metrics = running.raft.data_metrics();
-                let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
-                if Quarantine::lifts(ballot.term, commit, applied) {
-                    self.0.quarantine.send_replace(Quarantine::Lifted);
-                    self.0.log.debug("caught up with the group; may vote again");
-                    self.0.save().map_err(|_| Unable::Stopped)?;
-                }
+                self.0.end_quarantine(running, ballot, commit)?;
             }
         }
         Ok(Response::Append(answer))
@@ -196,13 +220,9 @@ impl Inbox {
     async fn snapshot(
         &self,
         running: &Running,
-        from: ServerId,
         snapshot: WireSnapshot,
     ) -> Result<Response, Unable> {
         let (vote, snapshot) = snapshot.into_raft(self.0.now());
-        if vote.leader_id.node_id != from {
-            return Err(Unable::Malformed);
-        }
         let answer = running
             .raft
             .install_full_snapshot(vote, snapshot)
@@ -211,7 +231,7 @@ impl Inbox {
         if answer.vote == vote {
             self.0.note_contact(true);
         }
-        let vote = (crate::consensus::ballot_of(&answer.vote), answer.vote.committed);
+        let vote = (ballot_of(&answer.vote), answer.vote.committed);
         Ok(Response::Snapshot { vote })
     }
 }
@@ -239,6 +259,7 @@ mod tests {
     use super::*;
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, KeyRing};
+    use crate::core::server_id::ServerId;
     use crate::node::bench::{stek, Bench};
     use crate::node::KeySet;
 

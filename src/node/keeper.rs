@@ -48,6 +48,7 @@ pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender
             keeper.take(view);
         }
         let pause = keeper.renew_own();
+        keeper.shared.alone.send_replace(keeper.alone);
         keeper.publish(&sets);
         tokio::select! {
             () = sleep(pause) => {}

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout, Instant};
 use super::refusals::{Place, Refusals};
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use super::{new_key, roster};
-use crate::consensus::network::{CallFailure, Courier};
+use crate::consensus::network::{CallFailure, Chronicle, Courier};
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
 use crate::core::agreed::Command;
@@ -132,12 +132,10 @@ impl<'a> Reign<'a> {
             }
             let pause = match self.decide(&view) {
                 Step::Wait(rest) => rest,
-                step if self.shared.quorum_within(self.shared.settings().timers.election_upper) => {
-                    match self.carry_out(&view, step).await {
-                        true => continue,
-                        false => PROPOSAL_RETRY,
-                    }
-                }
+                step if self.shared.has_quorum() => match self.carry_out(&view, step).await {
+                    true => continue,
+                    false => PROPOSAL_RETRY,
+                },
                 _ => self.shared.settings().timers.heart_beat,
             };
             tokio::select! {
@@ -163,7 +161,7 @@ impl<'a> Reign<'a> {
         let policy = Policy {
             interval: shared.settings().key_update_interval,
             handover_timeout: shared.settings().handover_timeout,
-            reachable_within: shared.settings().timers.election_upper,
+            reachable_within: shared.reach(),
         };
         let members: Vec<MemberView> = shared
             .members()
@@ -398,7 +396,8 @@ pub(super) async fn bid_farewell(shared: &Arc<Shared>) {
     }
     let bound = shared.settings().timers.election_upper;
     let replication = metrics.replication.unwrap_or_default();
-    let up = |id: &ServerId| shared.heard.last(*id).is_some_and(|at| at.elapsed() < bound);
+    let reach = shared.reach();
+    let up = |id: &ServerId| shared.heard.last(*id).is_some_and(|at| at.elapsed() < reach);
     let voters: BTreeSet<ServerId> = metrics.membership_config.membership().voter_ids().collect();
     let may_lead = |id: &ServerId| *id != shared.me && voters.contains(id) && up(id);
     let advanced = replication.into_iter().filter(|(id, _)| may_lead(id));

@@ -1,7 +1,7 @@
 //! The life of a box's Raft: ask around, start, take part, and start anew as an empty box if
 //! something in it broke.
 //!
-//! openraft's own timers are off. This module stands for election, beats, erases retired keys
+//! openraft's own timers are off. This module stands for election, erases retired keys
 //! from log and snapshot, and watches over Raft from outside, because a panic inside openraft
 //! shows in no metric. Rotation is for [`super::leader`].
 
@@ -14,19 +14,19 @@ use openraft::{LogIdOptionExt, ServerState};
 use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout, Instant, Interval, MissedTickBehavior};
+use tokio::time::{sleep, timeout, Instant};
 
-use super::leader;
 use super::refusals::Place;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
+use super::{beats, leader};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
 use crate::consensus::saved::Saved;
 use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::wire::{Request, Response};
-use crate::consensus::{ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
+use crate::consensus::{append_limit, ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
 use crate::core::agreed::{Change, Refusal};
-use crate::core::config::{Member, Settings, Timers};
+use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Change as KeyChange;
 use crate::core::rejoin::{
     judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
@@ -343,8 +343,9 @@ async fn run_raft(shared: &Arc<Shared>, memory: Memory) -> Result<Running, Strin
     log.watch(on_change.clone());
     machine.watch(on_change);
     let chronicle: Arc<dyn Chronicle> = shared.clone();
-    let links = Links::new(PeerCourier(shared.clone()), chronicle);
-    let config = raft_config(&shared.settings());
+    let settings = shared.settings();
+    let links = Links::new(PeerCourier(shared.clone()), chronicle, append_limit(&settings));
+    let config = raft_config(&settings);
     let raft = Raft::new(shared.me, config, links, log.clone(), machine.clone())
         .await
         .map_err(|e| format!("Raft did not start: {e}"))?;
@@ -355,9 +356,11 @@ pub(super) fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
     match outcome {
         Ok(Change::Key(KeyChange::Founded)) => shared.log.debug("a history of keys begins"),
         Ok(Change::Key(KeyChange::Staged(g))) => {
+            shared.ledger.count(|ledger| &ledger.staged);
             shared.log.debug(format!("generation {g} is staged"))
         }
         Ok(Change::Key(KeyChange::Activated(g))) => {
+            shared.ledger.count(|ledger| &ledger.rotations);
             shared.log.debug(format!("generation {g} is current"))
         }
         Ok(Change::Key(KeyChange::Nothing)) => {}
@@ -374,9 +377,14 @@ async fn take_part(
     running: &Running,
     orders: &mut mpsc::Receiver<QueuedOrder>,
 ) -> End {
+    // What each beat wakes has tasks of its own, so that the rest is left in peace.
+    let mut busy = JoinSet::new();
+    busy.spawn(stand(shared.clone(), running.clone()));
+    busy.spawn(beats::beat(shared.clone(), running.clone()));
     tokio::select! {
-        words = stand(shared, running) => End::Broken(words),
-        words = beat(shared, running) => End::Broken(words),
+        Some(ended) = busy.join_next() => {
+            End::Broken(ended.unwrap_or_else(|e| format!("a part of it failed: {e}")))
+        }
         words = erase(shared, running) => End::Broken(words),
         words = tell(shared, running) => End::Broken(words),
         words = watch_over(shared, running) => End::Broken(words),
@@ -409,7 +417,9 @@ async fn meet(shared: &Arc<Shared>) -> String {
         let Some(id) = shared.foreigner() else { continue };
         let question = Request::Status(shared.status());
         if let Ok(Response::Status(theirs)) = courier.call(id, question, STATUS_LIMIT).await {
-            let ours = shared.status();
+            // A history of which nothing was applied yet keeps others' messages out as well, and a
+            // box must not be stuck with one whose founding another leader has overtaken.
+            let ours = Status { history: shared.history(), ..shared.status() };
             if yields(&ours, &theirs) {
                 let name = |s: &Status| s.history.map_or_else(String::new, |h| h.to_string());
                 return format!(
@@ -444,7 +454,7 @@ async fn convalesce(shared: &Arc<Shared>) {
 
 /// Stands for election when no leader was heard for a random time within the election bounds,
 /// and a majority would vote for this box.
-async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
+async fn stand(shared: Arc<Shared>, running: Running) -> String {
     let mut timers = shared.settings().timers;
     let mut server = running.raft.server_metrics();
     let mut since = shared.now();
@@ -467,21 +477,25 @@ async fn stand(shared: &Arc<Shared>, running: &Running) -> String {
         }
         timers = shared.settings().timers;
         let last = shared.contact().map_or(since, |contact| contact.max(since));
-        let rest = patience.saturating_sub(shared.now().since(last));
+        let wait = if retrying { patience } else { patience + shared.lateness() };
+        let rest = wait.saturating_sub(shared.now().since(last));
         if !rest.is_zero() {
             tokio::select! {
                 () = sleep(rest) => {}
+                // The timer is set anew at each beat, so that in a healthy group it never fires.
+                () = shared.contacted.notified() => {}
                 () = shared.stand_now.notified() => patience = Duration::ZERO,
             }
             continue;
         }
         let full = *shared.quarantine.borrow() == Quarantine::Lifted;
         // A box that does not answer must not hold up those that do.
-        let asked = timeout(timers.election_upper, would_win(shared, running));
+        let asked = timeout(timers.election_upper, would_win(&shared, &running));
         if full && asked.await.unwrap_or(false) {
             let heard_meanwhile = shared.contact().is_some_and(|at| at > last);
             if !heard_meanwhile {
                 shared.log.debug("no leader is heard; standing for election");
+                shared.ledger.count(|ledger| &ledger.elections);
                 if running.raft.trigger().elect().await.is_err() {
                     return "its core is gone".to_owned();
                 }
@@ -537,37 +551,6 @@ async fn would_win(shared: &Arc<Shared>, running: &Running) -> bool {
     }
 }
 
-/// Beats while this box leads.
-async fn beat(shared: &Arc<Shared>, running: &Running) -> String {
-    let mut server = running.raft.server_metrics();
-    let mut settings = shared.watch_settings();
-    let mut ticks = beats_of(&settings.borrow_and_update().timers);
-    loop {
-        if server.wait_for(|m| m.state == ServerState::Leader).await.is_err() {
-            return "its core is gone".to_owned();
-        }
-        tokio::select! {
-            _ = ticks.tick() => {}
-            _ = settings.changed() => {
-                ticks = beats_of(&settings.borrow_and_update().timers);
-                continue;
-            }
-        }
-        if *shared.leaving.borrow() {
-            std::future::pending::<()>().await;
-        }
-        if running.raft.trigger().heartbeat().await.is_err() {
-            return "its core is gone".to_owned();
-        }
-    }
-}
-
-fn beats_of(timers: &Timers) -> Interval {
-    let mut ticks = interval(timers.heart_beat);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
-}
-
 /// Erases retired keys from log and snapshot as soon as they are retired, whatever
 /// `reserved_log_items` keeps (promise 6).
 async fn erase(shared: &Arc<Shared>, running: &Running) -> String {
@@ -613,6 +596,7 @@ async fn tell(shared: &Arc<Shared>, running: &Running) -> String {
         match leader {
             Some(id) if told != Some((id, term)) => {
                 told = Some((id, term));
+                shared.ledger.count(|ledger| &ledger.leaders);
                 shared.log.note(match id == shared.me {
                     true => format!("this server is the leader of term {term}"),
                     false => format!("leader is server {id} in term {term}"),
@@ -661,4 +645,86 @@ fn random_between(lower: Duration, upper: Duration) -> Duration {
     }
     let share = f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX);
     lower + upper.saturating_sub(lower).mul_f64(share)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::future::ready;
+
+    use openraft::{Entry, EntryPayload, Membership};
+
+    use super::*;
+    use crate::consensus::log_id_of;
+    use crate::consensus::log_store::Remembered;
+    use crate::consensus::wire;
+    use crate::core::agreed::Command;
+    use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
+    use crate::core::rejoin::{Ballot, LogEnd};
+    use crate::node::bench::Bench;
+    use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::transport::peers::CallError;
+    use crate::transport::{Body, Heard, Me};
+
+    /// Mail in a world where everybody says the same of itself.
+    struct Everybody(Status);
+
+    impl Mail for Everybody {
+        fn open(&self, _: &Me, _: &Heard) {}
+
+        fn set_members(&self, _: &[Member]) {}
+
+        fn request(&self, _: ServerId, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            let answer = wire::encode(&Response::Status(self.0.clone()));
+            Box::pin(ready(answer.ok_or(CallError::UnknownPeer)))
+        }
+
+        fn note(&self, _: ServerId, _: Body, _: Duration) {}
+
+        fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            Box::pin(ready(Err(CallError::UnknownPeer)))
+        }
+
+        fn listen(&self, _: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+            Box::new(())
+        }
+    }
+
+    /// It led for a moment, founded a history, and lost its office before anybody agreed.
+    #[tokio::test]
+    async fn a_founding_that_another_leader_overtook_is_given_up() {
+        let history = |byte| HistoryId::from_bytes([byte; 16]);
+        let theirs = Status {
+            history: history(2),
+            quorum: true,
+            generation: Generation(1),
+            ..Status::default()
+        };
+        let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(theirs)));
+        let Bench { shared, .. } = Bench::within(Outside { mail, ..Outside::default() });
+        let log = LogStore::default();
+        let found = KeyCommand::Found { history: history(1).unwrap() };
+        let voters = BTreeSet::from([ServerId(1), ServerId(2), ServerId(3)]);
+        let payloads = [
+            EntryPayload::Membership(Membership::new(vec![voters], None)),
+            EntryPayload::Blank,
+            EntryPayload::Normal(Command::Key(found)),
+        ];
+        let ballot = Ballot { term: 1, node: ServerId(1) };
+        let entries = (0..)
+            .zip(payloads)
+            .map(|(index, payload)| Entry { log_id: log_id_of(LogEnd { ballot, index }), payload });
+        let entries = entries.collect();
+        log.remember(Remembered { vote: None, committed: None, purged: None, entries });
+        let machine = new_machine(&shared);
+        let running = run_raft(&shared, Memory { log, machine, cold: true }).await.unwrap();
+        shared.set_running(Some(running));
+        assert_eq!(shared.status().history, None, "nothing is applied");
+        assert_eq!(shared.history(), history(1), "but every frame says so");
+
+        shared.note_foreigner(ServerId(2));
+        let words = timeout(Duration::from_secs(30), meet(&shared)).await.unwrap();
+        assert_eq!(words, "server 2 belongs to history 02020202, which goes before 01010101");
+        shared.stop_raft().await;
+    }
 }

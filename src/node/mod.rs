@@ -7,20 +7,26 @@
 //! |---|---|
 //! | `shared` | what the parts know together: settings, peers, clock, phase, latest ring |
 //! | `inbox` | answers other boxes |
-//! | `life` | asks around, starts Raft, stands, beats, erases, watches over it, starts anew |
+//! | `life` | asks around, starts Raft, stands, erases, watches over it, starts anew |
+//! | `beats` | the leader's heart beats, and what a box makes of them |
 //! | `leader` | founds, stages, activates; takes operators' orders |
 //! | `refusals` | tells and counts the keys that the gate kept out |
+//! | `report` | what the box says of itself to operators |
+//! | `outside` | the world that the box is in: mutual TLS and files, or a simulation's |
 //! | `roster` | has the group agree on its server list, and Raft's membership follow it |
 //! | `keeper` | from the ring to the set that the host should hold |
 //! | `state_file` | keeps what the box remembers in `state_dir`, sealed |
 
+mod beats;
 #[cfg(test)]
 mod bench;
 mod inbox;
 mod keeper;
 mod leader;
 mod life;
+pub mod outside;
 pub mod refusals;
+mod report;
 mod roster;
 mod shared;
 mod state_file;
@@ -35,6 +41,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::consensus::wire::{EnlistRefusal, OrderRefusal};
+use crate::core::box_status::{BoxStatus, HostStatus};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rotation::Order;
@@ -43,8 +50,14 @@ use crate::core::stek::{Fingerprint, Stek, WeakKey};
 use crate::journal::Log;
 use crate::transport::tls::Tls;
 use crate::transport::Versions;
+#[doc(hidden)]
+pub use state_file::door as state_file_door;
+
+use outside::Outside;
 use refusals::Refusals;
 use shared::{lock, Shared};
+
+pub use crate::core::box_status::Role;
 
 /// The most time that [`Node::shutdown`] takes: a leader's farewell, and Raft's own end.
 pub const SHUTDOWN_LIMIT: Duration = Duration::from_millis(700);
@@ -118,6 +131,8 @@ pub struct Deps {
     pub initial: Stek,
     /// The protocol versions that it speaks: [`Versions::OURS`], but for tests.
     pub versions: Versions,
+    /// The world that it is in: the real one, but for simulations.
+    pub outside: Outside,
 }
 
 /// Why a box has no new key to offer.
@@ -192,21 +207,6 @@ impl From<EnlistRefusal> for NoReload {
     }
 }
 
-/// A box's part in the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It asks around what it may do.
-    Asking,
-    /// It came back without memory and is catching up.
-    Quarantined,
-    /// It follows a leader, or waits for one.
-    Follower,
-    /// It stands for election.
-    Candidate,
-    /// It leads, and a majority acknowledged that lately.
-    Leader,
-}
-
 /// What a box knows of itself and the group; no secrets.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -255,11 +255,11 @@ impl Node {
         let (orders, order_queue) = mpsc::channel(MAX_ORDERS);
         let (set_sender, sets) = watch::channel(KeySet::own(deps.initial.clone()));
         let initial = deps.initial.clone();
-        let shared = Shared::new(settings, deps.log, deps.tls, initial, deps.versions, orders)?;
+        let shared = Shared::new(settings, deps, orders)?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(keeper::keep(shared.clone(), deps.initial, set_sender));
+        tasks.spawn(keeper::keep(shared.clone(), initial, set_sender));
         tasks.spawn(life::live(shared.clone(), order_queue));
-        *lock(&shared.listener) = Some(inbox::listen(&shared));
+        *lock(&shared.listener) = Some(shared.post.listen(&shared));
         tasks.spawn(roster::follow(shared.clone()));
         Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks) })
     }
@@ -342,7 +342,7 @@ impl Node {
         if moved {
             // The old one has to go first, or the new one might find the port in use.
             drop(lock(&self.shared.listener).take());
-            *lock(&self.shared.listener) = Some(inbox::listen(&self.shared));
+            *lock(&self.shared.listener) = Some(self.shared.post.listen(&self.shared));
         }
         Ok(Reloaded { list, needs_restart })
     }
@@ -357,6 +357,21 @@ impl Node {
     /// What this box knows of itself and the group.
     pub fn report(&self) -> Report {
         self.shared.report()
+    }
+
+    /// All that this box says of itself to an operator's command; no secrets.
+    pub fn status(&self) -> BoxStatus {
+        report::status(&self.shared)
+    }
+
+    /// Has the host asked how it is whenever this box is; `probe` must not wait.
+    pub fn set_host(&self, probe: impl Fn() -> HostStatus + Send + Sync + 'static) {
+        *lock(&self.shared.ledger.host) = Some(Arc::new(probe));
+    }
+
+    /// Waits until keys, role or leader have changed since the last call ended; for one caller.
+    pub async fn moved(&self) {
+        self.shared.ledger.moved.notified().await;
     }
 
     /// The keys that the gate kept out of this box.

@@ -36,11 +36,30 @@ pub enum Reason {
 impl Place {
     /// All of them.
     pub const ALL: [Place; 3] = [Place::Leader, Place::Apply, Place::Install];
+
+    /// The word for it in metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Place::Leader => "leader",
+            Place::Apply => "apply",
+            Place::Install => "install",
+        }
+    }
 }
 
 impl Reason {
     /// All of them.
     pub const ALL: [Reason; 4] = [Reason::Weak, Reason::Repeated, Reason::Stale, Reason::Name];
+
+    /// The word for it in metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Weak => "weak",
+            Reason::Repeated => "repeated",
+            Reason::Stale => "stale",
+            Reason::Name => "name",
+        }
+    }
 
     /// The reason in a refusal; `None` if that is not about a key at all.
     pub fn of(refusal: &agreed::Refusal) -> Option<Reason> {
@@ -380,9 +399,10 @@ mod tests {
             }
             let bench = Bench::new();
             let voters = BTreeSet::from([ServerId(2)]);
+            let ballot = Ballot { term: 1, node: ServerId(2) };
             let snapshot = WireSnapshot {
-                vote: (Ballot { term: 1, node: ServerId(2) }, true),
-                last: None,
+                vote: (ballot, true),
+                last: Some(LogEnd { ballot, index: 1 }),
                 membership_at: None,
                 membership: WireMembership { configs: vec![voters.clone()], members: voters },
                 id: "1".to_owned(),

@@ -24,7 +24,6 @@ use crate::core::rejoin::Status;
 use crate::core::roster::Roster;
 use crate::core::server_id::ServerId;
 use crate::journal::Level;
-use crate::transport::peers::call_once;
 
 /// How long a box may take to say what it is, a new connection included.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
@@ -224,9 +223,7 @@ async fn status_of(shared: &Arc<Shared>, id: ServerId) -> Option<Status> {
 /// Asks a box that is not connected yet, since it is no member or has moved.
 async fn status_at(shared: &Shared, member: &Member) -> Option<Status> {
     let body = wire::encode(&Request::Status(shared.status()))?;
-    let tls = shared.tls.borrow().for_member(member);
-    let place = (member.address.as_str(), member.port);
-    let answer = call_once(&tls, &shared.sender, place, &body, PROBE_LIMIT).await.ok()?;
+    let answer = shared.post.ask_stranger(shared, member, body, PROBE_LIMIT).await.ok()?;
     match wire::decode_response(&answer) {
         Ok(Response::Status(status)) => Some(status),
         _ => None,

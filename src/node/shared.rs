@@ -2,7 +2,7 @@
 //!
 //! Small facts behind short locks, none of which is held across an await. Decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,9 +15,11 @@ use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
+use super::outside::{Ears, Post};
 use super::refusals::Refusals;
-use super::state_file::{doubts_about, StateFile};
-use super::{KeySet, Report, Role};
+use super::report::Ledger;
+use super::state_file::StateFile;
+use super::{Deps, KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
 use crate::consensus::saved::Saved;
@@ -27,15 +29,15 @@ use crate::consensus::{ballot_of, log_end_of, Raft};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::moment::Moment;
-use crate::core::rejoin::{Quarantine, Status};
+use crate::core::rejoin::{Ballot, Horizon, LogEnd, Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::journal::{Level, Log};
-use crate::transport::listener::{max_connections, Listener, Refusal};
-use crate::transport::peers::{CallError, Peers};
+use crate::transport::listener::{max_connections, Refusal};
+use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;
-use crate::transport::{Counters, Heard, Me, Versions};
+use crate::transport::{Counters, Heard, Me};
 
 /// How long Raft's own tasks may take to stop.
 const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
@@ -59,6 +61,8 @@ pub(super) struct Running {
 pub(super) struct Installed {
     pub history: Option<HistoryId>,
     pub newest: Generation,
+    /// Whether an agreed key encrypts.
+    pub agreed: bool,
 }
 
 /// See the module's head.
@@ -67,7 +71,8 @@ pub(super) struct Shared {
     members: Mutex<Arc<[Member]>>,
     pub log: Log,
     pub me: ServerId,
-    pub peers: Peers,
+    /// The way to the other boxes.
+    pub post: Post,
     /// The newest certificates and whose are accepted; new connections use them. Changed by
     /// [`Shared::set_certificates`] and [`Shared::set_members`] only.
     pub tls: watch::Sender<Tls>,
@@ -79,12 +84,16 @@ pub(super) struct Shared {
     pub counters: Arc<Counters>,
     /// The keys that the gate kept out.
     pub refusals: Refusals,
+    /// What is noted for operators alone.
+    pub ledger: Ledger,
     /// The agreed state, as this box's present run of Raft has applied it.
     pub views: watch::Sender<AgreedView>,
     /// What this box may do about votes; silent while it asks around.
     pub quarantine: watch::Sender<Quarantine>,
     /// Whether too few boxes can be reached for a majority.
     pub hopeless: watch::Sender<bool>,
+    /// Whether this box goes on with a key of its own because the group's is too old.
+    pub alone: watch::Sender<bool>,
     /// What the host has installed.
     pub installed: watch::Sender<Installed>,
     /// Orders of operators, for the leader's loop.
@@ -95,15 +104,17 @@ pub(super) struct Shared {
     pub met: Notify,
     /// Rung when the leader leaves and wants this box to stand.
     pub stand_now: Notify,
+    /// Rung when a leader was heard.
+    pub contacted: Notify,
     /// Whether this box is about to end: it beats no more.
     pub leaving: watch::Sender<bool>,
     /// Lets the others in, until this box ends.
-    pub listener: Mutex<Option<Listener>>,
+    pub listener: Mutex<Option<Ears>>,
     /// Where what this box remembers is kept, if anywhere.
     state_file: Option<StateFile>,
     /// What a box that has found its memory again says of itself until it takes part.
     restoring: Mutex<Option<Status>>,
-    started: Instant,
+    pub started: Instant,
     running: Arc<Mutex<Option<Running>>>,
     sender_history: HistoryLook,
     facts: Mutex<Facts>,
@@ -127,6 +138,12 @@ struct Facts {
     contact: Option<Moment>,
     /// Whether that leader said that it has a majority.
     told_quorum: bool,
+    /// When a leader last said so.
+    quorum: Option<Moment>,
+    /// When after its last beat the leader said that the next one is due.
+    next_beat: Duration,
+    /// The same after the beat before, for a leader: what was heard may still be an answer to it.
+    next_beat_before: Duration,
     /// The box of another history that was met last.
     foreigner: Option<ServerId>,
     /// A key and when it became current, as a leader told.
@@ -136,12 +153,10 @@ struct Facts {
 impl Shared {
     pub fn new(
         settings: Settings,
-        log: Log,
-        tls: Tls,
-        initial: Stek,
-        versions: Versions,
+        deps: Deps,
         orders: mpsc::Sender<QueuedOrder>,
     ) -> Result<Arc<Shared>, ErrorStack> {
+        let Deps { log, tls, initial, versions, outside } = deps;
         let mut incarnation = [0; 8];
         rand_bytes(&mut incarnation)?;
         let views = watch::Sender::new(AgreedView::default());
@@ -162,10 +177,10 @@ impl Shared {
             .speaking(versions)
         };
         let state_file = settings.state_dir.as_deref().and_then(|dir| {
-            for doubt in doubts_about(dir) {
+            for doubt in outside.disk.doubts_about(dir) {
                 log.warning(doubt);
             }
-            let file = StateFile::new(dir, settings.server_id);
+            let file = StateFile::new(dir, settings.server_id, outside.disk.clone());
             let refused = |e| {
                 let dir = dir.display();
                 log.error(format!(
@@ -177,15 +192,16 @@ impl Shared {
         });
         let tls = watch::Sender::new(tls.with_members(&settings.members));
         let heard = Heard::new();
-        let peers = Peers::new(log.clone(), tls.subscribe(), sender.clone(), heard.clone());
-        peers.set_members(&settings.members);
+        let post = Post::new(outside.mail, &log, tls.subscribe(), &sender, &heard);
+        post.set_members(&settings.members);
         Ok(Arc::new(Shared {
             me: settings.server_id,
             members: Mutex::new(settings.members.clone().into()),
             settings: watch::Sender::new(Arc::new(settings)),
             refusals: Refusals::new(log.clone()),
+            ledger: Ledger::default(),
             log,
-            peers,
+            post,
             tls,
             sender,
             heard,
@@ -193,11 +209,13 @@ impl Shared {
             views,
             quarantine: watch::Sender::new(Quarantine::Silent),
             hopeless: watch::Sender::new(false),
+            alone: watch::Sender::default(),
             installed: watch::Sender::default(),
             orders,
             answered: Notify::new(),
             met: Notify::new(),
             stand_now: Notify::new(),
+            contacted: Notify::new(),
             leaving: watch::Sender::new(false),
             listener: Mutex::new(None),
             state_file,
@@ -245,7 +263,7 @@ impl Shared {
         }
         // Who may connect follows, as the certificates do.
         self.tls.send_modify(|tls| *tls = tls.with_members(&self.members()));
-        self.peers.set_members(members);
+        self.post.set_members(members);
         if let Some(listener) = lock(&self.listener).as_ref() {
             listener.set_max_connections(max_connections(members.len()));
         }
@@ -376,23 +394,83 @@ impl Shared {
     }
 
     fn is_with_majority(&self, running: &Running) -> bool {
-        let bound = self.settings().timers.election_upper;
         if running.raft.server_metrics().borrow().state == ServerState::Leader {
-            return self.quorum_within(bound);
+            return self.has_quorum();
         }
+        let bound = self.settings().timers.election_upper + self.lateness();
         let now = self.now();
         let facts = lock(&self.facts);
         facts.told_quorum && facts.contact.is_some_and(|at| now.since(at) < bound)
     }
 
-    /// Whether a leader, possibly this box, has shown itself within openraft's lease.
+    /// Whether a leader, possibly this box, has shown itself lately.
     fn knows_live_leader(&self, running: &Running) -> bool {
-        let lease = self.settings().timers.election_lower;
-        if running.raft.server_metrics().borrow().state == ServerState::Leader {
-            return self.quorum_within(lease);
+        match running.raft.server_metrics().borrow().state {
+            ServerState::Leader => self.has_quorum() && !*self.leaving.borrow(),
+            _ => self.hears_leader(),
         }
+    }
+
+    /// Whether another box has shown itself as the leader so lately that this one gives no vote.
+    pub fn hears_leader(&self) -> bool {
+        let lease = self.settings().timers.election_lower + self.lateness();
         let now = self.now();
         lock(&self.facts).contact.is_some_and(|at| now.since(at) < lease)
+    }
+
+    /// By how much the leader's beats are further apart than this box's `heart_beat_interval`, as
+    /// they are in a calm group and in a large one; so much longer it waits for them.
+    pub fn lateness(&self) -> Duration {
+        let heart_beat = self.settings().timers.heart_beat;
+        lock(&self.facts).next_beat.saturating_sub(heart_beat)
+    }
+
+    /// How long ago a box was heard that counts as reachable: the upper election bound, and by how
+    /// much the beats are late.
+    pub fn reach(&self) -> Duration {
+        let timers = self.settings().timers;
+        let facts = lock(&self.facts);
+        let next = facts.next_beat.max(facts.next_beat_before);
+        timers.election_upper + next.saturating_sub(timers.heart_beat)
+    }
+
+    /// Notes when the leader, be it this box, says that its next beat is due.
+    pub fn note_pace(&self, next: Duration) {
+        let mut facts = lock(&self.facts);
+        facts.next_beat_before = std::mem::replace(&mut facts.next_beat, next);
+    }
+
+    /// Whether a key waits for all boxes to have it.
+    pub fn is_handing_over(&self) -> bool {
+        self.views.borrow().agreed.ring.staged().is_some()
+    }
+
+    /// Lets this box vote again if, by what a leader of `ballot` says, it has caught up.
+    ///
+    /// # Errors
+    /// If that cannot be saved.
+    pub fn end_quarantine(
+        &self,
+        running: &Running,
+        ballot: Ballot,
+        commit: Option<LogEnd>,
+    ) -> Result<(), Unable> {
+        let metrics = running.raft.data_metrics();
+        let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
+        if Quarantine::lifts(ballot.term, commit, applied) {
+            self.quarantine.send_replace(Quarantine::Lifted);
+            self.log.debug("caught up with the group; may vote again");
+            self.save().map_err(|_| Unable::Stopped)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this box leads, and a majority acknowledged that lately.
+    pub fn leads_majority(&self, running: &Running) -> bool {
+        // The look ends before the next one begins: a writer that waits in between would wait for
+        // the first, and the second for the writer.
+        let state = running.raft.server_metrics().borrow().state;
+        state == ServerState::Leader && self.quorum_within(self.reach())
     }
 
     /// Whether a majority, this leader included, acknowledged it within `limit`.
@@ -421,6 +499,31 @@ impl Shared {
         fresh.map(|(id, (_, status))| (*id, status.clone())).collect()
     }
 
+    /// How far terms and logs may reach for this box to believe them.
+    pub fn horizon(&self) -> Horizon {
+        let (vote, end) = match self.running() {
+            Some(Running { log, .. }) => (log.vote(), log.last_log_id()),
+            None => (None, None),
+        };
+        let (term, index) = (vote.map_or(0, |v| v.leader_id.term), end.map_or(0, |id| id.index));
+        // They need not be fresh, since terms and logs only grow.
+        Horizon::of(term, index, &self.answers_within(Duration::MAX))
+    }
+
+    /// Whether this box believes that there is this term, and this end of a log. Says so if not.
+    pub fn believes(&self, from: ServerId, term: u64, index: u64) -> bool {
+        let horizon = self.horizon();
+        let believed = horizon.has_term(term) && horizon.has_index(index);
+        if !believed {
+            let line = format!(
+                "server {from} counts far beyond what this box knows of (term {term}, entry \
+                 {index}) and nobody bears it out; not believed: is that server sound?"
+            );
+            self.log.limited(Level::Warning, "absurd count", line);
+        }
+        believed
+    }
+
     pub fn forget_answers(&self) {
         lock(&self.facts).answers.clear();
     }
@@ -430,6 +533,44 @@ impl Shared {
         let mut facts = lock(&self.facts);
         facts.contact = Some(self.now());
         facts.told_quorum = has_quorum;
+        if has_quorum {
+            facts.quorum = facts.contact;
+        }
+        drop(facts);
+        self.contacted.notify_one();
+    }
+
+    /// The same of a beat, and that the next one is due after `next`.
+    pub fn note_beat(&self, has_quorum: bool, next: Duration) {
+        self.note_pace(next);
+        self.note_contact(has_quorum);
+    }
+
+    /// When this box last knew of a majority that agrees: a leader told so, or enough others
+    /// acknowledged this box as theirs.
+    pub fn quorum_contact(&self) -> Option<Moment> {
+        let membership =
+            self.running().map(|r| r.raft.server_metrics().borrow().membership_config.clone());
+        let now = self.now();
+        let facts = lock(&self.facts);
+        let acknowledged = |id: &ServerId| match *id == self.me {
+            true => Some(now),
+            false => facts.acknowledged.get(id).copied(),
+        };
+        let of_voters = |voters: &BTreeSet<ServerId>| {
+            let mut times: Vec<Option<Moment>> = voters.iter().map(acknowledged).collect();
+            times.sort_unstable();
+            // The majority's last one to answer: with the newest at the end.
+            times.get(times.len() - (times.len() / 2 + 1).min(times.len())).copied().flatten()
+        };
+        let configs = membership.as_ref().map(|m| m.membership().get_joint_config());
+        let led = configs.and_then(|configs| configs.iter().map(of_voters).min().flatten());
+        led.max(facts.quorum)
+    }
+
+    /// Notes that the leader leaves: nobody has to wait for it any longer.
+    pub fn note_farewell(&self) {
+        lock(&self.facts).contact = None;
     }
 
     /// Notes that a box of another history was met.
@@ -503,7 +644,9 @@ impl Shared {
         } else {
             self.log.note(line);
         }
-        self.installed.send_replace(Installed { history: set.history, newest: set.newest });
+        let (history, newest, agreed) = (set.history, set.newest, set.agreed);
+        self.installed.send_replace(Installed { history, newest, agreed });
+        self.ledger.moved.notify_one();
     }
 
     /// The newest generation of the present history that the host has installed.
@@ -521,12 +664,12 @@ impl Shared {
         let now = self.now();
         let running = self.running();
         let metrics = running.as_ref().map(|r| r.raft.server_metrics().borrow().clone());
-        let bound = self.settings().timers.election_upper;
+        let bound = self.reach();
         let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
         let role = match metrics.as_ref().map(|m| m.state) {
             None => Role::Asking,
             Some(_) if !lifted => Role::Quarantined,
-            Some(ServerState::Leader) if self.quorum_within(bound) => Role::Leader,
+            Some(ServerState::Leader) if self.has_quorum() => Role::Leader,
             Some(ServerState::Candidate) => Role::Candidate,
             Some(_) => Role::Follower,
         };
@@ -568,7 +711,7 @@ impl Chronicle for Shared {
     }
 
     fn has_quorum(&self) -> bool {
-        self.quorum_within(self.settings().timers.election_upper)
+        self.quorum_within(self.reach())
     }
 
     fn now(&self) -> Moment {
@@ -594,7 +737,7 @@ impl Courier for PeerCourier {
         let body = wire::encode(&request).ok_or(CallFailure::Senseless)?;
         // The request may hold keys; while the answer is awaited only the frame does.
         drop(request);
-        let answer = self.0.peers.request(to, body, limit).await.map_err(|e| match e {
+        let answer = self.0.post.request(to, body, limit).await.map_err(|e| match e {
             CallError::TimedOut => CallFailure::TimedOut,
             CallError::Refused(Refusal::NotAMember) => CallFailure::NotListed,
             _ => CallFailure::Unreachable,
@@ -607,7 +750,11 @@ impl Courier for PeerCourier {
         if matches!(answer, Response::Unable(Unable::OtherHistory)) {
             self.0.note_foreigner(to);
         }
-        Ok(answer)
+        let told = answer.ballot();
+        match told.is_none_or(|ballot| self.0.believes(to, ballot.term, 0)) {
+            true => Ok(answer),
+            false => Err(CallFailure::Senseless),
+        }
     }
 }
 

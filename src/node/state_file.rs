@@ -14,6 +14,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use openssl::rand::rand_bytes;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::outside::Disk;
 use crate::consensus::saved::Saved;
 use crate::consensus::wire::{encode, millis, Malformed};
 use crate::core::key_ring::HistoryId;
@@ -44,13 +46,13 @@ const PURPOSE: &[u8] = b"stek_share state_dir";
 
 /// When something was saved, on clocks that outlive a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+pub struct Stamp {
     /// The machine's present boot.
-    boot: String,
+    pub boot: String,
     /// Since then, in milliseconds.
-    uptime_ms: u64,
+    pub uptime_ms: u64,
     /// Since 1970, in milliseconds; looked at only after a reboot.
-    wall_ms: u64,
+    pub wall_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,27 +61,86 @@ struct Content {
     saved: Saved,
 }
 
+impl Content {
+    /// Reads what was sealed in a file of this history, and checks that a box could have
+    /// remembered it.
+    fn read(plain: &[u8], history: &[u8]) -> Result<Content, Unusable> {
+        let content: Content =
+            postcard::from_bytes(plain).map_err(|e| Unusable::Content(Malformed::Encoding(e)))?;
+        let inner = content.saved.agreed.ring.history().map(HistoryId::to_bytes);
+        if inner.as_ref().map(|h| &h[..]) != Some(history) {
+            return Err(Unusable::Seal);
+        }
+        content.saved.check().map_err(Unusable::Content)?;
+        Ok(content)
+    }
+}
+
+/// The readers of this module for `fuzz/`, which hands them bytes that no file could get past the
+/// seal. Nothing else uses it.
+#[doc(hidden)]
+pub mod door {
+    use super::*;
+
+    /// What the bytes of a whole file hold for the box `id`, or why they are not used.
+    pub fn open(bytes: &[u8], id: ServerId, tls: &Tls) -> Result<Saved, String> {
+        let content = file(id).open(bytes, tls).map_err(|why| why.to_string())?;
+        Ok(content.saved)
+    }
+
+    /// What the bytes inside the seal hold, or why they are not used.
+    pub fn read(plain: &[u8], history: HistoryId) -> Result<Saved, String> {
+        let content = Content::read(plain, &history.to_bytes()).map_err(|why| why.to_string())?;
+        Ok(content.saved)
+    }
+
+    /// The bytes that are sealed for `saved`, as of a fixed moment.
+    pub fn plain(saved: Saved) -> Option<Zeroizing<Vec<u8>>> {
+        let stamp = Stamp { boot: "boot".to_owned(), uptime_ms: 1_000, wall_ms: 2_000 };
+        encode(&Content { stamp, saved })
+    }
+
+    /// The bytes of a whole file around `plain`.
+    pub fn seal(plain: &[u8], history: HistoryId, id: ServerId, tls: &Tls) -> io::Result<Vec<u8>> {
+        file(id).seal(plain, Some(history), tls)
+    }
+
+    fn file(id: ServerId) -> StateFile {
+        StateFile { path: PathBuf::new(), id, disk: Arc::new(Files) }
+    }
+}
+
 /// Why a state file is not used.
 #[derive(Debug, Error)]
-pub(super) enum Unusable {
+pub enum Unusable {
+    /// The system says so.
     #[error("it cannot be read: {0}")]
     Io(#[from] io::Error),
+    /// Whose it is, and whose it should be.
     #[error("it is no regular file, or belongs to uid {0} instead of {1}")]
     Owner(u32, u32),
+    /// Others may read or write it.
     #[error("its mode is {0:o}; nobody but its owner may read or write it")]
     Mode(u32),
+    /// No state file is that long.
     #[error("it is longer than {MAX_FILE} bytes")]
     TooLong,
+    /// It is not laid out as it should be.
     #[error("it is cut short or no state file of this version")]
     Form,
+    /// It is another box's.
     #[error("it belongs to server_id {0}")]
     OtherServer(ServerId),
+    /// It does not open.
     #[error("it is damaged, or was sealed with another private key than server_key_file")]
     Seal,
+    /// It opens, and holds what no box could have saved.
     #[error("its content makes no sense: {0}")]
     Content(Malformed),
+    /// Its age is not known.
     #[error("the clock stands before the time at which it was saved")]
     Clock,
+    /// Its age in seconds.
     #[error("its key is {0} s old, more than max_key_age")]
     TooOld(u64),
 }
@@ -88,6 +149,7 @@ pub(super) enum Unusable {
 pub(super) struct StateFile {
     path: PathBuf,
     id: ServerId,
+    disk: Arc<dyn Disk>,
 }
 
 impl StateFile {
@@ -95,12 +157,9 @@ impl StateFile {
     ///
     /// # Errors
     /// The directory cannot be had.
-    pub fn new(dir: &Path, id: ServerId) -> io::Result<StateFile> {
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
-        Ok(StateFile { path: dir.join(format!("server-{id}.state")), id })
+    pub fn new(dir: &Path, id: ServerId, disk: Arc<dyn Disk>) -> io::Result<StateFile> {
+        disk.prepare(dir)?;
+        Ok(StateFile { path: dir.join(format!("server-{id}.state")), id, disk })
     }
 
     /// Where it is.
@@ -117,13 +176,12 @@ impl StateFile {
         tls: &Tls,
         max_key_age: Duration,
     ) -> Result<Option<(Saved, Duration)>, Unusable> {
-        let bytes = match self.read() {
+        let bytes = match self.disk.read(&self.path) {
             Err(Unusable::Io(e)) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
         let content = self.open(&bytes, tls)?;
-        content.saved.check().map_err(Unusable::Content)?;
-        let away = away(&content.stamp, &Stamp::now()?).ok_or(Unusable::Clock)?;
+        let away = away(&content.stamp, &self.disk.stamp()?).ok_or(Unusable::Clock)?;
         let age = Duration::from_millis(content.saved.current_age_ms).saturating_add(away);
         match age > max_key_age {
             true => Err(Unusable::TooOld(age.as_secs())),
@@ -137,24 +195,22 @@ impl StateFile {
     /// It could not be saved; what was saved before is then out of date.
     pub fn save(&self, saved: Saved, tls: &Tls) -> io::Result<()> {
         let history = saved.agreed.ring.history();
-        let content = Content { stamp: Stamp::now()?, saved };
+        let content = Content { stamp: self.disk.stamp()?, saved };
         let plain = encode(&content).ok_or_else(|| io::Error::other("cannot be encoded"))?;
+        let bytes = self.seal(&plain, history, tls)?;
+        self.disk.write(&self.path, &[&bytes])
+    }
+
+    /// The file's bytes for this content.
+    fn seal(&self, plain: &[u8], history: Option<HistoryId>, tls: &Tls) -> io::Result<Vec<u8>> {
         let head = self.head(history);
         let key = self.sealing_key(tls, &head)?;
         let mut nonce = [0; NONCE_LEN];
         rand_bytes(&mut nonce)?;
         let mut tag = [0; TAG_LEN];
         let cipher = Cipher::aes_256_gcm();
-        let sealed = encrypt_aead(cipher, &*key, Some(&nonce), &head, &plain, &mut tag)?;
-        let fresh = self.path.with_extension("new");
-        // What an interrupted run left might have another mode, which opening would not change.
-        let _ = fs::remove_file(&fresh);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-        for part in [&head[..], &nonce, &tag, &sealed] {
-            file.write_all(part)?;
-        }
-        file.sync_data()?;
-        fs::rename(&fresh, &self.path)
+        let sealed = encrypt_aead(cipher, &*key, Some(&nonce), &head, plain, &mut tag)?;
+        Ok([&head[..], &nonce, &tag, &sealed].concat())
     }
 
     /// Removes what was saved, because it is no longer true.
@@ -162,26 +218,7 @@ impl StateFile {
     /// # Errors
     /// It is still there.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(&self.path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
-    }
-
-    fn read(&self) -> Result<Vec<u8>, Unusable> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
-        let meta = file.metadata()?;
-        let ours = fs::metadata("/proc/self")?.uid();
-        if !meta.is_file() || meta.uid() != ours {
-            return Err(Unusable::Owner(meta.uid(), ours));
-        }
-        if meta.mode() & 0o077 != 0 {
-            return Err(Unusable::Mode(meta.mode() & 0o7777));
-        }
-        if meta.len() > MAX_FILE {
-            return Err(Unusable::TooLong);
-        }
-        read_bounded(file)
+        self.disk.remove(&self.path)
     }
 
     fn open(&self, bytes: &[u8], tls: &Tls) -> Result<Content, Unusable> {
@@ -198,13 +235,7 @@ impl StateFile {
         let cipher = Cipher::aes_256_gcm();
         let plain = decrypt_aead(cipher, &*key, Some(nonce), head, sealed, tag);
         let plain = Zeroizing::new(plain.map_err(|_| Unusable::Seal)?);
-        let content: Content =
-            postcard::from_bytes(&plain).map_err(|e| Unusable::Content(Malformed::Encoding(e)))?;
-        let inner = content.saved.agreed.ring.history().map(HistoryId::to_bytes);
-        match inner.as_ref().map(|h| &h[..]) == Some(history) {
-            true => Ok(content),
-            false => Err(Unusable::Seal),
-        }
+        Content::read(&plain, history)
     }
 
     fn head(&self, history: Option<HistoryId>) -> Vec<u8> {
@@ -218,6 +249,61 @@ impl StateFile {
         let mut purpose = PURPOSE.to_vec();
         purpose.extend_from_slice(head);
         Ok(tls.derive_key(&purpose)?)
+    }
+}
+
+/// The file system, and Linux' clocks.
+pub struct Files;
+
+impl Disk for Files {
+    fn prepare(&self, dir: &Path) -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn doubts_about(&self, dir: &Path) -> Vec<String> {
+        doubts_about(dir)
+    }
+
+    fn read(&self, path: &Path) -> Result<Vec<u8>, Unusable> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+        let meta = file.metadata()?;
+        let ours = fs::metadata("/proc/self")?.uid();
+        if !meta.is_file() || meta.uid() != ours {
+            return Err(Unusable::Owner(meta.uid(), ours));
+        }
+        if meta.mode() & 0o077 != 0 {
+            return Err(Unusable::Mode(meta.mode() & 0o7777));
+        }
+        if meta.len() > MAX_FILE {
+            return Err(Unusable::TooLong);
+        }
+        read_bounded(file)
+    }
+
+    fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+        let fresh = path.with_extension("new");
+        // What an interrupted run left might have another mode, which opening would not change.
+        let _ = fs::remove_file(&fresh);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
+        file.sync_data()?;
+        fs::rename(&fresh, path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn stamp(&self) -> io::Result<Stamp> {
+        Stamp::now()
     }
 }
 
@@ -255,7 +341,7 @@ fn away(saved: &Stamp, now: &Stamp) -> Option<Duration> {
 }
 
 /// What there is to say against a directory as a place for keys.
-pub(super) fn doubts_about(dir: &Path) -> Vec<String> {
+fn doubts_about(dir: &Path) -> Vec<String> {
     let mut doubts = Vec::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let real = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());

@@ -138,6 +138,8 @@ pub enum Kind {
     Request,
     /// Answers the request with the same request id.
     Response,
+    /// Wants no response, and gets none.
+    Note,
     /// The receiver does not hear this sender; the body is one byte, see
     /// [`super::listener::Refusal`], and the connection ends with it. Of the version [`NOTICE`]:
     /// the receiver does not speak the sender's version.
@@ -211,6 +213,7 @@ pub fn encode(header: &Header, body: &[u8]) -> Result<Body, FrameError> {
         Kind::Request => 0,
         Kind::Response => 1,
         Kind::Refused => 2,
+        Kind::Note => 3,
     });
     frame.extend_from_slice(body);
     Ok(frame)
@@ -254,6 +257,7 @@ pub fn decode_header(
         0 => Kind::Request,
         1 => Kind::Response,
         2 => Kind::Refused,
+        3 => Kind::Note,
         other => return Err(FrameError::Kind(other)),
     };
     if version == NOTICE && kind != Kind::Refused {
@@ -494,7 +498,7 @@ mod tests {
     #[test]
     fn comes_back_as_it_went() {
         for role in [Role::Member, Role::Tool] {
-            for kind in [Kind::Request, Kind::Response, Kind::Refused] {
+            for kind in [Kind::Request, Kind::Response, Kind::Refused, Kind::Note] {
                 let header = Header { role, kind, ..header() };
                 for body in [&b""[..], b"x", &[7; 5000]] {
                     let mut bytes = encode(&header, body).unwrap().to_vec();
@@ -550,7 +554,7 @@ mod tests {
         assert_eq!(with(4, 0), Err(FrameError::Version(0)));
         assert_eq!(with(4, VERSION_MAX + 1), Err(FrameError::Version(VERSION_MAX + 1)));
         assert_eq!(with(5, 2), Err(FrameError::Role(2)));
-        assert_eq!(with(38, 3), Err(FrameError::Kind(3)));
+        assert_eq!(with(38, 4), Err(FrameError::Kind(4)));
         assert_eq!(with(3, 34), Err(FrameError::TooShort(34)));
         assert_eq!(with(0, 0xff), Err(FrameError::TooLong(0xff00_0026)));
     }

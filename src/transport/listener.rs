@@ -9,7 +9,8 @@
 //!   silent strangers cannot keep a member out.
 //! - Whoever begins with a version that is not spoken here is told which ones are; an answer is in
 //!   the version of its request.
-//! - One task per connection; requests are begun in the order in which they came.
+//! - One task per connection; requests are begun in the order in which they came, and a note is
+//!   dealt with before anything that came after it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -177,6 +178,10 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// Why the sender is not heard; it is told so, and its connection closed.
     fn admit(&self, hello: &Header) -> Result<(), Refusal>;
+
+    /// Takes a note, which gets no answer. `false` says that the body means nothing: the
+    /// connection is closed. Runs in the connection's task and must not block.
+    fn take_note(&self, from: &Caller, body: Body) -> bool;
 
     /// Answers one request. `None` says that the body is no request at all: the connection is
     /// closed. Requests of one connection are begun in order and go on side by side; the future
@@ -474,7 +479,7 @@ impl<S: Service> Door<S> {
             foreign: None,
             parting: None,
             caller: None,
-            request: 0,
+            request: None,
             in_flight: Vec::new(),
             ready: VecDeque::new(),
             refused: None,
@@ -501,8 +506,8 @@ struct Conversation<'a, S> {
     parting: Option<ServerId>,
     /// Who is at the other end, as its first header said; the history is the latest.
     caller: Option<Caller>,
-    /// The id of the request whose body is being read.
-    request: u32,
+    /// The id of the request whose body is being read, `None` if that is a note.
+    request: Option<u32>,
     /// Requests that are being served, at most [`MAX_IN_FLIGHT`].
     in_flight: Vec<(u32, Answer)>,
     /// Responses that wait for their turn; they count towards [`MAX_IN_FLIGHT`] as well.
@@ -601,7 +606,7 @@ impl<S: Service> Conversation<'_, S> {
         if before.version != now.version {
             return Err(End::Frame(FrameError::Version(now.version)));
         }
-        if header.kind != Kind::Request {
+        if !matches!(header.kind, Kind::Request | Kind::Note) {
             return Err(End::BadKind);
         }
         self.caller = Some(now);
@@ -609,7 +614,7 @@ impl<S: Service> Conversation<'_, S> {
             self.refused = Some((now.id, refusal));
             self.answer(header.request, Kind::Refused, &[refusal.code()])?;
         }
-        self.request = header.request;
+        self.request = (header.kind == Kind::Request).then_some(header.request);
         Ok(())
     }
 
@@ -641,9 +646,15 @@ impl<S: Service> Conversation<'_, S> {
         if caller.role == Role::Member {
             self.door.deps.heard.note(caller.id, self.last);
         }
+        let Some(request) = self.request else {
+            return match self.door.service.take_note(&caller, body) {
+                true => Ok(()),
+                false => Err(End::BadBody(caller.id)),
+            };
+        };
         self.door.deps.counters.requests.fetch_add(1, Ordering::Relaxed);
         let answer = Arc::clone(&self.door.service).serve(caller, body);
-        self.in_flight.push((self.request, Box::pin(answer)));
+        self.in_flight.push((request, Box::pin(answer)));
         Ok(())
     }
 

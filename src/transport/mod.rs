@@ -97,12 +97,18 @@ impl Me {
         self.0.id
     }
 
+    /// The run of this box's process; 0 for a tool.
+    pub fn incarnation(&self) -> u64 {
+        self.0.incarnation
+    }
+
     /// Tells a box that begins with a version that is not spoken here which ones are.
     fn notice(&self) -> Result<Body, FrameError> {
         frame::encode(&self.header(NOTICE, 0, Kind::Refused), &self.1.to_notice())
     }
 
-    fn header(&self, version: u8, request: u32, kind: Kind) -> Header {
+    /// The header of a frame that it sends now; `request` pairs a response with its request.
+    pub fn header(&self, version: u8, request: u32, kind: Kind) -> Header {
         Header {
             version,
             role: self.0.role,
@@ -152,16 +158,18 @@ impl Heard {
         self.voices().retain(|&id, _| keep(id));
     }
 
-    fn note(&self, id: ServerId, now: Instant) {
+    /// Notes that this member was heard `now`, by a connection that it dialled.
+    pub fn note(&self, id: ServerId, now: Instant) {
         self.voices().entry(id).or_insert(Voice { last: now, at_address: None }).last = now;
     }
 
-    fn note_answer(&self, id: ServerId, incarnation: u64, now: Instant) {
+    /// Notes that the member answered at its listed address `now`, and which run of it that was.
+    pub fn note_answer(&self, id: ServerId, incarnation: u64, now: Instant) {
         self.voices().insert(id, Voice { last: now, at_address: Some(incarnation) });
     }
 
     /// The connection to the member's address is gone.
-    fn forget_answer(&self, id: ServerId) {
+    pub fn forget_answer(&self, id: ServerId) {
         if let Some(voice) = self.voices().get_mut(&id) {
             voice.at_address = None;
         }

@@ -4,9 +4,11 @@
 //! Leaves to the caller what a request means and whether to repeat it. What must hold:
 //! - A request ends within its limit, whatever the peer does, and may be dropped at any time
 //!   without harm to the connection or to other requests.
+//! - A note goes out soon or not at all: it waits neither for a connection nor for its peer.
 //! - Nobody is dialled unless somebody asks, and not again before a pause that grows.
-//! - A connection on which a request ran out of time while nothing at all came back is given up,
-//!   so that a peer which vanished without a word is dialled anew.
+//! - A connection on which a request spent its whole time while nothing at all came back is given
+//!   up, so that a peer which vanished without a word is dialled anew. The time that dialling took
+//!   does not count, or a far peer would never be reached by impatient requests.
 //! - A request's bytes are erased when they are sent or nobody waits for the response any more.
 //!   Where the peer may turn out to speak an older version only, they are kept until it answers.
 //! - A connection begins with the newest version; which one follows is agreed on it once.
@@ -53,7 +55,10 @@ const DIALLER_IDLE_LIMIT: Duration = IDLE_LIMIT.saturating_sub(Duration::from_se
 
 /// How long after its time a request that its caller dropped counts as open. Callers that wait
 /// their time out tell at once; this is for the others, and spares a timer per request.
-const DROPPED_GRACE: Duration = Duration::from_secs(1);
+const DROPPED_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a request may wait for the connection's task without being the later judged for it.
+const QUEUEING: Duration = Duration::from_millis(5);
 
 /// The least time that one address of several gets.
 const ADDRESS_SHARE_MIN: Duration = Duration::from_millis(500);
@@ -111,12 +116,16 @@ impl Drop for Peer {
 enum Order {
     /// Send this request.
     Ask(Ask),
+    /// Send this note, unless it is too late for it.
+    Note { body: Body, until: Instant },
     /// A caller's time ran out: see whether the connection is still alive.
     Check,
 }
 
 struct Ask {
     letter: Letter,
+    /// What its caller granted, and until when that lasts.
+    limit: Duration,
     deadline: Instant,
     reply: oneshot::Sender<Result<Body, CallError>>,
 }
@@ -193,12 +202,12 @@ impl Peers {
         };
         let letter = Letter::new(body);
         let _recall = Recall(letter.clone());
-        orders.try_send(Order::Ask(Ask { letter, deadline, reply })).map_err(
-            |error| match error {
+        orders.try_send(Order::Ask(Ask { letter, limit, deadline, reply })).map_err(|error| {
+            match error {
                 mpsc::error::TrySendError::Full(_) => CallError::Busy,
                 mpsc::error::TrySendError::Closed(_) => gone(),
-            },
-        )?;
+            }
+        })?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(gone()),
@@ -207,6 +216,16 @@ impl Peers {
                 let _ = orders.try_send(Order::Check);
                 Err(CallError::TimedOut)
             }
+        }
+    }
+
+    /// Sends something that wants no response, if the connection is up and the peer has answered
+    /// on it, and if that can be done within `limit`. Does not wait, and does not tell.
+    pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
+        let until = Instant::now() + limit;
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(peer), true) = (peers.get(&to), body.len() <= MAX_BODY) {
+            let _ = peer.orders.try_send(Order::Note { body, until });
         }
     }
 
@@ -220,7 +239,56 @@ fn gone() -> CallError {
     CallError::Unreachable("the connection was closed".into())
 }
 
-/// Asks a box one thing over a connection of its own: for tools, which have no list of peers.
+/// Why [`ask_once`] has no response.
+#[derive(Debug, Error)]
+pub enum OnceError {
+    /// No connection could be had, or it broke.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The other end is not whom it should be, or does not take us for whom we are.
+    #[error("{0}")]
+    Handshake(HandshakeError),
+    /// No protocol version is common.
+    #[error(transparent)]
+    Version(NoCommonVersion),
+    /// The other end closed the connection after the handshake.
+    #[error("the connection was closed")]
+    Closed,
+    /// It does not hear us.
+    #[error("refused by the peer: {0}")]
+    Refused(Refusal),
+    /// No response in time.
+    #[error("no response in time")]
+    TimedOut,
+    /// The body has more than [`MAX_BODY`] bytes.
+    #[error("a request of {0} bytes is too long")]
+    TooLong(usize),
+}
+
+impl From<DialError> for OnceError {
+    fn from(error: DialError) -> OnceError {
+        match error {
+            DialError::Handshake(_, fault) => OnceError::Handshake(fault),
+            other => OnceError::Unreachable(other.to_string()),
+        }
+    }
+}
+
+impl From<WireError> for OnceError {
+    fn from(error: WireError) -> OnceError {
+        let alert = match &error {
+            // With TLS 1.3 a peer that does not accept our certificate says so only now.
+            WireError::Io(error) => alert_in(error),
+            WireError::Frame(_) => None,
+        };
+        match alert {
+            Some(alert) => OnceError::Handshake(HandshakeError::RefusedUs(alert)),
+            None => OnceError::Unreachable(error.to_string()),
+        }
+    }
+}
+
+/// Asks a box one thing over a connection of its own, which is for those who ask seldom.
 ///
 /// # Errors
 /// Why there is no response.
@@ -231,49 +299,73 @@ pub async fn call_once(
     body: &[u8],
     limit: Duration,
 ) -> Result<Body, CallError> {
+    let asked = ask_once(tls, me, address, body, limit).await;
+    asked.map(|(body, _)| body).map_err(|error| match error {
+        OnceError::TimedOut => CallError::TimedOut,
+        OnceError::Refused(refusal) => CallError::Refused(refusal),
+        OnceError::TooLong(len) => CallError::TooLong(len),
+        OnceError::Closed => gone(),
+        other => CallError::Unreachable(other.to_string().into()),
+    })
+}
+
+/// The same with a closer look at what went wrong, and at how long the response took from the
+/// moment at which the request was handed to a connection that was up. For tools, which have no
+/// list of peers.
+///
+/// # Errors
+/// Why there is no response.
+pub async fn ask_once(
+    tls: &Tls,
+    me: &Me,
+    address: (&str, u16),
+    body: &[u8],
+    limit: Duration,
+) -> Result<(Body, Duration), OnceError> {
     let exchange = async {
-        let unreachable = |words: String| CallError::Unreachable(words.into());
-        let stream =
-            dial(tls, address.0, address.1).await.map_err(|e| unreachable(e.to_string()))?;
+        let stream = dial(tls, address.0, address.1).await?;
         let ours = me.versions();
         let mut wire = Wire::new(stream, ours);
         let encode = |version| {
             frame::encode(&me.header(version, 1, Kind::Request), body)
-                .map_err(|_| CallError::TooLong(body.len()))
+                .map_err(|_| OnceError::TooLong(body.len()))
         };
         wire.send(encode(ours.max)?);
+        let mut sent = Instant::now();
         let (mut again, mut head) = (None, (ours.max, Kind::Response));
         let mut parted: Option<NoCommonVersion> = None;
         loop {
             if !wire.is_sending() {
-                again.take().into_iter().for_each(|frame| wire.send(frame));
+                if let Some(frame) = again.take() {
+                    sent = Instant::now();
+                    wire.send(frame);
+                }
             }
-            match poll_fn(|cx| wire.poll(cx, true)).await {
-                Ok(Event::Sent) => match parted {
-                    Some(parted) if again.is_none() => return Err(unreachable(parted.to_string())),
+            match poll_fn(|cx| wire.poll(cx, true)).await? {
+                Event::Sent => match parted {
+                    Some(parted) if again.is_none() => return Err(OnceError::Version(parted)),
                     _ => {}
                 },
-                Ok(Event::Head(header)) => head = (header.version, header.kind),
-                Ok(Event::Body(body)) if head.1 == Kind::Response => return Ok(body),
-                Ok(Event::Body(body)) if head.0 == NOTICE => {
-                    let theirs = Versions::of_notice(&body).ok_or_else(gone)?;
+                Event::Head(header) => head = (header.version, header.kind),
+                Event::Body(body) if head.1 == Kind::Response => return Ok((body, sent.elapsed())),
+                Event::Body(body) if head.0 == NOTICE => {
+                    let theirs = Versions::of_notice(&body).ok_or(OnceError::Closed)?;
                     // What speaks our newest version has no reason to send a notice.
                     let lower = ours.common(theirs).filter(|version| *version < ours.max);
                     again = Some(match lower {
                         Some(version) => encode(version)?,
                         None => {
                             parted = Some(NoCommonVersion { theirs, ours });
-                            me.notice().map_err(|e| unreachable(e.to_string()))?
+                            me.notice().map_err(|e| OnceError::Unreachable(e.to_string()))?
                         }
                     });
                 }
-                Ok(Event::Body(body)) => return Err(CallError::Refused(refusal(&body))),
-                Ok(Event::Foreign(_) | Event::Closed) => return Err(gone()),
-                Err(error) => return Err(unreachable(error.to_string())),
+                Event::Body(body) => return Err(OnceError::Refused(refusal(&body))),
+                Event::Foreign(_) | Event::Closed => return Err(OnceError::Closed),
             }
         }
     };
-    timeout(limit, exchange).await.unwrap_or(Err(CallError::TimedOut))
+    timeout(limit, exchange).await.unwrap_or(Err(OnceError::TimedOut))
 }
 
 fn refusal(body: &[u8]) -> Refusal {
@@ -396,7 +488,7 @@ impl Line {
         let waiting = std::iter::from_fn(|| inbox.try_recv().ok()).take(MAX_QUEUE);
         let asks = waiting.filter_map(|order| match order {
             Order::Ask(ask) => Some(ask),
-            Order::Check => None,
+            Order::Note { .. } | Order::Check => None,
         });
         for ask in first.into_iter().chain(asks) {
             let _ = ask.reply.send(Err(error.clone()));
@@ -512,6 +604,7 @@ impl End {
 struct Open {
     id: u32,
     sent: Instant,
+    limit: Duration,
     deadline: Instant,
     /// Still full while it may have to be sent again in an older version.
     letter: Letter,
@@ -590,9 +683,19 @@ impl Conversation {
                 },
             };
             match order {
-                Order::Check => self.check(Instant::now())?,
+                Order::Check => {
+                    let now = Instant::now();
+                    self.check(now)?;
+                    // Alive but late: nobody waits for these any more.
+                    self.open.retain(|open| now < open.deadline || !open.reply.is_closed());
+                }
                 Order::Ask(ask) if ask.reply.is_closed() => {}
                 Order::Ask(ask) => self.send(line, ask)?,
+                // Before the first answer the version is not settled, and nobody waits for it.
+                Order::Note { body, until } if self.has_heard && Instant::now() < until => {
+                    self.write(line, 0, Kind::Note, &body)?;
+                }
+                Order::Note { .. } => {}
             }
         }
         Poll::Pending
@@ -604,11 +707,16 @@ impl Conversation {
         let Some(body) = body else { return Ok(()) };
         self.last_id = self.last_id.wrapping_add(1);
         let id = self.last_id;
-        let header = line.deps.me.header(self.version, id, Kind::Request);
-        self.wire.send(frame::encode(&header, &body).map_err(End::Frame)?);
+        self.write(line, id, Kind::Request, &body)?;
+        let Ask { letter, limit, deadline, reply } = ask;
+        self.open.push(Open { id, sent: self.sent, limit, deadline, letter, reply });
+        Ok(())
+    }
+
+    fn write(&mut self, line: &Line, id: u32, kind: Kind, body: &[u8]) -> Result<(), End> {
+        let header = line.deps.me.header(self.version, id, kind);
+        self.wire.send(frame::encode(&header, body).map_err(End::Frame)?);
         self.sent = Instant::now();
-        let Ask { letter, deadline, reply } = ask;
-        self.open.push(Open { id, sent: self.sent, deadline, letter, reply });
         Ok(())
     }
 
@@ -623,10 +731,11 @@ impl Conversation {
             Some(version) if version < self.version && !self.has_heard => {
                 self.version = version;
                 let again = self.open.drain(..);
-                self.next.extend(again.map(|Open { letter, deadline, reply, .. }| Ask {
-                    letter,
-                    deadline,
-                    reply,
+                self.next.extend(again.map(|open| Ask {
+                    letter: open.letter,
+                    limit: open.limit,
+                    deadline: open.deadline,
+                    reply: open.reply,
                 }));
                 let (name, log) = (line.name(), &line.deps.log);
                 let words = format!(
@@ -679,6 +788,7 @@ impl Conversation {
                     }
                     Kind::Refused => Err(End::Refused(refusal(&body))),
                     Kind::Request => Err(End::Frame(FrameError::Kind(0))),
+                    Kind::Note => Err(End::Frame(FrameError::Kind(3))),
                 }
             }
         }
@@ -694,7 +804,8 @@ impl Conversation {
     /// Judges the connection by the requests whose time ran out.
     fn check(&mut self, now: Instant) -> Result<(), End> {
         let received = self.received;
-        let is_silent = |open: &Open| open.deadline <= now && received <= open.sent;
+        let is_silent =
+            |open: &Open| open.sent + open.limit <= now + QUEUEING && received <= open.sent;
         if !self.wire.is_reading() && self.open.iter().any(is_silent) {
             return Err(End::Dead);
         }

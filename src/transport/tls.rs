@@ -132,6 +132,8 @@ struct Inner {
     common: String,
     /// The private key once more, for [`Tls::derive_key`].
     key: PKey<Private>,
+    /// See [`Tls::roots_digest`].
+    roots_digest: String,
 }
 
 /// Why certificates cannot be used. Which file it was is for the caller to add.
@@ -230,7 +232,9 @@ impl Tls {
         let common = cert_verify_str.to_owned();
         let context = context(store_of(&roots)?, &leaf, chain, &key)?;
         let roll = Roll { own: BTreeMap::new(), takes_common: true, is_of_one: false };
-        Ok(Tls(Arc::new(Inner { context, leaf, common, key }), Arc::new(roll), None))
+        let roots_digest = digest_of(&roots)?;
+        let inner = Inner { context, leaf, common, key, roots_digest };
+        Ok(Tls(Arc::new(inner), Arc::new(roll), None))
     }
 
     /// The same, with its handshakes computed by the workers of another runtime, so that no flood
@@ -332,6 +336,12 @@ impl Tls {
             Ok(digest) => digest.iter().map(|b| format!("{b:02x}")).collect(),
             Err(_) => "unknown".to_owned(),
         }
+    }
+
+    /// The first 8 hex digits of a hash over the certificates of the root, in any order, for
+    /// comparing boxes at a glance.
+    pub fn roots_digest(&self) -> &str {
+        &self.0.roots_digest
     }
 
     /// Shakes hands as the side that was dialled. Sets no time limit of its own.
@@ -498,6 +508,15 @@ fn verify(
     };
     note.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
     false
+}
+
+fn digest_of(roots: &[X509]) -> Result<String, ErrorStack> {
+    let mut ders: Vec<Vec<u8>> =
+        roots.iter().map(|root| root.to_der()).collect::<Result<_, _>>()?;
+    ders.sort_unstable();
+    ders.dedup();
+    let digest = openssl::sha::sha256(&ders.concat());
+    Ok(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn matches(wanted: &str, subject: &str) -> bool {

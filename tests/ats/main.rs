@@ -10,6 +10,7 @@ mod gold;
 mod install;
 mod life;
 mod listening;
+mod metrics;
 mod options;
 mod secrecy;
 mod stage;

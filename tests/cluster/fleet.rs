@@ -12,6 +12,7 @@ use stek_share::core::config::{Member, Settings, Timers};
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::Fingerprint;
 use stek_share::journal::{Journal, Level, Log};
+use stek_share::node::outside::Outside;
 use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
 use stek_share::transport::tls::Tls;
 use stek_share::transport::Versions;
@@ -218,7 +219,8 @@ impl Fleet {
         let lines = Arc::new(Lines::default());
         let versions = self.versions.get(&id).copied().unwrap_or(Versions::OURS);
         let log = Log::new(lines.clone());
-        let deps = Deps { log, tls, initial: new_key().unwrap(), versions };
+        let (initial, outside) = (new_key().unwrap(), Outside::default());
+        let deps = Deps { log, tls, initial, versions, outside };
         let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
         let host = Arc::new(Host::default());
         runtime.spawn(play_host(node.clone(), host.clone()));

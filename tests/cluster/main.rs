@@ -3,12 +3,14 @@
 
 mod age;
 mod agreement;
+mod beats;
 mod certificates;
 mod erasure;
 mod fleet;
 mod handover;
 mod membership;
 mod network;
+mod operators;
 mod options;
 mod rejoin;
 mod relay;

@@ -221,6 +221,7 @@ TSStatCreate(const char *name, TSRecordDataType type, TSStatPersistence persiste
   }
   int id      = static_cast<int>(stats.size());
   stats[name] = id;
+  say("made %s", name);
   return id;
 }
 

@@ -1,12 +1,11 @@
 //! The fleet that gets messages, and how to look at it.
 
-use std::env;
 use std::fs;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kit::ats::Ats;
+pub use kit::fleet::built_plugin as plugin;
 use kit::{wait, Context, Error, Result};
 
 /// Until something has happened that takes a few seconds at most on an idle machine.
@@ -58,18 +57,4 @@ pub fn rewrite(ats: &Ats, name: &str, change: impl Fn(&str) -> String) -> Result
     let new = change(&text);
     assert_ne!(new, text, "the test means to change {name}");
     fs::write(&path, new).context(path.display())
-}
-
-/// The plugin under test.
-pub fn plugin() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("STEK_SHARE_SO") {
-        return Ok(path.into());
-    }
-    let exe = env::current_exe()?;
-    // It lies beside the test binaries or one above, and the newer one is this run's.
-    let places = exe.ancestors().skip(1).take(2).map(|dir| dir.join("libstek_share.so"));
-    let newest = places.filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)));
-    newest.max().map(|(_, path)| path).ok_or_else(|| {
-        Error::new("no libstek_share.so beside this test, and STEK_SHARE_SO is not set")
-    })
 }

@@ -6,7 +6,7 @@ use kit::fleet::{self, Fleet, Plan, PEER_SUBJECT};
 use kit::pki::Identity;
 use kit::run_dir::RunDir;
 use kit::tickets::{self, TlsVersion};
-use kit::Result;
+use kit::{wait, Result};
 
 use crate::stage::{self, rewrite, send, turn, wait_generation_above, wait_line, PATIENCE};
 
@@ -24,6 +24,7 @@ fn every_word_does_what_it_says_and_a_bad_file_changes_nothing() -> Result<()> {
     let carried = tickets::take_all(&fleet.https(), TlsVersion::V13)?;
     let line = send(ats, "status", "status: current ")?;
     assert!(line.contains(&tickets::fingerprint(&key)), "{line}");
+    send(ats, "status", "status: all is well")?;
     send(ats, "rotate", "rotate: generation 2 is in use")?;
     let key = fleet::wait_one_key(&fleet.https(), Some(&key), PATIENCE)?;
     let matrix = tickets::offer_all(&fleet.https(), TlsVersion::V13, &carried);
@@ -32,11 +33,29 @@ fn every_word_does_what_it_says_and_a_bad_file_changes_nothing() -> Result<()> {
     fleet::wait_one_key(&fleet.https(), Some(&key), PATIENCE)?;
     let matrix = tickets::offer_all(&fleet.https(), TlsVersion::V13, &carried);
     assert_eq!(matrix.misses(), 4, "nothing that is older resumes\n{matrix}");
-    send(ats, "rotat", "the message \"rotat\" means nothing here")?;
+    let known =
+        "the message \"rotat\" means nothing here; known are: reload, rotate, revoke, status";
+    send(ats, "rotat", known)?;
 
     a_new_interval_counts(&fleet)?;
     a_bad_file_changes_nothing(&fleet)?;
+    a_box_without_the_other_says_what_is_wrong(fleet)?;
     dir.done()
+}
+
+fn a_box_without_the_other_says_what_is_wrong(mut fleet: Fleet) -> Result<()> {
+    fleet.boxes[1].kill9();
+    let ats = &fleet.boxes[0];
+    let missing = "status: broken: it has no part in a majority";
+    let told = wait::until(PATIENCE, missing, || {
+        let line = send(ats, "status", "] status: current ")?;
+        assert!(line.contains("(generation "), "{line}");
+        // The verdict is the line behind it.
+        Ok(ats.diags().contains(missing).then_some(()))
+    });
+    told?;
+    send(ats, "rotate", "rotate: not done: there is no leader at present")?;
+    Ok(())
 }
 
 fn a_new_interval_counts(fleet: &Fleet) -> Result<()> {

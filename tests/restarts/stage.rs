@@ -1,16 +1,15 @@
 //! What both kinds of restarts share: the tickets that clients carry, chance, and the plugin.
 
 use std::collections::VecDeque;
-use std::env;
 use std::fmt;
+use std::iter;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
-use std::{fs, iter};
 
 use kit::ats::Ats;
+pub use kit::fleet::built_plugin as plugin;
 use kit::fleet::Fleet;
 use kit::logs::{self, Event};
 use kit::sys::{lock, Signal};
@@ -242,18 +241,4 @@ impl Dice {
         }
         chosen
     }
-}
-
-/// The plugin under test.
-pub fn plugin() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("STEK_SHARE_SO") {
-        return Ok(path.into());
-    }
-    let exe = env::current_exe()?;
-    // It lies beside the test binaries or one above, and the newer one is this run's.
-    let places = exe.ancestors().skip(1).take(2).map(|dir| dir.join("libstek_share.so"));
-    let newest = places.filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)));
-    newest.max().map(|(_, path)| path).ok_or_else(|| {
-        Error::new("no libstek_share.so beside this test, and STEK_SHARE_SO is not set")
-    })
 }

@@ -1,8 +1,5 @@
 //! Five boxes under load, and what the tests want to know of them.
 
-use std::env;
-use std::fs;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -62,7 +59,8 @@ impl Stage {
     /// Starts the boxes, restarts each at a random moment, and lets the clients in.
     pub fn set(effort: Effort) -> Result<Self> {
         let dir = RunDir::new("rotation")?;
-        let mut fleet = Plan::new(BOXES, &plugin()?, effort.interval).start(dir.path())?;
+        let mut fleet =
+            Plan::new(BOXES, &fleet::built_plugin()?, effort.interval).start(dir.path())?;
         fleet::wait_one_key(&fleet.https(), None, CATCH_UP_LIMIT)?;
         // The clock's digits are as random as this needs.
         let mut chance = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos());
@@ -189,18 +187,4 @@ impl Stage {
         self.dir.done()?;
         Ok(report.to_string())
     }
-}
-
-/// The plugin under test.
-fn plugin() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("STEK_SHARE_SO") {
-        return Ok(path.into());
-    }
-    let exe = env::current_exe()?;
-    // It lies beside the test binaries or one above, and the newer one is this run's.
-    let places = exe.ancestors().skip(1).take(2).map(|dir| dir.join("libstek_share.so"));
-    let newest = places.filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)));
-    newest.max().map(|(_, path)| path).ok_or_else(|| {
-        Error::new("no libstek_share.so beside this test, and STEK_SHARE_SO is not set")
-    })
 }

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fs, thread};
+use std::{env, fs, thread};
 
 use crate::ats::{Ats, Builder, Stopped};
 use crate::pki::{Authority, Files, Identity, Request};
@@ -20,6 +20,24 @@ pub const PEER_SUBJECT: &str = "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=stek-share";
 /// How long to rest between two looks at the boxes' keys: each look is a handshake with every box,
 /// which must not become the machine's main occupation.
 const KEY_PAUSE: Duration = Duration::from_millis(50);
+
+/// The plugin under test: the file that `STEK_SHARE_SO` names, else the one that cargo built for
+/// the running test.
+///
+/// # Errors
+/// When there is none.
+pub fn built_plugin() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("STEK_SHARE_SO") {
+        return Ok(path.into());
+    }
+    let exe = env::current_exe()?;
+    // It lies beside the test binaries or one above, and the newer one is this run's.
+    let places = exe.ancestors().skip(1).take(2).map(|dir| dir.join("libstek_share.so"));
+    let newest = places.filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)));
+    newest.max().map(|(_, path)| path).ok_or_else(|| {
+        Error::new("no libstek_share.so beside this test, and STEK_SHARE_SO is not set")
+    })
+}
 
 /// What a fleet is to be.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@
 //! deadline for all of it.
 
 use std::fmt;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use openssl::ssl::{
     SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion,
 };
 use openssl::symm::{decrypt, Cipher};
+use socket2::{Domain, Socket, Type};
 
 use crate::sys::{interrupted, lock, poll, Readiness};
 use crate::{Context, Error, Result};
@@ -134,11 +135,45 @@ pub fn fingerprint(name: &KeyName) -> String {
     digest.map_or_else(|_| "????????".into(), |digest| crate::memory::hex(&digest[..4]))
 }
 
+/// Where a client stands and where it turns to. An address alone is a client that does not care
+/// where it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// The client's own address; all of 127.0.0.0/8 will do on loopback.
+    pub from: Option<IpAddr>,
+    /// The server.
+    pub to: SocketAddr,
+}
+
+impl From<SocketAddr> for Route {
+    fn from(to: SocketAddr) -> Self {
+        Self { from: None, to }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to.fmt(f)
+    }
+}
+
+impl Route {
+    fn connect(&self) -> Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(self.to), Type::STREAM, None)?;
+        if let Some(from) = self.from {
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+        }
+        socket.connect_timeout(&self.to.into(), EXCHANGE_LIMIT).context("no connection")?;
+        Ok(socket.into())
+    }
+}
+
 /// Makes a full handshake and brings the ticket home.
 ///
 /// # Errors
 /// When the server cannot be reached, refuses, gives no ticket, or is too slow.
-pub fn take(address: SocketAddr, version: TlsVersion) -> Result<Ticket> {
+pub fn take(address: impl Into<Route>, version: TlsVersion) -> Result<Ticket> {
+    let address = address.into();
     let doing = format_args!("{version} ticket from {address}").to_string();
     let mut exchange = Exchange::connect(address, version, None).context(&doing)?;
     let ticket = exchange.ticket(EXCHANGE_LIMIT).context(&doing)?;
@@ -150,7 +185,8 @@ pub fn take(address: SocketAddr, version: TlsVersion) -> Result<Ticket> {
 /// # Errors
 /// When the server cannot be reached, breaks the handshake off, or is too slow. Being refused the
 /// resumption is no error.
-pub fn offer(address: SocketAddr, ticket: &Ticket) -> Result<Offer> {
+pub fn offer(address: impl Into<Route>, ticket: &Ticket) -> Result<Offer> {
+    let address = address.into();
     let doing = format_args!("{} ticket to {address}", ticket.version).to_string();
     let mut exchange = Exchange::connect(address, ticket.version, Some(ticket)).context(&doing)?;
     let resumed = exchange.stream.ssl().session_reused();
@@ -164,7 +200,7 @@ pub fn offer(address: SocketAddr, ticket: &Ticket) -> Result<Offer> {
 /// When the server cannot be reached or is too slow.
 pub fn get(address: SocketAddr, path: &str) -> Result<String> {
     let doing = format_args!("GET {path} from {address}").to_string();
-    let mut exchange = Exchange::connect(address, TlsVersion::V13, None).context(&doing)?;
+    let mut exchange = Exchange::connect(address.into(), TlsVersion::V13, None).context(&doing)?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     drive(&mut exchange.stream, exchange.deadline, |stream| stream.ssl_write(request.as_bytes()))
         .context(&doing)?;
@@ -203,7 +239,7 @@ struct Exchange {
 type Sessions = Arc<Mutex<Vec<Vec<u8>>>>;
 
 impl Exchange {
-    fn connect(address: SocketAddr, version: TlsVersion, ticket: Option<&Ticket>) -> Result<Self> {
+    fn connect(route: Route, version: TlsVersion, ticket: Option<&Ticket>) -> Result<Self> {
         let deadline = Instant::now() + EXCHANGE_LIMIT;
         let (context, index) = client(version)?;
         let sessions = Sessions::default();
@@ -215,7 +251,7 @@ impl Exchange {
             // SAFETY: a session that was read from DER belongs to no other context.
             unsafe { ssl.set_session(&session)? };
         }
-        let tcp = TcpStream::connect_timeout(&address, EXCHANGE_LIMIT).context("no connection")?;
+        let tcp = route.connect()?;
         tcp.set_nonblocking(true)?;
         tcp.set_nodelay(true)?;
         let mut stream = SslStream::new(ssl, tcp)?;

@@ -1,0 +1,77 @@
+//! Fuzz targets for everything that reads bytes from outside: libFuzzer calls [`judge`] with bytes
+//! of its invention, which fall to the target that `STEK_FUZZ_TARGET` names.
+//!
+//! One program for all targets, because most of it is the plugin. Each target says what must hold
+//! of whatever its parser lets through, not merely that it does not crash; a property that does not
+//! hold is a panic, which libFuzzer reports with the bytes that led to it. [`memory`] holds all of
+//! them to a bound. With `STEK_FUZZ_SEEDS` set the program writes the seeds of the corpus, made
+//! of real messages, under that directory, and ends.
+#![no_main]
+
+mod commands;
+mod frames;
+mod memory;
+mod messages;
+mod seeds;
+mod state;
+mod subjects;
+mod verbs;
+mod yaml;
+
+use std::sync::OnceLock;
+
+use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: memory::Counting = memory::Counting;
+
+/// A target: what it is called, what it does with bytes, and how much memory it may take for
+/// them: a fixed part, and so many bytes for each byte of input.
+struct Target {
+    name: &'static str,
+    judge: fn(&[u8]),
+    bound: (usize, usize),
+}
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// A decoder of serde's takes at most one MiB for a claimed length before it sees the content, once
+/// for each level on which there are lists.
+const CLAIMED: usize = 4 * MIB;
+
+const TARGETS: [Target; 10] = [
+    Target { name: "frame", judge: frames::whole, bound: (4 * KIB, 4) },
+    // A claimed length is honoured up to the longest frame, three times: read, written, reference.
+    Target { name: "stream", judge: frames::stream, bound: (4 * MIB, 16) },
+    Target { name: "request", judge: messages::request, bound: (CLAIMED, 64) },
+    Target { name: "response", judge: messages::response, bound: (CLAIMED, 64) },
+    Target { name: "commands", judge: commands::run, bound: (CLAIMED, 64) },
+    Target { name: "conf", judge: yaml::conf, bound: (256 * KIB, 1000) },
+    Target { name: "list", judge: yaml::list, bound: (256 * KIB, 1000) },
+    Target { name: "state", judge: state::content, bound: (CLAIMED, 64) },
+    Target { name: "subject", judge: subjects::compare, bound: (64 * KIB, 200) },
+    Target { name: "verb", judge: verbs::parse, bound: (4 * KIB, 64) },
+];
+
+fn target() -> &'static Target {
+    static CHOSEN: OnceLock<&Target> = OnceLock::new();
+    CHOSEN.get_or_init(|| {
+        if let Some(dir) = std::env::var_os("STEK_FUZZ_SEEDS") {
+            seeds::write(dir.as_ref());
+            std::process::exit(0);
+        }
+        let name = std::env::var("STEK_FUZZ_TARGET").unwrap_or_default();
+        let known: Vec<&str> = TARGETS.iter().map(|t| t.name).collect();
+        TARGETS.iter().find(|t| t.name == name).unwrap_or_else(|| {
+            panic!("STEK_FUZZ_TARGET is {name:?}, which is none of {}", known.join(", "))
+        })
+    })
+}
+
+fn judge(bytes: &[u8]) {
+    let Target { judge, bound: (fixed, each), .. } = target();
+    memory::bounded(fixed + each * bytes.len(), || judge(bytes));
+}
+
+fuzz_target!(init: { target(); }, |bytes: &[u8]| judge(bytes));

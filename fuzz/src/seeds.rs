@@ -1,0 +1,289 @@
+//! The seeds of the corpus, made of real messages, files and names.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::impls::EmptyNode;
+use openraft::{Entry, EntryPayload, Membership, Snapshot, SnapshotMeta, StoredMembership, Vote};
+use openssl::asn1::Asn1Time;
+use openssl::bn::BigNum;
+use openssl::ec::{EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkey::PKey;
+use openssl::x509::{X509Builder, X509NameBuilder, X509};
+use stek_share::consensus::log_store::{LogStore, Remembered};
+use stek_share::consensus::saved::Saved;
+use stek_share::consensus::state_machine::{AgreedSnapshot, AgreedView, StateMachine};
+use stek_share::consensus::wire::{
+    encode, AppendAnswer, OrderRefusal, Request, Response, Unable, WireAppend, WireEntry,
+    WireMembership, WirePayload, WireSnapshot, WireVote,
+};
+use stek_share::consensus::{log_id_of, Types};
+use stek_share::core::agreed::{Agreed, Command};
+use stek_share::core::config::Member;
+use stek_share::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId};
+use stek_share::core::moment::Moment;
+use stek_share::core::rejoin::{Ballot, LogEnd, Status};
+use stek_share::core::roster::Roster;
+use stek_share::core::rotation::Order;
+use stek_share::core::server_id::ServerId;
+use stek_share::core::stek::{Stek, STEK_LEN};
+use stek_share::node::state_file_door as door;
+use stek_share::transport::frame::{self, Header, Kind, Role, Versions, NOTICE};
+use tokio::sync::watch;
+
+use crate::state::HISTORY;
+
+/// A self-signed certificate and its key, PEM.
+pub fn identity(subject: &str) -> (Vec<u8>, Vec<u8>) {
+    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("OpenSSL has it");
+    let key = EcKey::generate(&group).and_then(PKey::from_ec_key).expect("a key");
+    let certificate = certificate(subject, &key);
+    let pem = certificate.to_pem().expect("PEM");
+    (pem, key.private_key_to_pem_pkcs8().expect("PEM"))
+}
+
+fn certificate(subject: &str, key: &PKey<openssl::pkey::Private>) -> X509 {
+    let make = || {
+        let mut name = X509NameBuilder::new()?;
+        for part in subject.split('/').filter(|part| !part.is_empty()) {
+            let (field, value) = part.split_once('=').unwrap_or((part, ""));
+            name.append_entry_by_text(field, value)?;
+        }
+        let name = name.build();
+        let mut certificate = X509Builder::new()?;
+        certificate.set_version(2)?;
+        let serial = BigNum::from_u32(1)?.to_asn1_integer()?;
+        certificate.set_serial_number(&serial)?;
+        certificate.set_subject_name(&name)?;
+        certificate.set_issuer_name(&name)?;
+        certificate.set_pubkey(key)?;
+        certificate.set_not_before(&*Asn1Time::days_from_now(0)?)?;
+        certificate.set_not_after(&*Asn1Time::days_from_now(3650)?)?;
+        certificate.sign(key, MessageDigest::sha256())?;
+        Ok::<_, openssl::error::ErrorStack>(certificate.build())
+    };
+    make().expect("a certificate")
+}
+
+fn end(term: u64, index: u64) -> LogEnd {
+    LogEnd { ballot: Ballot { term, node: ServerId(2) }, index }
+}
+
+fn held(generation: u64) -> Held {
+    let bytes: Vec<u8> =
+        (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ generation as u8).collect();
+    Held { generation: Generation(generation), stek: Stek::copy_from(&bytes).expect("48 bytes") }
+}
+
+fn member(id: u32) -> Member {
+    let subject = (id == 2).then(|| "/CN=two".to_owned());
+    Member { id: ServerId(id), address: "10.0.0.1".to_owned(), port: 9000 + id as u16, subject }
+}
+
+fn history() -> HistoryId {
+    HistoryId::from_bytes(HISTORY).expect("it is not zero")
+}
+
+/// What a history of so many generations consists of.
+fn story(generations: u64) -> Vec<Command> {
+    let roster = Roster::new(1, &[member(1), member(2)]).expect("a good list");
+    let mut commands =
+        vec![Command::Key(KeyCommand::Found { history: history() }), Command::Enlist(roster)];
+    for g in 1..=generations {
+        let stage = KeyCommand::Stage { held: held(g), revokes: g == 3 };
+        let activate = KeyCommand::Activate { generation: Generation(g), keep: 2 };
+        commands.extend([Command::Key(stage), Command::Key(activate)]);
+    }
+    commands
+}
+
+fn agreed(generations: u64) -> Agreed {
+    let mut agreed = Agreed::default();
+    for command in story(generations) {
+        agreed.apply(command).expect("a good story");
+    }
+    agreed
+}
+
+/// What a box remembers after so many generations.
+pub fn saved(generations: u64) -> Saved {
+    let now = Moment::from_start(Duration::from_secs(1 << 20));
+    let views = watch::Sender::new(AgreedView::default());
+    let machine = StateMachine::new(views, Arc::new(|_| {}), Arc::new(move || now));
+    let voters = BTreeSet::from([ServerId(1), ServerId(2)]);
+    let membership: Membership<ServerId, EmptyNode> = Membership::new(vec![voters], ());
+    let at = |index| Some(log_id_of(end(3, index)));
+    let meta = SnapshotMeta {
+        last_log_id: at(9),
+        last_membership: StoredMembership::new(at(0), membership),
+        snapshot_id: "1".to_owned(),
+    };
+    let state = AgreedSnapshot {
+        agreed: agreed(generations),
+        current_since: now.ago(Duration::from_secs(9)),
+        staged_since: now.ago(Duration::from_secs(10)),
+    };
+    machine.begin_with(Snapshot::<Types> { meta, snapshot: Box::new(state) });
+    let log = LogStore::default();
+    let stage = KeyCommand::Stage { held: held(generations + 1), revokes: false };
+    let payloads = [EntryPayload::Blank, EntryPayload::Normal(Command::Key(stage))];
+    let entries = (9..).zip(payloads);
+    log.remember(Remembered {
+        vote: Some(Vote::new_committed(3, ServerId(2))),
+        committed: at(9),
+        purged: at(8),
+        entries: entries
+            .map(|(index, payload)| Entry { log_id: log_id_of(end(3, index)), payload })
+            .collect(),
+    });
+    Saved::take(&log, &machine, now).expect("it has a history")
+}
+
+fn append(commands: Vec<Command>) -> Request {
+    let voters = BTreeSet::from([ServerId(1), ServerId(2)]);
+    let membership = WireMembership { configs: vec![voters.clone()], members: voters };
+    let commands = commands.into_iter().map(WirePayload::Command);
+    let payloads = [WirePayload::Blank, WirePayload::Membership(membership)];
+    let entries = (8..).zip(payloads.into_iter().chain(commands));
+    Request::Append(WireAppend {
+        vote: (end(3, 0).ballot, true),
+        previous: Some(end(3, 7)),
+        entries: entries.map(|(i, payload)| WireEntry { id: end(3, i), payload }).collect(),
+        commit: Some(end(3, 6)),
+        age: Some((Generation(5), 1234)),
+        quorum: true,
+    })
+}
+
+fn snapshot() -> Request {
+    let members = BTreeSet::from([ServerId(1), ServerId(2)]);
+    Request::Snapshot(WireSnapshot {
+        vote: (end(3, 0).ballot, true),
+        last: Some(end(3, 9)),
+        membership_at: Some(end(0, 0)),
+        membership: WireMembership { configs: vec![members.clone()], members },
+        id: "4".to_owned(),
+        agreed: agreed(3),
+        current_age_ms: 7000,
+        staged_age_ms: 0,
+    })
+}
+
+fn status() -> Status {
+    Status {
+        full: true,
+        ballot: end(3, 0).ballot,
+        log_end: Some(end(3, 9)),
+        history: Some(history()),
+        generation: Generation(3),
+        live_leader: true,
+        may_vote: true,
+        quorum: true,
+    }
+}
+
+fn requests() -> Vec<Request> {
+    vec![
+        Request::Status(status()),
+        Request::Vote(WireVote { ballot: end(4, 0).ballot, log_end: Some(end(3, 9)) }),
+        append(story(2)),
+        append(Vec::new()),
+        snapshot(),
+        Request::AwaitInstalled { generation: Generation(7), limit_ms: 1000 },
+        Request::Order(Order::Revoke),
+        Request::Stand,
+        Request::Enlist(vec![member(1), member(2)]),
+    ]
+}
+
+fn responses() -> Vec<Response> {
+    let vote = (end(3, 0).ballot, true);
+    vec![
+        Response::Status(status()),
+        Response::Vote { vote, granted: true, log_end: Some(end(3, 9)) },
+        Response::Append(AppendAnswer::Success),
+        Response::Append(AppendAnswer::Partial(Some(end(3, 9)))),
+        Response::Append(AppendAnswer::HigherVote(end(9, 0).ballot, false)),
+        Response::Snapshot { vote },
+        Response::Installed(Generation(3)),
+        Response::Ordered(Err(OrderRefusal::Refused("why".to_owned()))),
+        Response::WillStand,
+        Response::Enlisted(Ok(4)),
+        Response::Unable(Unable::Quarantined),
+    ]
+}
+
+fn frames() -> Vec<Vec<u8>> {
+    let header = Header {
+        version: 1,
+        role: Role::Member,
+        sender: ServerId(2),
+        incarnation: 0x1112_1314_1516_1718,
+        history: HISTORY,
+        request: 7,
+        kind: Kind::Request,
+    };
+    let notice = Header { version: NOTICE, kind: Kind::Refused, ..header };
+    let foreign = Header { version: 9, role: Role::Tool, ..header };
+    let versions = Versions { min: 1, max: 3 };
+    [(header, &b"hello"[..]), (notice, &versions.to_notice()), (foreign, b"x"), (header, b"")]
+        .iter()
+        .map(|(header, body)| frame::encode(header, body).expect("it is short").to_vec())
+        .collect()
+}
+
+fn names() -> Vec<Vec<u8>> {
+    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("OpenSSL has it");
+    let key = EcKey::generate(&group).and_then(PKey::from_ec_key).expect("a key");
+    let one = certificate(crate::subjects::SUBJECT, &key);
+    let other = certificate("/C=DE/O=A+B/CN=é/emailAddress=a@b", &key);
+    let name = |c: &X509| c.subject_name().to_der().expect("DER");
+    vec![
+        name(&one),
+        name(&other),
+        one.to_der().expect("DER"),
+        crate::subjects::SUBJECT.as_bytes().to_vec(),
+        b"/CN=two".to_vec(),
+    ]
+}
+
+/// Writes the seeds of each target into a directory of its name under `dir`.
+pub fn write(dir: &Path) {
+    let bytes = |message| encode(message).expect("it can be encoded").to_vec();
+    let stories = [story(1), story(5)].map(|story| {
+        story.iter().flat_map(|command| encode(command).expect("as before").to_vec()).collect()
+    });
+    let saved = [1, 3].map(|n| {
+        let plain = door::plain(saved(n)).expect("it can be encoded");
+        [&[255], plain.as_slice()].concat()
+    });
+    let streams =
+        [[&[0, 5], frames().concat().as_slice()].concat(), [&[1], &frames()[2][..]].concat()];
+    let conf = include_bytes!("../../example_server_conf.yaml").to_vec();
+    let list = include_bytes!("../../example_server_list.yaml").to_vec();
+    let odd = b"- {server_id: 0x2, address: fe80::1%eth0, port: '80', cert_verify_str: /CN=a}\n";
+    let verbs = [&b"reload\0"[..], b"rotate", b"revoke", b"status\0", b"x"].map(<[u8]>::to_vec);
+    for (target, seeds) in [
+        ("frame", frames()),
+        ("stream", streams.to_vec()),
+        ("request", requests().iter().map(|r| bytes(r)).collect()),
+        ("response", responses().iter().map(|r| encode(r).expect("as before").to_vec()).collect()),
+        ("commands", stories.to_vec()),
+        ("conf", vec![conf, b"server_id: 1\naddress: a\nport: 1\n".to_vec()]),
+        ("list", vec![list, odd.to_vec()]),
+        ("state", [&saved[..], &[vec![8, 0, 9, 1], vec![0; 70]]].concat()),
+        ("subject", names()),
+        ("verb", verbs.to_vec()),
+    ] {
+        let dir = dir.join(target);
+        fs::create_dir_all(&dir).expect("a directory");
+        for (number, seed) in seeds.iter().enumerate() {
+            fs::write(dir.join(format!("seed-{number}")), seed).expect("a file");
+        }
+    }
+}

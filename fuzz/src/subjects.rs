@@ -1,0 +1,51 @@
+//! Subjects of certificates, and their comparison with `cert_verify_str`.
+
+use std::sync::OnceLock;
+
+use openssl::x509::{X509Name, X509};
+use stek_share::core::config::Member;
+use stek_share::core::server_id::ServerId;
+use stek_share::transport::one_line;
+use stek_share::transport::tls::{subject_line, Tls};
+
+use crate::seeds::identity;
+
+/// The subject that the box under test asks for.
+pub const SUBJECT: &str = "/C=US/O=Edge/CN=box";
+
+fn tls() -> &'static Tls {
+    static TLS: OnceLock<Tls> = OnceLock::new();
+    TLS.get_or_init(|| {
+        let (certificate, key) = identity(SUBJECT);
+        let tls = Tls::from_pem(&certificate, &certificate, &key, SUBJECT).expect("it is good");
+        let own = Member {
+            id: ServerId(2),
+            address: "localhost".to_owned(),
+            port: 1,
+            subject: Some("/CN=two".to_owned()),
+        };
+        tls.with_members(&[own])
+    })
+}
+
+/// A name in DER, a certificate in DER, or text: only the very subjects that were asked for are
+/// accepted, each for its own server, and the line about any other is printable.
+pub fn compare(bytes: &[u8]) {
+    if let Ok(name) = X509Name::from_der(bytes) {
+        accept_only_ours(&one_line(&name));
+    }
+    if let Ok(certificate) = X509::from_der(bytes) {
+        accept_only_ours(&subject_line(&certificate));
+    }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        assert_eq!(tls().subject_matches(text), text == SUBJECT || text == "/CN=two");
+        assert_eq!(tls().is_of(ServerId(1), text), text == SUBJECT);
+        assert_eq!(tls().is_of(ServerId(2), text), text == "/CN=two");
+    }
+}
+
+fn accept_only_ours(line: &str) {
+    assert!(line.bytes().all(|b| (b' '..=b'~').contains(&b)), "{line:?}");
+    assert_eq!(tls().subject_matches(line), line == SUBJECT || line == "/CN=two");
+    assert!(!(tls().is_of(ServerId(1), line) && tls().is_of(ServerId(2), line)));
+}

@@ -1,0 +1,209 @@
+//! The operator's side of a box: asks it how it is, and gives it orders, over the mutual TLS that
+//! the boxes speak among themselves.
+//!
+//! A tool is authorised as a member is: it acts with the configuration and the certificate of a
+//! box of the list. It says in every frame that it is a tool, so that nobody takes it for a second
+//! box under that box's `server_id`, and nobody for a member that votes. What must hold:
+//! - A question ends within its limit, whatever the other side does.
+//! - Every failure says what happened and what to do about it, in one line. Which box it was is
+//!   for the caller to add.
+//! - What comes back was checked: it is bounded, and its texts can be printed as they are.
+//!
+//! Needs a tokio runtime. Each question makes a connection of its own.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::consensus::wire::{
+    self, decode_response, Malformed, OrderRefusal, Request, Response, Unable,
+};
+use crate::core::config::{Member, Settings};
+use crate::core::key_ring::Generation;
+use crate::core::server_id::ServerId;
+use crate::transport::frame::NoCommonVersion;
+use crate::transport::listener::Refusal;
+use crate::transport::peers::{ask_once, OnceError};
+use crate::transport::tls::{HandshakeError, Tls};
+use crate::transport::Me;
+
+pub use crate::core::box_status::{
+    BoxStatus, CertificateStatus, Count, GroupStatus, Hint, HostStatus, KeyInUse, KeyStatus, Keys,
+    ListStatus, MemberStatus, Role,
+};
+pub use crate::core::rotation::Order;
+
+/// How long a question about a box's status may take unless the caller knows better: a dial to a
+/// host that is down takes the longest, 3 s.
+pub const STATUS_LIMIT: Duration = Duration::from_secs(5);
+
+/// What an order may take beyond the options' times, for connections and the way there and back.
+const ORDER_MARGIN: Duration = Duration::from_secs(5);
+
+/// How long an order may take with these options: the asked box looks for the leader for one
+/// `client_req_timeout`, the leader takes two and a handover.
+pub fn order_limit(settings: &Settings) -> Duration {
+    settings.request_timeout * 3 + settings.handover_timeout + ORDER_MARGIN
+}
+
+/// Speaks to boxes in the name of the box whose configuration it was made of.
+#[derive(Clone)]
+pub struct Client {
+    me: Me,
+    tls: Tls,
+}
+
+impl Client {
+    /// For a configuration and certificates as [`crate::load::load`] gives them.
+    pub fn new(settings: &Settings, tls: &Tls) -> Client {
+        Client { me: Me::tool(settings.server_id), tls: tls.clone() }
+    }
+
+    /// Asks a box how it is, and measures how long the answer took: from sending the question
+    /// over a connection that was up until the answer was read, in which the box verified this
+    /// side's certificate.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn status(
+        &self,
+        member: &Member,
+        limit: Duration,
+    ) -> Result<(BoxStatus, Duration), Failure> {
+        match self.ask(member, &Request::Report, limit).await? {
+            (Response::Report(status), _) if status.id != member.id => {
+                Err(Failure::Stranger(status.id))
+            }
+            (Response::Report(status), took) => Ok((*status, took)),
+            _ => Err(Failure::Senseless),
+        }
+    }
+
+    /// Has the group rotate or revoke now, through any box: it passes the order on to the leader.
+    /// Answers with the generation that is in use then. See [`order_limit`].
+    ///
+    /// # Errors
+    /// Why it was not done. Where no answer came in time, or [`OrderRefusal`] says so, it may
+    /// still happen.
+    pub async fn order(
+        &self,
+        through: &Member,
+        order: Order,
+        limit: Duration,
+    ) -> Result<Generation, Failure> {
+        match self.ask(through, &Request::Order(order), limit).await? {
+            (Response::Ordered(Ok(generation)), _) => Ok(generation),
+            (Response::Ordered(Err(refusal)), _) => Err(Failure::Order(refusal)),
+            _ => Err(Failure::Senseless),
+        }
+    }
+
+    async fn ask(
+        &self,
+        member: &Member,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<(Response, Duration), Failure> {
+        // None of the two requests can fail to be encoded.
+        let body = wire::encode(request).ok_or(Failure::Senseless)?;
+        let tls = self.tls.for_member(member);
+        let place = (member.address.as_str(), member.port);
+        let asked = ask_once(&tls, &self.me, place, &body, limit).await;
+        let (answer, took) = asked.map_err(|error| Failure::of(error, limit))?;
+        match decode_response(&answer).map_err(Failure::Malformed)? {
+            Response::Unable(why) => Err(Failure::Unable(why)),
+            response => Ok((response, took)),
+        }
+    }
+}
+
+/// Why a box did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum Failure {
+    /// There is no way to it.
+    #[error(
+        "unreachable: {0}; see that Traffic Server runs there with the plugin started (its \
+         diags.log says why if not), that address and port are right, and that no firewall is \
+         between"
+    )]
+    Unreachable(String),
+    /// It did not answer in time.
+    #[error("no answer within {0} ms; see whether it hangs, or how far away it is")]
+    TimedOut(u128),
+    /// Its certificate is not accepted here.
+    #[error(
+        "its certificate is not accepted: {0}; compare root_cert_file and cert_verify_str here \
+         with server_cert_file there"
+    )]
+    TheirCertificate(HandshakeError),
+    /// It does not accept the certificate that was shown to it.
+    #[error(
+        "it does not accept this configuration's certificate: {0}; compare server_cert_file here \
+         with root_cert_file and cert_verify_str there"
+    )]
+    OurCertificate(String),
+    /// What listens there does not speak our TLS.
+    #[error("no stek_share answers there: {0}; see that address and port are right")]
+    NotOurs(HandshakeError),
+    /// It does not hear the box in whose name was asked.
+    #[error("it refuses to answer: {0}; {remedy}", remedy = remedy(*.0))]
+    Refused(Refusal),
+    /// No protocol version is common to both.
+    #[error(transparent)]
+    Version(NoCommonVersion),
+    /// It ended the connection where an answer should have come.
+    #[error(
+        "it closed the connection without an answer: it stops just now, or runs a stek_share too \
+         old for this question; try again, else upgrade it"
+    )]
+    Closed,
+    /// The box there is another one.
+    #[error("the box there calls itself server_id {0}; correct the server list here or there")]
+    Stranger(ServerId),
+    /// Its answer is no message.
+    #[error("its answer makes no sense: {0}; run the same version of stek_share here and there")]
+    Malformed(Malformed),
+    /// Its answer is one to something else.
+    #[error(
+        "its answer is not to this question; run the same version of stek_share here and there"
+    )]
+    Senseless,
+    /// It is in no state to do it.
+    #[error("it cannot do that now: {0}; try again in a moment")]
+    Unable(Unable),
+    /// The group did not carry the order out.
+    #[error("not done: {0}")]
+    Order(OrderRefusal),
+}
+
+impl Failure {
+    fn of(error: OnceError, limit: Duration) -> Failure {
+        match error {
+            OnceError::Unreachable(words) => Failure::Unreachable(words),
+            OnceError::TimedOut => Failure::TimedOut(limit.as_millis()),
+            OnceError::Handshake(HandshakeError::RefusedUs(words)) => {
+                Failure::OurCertificate(words)
+            }
+            OnceError::Handshake(fault @ HandshakeError::NotOurTls(_)) => Failure::NotOurs(fault),
+            OnceError::Handshake(fault @ HandshakeError::Closed) => {
+                Failure::Unreachable(fault.to_string())
+            }
+            OnceError::Handshake(HandshakeError::Library(words)) => {
+                Failure::Unreachable(format!("no TLS can be spoken here, OpenSSL: {words}"))
+            }
+            OnceError::Handshake(fault) => Failure::TheirCertificate(fault),
+            OnceError::Refused(refusal) => Failure::Refused(refusal),
+            OnceError::Version(none) => Failure::Version(none),
+            OnceError::Closed => Failure::Closed,
+            OnceError::TooLong(_) => Failure::Senseless,
+        }
+    }
+}
+
+fn remedy(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::NotAMember => "add the box to the server list, or use another box's configuration",
+        Refusal::Certificate => "use the configuration and the certificate of one and the same box",
+        _ => "see its diags.log",
+    }
+}

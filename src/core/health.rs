@@ -1,0 +1,261 @@
+//! What is wrong with a box, by what it says of itself: one sentence for each matter.
+//!
+//! Judges one box alone; what differs between boxes is for who asks them all. What must hold: a
+//! box that is well has nothing to complain of, also while a key is handed over.
+
+use super::box_status::{BoxStatus, Hint, HostStatus, KeyInUse, Role};
+use super::key_ring::Generation;
+
+/// How much a complaint matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Sessions are shared as they should be, but something needs to be looked at.
+    Degraded,
+    /// Sessions of this box are not resumed elsewhere, or soon no longer, or not as safely.
+    Broken,
+}
+
+/// One thing that is wrong, in words that end without a full stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// How much it matters.
+    pub severity: Severity,
+    /// What it is and where to look.
+    pub words: String,
+}
+
+/// How long after its time a rotation is late, in milliseconds: a handover, an agreement that had
+/// to be tried twice, and an election in between fit in.
+pub const LATE_MS: u64 = 15_000;
+
+/// A certificate that ends sooner than this is told, in days.
+pub const EXPIRY_DAYS: u64 = 30;
+
+/// Seconds of a day.
+const DAY_S: u64 = 86_400;
+
+/// The most servers that one complaint names.
+const MAX_NAMED: usize = 8;
+
+/// All that is wrong with this box, the worst first.
+pub fn complaints(status: &BoxStatus) -> Vec<Complaint> {
+    let mut all = Vec::new();
+    let mut say = |severity, words: String| all.push(Complaint { severity, words });
+    group(status, &mut say);
+    keys(status, &mut say);
+    list(status, &mut say);
+    certificate(status, &mut say);
+    host(&status.host, &mut say);
+    let refused: u64 = status.refused_keys.iter().map(|(_, count)| count).sum();
+    if refused > 0 {
+        let words = "keys were refused since the start, which no sound group causes; see diags.log";
+        say(Severity::Degraded, format!("{refused} {words}"));
+    }
+    all.sort_by_key(|complaint| std::cmp::Reverse(complaint.severity));
+    all
+}
+
+fn group(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
+    let group = &status.group;
+    match group.role {
+        Role::Asking => say(
+            Severity::Broken,
+            "it asks around and takes no part yet: too few boxes of the list answer it".to_owned(),
+        ),
+        Role::Quarantined => {
+            say(Severity::Degraded, "it came back without memory and is catching up".to_owned())
+        }
+        Role::Candidate => {
+            say(Severity::Degraded, "it stands for election, since no leader is heard".to_owned())
+        }
+        Role::Follower | Role::Leader => {}
+    }
+    if !group.quorum {
+        let since = match group.quorum_ms {
+            Some(ms) => format!("for {} s", ms / 1000),
+            None => "since it started".to_owned(),
+        };
+        say(
+            Severity::Broken,
+            format!(
+                "it has no part in a majority {since}: keys are not replaced until more than half \
+                 of the list is up and reachable"
+            ),
+        );
+    } else if group.leader.is_none() {
+        say(Severity::Degraded, "it knows no leader at present".to_owned());
+    }
+}
+
+fn keys(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
+    let keys = &status.keys;
+    match keys.in_use {
+        KeyInUse::Agreed => {}
+        KeyInUse::Own => say(
+            Severity::Broken,
+            "it encrypts with a key of its own, since it has none of the group's yet".to_owned(),
+        ),
+        KeyInUse::Emergency => say(
+            Severity::Broken,
+            "it encrypts with a key of its own: the group's is older than max_key_age".to_owned(),
+        ),
+    }
+    let current = keys.current.map(|key| key.generation).unwrap_or_default();
+    let lacks = keys.in_use == KeyInUse::Agreed && keys.installed < current;
+    if lacks || status.host.install_pending {
+        say(
+            Severity::Broken,
+            format!(
+                "Traffic Server holds generation {} and has not taken {} yet; see diags.log",
+                keys.installed,
+                current.max(keys.staged.map_or(Generation(0), |key| key.generation))
+            ),
+        );
+    }
+    let late = keys.age_ms.saturating_sub(keys.interval_ms);
+    if keys.current.is_some() && late > LATE_MS {
+        let words = format!("the rotation of its key is {} s late", late / 1000);
+        say(Severity::Degraded, words);
+    }
+}
+
+fn list(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
+    let list = &status.list;
+    let silent: Vec<String> = list
+        .others
+        .iter()
+        .filter(|other| !other.reachable && hears(status, other.id))
+        .map(|other| other.id.to_string())
+        .collect();
+    if !silent.is_empty() {
+        let more = silent.len().saturating_sub(MAX_NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let named: Vec<&str> = silent.iter().take(MAX_NAMED).map(String::as_str).collect();
+        let words = format!("it does not hear server {}{more}", named.join(", "));
+        say(Severity::Degraded, words);
+    }
+    if list.digest.as_ref().is_some_and(|agreed| *agreed != list.file_digest) {
+        say(
+            Severity::Degraded,
+            "its file's server list is not the agreed one; give it the group's list, or send \
+             reload if the file is the newer one"
+                .to_owned(),
+        );
+    }
+}
+
+/// Whether this box should hear that one all the time: a leader hears all, the others only their
+/// leader; who else they hear is chance.
+fn hears(status: &BoxStatus, other: super::server_id::ServerId) -> bool {
+    status.group.role == Role::Leader || status.group.leader == Some(other)
+}
+
+fn certificate(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
+    match status.certificate.expires_s {
+        None => say(Severity::Degraded, "the end of its certificate cannot be read".to_owned()),
+        Some(0) => say(
+            Severity::Broken,
+            "its certificate has expired: other boxes refuse its next connection; renew it"
+                .to_owned(),
+        ),
+        Some(left) if left < EXPIRY_DAYS * DAY_S => {
+            let words = format!("its certificate expires in {} days; renew it", left / DAY_S);
+            say(Severity::Degraded, words);
+        }
+        Some(_) => {}
+    }
+}
+
+fn host(host: &HostStatus, say: &mut impl FnMut(Severity, String)) {
+    for hint in &host.hints {
+        let severity = match hint {
+            Hint::TicketsDisabled | Hint::TicketKeyFile(_) => Severity::Broken,
+            _ => Severity::Degraded,
+        };
+        say(severity, hint.to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::box_status::tests::sample;
+    use crate::core::box_status::KeyStatus;
+
+    fn well() -> BoxStatus {
+        let mut status = sample();
+        status.host.hints.clear();
+        status.refused_keys.clear();
+        status.certificate.expires_s = Some((EXPIRY_DAYS + 1) * DAY_S);
+        status
+    }
+
+    #[test]
+    fn a_box_that_is_well_has_nothing_to_complain_of() {
+        assert_eq!(complaints(&well()), []);
+        let mut status = well();
+        // In the middle of a handover, which is on time.
+        let fingerprint = status.keys.current.unwrap().fingerprint;
+        status.keys.staged = Some(KeyStatus { generation: Generation(10), fingerprint });
+        status.keys.age_ms = status.keys.interval_ms + LATE_MS;
+        assert_eq!(complaints(&status), []);
+        // A follower hears of another follower only when it stands for election.
+        status.list.others[0].id.0 = 2;
+        status.list.others[0].reachable = false;
+        assert_eq!(complaints(&status), []);
+    }
+
+    #[test]
+    fn each_trouble_is_one_complaint() {
+        type Spoil = fn(&mut BoxStatus);
+        let cases: [(Spoil, Severity, &str); 19] = [
+            (|s| s.group.role = Role::Asking, Severity::Broken, "too few boxes"),
+            (|s| s.group.role = Role::Quarantined, Severity::Degraded, "without memory"),
+            (|s| s.group.role = Role::Candidate, Severity::Degraded, "no leader is heard"),
+            (|s| s.group.quorum = false, Severity::Broken, "majority for 0 s"),
+            (|s| s.group.leader = None, Severity::Degraded, "knows no leader"),
+            (|s| s.keys.in_use = KeyInUse::Own, Severity::Broken, "none of the group's yet"),
+            (|s| s.keys.in_use = KeyInUse::Emergency, Severity::Broken, "max_key_age"),
+            (|s| s.keys.installed.0 = 8, Severity::Broken, "holds generation 8"),
+            (|s| s.host.install_pending = true, Severity::Broken, "not taken 9"),
+            (
+                |s| s.keys.age_ms = s.keys.interval_ms + LATE_MS + 1000,
+                Severity::Degraded,
+                "is 16 s late",
+            ),
+            (|s| s.list.others[0].reachable = false, Severity::Degraded, "not hear server 1"),
+            (|s| s.list.file_digest.clear(), Severity::Degraded, "not the agreed one"),
+            (|s| s.certificate.expires_s = None, Severity::Degraded, "cannot be read"),
+            (|s| s.certificate.expires_s = Some(0), Severity::Broken, "has expired"),
+            (|s| s.certificate.expires_s = Some(9 * DAY_S), Severity::Degraded, "in 9 days"),
+            (
+                |s| s.host.hints = vec![Hint::TicketsDisabled],
+                Severity::Broken,
+                "session_ticket.enable",
+            ),
+            (|s| s.host.hints = vec![Hint::LineWithKeys(7)], Severity::Degraded, "line 7"),
+            (|s| s.host.hints = vec![Hint::Unlocked(12)], Severity::Degraded, "swap"),
+            (|s| s.refused_keys = sample().refused_keys, Severity::Degraded, "1 keys were refused"),
+        ];
+        for (spoil, severity, part) in cases {
+            let mut status = well();
+            spoil(&mut status);
+            let all = complaints(&status);
+            assert_eq!(all.len(), 1, "{part}: {all:?}");
+            assert!(all[0].words.contains(part) && all[0].severity == severity, "{all:?}");
+        }
+    }
+
+    #[test]
+    fn the_worst_comes_first_and_a_long_list_is_cut() {
+        let mut status = well();
+        status.group.role = Role::Leader;
+        let other = status.list.others[0];
+        status.list.others = (1..=20).map(|_| other).collect();
+        status.list.others.iter_mut().for_each(|other| other.reachable = false);
+        status.group.quorum = false;
+        let all = complaints(&status);
+        assert_eq!(all[0].severity, Severity::Broken);
+        assert!(all[1].words.ends_with("1, 1, 1, 1, 1, 1, 1, 1 and 12 more"), "{all:?}");
+    }
+}

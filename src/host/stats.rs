@@ -1,0 +1,160 @@
+//! The plugin's metrics in Traffic Server: made once, set when something changed.
+//!
+//! Which there are and what they mean is for [`crate::metrics`]. What must hold:
+//! - Each is made once in the life of the process, however often the plugin is named or reloaded.
+//! - Nothing here waits. A value that is as it was costs the host nothing.
+//! - A box that idles is looked at every [`LOOK`] and no more often; one where much happens, once
+//!   in a [`REST`].
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep_until, Instant};
+
+use super::ats::Stat;
+use super::secret_pages;
+use super::surroundings::Surroundings;
+use crate::core::box_status::{BoxStatus, Hint, HostStatus};
+use crate::metrics::{INSTALLS, INSTALL_FAILURES, INSTALL_PENDING, METRICS, UP};
+use crate::node::Node;
+
+/// How often ages are brought up to date. Traffic Server itself publishes metrics every 5 s.
+pub const LOOK: Duration = Duration::from_secs(5);
+
+/// How long the metrics rest after they were set, so that a flood of changes is no flood of work.
+pub const REST: Duration = Duration::from_secs(1);
+
+/// The plugin's numbers in the host's statistics. Cloning makes another handle.
+#[derive(Clone, Debug)]
+pub struct Stats(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// One for each of [`METRICS`], in their order, and what it was set to last.
+    stats: Vec<(Stat, AtomicI64)>,
+    installs: AtomicU64,
+    failures: AtomicU64,
+    pending: AtomicBool,
+}
+
+impl Stats {
+    /// Makes the statistics. For TSPluginInit only.
+    pub fn new() -> Stats {
+        let stats = METRICS.iter().map(|metric| (Stat::new(metric.name), AtomicI64::new(0)));
+        Stats(Arc::new(Inner {
+            stats: stats.collect(),
+            installs: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            pending: AtomicBool::new(false),
+        }))
+    }
+
+    /// Traffic Server took a set.
+    pub fn installed(&self) {
+        let installs = self.0.installs.fetch_add(1, Ordering::Relaxed) + 1;
+        self.set_named(INSTALLS, i64::try_from(installs).unwrap_or(i64::MAX));
+    }
+
+    /// A set was refused; the answer is how many so far.
+    pub fn failed(&self) -> u64 {
+        let failures = self.0.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        self.set_named(INSTALL_FAILURES, i64::try_from(failures).unwrap_or(i64::MAX));
+        failures
+    }
+
+    /// Whether a refused set waits to be tried again.
+    pub fn set_pending(&self, pending: bool) {
+        self.0.pending.store(pending, Ordering::Relaxed);
+        self.set_named(INSTALL_PENDING, pending.into());
+    }
+
+    /// Sets that Traffic Server took.
+    pub fn installs(&self) -> u64 {
+        self.0.installs.load(Ordering::Relaxed)
+    }
+
+    /// Sets that were refused.
+    pub fn failures(&self) -> u64 {
+        self.0.failures.load(Ordering::Relaxed)
+    }
+
+    /// The plugin has ended.
+    pub fn set_down(&self) {
+        self.set_named(UP, 0);
+    }
+
+    /// What the host is like now, in the surroundings that were found at the start.
+    pub fn host_status(&self, around: &Surroundings) -> HostStatus {
+        let mut hints = around.hints.clone();
+        let protection = secret_pages::protection();
+        hints.extend(protection.unmapped.map(Hint::Unmapped));
+        hints.extend(protection.unlocked.map(Hint::Unlocked));
+        hints.extend(protection.dumped.map(Hint::Dumped));
+        HostStatus {
+            version: around.version.clone(),
+            installs: self.installs(),
+            install_failures: self.failures(),
+            install_pending: self.0.pending.load(Ordering::Relaxed),
+            hints,
+            ca_digest: around.ca_digest.clone(),
+        }
+    }
+
+    /// Sets all of them to what this box says of itself.
+    pub fn update(&self, status: &BoxStatus) {
+        for (metric, entry) in METRICS.iter().zip(&self.0.stats) {
+            set(entry, metric.read(status));
+        }
+    }
+
+    fn set_named(&self, name: &str, value: i64) {
+        let at = METRICS.iter().position(|metric| metric.name == name);
+        if let Some(entry) = at.and_then(|at| self.0.stats.get(at)) {
+            set(entry, value);
+        }
+    }
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats::new()
+    }
+}
+
+/// The host is only told what is new; a statistic begins with 0 there.
+fn set((stat, last): &(Stat, AtomicI64), value: i64) {
+    if last.swap(value, Ordering::Relaxed) != value {
+        stat.set(value);
+    }
+}
+
+/// Keeps the metrics up to date until the task is aborted.
+pub async fn keep(stats: Stats, node: Arc<Node>) {
+    loop {
+        stats.update(&node.status());
+        let now = Instant::now();
+        tokio::select! {
+            () = node.moved() => sleep_until(now + REST).await,
+            () = sleep_until(now + LOOK) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_installs_are_kept_with_and_without_a_host() {
+        let stats = Stats::new();
+        stats.installed();
+        assert_eq!((stats.failed(), stats.failed()), (1, 2));
+        stats.set_pending(true);
+        let around = Surroundings { version: Some("9".to_owned()), ..Surroundings::default() };
+        let status = stats.clone().host_status(&around);
+        assert_eq!((status.installs, status.install_failures), (1, 2));
+        assert!(status.install_pending);
+        assert_eq!(status.version.as_deref(), Some("9"));
+    }
+}

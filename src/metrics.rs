@@ -1,0 +1,542 @@
+//! The plugin's metrics: one table of their names, kinds, meanings and alarms, and what each reads
+//! of a box's status.
+//!
+//! Knows no host and no exporter: [`crate::host`] makes the metrics in Traffic Server and sets
+//! them, stekctl prints them for Prometheus, and a test holds the documentation to this table.
+//! What must hold: a name never changes its meaning; a value that is not known is -1 where 0 means
+//! something.
+
+use crate::core::box_status::{BoxStatus, Count, KeyInUse};
+
+/// What comes before each name in Traffic Server.
+pub const PREFIX: &str = "plugin.stek_share.";
+
+/// How a metric moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It goes up and down.
+    Gauge,
+    /// It only goes up, until Traffic Server restarts.
+    Counter,
+}
+
+impl Kind {
+    /// The word for it, as Prometheus has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Gauge => "gauge",
+            Kind::Counter => "counter",
+        }
+    }
+}
+
+/// One integer among Traffic Server's metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// The name behind [`PREFIX`].
+    pub name: &'static str,
+    /// How it moves.
+    pub kind: Kind,
+    /// What it says, in one line without a full stop.
+    pub meaning: &'static str,
+    /// When to wake somebody; empty where it is only good to know.
+    pub alarm: &'static str,
+    value: Value,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Read(fn(&BoxStatus) -> i64),
+    /// The refused peers of this cause.
+    Refused(&'static str),
+}
+
+impl Metric {
+    /// The metric of this name.
+    pub fn named(name: &str) -> Option<&'static Metric> {
+        METRICS.iter().find(|metric| metric.name == name)
+    }
+
+    /// Its name in Traffic Server, such as `plugin.stek_share.role`.
+    pub fn host_name(&self) -> String {
+        format!("{PREFIX}{}", self.name)
+    }
+
+    /// Its name for Prometheus, such as `stek_share_role`; counters end in `_total`.
+    pub fn prometheus_name(&self) -> String {
+        let end = if self.kind == Kind::Counter { "_total" } else { "" };
+        format!("stek_share_{}{end}", self.name)
+    }
+
+    /// Its value for a running box.
+    pub fn read(&self, status: &BoxStatus) -> i64 {
+        match self.value {
+            Value::Read(read) => read(status),
+            Value::Refused(cause) => count(&status.refused_peers, cause),
+        }
+    }
+}
+
+const fn gauge(
+    name: &'static str,
+    meaning: &'static str,
+    alarm: &'static str,
+    read: fn(&BoxStatus) -> i64,
+) -> Metric {
+    Metric { name, kind: Kind::Gauge, meaning, alarm, value: Value::Read(read) }
+}
+
+const fn counter(
+    name: &'static str,
+    meaning: &'static str,
+    alarm: &'static str,
+    read: fn(&BoxStatus) -> i64,
+) -> Metric {
+    Metric { name, kind: Kind::Counter, meaning, alarm, value: Value::Read(read) }
+}
+
+const fn refused(
+    name: &'static str,
+    cause: &'static str,
+    meaning: &'static str,
+    alarm: &'static str,
+) -> Metric {
+    Metric { name, kind: Kind::Counter, meaning, alarm, value: Value::Refused(cause) }
+}
+
+/// The name of the metric that says whether the plugin runs; the host sets it back to 0.
+pub const UP: &str = "up";
+/// The names of the metrics that the installer sets by itself, since it works without a node.
+pub const INSTALLS: &str = "installs";
+/// See [`INSTALLS`].
+pub const INSTALL_FAILURES: &str = "install_failures";
+/// See [`INSTALLS`].
+pub const INSTALL_PENDING: &str = "install_pending";
+
+/// The causes of [`crate::transport::Cause`] that end a handshake.
+const HANDSHAKE_CAUSES: [&str; 7] = [
+    "no_certificate",
+    "untrusted",
+    "wrong_subject",
+    "not_our_tls",
+    "refused_us",
+    "closed_early",
+    "library",
+];
+
+/// Every metric, in the order in which they are documented.
+pub const METRICS: &[Metric] = &[
+    gauge(
+        UP,
+        "1 while the plugin runs; 0 if its configuration was refused or it ended by an error",
+        "0, or absent, for a minute: this box shares no key; all other alarms need 1 here",
+        |_| 1,
+    ),
+    gauge("server_id", "this box's server_id", "", |s| s.id.0.into()),
+    gauge(
+        "role",
+        "0 asks around, 1 catches up without its memory, 2 follower, 3 stands for election, \
+         4 leader",
+        "0, 1 or 3 for a minute; no 4 or more than one in the fleet for a minute",
+        |s| whole(s.group.role.number()),
+    ),
+    gauge("leader_id", "the leader's server_id, -1 if none is known", "-1 for a minute", |s| {
+        s.group.leader.map_or(-1, |id| id.0.into())
+    }),
+    gauge("term", "Raft's term: it grows with each attempt at an election", "", |s| {
+        whole(s.group.term)
+    }),
+    counter(
+        "elections",
+        "how often this box stood for election",
+        "more than 5 in 10 minutes: the network or the box is slower than the election bounds",
+        |s| whole(s.group.elections),
+    ),
+    counter("leader_changes", "how often this box saw another leader or term", "", |s| {
+        whole(s.group.leaders)
+    }),
+    gauge("quorum", "1 while this box belongs to a majority that agrees", "0 for a minute", |s| {
+        s.group.quorum.into()
+    }),
+    gauge(
+        "quorum_age_seconds",
+        "how long ago this box last knew of such a majority; -1 if it never did",
+        "above 60",
+        |s| s.group.quorum_ms.map_or(-1, seconds),
+    ),
+    gauge("members", "boxes in the server list, this one included", "not the same everywhere", {
+        |s| whole(s.list.others.len() as u64 + 1)
+    }),
+    gauge(
+        "peers_connected",
+        "other boxes to whose listed address this box has a connection",
+        "on the leader: below members - 1 for a minute",
+        |s| whole(s.list.others.iter().filter(|other| other.connected).count() as u64),
+    ),
+    gauge(
+        "peers_reachable",
+        "other boxes heard within election_timeout_upper_bound; a follower hears its leader only",
+        "on the leader: below members - 1 for a minute",
+        |s| whole(s.list.others.iter().filter(|other| other.reachable).count() as u64),
+    ),
+    gauge("list_version", "version of the agreed server list, 0 before there is one", "", |s| {
+        whole(s.list.version)
+    }),
+    gauge(
+        "list_differs",
+        "1 while the server list of this box's file is not the agreed one",
+        "1 for an hour: give the box the group's list",
+        |s| {
+            let digest = s.list.digest.as_ref();
+            digest.is_some_and(|agreed| *agreed != s.list.file_digest).into()
+        },
+    ),
+    gauge(
+        "generation",
+        "the current key's place in the agreed order, 0 before the first",
+        "not the same everywhere for a minute",
+        |s| s.keys.current.map_or(0, |key| whole(key.generation.0)),
+    ),
+    gauge("staged_generation", "the next key's, during a handover, else 0", "the same for 60 s", {
+        |s| s.keys.staged.map_or(0, |key| whole(key.generation.0))
+    }),
+    gauge(
+        "installed_generation",
+        "the newest generation that Traffic Server holds, 0 if it holds none of the group's",
+        "below generation for a minute",
+        |s| whole(s.keys.installed.0),
+    ),
+    gauge(
+        "key_age_seconds",
+        "how long the current key has been in use",
+        "above twice key_update_interval",
+        |s| seconds(s.keys.age_ms),
+    ),
+    gauge(
+        "next_rotation_seconds",
+        "time to the next scheduled rotation, -1 before there is a key",
+        "0 for a minute",
+        |s| s.keys.current.map_or(-1, |_| seconds(s.keys.next_ms)),
+    ),
+    gauge(
+        "own_key",
+        "whose key encrypts: 0 the group's; 1 this box's own, since it has not met the group; 2 \
+         its own, since the group's is older than max_key_age",
+        "not 0 for a minute: no other box resumes the sessions of this one",
+        |s| match s.keys.in_use {
+            KeyInUse::Agreed => 0,
+            KeyInUse::Own => 1,
+            KeyInUse::Emergency => 2,
+        },
+    ),
+    counter("rotations", "keys that became current", "none in twice key_update_interval", |s| {
+        whole(s.group.rotations)
+    }),
+    counter("staged", "keys that were staged", "ahead of rotations for a minute", |s| {
+        whole(s.group.staged)
+    }),
+    counter(INSTALLS, "sets of keys that Traffic Server took", "", |s| whole(s.host.installs)),
+    counter(
+        INSTALL_FAILURES,
+        "sets of keys that Traffic Server refused, or that were not fit for it",
+        "any",
+        |s| whole(s.host.install_failures),
+    ),
+    gauge(
+        INSTALL_PENDING,
+        "1 while a refused set of keys waits to be tried again",
+        "1 for a minute",
+        |s| s.host.install_pending.into(),
+    ),
+    counter(
+        "refused_keys",
+        "keys that the gate kept out: weak, repeated, stale or of a name that is taken",
+        "any: no sound group makes such keys",
+        |s| sum(&s.refused_keys),
+    ),
+    gauge(
+        "certificate_days",
+        "whole days until this box's certificate expires; 0 on the last day and after it, -1 if \
+         its date cannot be read",
+        "below 14",
+        |s| s.certificate.expires_s.map_or(-1, |left| whole(left / 86_400)),
+    ),
+    gauge(
+        "host_hints",
+        "settings around the plugin that keep sessions from being resumed or keys from being \
+         secret, as of its start; the status message names them",
+        "above 0",
+        |s| whole(s.host.hints.len() as u64),
+    ),
+    gauge("uptime_seconds", "how long the plugin has been running", "", |s| seconds(s.uptime_ms)),
+    counter("accepted_peers", "connections whose handshake succeeded", "", |s| whole(s.accepted)),
+    counter(
+        "handshake_failures",
+        "connections that ended in their handshake: the causes no_certificate, untrusted, \
+         wrong_subject, not_our_tls, refused_us, closed_early and library",
+        "a rise from a member's address; a port that strangers reach needs a firewall",
+        |s| HANDSHAKE_CAUSES.iter().map(|cause| count(&s.refused_peers, cause)).sum(),
+    ),
+    counter("refused_peers", "connections that this box refused, for any cause", "", |s| {
+        sum(&s.refused_peers)
+    }),
+    refused(
+        "refused_peers_no_certificate",
+        "no_certificate",
+        "those that showed no certificate: a stranger, or a scan",
+        "",
+    ),
+    refused(
+        "refused_peers_untrusted",
+        "untrusted",
+        "those whose certificate does not lead to root_cert_file, or is not valid now",
+        "a rise: a member's certificate has expired, or a root was changed on one side only",
+    ),
+    refused(
+        "refused_peers_wrong_subject",
+        "wrong_subject",
+        "those whose certificate has another subject than cert_verify_str",
+        "a rise: a member has the wrong certificate, or somebody tries one of the same root",
+    ),
+    refused(
+        "refused_peers_other_certificate",
+        "other_certificate",
+        "those with the certificate of another server_id than they claim",
+        "any: a mixed-up installation, or a member that plays another",
+    ),
+    refused(
+        "refused_peers_not_our_tls",
+        "not_our_tls",
+        "those that spoke no TLS, or none that is accepted here: scans, wrong ports",
+        "",
+    ),
+    refused(
+        "refused_peers_refused_us",
+        "refused_us",
+        "those that did not accept this box's certificate",
+        "a rise: this box's certificate has expired or is the wrong one",
+    ),
+    refused(
+        "refused_peers_closed_early",
+        "closed_early",
+        "those that went away before a first frame: port checks",
+        "",
+    ),
+    refused(
+        "refused_peers_library",
+        "library",
+        "those for which OpenSSL failed on this side",
+        "any: see diags.log",
+    ),
+    refused(
+        "refused_peers_not_a_member",
+        "not_a_member",
+        "those whose server_id is not in the server list",
+        "a rise: a box that was removed still runs, or a list is behind",
+    ),
+    refused(
+        "refused_peers_refused",
+        "refused",
+        "those with a server_id that another box answers for",
+        "any: two boxes have one server_id",
+    ),
+    refused(
+        "refused_peers_bad_frame",
+        "bad_frame",
+        "those that sent bytes that are no message",
+        "any: a fault, or an attack from a box with a good certificate",
+    ),
+    refused(
+        "refused_peers_version",
+        "version",
+        "those with which no protocol version is common",
+        "any: upgrade by way of a version that both speak",
+    ),
+    refused(
+        "refused_peers_too_slow",
+        "too_slow",
+        "those whose handshake or frame took too long: silent strangers, an overloaded member",
+        "",
+    ),
+    refused(
+        "refused_peers_over_limit",
+        "over_limit",
+        "those that came when there were too many already",
+        "a rise: a flood; close the port to strangers",
+    ),
+];
+
+fn whole(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn seconds(ms: u64) -> i64 {
+    whole(ms / 1000)
+}
+
+fn count(counts: &[Count], word: &str) -> i64 {
+    whole(counts.iter().find(|(found, _)| found == word).map_or(0, |(_, count)| *count))
+}
+
+fn sum(counts: &[Count]) -> i64 {
+    whole(counts.iter().fold(0, |sum: u64, (_, count)| sum.saturating_add(*count)))
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used, clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::core::box_status::tests::sample;
+    use crate::core::box_status::{Hint, KeyStatus, MemberStatus, Role};
+    use crate::core::key_ring::Generation;
+    use crate::core::server_id::ServerId;
+    use crate::transport::Cause;
+
+    #[test]
+    fn names_are_distinct_and_fit_for_both_worlds() {
+        let names: BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), METRICS.len());
+        for metric in METRICS {
+            let plain = |c: char| c.is_ascii_lowercase() || c == '_';
+            assert!(metric.name.chars().all(plain), "{}", metric.name);
+            assert!(!metric.name.ends_with("_total"), "{}", metric.name);
+            assert!(!metric.meaning.is_empty() && !metric.meaning.ends_with('.'));
+            for text in [metric.meaning, metric.alarm] {
+                assert!(!text.contains(['|', '\n', '\\']), "breaks a table: {text}");
+                assert!(!text.contains("  "), "{text}");
+            }
+        }
+        let named = Metric::named("elections").map(Metric::prometheus_name);
+        assert_eq!(named.as_deref(), Some("stek_share_elections_total"));
+        assert_eq!(METRICS[0].host_name(), "plugin.stek_share.up");
+    }
+
+    /// What docs/metrics.md has to say; where it does not, this prints what to put there.
+    #[test]
+    fn the_documentation_has_this_table() {
+        let mut table =
+            String::from("| metric | kind | meaning | worth an alarm |\n|---|---|---|---|\n");
+        for metric in METRICS {
+            let Metric { name, kind, meaning, alarm, .. } = metric;
+            table += &format!("| `{name}` | {} | {meaning} | {alarm} |\n", kind.word());
+        }
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let page = std::fs::read_to_string(page).expect("docs/metrics.md");
+        let rows = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| line.starts_with('|')).map(str::to_owned).collect()
+        };
+        assert_eq!(rows(&page), rows(&table), "the table should be\n{table}");
+    }
+
+    #[test]
+    fn every_cause_has_a_metric() {
+        for (_, word) in Cause::ALL {
+            let metric = Metric::named(&format!("refused_peers_{word}")).expect(word);
+            let mut status = sample();
+            status.refused_peers = vec![("other".to_owned(), 1), (word.to_owned(), 7)];
+            assert_eq!(metric.read(&status), 7, "{word}");
+            assert_eq!(Metric::named("refused_peers").unwrap().read(&status), 8);
+        }
+    }
+
+    /// Each metric reads what it says, and nothing else moves it.
+    #[test]
+    fn every_metric_moves_with_what_it_means() {
+        type Change = fn(&mut BoxStatus);
+        let cases: &[(&str, Change, i64)] = &[
+            ("server_id", |s| s.id = ServerId(5), 5),
+            ("role", |s| s.group.role = Role::Leader, 4),
+            ("leader_id", |s| s.group.leader = None, -1),
+            ("leader_id", |s| s.group.leader = Some(ServerId(0)), 0),
+            ("term", |s| s.group.term = 99, 99),
+            ("elections", |s| s.group.elections = 12, 12),
+            ("leader_changes", |s| s.group.leaders = 13, 13),
+            ("quorum", |s| s.group.quorum = false, 0),
+            ("quorum_age_seconds", |s| s.group.quorum_ms = None, -1),
+            ("quorum_age_seconds", |s| s.group.quorum_ms = Some(61_999), 61),
+            (
+                "members",
+                |s| {
+                    let other = s.list.others[0];
+                    s.list.others.push(MemberStatus { reachable: false, ..other });
+                },
+                3,
+            ),
+            ("peers_connected", |s| s.list.others[0].connected = true, 1),
+            ("peers_reachable", |s| s.list.others[0].reachable = false, 0),
+            ("list_version", |s| s.list.version = 4, 4),
+            ("list_differs", |s| s.list.file_digest.clear(), 1),
+            (
+                "generation",
+                |s| {
+                    let fingerprint = s.keys.current.unwrap().fingerprint;
+                    s.keys.current = Some(KeyStatus { generation: Generation(11), fingerprint });
+                },
+                11,
+            ),
+            (
+                "staged_generation",
+                |s| {
+                    let fingerprint = s.keys.current.unwrap().fingerprint;
+                    s.keys.staged = Some(KeyStatus { generation: Generation(10), fingerprint });
+                },
+                10,
+            ),
+            ("installed_generation", |s| s.keys.installed.0 = 3, 3),
+            ("key_age_seconds", |s| s.keys.age_ms = 77_000, 77),
+            ("next_rotation_seconds", |s| s.keys.next_ms = 5_999, 5),
+            ("own_key", |s| s.keys.in_use = KeyInUse::Own, 1),
+            ("own_key", |s| s.keys.in_use = KeyInUse::Emergency, 2),
+            ("rotations", |s| s.group.rotations = 14, 14),
+            ("staged", |s| s.group.staged = 15, 15),
+            ("installs", |s| s.host.installs = 16, 16),
+            ("install_failures", |s| s.host.install_failures = 17, 17),
+            ("install_pending", |s| s.host.install_pending = true, 1),
+            ("refused_keys", |s| s.refused_keys.push(("apply_stale".to_owned(), 4)), 5),
+            ("certificate_days", |s| s.certificate.expires_s = None, -1),
+            ("certificate_days", |s| s.certificate.expires_s = Some(3 * 86_400 - 1), 2),
+            ("host_hints", |s| s.host.hints.push(Hint::Unlocked(1)), 2),
+            ("uptime_seconds", |s| s.uptime_ms = 8_000, 8),
+            ("accepted_peers", |s| s.accepted = 18, 18),
+        ];
+        for (name, change, expected) in cases {
+            let mut status = sample();
+            let before: Vec<i64> = METRICS.iter().map(|metric| metric.read(&status)).collect();
+            change(&mut status);
+            for (metric, before) in METRICS.iter().zip(before) {
+                let now = metric.read(&status);
+                match metric.name == *name {
+                    true => assert!(now == *expected && now != before, "{name}: {before} {now}"),
+                    false => assert_eq!(now, before, "{name} moved {}", metric.name),
+                }
+            }
+        }
+        let told: BTreeSet<&str> = cases.iter().map(|(name, ..)| *name).collect();
+        let rest = METRICS.iter().map(|metric| metric.name).filter(|name| !told.contains(name));
+        let rest: Vec<&str> = rest.filter(|name| !name.starts_with("refused_peers")).collect();
+        assert_eq!(rest, [UP, "handshake_failures"]);
+    }
+
+    #[test]
+    fn handshake_failures_are_the_causes_that_end_one() {
+        let mut status = sample();
+        let counts = (1..).zip(Cause::ALL).map(|(n, (_, word))| (word.to_owned(), 1 << n));
+        status.refused_peers = counts.collect();
+        let all = Metric::named("handshake_failures").unwrap().read(&status);
+        for (n, (cause, _)) in (1..).zip(Cause::ALL) {
+            let ends = matches!(
+                cause,
+                Cause::NoCertificate
+                    | Cause::Untrusted
+                    | Cause::WrongSubject
+                    | Cause::NotOurTls
+                    | Cause::RefusedUs
+                    | Cause::ClosedEarly
+                    | Cause::Library
+            );
+            assert_eq!(all & (1 << n) != 0, ends, "{cause:?}");
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The leader's heart beats, and what a box makes of them.
+//!
+//! They are this box's own and no business of openraft's, whose core has nothing to do as long as
+//! nobody is behind. A beat says who leads, how far its log is, how old the current key is and
+//! when the next beat is due. Every so often the leader asks for an answer, which is how it knows
+//! whom it reaches; other beats are notes, which get none. Who is behind, or knows of a higher
+//! ballot, says so in its answer; then openraft beats as well, and its appends do the rest.
+//!
+//! What must hold: beats decide nothing. They put an election off and tell who is there; terms,
+//! votes and the log change by openraft alone. Only a beat of the ballot that a box follows by its
+//! own Raft counts, so that a leader that was deposed keeps nobody from an election.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::impls::EmptyNode;
+use openraft::metrics::RaftServerMetrics;
+use openraft::ServerState;
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, Instant};
+
+use super::shared::{PeerCourier, Running, Shared};
+use crate::consensus::log_store::LogEnds;
+use crate::consensus::network::{Chronicle, Courier};
+use crate::consensus::wire::{self, Request, Response, Unable, WireBeat};
+use crate::consensus::{ballot_of, log_end_of};
+use crate::core::config::Timers;
+use crate::core::key_ring::HistoryId;
+use crate::core::rejoin::{Ballot, Quarantine};
+use crate::core::server_id::ServerId;
+
+/// Beats to one box that may wait for an answer: those of a round trip that is as long as the
+/// lower election bound, and little enough for a box that hangs.
+const MAX_OPEN: usize = 4;
+
+/// A leader sends at most one beat in this time, so that a large fleet costs it no more than 400
+/// in a second. Above some 40 boxes their beats come less often than `heart_beat_interval`, and
+/// all of them wait for so much longer before they take the leader for lost.
+const SPACING: Duration = Duration::from_micros(2500);
+
+/// The longest pause between two beats that a box believes its leader to have announced; the
+/// longest that a list of the most members makes.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+
+/// In a calm group beats come so much less often than `heart_beat_interval`, and the boxes wait by
+/// one such interval longer before they take the leader for lost.
+const CALM: u32 = 2;
+
+/// So many beats in a row a box left unanswered that the others need not wait for it to be calm.
+const LOST: u32 = 10;
+
+/// How long after a beat to so many other boxes the next one is due.
+fn pace(timers: &Timers, others: usize, is_calm: bool) -> Duration {
+    let count = u32::try_from(others).unwrap_or(u32::MAX);
+    let wanted = if is_calm { timers.heart_beat * CALM } else { timers.heart_beat };
+    wanted.max(SPACING.saturating_mul(count)).min(MAX_PAUSE.max(timers.heart_beat))
+}
+
+/// Every which beat asks for an answer: each box is to be heard twice within the time after which
+/// it counts as unreachable.
+fn ask_every(pace: Duration, reach: Duration) -> u64 {
+    let beats = (reach / 2).as_millis() / pace.as_millis().max(1);
+    u64::try_from(beats).unwrap_or(u64::MAX).max(1)
+}
+
+/// Beats whenever this box leads; returns only when Raft is gone.
+pub(super) async fn beat(shared: Arc<Shared>, running: Running) -> String {
+    let mut server = running.raft.server_metrics();
+    loop {
+        let led = match server.wait_for(|m| m.state == ServerState::Leader).await {
+            Ok(metrics) => ballot_of(&metrics.vote),
+            Err(_) => return GONE.to_owned(),
+        };
+        let mut pulse = Pulse::new(&shared, &running, led);
+        if let Err(words) = pulse.beat().await {
+            return words;
+        }
+    }
+}
+
+const GONE: &str = "its core is gone";
+
+/// What a leader knows of another box.
+#[derive(Default)]
+struct Pulsed {
+    /// Beats that wait for its answer.
+    open: usize,
+    /// Whether its latest answer was that it is level, and none is owed since.
+    well: bool,
+    /// Beats in a row that came to nothing.
+    missed: u32,
+}
+
+/// The beats of one reign.
+struct Pulse<'a> {
+    shared: &'a Arc<Shared>,
+    running: &'a Running,
+    ballot: Ballot,
+    others: BTreeMap<ServerId, Pulsed>,
+    asks: JoinSet<(ServerId, Option<Response>)>,
+    count: u64,
+    /// When openraft was last made to beat.
+    nudged: Option<Instant>,
+}
+
+impl<'a> Pulse<'a> {
+    fn new(shared: &'a Arc<Shared>, running: &'a Running, ballot: Ballot) -> Pulse<'a> {
+        let (others, asks) = (BTreeMap::new(), JoinSet::new());
+        Pulse { shared, running, ballot, others, asks, count: 0, nudged: None }
+    }
+
+    /// Beats until this box leads no longer.
+    async fn beat(&mut self) -> Result<(), String> {
+        let mut server = self.running.raft.server_metrics();
+        let mut settings = self.shared.watch_settings();
+        let mut leaving = self.shared.leaving.subscribe();
+        self.meet(&server.borrow_and_update());
+        let mut due = pin!(sleep_until(Instant::now()));
+        loop {
+            tokio::select! {
+                _ = leaving.changed() => due.as_mut().reset(Instant::now()),
+                () = &mut due => {
+                    if *self.shared.leaving.borrow() {
+                        self.part();
+                        std::future::pending::<()>().await;
+                    }
+                    let pace = self.send();
+                    due.as_mut().reset(Instant::now() + pace);
+                }
+                Some(answer) = self.asks.join_next() => {
+                    if let Ok((id, answer)) = answer {
+                        self.hear(id, answer).await?;
+                    }
+                }
+                changed = server.changed() => {
+                    changed.map_err(|_| GONE)?;
+                    let metrics = server.borrow_and_update();
+                    let leads = metrics.state == ServerState::Leader;
+                    if !leads || ballot_of(&metrics.vote) != self.ballot {
+                        return Ok(());
+                    }
+                    if self.meet(&metrics) {
+                        due.as_mut().reset(Instant::now());
+                    }
+                }
+                _ = settings.changed() => due.as_mut().reset(Instant::now()),
+            }
+        }
+    }
+
+    /// Takes over the members of Raft's membership; whether there are others than before.
+    fn meet(&mut self, metrics: &RaftServerMetrics<ServerId, EmptyNode>) -> bool {
+        let nodes = metrics.membership_config.membership().nodes();
+        let ids: Vec<ServerId> =
+            nodes.map(|(id, _)| *id).filter(|id| *id != self.shared.me).collect();
+        if self.others.keys().eq(&ids) {
+            return false;
+        }
+        self.others.retain(|id, _| ids.contains(id));
+        for id in ids {
+            self.others.entry(id).or_default();
+        }
+        true
+    }
+
+    /// Whether nothing is under way and all answer, but for those that have been gone for long.
+    fn is_calm(&self) -> bool {
+        !self.shared.is_handing_over()
+            && self.others.values().all(|other| other.well || other.missed >= LOST)
+    }
+
+    /// One beat to every other box; after how long the next one is due.
+    fn send(&mut self) -> Duration {
+        let timers = self.shared.settings().timers;
+        let pace = pace(&timers, self.others.len(), self.is_calm());
+        let ends = self.running.log.ends();
+        // Deposed, and about to hear of it.
+        if !ends.follows(self.ballot) {
+            return pace;
+        }
+        self.shared.note_pace(pace);
+        let beat = self.compose(&ends, pace);
+        let Some(body) = wire::encode(&Request::Beat(beat)) else { return pace };
+        // While a key waits for all to have it, it matters at once who is there.
+        let every = match self.shared.is_handing_over() {
+            true => 1,
+            false => ask_every(pace, self.shared.reach()),
+        };
+        let asks = self.count % every == 0;
+        self.count = self.count.wrapping_add(1);
+        for (&id, other) in &mut self.others {
+            if (asks || !other.well) && other.open < MAX_OPEN {
+                other.open += 1;
+                other.well = false;
+                let courier = PeerCourier(self.shared.clone());
+                self.asks.spawn(async move {
+                    let answer = courier.call(id, Request::Beat(beat), timers.election_lower).await;
+                    (id, answer.ok())
+                });
+            } else if other.well {
+                self.shared.post.note(id, body.clone(), pace);
+            }
+        }
+        pace
+    }
+
+    fn compose(&self, ends: &LogEnds, next: Duration) -> WireBeat {
+        WireBeat {
+            ballot: self.ballot,
+            log_end: ends.last.as_ref().map(log_end_of),
+            commit: ends.committed.as_ref().map(log_end_of),
+            age: self.shared.current_age(),
+            quorum: self.shared.has_quorum(),
+            next_ms: wire::millis(next).try_into().unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Tells all that no further beat comes, so that they need not wait for one.
+    fn part(&self) {
+        let beat = self.compose(&self.running.log.ends(), Duration::ZERO);
+        let Some(body) = wire::encode(&Request::Beat(beat)) else { return };
+        let limit = self.shared.settings().timers.heart_beat;
+        for id in self.others.keys() {
+            self.shared.post.note(*id, body.clone(), limit);
+        }
+    }
+
+    /// Takes an answer to a beat, or the want of one.
+    async fn hear(&mut self, id: ServerId, answer: Option<Response>) -> Result<(), String> {
+        let Some(other) = self.others.get_mut(&id) else { return Ok(()) };
+        other.open = other.open.saturating_sub(1);
+        let Some(Response::Beat { vote, level }) = answer else {
+            other.missed = other.missed.saturating_add(1);
+            return Ok(());
+        };
+        other.missed = 0;
+        let follows = vote == (self.ballot, true);
+        if follows {
+            self.shared.acknowledged(id);
+        }
+        other.well = follows && level;
+        if other.well {
+            return Ok(());
+        }
+        // Its log is behind, or a higher ballot is known there: both are openraft's business.
+        let pause = self.shared.settings().timers.heart_beat;
+        if self.nudged.is_none_or(|at| at.elapsed() >= pause) {
+            self.nudged = Some(Instant::now());
+            self.running.raft.trigger().heartbeat().await.map_err(|_| GONE)?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes a beat of `from`, and answers it.
+///
+/// # Errors
+/// If no leader of that ballot could have sent it.
+pub(super) fn take(
+    shared: &Shared,
+    running: &Running,
+    from: ServerId,
+    history: Option<HistoryId>,
+    beat: &WireBeat,
+) -> Result<Response, Unable> {
+    // Only its own candidate becomes the leader of a ballot.
+    if beat.ballot.node != from {
+        return Err(Unable::Malformed);
+    }
+    let ends = running.log.ends();
+    let follows = ends.follows(beat.ballot);
+    let mut level = false;
+    if follows {
+        let next = Duration::from_millis(beat.next_ms.into()).min(MAX_PAUSE);
+        match next.is_zero() {
+            true => shared.note_farewell(),
+            false => shared.note_beat(beat.quorum, next),
+        }
+        shared.note_age(history, beat.age);
+        if *shared.quarantine.borrow() != Quarantine::Lifted {
+            shared.end_quarantine(running, beat.ballot, beat.commit)?;
+        }
+        let applied = shared.views.borrow().applied;
+        level = ends.last.as_ref().map(log_end_of) == beat.log_end
+            && beat.commit.is_none_or(|commit| applied >= commit.index);
+    }
+    let vote = ends.vote.map_or((Ballot::default(), false), |v| (ballot_of(&v), v.committed));
+    Ok(Response::Beat { vote, level })
+}
+
+/// What Raft answers to one who wants a vote while a leader is there; `None` if none was heard
+/// lately, and Raft is to be asked. openraft has a lease of its own, which beats do not renew.
+pub(super) fn refuse_vote(shared: &Shared, running: &Running) -> Option<Response> {
+    let LogEnds { vote: Some(vote), last, .. } = running.log.ends() else { return None };
+    // With a vote that is not committed this box follows nobody, whoever was heard before.
+    let follows_another = vote.committed && vote.leader_id.node_id != shared.me;
+    (follows_another && shared.hears_leader()).then(|| Response::Vote {
+        vote: (ballot_of(&vote), true),
+        granted: false,
+        log_end: last.as_ref().map(log_end_of),
+    })
+}

@@ -1,0 +1,198 @@
+//! What a box says of itself to operators: gathers it from the places where it is known.
+//!
+//! Decides nothing and changes nothing; the shape is [`BoxStatus`]'s. What must hold: no lock is
+//! held longer than it takes to copy what is behind it, and no key byte gets in.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use openssl::sha::Sha256;
+use tokio::sync::Notify;
+
+use super::refusals::{Place, Reason, Refusals};
+use super::shared::{lock, Shared};
+use super::Report;
+use crate::consensus::wire::millis;
+use crate::core::box_status::{
+    readable, BoxStatus, CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus,
+    Keys, ListStatus, MemberStatus,
+};
+use crate::core::config::Settings;
+use crate::core::key_ring::Held;
+use crate::core::roster::Roster;
+use crate::transport::{Cause, Counters};
+
+/// What is noted as it happens, for operators alone.
+#[derive(Default)]
+pub(super) struct Ledger {
+    /// How often this box stood for election.
+    pub elections: AtomicU64,
+    /// How often it saw another leader or term than before.
+    pub leaders: AtomicU64,
+    /// How many keys it saw being staged.
+    pub staged: AtomicU64,
+    /// How many keys it saw become current.
+    pub rotations: AtomicU64,
+    /// Asks the host how it is, if there is one.
+    pub host: Mutex<Option<HostProbe>>,
+    /// Rung when something in here, or the keys, the role or the leader changed.
+    pub moved: Notify,
+}
+
+/// Asks the host how it is, without waiting for anything.
+pub(super) type HostProbe = Arc<dyn Fn() -> HostStatus + Send + Sync>;
+
+impl Ledger {
+    /// Counts one more.
+    pub fn count(&self, what: fn(&Ledger) -> &AtomicU64) {
+        what(self).fetch_add(1, Ordering::Relaxed);
+        self.moved.notify_one();
+    }
+}
+
+/// All that this box says of itself.
+pub(super) fn status(shared: &Shared) -> BoxStatus {
+    let settings = shared.settings();
+    let report = shared.report();
+    BoxStatus {
+        id: shared.me,
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        incarnation: shared.sender.incarnation(),
+        uptime_ms: millis(shared.started.elapsed()),
+        clock_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
+        group: group(shared, &report),
+        keys: keys(shared, &settings, &report),
+        list: list(shared, &settings, &report),
+        certificate: certificate(shared),
+        host: host(shared),
+        refused_keys: refused_keys(&shared.refusals),
+        refused_peers: refused_peers(&shared.counters),
+        accepted: shared.counters.accepted(),
+    }
+}
+
+fn host(shared: &Shared) -> HostStatus {
+    // Called outside the lock.
+    let probe = lock(&shared.ledger.host).clone();
+    probe.map(|probe| probe()).unwrap_or_default()
+}
+
+fn group(shared: &Shared, report: &Report) -> GroupStatus {
+    let ledger = &shared.ledger;
+    let now = shared.now();
+    GroupStatus {
+        role: report.role,
+        leader: report.leader,
+        term: report.term,
+        history: report.history,
+        quorum: shared.in_majority(),
+        quorum_ms: shared.quorum_contact().map(|at| millis(now.since(at))),
+        elections: ledger.elections.load(Ordering::Relaxed),
+        leaders: ledger.leaders.load(Ordering::Relaxed),
+        staged: ledger.staged.load(Ordering::Relaxed),
+        rotations: ledger.rotations.load(Ordering::Relaxed),
+    }
+}
+
+fn keys(shared: &Shared, settings: &Settings, report: &Report) -> Keys {
+    let view = shared.views.borrow().clone();
+    let ring = &view.agreed.ring;
+    let named = |held: &Held| KeyStatus {
+        generation: held.generation,
+        fingerprint: held.stek.fingerprint(),
+    };
+    Keys {
+        current: ring.current().map(named),
+        previous: ring.older().iter().map(named).collect(),
+        staged: ring.staged().map(|staged| named(&staged.held)),
+        age_ms: millis(report.current_age),
+        next_ms: millis(next_rotation(settings, report)),
+        interval_ms: millis(settings.key_update_interval),
+        in_use: key_in_use(shared),
+        installed: report.installed,
+    }
+}
+
+/// How long until the next rotation by schedule.
+pub(super) fn next_rotation(settings: &Settings, report: &Report) -> Duration {
+    settings.key_update_interval.saturating_sub(report.current_age)
+}
+
+/// Whose key the host encrypts with, as far as it said so.
+pub(super) fn key_in_use(shared: &Shared) -> KeyInUse {
+    let has_current = shared.views.borrow().agreed.ring.current().is_some();
+    match (shared.installed.borrow().agreed, *shared.alone.borrow()) {
+        (true, _) => KeyInUse::Agreed,
+        (false, true) if has_current => KeyInUse::Emergency,
+        (false, _) => KeyInUse::Own,
+    }
+}
+
+fn list(shared: &Shared, settings: &Settings, report: &Report) -> ListStatus {
+    let bound = settings.timers.election_upper;
+    let others = shared.others().map(|id| {
+        let heard = shared.heard.last(id).map(|at| at.elapsed());
+        MemberStatus {
+            id,
+            heard_ms: heard.map(millis),
+            reachable: heard.is_some_and(|ago| ago < bound),
+            connected: shared.heard.at_address(id).is_some(),
+        }
+    });
+    let agreed = shared.views.borrow().agreed.clone();
+    // A file whose list no group could have was refused when it was read.
+    let file = Roster::new(0, &settings.members);
+    ListStatus {
+        version: report.list_version,
+        digest: agreed.roster.as_ref().map(Roster::digest),
+        file_digest: file.map(|roster| roster.digest()).unwrap_or_default(),
+        options_digest: options_digest(settings),
+        voters: report.members.try_into().unwrap_or(u32::MAX),
+        others: others.collect(),
+    }
+}
+
+/// The first 8 hex digits of a hash over the options that all boxes should have alike.
+fn options_digest(settings: &Settings) -> String {
+    let Settings { timers, .. } = settings;
+    let words = format!(
+        "{:?} {} {} {:?} {:?} {:?} {:?} {} {:?} {}",
+        timers,
+        settings.reserved_log_items,
+        settings.snapshot_distance,
+        settings.request_timeout,
+        settings.key_update_interval,
+        settings.handover_timeout,
+        settings.startup_wait,
+        settings.ticket_keys,
+        settings.max_key_age,
+        settings.cert_verify_str,
+    );
+    let mut hash = Sha256::new();
+    hash.update(words.as_bytes());
+    hash.finish().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn certificate(shared: &Shared) -> CertificateStatus {
+    let tls = shared.tls.borrow().clone();
+    CertificateStatus {
+        subject: readable(&tls.subject()),
+        fingerprint: tls.leaf_fingerprint(),
+        roots_digest: tls.roots_digest().to_owned(),
+        expires_s: tls.expires_in().map(|left| left.as_secs()),
+    }
+}
+
+/// The refused keys by place and reason; those that are 0 are left out.
+fn refused_keys(refusals: &Refusals) -> Vec<Count> {
+    let all = Place::ALL.into_iter().flat_map(|p| Reason::ALL.into_iter().map(move |r| (p, r)));
+    let counts = all.map(|(p, r)| (format!("{}_{}", p.word(), r.word()), refusals.count(p, r)));
+    counts.filter(|(_, count)| *count > 0).collect()
+}
+
+/// The refused connections by cause; those that are 0 are left out.
+fn refused_peers(counters: &Counters) -> Vec<Count> {
+    let counts = Cause::ALL.into_iter().map(|(c, word)| (word.to_owned(), counters.refused(c)));
+    counts.filter(|(_, count)| *count > 0).collect()
+}

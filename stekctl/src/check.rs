@@ -1,0 +1,41 @@
+//! `check`: what the plugin would say about a configuration, by the plugin's own code.
+
+use stek_share::core::config::Problem;
+
+use crate::cli::{CheckArgs, Place};
+use crate::outcome::{Ended, Outcome};
+use crate::place;
+use crate::screen::{print, styled, BAD, DOUBTFUL, GOOD};
+
+/// Reads the files and prints the plugin's lines.
+pub fn run(args: &CheckArgs, place: &Place) -> Ended {
+    let source = place::source_of(&args.file, place)?;
+    let (problems, loaded) = place::problems(&source);
+    problems.iter().try_for_each(|problem| print(&told(problem)))?;
+    let Some(loaded) = loaded else {
+        print(&format!(
+            "{} the plugin would do nothing with this configuration\n",
+            styled("refused:", BAD)
+        ))?;
+        return Ok(Outcome::Broken);
+    };
+    let settings = &loaded.settings;
+    print(&format!(
+        "{} server {} of {}; certificate {}, valid until {}\n",
+        styled("usable:", GOOD),
+        settings.server_id,
+        settings.members.len(),
+        loaded.tls.subject(),
+        loaded.tls.not_after()
+    ))?;
+    Ok(if problems.is_empty() { Outcome::Healthy } else { Outcome::Degraded })
+}
+
+/// A problem as a line that begins with how bad it is.
+pub fn told(problem: &Problem) -> String {
+    let (word, style) = match problem.is_error() {
+        true => ("error:", BAD),
+        false => ("warning:", DOUBTFUL),
+    };
+    format!("{} {problem}\n", styled(word, style))
+}

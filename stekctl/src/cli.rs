@@ -1,0 +1,242 @@
+//! The words of the command line and what they mean. Help texts, man pages and shell completion
+//! are all made from this page.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand};
+
+/// The longest that one question to one server may take, in seconds: who waits longer than this
+/// has no use for the answer.
+const MAX_TIMEOUT_S: u64 = 600;
+
+/// The colours of help texts.
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// What follows the options in every help text.
+const EXIT_CODES: &str = "\
+Exit code: 0 all is well; 1 it works, but something needs attention; 2 it does not work; 3 the \
+command could not do its work, for example because of a wrong option or an unusable configuration. \
+These are the codes that monitoring plugins use.";
+
+/// Look at a fleet of Traffic Servers that share their TLS session ticket key, and steer it
+///
+/// stekctl runs on a box of the fleet and speaks to the servers of its list as that box does: over
+/// mutual TLS, with the certificate that the box's own server_conf.yaml names. So it has to be run
+/// by a user who may read that file and the box's private key, as a rule by root. It is never a
+/// member of the group: it holds no key, has no vote, and is not counted.
+///
+/// Colour is used on a terminal; NO_COLOR=1 switches it off, CLICOLOR_FORCE=1 on.
+#[derive(Debug, Parser)]
+#[command(name = "stekctl", version, styles = STYLES, after_help = EXIT_CODES)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    /// Where this box's configuration is.
+    #[command(flatten)]
+    pub place: Place,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where things are on this box.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// This box's server_conf.yaml [default: the one that plugin.config names]
+    #[arg(short, long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
+    /// Traffic Server's configuration directory [default: the first of /etc/trafficserver,
+    /// /opt/trafficserver/etc/trafficserver, /opt/trafficserver/etc,
+    /// /usr/local/etc/trafficserver that exists]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub ats_config: Option<PathBuf>,
+    /// How many seconds one server may take to answer; fractions are allowed
+    #[arg(
+        long, global = true, value_name = "SECONDS", default_value = "3", value_parser = seconds,
+        help_heading = "Global options"
+    )]
+    pub timeout: Duration,
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Ask every server of the list how it is, and say whether the fleet is well
+    ///
+    /// Prints one row for each server, and below the table one line for each reason why the fleet
+    /// is not well. Exit code 0 (healthy): every server answers, all are in one group and use one
+    /// key. 1 (degraded): clients resume on all servers that answer and keys are replaced on time,
+    /// but something needs attention, for example a server that cannot be reached. 2 (broken):
+    /// servers use different keys, or the group makes no new key, because it has no leader or no
+    /// majority.
+    Status(StatusArgs),
+    /// Have the group make a new key now
+    ///
+    /// The oldest key of the set goes, sooner than by schedule, and the tickets that it made with
+    /// it. The next scheduled rotation is a whole key_update_interval away. The order
+    /// goes to one server that belongs to a majority, this box if it does, and from there to the
+    /// leader.
+    Rotate,
+    /// Have the group make a new key now, and drop every older one
+    ///
+    /// For a key that may have leaked: no older ticket resumes any more, and every client has one
+    /// full handshake. On a terminal it asks before it does that; elsewhere it needs --yes.
+    Revoke(RevokeArgs),
+    /// Say everything that the plugin would say about a configuration
+    ///
+    /// Reads FILE, the server list and the certificates that it names, with the plugin's own code,
+    /// and prints the plugin's own lines. Nothing is asked over the network and nothing is changed.
+    /// Exit code 0: it can be used. 1: it can be used, but there are warnings. 2: it cannot.
+    Check(CheckArgs),
+    /// Find what keeps sessions from being resumed although the key is shared
+    ///
+    /// Looks at this box's configuration, at Traffic Server's files, at the machine (swap, core
+    /// dumps), and asks every server of the list. With --tls it really takes a ticket from each
+    /// address and offers it to every other, in TLS 1.2 and TLS 1.3. Prints one line for each
+    /// finding: what, where, why it hurts, and the remedy; and nothing at all if there is none.
+    /// Exit code 0: nothing was found. 1: there are findings, but sessions resume. 2: some
+    /// sessions do not resume, or soon will not.
+    Doctor(DoctorArgs),
+    /// Write certificates and configurations for a new fleet
+    ///
+    /// Makes the directory DIR with an authority and, for each ADDRESS, a directory box-N that is
+    /// ready to be copied to that box: server_conf.yaml, server_list.yaml, the certificates, and
+    /// the line for plugin.config. Nothing that is there is ever overwritten. Private keys can be
+    /// read by nobody but their owner. An address may have a port: 10.0.0.1:10002, [2001:db8::1]:10002.
+    Init(InitArgs),
+    /// Print the plugin's metrics in Prometheus's text format
+    ///
+    /// Reads what Traffic Server's plugin stats_over_http.so answers, from a URL or from standard
+    /// input, and prints the metrics plugin.stek_share.* of it.
+    Metrics(MetricsArgs),
+    /// Print a script that completes stekctl's words in a shell
+    ///
+    /// For bash: stekctl completions bash > /usr/share/bash-completion/completions/stekctl
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print stekctl's man page, or write those of all commands into a directory
+    Man {
+        /// Write stekctl.1, stekctl-status.1 and so on into this directory, which must exist
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// See [`Command::Status`].
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Ask again every SECONDS (2 if none are given) until interrupted; with --json one document
+    /// on each line
+    #[arg(
+        long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+        default_missing_value = "2", value_parser = seconds
+    )]
+    pub watch: Option<Duration>,
+}
+
+/// See [`Command::Revoke`].
+#[derive(Clone, Debug, Args)]
+pub struct RevokeArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// See [`Command::Check`].
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// A server_conf.yaml
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// See [`Command::Doctor`].
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Addresses where the boxes serve TLS to clients
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 1..)]
+    pub tls: Vec<String>,
+    /// The server name that clients send, for the addresses of --tls [default: none]
+    #[arg(long, value_name = "NAME", requires = "tls")]
+    pub sni: Option<String>,
+    /// Also print who resumes whose tickets, which is said otherwise only where it goes wrong
+    #[arg(long, requires = "tls")]
+    pub matrix: bool,
+    /// Do not ask the servers of the list
+    #[arg(long)]
+    pub offline: bool,
+    /// Where the kernel's files of the machine are that Traffic Server runs on
+    #[arg(long, value_name = "DIR", default_value = "/proc")]
+    pub proc: PathBuf,
+}
+
+/// See [`Command::Init`].
+#[derive(Clone, Debug, Args)]
+pub struct InitArgs {
+    /// The directory to make; it must not exist, or be empty
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Where the boxes listen for each other: IPv4, IPv6 or host name, perhaps with a port. If one
+    /// address is given several times without a port, each box after the first gets the next port
+    #[arg(value_name = "ADDRESS", required = true)]
+    pub addresses: Vec<String>,
+    /// The port of addresses without one
+    #[arg(long, value_name = "PORT", default_value_t = 10001)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// How often the group makes a new key, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub interval: u32,
+    /// How many days the boxes' certificates are good for; the authority's for ten years, or as
+    /// long if that is more
+    #[arg(long, value_name = "DAYS", default_value_t = 365)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub days: u32,
+}
+
+/// See [`Command::Metrics`].
+#[derive(Clone, Debug, Args)]
+pub struct MetricsArgs {
+    /// Where stats_over_http.so answers, http:// only; or - for its JSON on standard input
+    #[arg(value_name = "URL", default_value = "http://127.0.0.1:8080/_stats")]
+    pub source: String,
+}
+
+/// Seconds, perhaps with a fraction, from 0.1 to [`MAX_TIMEOUT_S`].
+fn seconds(text: &str) -> Result<Duration, String> {
+    let outside = || format!("give a number of seconds from 0.1 to {MAX_TIMEOUT_S}");
+    let number: f64 = text.parse().map_err(|_| outside())?;
+    let span = Duration::try_from_secs_f64(number).map_err(|_| outside())?;
+    let allowed = Duration::from_millis(100)..=Duration::from_secs(MAX_TIMEOUT_S);
+    allowed.contains(&span).then_some(span).ok_or_else(outside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_words_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn seconds_have_bounds() {
+        assert_eq!(seconds("2.5"), Ok(Duration::from_millis(2500)));
+        for bad in ["0", "-1", "601", "nan", "inf", "", "1s", "1e300"] {
+            assert!(seconds(bad).is_err_and(|why| why.contains("0.1 to 600")), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What on this machine lets keys outlive their end: swap, and core dumps of Traffic Server. Both
+//! write memory to disk, where nothing erases it, so that a key that retired long ago can still be
+//! found, and with it the sessions of its time.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use stek_share::core::config::Problem;
+
+/// All findings, by the kernel's files below `proc`. `config` is the configuration directory of
+/// the Traffic Server that is meant; `usual` says whether it is the one that is used by default.
+pub fn findings(proc: &Path, config: Option<&Path>, usual: bool) -> Vec<Problem> {
+    let mut found = swap(proc);
+    if let Some(config) = config {
+        found.extend(core_dumps(proc, config, usual));
+    }
+    found
+}
+
+fn swap(proc: &Path) -> Vec<Problem> {
+    let path = proc.join("swaps");
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    // After a line of headings; zram is compressed memory, not a disk.
+    let areas = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    let disks = areas.filter(|area| !area.starts_with("/dev/zram"));
+    disks
+        .map(|area| {
+            let reason = "is in use as swap: memory in which Traffic Server holds keys can be \
+                          written there, where nothing erases it";
+            let remedy = "swapoff it on boxes that end TLS, or encrypt it under a key that is new \
+                          at each boot";
+            Problem::warning(&path.display().to_string(), reason, remedy).value(area)
+        })
+        .collect()
+}
+
+fn core_dumps(proc: &Path, config: &Path, usual: bool) -> Vec<Problem> {
+    if discards_dumps(proc) {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for pid in servers(proc, config, usual) {
+        let path = proc.join(pid.to_string()).join("limits");
+        let limits = fs::read_to_string(&path).unwrap_or_default();
+        let Some(limit) = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max core file size")?.split_whitespace().next())
+        else {
+            continue;
+        };
+        if limit != "0" {
+            let reason = format!(
+                "is the limit of core dumps of Traffic Server, process {pid}: a crash writes its \
+                 memory with all keys to disk"
+            );
+            let remedy = "set proxy.config.core_limit to 0 in Traffic Server's records and \
+                          restart it";
+            let file = path.display().to_string();
+            found.push(
+                Problem::warning(&file, reason, remedy).field("Max core file size").value(limit),
+            );
+        }
+    }
+    found
+}
+
+/// Whether the kernel hands core dumps to a program that does nothing with them.
+fn discards_dumps(proc: &Path) -> bool {
+    let pattern = fs::read_to_string(proc.join("sys/kernel/core_pattern")).unwrap_or_default();
+    let program = pattern.trim().strip_prefix('|').unwrap_or_default();
+    matches!(program.split_whitespace().next(), Some("/bin/false" | "/bin/true"))
+}
+
+/// The processes of traffic_server that run with this configuration directory.
+fn servers(proc: &Path, config: &Path, usual: bool) -> Vec<u32> {
+    let Ok(config) = config.canonicalize() else { return Vec::new() };
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_meant = |pid: &u32| {
+        let dir = proc.join(pid.to_string());
+        let Some(command) = server_command(&dir) else { return false };
+        match run_root(&dir, &command) {
+            Some(root) => sysconfdir(&root).is_some_and(|dir| dir == config),
+            None => usual,
+        }
+    };
+    pids.filter(is_meant).collect()
+}
+
+/// The words of a process's command if it is a traffic_server.
+fn server_command(dir: &Path) -> Option<Vec<String>> {
+    let bytes = fs::read(dir.join("cmdline")).ok()?;
+    let words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let words: Vec<String> = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let program = Path::new(words.first()?).file_name()?;
+    (program == "traffic_server").then_some(words)
+}
+
+/// Where the process found its directories, if not in the place it was built for.
+fn run_root(dir: &Path, command: &[String]) -> Option<PathBuf> {
+    if let Some(root) = command.iter().find_map(|word| word.strip_prefix("--run-root=")) {
+        return Some(PathBuf::from(root));
+    }
+    let environment = fs::read(dir.join("environ")).unwrap_or_default();
+    environment.split(|byte| *byte == 0).find_map(|entry| {
+        let root = entry.strip_prefix(b"TS_RUNROOT=")?;
+        Some(PathBuf::from(String::from_utf8_lossy(root).into_owned()))
+    })
+}
+
+/// The configuration directory that a run root names; the root may be its file or its directory.
+fn sysconfdir(root: &Path) -> Option<PathBuf> {
+    let file = if root.is_dir() { root.join("runroot.yaml") } else { root.to_owned() };
+    let text = fs::read_to_string(file).ok()?;
+    let named = text.lines().find_map(|line| line.strip_prefix("sysconfdir:"))?;
+    PathBuf::from(named.trim()).canonicalize().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn swap_on_a_disk_is_found() -> std::io::Result<()> {
+        let dir = std::env::temp_dir().join(format!("stekctl-swap-{}", std::process::id()));
+        fs::create_dir_all(&dir)?;
+        let head = "Filename\tType\tSize\tUsed\tPriority\n";
+        fs::write(dir.join("swaps"), format!("{head}/dev/zram0 partition 9 0 1\n"))?;
+        assert_eq!(findings(&dir, None, true), []);
+        fs::write(dir.join("swaps"), format!("{head}/dev/sda2 partition 9 0 -2\n"))?;
+        let found = findings(&dir, None, true);
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        let line = one.to_string();
+        assert!(line.contains("swaps: /dev/sda2 is in use as swap"), "{line}");
+        assert!(line.contains("; swapoff it"), "{line}");
+        fs::remove_dir_all(&dir)
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_command_and_its_run_root() -> std::io::Result<()> {
+        let dir = std::env::temp_dir().join(format!("stekctl-core-{}", std::process::id()));
+        let (etc, proc, other) = (dir.join("etc"), dir.join("proc"), dir.join("other"));
+        for path in [&etc, &other, &proc.join("sys/kernel"), &proc.join("7"), &proc.join("x")] {
+            fs::create_dir_all(path)?;
+        }
+        fs::write(dir.join("runroot.yaml"), format!("sysconfdir: {}\n", etc.display()))?;
+        let command = format!("/usr/bin/traffic_server\0--run-root={}\0", dir.display());
+        fs::write(proc.join("7/cmdline"), &command)?;
+        let limits = "Limit  Soft  Hard  Units\nMax core file size   unlimited  unlimited  bytes\n";
+        fs::write(proc.join("7/limits"), limits)?;
+        symlink(proc.join("7"), proc.join("8"))?;
+        let found = findings(&proc, Some(&etc), true);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found.iter().all(|p| p.to_string().contains("proxy.config.core_limit to 0")));
+        assert_eq!(findings(&proc, Some(&other), true), []);
+        fs::write(proc.join("sys/kernel/core_pattern"), "|/bin/false\n")?;
+        assert_eq!(findings(&proc, Some(&etc), true), []);
+        fs::write(proc.join("sys/kernel/core_pattern"), "core\n")?;
+        fs::write(proc.join("7/limits"), limits.replace("unlimited", "0"))?;
+        assert_eq!(findings(&proc, Some(&etc), true), []);
+        // Without a run root it is the one of the usual place.
+        fs::write(proc.join("7/limits"), limits)?;
+        fs::write(proc.join("7/cmdline"), "traffic_server\0-M\0")?;
+        assert_eq!(findings(&proc, Some(&etc), false), []);
+        assert_eq!(findings(&proc, Some(&etc), true).len(), 2);
+        fs::write(proc.join("7/cmdline"), "traffic_manager\0")?;
+        assert_eq!(findings(&proc, Some(&etc), true), []);
+        fs::remove_dir_all(&dir)
+    }
+}

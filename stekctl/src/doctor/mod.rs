@@ -1,0 +1,379 @@
+//! `doctor`: finds what keeps sessions from being resumed although the key is shared.
+//!
+//! A finding is a [`Problem`], one line with file or server, reason and remedy; an error among them
+//! means that sessions do not resume. What must hold: a fleet that is well has no finding.
+
+mod ats;
+mod machine;
+mod resume;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use stek_share::client::{BoxStatus, Hint};
+use stek_share::core::config::Problem;
+use stek_share::load::Loaded;
+
+use self::resume::{Client, Matrix, Offer, Version};
+use crate::check::told;
+use crate::cli::{DoctorArgs, Place};
+use crate::fleet::{address, Fleet, Server};
+use crate::outcome::{Ended, Failure, Outcome};
+use crate::place;
+use crate::screen::{print, Field, Table, BAD, GOOD};
+use crate::status::look;
+use crate::verdict::seconds;
+
+/// How far a box's clock may be off: less than this hurts nothing, and a fleet with time
+/// synchronisation is far below it.
+const CLOCK_MARGIN_MS: i64 = 30_000;
+
+/// Looks at everything and prints what it found.
+pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
+    let config = place::ats_config(place)?;
+    let source = place::source(place)?;
+    let (mut found, loaded) = place::problems(&source);
+    match &config {
+        Some(dir) => {
+            let conf = PathBuf::from(&source.argument);
+            found.extend(ats::findings(dir, conf.is_file().then_some(&conf)));
+        }
+        None => found.push(Problem::warning(
+            "Traffic Server",
+            "its configuration directory is in none of the usual places, so its files were not \
+             looked at",
+            "give --ats-config DIR",
+        )),
+    }
+    let usual = config.as_deref() == place::usual().as_deref();
+    found.extend(machine::findings(&args.proc, config.as_deref(), usual));
+    let servers = match (&loaded, args.offline) {
+        (Some(loaded), false) => ask(loaded, place.timeout, config.is_some(), &mut found)?,
+        _ => Vec::new(),
+    };
+    let matrices = try_tickets(args, place.timeout, &servers, &mut found)?;
+    if args.matrix {
+        matrices.iter().try_for_each(|matrix| print(&shown(matrix, &args.tls)))?;
+    }
+    found.sort_by_key(|problem| !problem.is_error());
+    found.iter().try_for_each(|problem| print(&told(problem)))?;
+    Ok(match found.first() {
+        None => Outcome::Healthy,
+        Some(worst) if worst.is_error() => Outcome::Broken,
+        Some(_) => Outcome::Degraded,
+    })
+}
+
+/// Asks the fleet. `knows_files` says that this box's own files were looked at already.
+fn ask(
+    loaded: &Loaded,
+    limit: Duration,
+    knows_files: bool,
+    found: &mut Vec<Problem>,
+) -> Result<Vec<Server>, Failure> {
+    let fleet = Fleet::new(loaded, limit)?;
+    let own = loaded.settings.server_id;
+    let look = look(&fleet, |status| {
+        if status.id == own && knows_files {
+            status.host.hints.retain(|hint| !is_in_files(hint));
+        }
+    });
+    found.extend(look.reasons.iter().map(|reason| {
+        let (what, remedy) = reason.words.split_once("; ").unwrap_or((
+            &reason.words,
+            "see 'stekctl status' and diags.log of the servers that are named",
+        ));
+        match reason.outcome {
+            Outcome::Broken => Problem::error("fleet", what, remedy),
+            _ => Problem::warning("fleet", what, remedy),
+        }
+    }));
+    clocks(&look.servers, found);
+    let answers: Vec<(&Server, &BoxStatus)> =
+        look.servers.iter().filter_map(|server| Some((server, server.status()?))).collect();
+    roots(&answers, found);
+    bundles(&answers, found);
+    Ok(look.servers)
+}
+
+fn named(server: &Server) -> String {
+    format!("server {} ({})", server.id(), address(&server.member))
+}
+
+/// Clocks that differ from the one in the middle.
+fn clocks(servers: &[Server], found: &mut Vec<Problem>) {
+    let mut offsets: Vec<(i64, &Server)> =
+        servers.iter().filter_map(|server| Some((server.clock_offset_ms?, server))).collect();
+    offsets.sort_by_key(|(offset, _)| *offset);
+    // Of an even number the lower of the two in the middle.
+    let Some((middle, _)) = offsets.get(offsets.len().saturating_sub(1) / 2).copied() else {
+        return;
+    };
+    for (offset, server) in offsets {
+        let off = offset - middle;
+        if off.abs() > CLOCK_MARGIN_MS {
+            let reason = format!(
+                "its clock is {} {} that of the other servers: tickets seem older or newer there \
+                 than they are, and certificates not valid yet or expired",
+                seconds(off.unsigned_abs() / 1000),
+                if off > 0 { "ahead of" } else { "behind" },
+            );
+            let remedy = "synchronise the clocks of all boxes, for example with chrony";
+            found.push(Problem::warning(&named(server), reason, remedy));
+        }
+    }
+}
+
+/// Boxes that trust other roots than the first one does.
+fn roots(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
+    let Some((first, standard)) = answers.first() else { return };
+    for (server, status) in answers {
+        if status.certificate.roots_digest != standard.certificate.roots_digest {
+            let reason = format!(
+                "its root_cert_file holds other certificates ({}) than that of {} ({})",
+                status.certificate.roots_digest,
+                named(first),
+                standard.certificate.roots_digest
+            );
+            let remedy = "give all boxes the same, unless a change of the root is under way: one \
+                          box may refuse another's next connection";
+            found.push(Problem::warning(&named(server), reason, remedy));
+        }
+    }
+}
+
+/// Boxes whose Traffic Server binds sessions to another CA bundle. It puts the names of that
+/// file's certificates into what a session is bound to, even where clients show no certificate.
+fn bundles(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
+    let mut hosted = answers.iter().filter(|(_, status)| status.host.version.is_some());
+    let Some((first, standard)) = hosted.next() else { return };
+    let words = |digest: &Option<String>| digest.clone().unwrap_or_else(|| "none".to_owned());
+    for (server, status) in hosted {
+        if status.host.ca_digest != standard.host.ca_digest {
+            let reason = format!(
+                "proxy.config.ssl.CA.cert.filename names another CA bundle ({}) than on {} ({}): \
+                 sessions of one do not resume on the other",
+                words(&status.host.ca_digest),
+                named(first),
+                words(&standard.host.ca_digest)
+            );
+            let remedy = "give all boxes the same file, or none";
+            found.push(Problem::error(&named(server), reason, remedy));
+        }
+    }
+}
+
+/// Whether [`ats::findings`] sees for itself what this hint says.
+fn is_in_files(hint: &Hint) -> bool {
+    !matches!(hint, Hint::Unlocked(_) | Hint::Dumped(_) | Hint::Unmapped(_))
+}
+
+/// Takes and offers tickets at the addresses that were given.
+fn try_tickets(
+    args: &DoctorArgs,
+    limit: Duration,
+    servers: &[Server],
+    found: &mut Vec<Problem>,
+) -> Result<Vec<Matrix>, Failure> {
+    if args.tls.is_empty() {
+        return Ok(Vec::new());
+    }
+    if args.tls.len() > resume::MAX_ADDRESSES {
+        return Err(Failure::new(format!(
+            "--tls: {} addresses are more than {}",
+            args.tls.len(),
+            resume::MAX_ADDRESSES
+        )));
+    }
+    let find = |name: &String| {
+        resume::Place::find(name).map_err(|why| Failure::new(format!("--tls {name}: {why}")))
+    };
+    let places: Vec<resume::Place> = args.tls.iter().map(find).collect::<Result<_, _>>()?;
+    let client = Client::new(args.sni.as_deref(), limit)
+        .map_err(|error| Failure::new(format!("OpenSSL: {error}")))?;
+    let mut matrices = Vec::new();
+    for version in Version::ALL {
+        let mut matrix = client.matrix(&places, version);
+        // A rotation in the middle of it makes keys differ for a moment.
+        if !is_whole(&matrix) {
+            matrix = client.matrix(&places, version);
+        }
+        matrices.push(matrix);
+    }
+    let group: BTreeSet<String> = servers
+        .iter()
+        .filter_map(Server::status)
+        .flat_map(|status| status.keys.current.iter().chain(&status.keys.previous))
+        .map(|key| key.fingerprint.to_string())
+        .collect();
+    judge(&matrices, &places, &group, found);
+    Ok(matrices)
+}
+
+fn is_whole(matrix: &Matrix) -> bool {
+    matrix.offers.iter().flatten().all(|offer| *offer == Offer::Resumed)
+}
+
+/// What the matrices say. `group` has the fingerprints of the group's keys, if they are known.
+fn judge(
+    matrices: &[Matrix],
+    places: &[resume::Place],
+    group: &BTreeSet<String>,
+    found: &mut Vec<Problem>,
+) {
+    // Where tickets are switched off, TLS 1.3 has others, which mean nothing elsewhere: that they
+    // are refused there, and all others here, is said with that.
+    let mut without = BTreeSet::new();
+    for (index, place) in places.iter().enumerate() {
+        let mut silent = Vec::new();
+        for matrix in matrices {
+            match matrix.taken.get(index) {
+                Some(Err(why)) => found.push(Problem::error(
+                    &place.name,
+                    why.clone(),
+                    "see that Traffic Server serves TLS there, and --sni and --timeout",
+                )),
+                Some(Ok(taken)) if taken.key().is_none() => silent.push(matrix.version),
+                _ => {}
+            }
+        }
+        if !silent.is_empty() {
+            let reason = format!("gives out no session ticket in {}", versions(&silent));
+            let remedy =
+                "see proxy.config.ssl.server.session_ticket.enable and .number there, and \
+                          ssl_ticket_enabled and ssl_ticket_number in its ssl_multicert.config";
+            found.push(Problem::error(&place.name, reason, remedy));
+            without.insert(index);
+        } else {
+            foreign_key(matrices, index, place, group, found);
+        }
+    }
+    certificates(matrices, places, found);
+    refusals(matrices, places, &without, found);
+}
+
+/// A box whose tickets are not under one of the group's keys.
+fn foreign_key(
+    matrices: &[Matrix],
+    index: usize,
+    place: &resume::Place,
+    group: &BTreeSet<String>,
+    found: &mut Vec<Problem>,
+) {
+    let taken = matrices.iter().filter_map(|matrix| matrix.taken.get(index)?.as_ref().ok());
+    let foreign = taken.filter_map(resume::Taken::key).find(|key| !group.contains(*key));
+    if let Some(key) = foreign.filter(|_| !group.is_empty()) {
+        let reason = format!("encrypts its tickets with the key {key}, which is not the group's");
+        let remedy = "see that its plugin.config loads stek_share.so, that it belongs to this \
+                      fleet, and that neither ticket_key.filename nor a line of its \
+                      ssl_multicert.config brings a key of its own";
+        found.push(Problem::error(&place.name, reason, remedy));
+    }
+}
+
+/// Boxes that show another certificate than the first.
+fn certificates(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<Problem>) {
+    let Some(matrix) = matrices.first() else { return };
+    let mut shown = matrix.taken.iter().zip(places).filter_map(|(taken, place)| {
+        let (digest, subject) = &taken.as_ref().ok()?.certificate;
+        Some((digest, subject, place))
+    });
+    let Some((standard, standard_subject, first)) = shown.next() else { return };
+    for (digest, subject, place) in shown {
+        if digest != standard {
+            let short = |digest: &str| digest.chars().take(8).collect::<String>();
+            let reason = format!(
+                "shows another certificate ({}, {subject}) than {} ({}, {standard_subject})",
+                short(digest),
+                first.name,
+                short(standard),
+            );
+            let remedy = "give all boxes the same, under the same ssl_cert_name; or name with \
+                          --sni a site that all of them serve";
+            found.push(Problem::warning(&place.name, reason, remedy));
+        }
+    }
+}
+
+/// Tickets that were not taken although they could be, by the place that did not take them. The
+/// places `without` tickets are left out.
+fn refusals(
+    matrices: &[Matrix],
+    places: &[resume::Place],
+    without: &BTreeSet<usize>,
+    found: &mut Vec<Problem>,
+) {
+    for (to, place) in places.iter().enumerate().filter(|(to, _)| !without.contains(to)) {
+        let mut same_key: Vec<(&str, Version)> = Vec::new();
+        let mut other_key: Vec<(&str, Version)> = Vec::new();
+        for matrix in matrices {
+            let key = |index: usize| matrix.taken.get(index)?.as_ref().ok()?.key();
+            for (from, (row, giver)) in matrix.offers.iter().zip(places).enumerate() {
+                match row.get(to).filter(|_| !without.contains(&from)) {
+                    Some(Offer::Refused) if key(from) == key(to) => {
+                        same_key.push((&giver.name, matrix.version));
+                    }
+                    Some(Offer::Refused) => other_key.push((&giver.name, matrix.version)),
+                    Some(Offer::Failed(why)) => found.push(Problem::error(
+                        &place.name,
+                        format!("a ticket of {} was offered and it {why}", giver.name),
+                        "see its diags.log, and --timeout",
+                    )),
+                    _ => {}
+                }
+            }
+        }
+        if !same_key.is_empty() {
+            let reason = format!(
+                "does not resume sessions of {}, although both use one key",
+                givers(&same_key)
+            );
+            let remedy = "make the first ssl_cert_name in ssl_multicert.config the same on both, \
+                          to the letter, the file of proxy.config.ssl.CA.cert.filename too, and \
+                          set their clocks";
+            found.push(Problem::error(&place.name, reason, remedy));
+        }
+        if !other_key.is_empty() {
+            let reason = format!(
+                "does not resume sessions of {}, because the two use different keys",
+                givers(&other_key)
+            );
+            let remedy = "see that both load stek_share.so and belong to one group: stekctl status";
+            found.push(Problem::error(&place.name, reason, remedy));
+        }
+    }
+}
+
+/// `a (TLS 1.2 and TLS 1.3), b (TLS 1.3)`
+fn givers(refused: &[(&str, Version)]) -> String {
+    let mut names: Vec<(&str, Vec<Version>)> = Vec::new();
+    for (name, version) in refused {
+        match names.iter_mut().find(|(known, _)| known == name) {
+            Some((_, seen)) => seen.push(*version),
+            None => names.push((name, vec![*version])),
+        }
+    }
+    let words = names.iter().map(|(name, seen)| format!("{name} ({})", versions(seen)));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+fn versions(versions: &[Version]) -> String {
+    versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+}
+
+/// The matrix as a table: rows give tickets, columns take them.
+fn shown(matrix: &Matrix, places: &[String]) -> String {
+    let title = format!("{} ticket of", matrix.version);
+    let mut table = Table::new(std::iter::once(&*title).chain(places.iter().map(String::as_str)));
+    for (place, row) in places.iter().zip(&matrix.offers) {
+        let offers = row.iter().map(|offer| match offer {
+            Offer::Resumed => Field::new("resumed").style(GOOD),
+            Offer::Refused => Field::new("refused").style(BAD),
+            Offer::NoTicket => Field::new("no ticket").style(BAD),
+            Offer::Failed(_) => Field::new("failed").style(BAD),
+        });
+        table.push(std::iter::once(Field::new(place)).chain(offers).collect());
+    }
+    format!("{}\n", table.render())
+}

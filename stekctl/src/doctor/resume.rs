@@ -1,0 +1,383 @@
+//! Who resumes whose sessions: takes a ticket from each address and offers it to every address, as
+//! a browser that lands on another box does.
+//!
+//! Certificates are not verified: what is studied is tickets, not trust. What must hold: one
+//! exchange ends within its time limit, whatever the other side does; tickets are forgotten when
+//! the command ends, and no part of one is printed but the fingerprint of its key's name.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use openssl::error::ErrorStack;
+use openssl::ex_data::Index;
+use openssl::hash::MessageDigest;
+use openssl::sha::sha256;
+use openssl::ssl::{
+    Ssl, SslContext, SslContextBuilder, SslMethod, SslSession, SslSessionCacheMode, SslStream,
+    SslVerifyMode, SslVersion,
+};
+
+/// The most addresses: the exchanges are their number squared.
+pub const MAX_ADDRESSES: usize = 64;
+
+/// How long to wait for a TLS 1.3 ticket that may not come; who sends one sends it with the end of
+/// the handshake.
+const TICKET_WAIT: Duration = Duration::from_secs(1);
+
+/// Bytes of a key's name at the beginning of a ticket, as RFC 5077 recommends and OpenSSL does.
+const NAME_LEN: usize = 16;
+
+/// The versions of TLS in which tickets differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// A ticket is part of the handshake.
+    Tls12,
+    /// Tickets come after it.
+    Tls13,
+}
+
+impl Version {
+    /// Both.
+    pub const ALL: [Version; 2] = [Version::Tls12, Version::Tls13];
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Version::Tls12 => "TLS 1.2",
+            Version::Tls13 => "TLS 1.3",
+        })
+    }
+}
+
+/// One address to try.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// As it was given.
+    pub name: String,
+    /// What it means.
+    address: SocketAddr,
+}
+
+impl Place {
+    /// Looks the address up.
+    ///
+    /// # Errors
+    /// Why there is none, in words that follow its name.
+    pub fn find(name: &str) -> Result<Place, String> {
+        let mut found = name.to_socket_addrs().map_err(|error| format!("is not found: {error}"))?;
+        let address = found.next().ok_or("has no address")?;
+        Ok(Place { name: name.to_owned(), address })
+    }
+}
+
+/// What a full handshake brought.
+#[derive(Clone)]
+pub struct Taken {
+    /// SHA-256 over the certificate that was shown, in hex, and its subject.
+    pub certificate: (String, String),
+    /// The session with its ticket, and the fingerprint of the ticket's key; `None` if no ticket
+    /// was given.
+    ticket: Option<(Vec<u8>, String)>,
+}
+
+impl Taken {
+    /// The fingerprint of the key that the ticket is encrypted with.
+    pub fn key(&self) -> Option<&str> {
+        self.ticket.as_ref().map(|(_, key)| key.as_str())
+    }
+}
+
+/// What came of offering one ticket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// The session was resumed.
+    Resumed,
+    /// A full handshake instead.
+    Refused,
+    /// There was no ticket to offer.
+    NoTicket,
+    /// No handshake, and why.
+    Failed(String),
+}
+
+/// The matrix of one version.
+pub struct Matrix {
+    /// In which version.
+    pub version: Version,
+    /// What was taken at each place, or why nothing was.
+    pub taken: Vec<Result<Taken, String>>,
+    /// `offers[i][j]`: what the place `j` did with the ticket of the place `i`.
+    pub offers: Vec<Vec<Offer>>,
+}
+
+/// A client that may try everything.
+pub struct Client {
+    sni: Option<String>,
+    limit: Duration,
+    contexts: [Context; 2],
+}
+
+type Sessions = Arc<Mutex<Vec<Vec<u8>>>>;
+type Context = (SslContext, Index<Ssl, Sessions>);
+
+impl Client {
+    /// One that sends this server name, and gives each exchange this much time.
+    ///
+    /// # Errors
+    /// OpenSSL failed.
+    pub fn new(sni: Option<&str>, limit: Duration) -> Result<Client, ErrorStack> {
+        let contexts = [context(SslVersion::TLS1_2)?, context(SslVersion::TLS1_3)?];
+        Ok(Client { sni: sni.map(str::to_owned), limit, contexts })
+    }
+
+    /// Takes a ticket at each place and offers it at every place.
+    pub fn matrix(&self, places: &[Place], version: Version) -> Matrix {
+        let taken: Vec<_> = in_parallel(places, |place| self.take(place, version));
+        let offers = in_parallel(&taken, |taken| {
+            let session = taken.as_ref().ok().and_then(|taken| taken.ticket.as_ref());
+            let offer = |place: &Place| match session {
+                None => Offer::NoTicket,
+                Some((session, _)) => self.offer(place, version, session),
+            };
+            places.iter().map(offer).collect()
+        });
+        Matrix { version, taken, offers }
+    }
+
+    fn take(&self, place: &Place, version: Version) -> Result<Taken, String> {
+        let mut connection = self.connect(place, version, None)?;
+        let session = connection.session()?;
+        let ticket = session.and_then(|der| {
+            let key = key_of(ticket_in_session(&der)?)?;
+            Some((der, key))
+        });
+        let leaf = connection.stream.ssl().peer_certificate().ok_or("shows no certificate")?;
+        let digest = leaf.digest(MessageDigest::sha256()).map_err(|error| error.to_string())?;
+        let subject = stek_share::transport::tls::subject_line(&leaf);
+        Ok(Taken { certificate: (hex(&digest), subject), ticket })
+    }
+
+    fn offer(&self, place: &Place, version: Version, session: &[u8]) -> Offer {
+        match self.connect(place, version, Some(session)) {
+            Ok(connection) if connection.stream.ssl().session_reused() => Offer::Resumed,
+            Ok(_) => Offer::Refused,
+            Err(why) => Offer::Failed(why),
+        }
+    }
+
+    fn connect(
+        &self,
+        place: &Place,
+        version: Version,
+        session: Option<&[u8]>,
+    ) -> Result<Connection, String> {
+        let deadline = Instant::now() + self.limit;
+        let openssl = |error: ErrorStack| format!("OpenSSL: {error}");
+        let [v12, v13] = &self.contexts;
+        let (context, index) = if version == Version::Tls12 { v12 } else { v13 };
+        let mut ssl = Ssl::new(context).map_err(openssl)?;
+        let sessions = Sessions::default();
+        ssl.set_ex_data(*index, Arc::clone(&sessions));
+        if let Some(name) = &self.sni {
+            ssl.set_hostname(name).map_err(openssl)?;
+        }
+        if let Some(der) = session {
+            let session = SslSession::from_der(der).map_err(openssl)?;
+            // SAFETY: a session that was just read from DER belongs to no other context.
+            unsafe { ssl.set_session(&session) }.map_err(openssl)?;
+        }
+        let tcp = TcpStream::connect_timeout(&place.address, self.limit)
+            .map_err(|error| format!("cannot be reached: {error}"))?;
+        let timed = Timed { tcp, deadline };
+        let mut stream = SslStream::new(ssl, timed).map_err(openssl)?;
+        stream.connect().map_err(|error| format!("{version} handshake failed: {error}"))?;
+        Ok(Connection { version, stream, sessions })
+    }
+}
+
+/// An established connection.
+struct Connection {
+    version: Version,
+    stream: SslStream<Timed>,
+    sessions: Sessions,
+}
+
+impl Connection {
+    /// The session in DER, for TLS 1.3 the first that arrives with a ticket.
+    fn session(&mut self) -> Result<Option<Vec<u8>>, String> {
+        if self.version == Version::Tls12 {
+            let session = self.stream.ssl().session().map(|session| session.to_der());
+            return session.transpose().map_err(|error| error.to_string());
+        }
+        let wait = Instant::now() + TICKET_WAIT;
+        let timed = self.stream.get_mut();
+        timed.deadline = timed.deadline.min(wait);
+        // Nothing was asked, so there is nothing to read but tickets; the read ends with the first
+        // error, which is the deadline at the latest.
+        while self.first().is_none() && self.stream.ssl_read(&mut [0; 64]).is_ok() {}
+        Ok(self.first())
+    }
+
+    fn first(&self) -> Option<Vec<u8>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).first().cloned()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Politeness only: an end without it looks like an attack in some logs.
+        let _ = self.stream.shutdown();
+    }
+}
+
+/// A socket whose every read and write ends at one deadline.
+struct Timed {
+    tcp: TcpStream,
+    deadline: Instant,
+}
+
+impl Timed {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            true => Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long")),
+            false => Ok(Some(left)),
+        }
+    }
+
+    /// What the system says of a time limit that is over would have OpenSSL try again.
+    fn settle<T>(result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                io::Error::new(io::ErrorKind::TimedOut, "it took too long")
+            }
+            _ => error,
+        })
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tcp.set_read_timeout(self.left()?)?;
+        Timed::settle(self.tcp.read(buffer))
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.tcp.set_write_timeout(self.left()?)?;
+        Timed::settle(self.tcp.write(buffer))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.tcp.flush()
+    }
+}
+
+fn context(version: SslVersion) -> Result<Context, ErrorStack> {
+    let index: Index<Ssl, Sessions> = Ssl::new_ex_index()?;
+    let mut context = SslContextBuilder::new(SslMethod::tls_client())?;
+    context.set_min_proto_version(Some(version))?;
+    context.set_max_proto_version(Some(version))?;
+    context.set_verify(SslVerifyMode::NONE);
+    context.set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
+    context.set_new_session_callback(move |ssl, session| {
+        if let (Some(sessions), Ok(der)) = (ssl.ex_data(index), session.to_der()) {
+            sessions.lock().unwrap_or_else(PoisonError::into_inner).push(der);
+        }
+    });
+    Ok((context.build(), index))
+}
+
+/// Does the work for all items at a time; there are at most [`MAX_ADDRESSES`].
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || work(item))).collect();
+        // A panic is a bug of this program, and is not hidden.
+        let join = |thread: thread::ScopedJoinHandle<'_, R>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect()
+    })
+}
+
+/// The fingerprint of the key that made a ticket, as the plugin's logs have it.
+fn key_of(ticket: &[u8]) -> Option<String> {
+    let name = ticket.get(..NAME_LEN)?;
+    Some(hex(sha256(name).get(..4)?))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The ticket in OpenSSL's form of a session, a SEQUENCE: the OCTET STRING under `[10]`.
+fn ticket_in_session(der: &[u8]) -> Option<&[u8]> {
+    const TICKET: u8 = 0xaa;
+    const OCTET_STRING: u8 = 0x04;
+    let (_, mut members, _) = tlv(der)?;
+    while let Some((tag, content, rest)) = tlv(members) {
+        if tag == TICKET {
+            let (inner, ticket, _) = tlv(content)?;
+            return (inner == OCTET_STRING && !ticket.is_empty()).then_some(ticket);
+        }
+        members = rest;
+    }
+    None
+}
+
+/// Takes one DER value with a tag of one byte: tag, content, what follows.
+fn tlv(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let [tag, length, rest @ ..] = der else { return None };
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(*length), rest),
+        _ => {
+            let (digits, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
+            let length = digits.iter().try_fold(0_usize, |length, digit| {
+                Some(length.checked_mul(256)? + usize::from(*digit))
+            })?;
+            (length, rest)
+        }
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((*tag, content, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_is_found_in_a_session() {
+        let mut session = vec![0x30, 0x81, 0x8b, 0x02, 1, 1, 0xaa, 0x81, 0x85, 0x04, 0x81, 0x82];
+        session.extend([7; 0x82]);
+        let ticket = ticket_in_session(&session);
+        assert_eq!(ticket, Some(&[7; 0x82][..]));
+        assert_eq!(key_of(&[7; 16]), key_of(&[7; 40]));
+        assert_eq!(key_of(&[7; 15]), None);
+        for cut in 0..session.len() {
+            let found = session.get(..cut).and_then(ticket_in_session);
+            assert_eq!(found, None, "cut at {cut}");
+        }
+        assert_eq!(ticket_in_session(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]), None);
+    }
+
+    #[test]
+    fn a_place_that_says_nothing_costs_no_more_than_the_limit() -> io::Result<()> {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let place = Place::find(&silent.local_addr()?.to_string()).map_err(io::Error::other)?;
+        let client = Client::new(None, Duration::from_millis(200)).map_err(io::Error::other)?;
+        let begun = Instant::now();
+        let matrix = client.matrix(&[place], Version::Tls13);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        let why = matrix.taken.into_iter().next().and_then(Result::err);
+        assert!(why.as_ref().is_some_and(|why| why.contains("took too long")), "{why:?}");
+        Ok(())
+    }
+}

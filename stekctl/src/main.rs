@@ -1,0 +1,81 @@
+//! `stekctl`, the operator's command for a fleet of Traffic Servers with the plugin stek_share.
+//!
+//! It asks and orders by way of [`stek_share::client`] and judges configurations by
+//! [`stek_share::load`], so that it says what the plugin would say. What must hold: it changes
+//! nothing but by `rotate`, `revoke` and `init`; it prints no key; it ends within the time limits
+//! that it was given.
+//!
+//! | room | what it does |
+//! |---|---|
+//! | [`cli`] | words and their meaning; help, man pages and completion come from it |
+//! | [`place`] | finds Traffic Server's directories and the plugin's configuration |
+//! | [`check`], [`init`], [`metrics`], [`status`], [`doctor`] | those commands |
+//! | [`order`] | `rotate` and `revoke` |
+//! | [`pages`] | `man` and `completions` |
+//! | [`help`] | breaks the lines of help texts |
+//! | [`fleet`] | asks all servers |
+//! | [`verdict`] | judges their answers |
+//! | [`pki`] | certificates for `init` |
+//! | [`screen`], [`outcome`] | colour and tables; exit codes |
+
+mod check;
+mod cli;
+mod doctor;
+mod fleet;
+mod help;
+mod init;
+mod metrics;
+mod order;
+mod outcome;
+mod pages;
+mod pki;
+mod place;
+mod screen;
+mod status;
+mod verdict;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use outcome::{Ended, Failure, FAILED};
+use screen::{complain, styled, BAD};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors, and go to standard output.
+            let failed = error.use_stderr();
+            let text = help::wrap(&error.render().ansi().to_string(), help::width());
+            let _ = match failed {
+                true => anstream::stderr().write_all(text.as_bytes()),
+                false => anstream::stdout().write_all(text.as_bytes()),
+            };
+            return ExitCode::from(if failed { FAILED } else { 0 });
+        }
+    };
+    match run(&cli) {
+        Ok(outcome) => outcome.into(),
+        Err(Failure(lines)) => {
+            lines.iter().for_each(|line| complain(&format!("{} {line}", styled("error:", BAD))));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Ended {
+    match &cli.command {
+        Command::Check(args) => check::run(args, &cli.place),
+        Command::Init(args) => init::run(args),
+        Command::Metrics(args) => metrics::run(args, cli.place.timeout),
+        Command::Completions { shell } => pages::completions(*shell),
+        Command::Man { dir } => pages::man(dir.as_deref()),
+        Command::Status(args) => status::run(args, &cli.place),
+        Command::Rotate => order::rotate(&cli.place),
+        Command::Revoke(args) => order::revoke(args, &cli.place),
+        Command::Doctor(args) => doctor::run(args, &cli.place),
+    }
+}

@@ -1,0 +1,89 @@
+//! `rotate` and `revoke`: orders to the group, by way of any server.
+//!
+//! What must hold: one call gives one order to one server, so that it makes at most one key: an
+//! order without an answer may have been carried out.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use stek_share::client::{order_limit, Order};
+
+use crate::cli::{Place, RevokeArgs};
+use crate::fleet::{address, Fleet, Server};
+use crate::outcome::{Ended, Failure, Outcome};
+use crate::place;
+use crate::screen::{print, styled, GOOD};
+
+/// A new key now.
+pub fn rotate(place: &Place) -> Ended {
+    give(Order::Rotate, place)
+}
+
+/// A new key now, and no older one.
+pub fn revoke(args: &RevokeArgs, place: &Place) -> Ended {
+    if !args.yes && !confirmed()? {
+        return Err(Failure::new("nothing was done"));
+    }
+    give(Order::Revoke, place)
+}
+
+/// Asks the person at the terminal.
+fn confirmed() -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::new(
+            "revoke drops every key that clients' tickets were made with; nobody can be asked \
+             here, so give --yes if it is meant",
+        ));
+    }
+    print(
+        "This drops every key that clients' tickets were made with: no older ticket resumes any \
+         more,\nand every client has one full handshake. Type 'yes' to do it: ",
+    )?;
+    // The answer stands on the same line.
+    let _ = io::stdout().flush();
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.map_err(|error| Failure::new(format!("the answer cannot be read: {error}")))?;
+    Ok(answer.trim() == "yes")
+}
+
+fn give(order: Order, place: &Place) -> Ended {
+    let loaded = place::load(&place::source(place)?)?;
+    let fleet = Fleet::new(&loaded, place.timeout)?;
+    let own = loaded.settings.server_id;
+    let limit = order_limit(&loaded.settings).max(place.timeout);
+    let servers = fleet.ask();
+    let mut willing: Vec<&Server> = servers.iter().filter(|server| may_do_it(server)).collect();
+    // This box first: the shortest way, and the one that its configuration was made for.
+    willing.sort_by_key(|server| server.id() != own);
+    let Some(server) = willing.first() else {
+        let mut lines: Vec<String> = servers.iter().map(why_not).collect();
+        lines.push("no server of the list can have this done now; nothing was done".to_owned());
+        return Err(Failure(lines));
+    };
+    let member = &server.member;
+    match fleet.with(|client| async move { client.order(member, order, limit).await }) {
+        Ok(generation) => {
+            let also = match order {
+                Order::Rotate => "",
+                Order::Revoke => "; every older key is dropped",
+            };
+            let word = styled("done:", GOOD);
+            print(&format!("{word} generation {generation} is in use{also}\n"))?;
+            Ok(Outcome::Healthy)
+        }
+        Err(why) => Err(Failure::new(format!("server {} ({}): {why}", member.id, address(member)))),
+    }
+}
+
+/// Whether an order can be given to this server: it belongs to a majority.
+fn may_do_it(server: &Server) -> bool {
+    server.status().is_some_and(|status| status.group.quorum)
+}
+
+fn why_not(server: &Server) -> String {
+    let why = match &server.answer {
+        Ok(_) => "does not belong to a majority".to_owned(),
+        Err(failure) => failure.to_string(),
+    };
+    format!("server {} ({}): {why}", server.id(), address(&server.member))
+}

@@ -1,0 +1,297 @@
+//! doctor finds each cause that was planted, says what it is and where, and says nothing else.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use kit::ats::Ats;
+use kit::fleet::{Fleet, Place};
+use kit::pki::{Authority, Files, Identity};
+use kit::run_dir::RunDir;
+use kit::sys::Signal;
+use kit::{ports, Context, Error, Result};
+
+use crate::stage::{addresses, machine, on, plan, rewrite, text, turn, Said, PATIENCE};
+
+/// Boxes of one fleet, each with one fault but the first; the order is that of [`CAUSES`].
+struct Cause {
+    /// What is planted.
+    plant: fn(&Path, &Plant) -> Result<()>,
+    /// What each line has to say that doctor prints of this box and the first, in any order.
+    lines: &'static [&'static [&'static str]],
+    /// Its exit code.
+    code: i32,
+}
+
+/// What causes are made of.
+struct Plant {
+    site: Files,
+    other: Files,
+    bundle: PathBuf,
+    keys: PathBuf,
+}
+
+const RECORDS: &str = "records.config";
+const MULTICERT: &str = "ssl_multicert.config";
+
+fn record(etc: &Path, name: &str, value: &str) -> Result<()> {
+    rewrite(&etc.join(RECORDS), |old| {
+        let kept = old.lines().filter(|line| !line.contains(&format!(" {name} ")));
+        let kept: String = kept.map(|line| format!("{line}\n")).collect();
+        format!("{kept}CONFIG {name} {value}\n")
+    })
+}
+
+fn multicert(etc: &Path, from: &str, to: &str) -> Result<()> {
+    rewrite(&etc.join(MULTICERT), |old| old.replace(from, to))
+}
+
+const NO_TICKET_12: &[&str] = &["error: ", "gives out no session ticket in TLS 1.2"];
+
+const CAUSES: &[Cause] = &[
+    Cause {
+        plant: |etc, _| record(etc, "proxy.config.ssl.server.session_ticket.enable", "INT 0"),
+        lines: &[
+            &["error: ", "records.config line ", "session_ticket.enable: 0 means", "; set it to 1"],
+            NO_TICKET_12,
+        ],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, _| record(etc, "proxy.config.ssl.server.session_ticket.number", "INT 0"),
+        lines: &[
+            &["error: ", "records.config line ", "session_ticket.number: 0 means", "TLS 1.3"],
+            &["error: ", "gives out no session ticket in TLS 1.3"],
+        ],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, plant| {
+            let file = format!("STRING {}", plant.keys.display());
+            record(etc, "proxy.config.ssl.server.ticket_key.filename", &file)
+        },
+        lines: &[&[
+            "error: ",
+            "records.config line ",
+            "ticket_key.filename: ",
+            "take the line out",
+        ]],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, _| multicert(etc, "dest_ip=*", "ssl_ticket_enabled=0 dest_ip=*"),
+        lines: &[
+            &["error: ", "ssl_multicert.config line 1: ssl_ticket_enabled: 0 means"],
+            NO_TICKET_12,
+        ],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, plant| {
+            let line = format!("ticket_key_name={} dest_ip=*", plant.keys.display());
+            multicert(etc, "dest_ip=*", &line)
+        },
+        lines: &[&["warning: ", "ssl_multicert.config line 1: ticket_key_name: ", "take it out"]],
+        code: 1,
+    },
+    Cause {
+        plant: |etc, _| multicert(etc, "dest_ip=*", "dest_ip=127.0.0.1"),
+        lines: &[
+            &["warning: ", "ssl_multicert.config line 1: dest_ip: 127.0.0.1 binds"],
+            &["error: ", "does not resume", "(TLS 1.2 and TLS 1.3), although both use one key"],
+            &["error: ", "does not resume", "(TLS 1.2 and TLS 1.3), although both use one key"],
+        ],
+        code: 2,
+    },
+    Cause {
+        // The same certificate, under another name.
+        plant: |etc, plant| {
+            let copy = etc.join("copy.pem");
+            fs::copy(&plant.site.certificate, &copy).context(copy.display())?;
+            multicert(etc, text(&plant.site.certificate), text(&copy))
+        },
+        lines: &[
+            &["error: ", "although both use one key; make the first ssl_cert_name"],
+            &["error: ", "although both use one key; make the first ssl_cert_name"],
+        ],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, plant| {
+            multicert(etc, text(&plant.site.certificate), text(&plant.other.certificate))?;
+            multicert(etc, text(&plant.site.key), text(&plant.other.key))
+        },
+        lines: &[
+            &["warning: ", "shows another certificate (", "/CN=other", " than ", "/CN=localhost"],
+            &["error: ", "although both use one key; make the first ssl_cert_name"],
+            &["error: ", "although both use one key; make the first ssl_cert_name"],
+        ],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, plant| {
+            let file = format!("STRING {}", plant.bundle.display());
+            record(etc, "proxy.config.ssl.CA.cert.filename", &file)
+        },
+        lines: &[
+            &["error: ", "although both use one key; ", "CA.cert.filename"],
+            &["error: ", "although both use one key; ", "CA.cert.filename"],
+        ],
+        code: 2,
+    },
+];
+
+#[test]
+fn what_traffic_server_is_told_wrongly_is_found_one_by_one() -> Result<()> {
+    let _turn = turn();
+    let dir = RunDir::new("ctl-causes")?;
+    let other = Identity::self_signed("/CN=other")?.write(dir.path(), "other")?;
+    let bundle = Authority::new("/CN=bundle")?.identity.write(dir.path(), "bundle")?.certificate;
+    let keys = dir.join("ticket.keys");
+    kit::pki::write_private(&keys, &(1..=48).collect::<Vec<u8>>())?;
+    // So many starting at once on a small machine would call for one election after the other.
+    let calm = plan(1 + CAUSES.len())?
+        .option("heart_beat_interval", "500")
+        .option("election_timeout_lower_bound", "2000")
+        .option("election_timeout_upper_bound", "4000");
+    let mut fleet = calm.prepare(dir.path())?;
+    let pki = dir.join("pki");
+    let site = Files { certificate: pki.join("site.pem"), key: pki.join("site.key") };
+    let plant = Plant { site, other, bundle, keys };
+    for (cause, ats) in CAUSES.iter().zip(&fleet.boxes[1..]) {
+        (cause.plant)(&ats.etc(), &plant)?;
+    }
+    fleet.boxes.iter_mut().try_for_each(Ats::start)?;
+    // Not all of them give TLS 1.2 tickets, so that the kit cannot wait for each.
+    for ats in &fleet.boxes {
+        ats.wait_diags("(generation ", PATIENCE)?;
+    }
+    fleet.boxes[0].wait_ready()?;
+    let boxes: Vec<&Ats> = fleet.boxes.iter().collect();
+    let proc = machine(dir.path(), &boxes)?;
+    let addresses = addresses(&fleet);
+    for (index, cause) in (1..).zip(CAUSES) {
+        let tls = [addresses[0].as_str(), addresses[index].as_str()];
+        let words = ["doctor", "--offline", "--proc", text(&proc), "--sni", "localhost", "--tls"];
+        let said = on(&fleet.boxes[index], &[&words[..], &tls].concat())?;
+        assert_says(&said, cause.lines, cause.code)?;
+    }
+    dir.done()
+}
+
+/// Each expectation is met by a line of its own, and no line is left.
+fn assert_says(said: &Said, expected: &[&[&str]], code: i32) -> Result<()> {
+    let mut left = said.lines();
+    for parts in expected {
+        let found = left.iter().position(|line| parts.iter().all(|part| line.contains(part)));
+        let found =
+            found.ok_or_else(|| Error::new(format!("no line with {parts:?}: {said:#?}")))?;
+        let line = left.remove(found);
+        assert!(line.contains("; "), "no remedy: {line}");
+    }
+    assert!(left.is_empty(), "nobody expected {left:#?}");
+    assert_eq!(said.code, code, "{said:#?}");
+    Ok(())
+}
+
+#[test]
+fn what_differs_between_boxes_is_found_with_their_names() -> Result<()> {
+    let _turn = turn();
+    let dir = RunDir::new("ctl-differ")?;
+    let fleet = three_that_differ(&dir)?;
+    let boxes: Vec<&Ats> = fleet.boxes.iter().collect();
+    let proc = machine(dir.path(), &boxes)?;
+    let ats = &fleet.boxes[0];
+    let look = || {
+        let said = on(ats, &["doctor", "--proc", text(&proc)])?;
+        // The group may just be finding itself.
+        Ok((!said.out.contains("majority")).then_some(said))
+    };
+    let said = kit::wait::until(PATIENCE, "a look at the fleet", look)?;
+    let name = |id: usize| format!("server {id} (127.0.0.1:{})", fleet.raft_ports[id - 1]);
+    let (second, third) = (name(2), name(3));
+    let expected: [&[&str]; 6] = [
+        &[
+            "warning: fleet: not all servers have the same options",
+            "server 2 has ",
+            "servers 1 and 3",
+        ],
+        &["warning: ", &second, "root_cert_file holds other certificates"],
+        &["warning: fleet: server 2: its file's server list is not the agreed one"],
+        &["warning: ", &third, "its clock is ", " ahead of", "synchronise"],
+        &["error: fleet: server 3: proxy.config.ssl.server.session_ticket.enable is 0"],
+        &["error: ", &third, "CA.cert.filename names another CA bundle (", "(none)"],
+    ];
+    assert_says(&said, &expected, 2)?;
+
+    // A machine that would write keys to disk.
+    fs::write(proc.join("swaps"), "Filename Type\n/dev/sda2 partition 1 0 -2\n")?;
+    let said = on(ats, &["doctor", "--offline", "--proc", text(&proc)])?;
+    assert_says(&said, &[&["warning: ", "swaps: /dev/sda2 is in use as swap", "swapoff"]], 1)?;
+    let said = on(&fleet.boxes[1], &["doctor", "--offline", "--proc", "/proc"])?;
+    let line = said.line(&["warning: ", "/limits: Max core file size: ", "core_limit to 0"])?;
+    assert!(line.contains(&format!("process {}", fleet.boxes[1].pid()?)), "{line}");
+
+    // plugin.config is not what it should be.
+    let path = ats.etc().join("plugin.config");
+    let good = fs::read_to_string(&path)?;
+    fs::write(proc.join("swaps"), "")?;
+    let look = || on(ats, &["doctor", "--offline", "--proc", text(&proc)]);
+    fs::write(&path, format!("{good}{good}"))?;
+    assert_says(&look()?, &[&["warning: ", "plugin.config line 2: loads stek_share.so once"]], 1)?;
+    fs::write(&path, "xdebug.so\n")?;
+    assert_says(&look()?, &[&["error: ", "plugin.config: does not load stek_share.so"]], 2)?;
+    let elsewhere = fleet.boxes[1].etc().join("server_conf.yaml");
+    fs::write(&path, format!("stek_share.so {}\n", elsewhere.display()))?;
+    assert_says(&look()?, &[&["warning: ", "plugin.config line 1: ", "another configuration"]], 1)?;
+    dir.done()
+}
+
+/// The second has other options, another list and one root more, and may dump core; the third has
+/// a clock two minutes ahead and another CA bundle, and gives out no tickets.
+fn three_that_differ(dir: &RunDir) -> Result<Fleet> {
+    let place = |wrapper: Vec<String>| Place { address: Ipv4Addr::LOCALHOST.into(), wrapper };
+    let places = [place(Vec::new()), place(Vec::new()), place(ahead("+120s")?)];
+    let mut fleet = plan(3)?.places(&places).prepare(dir.path())?;
+    record(&fleet.boxes[1].etc(), "proxy.config.core_limit", "INT -1")?;
+    let third = fleet.boxes[2].etc();
+    record(&third, "proxy.config.ssl.server.session_ticket.enable", "INT 0")?;
+    let bundle = Authority::new("/CN=bundle")?.identity.write(&third, "bundle")?.certificate;
+    let file = format!("STRING {}", bundle.display());
+    record(&third, "proxy.config.ssl.CA.cert.filename", &file)?;
+    fleet.boxes.iter_mut().try_for_each(Ats::start)?;
+    for ats in &fleet.boxes {
+        ats.wait_diags("(generation ", PATIENCE)?;
+    }
+    // A list that was there at the cold start would be the group's.
+    let (port, second) = (ports::take()?, &mut fleet.boxes[1]);
+    second.wait_ready()?;
+    second.stop(Signal::Interrupt)?;
+    let etc = second.etc();
+    let more = Authority::new("/CN=another root")?.identity.write(&etc, "more")?;
+    let roots = etc.join("roots.pem");
+    let old = fs::read_to_string(dir.join("pki/root.pem"))?;
+    fs::write(&roots, old + &fs::read_to_string(more.certificate)?)?;
+    rewrite(&etc.join("server_conf.yaml"), |conf| {
+        let conf = conf.replace("key_update_interval: 3600", "key_update_interval: 1800");
+        let kept = conf.lines().filter(|line| !line.starts_with("root_cert_file"));
+        let kept: String = kept.map(|line| format!("{line}\n")).collect();
+        format!("{kept}root_cert_file: {}\n", roots.display())
+    })?;
+    rewrite(&etc.join("server_list.yaml"), |list| {
+        format!("{list}- server_id: 4\n  address: 127.0.0.1\n  port: {port}\n")
+    })?;
+    second.start()?;
+    second.wait_ready()?;
+    Ok(fleet)
+}
+
+/// Words before a command that put its wall clock, and only that, so far ahead.
+fn ahead(span: &str) -> Result<Vec<String>> {
+    let dirs = fs::read_dir("/usr/lib")?.flatten().map(|entry| entry.path());
+    let library = dirs.map(|dir| dir.join("faketime/libfaketime.so.1")).find(|lib| lib.exists());
+    let library = library.ok_or_else(|| Error::new("`make deps` installs Debian's faketime"))?;
+    let preload = format!("LD_PRELOAD={}", library.display());
+    let words = ["env", &preload, &format!("FAKETIME={span}"), "FAKETIME_DONT_FAKE_MONOTONIC=1"];
+    Ok(words.map(str::to_owned).to_vec())
+}

@@ -1,0 +1,8 @@
+//! stekctl on real Traffic Servers with the plugin.
+//!
+//! `STEK_SHARE_SO` names the plugin; without it the one that cargo built for this run is used.
+
+mod causes;
+mod first_day;
+mod stage;
+mod whole;

@@ -1,0 +1,236 @@
+//! A fleet from health to its end: what status, doctor, rotate, revoke and metrics say on the way.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use kit::ats::Ats;
+use kit::fleet::Fleet;
+use kit::run_dir::RunDir;
+use kit::sys::Signal;
+use kit::{ports, wait, Error, Result};
+use serde_json::Value;
+use stek_share::metrics::METRICS;
+
+use crate::stage::{
+    addresses, machine, on, plan, rewrite, stekctl, stekctl_with, text, turn, wait_code,
+    wait_healthy, PATIENCE,
+};
+
+#[test]
+fn a_fleet_from_health_to_its_end() -> Result<()> {
+    let _turn = turn();
+    let dir = RunDir::new("ctl-whole")?;
+    let mut fleet = plan(3)?.prepare(dir.path())?;
+    let modules = "/usr/lib/trafficserver/modules/stats_over_http.so";
+    rewrite(&fleet.boxes[0].etc().join("plugin.config"), |old| format!("{old}{modules}\n"))?;
+    let plain = ports::take()?;
+    rewrite(&fleet.boxes[0].etc().join("records.config"), |old| {
+        old.replace(
+            "server_ports STRING ",
+            &format!("server_ports STRING {plain}:ip-in=127.0.0.1 "),
+        )
+    })?;
+    fleet.start()?;
+    wait_healthy(&fleet.boxes[0])?;
+    status_of_a_healthy_fleet(&fleet)?;
+    doctor_says_nothing(&fleet, &dir)?;
+    metrics_come_from_the_running_server(plain)?;
+    orders_move_the_generation(&fleet)?;
+    watching_repeats(&fleet.boxes[1])?;
+    nobody_counted_the_tool(&fleet)?;
+    one_dead_then_two(&mut fleet)?;
+    dir.done()
+}
+
+fn json(ats: &Ats) -> Result<(i32, Value)> {
+    let said = on(ats, &["status", "--json"])?;
+    let parsed = serde_json::from_str(&said.out);
+    Ok((said.code, parsed.map_err(|error| Error::new(format!("{error}: {said:#?}")))?))
+}
+
+fn generations(ats: &Ats) -> Result<BTreeSet<u64>> {
+    let (_, all) = json(ats)?;
+    let servers = all["servers"].as_array().cloned().unwrap_or_default();
+    Ok(servers.iter().filter_map(|s| s["current"]["generation"].as_u64()).collect())
+}
+
+fn status_of_a_healthy_fleet(fleet: &Fleet) -> Result<()> {
+    let said = on(&fleet.boxes[1], &["status"])?;
+    said.ended(0, "healthy: 3 of 3 servers answer, generation ")?;
+    let head = said.line(&["ID", "ADDRESS", "ROLE", "GEN", "KEYS", "NEXT", "LIST", "RTT"])?;
+    assert!(!head.contains('\u{1b}'), "no colour where nobody looks: {head:?}");
+    for (id, port) in (1..).zip(&fleet.raft_ports) {
+        let row = said.line(&[&format!("127.0.0.1:{port}"), env!("CARGO_PKG_VERSION"), " ms"])?;
+        assert!(row.starts_with(&format!("{id}  ")), "{row}");
+    }
+    said.line(&["leader"])?;
+    let coloured = stekctl_with(
+        &["-c", text(&fleet.boxes[0].etc().join("server_conf.yaml")), "status"],
+        |command| {
+            command.env("CLICOLOR_FORCE", "1");
+        },
+    )?;
+    coloured.ended(0, "\u{1b}[32mhealthy\u{1b}[0m")?;
+    let (code, all) = json(&fleet.boxes[2])?;
+    assert_eq!(
+        (code, &all["outcome"], &all["reasons"]),
+        (0, &"healthy".into(), &Value::Array(vec![]))
+    );
+    let servers = all["servers"].as_array().cloned().unwrap_or_default();
+    assert_eq!(servers.len(), 3);
+    let of = |field: &str| servers.iter().map(|s| s[field].to_string()).collect::<BTreeSet<_>>();
+    for same in ["current", "list_digest", "history", "version", "leader", "options_digest"] {
+        assert_eq!(of(same).len(), 1, "{same}: {all:#}");
+    }
+    assert_eq!(of("id").len(), 3);
+    assert!(of("role").contains("\"leader\"") && of("round_trip_ms").iter().all(|ms| ms != "null"));
+    Ok(())
+}
+
+fn doctor_says_nothing(fleet: &Fleet, dir: &RunDir) -> Result<()> {
+    let boxes: Vec<&Ats> = fleet.boxes.iter().collect();
+    let proc = machine(dir.path(), &boxes)?;
+    let addresses = addresses(fleet);
+    let mut words = vec!["doctor", "--proc", text(&proc), "--sni", "localhost", "--tls"];
+    words.extend(addresses.iter().map(String::as_str));
+    for ats in &fleet.boxes {
+        let said = on(ats, &words)?;
+        assert!(said.lines().is_empty() && said.err.is_empty(), "{said:#?}");
+        assert!(said.code == 0 || said.out.contains("LimitMEMLOCK"), "{said:#?}");
+    }
+    words.push("--matrix");
+    let said = on(&fleet.boxes[0], &words)?;
+    assert_eq!(said.out.matches("resumed").count(), 2 * 9, "{said:#?}");
+    Ok(())
+}
+
+fn metrics_come_from_the_running_server(port: u16) -> Result<()> {
+    let plain = format!("127.0.0.1:{port}");
+    let url = format!("http://{plain}/_stats");
+    let look = || {
+        let said = stekctl(&["metrics", &url])?;
+        // They are made when the plugin starts and set once it runs.
+        let ready = said.out.contains("\nstek_share_members 3\n");
+        Ok(ready.then_some(said))
+    };
+    let said = wait::until(PATIENCE, "metrics", look)?;
+    said.ended(0, "stek_share_server_id 1\n")?;
+    for metric in METRICS {
+        let name = metric.prometheus_name();
+        let lines = [
+            format!("# HELP {name} {}", metric.meaning),
+            format!("# TYPE {name} {}", metric.kind.word()),
+        ];
+        assert!(lines.iter().all(|line| said.out.contains(line.as_str())), "{name}: {said:#?}");
+        let value = said.out.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        assert!(value.is_some_and(|v| v.parse::<i64>().is_ok()), "{name}: {value:?}");
+    }
+    stekctl(&["metrics", &format!("http://{plain}/elsewhere")])?.ended(3, "answers \"HTTP/1.")
+}
+
+fn orders_move_the_generation(fleet: &Fleet) -> Result<()> {
+    let ats = &fleet.boxes[1];
+    let before = generations(ats)?;
+    let one = |generations: &BTreeSet<u64>| match generations.iter().collect::<Vec<_>>()[..] {
+        [one] => Ok(*one),
+        _ => Err(Error::new(format!("not one generation: {generations:?}"))),
+    };
+    let first = one(&before)?;
+    for ats in &fleet.boxes {
+        let next = one(&generations(ats)?)? + 1;
+        on(ats, &["rotate"])?.ended(0, &format!("done: generation {next} is in use\n"))?;
+        wait_healthy(ats)?;
+        assert_eq!(one(&generations(ats)?)?, next);
+    }
+    on(ats, &["revoke"])?.ended(3, "give --yes")?;
+    let said = at_a_terminal(ats, "revoke", "y\n")?;
+    assert!(said.contains("every client has one full handshake"), "it says what it does: {said}");
+    assert!(said.contains("nothing was done"), "only 'yes' is a yes: {said}");
+    assert_eq!(one(&generations(ats)?)?, first + 3);
+    on(ats, &["revoke", "--yes"])?
+        .ended(0, &format!("generation {} is in use; every", first + 4))?;
+    let said = at_a_terminal(ats, "revoke", "yes\n")?;
+    assert!(said.contains(&format!("generation {} is in use; every", first + 5)), "{said}");
+    wait_healthy(ats)?;
+    let (_, all) = json(ats)?;
+    let servers = all["servers"].as_array().cloned().unwrap_or_default();
+    assert!(servers.iter().all(|s| s["previous"] == Value::Array(vec![])), "{all:#}");
+    Ok(())
+}
+
+/// Runs a command at a terminal at which somebody types; script (of Debian's bsdutils, which every
+/// Debian has) makes the terminal. Returns what the terminal shows.
+fn at_a_terminal(ats: &Ats, word: &str, typed: &str) -> Result<String> {
+    let conf = ats.etc().join("server_conf.yaml");
+    let command = format!("{} -c {} {word}", env!("CARGO_BIN_EXE_stekctl"), text(&conf));
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
+    let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    if let Some(mut stdin) = script.stdin.take() {
+        stdin.write_all(typed.as_bytes())?;
+    }
+    Ok(String::from_utf8_lossy(&script.wait_with_output()?.stdout).into_owned())
+}
+
+fn watching_repeats(ats: &Ats) -> Result<()> {
+    let conf = ats.etc().join("server_conf.yaml");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stekctl"));
+    command.args(["-c", text(&conf), "status", "--json", "--watch=0.1"]);
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let lines = child.stdout.take().map(|out| BufReader::new(out).lines().take(3));
+    let lines: Vec<String> = lines.into_iter().flatten().collect::<std::result::Result<_, _>>()?;
+    child.kill()?;
+    child.wait()?;
+    for line in &lines {
+        let parsed: Value = serde_json::from_str(line).map_err(|e| Error::new(e.to_string()))?;
+        assert_eq!(parsed["servers"].as_array().map(Vec::len), Some(3), "{line}");
+    }
+    assert_eq!(lines.len(), 3);
+    Ok(())
+}
+
+/// Who asked so often was neither a second box nor a member.
+fn nobody_counted_the_tool(fleet: &Fleet) -> Result<()> {
+    for ats in &fleet.boxes {
+        let diags = ats.diags();
+        let loud = |line: &&str| {
+            (line.contains("WARNING: [stek_share]") || line.contains("ERROR: [stek_share]"))
+                && !line.contains("LimitMEMLOCK")
+        };
+        let loud: Vec<&str> = diags.lines().filter(loud).collect();
+        assert!(loud.is_empty(), "{loud:?}");
+        assert!(!diags.contains("server list version 2"), "{diags}");
+    }
+    let (_, all) = json(&fleet.boxes[0])?;
+    let servers = all["servers"].as_array().cloned().unwrap_or_default();
+    for server in &servers {
+        assert_eq!(server["list_version"], servers[0]["list_version"], "{all:#}");
+        assert_eq!(server["refused_peers"], serde_json::json!({}), "{all:#}");
+        assert_eq!(server["members"], 3, "{all:#}");
+    }
+    Ok(())
+}
+
+fn one_dead_then_two(fleet: &mut Fleet) -> Result<()> {
+    fleet.boxes[2].stop(Signal::Interrupt)?;
+    let ats = &fleet.boxes[0];
+    // A leader that went may leave the others without one for a moment.
+    let said = wait_code(1, || on(ats, &["status"]))?;
+    said.ended(1, "degraded: 2 of 3 servers answer")?;
+    said.line(&["degraded: server 3 is unreachable: ", "onnection refused"])?;
+    said.line(&["3   127.0.0.1:", "no answer"])?;
+    let (_, all) = json(ats)?;
+    assert_eq!(all["servers"][2]["answers"], false);
+    assert!(all["servers"][2]["error"].as_str().is_some_and(|e| e.contains("refused")), "{all:#}");
+    let said = on(ats, &["doctor", "--proc", "/nowhere"])?;
+    said.ended(1, "warning: fleet: server 3 is unreachable: ")?;
+    assert!(on(ats, &["rotate"])?.code == 0, "two of three are a majority");
+
+    fleet.boxes[1].stop(Signal::Interrupt)?;
+    let ats = &fleet.boxes[0];
+    let said = wait_code(2, || on(ats, &["status"]))?;
+    said.line(&["broken: no server belongs to a majority: 1 of 3 answer"])?;
+    on(ats, &["rotate"])?.ended(3, "nothing was done")?;
+    on(ats, &["doctor", "--proc", "/nowhere"])?.ended(2, "error: fleet: no server belongs")
+}

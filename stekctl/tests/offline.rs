@@ -1,0 +1,192 @@
+//! stekctl where no server is needed: check, init, metrics from standard input, help and man pages.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use kit::run_dir::RunDir;
+use kit::{Error, Result};
+
+fn stekctl(words: &[&str]) -> Result<Output> {
+    Ok(Command::new(env!("CARGO_BIN_EXE_stekctl")).args(words).stdin(Stdio::null()).output()?)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap_or_default()
+}
+
+/// Runs it, and demands this code and all these words.
+fn expect(words: &[&str], code: i32, parts: &[&str]) -> Result<String> {
+    let output = stekctl(words)?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let missing = parts.iter().find(|part| !said.contains(*part));
+    match (output.status.code() == Some(code), missing) {
+        (true, None) => Ok(said),
+        _ => Err(Error::new(format!("{words:?}: {:?}, no {missing:?}: {said}", output.status))),
+    }
+}
+
+/// The directory of the first box of a new fleet.
+fn first_box(dir: &RunDir) -> Result<std::path::PathBuf> {
+    let made = dir.join("fleet");
+    expect(&["init", text(&made), "127.0.0.1", "127.0.0.1"], 0, &["Three boxes are the least"])?;
+    Ok(made.join("box-1"))
+}
+
+#[test]
+fn check_says_what_the_plugin_says_of_each_kind_of_bad_file() -> Result<()> {
+    let dir = RunDir::new("ctl-check")?;
+    let home = first_box(&dir)?;
+    let conf = home.join("server_conf.yaml");
+    let words = ["check", text(&conf)];
+    expect(&words, 0, &["usable: server 1 of 2; certificate /O=stek_share/CN=stek-share-1"])?;
+    let cases: [(&str, &str, &str, i32, &[&str]); 8] = [
+        (
+            "server_conf.yaml",
+            "port: 10001",
+            "port: 99999",
+            2,
+            &[
+                "error: ",
+                "server_conf.yaml line 6: port: 99999 is not a port; give a number from",
+                "refused: ",
+            ],
+        ),
+        (
+            "server_conf.yaml",
+            "port: 10001",
+            "prot: 10001",
+            2,
+            &["warning: ", "line 6: ", "is not a known name", "error: ", "port: "],
+        ),
+        ("server_conf.yaml", "ca.crt", "no.crt", 2, &["root_cert_file: \"no.crt\" is not there"]),
+        ("server_conf.yaml", "server_id: 1", "server_id: 2", 2, &["cert_verify_str"]),
+        ("server_conf.yaml", "server_id: 1", "server_id: [", 2, &["is no YAML"]),
+        (
+            "server_conf.yaml",
+            "10001\n",
+            "10001\nticket_keyz: 2\n",
+            1,
+            &["warning: ", "ticket_keyz", "usable: "],
+        ),
+        ("server_list.yaml", "port: 10002", "port: 10001", 2, &["server_list.yaml line "]),
+        ("box.key", "BEGIN", "BEGUN", 2, &["server_key_file: ", "holds no private key"]),
+    ];
+    for (file, from, to, code, parts) in cases {
+        let path = home.join(file);
+        let good = fs::read_to_string(&path)?;
+        let bad = good.replacen(from, to, 1);
+        assert_ne!(bad, good, "{file} has no {from:?}");
+        fs::write(&path, &bad)?;
+        let said = expect(&words, code, parts)?;
+        let secret = fs::read_to_string(home.join("box.key"))?;
+        let leaked = secret.lines().find(|line| !line.contains("---") && said.contains(line));
+        assert!(leaked.is_none(), "{said}");
+        fs::write(&path, good)?;
+    }
+    expect(&["check", text(&home.join("none.yaml"))], 2, &["none.yaml: is not there: looked for"])?;
+    expect(&words, 0, &["usable: "])?;
+    dir.done()
+}
+
+#[test]
+fn init_overwrites_nothing_and_leaves_nothing_half_done() -> Result<()> {
+    let dir = RunDir::new("ctl-init")?;
+    let home = first_box(&dir)?;
+    let key = fs::read(home.join("box.key"))?;
+    let made = dir.join("fleet");
+    expect(&["init", text(&made), "10.0.0.1"], 3, &["is not empty; nothing was written"])?;
+    assert_eq!(fs::read(home.join("box.key"))?, key);
+    let file = dir.join("file");
+    fs::write(&file, "mine")?;
+    expect(&["init", text(&file), "10.0.0.1"], 3, &["nothing was written"])?;
+    assert_eq!(fs::read_to_string(&file)?, "mine");
+    let deep = dir.join("none/fleet");
+    expect(&["init", text(&deep), "10.0.0.1"], 3, &["cannot be made"])?;
+    expect(&["init", text(&dir.join("bad")), "10.0.0.300"], 3, &["\"10.0.0.300\": "])?;
+    let empty = dir.join("empty");
+    fs::create_dir(&empty)?;
+    expect(&["init", text(&empty), "box1.example", "[2001:db8::1]:7", "--days", "3"], 0, &[])?;
+    let list = fs::read_to_string(empty.join("box-2/server_list.yaml"))?;
+    assert!(list.contains("address: \"box1.example\"\n  port: 10001\n"), "{list}");
+    assert!(list.contains("address: \"2001:db8::1\"\n  port: 7\n"), "{list}");
+    let conf = empty.join("box-2/server_conf.yaml");
+    expect(&["check", text(&conf)], 1, &["warning: ", "expires in "])?;
+    let left: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|e| e.file_name()).collect();
+    assert_eq!(left.len(), 3, "fleet, file and empty, and no draft: {left:?}");
+    dir.done()
+}
+
+#[test]
+fn a_configuration_is_found_or_asked_for() -> Result<()> {
+    let dir = RunDir::new("ctl-place")?;
+    let home = first_box(&dir)?;
+    let etc = dir.join("etc");
+    fs::create_dir(&etc)?;
+    let place = ["--ats-config", text(&etc), "--timeout", "0.5", "status"];
+    expect(&place, 3, &["plugin.config: cannot be read", "give -c server_conf.yaml"])?;
+    fs::write(etc.join("plugin.config"), "xdebug.so\n")?;
+    expect(&place, 3, &["has no line 'stek_share.so server_conf.yaml'"])?;
+    // Nobody listens; but the configuration was found, beside plugin.config.
+    fs::rename(&home, etc.join("stek_share"))?;
+    fs::write(etc.join("plugin.config"), "stek_share.so stek_share/server_conf.yaml\n")?;
+    expect(&place, 2, &["broken: 0 of 2 servers answer", "server 2 is unreachable: "])?;
+    expect(
+        &["--ats-config", "/nowhere", "status"],
+        3,
+        &["--ats-config /nowhere: is no directory"],
+    )?;
+    dir.done()
+}
+
+#[test]
+fn metrics_are_read_from_standard_input() -> Result<()> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_stekctl"))
+        .args(["metrics", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(br#"{"global": {"plugin.stek_share.term": "4"}}"#)?;
+    }
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.ends_with("\nstek_share_term 4\n"), "{said}");
+    expect(&["metrics", "-"], 3, &["stdin: is not JSON"])?;
+    Ok(())
+}
+
+#[test]
+fn wrong_words_are_no_verdict_on_a_fleet() -> Result<()> {
+    for words in [&["frobnicate"][..], &[], &["status", "--watch=0"], &["init"], &["man", "a", "b"]]
+    {
+        expect(words, 3, &["--help"])?;
+    }
+    expect(&["revoke", "-c", "/nowhere/x.yaml"], 3, &["give --yes"])?;
+    Ok(())
+}
+
+#[test]
+fn every_command_has_help_a_man_page_and_completion() -> Result<()> {
+    let dir = RunDir::new("ctl-man")?;
+    let help = expect(&["--help"], 0, &["Exit code: 0 all is well"])?;
+    assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    expect(&["man"], 0, &[".TH stekctl 1", "mutual TLS"])?;
+    expect(&["man", text(dir.path())], 0, &[])?;
+    let commands =
+        ["status", "rotate", "revoke", "check", "doctor", "init", "metrics", "completions", "man"];
+    for command in commands {
+        assert!(help.contains(&format!("\n  {command} ")), "{help}");
+        let own = expect(&[command, "--help"], 0, &["Usage: stekctl "])?;
+        assert!(own.lines().all(|line| line.chars().count() <= 100), "{own}");
+        let page = fs::read_to_string(dir.join(&format!("stekctl-{command}.1")))?;
+        assert!(page.contains(&format!("stekctl\\-{command}")), "{page}");
+        for shell in ["bash", "zsh", "fish"] {
+            expect(&["completions", shell], 0, &[command])?;
+        }
+    }
+    expect(&["man", "/nowhere"], 3, &["stekctl.1: cannot be written"])?;
+    dir.done()
+}

@@ -1,0 +1,277 @@
+//! Heart beats as a member sees them: two boxes, and a puppet in place of the third, which agrees
+//! to everything but what a test wants otherwise, and counts what it is sent.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use stek_share::consensus::wire::{
+    self, AppendAnswer, Request, Response, Unable, WireBeat, WireVote,
+};
+use stek_share::core::config::Settings;
+use stek_share::core::rejoin::{Ballot, Status};
+use stek_share::core::server_id::ServerId;
+use stek_share::journal::Log;
+use stek_share::node::Role;
+use stek_share::transport::frame::Header;
+use stek_share::transport::listener::{
+    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
+};
+use stek_share::transport::peers::Peers;
+use stek_share::transport::{Body, Counters, Heard, Me};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::fleet::{wait_for, Fleet, Lines, PATIENCE};
+
+const PUPPET: ServerId = ServerId(3);
+/// Long enough for some twenty beats.
+const WHILE: Duration = Duration::from_secs(2);
+
+fn default(_: &mut Settings) {}
+
+#[derive(Default)]
+struct Strings {
+    asks: AtomicU64,
+    notes: AtomicU64,
+    appends: AtomicU64,
+    /// Whether it says that it is behind.
+    behind: AtomicBool,
+    /// A vote that it says it has given.
+    higher: Mutex<Option<Ballot>>,
+    /// The latest leader's ballot and history.
+    leader: Mutex<Option<(Ballot, [u8; 16])>>,
+}
+
+impl Strings {
+    fn answer(&self, from: &Caller, request: Request) -> Response {
+        let higher = |than| self.higher.lock().unwrap().filter(|ballot| *ballot > than);
+        match request {
+            Request::Status(_) => Response::Status(Status { may_vote: true, ..Status::default() }),
+            Request::Vote(vote) => {
+                let refused = higher(vote.ballot);
+                let vote = (refused.unwrap_or(vote.ballot), false);
+                Response::Vote { vote, granted: refused.is_none(), log_end: None }
+            }
+            Request::Append(append) => {
+                self.appends.fetch_add(1, Ordering::SeqCst);
+                *self.leader.lock().unwrap() = Some((append.vote.0, from.history));
+                Response::Append(match higher(append.vote.0) {
+                    Some(ballot) => AppendAnswer::HigherVote(ballot, false),
+                    None => AppendAnswer::Success,
+                })
+            }
+            Request::Beat(beat) => {
+                self.asks.fetch_add(1, Ordering::SeqCst);
+                let higher = higher(beat.ballot);
+                let vote = higher.map_or((beat.ballot, true), |ballot| (ballot, false));
+                let behind = self.behind.load(Ordering::SeqCst);
+                Response::Beat { vote, level: higher.is_none() && !behind }
+            }
+            Request::AwaitInstalled { generation, .. } => Response::Installed(generation),
+            _ => Response::Unable(Unable::Starting),
+        }
+    }
+}
+
+impl Service for Strings {
+    fn admit(&self, _: &Header) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn take_note(&self, _: &Caller, body: Body) -> bool {
+        self.notes.fetch_add(1, Ordering::SeqCst);
+        matches!(wire::decode_request(&body), Ok(Request::Beat(_)))
+    }
+
+    async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
+        let answer = self.answer(&from, wire::decode_request(&body).ok()?);
+        wire::encode(&answer)
+    }
+}
+
+/// Two boxes that have a key, and the puppet.
+struct Stage {
+    fleet: Fleet,
+    strings: Arc<Strings>,
+    peers: Peers,
+    runtime: Runtime,
+    _listener: Listener,
+}
+
+impl Stage {
+    fn set(tune: fn(&mut Settings)) -> Stage {
+        let mut fleet = Fleet::new(3, tune);
+        let runtime = Runtime::new().unwrap();
+        let strings = Arc::new(Strings::default());
+        let settings = fleet.settings(PUPPET.0);
+        let (tls, log) = (watch::channel(fleet.tls()).1, Log::new(Arc::new(Lines::default())));
+        let heard = Heard::new();
+        let of_leader = strings.clone();
+        let me = Me::member(PUPPET, 7, move || {
+            of_leader.leader.lock().unwrap().map_or([0; 16], |(_, history)| history)
+        });
+        let _inside = runtime.enter();
+        let listen = ListenSettings {
+            bind_address: None,
+            address: settings.address.clone(),
+            port: settings.port,
+            max_connections: 64,
+        };
+        let deps = ListenDeps {
+            log: log.clone(),
+            tls: tls.clone(),
+            me: me.clone(),
+            heard: heard.clone(),
+            counters: Counters::new(),
+        };
+        let listener = Listener::start(listen, deps, strings.clone());
+        let peers = Peers::new(log, tls, me, heard);
+        peers.set_members(&fleet.members);
+        drop(_inside);
+        fleet.start(1);
+        fleet.start(2);
+        fleet.wait_until_one();
+        Stage { fleet, strings, peers, runtime, _listener: listener }
+    }
+
+    fn leader(&self) -> u32 {
+        self.fleet.wait_for_leader()
+    }
+
+    fn follower(&self) -> u32 {
+        3 - self.leader()
+    }
+
+    fn term(&self) -> u64 {
+        self.fleet.boxes.values().map(|b| b.report().term).max().unwrap()
+    }
+
+    fn ask(&self, to: u32, request: &Request) -> Response {
+        let body = wire::encode(request).unwrap();
+        let answer = self.runtime.block_on(self.peers.request(ServerId(to), body, PATIENCE));
+        wire::decode_response(&answer.unwrap()).unwrap()
+    }
+
+    /// What the puppet is sent while `WHILE` passes: beats that want an answer, others, appends.
+    fn count(&self) -> (u64, u64, u64) {
+        let look = || {
+            let s = &self.strings;
+            [&s.asks, &s.notes, &s.appends].map(|n| n.load(Ordering::SeqCst))
+        };
+        let before = look();
+        sleep(WHILE);
+        let after = look();
+        (after[0] - before[0], after[1] - before[1], after[2] - before[2])
+    }
+
+    fn until(&self, what: &str, done: impl Fn() -> bool) {
+        wait_for(what, done, || self.fleet.describe());
+    }
+}
+
+/// On a busy machine an answer may be late, and then the group is not calm for a moment.
+#[test]
+fn a_calm_leader_beats_half_as_often_and_still_knows_whom_it_reaches() {
+    let stage = Stage::set(default);
+    let usual = (WHILE.as_millis() / 100) as u64;
+    stage.until("a quiet time of few beats", || {
+        let (asks, notes, appends) = stage.count();
+        println!("{asks} beats with answers, {notes} without, {appends} appends");
+        (usual / 3..=usual * 2 / 3).contains(&(asks + notes)) && appends == 0
+    });
+    let leader = &stage.fleet.boxes[&stage.leader()];
+    let (mut looks, mut whole) = (0_u32, 0);
+    let begun = Instant::now();
+    while begun.elapsed() < WHILE {
+        let report = leader.report();
+        looks += 1;
+        whole += u32::from(report.role == Role::Leader && report.reachable == 3);
+        sleep(Duration::from_millis(5));
+    }
+    assert!(whole * 10 >= looks * 9, "{whole} of {looks}:\n{}", stage.fleet.describe());
+}
+
+/// Where beats are many, few are answered.
+#[test]
+fn few_of_many_beats_are_answered() {
+    let stage = Stage::set(|settings| settings.timers.heart_beat = Duration::from_millis(20));
+    stage.until("a quiet time of few answers", || {
+        let (asks, notes, appends) = stage.count();
+        println!("{asks} beats with answers, {notes} without, {appends} appends");
+        notes >= 20 && asks * 2 <= notes && appends == 0
+    });
+}
+
+#[test]
+fn a_box_that_is_behind_is_sent_an_append() {
+    let stage = Stage::set(default);
+    stage.until("a quiet time", || stage.count().2 == 0);
+    stage.strings.behind.store(true, Ordering::SeqCst);
+    let before = stage.strings.appends.load(Ordering::SeqCst);
+    stage.until("appends", || stage.strings.appends.load(Ordering::SeqCst) >= before + 3);
+    stage.strings.behind.store(false, Ordering::SeqCst);
+    stage.until("quiet again", || stage.count().2 == 0);
+}
+
+#[test]
+fn a_leader_that_was_deposed_hears_of_it_by_an_answer_to_a_beat() {
+    let stage = Stage::set(default);
+    stage.until("a quiet time", || stage.count().2 == 0);
+    let higher = Ballot { term: stage.term() + 5, node: PUPPET };
+    *stage.strings.higher.lock().unwrap() = Some(higher);
+    stage.until("a leader of a later term", || {
+        stage.fleet.leader().is_some() && stage.term() > higher.term
+    });
+}
+
+/// Whoever hears a leader gives no vote, however high the candidate's ballot.
+#[test]
+fn beats_keep_a_follower_from_voting_for_another() {
+    let stage = Stage::set(default);
+    stage.until("a quiet time", || stage.count().2 == 0);
+    let (follower, term) = (stage.follower(), stage.term());
+    let ballot = Ballot { term: term + 9, node: PUPPET };
+    let Response::Status(status) = stage.ask(follower, &Request::Status(Status::default())) else {
+        panic!("no status")
+    };
+    let vote = Request::Vote(WireVote { ballot, log_end: status.log_end });
+    let begun = Instant::now();
+    while begun.elapsed() < WHILE {
+        let answer = stage.ask(follower, &vote);
+        assert!(matches!(answer, Response::Vote { granted: false, .. }), "{answer:?}");
+        sleep(Duration::from_millis(20));
+    }
+    assert_eq!(stage.term(), term, "{}", stage.fleet.describe());
+    // Once no leader is heard any more the same vote is given.
+    let mut stage = stage;
+    let leader = stage.leader();
+    stage.strings.higher.lock().unwrap().replace(ballot);
+    stage.fleet.kill(leader);
+    stage.until("the vote", || {
+        matches!(stage.ask(follower, &vote), Response::Vote { granted: true, .. })
+    });
+}
+
+#[test]
+fn beats_of_an_old_ballot_hold_no_election_back() {
+    let mut stage = Stage::set(default);
+    stage.until("a quiet time", || stage.count().2 == 0);
+    let (leader, survivor, term) = (stage.leader(), stage.follower(), stage.term());
+    let beat = Request::Beat(WireBeat {
+        ballot: Ballot { term: term.saturating_sub(1), node: PUPPET },
+        log_end: None,
+        commit: None,
+        age: None,
+        quorum: true,
+        next_ms: 100,
+    });
+    stage.fleet.kill(leader);
+    stage.until("an election in spite of beats", || {
+        let answer = stage.ask(survivor, &beat);
+        assert!(matches!(answer, Response::Beat { level: false, .. }), "{answer:?}");
+        stage.fleet.boxes[&survivor].report().role == Role::Leader
+    });
+    assert!(stage.term() > term);
+}

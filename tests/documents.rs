@@ -1,0 +1,195 @@
+//! What the documentation and the examples say is what the code has: links lead somewhere, options
+//! and metrics exist, none is missing where all are promised, and the Kubernetes example makes a
+//! configuration that the plugin takes without a warning.
+//!
+//! Whether each file is well-formed is for its own program to say: `make check-examples`.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kit::pki::Identity;
+use kit::run_dir::RunDir;
+use serde_yaml::Value;
+use stek_share::core::config::OPTIONS;
+use stek_share::load::{load, Dirs};
+use stek_share::metrics::METRICS;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const MANUAL: &str = "docs/admin-guide/plugins/stek_share.en.rst";
+const ALERTS: &str = "examples/prometheus-alerts.yaml";
+const DASHBOARD: &str = "examples/grafana-dashboard.json";
+
+fn read(name: &str) -> String {
+    let path = Path::new(ROOT).join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every Markdown file of the repository, by its path from the root.
+fn pages() -> Vec<String> {
+    let mut found = vec!["README.md".to_owned(), "CHANGELOG.md".to_owned()];
+    let mut todo = vec![PathBuf::from("docs"), PathBuf::from("packaging")];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(Path::new(ROOT).join(&dir)).unwrap().flatten() {
+            let path = dir.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                todo.push(path);
+            } else if path.extension().is_some_and(|end| end == "md") {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    found
+}
+
+/// The anchors of a page's headings, as forges make them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let anchor = |line: &str| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut count = 0;
+    for page in pages() {
+        let text = read(&page);
+        for part in text.split("](").skip(1) {
+            let target = part.split(')').next().unwrap();
+            if target.contains("://") {
+                continue;
+            }
+            count += 1;
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let dir = Path::new(&page).parent().unwrap();
+            let file = if file.is_empty() { PathBuf::from(&page) } else { dir.join(file) };
+            let full = Path::new(ROOT).join(&file);
+            assert!(full.exists(), "{page} links to {target}, which is not there");
+            if !anchor.is_empty() {
+                let there = anchors(&fs::read_to_string(&full).unwrap());
+                assert!(there.contains(anchor), "{page} links to {target}; there is {there:?}");
+            }
+        }
+    }
+    assert!(count > 20, "only {count} links were found");
+}
+
+#[test]
+fn each_option_is_in_each_place_that_promises_all() {
+    let manual = read(MANUAL);
+    // The first word of a line above an indented one: reStructuredText's definition list.
+    let lines: Vec<&str> = manual.lines().collect();
+    let defined = lines.windows(2).filter(|pair| {
+        let [term, text] = pair else { return false };
+        !term.is_empty()
+            && term.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            && text.starts_with("    ")
+    });
+    let defined: BTreeSet<&str> = defined.map(|pair| pair[0]).collect();
+    let verbs = ["reload", "rotate", "revoke", "status"];
+    let options: BTreeSet<&str> = OPTIONS.into_iter().collect();
+    let wanted: BTreeSet<&str> = options.iter().copied().chain(verbs).collect();
+    assert_eq!(defined, wanted, "{MANUAL}");
+
+    let table = read("README.md");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let rows: BTreeSet<&str> = rows.collect();
+    let example = read("example_server_conf.yaml");
+    for option in OPTIONS {
+        assert!(rows.contains(option), "README.md has no row for {option}");
+        let line = |line: &str| line.trim_start_matches('#').starts_with(&format!("{option}: "));
+        assert!(example.lines().any(line), "example_server_conf.yaml does not show {option}");
+    }
+}
+
+/// Words of `text` that begin with `prefix`, as far as letters and underscores go.
+fn words<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
+    let inside = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    text.split(|c| !inside(c)).filter(|word| word.starts_with(prefix)).collect()
+}
+
+#[test]
+fn metrics_in_examples_and_manual_exist() {
+    let exported: BTreeSet<String> =
+        METRICS.iter().map(|metric| metric.prometheus_name()).collect();
+    for (file, least) in [(ALERTS, 18), (DASHBOARD, 25), ("tests/examples/alerts.test.yaml", 18)] {
+        let text = read(file);
+        let used = words(&text, "stek_share_");
+        assert!(used.len() >= least, "{file} uses {used:?}");
+        for name in used {
+            assert!(exported.contains(name), "{file} uses {name}, which no box has");
+        }
+    }
+    let in_server: BTreeSet<String> = METRICS.iter().map(|metric| metric.host_name()).collect();
+    let manual = read(MANUAL);
+    let used = words(&manual, "plugin.stek_share.");
+    let used: Vec<&str> = used.into_iter().map(|word| word.trim_end_matches('.')).collect();
+    assert!(used.len() > 5, "{used:?}");
+    for name in used.into_iter().filter(|name| *name != "plugin.stek_share") {
+        assert!(in_server.contains(name), "{MANUAL} names {name}, which no box has");
+    }
+}
+
+/// What a manifest of Kubernetes says.
+fn manifest(name: &str) -> Value {
+    serde_yaml::from_str(&read(&format!("packaging/kubernetes/{name}"))).unwrap()
+}
+
+#[test]
+fn the_pods_of_the_kubernetes_example_have_configurations_without_fault() {
+    let config = manifest("configmap.yaml");
+    let set = manifest("statefulset.yaml");
+    let replicas = set["spec"]["replicas"].as_u64().unwrap();
+    let name = set["metadata"]["name"].as_str().unwrap();
+    let service = set["spec"]["serviceName"].as_str().unwrap();
+    let script = set["spec"]["template"]["spec"]["initContainers"][0]["command"][2].as_str();
+    let script = script.unwrap();
+    let list: Value =
+        config["data"]["server_list.yaml"].as_str().map(serde_yaml::from_str).unwrap().unwrap();
+    assert_eq!(list.as_sequence().unwrap().len() as u64, replicas, "an entry for each pod");
+    for number in 0..replicas {
+        let dir = RunDir::new("kubernetes").unwrap();
+        for volume in ["config", "certificates", "stek_share"] {
+            fs::create_dir(dir.join(volume)).unwrap();
+        }
+        for (file, text) in config["data"].as_mapping().unwrap() {
+            fs::write(dir.join("config").join(file.as_str().unwrap()), text.as_str().unwrap())
+                .unwrap();
+        }
+        let made = Identity::self_signed("/CN=stek-share").unwrap();
+        let files = made.write(&dir.join("certificates"), "tls").unwrap();
+        fs::copy(&files.certificate, dir.join("certificates/ca.crt")).unwrap();
+        fs::rename(&files.certificate, dir.join("certificates/tls.crt")).unwrap();
+
+        // The init container's own words, with this directory as its root.
+        let here = dir.path().display().to_string();
+        let script = ["config", "certificates", "stek_share"]
+            .iter()
+            .fold(script.to_owned(), |script, volume| {
+                script.replace(&format!(" /{volume}/"), &format!(" {here}/{volume}/"))
+            });
+        let script = script.replace(">/stek_share/", &format!(">{here}/stek_share/"));
+        let pod = format!("{name}-{number}");
+        let status =
+            Command::new("sh").args(["-c", &script]).env("POD_NAME", &pod).status().unwrap();
+        assert!(status.success(), "{script}");
+
+        let dirs = Dirs { working: "/".into(), install: "/".into(), config: "/".into() };
+        let conf = dir.join("stek_share/server_conf.yaml");
+        let loaded =
+            load(conf.to_str().unwrap(), &dirs).unwrap_or_else(|refused| panic!("{refused:?}"));
+        assert_eq!(u64::from(loaded.settings.server_id.0), number);
+        let own = &loaded.settings.members[usize::try_from(number).unwrap()];
+        assert_eq!(own.address, format!("{pod}.{service}"), "the name that the service gives it");
+        assert!(loaded.settings.state_dir.is_some());
+        let told: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        assert!(told.is_empty(), "{told:?}");
+        dir.done().unwrap();
+    }
+}

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Fuzzes everything that reads bytes from outside: builds fuzz/ with the coverage instrumentation
+# that the stable compiler's LLVM has, runs its targets one after another, and prints how often
+# each ran. Ends with an error if any target has a finding.
+#
+#   tools/fuzz.sh DIR                 EXECUTIONS in all (default 100 million), shared out by rate
+#   MINUTES=60 tools/fuzz.sh DIR      that long in all, shared out evenly
+#   TARGETS="list conf"               only these
+#   SEED=7                            the same inputs in the same order, as far as time plays no part
+#   SANITIZER=address                 with AddressSanitizer, in a directory of its own; needs
+#                                     RUSTC_BOOTSTRAP=1, as -Zsanitizer is not stable
+#   tools/fuzz.sh DIR minimise        replaces fuzz/corpus by the fewest inputs of equal coverage
+#
+# DIR takes what is built, the inputs that were found worth keeping, and findings.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+dir=${1:?a directory for what is built and found}
+mkdir -p "$dir"
+dir=$(realpath "$dir")
+
+# Millions of each hundred million executions: some eight minutes of each of the dear targets on
+# one core of 2024, less of the cheap ones that know everything soon.
+declare -A share=([frame]=20 [stream]=4 [request]=22 [response]=20 [commands]=8 [conf]=1 [list]=2
+    [state]=14 [subject]=6 [verb]=3)
+read -ra targets <<<"${TARGETS:-frame stream request response commands conf list state subject verb}"
+executions=${EXECUTIONS:-100000000}
+
+host=$(rustc -vV | sed -n 's/^host: //p')
+flags="-C passes=sancov-module"
+for option in level=4 inline-8bit-counters pc-table trace-compares; do
+    flags+=" -C llvm-args=-sanitizer-coverage-$option"
+done
+build=$dir
+if [ -n "${SANITIZER:-}" ]; then
+    flags+=" -Zsanitizer=$SANITIZER"
+    build=$dir/$SANITIZER
+    export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0}
+fi
+RUSTFLAGS=$flags cargo build --quiet --release --locked --manifest-path fuzz/Cargo.toml \
+    --target "$host" --target-dir "$build"
+program=$build/$host/release/fuzz
+
+# libFuzzer's own limits: seconds for one input, MiB in all, bytes of an input.
+limits=(-timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1)
+[ -z "${SEED:-}" ] || limits+=(-seed="$SEED")
+
+if [ "${2:-}" = minimise ]; then
+    for target in "${targets[@]}"; do
+        fewest=$dir/fewest/$target
+        rm -rf "$fewest" && mkdir -p "$fewest"
+        STEK_FUZZ_TARGET=$target "$program" -set_cover_merge=1 "${limits[@]}" "$fewest" \
+            "fuzz/corpus/$target" "$dir/corpus/$target" >"$dir/$target.log" 2>&1
+        rm -rf "fuzz/corpus/$target" && cp -r "$fewest" "fuzz/corpus/$target"
+        echo "$target: $(find "$fewest" -type f | wc -l) inputs, $(du -sb "$fewest" | cut -f1) bytes"
+    done
+    exit
+fi
+
+sum=0 failed=()
+printf '%-10s %12s %10s %8s %8s  %s\n' target executions per-second edges inputs outcome
+for target in "${targets[@]}"; do
+    mkdir -p "$dir/corpus/$target" "$dir/findings"
+    if [ -n "${MINUTES:-}" ]; then
+        bound=-max_total_time=$((MINUTES * 60 / ${#targets[@]}))
+    else
+        bound=-runs=$((executions / 100 * ${share[$target]}))
+    fi
+    log=$dir/$target.log outcome=clean
+    STEK_FUZZ_TARGET=$target nice "$program" "$bound" "${limits[@]}" \
+        -artifact_prefix="$dir/findings/$target-" "$dir/corpus/$target" "fuzz/corpus/$target" \
+        >"$log" 2>&1 || { outcome=FINDING; failed+=("$target"); }
+    count=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    rate=$(sed -n 's/^stat::average_exec_per_sec: *//p' "$log")
+    edges=$(grep -o 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2 || true)
+    inputs=$(grep -o 'corp: [0-9]*' "$log" | tail -1 | cut -d' ' -f2 || true)
+    printf '%-10s %12s %10s %8s %8s  %s\n' "$target" "${count:-?}" "${rate:-?}" "${edges:-?}" \
+        "${inputs:-?}" "$outcome"
+    sum=$((sum + ${count:-0}))
+done
+echo "$sum executions, ${#failed[@]} targets with a finding"
+for target in ${failed[@]+"${failed[@]}"}; do
+    echo "--- $target: the end of $dir/$target.log"
+    tail -n 25 "$dir/$target.log"
+    echo "once more: STEK_FUZZ_TARGET=$target $program $dir/findings/$target-..."
+done
+[ ${#failed[@]} -eq 0 ]
