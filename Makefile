@@ -92,7 +92,7 @@ soak: build ## an hour of faults under load, in network namespaces (root); MINUT
 fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60, TARGETS="list conf"
 	@tools/fuzz.sh $(TARGET)/fuzz
 
-prove-attack: ## 100 million executions of the fuzz targets, 100,000 connections of strangers; an hour
+prove-attack: ## 100 million executions of the fuzz targets, 100,000 connections of strangers; half an hour
 	@$(MAKE) --no-print-directory fuzz
 	STEK_HOSTILE_CONNECTIONS=100000 cargo test --locked --test hostile -- --nocapture
 

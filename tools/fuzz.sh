@@ -48,7 +48,7 @@ if [ "${2:-}" = minimise ]; then
     for target in "${targets[@]}"; do
         fewest=$dir/fewest/$target
         rm -rf "$fewest" && mkdir -p "$fewest"
-        STEK_FUZZ_TARGET=$target "$program" -set_cover_merge=1 "${limits[@]}" "$fewest" \
+        STEK_FUZZ_TARGET=$target "$program" -set_cover_merge=1 -use_counters=0 "${limits[@]}" "$fewest" \
             "fuzz/corpus/$target" "$dir/corpus/$target" >"$dir/$target.log" 2>&1
         rm -rf "fuzz/corpus/$target" && cp -r "$fewest" "fuzz/corpus/$target"
         echo "$target: $(find "$fewest" -type f | wc -l) inputs, $(du -sb "$fewest" | cut -f1) bytes"

@@ -6,6 +6,7 @@
 //! - A box that idles is looked at every [`LOOK`] and no more often; one where much happens, once
 //!   in a [`REST`].
 
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,11 +132,16 @@ fn set((stat, last): &(Stat, AtomicI64), value: i64) {
 
 /// Keeps the metrics up to date until the task is aborted.
 pub async fn keep(stats: Stats, node: Arc<Node>) {
+    paced(|| stats.update(&node.status()), || node.moved()).await;
+}
+
+/// Looks at once, soon after each move, and every now and then; for ever.
+async fn paced<M: Future<Output = ()>>(look: impl Fn(), moved: impl Fn() -> M) {
     loop {
-        stats.update(&node.status());
+        look();
         let now = Instant::now();
         tokio::select! {
-            () = node.moved() => sleep_until(now + REST).await,
+            () = moved() => sleep_until(now + REST).await,
             () = sleep_until(now + LOOK) => {}
         }
     }
@@ -143,7 +149,29 @@ pub async fn keep(stats: Stats, node: Arc<Node>) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_box_is_looked_at_seldom_and_a_lively_one_not_all_the_time() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let looks = AtomicU64::new(0);
+        let look = || {
+            looks.fetch_add(1, Ordering::Relaxed);
+        };
+        let looks_of_an_hour = || looks.swap(0, Ordering::Relaxed);
+        let _ = timeout(HOUR, paced(look, std::future::pending)).await;
+        let idle = looks_of_an_hour();
+        assert!((720..=721).contains(&idle), "{idle}");
+        let _ = timeout(HOUR, paced(look, || std::future::ready(()))).await;
+        let lively = looks_of_an_hour();
+        assert!((3600..=3601).contains(&lively), "{lively}");
+        // One change after a while of rest is seen at once.
+        let quiet = LOOK / 2;
+        let _ = timeout(quiet * 3 / 2, paced(look, || tokio::time::sleep(quiet))).await;
+        assert_eq!(looks_of_an_hour(), 2);
+    }
 
     #[test]
     fn counts_of_installs_are_kept_with_and_without_a_host() {
