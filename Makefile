@@ -6,6 +6,8 @@ PLUGIN := $(TARGET)/release/stek_share.so
 VENV   := $(TARGET)/autest-venv
 DENY   := $(or $(shell command -v cargo-deny),$(TARGET)/tools/bin/cargo-deny)
 DENY_VERSION := 0.20.2
+CARGO_MUTANTS := $(or $(shell command -v cargo-mutants),$(TARGET)/tools/bin/cargo-mutants)
+CARGO_MUTANTS_VERSION := 27.1.0
 
 # Where Traffic Server looks for plugins: what it says itself, else where Debian puts them.
 PLUGINDIR ?= $(or $(shell traffic_layout info 2>/dev/null | sed -n 's/^PLUGINDIR: //p'),\
@@ -31,7 +33,8 @@ export STEK_SHARE_SO = $(PLUGIN)
 .PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts \
         prove-network soak mutants measure deny deny-tool deny-advisories install uninstall \
         absolute man check-fresh package package-check check-examples clean deps-bench bench \
-        bench-quick bench-compare fuzz prove-attack
+        bench-quick bench-compare fuzz prove-attack panics valgrind sanitize \
+        mutants-core mutants-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -95,6 +98,25 @@ fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60,
 prove-attack: ## 100 million executions of the fuzz targets, 100,000 connections of strangers; half an hour
 	@$(MAKE) --no-print-directory fuzz
 	STEK_HOSTILE_CONNECTIONS=100000 cargo test --locked --test hostile -- --nocapture
+
+panics: ## a panic in every callback and task of the plugin, in real Traffic Servers; some 4 minutes
+	env -u STEK_SHARE_SO CARGO_TARGET_DIR=$(TARGET)/fail-points \
+	    cargo test --locked --features fail-points --test panics -- --nocapture
+
+valgrind: ## the unsafe room and a real Traffic Server under memcheck; some 10 minutes
+	@tools/deps.sh $(VENV) valgrind
+	@tools/valgrind.sh $(TARGET)
+
+sanitize: ## unit tests with the address sanitizer, which finds leaks too; some 5 minutes
+	@tools/sanitize.sh $(TARGET)/sanitize
+
+mutants-core: mutants-tool ## change core in every way that cargo-mutants knows; an hour or so
+	@tools/mutants_core.sh $(TARGET)/mutants-core $(CARGO_MUTANTS) $(ARGS)
+
+# Some two minutes of compiling.
+mutants-tool:
+	@test -x $(CARGO_MUTANTS) || cargo install --locked --version $(CARGO_MUTANTS_VERSION) \
+	    --root $(TARGET)/tools --target-dir $(TARGET)/tools/build cargo-mutants
 
 mutants: ## put known faults into a copy of the last commit; tests must catch each (debug builds)
 	@tools/mutants.sh $(TARGET)/mutants

@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | [`core`] | keys, ring, rotation, rejoin, checked configuration: pure decisions | I/O, clocks, randomness, threads |
 //! | [`journal`] | one line to the operator, levels and rate limits | where lines end up |
+//! | [`fault`] | what a panic does: it is told, and the work begins anew | where that is worth it |
 //! | [`transport`] | frames, mutual TLS, listener, peer connections | what the frames mean |
 //! | [`consensus`] | openraft's types, log store, state machine, network adapter | when to propose what |
 //! | [`load`] | reads the YAML files and certificates into checked settings | what the values mean |
@@ -21,6 +22,7 @@
 pub mod client;
 pub mod consensus;
 pub mod core;
+pub mod fault;
 pub mod host;
 pub mod journal;
 pub mod load;

@@ -345,6 +345,30 @@ fn a_second_line_in_plugin_config_is_ignored() {
 }
 
 #[test]
+fn a_plugin_that_is_given_back_stays_mapped_and_goes_on() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("close-{names:?}"));
+        let life = Life::of(names, &[&one_box(&scratch)], &[("HOST_CLOSE", "1")]);
+        life.has("dlclose: 0");
+        life.has("threads while closed: some");
+        life.has("mapped while closed: yes");
+        // What was there before is there still: loading it again is a second line, no new start.
+        life.has("WARNING: [stek_share] plugin.config names stek_share more than once");
+        assert_eq!(life.count("Generate initial STEK succeeded"), 1);
+        life.has("hook 7 took");
+
+        // Without a configuration there is no thread whose storage would keep it mapped, and yet
+        // the host has hooks into it.
+        let nowhere = scratch.0.join("nowhere.yaml");
+        let environment = [("HOST_CLOSE", "1"), ("HOST_KEYS", "0")];
+        let life = Life::of(names, &[&nowhere], &environment);
+        life.has("threads while closed: none");
+        life.has("mapped while closed: yes");
+        life.has("WARNING: [stek_share] plugin.config names stek_share more than once");
+    }
+}
+
+#[test]
 fn records_of_the_host_that_defeat_the_purpose_are_warned_about() {
     for names in BOTH {
         let scratch = Scratch::new(&format!("records-{names:?}"));

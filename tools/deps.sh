@@ -6,6 +6,7 @@
 #                                  validators goes, and promtool beside it
 #   tools/deps.sh VENV packaging   also what the Debian package is made with
 #   tools/deps.sh VENV bench       also the rivals that `make bench` measures
+#   tools/deps.sh VENV valgrind    also that
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
@@ -26,6 +27,7 @@ packages=(
 case $purpose in
 "") ;;
 packaging) packages+=(dpkg-dev debhelper lintian) ;;
+valgrind) packages+=(valgrind) ;;
 bench)
     packages+=(
         trafficserver-experimental-plugins   # ssl_session_reuse.so

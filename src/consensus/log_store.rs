@@ -20,6 +20,7 @@ use crate::core::agreed::Command;
 use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
 use crate::core::rejoin::Ballot;
 use crate::core::server_id::ServerId;
+use crate::fault::fail_point;
 
 type Result<T> = std::result::Result<T, StorageError<ServerId>>;
 
@@ -208,6 +209,7 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = Entry<Types>> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        fail_point("append");
         self.lock().entries.extend(entries.into_iter().map(|e| (e.log_id.index, e)));
         callback.log_io_completed(self.changed());
         Ok(())

@@ -27,6 +27,7 @@ use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
 use crate::core::rejoin::Ballot;
 use crate::core::server_id::ServerId;
+use crate::fault::{fail_point, guarded};
 
 /// Pauses between attempts to reach a peer that is not there: short at first, since a restarted
 /// box is back soon, then steady.
@@ -153,8 +154,8 @@ fn unable(reason: Unable) -> RpcError {
     RPCError::Unreachable(Unreachable::new(&reason))
 }
 
-impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
-    async fn append_entries(
+impl<C: Courier> PeerLink<C> {
+    async fn append(
         &mut self,
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
@@ -163,6 +164,7 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         let sent = ballot_of(&rpc.vote);
         let held: Vec<_> =
             rpc.prev_log_id.into_iter().chain(rpc.entries.iter().map(|e| e.log_id)).collect();
+        fail_point("replicate");
         let (age, quorum) = (self.chronicle.current_age(), self.chronicle.has_quorum());
         let append = WireAppend::from_raft(rpc, age, quorum);
         // openraft reads the log without a lock. Where the next leader's entries take the place
@@ -200,6 +202,21 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
             _ => Err(CallFailure::Senseless.into()),
         }
     }
+}
+
+impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
+        // openraft does not notice when a replication task is gone, and would leave this peer
+        // without entries for as long as it leads.
+        match guarded(self.append(rpc, option)).await {
+            Ok(answer) => answer,
+            Err(panicked) => Err(RPCError::Unreachable(Unreachable::new(&panicked))),
+        }
+    }
 
     async fn vote(
         &mut self,
@@ -207,8 +224,12 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         option: RPCOption,
     ) -> Result<VoteResponse<ServerId>, RpcError> {
         let sent = ballot_of(&rpc.vote);
-        let request = Request::Vote(WireVote::from_raft(&rpc));
-        match self.courier.call(self.target, request, shortened(option.hard_ttl())).await? {
+        let call = async {
+            fail_point("vote");
+            let request = Request::Vote(WireVote::from_raft(&rpc));
+            self.courier.call(self.target, request, shortened(option.hard_ttl())).await
+        };
+        match guarded(call).await.unwrap_or(Err(CallFailure::Unreachable))? {
             Response::Vote { vote: (ballot, committed), granted, log_end } => Ok(VoteResponse {
                 vote: raft_vote((self.not_ours(sent, ballot), committed)),
                 vote_granted: granted,
@@ -226,12 +247,16 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<ServerId>, StreamingError<Types, Fatal<ServerId>>> {
-        let message = WireSnapshot::from_raft(vote, snapshot, self.chronicle.now());
-        let limit = shortened(option.hard_ttl());
-        let call = self.courier.call(self.target, Request::Snapshot(message), limit);
+        let call = guarded(async {
+            fail_point("snapshot");
+            let message = WireSnapshot::from_raft(vote, snapshot, self.chronicle.now());
+            self.courier
+                .call(self.target, Request::Snapshot(message), shortened(option.hard_ttl()))
+                .await
+        });
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            answer = call => answer,
+            answer = call => answer.unwrap_or(Err(CallFailure::Unreachable)),
         };
         match answer {
             Ok(Response::Snapshot { vote }) => Ok(SnapshotResponse::new(raft_vote(vote))),

@@ -148,4 +148,34 @@ mod tests {
         agreed.apply(Command::Enlist(Roster::new(2, &large).unwrap())).unwrap();
         assert!(agreed.has_left(&Roster::new(9, &small).unwrap()));
     }
+
+    #[test]
+    fn a_state_from_elsewhere_is_checked_in_both_its_parts() {
+        let mut ring = KeyRing::default();
+        let history = key_ring::HistoryId::from_bytes([3; 16]).unwrap();
+        ring.apply(key_ring::Command::Found { history }).unwrap();
+        let sound = Agreed { roster: Some(roster(1)), ..Agreed::of_ring(ring) };
+        assert_eq!(sound.ring.history(), Some(history));
+        assert_eq!(sound.check(), Ok(()));
+        let empty: Roster = serde_yaml::from_str("{version: 1, members: []}").unwrap();
+        let bad = Agreed { roster: Some(empty), ..sound };
+        assert!(matches!(bad.check(), Err(Refusal::Roster(_))), "{:?}", bad.check());
+    }
+
+    #[test]
+    fn lists_that_were_left_are_remembered_up_to_a_bound() {
+        let at = |port| {
+            let id = ServerId(1);
+            [Member { id, address: "a".to_owned(), port, subject: None }]
+        };
+        let mut agreed = Agreed::default();
+        let last = MAX_PAST as u16 + 2;
+        for port in 1..=last {
+            let list = Roster::new(port.into(), &at(port)).unwrap();
+            agreed.apply(Command::Enlist(list)).unwrap();
+        }
+        let has_left = |port| agreed.has_left(&Roster::new(1, &at(port)).unwrap());
+        assert!(!has_left(1), "it is forgotten");
+        assert!(has_left(2) && has_left(last - 1) && !has_left(last));
+    }
 }

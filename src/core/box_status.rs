@@ -442,6 +442,39 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_is_at_a_bound_passes() {
+        let mut most = sample();
+        most.keys.previous = vec![most.keys.previous[0]; MAX_KEYS];
+        most.list.others = vec![most.list.others[0]; MAX_MEMBERS];
+        most.host.hints = vec![Hint::TicketsDisabled; MAX_HINTS];
+        most.refused_keys = vec![most.refused_keys[0].clone(); MAX_COUNTS];
+        most.refused_peers = vec![most.refused_peers[0].clone(); MAX_COUNTS];
+        most.software = "x".repeat(MAX_WORDS);
+        assert_eq!(most.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_readable_text_is_the_text_up_to_the_bound() {
+        assert_eq!(readable("a b\u{1b}c"), "a b\u{fffd}c");
+        assert_eq!(readable(&"x".repeat(MAX_WORDS)), "x".repeat(MAX_WORDS));
+        assert_eq!(readable(&"x".repeat(MAX_WORDS + 1)), "x".repeat(MAX_WORDS));
+        // A character that would go over the bound is left out whole.
+        let long = format!("{}\u{e9}", "x".repeat(MAX_WORDS - 1));
+        assert_eq!(readable(&long), "x".repeat(MAX_WORDS - 1));
+    }
+
+    #[test]
+    fn words_and_numbers_are_those_that_tables_and_metrics_have() {
+        let roles =
+            [Role::Asking, Role::Quarantined, Role::Follower, Role::Candidate, Role::Leader];
+        let words = ["asking", "quarantined", "follower", "candidate", "leader"];
+        assert_eq!(roles.map(Role::word), words);
+        assert_eq!(roles.map(Role::number), [0, 1, 2, 3, 4]);
+        let uses = [KeyInUse::Agreed, KeyInUse::Own, KeyInUse::Emergency];
+        assert_eq!(uses.map(KeyInUse::word), ["agreed", "own", "emergency"]);
+    }
+
+    #[test]
     fn what_any_box_says_passes_and_more_does_not() {
         assert_eq!(sample().check(), Ok(()));
         let mut many = sample();

@@ -578,4 +578,35 @@ mod tests {
         ring.history = None;
         assert_eq!(ring.check(), Err(Refusal::NoHistory));
     }
+
+    #[test]
+    fn a_history_is_written_as_its_first_digits_and_given_away_whole() {
+        let bytes = std::array::from_fn(|i| i as u8 + 0xa1);
+        let id = HistoryId::from_bytes(bytes).unwrap();
+        assert_eq!(id.to_bytes(), bytes);
+        assert_eq!((format!("{id}"), format!("{id:?}")), ("a1a2a3a4".into(), "a1a2a3a4".into()));
+    }
+
+    #[test]
+    fn a_ring_holds_what_is_staged_current_and_older_and_nothing_else() {
+        let mut ring = ring_of(3);
+        ring.apply(stage(4)).unwrap();
+        let held: Vec<u64> = (0..=5).filter(|&g| ring.holds(Generation(g))).collect();
+        assert_eq!(held, [2, 3, 4]);
+    }
+
+    #[test]
+    fn the_same_history_founded_twice_is_one_and_a_staged_key_has_no_double() {
+        let mut ring = ring_of(1);
+        let history = ring.history().unwrap();
+        assert_eq!(ring.apply(Command::Found { history }), Ok(Change::Nothing));
+        ring.apply(stage(2)).unwrap();
+        let other = |generation, seed| Command::Stage {
+            held: Held { generation: Generation(generation), stek: stek(seed) },
+            revokes: false,
+        };
+        let refused = Err(Refusal::HandoverUnderWay(Generation(2)));
+        assert_eq!(ring.apply(other(2, 77)), refused, "the same place, another key");
+        assert_eq!(ring.apply(other(3, 2)), refused, "the same key, another place");
+    }
 }

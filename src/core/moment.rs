@@ -34,3 +34,17 @@ impl Add<Duration> for Moment {
         Moment(self.0.saturating_add(later))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_go_forward_and_back_and_stop_at_the_clocks_ends() {
+        let at = |seconds| Moment::from_start(Duration::from_secs(seconds));
+        let two = Duration::from_secs(2);
+        assert_eq!((at(5) + two, at(5).ago(two), at(1).ago(two)), (at(7), at(3), at(0)));
+        assert_eq!((at(5).since(at(3)), at(3).since(at(5))), (two, Duration::ZERO));
+        assert_eq!(at(1) + Duration::MAX, Moment::from_start(Duration::MAX));
+    }
+}

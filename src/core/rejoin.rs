@@ -457,4 +457,17 @@ mod tests {
         assert!(majority_possible(1, 0));
         assert!(!majority_possible(2, 1));
     }
+
+    #[test]
+    fn leaps_and_lone_terms_are_what_their_reasons_say() {
+        assert_eq!((MAX_TERM_LEAP, MAX_INDEX_LEAP), (1_048_576, 268_435_456));
+        assert_eq!(MAX_LONE_TERM, 1_099_511_627_776);
+    }
+
+    #[test]
+    fn a_best_effort_waits_for_one_and_a_half_upper_bounds() {
+        let seen = [(2, full(3, 9)), (3, Status::default())];
+        assert_eq!(judge(599, 3, &seen), Verdict::Ask);
+        assert!(matches!(judge(600, 3, &seen), Verdict::BestEffort { .. }));
+    }
 }

@@ -237,4 +237,55 @@ mod tests {
         let many: Vec<(u32, u16)> = (3..20).map(|i| (i, i as u16)).collect();
         assert!(agreed.differences(&roster(&many)).unwrap().ends_with("and 14 more"));
     }
+
+    #[test]
+    fn a_list_may_have_as_many_servers_as_the_bound_says() {
+        let most: Vec<Member> = (0..MAX_MEMBERS as u32).map(|i| member(i, i as u16 + 1)).collect();
+        let list = Roster::new(1, &most).unwrap();
+        assert_eq!(list.check(), Ok(()));
+        assert_eq!(list.members(), most);
+        let ids: Vec<ServerId> = list.ids().into_iter().collect();
+        assert!(ids.iter().copied().eq(most.iter().map(|member| member.id)));
+        assert_eq!(list.get(ServerId(3)), most.get(3));
+        assert_eq!(list.get(ServerId(MAX_MEMBERS as u32)), None);
+    }
+
+    #[test]
+    fn the_same_servers_may_live_elsewhere_but_not_be_others() {
+        let list = roster(&[(1, 10), (2, 20)]);
+        assert!(list.same_servers(&roster(&[(1, 11), (2, 21)])));
+        assert!(!list.same_servers(&roster(&[(1, 10)])));
+        assert!(!list.same_servers(&roster(&[(1, 10), (3, 20)])));
+        let mut members = list.members().to_vec();
+        members[0].subject = Some("/CN=one".to_owned());
+        assert!(!list.same_servers(&Roster::new(1, &members).unwrap()));
+    }
+
+    #[test]
+    fn an_address_alone_is_a_difference_and_one_with_colons_stands_in_brackets() {
+        let agreed = roster(&[(1, 10)]);
+        let moved = Member { address: "::1".to_owned(), ..member(1, 10) };
+        let words = agreed.differences(&Roster::new(1, &[moved]).unwrap()).unwrap();
+        assert_eq!(
+            words,
+            "server 1 is at [::1]:10 in the file and at 10.0.0.1:10 in the group's list"
+        );
+    }
+
+    #[test]
+    fn as_many_differences_as_one_line_tells_need_no_and_more() {
+        let agreed = roster(&[(1, 10)]);
+        let with = |count: u32| {
+            let list: Vec<_> = (1..=count + 1).map(|id| (id, id as u16 + 9)).collect();
+            agreed.differences(&roster(&list)).unwrap()
+        };
+        assert!(!with(MAX_TOLD as u32).contains("more"), "{}", with(MAX_TOLD as u32));
+        assert!(with(MAX_TOLD as u32 + 1).ends_with(", and 1 more"));
+    }
+
+    #[test]
+    fn a_digest_is_the_beginning_of_a_hash_over_all_that_counts() {
+        let digest = roster(&[(1, 10)]).digest();
+        assert!(digest.len() == 8 && digest.bytes().all(|b| b.is_ascii_hexdigit()), "{digest}");
+    }
 }

@@ -230,3 +230,119 @@ pub enum WeakKey {
     #[error("two of its three parts are equal")]
     EqualParts,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Fit for use: every byte another one.
+    fn sound() -> [u8; STEK_LEN] {
+        std::array::from_fn(|i| i as u8 + 1)
+    }
+
+    fn weakness(change: impl FnOnce(&mut [u8; STEK_LEN])) -> Option<WeakKey> {
+        let mut bytes = sound();
+        change(&mut bytes);
+        Stek::copy_from(&bytes).unwrap().check().err()
+    }
+
+    const FINGERPRINT: &str = "5dfbabee";
+
+    const PARTS: [(Part, std::ops::Range<usize>); 3] =
+        [(Part::Name, 0..16), (Part::Hmac, 16..32), (Part::Aes, 32..48)];
+
+    #[test]
+    fn the_gate_looks_at_each_part_and_at_all_together() {
+        assert_eq!(weakness(|_| {}), None);
+        for (part, range) in PARTS {
+            let all = |byte| {
+                let range = range.clone();
+                weakness(move |bytes| bytes[range].fill(byte))
+            };
+            assert_eq!(all(0), Some(WeakKey::Zero(part)));
+            assert_eq!(all(7), Some(WeakKey::OneByte(part)));
+            let halves = weakness(|bytes| {
+                let (first, second) = bytes[range.clone()].split_at_mut(8);
+                second.copy_from_slice(first);
+            });
+            assert_eq!(halves, Some(WeakKey::EqualHalves(part)));
+            // One byte that differs is enough for each.
+            let almost = |byte| {
+                let range = range.clone();
+                weakness(move |bytes| {
+                    bytes[range.clone()].fill(byte);
+                    bytes[range.start] = 99;
+                })
+            };
+            assert_eq!((almost(0), almost(7)), (None, None));
+        }
+        for (one, other) in [(0, 16), (0, 32), (16, 32)] {
+            let equal = weakness(|bytes| bytes.copy_within(one..one + 16, other));
+            assert_eq!(equal, Some(WeakKey::EqualParts), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn only_a_whole_key_is_copied_and_its_name_is_its_first_part() {
+        assert!(Stek::copy_from(&[1; 47]).is_none() && Stek::copy_from(&[1; 49]).is_none());
+        let key = Stek::copy_from(&sound()).unwrap();
+        assert_eq!(key.expose(), &sound());
+        assert_eq!(key.name(), &sound()[..16]);
+    }
+
+    #[test]
+    fn the_same_bytes_are_all_the_same_bytes() {
+        let key = Stek::copy_from(&sound()).unwrap();
+        assert!(key.same_bytes(&key.clone()));
+        assert!(key.same_bytes(&Stek::copy_from(&sound()).unwrap()));
+        for i in 0..STEK_LEN {
+            let mut other = sound();
+            other[i] ^= 1;
+            assert!(!key.same_bytes(&Stek::copy_from(&other).unwrap()), "byte {i}");
+        }
+    }
+
+    #[test]
+    fn only_the_fingerprint_is_ever_printed() {
+        let key = Stek::copy_from(&sound()).unwrap();
+        // The first digits of what `sha256sum` says of the bytes 1 to 16.
+        assert_eq!(key.fingerprint().to_string(), FINGERPRINT);
+        assert_eq!(format!("{:?}", key.fingerprint()), FINGERPRINT);
+        assert_eq!(format!("{key:?}"), format!("Stek({FINGERPRINT})"));
+        let zero = Stek::copy_from(&[0; STEK_LEN]).unwrap().check().unwrap_err();
+        assert_eq!(zero.to_string(), "its name is all zero");
+        assert_eq!(
+            WeakKey::OneByte(Part::Hmac).to_string(),
+            "its HMAC secret repeats a single byte"
+        );
+        let halves = WeakKey::EqualHalves(Part::Aes).to_string();
+        assert_eq!(halves, "the two halves of its AES key are equal");
+    }
+
+    #[test]
+    fn a_key_travels_as_its_bytes_and_of_their_number_only() {
+        use serde::de::value::{BytesDeserializer, Error};
+
+        let read = |bytes: &[u8]| Stek::deserialize(BytesDeserializer::<Error>::new(bytes));
+        assert!(read(&sound()).unwrap().same_bytes(&Stek::copy_from(&sound()).unwrap()));
+        let short = read(&[1; 47]).unwrap_err().to_string();
+        assert_eq!(short, "invalid length 47, expected 48 bytes");
+    }
+
+    #[test]
+    fn keys_live_in_the_cells_of_the_first_who_gives_any() {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        fn counted() -> Box<dyn SecretCell> {
+            MADE.fetch_add(1, Ordering::SeqCst);
+            heap_cell()
+        }
+        // No other test here gives cells; theirs would be as good.
+        assert!(use_cells(counted));
+        assert!(!use_cells(heap_cell));
+        let key = Stek::copy_from(&sound()).unwrap();
+        assert!(MADE.load(Ordering::SeqCst) > 0);
+        assert_eq!(key.expose(), &sound());
+    }
+}

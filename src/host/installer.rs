@@ -27,7 +27,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout, Instant};
+use tokio::time::{sleep, sleep_until, timeout, Instant};
 
 use super::ats::{self, Rejected};
 use super::operator::{Operator, Source, Verb, MESSAGE_QUEUE};
@@ -36,6 +36,7 @@ use super::stats::{self, Stats};
 use super::surroundings::Surroundings;
 use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
+use crate::fault::{fail_point, guarded, tell_begun_anew, Pauses};
 use crate::journal::{Level, Log};
 use crate::load::Loaded;
 use crate::node::outside::Outside;
@@ -282,6 +283,7 @@ pub struct Meters {
 fn live(mut installer: Installer<HostTickets>, loaded: Loaded, source: Source, host: Host) {
     let workers = loaded.settings.workers;
     let log = installer.log.clone();
+    fail_point("installer-thread");
     let initial = match new_key() {
         Ok(key) => key,
         Err(why) => {
@@ -338,12 +340,13 @@ async fn run(
     let (stats, around) = (installer.stats.clone(), host.around);
     node.set_host(move || stats.host_status(&around));
     let mut tasks = JoinSet::new();
-    tasks.spawn(stats::keep(installer.stats.clone(), node.clone()));
+    tasks.spawn(stats::keep(installer.stats.clone(), node.clone(), log.clone()));
     tasks.spawn(Operator::new(node.clone(), log.clone(), source, &loaded).run(host.messages));
     let begin = Instant::now();
     let mut sets = node.key_sets();
     let joined = node.wait_for_group(startup_wait);
-    let joined = installer.install_until(joined, &mut sets, |set| node.installed(set)).await;
+    let joined = installer.install_until(joined, &mut sets, |set| node.installed(set));
+    let joined = guarded(joined).await.unwrap_or(Joined::TimedOut);
     let took = begin.elapsed().as_millis();
     log.debug(match joined {
         Joined::Keys(key) => format!("the group's STEK {key} was there after {took} ms"),
@@ -458,7 +461,7 @@ impl<C: TicketContext> Installer<C> {
 
     /// Installs the latest of `sets` now and at each change, until the host ends or drops its side
     /// of `events`. Drops `started` after the first, and calls `acknowledge` once with each set
-    /// that no handshake can miss.
+    /// that no handshake can miss. After a panic it goes on.
     async fn serve(
         &mut self,
         sets: &mut watch::Receiver<KeySet>,
@@ -466,8 +469,39 @@ impl<C: TicketContext> Installer<C> {
         started: SyncSender<()>,
         acknowledge: impl Fn(&KeySet),
     ) -> Option<SyncSender<()>> {
-        self.install_latest(sets, &acknowledge);
-        drop(started);
+        let mut pauses = Pauses::new();
+        let mut started = Some(started);
+        loop {
+            let served = self.serve_on(sets, events, &mut started, &acknowledge);
+            if let Ok(end) = guarded(served).await {
+                return end;
+            }
+            drop(started.take());
+            // What stands in the host is not certain now.
+            self.standing.clear();
+            let pause = pauses.after_panic();
+            tell_begun_anew(&self.log, "installing ticket keys", pause);
+            tokio::select! {
+                () = sleep(pause) => {}
+                event = events.recv() => match event {
+                    None => return None,
+                    Some(Event::Shutdown(done)) => return Some(done),
+                    // What goes on at once installs the latest set.
+                    Some(Event::PortsInitialized(_)) => {}
+                },
+            }
+        }
+    }
+
+    async fn serve_on(
+        &mut self,
+        sets: &mut watch::Receiver<KeySet>,
+        events: &mut mpsc::Receiver<Event>,
+        started: &mut Option<SyncSender<()>>,
+        acknowledge: &impl Fn(&KeySet),
+    ) -> Option<SyncSender<()>> {
+        self.install_latest(sets, acknowledge);
+        drop(started.take());
         let mut node_lives = true;
         loop {
             let retry_at = self.retry.map(|(at, _)| at);
@@ -478,12 +512,12 @@ impl<C: TicketContext> Installer<C> {
                     Some(Event::PortsInitialized(done)) => {
                         // The host may have put keys of its own there since.
                         self.standing.clear();
-                        self.install_latest(sets, &acknowledge);
+                        self.install_latest(sets, acknowledge);
                         drop(done);
                     }
                 },
                 changed = sets.changed(), if node_lives => match changed {
-                    Ok(()) => self.install_latest(sets, &acknowledge),
+                    Ok(()) => self.install_latest(sets, acknowledge),
                     Err(_) => {
                         node_lives = false;
                         self.log.error("the node has ended; the ticket keys installed last stay \
@@ -491,7 +525,7 @@ impl<C: TicketContext> Installer<C> {
                     }
                 },
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() =>
-                    self.install_latest(sets, &acknowledge),
+                    self.install_latest(sets, acknowledge),
             }
         }
     }
@@ -501,6 +535,7 @@ impl<C: TicketContext> Installer<C> {
         sets: &mut watch::Receiver<KeySet>,
         acknowledge: &impl Fn(&KeySet),
     ) {
+        fail_point("installer");
         let set = sets.borrow_and_update().clone();
         let outcome = self.install(&set);
         self.stats.set_pending(self.retry.is_some());

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, Mutex};
 use tokio::task::{spawn_blocking, JoinError};
 use tokio::time::{sleep_until, Instant};
 
@@ -18,6 +18,7 @@ use crate::core::box_status::{BoxStatus, Role};
 use crate::core::config::{Problem, Settings};
 use crate::core::health::{complaints, Severity};
 use crate::core::rotation::Order;
+use crate::fault::{fail_point, kept_alive};
 use crate::journal::Log;
 use crate::load::{self, Certificates, Dirs, Loaded, Refused, Stamps};
 use crate::node::Node;
@@ -135,7 +136,20 @@ impl Operator {
     }
 
     /// Answers messages and looks at the files, until nobody can send messages any more.
-    pub async fn run(mut self, mut messages: mpsc::Receiver<Verb>) {
+    pub async fn run(self, messages: mpsc::Receiver<Verb>) {
+        let log = self.log.clone();
+        let both = Arc::new(Mutex::new((self, messages)));
+        let begin = || {
+            let both = both.clone();
+            async move {
+                let (operator, messages) = &mut *both.lock().await;
+                operator.serve(messages).await;
+            }
+        };
+        kept_alive(&log, "answering operators", begin).await;
+    }
+
+    async fn serve(&mut self, messages: &mut mpsc::Receiver<Verb>) {
         let mut next_look = Instant::now() + CERTIFICATE_LOOK;
         let mut next_expiry = Instant::now() + EXPIRY_LOOK;
         loop {
@@ -154,6 +168,7 @@ impl Operator {
     }
 
     async fn answer(&mut self, verb: Verb) {
+        fail_point("operator");
         match verb {
             Verb::Reload => self.reload().await,
             Verb::Rotate => self.order(Order::Rotate, verb).await,
@@ -168,7 +183,11 @@ impl Operator {
 
     async fn reload(&mut self) {
         let source = self.source.clone();
-        match spawn_blocking(move || load::load(&source.argument, &source.dirs)).await {
+        let read = move || {
+            fail_point("reader");
+            load::load(&source.argument, &source.dirs)
+        };
+        match spawn_blocking(read).await {
             Ok(Ok(loaded)) => self.take_over(loaded).await,
             Ok(Err(refused)) => {
                 refused.warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));

@@ -12,7 +12,7 @@ use std::env;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::panic::{self, catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread;
 
 use once_cell::sync::OnceCell;
@@ -24,6 +24,7 @@ use super::stats::Stats;
 use super::surroundings::Surroundings;
 use super::{secret_pages, sys};
 use crate::core::stek;
+use crate::fault::fail_point;
 use crate::journal::Log;
 use crate::load::{self, Dirs, Loaded, Refused};
 
@@ -91,11 +92,12 @@ unsafe extern "C" fn on_lifecycle(
                 on_message(&bytes, size);
             }
         } else if number == i64::from(sys::STEK_ATS_PORTS_INITIALIZED) {
-            PORTS_OPEN.store(true, Ordering::SeqCst);
-            if let Some(plugin) = PLUGIN.get() {
-                plugin.ports_initialized();
+            // The event comes once; whatever kept the first try from its end may not be there again.
+            if !shielded("PORTS_INITIALIZED", open_ports) {
+                shielded("PORTS_INITIALIZED, tried again,", open_ports);
             }
         } else if number == i64::from(sys::STEK_ATS_SHUTDOWN) {
+            fail_point("hook-shutdown");
             if let Some(plugin) = PLUGIN.get() {
                 plugin.shutdown();
             }
@@ -106,6 +108,7 @@ unsafe extern "C" fn on_lifecycle(
 
 /// Passes an operator's message on; only its lines say what came of it.
 fn on_message(bytes: &[u8], size: usize) {
+    fail_point("hook-message");
     let Some(means) = MEANS.get() else { return };
     let verb = if size == bytes.len() { Verb::parse(bytes) } else { None };
     match (verb, PLUGIN.get()) {
@@ -127,10 +130,16 @@ fn start_late(means: &'static Means) {
     }
     let work = || {
         shielded("a late start", || {
-            let Ok(_alone) = LATE_START.try_lock() else {
-                means.log.note("reload: one is under way already; this one is dropped");
-                return;
+            let _alone = match LATE_START.try_lock() {
+                Ok(alone) => alone,
+                // An earlier one panicked; that must not be the last one.
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    means.log.note("reload: one is under way already; this one is dropped");
+                    return;
+                }
             };
+            fail_point("late-start");
             if let Some(plugin) = PLUGIN.get() {
                 plugin.message(Verb::Reload);
                 return;
@@ -163,10 +172,23 @@ fn add_hooks(log: &Log) -> bool {
     })
 }
 
-/// Runs `work` so that no panic crosses into the host. The panic hook has told the cause.
-fn shielded(what: &str, work: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+/// Runs `work` so that no panic crosses into the host; whether there was none. The panic hook has
+/// told the cause.
+fn shielded(what: &str, work: impl FnOnce()) -> bool {
+    let ended = catch_unwind(AssertUnwindSafe(work)).is_ok();
+    if !ended {
         ats::error(&format!("{what} ended by an internal error; Traffic Server goes on"));
+    }
+    ended
+}
+
+/// Lets the installer know that ticket keys stay from now on. Without this word it would leave the
+/// host's keys alone for ever.
+fn open_ports() {
+    PORTS_OPEN.store(true, Ordering::SeqCst);
+    fail_point("hook-ports");
+    if let Some(plugin) = PLUGIN.get() {
+        plugin.ports_initialized();
     }
 }
 
@@ -196,6 +218,7 @@ fn init(arguments: &[String]) {
     let source = Source { argument: argument.to_owned(), dirs: dirs() };
     // `SEEN` lets only one call come this far, so the place is empty.
     let means = MEANS.get_or_init(|| Means { source, log, stats: Stats::new() });
+    fail_point("init");
     match load::load(&means.source.argument, &means.source.dirs) {
         Ok(loaded) => {
             start(loaded, Start::WithHost, means);

@@ -17,6 +17,8 @@ use super::ats::Stat;
 use super::secret_pages;
 use super::surroundings::Surroundings;
 use crate::core::box_status::{BoxStatus, Hint, HostStatus};
+use crate::fault::{fail_point, kept_alive};
+use crate::journal::Log;
 use crate::metrics::{INSTALLS, INSTALL_FAILURES, INSTALL_PENDING, METRICS, UP};
 use crate::node::Node;
 
@@ -131,8 +133,16 @@ fn set((stat, last): &(Stat, AtomicI64), value: i64) {
 }
 
 /// Keeps the metrics up to date until the task is aborted.
-pub async fn keep(stats: Stats, node: Arc<Node>) {
-    paced(|| stats.update(&node.status()), || node.moved()).await;
+pub async fn keep(stats: Stats, node: Arc<Node>, log: Log) {
+    kept_alive(&log, "keeping the metrics", || keep_on(stats.clone(), node.clone())).await;
+}
+
+async fn keep_on(stats: Stats, node: Arc<Node>) {
+    let look = || {
+        fail_point("metrics");
+        stats.update(&node.status());
+    };
+    paced(look, || node.moved()).await;
 }
 
 /// Looks at once, soon after each move, and every now and then; for ever.

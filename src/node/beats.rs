@@ -30,6 +30,7 @@ use crate::core::config::Timers;
 use crate::core::key_ring::HistoryId;
 use crate::core::rejoin::{Ballot, Quarantine};
 use crate::core::server_id::ServerId;
+use crate::fault::{fail_point, guarded};
 
 /// Beats to one box that may wait for an answer: those of a round trip that is as long as the
 /// lower election bound, and little enough for a box that hangs.
@@ -122,6 +123,7 @@ impl<'a> Pulse<'a> {
             tokio::select! {
                 _ = leaving.changed() => due.as_mut().reset(Instant::now()),
                 () = &mut due => {
+                    fail_point("beat");
                     if *self.shared.leaving.borrow() {
                         self.part();
                         std::future::pending::<()>().await;
@@ -196,8 +198,12 @@ impl<'a> Pulse<'a> {
                 other.well = false;
                 let courier = PeerCourier(self.shared.clone());
                 self.asks.spawn(async move {
-                    let answer = courier.call(id, Request::Beat(beat), timers.election_lower).await;
-                    (id, answer.ok())
+                    // An answer that never comes would count as open for ever.
+                    let answer = guarded(async {
+                        fail_point("beat-ask");
+                        courier.call(id, Request::Beat(beat), timers.election_lower).await
+                    });
+                    (id, answer.await.ok().and_then(Result::ok))
                 });
             } else if other.well {
                 self.shared.post.note(id, body.clone(), pace);

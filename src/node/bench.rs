@@ -75,7 +75,7 @@ impl Bench {
     }
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     let id = ServerId(1);
     Settings {
         server_id: id,

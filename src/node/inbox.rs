@@ -20,6 +20,7 @@ use crate::consensus::wire::{
 use crate::consensus::{ballot_of, log_end_of};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{yields, Ballot, Quarantine};
+use crate::fault::fail_point;
 use crate::journal::Level;
 use crate::transport::frame::{Header, Role};
 use crate::transport::listener::{Caller, Refusal, Service};
@@ -62,6 +63,7 @@ impl Service for Inbox {
     }
 
     async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
+        fail_point("inbox");
         let request = self.decode(&from, body)?;
         let response = self.answer(&from, request).await.unwrap_or_else(Response::Unable);
         wire::encode(&response)

@@ -3,12 +3,13 @@
 //! Outlives any one run of Raft: if agreement breaks and starts anew, the keys that are installed
 //! stay until the group's are known again. Makes a key of its own when the group's has become too
 //! old to encrypt, or while there is none. What must hold: what goes out passed the gate; at least
-//! one key always goes out; keys that nobody needs any more are dropped.
+//! one key always goes out; keys that nobody needs any more are dropped. Begun anew after a panic,
+//! it goes on with the keys that it held.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{watch, Mutex};
 use tokio::time::sleep;
 
 use super::refusals::Place;
@@ -20,6 +21,7 @@ use crate::core::moment::Moment;
 use crate::core::rejoin::Quarantine;
 use crate::core::rotation::may_encrypt_for_at;
 use crate::core::stek::Stek;
+use crate::fault::{fail_point, kept_alive};
 use crate::journal::Level;
 
 /// How often a box whose key should have been replaced looks whether there is still a majority.
@@ -30,19 +32,27 @@ const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 
 /// Keeps the set up to date until the task is aborted.
 pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
-    let mut views = shared.views.subscribe();
-    let mut quarantine = shared.quarantine.subscribe();
-    let mut settings = shared.watch_settings();
-    let now = shared.now();
-    let mut keeper = Keeper {
+    let (log, now) = (shared.log.clone(), shared.now());
+    let keeper = Arc::new(Mutex::new(Keeper {
         shared,
         held: AgreedView::default(),
         own: vec![initial],
         own_since: now,
         alone: false,
-    };
+    }));
+    let begin = || keep_on(keeper.clone(), sets.clone());
+    kept_alive(&log, "keeping the set of ticket keys", begin).await;
+}
+
+/// Goes on from what the keeper holds.
+async fn keep_on(keeper: Arc<Mutex<Keeper>>, sets: watch::Sender<KeySet>) {
+    let mut keeper = keeper.lock().await;
+    let mut views = keeper.shared.views.subscribe();
+    let mut quarantine = keeper.shared.quarantine.subscribe();
+    let mut settings = keeper.shared.watch_settings();
     loop {
         let view = views.borrow_and_update().clone();
+        fail_point("keeper");
         // While a box catches up it passes through what was current long ago.
         if *quarantine.borrow_and_update() == Quarantine::Lifted {
             keeper.take(view);

@@ -28,6 +28,7 @@ use crate::core::moment::Moment;
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
+use crate::fault::{fail_point, guarded};
 use crate::journal::Level;
 
 /// How long one question about an installed key is held open; asked again after that.
@@ -122,6 +123,7 @@ impl<'a> Reign<'a> {
         loop {
             let view = views.borrow_and_update().clone();
             own.borrow_and_update();
+            fail_point("leader");
             self.installed.insert(self.shared.me, (self.shared.installed_newest(), None));
             self.ask_about_staged(&view);
             self.ask_restarted(&view);
@@ -374,12 +376,15 @@ async fn ask_until_installed(
     // The answer may be held back for the whole limit, and still has to travel.
     let patience = AWAIT_LIMIT + shared.settings().timers.election_upper;
     loop {
-        let question = Request::AwaitInstalled { generation, limit_ms };
-        match courier.call(id, question, patience).await {
-            Ok(Response::Installed(installed)) if installed >= generation => {
+        let question = async {
+            fail_point("ask-installed");
+            courier.call(id, Request::AwaitInstalled { generation, limit_ms }, patience).await
+        };
+        match guarded(question).await {
+            Ok(Ok(Response::Installed(installed))) if installed >= generation => {
                 return (id, installed);
             }
-            Ok(Response::Installed(_)) => {}
+            Ok(Ok(Response::Installed(_))) => {}
             _ => sleep(AWAIT_RETRY).await,
         }
     }

@@ -32,6 +32,7 @@ use crate::core::rejoin::{
     judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
 };
 use crate::core::server_id::ServerId;
+use crate::fault::{fail_point, guarded};
 
 /// How long one question about another box's status may take; well above any round trip that the
 /// election bounds allow, since a connection may have to be made first.
@@ -83,32 +84,17 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
     };
     loop {
         let born = Instant::now();
-        let started = match memory.take() {
-            Some(memory) => run_raft(&shared, memory).await,
-            None => {
-                let verdict = ask_around(&shared).await;
-                start(&shared, verdict).await
-            }
-        };
-        // From now on the running Raft speaks for this box.
-        shared.set_running(started.as_ref().ok().cloned());
-        shared.set_restoring(None);
-        let end = match started {
-            Ok(running) => {
-                let end = take_part(&shared, &running, &mut orders).await;
-                if matches!(end, End::Retimed) {
-                    // Meanwhile nobody must take this box for an empty one.
-                    shared.set_restoring(Some(shared.status()));
-                    shared.stop_raft().await;
-                    shared.log.debug("Raft goes on with other timers");
-                    let Running { log, machine, .. } = running;
-                    memory = Some(Memory { log, machine, cold: false });
-                    continue;
-                }
-                end
-            }
-            Err(reason) => End::Broken(reason),
-        };
+        let one = guarded(live_once(&shared, memory.take(), &mut orders)).await;
+        let end = one.unwrap_or_else(|panicked| End::Broken(panicked.to_string()));
+        if let End::Retimed(running) = end {
+            // Meanwhile nobody must take this box for an empty one.
+            shared.set_restoring(Some(shared.status()));
+            shared.stop_raft().await;
+            shared.log.debug("Raft goes on with other timers");
+            let Running { log, machine, .. } = *running;
+            memory = Some(Memory { log, machine, cold: false });
+            continue;
+        }
         shared.quarantine.send_replace(Quarantine::Silent);
         shared.stop_raft().await;
         // An empty box belongs to no history.
@@ -119,7 +105,7 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
         }
         match end {
             // Went on above, with all that it remembers.
-            End::Retimed => {}
+            End::Retimed(_) => {}
             End::Unattended => shared.log.debug("no leader came while catching up; asking anew"),
             End::OtherHistory(words) => shared.log.note(format!(
                 "{words}; joining it as an empty box, installed keys stay in use until then"
@@ -133,6 +119,28 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
                 pause = (pause * 2).min(REBIRTH_MAX);
             }
         }
+    }
+}
+
+/// One run of Raft, from its start, or from asking around, to its end.
+async fn live_once(
+    shared: &Arc<Shared>,
+    memory: Option<Memory>,
+    orders: &mut mpsc::Receiver<QueuedOrder>,
+) -> End {
+    let started = match memory {
+        Some(memory) => run_raft(shared, memory).await,
+        None => {
+            let verdict = ask_around(shared).await;
+            start(shared, verdict).await
+        }
+    };
+    // From now on the running Raft speaks for this box.
+    shared.set_running(started.as_ref().ok().cloned());
+    shared.set_restoring(None);
+    match started {
+        Ok(running) => take_part(shared, &running, orders).await,
+        Err(reason) => End::Broken(reason),
     }
 }
 
@@ -150,8 +158,8 @@ enum End {
     Broken(String),
     /// Another history goes before this box's; which, in words.
     OtherHistory(String),
-    /// A reload changed what openraft takes only at its start.
-    Retimed,
+    /// A reload changed what openraft takes only at its start; what goes on.
+    Retimed(Box<Running>),
     /// It is in quarantine and hears no leader: those that it relied on may be gone.
     Unattended,
 }
@@ -270,7 +278,8 @@ async fn keep_asking(
     let courier = PeerCourier(shared.clone());
     let mut pause = ASK_PAUSE_MIN;
     loop {
-        let answer = ask(&shared, &courier, id).await;
+        let answer = guarded(ask(&shared, &courier, id)).await;
+        let answer = answer.unwrap_or(Err(CallFailure::Senseless));
         troubles.send_modify(|troubles| {
             match answer {
                 Err(failure) => troubles.insert(id, failure),
@@ -283,6 +292,7 @@ async fn keep_asking(
 }
 
 async fn ask(shared: &Shared, courier: &PeerCourier, id: ServerId) -> Result<(), CallFailure> {
+    fail_point("asker");
     let question = Request::Status(shared.status());
     match courier.call(id, question, STATUS_LIMIT).await? {
         Response::Status(status) => {
@@ -353,6 +363,7 @@ async fn run_raft(shared: &Arc<Shared>, memory: Memory) -> Result<Running, Strin
 }
 
 pub(super) fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
+    fail_point("apply");
     match outcome {
         Ok(Change::Key(KeyChange::Founded)) => shared.log.debug("a history of keys begins"),
         Ok(Change::Key(KeyChange::Staged(g))) => {
@@ -391,7 +402,7 @@ async fn take_part(
         words = leader::lead(shared, running, orders) => End::Broken(words),
         words = meet(shared) => End::OtherHistory(words),
         () = convalesce(shared) => End::Unattended,
-        () = retimed(shared, running) => End::Retimed,
+        () = retimed(shared, running) => End::Retimed(Box::new(running.clone())),
     }
 }
 

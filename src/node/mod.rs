@@ -25,6 +25,8 @@ mod keeper;
 mod leader;
 mod life;
 pub mod outside;
+#[cfg(test)]
+mod panics;
 pub mod refusals;
 mod report;
 mod roster;

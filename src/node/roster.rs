@@ -23,6 +23,7 @@ use crate::core::config::Member;
 use crate::core::rejoin::Status;
 use crate::core::roster::Roster;
 use crate::core::server_id::ServerId;
+use crate::fault::{fail_point, kept_alive};
 use crate::journal::Level;
 
 /// How long a box may take to say what it is, a new connection included.
@@ -39,12 +40,18 @@ const REMINDER: Duration = Duration::from_secs(600);
 
 /// Has this box know the members that the group agreed on, until the task is aborted.
 pub(super) async fn follow(shared: Arc<Shared>) {
+    let begin = || follow_on(shared.clone());
+    kept_alive(&shared.log, "following the server list", begin).await;
+}
+
+async fn follow_on(shared: Arc<Shared>) {
     let mut views = shared.views.subscribe();
     let mut settings = shared.watch_settings();
     let mut told: Option<(String, Instant)> = None;
     loop {
         let view = views.borrow_and_update().clone();
         settings.borrow_and_update();
+        fail_point("roster");
         if let Some(roster) = &view.agreed.roster {
             let mut members = places(&shared, roster);
             members.extend(leaving(&shared, roster, &view.voters));

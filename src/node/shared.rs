@@ -33,6 +33,7 @@ use crate::core::rejoin::{Ballot, Horizon, LogEnd, Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
+use crate::fault::fail_point;
 use crate::journal::{Level, Log};
 use crate::transport::listener::{max_connections, Refusal};
 use crate::transport::peers::CallError;
@@ -356,6 +357,7 @@ impl Shared {
         if *self.quarantine.borrow() != Quarantine::Lifted {
             return Ok(());
         }
+        fail_point("save");
         let Some(mut saved) = Saved::take(&running.log, &running.machine, self.now()) else {
             return Ok(());
         };

@@ -39,6 +39,7 @@ use super::{
     MAX_IN_FLIGHT,
 };
 use crate::core::server_id::ServerId;
+use crate::fault::{fail_point, kept_alive};
 use crate::journal::{Level, Log};
 
 /// Handshakes that may be under way at a time, strangers' among them.
@@ -210,12 +211,19 @@ impl Listener {
     ) -> Listener {
         let (tell, bound) = watch::channel(Vec::new());
         let gate = Arc::new(Gate::new(settings.max_connections, Arc::clone(&deps.counters)));
-        let door = Door { deps, service, gate: Arc::clone(&gate) };
+        let log = deps.log.clone();
+        let door = Arc::new(Door { deps, service, gate: Arc::clone(&gate) });
         let task = tokio::spawn(async move {
-            let sockets = bind(&settings, &door.deps.log).await;
-            let addresses = sockets.iter().filter_map(|s| s.local_addr().ok()).collect();
-            tell.send_replace(addresses);
-            accept(sockets, Arc::new(door)).await;
+            let begin = || {
+                let (settings, door, tell) = (settings.clone(), Arc::clone(&door), tell.clone());
+                async move {
+                    let sockets = bind(&settings, &door.deps.log).await;
+                    let addresses = sockets.iter().filter_map(|s| s.local_addr().ok()).collect();
+                    tell.send_replace(addresses);
+                    accept(sockets, door).await;
+                }
+            };
+            kept_alive(&log, "listening for peers", begin).await;
         });
         Listener { task, bound, gate }
     }
@@ -334,6 +342,7 @@ async fn accept<S: Service>(sockets: Vec<TcpListener>, door: Arc<Door<S>>) {
         };
         match accepted {
             Ok((tcp, addr)) => {
+                fail_point("accept");
                 serial += 1;
                 let (door, handshake) =
                     (Arc::clone(&door), Handshake(Arc::clone(&door.gate), serial));
@@ -461,6 +470,7 @@ impl<S: Service> Door<S> {
 
     async fn converse(&self, tcp: TcpStream, addr: SocketAddr, handshake: Handshake) -> End {
         let deadline = Instant::now() + HANDSHAKE_LIMIT;
+        fail_point("connection");
         tune(&tcp);
         let tls = self.deps.tls.borrow().clone();
         let stream = match timeout_at(deadline, tls.accept(tcp)).await {

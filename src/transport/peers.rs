@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch, Mutex as AsyncMutex};
 use tokio::task::JoinHandle;
 use tokio::time::{timeout, timeout_at, Instant};
 
@@ -37,6 +37,7 @@ use super::tls::{alert_in, HandshakeError, Stream, Tls};
 use super::{resolve, tune, Alarm, Heard, Me, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
+use crate::fault::{fail_point, kept_alive};
 use crate::journal::{Level, Log};
 
 /// How long resolving, connecting and shaking hands may take together.
@@ -172,8 +173,7 @@ impl Peers {
         for member in members.iter().filter(|member| member.id != self.deps.me.id()) {
             peers.entry(member.id).or_insert_with(|| {
                 let (orders, inbox) = mpsc::channel(MAX_QUEUE);
-                let line = Line::new(member.clone(), self.deps.clone());
-                let task = tokio::spawn(line.run(inbox));
+                let task = tokio::spawn(keep_line(member.clone(), self.deps.clone(), inbox));
                 Peer { member: member.clone(), orders, task }
             });
         }
@@ -233,6 +233,17 @@ impl Peers {
     pub fn last_heard(&self, id: ServerId) -> Option<Instant> {
         self.deps.heard.last(id)
     }
+}
+
+/// One peer's line, with a new beginning after each panic.
+async fn keep_line(member: Member, deps: Deps, inbox: mpsc::Receiver<Order>) {
+    let (log, inbox) = (deps.log.clone(), Arc::new(AsyncMutex::new(inbox)));
+    let what = format!("asking peer {}", member.id);
+    let begin = || {
+        let (line, inbox) = (Line::new(member.clone(), deps.clone()), inbox.clone());
+        async move { line.run(&mut *inbox.lock().await).await }
+    };
+    kept_alive(&log, &what, begin).await;
 }
 
 fn gone() -> CallError {
@@ -429,9 +440,10 @@ impl Line {
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
-    async fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
+    async fn run(mut self, inbox: &mut mpsc::Receiver<Order>) {
         while let Some(order) = inbox.recv().await {
             let Order::Ask(ask) = order else { continue };
+            fail_point("line");
             if let Some((until, error)) = &self.barred {
                 if Instant::now() < *until && !self.heard_since_barred() {
                     let _ = ask.reply.send(Err(error.clone()));
@@ -446,9 +458,9 @@ impl Line {
                 Err(error) => {
                     let words = error.to_string();
                     self.tell_trouble(&error);
-                    self.fail(CallError::Unreachable(words.into()), Some(ask), &mut inbox);
+                    self.fail(CallError::Unreachable(words.into()), Some(ask), inbox);
                 }
-                Ok(stream) => self.converse(stream, ask, &mut inbox).await,
+                Ok(stream) => self.converse(stream, ask, inbox).await,
             }
         }
     }
@@ -511,7 +523,11 @@ impl Line {
             has_heard: false,
             alarm: Alarm::new(now + DIALLER_IDLE_LIMIT),
         };
-        let end = poll_fn(|cx| conversation.poll(cx, self, inbox)).await;
+        let end = poll_fn(|cx| {
+            fail_point("conversation");
+            conversation.poll(cx, self, inbox)
+        });
+        let end = end.await;
         self.deps.heard.forget_answer(self.member.id);
         let Conversation { open, next, has_heard, .. } = conversation;
         let error = end.as_error();

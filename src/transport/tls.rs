@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -47,6 +48,7 @@ use zeroize::Zeroizing;
 use super::one_line::one_line;
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
+use crate::fault::fail_point;
 
 /// A TLS stream whose other end was verified.
 pub type Stream = SslStream<Socket>;
@@ -371,6 +373,7 @@ impl Tls {
         task.spawn_on(
             async move {
                 socket.settle().map_err(moved)?;
+                fail_point("worker");
                 tls.shake_hands_here(socket, side).await
             },
             workers,
@@ -387,7 +390,11 @@ impl Tls {
         let (tls, note) = (self.clone(), Arc::clone(&fault));
         ssl.set_verify_callback(
             SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
-            move |chain_is_good, context| verify(chain_is_good, context, &tls, &note),
+            move |chain_is_good, context| {
+                // OpenSSL calls this; a panic that reached it would end the whole process.
+                let judged = AssertUnwindSafe(|| verify(chain_is_good, context, &tls, &note));
+                catch_unwind(judged).unwrap_or(false)
+            },
         );
         let mut stream = SslStream::new(ssl, tcp).map_err(HandshakeError::library)?;
         let shaken = match side {
@@ -497,6 +504,7 @@ fn verify(
     tls: &Tls,
     note: &Mutex<Option<HandshakeError>>,
 ) -> bool {
+    fail_point("verify");
     let subject = context.current_cert().map(|c| one_line(c.subject_name())).unwrap_or_default();
     let fault = if !chain_is_good {
         HandshakeError::Untrusted(format!("{}: {}", clip(&subject), context.error().error_string()))

@@ -16,3 +16,4 @@ mod secrecy;
 mod stage;
 mod startup;
 mod strangers;
+mod twice;

@@ -6,6 +6,7 @@
 //   host PLUGIN.so [argument ...]
 //
 // HOST_TWICE=1        calls TSPluginInit twice, as two lines of plugin.config do
+// HOST_CLOSE=1        gives the plugin back with dlclose while it runs, loads it again, and goes on
 // HOST_REFUSES=N      refuses the first N ticket key updates
 // HOST_KEYS=0         does not wait for keys, which will not come
 // HOST_DEBUG=N        proxy.config.diags.debug.enabled (default 1)
@@ -398,6 +399,17 @@ main(int argc, char **argv)
     if (!changed.wait_for(guard, std::chrono::seconds(60), [] { return accepted > 0; })) {
       printf("no keys came\n");
     }
+  }
+  if (number("HOST_CLOSE", 0) != 0) {
+    say("dlclose: %d", dlclose(plugin));
+    // The plugin's threads are in its code now. Were it unmapped, they would crash at once.
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    say("threads while closed: %s", threads() > 1 ? "some" : "none");
+    say("mapped while closed: %s", dlopen(argv[1], RTLD_NOW | RTLD_NOLOAD) != nullptr ? "yes" : "no");
+    plugin = dlopen(argv[1], RTLD_NOW);
+    init   = reinterpret_cast<void (*)(int, char **)>(dlsym(plugin, "TSPluginInit"));
+    init(argc - 1, argv + 1);
+    say("TSPluginInit returned again");
   }
   fire(SHUTDOWN, TS_EVENT_LIFECYCLE_SHUTDOWN);
   // The last thread of the plugin may still be on its way out.

@@ -1,0 +1,3 @@
+//! What the crate's head is to `core`; see Cargo.toml.
+
+pub mod core;
