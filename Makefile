@@ -31,7 +31,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts \
-        prove-network soak mutants measure deny deny-tool deny-advisories install uninstall \
+        prove-network soak simulate mutants measure deny deny-tool deny-advisories install uninstall \
         absolute man check-fresh package package-check check-examples clean deps-bench bench \
         bench-quick bench-compare fuzz prove-attack panics valgrind sanitize \
         mutants-core mutants-tool
@@ -91,6 +91,11 @@ prove-network: build ## parted, slow and lossy networks in network namespaces (r
 soak: build ## an hour of faults under load, in network namespaces (root); MINUTES=5, SEED=1
 	cargo run --locked -q -p kit --bin soak -- --minutes $(or $(MINUTES),60) \
 	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
+
+simulate: ## seeds of the simulation: SEEDS=10000 FROM=1; or SEED=7 for the story of one
+	SIMULATE_AGAIN='make simulate SEED={}' \
+	    cargo run --profile simulation --locked -q -p simulation -- \
+	    $(if $(SEED),--seed $(SEED) --log,--seeds $(or $(SEEDS),1000) --from $(or $(FROM),1))
 
 fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60, TARGETS="list conf"
 	@tools/fuzz.sh $(TARGET)/fuzz

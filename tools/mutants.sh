@@ -79,7 +79,7 @@ for patch in "$@"; do
             missed=$((missed + 1))
         else
             echo "  caught by $test"
-            grep -m 3 -E "^Error|panicked|without waiting|was used|came (after|early)" "$log" |
+            grep -m 3 -E "^Error|^FAILED: seed|panicked|without waiting|was used|came (after|early)" "$log" |
                 sed 's/^/    /' || true
         fi
     done 3< <(head_lines Test "$patch")

@@ -11,8 +11,9 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::refusals::Place;
-use super::shared::{Running, Shared};
+use super::shared::{lock, PeerCourier, Running, Shared};
 use super::{beats, leader, report, roster};
+use crate::consensus::network::Courier;
 use crate::consensus::wire::{
     self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
     WireSnapshot, WireVote,
@@ -20,6 +21,7 @@ use crate::consensus::wire::{
 use crate::consensus::{ballot_of, log_end_of};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{yields, Ballot, Quarantine};
+use crate::core::server_id::ServerId;
 use crate::fault::fail_point;
 use crate::journal::Level;
 use crate::transport::frame::{Header, Role};
@@ -28,6 +30,9 @@ use crate::transport::Body;
 
 /// The longest that an asker may have an answer held back until a key is installed.
 const MAX_AWAIT: Duration = Duration::from_secs(10);
+
+/// How long a box may take to show that it is still at its listed address.
+const DOUBT_LIMIT: Duration = Duration::from_secs(1);
 
 /// Answers in the name of one box.
 pub(super) struct Inbox(pub Arc<Shared>);
@@ -42,6 +47,7 @@ impl Service for Inbox {
             // is taken for the right one.
             let answering = self.0.heard.at_address(hello.sender);
             if answering.is_some_and(|incarnation| incarnation != hello.incarnation) {
+                self.make_sure(hello.sender);
                 return Err(Refusal::Twin);
             }
         }
@@ -71,6 +77,23 @@ impl Service for Inbox {
 }
 
 impl Inbox {
+    /// Asks the box at the listed address whether it is still there, because another one has shown
+    /// up under its id. After a power cut nobody closed this box's connection to it, and what
+    /// knocks is that very box, started anew: the question finds the connection dead, and the next
+    /// knock is heard.
+    fn make_sure(&self, id: ServerId) {
+        if !lock(&self.0.doubted).insert(id) {
+            // It is being asked.
+            return;
+        }
+        let shared = self.0.clone();
+        tokio::spawn(async move {
+            let question = Request::Status(shared.status());
+            let _ = PeerCourier(shared.clone()).call(id, question, DOUBT_LIMIT).await;
+            lock(&shared.doubted).remove(&id);
+        });
+    }
+
     fn decode(&self, from: &Caller, body: Body) -> Option<Request> {
         let decoded = wire::decode_request(&body);
         // The keys in it stand in their cells now; the frame need not outlive its decoding.

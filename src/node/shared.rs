@@ -105,6 +105,8 @@ pub(super) struct Shared {
     pub met: Notify,
     /// Rung when the leader leaves and wants this box to stand.
     pub stand_now: Notify,
+    /// Members that are being asked whether they are still there; see `inbox`.
+    pub doubted: Mutex<BTreeSet<ServerId>>,
     /// Rung when a leader was heard.
     pub contacted: Notify,
     /// Whether this box is about to end: it beats no more.
@@ -216,6 +218,7 @@ impl Shared {
             answered: Notify::new(),
             met: Notify::new(),
             stand_now: Notify::new(),
+            doubted: Mutex::default(),
             contacted: Notify::new(),
             leaving: watch::Sender::new(false),
             listener: Mutex::new(None),

@@ -1,0 +1,501 @@
+//! What goes wrong in a [`World`], how it mends, and what operators do.
+
+use std::collections::BTreeSet;
+
+use std::sync::Arc;
+use stek_share::core::rotation::Order;
+use stek_share::node::Node;
+
+use crate::machine::{Machine, Note};
+use crate::network::Link;
+use crate::plan::Kind;
+use crate::world::{Entry, Pending, World};
+use crate::{MS, SECOND};
+
+/// How far a wall clock steps at most, in seconds either way.
+const WALL_STEP: u64 = 4 * 3600;
+
+/// How much a clock drifts at most, in millionths: ten times what a bad one does.
+const DRIFT: u64 = 2000;
+
+/// An order that was answered may still have an effect seen a moment later.
+const ECHO: u64 = 2 * SECOND;
+
+impl World {
+    /// Does what was on the agenda.
+    pub(crate) fn do_entry(&mut self, entry: Entry) {
+        match entry {
+            Entry::Fault => self.fault(),
+            Entry::Revive(id) => self.start(id),
+            Entry::Resume(id) => self.resume(id),
+            Entry::MendLinks(pairs) => self.mend_links(&pairs),
+            Entry::MendDisk(id, trouble) => self.mend_disk(id, trouble),
+            Entry::MendHost(id) => self.mend_host(id),
+            Entry::Order => self.order(),
+            Entry::ChangeList => self.change_list(),
+            Entry::TellList(id, target) => self.tell_list(id, target),
+            Entry::Retire(id) => {
+                self.kill(id);
+            }
+            // These come back by themselves.
+            Entry::Visit | Entry::Look | Entry::Knock => {}
+        }
+    }
+
+    fn fault(&mut self) {
+        let gap = self.dice.between(0, 2 * self.plan.fault_gap);
+        self.at(gap, Entry::Fault);
+        let plan = self.plan.clone();
+        let kind = *self.dice.pick(&plan.faults);
+        let id = self.dice.between(1, u64::from(plan.boxes)) as u32;
+        let lasts = self.dice.spread(50, 15_000) * MS;
+        self.faults += 1;
+        self.log.say(self.now, id, || format!("fault {kind:?} for {} ms", lasts / MS));
+        match kind {
+            Kind::Kill => self.crash(id, lasts, true),
+            Kind::KillEmpty => self.crash(id, lasts, false),
+            Kind::Restart => {
+                let keeps = self.dice.chance(500);
+                let after = self.dice.below(20) * MS;
+                self.crash(id, after, keeps);
+            }
+            Kind::KillMany => self.crash_many(lasts),
+            Kind::Stop => self.stop(id, lasts),
+            Kind::Boot => self.boot(id, lasts),
+            Kind::Pause => self.pause(id, lasts),
+            Kind::WallStep => self.step_wall(id),
+            Kind::Drift => {
+                let drift = self.dice.between(0, 2 * DRIFT) as i64 - DRIFT as i64;
+                let now = self.now;
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.set_drift(now, drift);
+                }
+            }
+            Kind::Part | Kind::Isolate | Kind::CutOneWay => self.cut(kind, id, lasts),
+            Kind::Loss | Kind::Delay | Kind::Disorder => self.weather(kind, lasts),
+            Kind::SlowDisk | Kind::BrokenDisk => self.hurt_disk(kind, id, lasts),
+            Kind::SlowHost | Kind::BrokenHost => self.hurt_host(kind, id, lasts),
+        }
+    }
+
+    /// Kills a process that comes back `after` so long.
+    fn crash(&mut self, id: u32, after: u64, keeps: bool) {
+        // A box that the operator switched off stays off.
+        if !self.kill(id) {
+            return;
+        }
+        if let Some(machine) = self.machines.get(&id).filter(|_| !keeps) {
+            machine.disk.wipe();
+        }
+        if !keeps {
+            self.note_amnesia(id);
+        }
+        self.at(after, Entry::Revive(id));
+    }
+
+    fn crash_many(&mut self, lasts: u64) {
+        let share = *self.dice.pick(&[400, 600, 1000]);
+        let ids: Vec<u32> = self.machines.keys().copied().collect();
+        let keeps = self.dice.chance(600);
+        for id in ids {
+            if self.dice.chance(share) {
+                let after = self.dice.below(lasts / MS + 1) * MS;
+                self.crash(id, after, keeps);
+            }
+        }
+    }
+
+    fn stop(&mut self, id: u32, lasts: u64) {
+        let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.is_awake()) else {
+            return;
+        };
+        if self.stopping.contains_key(&id) {
+            return;
+        }
+        let notes = self.notes.clone();
+        machine.have(Box::new(move |node: &Arc<Node>| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                node.shutdown().await;
+                notes.leave(id, Note::Ended);
+            });
+        }));
+        self.stopping.insert(id, self.now);
+        // Should it hang, it is killed by then.
+        self.at(lasts + 2 * SECOND, Entry::Revive(id));
+    }
+
+    fn boot(&mut self, id: u32, lasts: u64) {
+        let steps = self.dice.chance(300);
+        let now = self.now;
+        let cut = self.dice.chance(500);
+        let gone = if cut { self.cut_power(id) } else { self.kill(id) };
+        if !gone {
+            return;
+        }
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.boot(now);
+        }
+        if steps {
+            self.step_wall(id);
+            // Only a wall clock tells how long a machine was off: it is believed within bounds.
+            self.sight.clock_lied |= self.plan.keeps_state;
+        }
+        self.at(lasts, Entry::Revive(id));
+    }
+
+    fn pause(&mut self, id: u32, lasts: u64) {
+        let now = self.now;
+        let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.is_awake()) else {
+            return;
+        };
+        machine.set_paused(now, true);
+        if let Some(view) = self.sight.boxes.get_mut(&id) {
+            view.awake = false;
+            view.trouble.begin();
+        }
+        self.at(lasts, Entry::Resume(id));
+    }
+
+    fn resume(&mut self, id: u32) {
+        let now = self.now;
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let runs = machine.runs() && !machine.is_awake();
+        if runs {
+            machine.set_paused(now, false);
+        }
+        if let Some(view) = self.sight.boxes.get_mut(&id) {
+            view.awake |= runs;
+            view.trouble.end(now);
+        }
+    }
+
+    fn step_wall(&mut self, id: u32) {
+        let seconds = self.dice.between(0, 2 * WALL_STEP) as i64 - WALL_STEP as i64;
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.step_wall(seconds * SECOND as i64);
+        }
+    }
+
+    fn cut(&mut self, kind: Kind, id: u32, lasts: u64) {
+        let ids: Vec<u32> = self.machines.keys().copied().collect();
+        let here: BTreeSet<u32> = match kind {
+            Kind::Isolate => BTreeSet::from([id]),
+            _ => ids.iter().copied().filter(|_| self.dice.chance(500)).collect(),
+        };
+        let one_way = kind == Kind::CutOneWay || self.dice.chance(200);
+        let pairs: Vec<(u32, u32)> = match kind {
+            Kind::CutOneWay => self.some_links(),
+            _ => all_links(&ids)
+                .filter(|(a, b)| here.contains(a) && !here.contains(b))
+                .flat_map(|(a, b)| [(a, b), (b, a)].into_iter().take(if one_way { 1 } else { 2 }))
+                .collect(),
+        };
+        let link = Link { cut: true, ..self.plan.link };
+        self.set_links(pairs, link, lasts);
+    }
+
+    fn weather(&mut self, kind: Kind, lasts: u64) {
+        let pairs = self.some_links();
+        let usual = self.plan.link;
+        let (least, most) = usual.delay;
+        let link = match kind {
+            Kind::Loss => Link { loss: self.dice.between(10, 600), ..usual },
+            Kind::Delay => {
+                let more = self.dice.spread(10, 2000) * MS;
+                Link { delay: (least + more / 2, most + more), ..usual }
+            }
+            _ => Link { double: 300, delay: (least, most + self.plan.lower / 2), ..usual },
+        };
+        self.set_links(pairs, link, lasts);
+    }
+
+    fn some_links(&mut self) -> Vec<(u32, u32)> {
+        let ids: Vec<u32> = self.machines.keys().copied().collect();
+        let share = *self.dice.pick(&[200, 500, 1000]);
+        all_links(&ids).filter(|_| self.dice.chance(share)).collect()
+    }
+
+    fn set_links(&mut self, pairs: Vec<(u32, u32)>, link: Link, lasts: u64) {
+        self.log.say(self.now, 0, || format!("links {pairs:?} become {link:?}"));
+        for (from, to) in &pairs {
+            self.network.set_link(*from, *to, Some(link));
+            *self.ill_links.entry((*from, *to)).or_default() += 1;
+            self.sight.links.entry((*from.min(to), *from.max(to))).or_default().begin();
+        }
+        self.at(lasts, Entry::MendLinks(pairs));
+    }
+
+    fn mend_links(&mut self, pairs: &[(u32, u32)]) {
+        let now = self.now;
+        self.log.say(now, 0, || format!("links {pairs:?} mend"));
+        for (from, to) in pairs {
+            let ill = self.ill_links.entry((*from, *to)).or_default();
+            *ill = ill.saturating_sub(1);
+            if *ill == 0 {
+                self.network.set_link(*from, *to, None);
+            }
+            self.sight.links.entry((*from.min(to), *from.max(to))).or_default().end(now);
+        }
+    }
+
+    fn hurt_disk(&mut self, kind: Kind, id: u32, lasts: u64) {
+        let slow = kind == Kind::SlowDisk;
+        let takes = self.dice.spread(5, 2000) * MS;
+        let Some(machine) = self.machines.get(&id) else { return };
+        match slow {
+            true => machine.disk.set_slow(takes),
+            false => machine.disk.set_broken(true),
+        }
+        if let Some(view) = self.sight.boxes.get_mut(&id).filter(|_| slow) {
+            view.trouble.begin();
+        }
+        self.at(lasts, Entry::MendDisk(id, slow));
+    }
+
+    fn mend_disk(&mut self, id: u32, trouble: bool) {
+        let now = self.now;
+        if let Some(machine) = self.machines.get(&id) {
+            machine.disk.set_slow(0);
+            machine.disk.set_broken(false);
+        }
+        if let Some(view) = self.sight.boxes.get_mut(&id).filter(|_| trouble) {
+            view.trouble.end(now);
+        }
+    }
+
+    fn hurt_host(&mut self, kind: Kind, id: u32, lasts: u64) {
+        let takes = self.plan.handover * self.dice.between(1, 3) / MS;
+        if let Some(machine) = self.machines.get(&id) {
+            let mut installing = machine.installing.lock().expect("one thread");
+            match kind {
+                Kind::BrokenHost => installing.broken = true,
+                _ => installing.takes = (takes, takes),
+            }
+        }
+        if let Some(view) = self.sight.boxes.get_mut(&id) {
+            view.install_trouble.begin();
+        }
+        self.at(lasts, Entry::MendHost(id));
+    }
+
+    fn mend_host(&mut self, id: u32) {
+        let (now, most) = (self.now, self.plan.installing / MS);
+        if let Some(machine) = self.machines.get(&id) {
+            let mut installing = machine.installing.lock().expect("one thread");
+            installing.broken = false;
+            installing.takes = (0, most);
+        }
+        if let Some(view) = self.sight.boxes.get_mut(&id) {
+            view.install_trouble.end(now);
+        }
+    }
+
+    /// A box that can be given an order.
+    fn some_member(&mut self) -> Option<u32> {
+        let able = self.machines.iter().filter(|(id, m)| m.is_awake() && self.listed.contains(id));
+        let able: Vec<u32> = able.map(|(id, _)| *id).collect();
+        (!able.is_empty()).then(|| *self.dice.pick(&able))
+    }
+
+    fn order(&mut self) {
+        if let Some(gap) = self.plan.order_gap {
+            let gap = self.dice.between(gap / 2, gap * 3 / 2);
+            self.at(gap, Entry::Order);
+        }
+        let Some(id) = self.some_member() else { return };
+        let order = if self.dice.chance(300) { Order::Revoke } else { Order::Rotate };
+        self.faults += 1;
+        let number = self.begin_deed(id, Pending::Order(self.sight.orders.len(), order));
+        self.sight.orders.push((self.now, u64::MAX));
+        self.log.say(self.now, id, || format!("is given the order {order:?}"));
+        let notes = self.notes.clone();
+        self.have(id, move |node| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                let result = node.order(order).await;
+                let result = result.map(|g| Some(g.0)).map_err(|e| e.to_string());
+                notes.leave(id, Note::Done(number, result));
+            });
+        });
+    }
+
+    fn begin_deed(&mut self, id: u32, pending: Pending) -> u64 {
+        let number = self.next_deed;
+        self.next_deed += 1;
+        self.deeds.insert(number, (id, pending));
+        number
+    }
+
+    fn have(&mut self, id: u32, deed: impl FnOnce(&Arc<Node>) + 'static) {
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.have(Box::new(deed));
+        }
+    }
+
+    /// Puts a list with one box more or less into all files; one of the boxes is told a moment
+    /// later, when a new one has started.
+    fn change_list(&mut self) {
+        if let Some(gap) = self.plan.list_gap {
+            let gap = self.dice.between(gap / 2, gap * 3 / 2);
+            self.at(gap, Entry::ChangeList);
+        }
+        let agreed = self.sight.boxes.values().any(|view| view.listed && view.joined.is_some());
+        if self.list_busy || !agreed {
+            return;
+        }
+        let mut target = self.listed.clone();
+        let id = self.dice.between(1, u64::from(self.plan.boxes)) as u32;
+        if !target.remove(&id) {
+            target.insert(id);
+        }
+        if target.len() < 2 {
+            return;
+        }
+        self.faults += 1;
+        self.list_busy = true;
+        self.log.say(self.now, id, || format!("the list is to be {target:?}"));
+        if target.contains(&id) {
+            self.write_file(id, &target);
+            self.start(id);
+        }
+        let Some(teller) = self.some_member() else {
+            self.list_busy = false;
+            return;
+        };
+        self.at(SECOND, Entry::TellList(teller, target));
+    }
+
+    fn write_file(&mut self, id: u32, list: &BTreeSet<u32>) {
+        let members = self.members_of(list);
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.file = members;
+        }
+    }
+
+    fn tell_list(&mut self, id: u32, target: BTreeSet<u32>) {
+        let before = self.listed.clone();
+        // While the group makes up its mind, the boxes that differ are in neither list for sure.
+        for other in target.symmetric_difference(&before) {
+            if let Some(view) = self.sight.boxes.get_mut(other) {
+                view.listed = false;
+                view.unlisted_since = None;
+            }
+        }
+        self.write_file(id, &target);
+        let pending = Pending::List { target, before };
+        self.reload(id, pending);
+    }
+
+    fn reload(&mut self, id: u32, pending: Pending) {
+        let number = self.begin_deed(id, pending);
+        let awake = self.machines.get(&id).filter(|machine| machine.is_awake());
+        let Some(machine) = awake else {
+            return self.done(number, Err("it is not up".to_owned()));
+        };
+        let settings = self.plan.settings(id, machine.file.clone());
+        let (tls, notes) = (self.tls.clone(), self.notes.clone());
+        self.have(id, move |node| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                let result = node.reload(settings, tls).await;
+                let result = result.map(|r| r.list).map_err(|e| e.to_string());
+                notes.leave(id, Note::Done(number, result));
+            });
+        });
+    }
+
+    /// An operator hears what came of a deed.
+    pub(crate) fn done(&mut self, number: u64, result: Result<Option<u64>, String>) {
+        let Some((id, pending)) = self.deeds.remove(&number) else { return };
+        self.log.say(self.now, id, || format!("answers its operator: {result:?}"));
+        match pending {
+            Pending::Order(place, order) => {
+                let set = self.sight.boxes.get(&id).and_then(|view| view.set.as_ref());
+                let history = set.and_then(|set| set.history);
+                if let (Order::Revoke, Some(history), Ok(Some(by))) = (order, history, &result) {
+                    self.sight.revoked.insert((history, *by));
+                }
+                // What did not end well may still come true.
+                let late = 2 * self.plan.request_timeout + self.plan.handover + 3 * SECOND;
+                let over = self.now + if result.is_ok() { ECHO } else { late };
+                if let Some(order) = self.sight.orders.get_mut(place) {
+                    order.1 = over;
+                }
+            }
+            Pending::Reload => {}
+            Pending::List { target, before } => {
+                // A box that knows of no group yet has nobody to ask, and merely takes its file.
+                let joined = self.sight.boxes.get(&id).is_some_and(|view| view.joined.is_some());
+                let agreed = matches!(result, Ok(Some(_))) || (result == Ok(None) && joined);
+                self.list_done(target, before, agreed);
+            }
+        }
+    }
+
+    fn list_done(&mut self, target: BTreeSet<u32>, before: BTreeSet<u32>, agreed: bool) {
+        self.list_busy = false;
+        if !agreed {
+            // Nobody knows whether it was; a box that was to come stays up for the next attempt.
+            return;
+        }
+        self.listed = target.clone();
+        let now = self.now;
+        let ids: Vec<u32> = self.machines.keys().copied().collect();
+        for id in ids {
+            let is_in = target.contains(&id);
+            if let Some(view) = self.sight.boxes.get_mut(&id) {
+                view.listed = is_in;
+                view.unlisted_since = (!is_in).then_some(view.unlisted_since.unwrap_or(now));
+                // A box that has just come has to catch up.
+                if is_in && !before.contains(&id) {
+                    view.trouble.begin();
+                    view.trouble.end(now);
+                }
+            }
+            if is_in {
+                self.write_file(id, &target);
+                self.reload(id, Pending::Reload);
+            } else if before.contains(&id) {
+                let off = self.dice.between(3, 20) * SECOND;
+                self.at(off, Entry::Retire(id));
+            }
+        }
+    }
+
+    /// All faults end: what is ill mends, what is down comes back.
+    pub(crate) fn end_faults(&mut self) {
+        for entry in self.take_mends() {
+            if !matches!(entry, Entry::Retire(_)) {
+                self.do_entry(entry);
+            }
+        }
+        let everybody: BTreeSet<u32> = self.machines.keys().copied().collect();
+        for id in everybody.clone() {
+            self.write_file(id, &everybody);
+            self.start(id);
+        }
+        self.list_busy = false;
+    }
+
+    /// An operator who wants all boxes in the list asks for it until it is so.
+    pub(crate) fn insist_on_list(&mut self) {
+        let everybody: BTreeSet<u32> = self.machines.keys().copied().collect();
+        let busy = !self.deeds.is_empty();
+        // A history that was founded anew has the list of its founder's file.
+        let whole = |m: &Machine| {
+            m.report(self.now).is_some_and(|report| report.members == everybody.len())
+        };
+        let surely = everybody.iter().all(|id| self.sight.boxes[id].listed)
+            && self.machines.values().all(whole);
+        if surely || busy || !self.is_calm() {
+            return;
+        }
+        let Some(id) = self.some_member() else { return };
+        self.tell_list(id, everybody);
+    }
+}
+
+fn all_links(ids: &[u32]) -> impl Iterator<Item = (u32, u32)> + '_ {
+    ids.iter().flat_map(move |a| ids.iter().map(move |b| (*a, *b))).filter(|(a, b)| a != b)
+}

@@ -1,0 +1,113 @@
+//! Runs seeds of the simulation and says how they went.
+//!
+//!     simulation [--seed N] [--seeds COUNT] [--from N] [--jobs N] [--log] [--digests] [--until-broken]
+//!
+//! Each seed runs in a process of its own, forked from this one: nothing that one leaves behind can
+//! reach the next, not even a counter in a library, and a crash is one seed's.
+
+// This is a test: what cannot go on ends with its reason.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod cells;
+mod dice;
+mod disk;
+mod event_log;
+mod faults;
+mod machine;
+mod network;
+mod plan;
+mod promises;
+mod system;
+mod tickets;
+mod workers;
+mod world;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use kit::pki::{Authority, Request};
+use stek_share::transport::tls::Tls;
+
+use crate::workers::Total;
+
+/// Nanoseconds.
+pub const MS: u64 = 1_000_000;
+/// Nanoseconds.
+pub const SECOND: u64 = 1000 * MS;
+
+struct Options {
+    from: u64,
+    count: u64,
+    jobs: usize,
+    log: bool,
+    digests: bool,
+    until_broken: bool,
+}
+
+impl Options {
+    fn parse() -> Result<Options, String> {
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut options =
+            Options { from: 1, count: 100, jobs, log: false, digests: false, until_broken: false };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            let mut number = || {
+                let given = words.next().and_then(|word| word.parse::<u64>().ok());
+                given.ok_or_else(|| format!("{word} needs a number"))
+            };
+            match word.as_str() {
+                "--seed" => (options.from, options.count) = (number()?, 1),
+                "--from" => options.from = number()?,
+                "--seeds" => options.count = number()?,
+                "--jobs" => options.jobs = number()?.max(1) as usize,
+                "--log" => options.log = true,
+                "--digests" => options.digests = true,
+                "--until-broken" => options.until_broken = true,
+                _ => return Err(format!("there is no option {word}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// The certificate that all boxes share: TLS is not simulated, but state files are sealed with it.
+fn certificate() -> Tls {
+    let authority = Authority::new("/O=Simulation/CN=root").expect("an authority");
+    let own = authority.issue(&Request::new(plan::SUBJECT)).expect("a certificate");
+    let pem = |certificate: &openssl::x509::X509| certificate.to_pem().expect("PEM");
+    let key = own.key.private_key_to_pem_pkcs8().expect("PEM");
+    let root = pem(&authority.identity.certificate);
+    Tls::from_pem(&root, &pem(&own.certificate), &key, plan::SUBJECT).expect("a certificate")
+}
+
+fn main() -> ExitCode {
+    let options = match Options::parse() {
+        Ok(options) => options,
+        Err(words) => {
+            eprintln!("simulation: {words}");
+            return ExitCode::from(2);
+        }
+    };
+    let tls = certificate();
+    if options.log {
+        let outcome = workers::one(options.from, &tls, true);
+        println!("{outcome:#?}");
+        return ExitCode::from(u8::from(outcome.broken.is_some()));
+    }
+    let begun = Instant::now();
+    let mut total = Total::default();
+    let seeds = options.from..options.from + options.count;
+    workers::all(seeds, options.jobs, &tls, |seed, outcome| {
+        total.add(&outcome);
+        if options.digests {
+            println!("seed {seed} digest {:016x}", outcome.digest);
+        }
+        if let Some(words) = &outcome.broken {
+            println!("FAILED: seed {seed}: {words}");
+            println!("  again: {}", workers::again(seed));
+        }
+        outcome.broken.is_none() || !options.until_broken
+    });
+    total.tell(begun.elapsed());
+    ExitCode::from(u8::from(total.broken > 0))
+}

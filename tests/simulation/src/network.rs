@@ -1,0 +1,559 @@
+//! The network between the boxes, message by message, in place of TLS connections.
+//!
+//! A message may be delayed, lost, doubled and overtaken, each link in each direction by itself.
+//! What connections do for the plugin is kept: a box that is not there refuses at once, a request
+//! to a process that ended in the meantime comes back as a broken connection, an answer reaches
+//! only the run that asked, and a peer that could not be reached is not dialled for a while.
+//! Doubling and overtaking are harsher than TCP, which does neither within a connection.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use stek_share::core::config::Member;
+use stek_share::core::server_id::ServerId;
+use stek_share::node::outside::{Mail, Porter, Reply};
+use stek_share::transport::frame::{Header, Kind, Role};
+use stek_share::transport::listener::{Caller, Refusal};
+use stek_share::transport::peers::CallError;
+use stek_share::transport::{Body, Heard, Me};
+use tokio::sync::oneshot;
+use tokio::time::{timeout, Instant};
+
+use crate::dice::Dice;
+
+/// Pauses before an unreachable box is dialled again, as `transport::peers` has them.
+const REDIAL_MIN: Duration = Duration::from_millis(50);
+const REDIAL_MAX: Duration = Duration::from_secs(1);
+
+/// What a message on one link, in one direction, goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Nothing passes.
+    pub cut: bool,
+    /// Lost messages of a thousand.
+    pub loss: u64,
+    /// Doubled messages of a thousand.
+    pub double: u64,
+    /// The delay in nanoseconds, at least and at most.
+    pub delay: (u64, u64),
+}
+
+/// What a box's process is given by the network.
+pub enum Arrival {
+    /// Another box asks.
+    Request(Request),
+    /// Another box tells something and wants no answer.
+    Note(Request),
+    /// Another box, or the network in its stead, answers a request.
+    Answer(Answer),
+    /// A process on another machine has ended, and its system closed the connections to it.
+    Closed(u32),
+}
+
+/// A request on its way.
+#[derive(Clone)]
+pub struct Request {
+    call: u64,
+    from: u32,
+    header: Header,
+    body: Body,
+    to_run: u64,
+}
+
+/// An answer on its way: from which incarnation, or why there is none.
+#[derive(Clone)]
+pub struct Answer {
+    call: u64,
+    from: u32,
+    run: u64,
+    result: Result<(u64, Body), CallError>,
+}
+
+/// What happened so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Messages sent, answers among them.
+    pub sent: u64,
+    /// Messages that did not arrive.
+    pub lost: u64,
+    /// Messages that arrived twice.
+    pub doubled: u64,
+}
+
+/// A handle to the network; clones share it.
+#[derive(Clone)]
+pub struct Network(Arc<Mutex<Inner>>);
+
+struct Inner {
+    now: u64,
+    dice: Dice,
+    links: BTreeMap<(u32, u32), Link>,
+    usual: Link,
+    ports: BTreeMap<u32, Port>,
+    waiting: BTreeMap<u64, oneshot::Sender<Result<Body, CallError>>>,
+    on_the_way: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    letters: BTreeMap<u64, Arrival>,
+    serial: u64,
+    counts: Counts,
+}
+
+/// Where one box can be reached.
+#[derive(Default)]
+struct Port {
+    /// Counts the runs of its process; 0 while there is none.
+    run: u64,
+    porter: Option<Arc<dyn Porter>>,
+    me: Option<Me>,
+    heard: Option<Heard>,
+}
+
+impl Network {
+    /// A network whose links all are as `usual`.
+    pub fn new(dice: Dice, usual: Link) -> Network {
+        Network(Arc::new(Mutex::new(Inner {
+            now: 0,
+            dice,
+            links: BTreeMap::new(),
+            usual,
+            ports: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            on_the_way: BinaryHeap::new(),
+            letters: BTreeMap::new(),
+            serial: 0,
+            counts: Counts::default(),
+        })))
+    }
+
+    /// Sets the time, in nanoseconds of the world.
+    pub fn set_now(&self, now: u64) {
+        self.lock().now = now;
+    }
+
+    /// When the next message arrives anywhere.
+    pub fn next(&self) -> Option<u64> {
+        self.lock().on_the_way.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// A message that has arrived by now, and at whose machine.
+    pub fn arrived(&self) -> Option<(u32, Arrival)> {
+        let mut inner = self.lock();
+        let Reverse((at, serial, to)) = *inner.on_the_way.peek()?;
+        if at > inner.now {
+            return None;
+        }
+        inner.on_the_way.pop();
+        inner.letters.remove(&serial).map(|letter| (to, letter))
+    }
+
+    /// Changes one link; without `link` it is as usual again.
+    pub fn set_link(&self, from: u32, to: u32, link: Option<Link>) {
+        let mut inner = self.lock();
+        match link {
+            Some(link) => inner.links.insert((from, to), link),
+            None => inner.links.remove(&(from, to)),
+        };
+    }
+
+    /// A process begins on this machine; its mail.
+    pub fn connect(&self, id: u32, run: u64) -> Arc<Post> {
+        self.lock().ports.insert(id, Port { run, ..Port::default() });
+        Arc::new(Post {
+            network: self.clone(),
+            id,
+            run,
+            members: Mutex::default(),
+            lines: Mutex::default(),
+            me: OnceLock::new(),
+            heard: OnceLock::new(),
+        })
+    }
+
+    /// The process on this machine is gone.
+    pub fn disconnect(&self, id: u32) {
+        // What the port holds of the process is dropped without the lock.
+        let _port = self.lock().ports.insert(id, Port::default());
+    }
+
+    /// The system of a machine closes its ended process's connections. Not so after a power cut,
+    /// and not where the network is cut: the others then find out when they ask it something.
+    pub fn close_connections(&self, by: u32) {
+        let mut inner = self.lock();
+        let others: Vec<u32> = inner.ports.keys().copied().filter(|id| *id != by).collect();
+        for to in others {
+            if let Some(at) = inner.travel(by, to).first() {
+                inner.post(*at, to, Arrival::Closed(by));
+            }
+        }
+    }
+
+    /// What happened so far.
+    pub fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    /// Whether the box would hear a request with this header, if it listens at all.
+    pub fn would_admit(&self, at: u32, header: &Header) -> Option<Result<(), Refusal>> {
+        let porter = self.lock().ports.get(&at)?.porter.clone()?;
+        Some(porter.admit(header))
+    }
+
+    /// Gives a box what arrived; has to be called inside its runtime.
+    pub fn deliver(&self, at: u32, arrival: Arrival) {
+        match arrival {
+            Arrival::Answer(answer) => self.take_answer(at, answer),
+            Arrival::Request(request) => self.take_request(at, request),
+            Arrival::Note(note) => self.take_note(at, note),
+            Arrival::Closed(by) => {
+                let heard = self.lock().ports.get(&at).and_then(|port| port.heard.clone());
+                heard.iter().for_each(|heard| heard.forget_answer(ServerId(by)));
+            }
+        }
+    }
+
+    fn take_answer(&self, at: u32, answer: Answer) {
+        let (reply, heard) = {
+            let mut inner = self.lock();
+            let Some(port) = inner.ports.get(&at).filter(|port| port.run == answer.run) else {
+                return;
+            };
+            let heard = port.heard.clone();
+            (inner.waiting.remove(&answer.call), heard)
+        };
+        let result = answer.result.map(|(incarnation, body)| {
+            if let Some(heard) = heard {
+                heard.note_answer(ServerId(answer.from), incarnation, Instant::now());
+            }
+            body
+        });
+        if let Some(reply) = reply {
+            let _ = reply.send(result);
+        }
+    }
+
+    fn take_note(&self, at: u32, note: Request) {
+        let (porter, heard) = {
+            let inner = self.lock();
+            let Some(port) = inner.ports.get(&at).filter(|port| port.run == note.to_run) else {
+                return;
+            };
+            (port.porter.clone(), port.heard.clone())
+        };
+        let (Some(porter), Some(heard)) = (porter, heard) else { return };
+        if porter.admit(&note.header).is_ok() {
+            heard.note(note.header.sender, Instant::now());
+            porter.take_note(&caller(note.from, &note.header), note.body);
+        }
+    }
+
+    fn take_request(&self, at: u32, request: Request) {
+        let (porter, heard, me, run) = {
+            let inner = self.lock();
+            let Some(port) = inner.ports.get(&at) else { return };
+            (port.porter.clone(), port.heard.clone(), port.me.clone(), port.run)
+        };
+        let Request { call, from, header, body, to_run } = request;
+        let fail = |error| self.lock().answer(at, from, call, Err(error));
+        let (Some(porter), Some(heard), Some(me)) = (porter, heard, me) else {
+            return fail(unreachable("nobody listens there"));
+        };
+        if to_run != run {
+            return fail(unreachable("the connection broke"));
+        }
+        if let Err(refusal) = porter.admit(&header) {
+            return fail(CallError::Refused(refusal));
+        }
+        heard.note(header.sender, Instant::now());
+        let caller = caller(from, &header);
+        let network = self.clone();
+        tokio::spawn(async move {
+            let answer = porter.serve(caller, body).await;
+            let incarnation = me.header(header.version, header.request, Kind::Response).incarnation;
+            let result = match answer {
+                Some(body) => Ok((incarnation, body)),
+                None => Err(unreachable("the connection was closed")),
+            };
+            let mut inner = network.lock();
+            // A process that has ended answers nothing.
+            if inner.ports.get(&at).is_some_and(|port| port.run == run) {
+                inner.answer(at, from, call, result);
+            }
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn caller(from: u32, header: &Header) -> Caller {
+    Caller {
+        id: header.sender,
+        role: header.role,
+        version: header.version,
+        incarnation: header.incarnation,
+        history: header.history,
+        addr: ([10, 0, 0, from as u8], 1).into(),
+    }
+}
+
+fn unreachable(words: &str) -> CallError {
+    CallError::Unreachable(words.into())
+}
+
+impl Inner {
+    fn link(&self, from: u32, to: u32) -> Link {
+        self.links.get(&(from, to)).copied().unwrap_or(self.usual)
+    }
+
+    fn run_of(&self, id: u32) -> u64 {
+        self.ports.get(&id).map_or(0, |port| port.run)
+    }
+
+    fn ask(
+        &mut self,
+        (from, to): (u32, u32),
+        to_run: u64,
+        (header, body): (Header, Body),
+        reply: oneshot::Sender<Result<Body, CallError>>,
+    ) -> u64 {
+        self.serial += 1;
+        let call = self.serial;
+        self.waiting.insert(call, reply);
+        let request = Request { call, from, header, body, to_run };
+        for at in self.travel(from, to) {
+            self.post(at, to, Arrival::Request(request.clone()));
+        }
+        call
+    }
+
+    fn answer(&mut self, from: u32, to: u32, call: u64, result: Result<(u64, Body), CallError>) {
+        let answer = Answer { call, from, run: self.run_of(to), result };
+        for at in self.travel(from, to) {
+            self.post(at, to, Arrival::Answer(answer.clone()));
+        }
+    }
+
+    /// When the copies of a message sent now arrive.
+    fn travel(&mut self, from: u32, to: u32) -> Vec<u64> {
+        let link = self.link(from, to);
+        self.counts.sent += 1;
+        if link.cut || self.dice.chance(link.loss) {
+            self.counts.lost += 1;
+            return Vec::new();
+        }
+        let copies = 1 + usize::from(self.dice.chance(link.double));
+        self.counts.doubled += copies as u64 - 1;
+        let (least, most) = link.delay;
+        (0..copies).map(|_| self.now + self.dice.between(least, most)).collect()
+    }
+
+    fn post(&mut self, at: u64, to: u32, letter: Arrival) {
+        self.serial += 1;
+        self.on_the_way.push(Reverse((at, self.serial, to)));
+        self.letters.insert(self.serial, letter);
+    }
+}
+
+/// One process's mail.
+pub struct Post {
+    network: Network,
+    id: u32,
+    run: u64,
+    members: Mutex<Vec<Member>>,
+    /// The lines to the others.
+    lines: Mutex<BTreeMap<ServerId, Line>>,
+    me: OnceLock<Me>,
+    heard: OnceLock<Heard>,
+}
+
+/// The line to one other box, as the dialling side knows it.
+#[derive(Clone, Copy)]
+struct Line {
+    is_up: bool,
+    /// The run of the process that the connection leads to.
+    run: u64,
+    pause: Duration,
+    failed: Option<Instant>,
+}
+
+impl Default for Line {
+    fn default() -> Line {
+        Line { is_up: false, run: 0, pause: REDIAL_MIN, failed: None }
+    }
+}
+
+/// Forgets a call when its caller no longer waits.
+struct Waiting(Network, u64);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let reply = self.0.lock().waiting.remove(&self.1);
+        drop(reply);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Post {
+    fn is_barred(&self, to: ServerId) -> bool {
+        let line = lock(&self.lines).get(&to).copied().unwrap_or_default();
+        let heard = self.heard.get().and_then(|heard| heard.last(to));
+        line.failed.is_some_and(|at| {
+            Instant::now() < at + line.pause && heard.is_none_or(|heard| heard <= at)
+        })
+    }
+
+    fn note(&self, to: ServerId, result: &Result<Body, CallError>) {
+        let mut lines = lock(&self.lines);
+        let line = lines.entry(to).or_default();
+        match result {
+            Ok(_) => *line = Line { is_up: true, run: line.run, ..Line::default() },
+            Err(CallError::TimedOut) => line.is_up = false,
+            // A line that was good may be dialled again at once.
+            Err(_) if std::mem::take(&mut line.is_up) => {}
+            Err(_) => {
+                if line.failed.replace(Instant::now()).is_some() {
+                    line.pause = (line.pause * 2).min(REDIAL_MAX);
+                }
+            }
+        }
+        if let (Err(_), Some(heard)) = (result, self.heard.get()) {
+            heard.forget_answer(to);
+        }
+    }
+
+    async fn exchange(&self, to: ServerId, body: Body, limit: Duration) -> Result<Body, CallError> {
+        let Some(me) = self.me.get() else { return Err(unreachable("not open")) };
+        let header = me.header(me.versions().max, 1, Kind::Request);
+        let (reply, answer) = oneshot::channel();
+        let run;
+        let call = {
+            let mut inner = self.network.lock();
+            if inner.run_of(self.id) != self.run {
+                return Err(unreachable("this process has ended"));
+            }
+            // A connection that is up leads to the process that it was made with, gone or not.
+            let line = lock(&self.lines).get(&to).copied().unwrap_or_default();
+            run = if line.is_up { line.run } else { inner.run_of(to.0) };
+            inner.ask((self.id, to.0), run, (header, body), reply)
+        };
+        let _waiting = Waiting(self.network.clone(), call);
+        match timeout(limit, answer).await {
+            Ok(Ok(Ok(body))) => {
+                lock(&self.lines).entry(to).or_default().run = run;
+                Ok(body)
+            }
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(unreachable("the connection broke")),
+            Err(_) => Err(CallError::TimedOut),
+        }
+    }
+}
+
+/// A [`Post`] that several hold.
+pub struct Mailbox(pub Arc<Post>);
+
+impl Mail for Mailbox {
+    fn open(&self, me: &Me, heard: &Heard) {
+        let _ = self.0.me.set(me.clone());
+        let _ = self.0.heard.set(heard.clone());
+        if let Some(port) = self.0.network.lock().ports.get_mut(&self.0.id) {
+            port.me = Some(me.clone());
+            port.heard = Some(heard.clone());
+        }
+    }
+
+    fn set_members(&self, members: &[Member]) {
+        *lock(&self.0.members) = members.to_vec();
+        if let Some(heard) = self.0.heard.get() {
+            heard.retain(|id| members.iter().any(|member| member.id == id));
+        }
+    }
+
+    fn request(&self, to: ServerId, body: Body, limit: Duration) -> Reply<Result<Body, CallError>> {
+        let post = self.0.clone();
+        Box::pin(async move {
+            if !lock(&post.members).iter().any(|member| member.id == to) {
+                return Err(CallError::UnknownPeer);
+            }
+            if post.is_barred(to) {
+                return Err(unreachable("it could not be reached a moment ago"));
+            }
+            let result = post.exchange(to, body, limit).await;
+            post.note(to, &result);
+            result
+        })
+    }
+
+    fn note(&self, to: ServerId, body: Body, _limit: Duration) {
+        let Some(me) = self.0.me.get() else { return };
+        let header = me.header(me.versions().max, 0, Kind::Note);
+        let line = lock(&self.0.lines).get(&to).copied().unwrap_or_default();
+        let mut inner = self.0.network.lock();
+        let (from, run) = (self.0.id, line.run);
+        let lives = inner.run_of(from) == self.0.run;
+        if !line.is_up || !lives {
+            return;
+        }
+        if inner.run_of(to.0) != run && !inner.link(to.0, from).cut {
+            // The system on the other machine says so.
+            drop(inner);
+            self.0.note(to, &Err(unreachable("the connection broke")));
+            return;
+        }
+        let note = Request { call: 0, from, header, body, to_run: run };
+        for at in inner.travel(from, to.0) {
+            inner.post(at, to.0, Arrival::Note(note.clone()));
+        }
+    }
+
+    fn ask_stranger(
+        &self,
+        member: &Member,
+        body: Body,
+        limit: Duration,
+    ) -> Reply<Result<Body, CallError>> {
+        let (post, to) = (self.0.clone(), member.id);
+        Box::pin(async move { post.exchange(to, body, limit).await })
+    }
+
+    fn listen(&self, porter: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+        if let Some(port) = self.0.network.lock().ports.get_mut(&self.0.id) {
+            if port.run == self.0.run {
+                port.porter = Some(porter);
+            }
+        }
+        Box::new(Listening(self.0.clone()))
+    }
+}
+
+/// Closes the port when it is dropped.
+struct Listening(Arc<Post>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let porter = {
+            let mut inner = self.0.network.lock();
+            let port = inner.ports.get_mut(&self.0.id).filter(|port| port.run == self.0.run);
+            port.and_then(|port| port.porter.take())
+        };
+        drop(porter);
+    }
+}
+
+/// The header of a box that is in nobody's list, or of one that says it is another.
+pub fn strangers_header(id: u32, incarnation: u64) -> Header {
+    Header {
+        version: 1,
+        role: Role::Member,
+        sender: ServerId(id),
+        incarnation,
+        history: [0; 16],
+        request: 1,
+        kind: Kind::Request,
+    }
+}

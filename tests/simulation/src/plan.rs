@@ -1,0 +1,203 @@
+//! What one seed's fleet is like: how many boxes, which settings, which network, which faults.
+//!
+//! Each seed has some of the faults only (as in swarm testing: Groce and others, 2012), because
+//! many a fault hides behind another.
+
+use std::time::Duration;
+
+use stek_share::core::config::{Member, Settings, Timers};
+use stek_share::core::server_id::ServerId;
+
+use crate::dice::Dice;
+use crate::machine::state_dir;
+use crate::network::Link;
+use crate::{MS, SECOND};
+
+/// The subject of every box's certificate.
+pub const SUBJECT: &str = "/O=Simulation/CN=box";
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A process is killed and comes back, its state file kept.
+    Kill,
+    /// The same, and its disk is empty then.
+    KillEmpty,
+    /// It is back at once.
+    Restart,
+    /// Several processes are killed together.
+    KillMany,
+    /// A process ends in an orderly way and comes back.
+    Stop,
+    /// A machine boots, and its wall clock may have stepped.
+    Boot,
+    /// A process does not run for a while.
+    Pause,
+    /// A wall clock steps.
+    WallStep,
+    /// A clock runs at another speed from now on.
+    Drift,
+    /// The boxes are parted in two groups.
+    Part,
+    /// One box is cut off.
+    Isolate,
+    /// Some links are cut in one direction.
+    CutOneWay,
+    /// Some links lose messages.
+    Loss,
+    /// Some links are slow.
+    Delay,
+    /// Some links double messages, and let them overtake each other.
+    Disorder,
+    /// A disk is slow.
+    SlowDisk,
+    /// A disk takes nothing.
+    BrokenDisk,
+    /// A host is slow to take keys.
+    SlowHost,
+    /// A host takes no keys.
+    BrokenHost,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 19] = [
+        Kind::Kill,
+        Kind::KillEmpty,
+        Kind::Restart,
+        Kind::KillMany,
+        Kind::Stop,
+        Kind::Boot,
+        Kind::Pause,
+        Kind::WallStep,
+        Kind::Drift,
+        Kind::Part,
+        Kind::Isolate,
+        Kind::CutOneWay,
+        Kind::Loss,
+        Kind::Delay,
+        Kind::Disorder,
+        Kind::SlowDisk,
+        Kind::BrokenDisk,
+        Kind::SlowHost,
+        Kind::BrokenHost,
+    ];
+}
+
+/// See the module's head. Times in nanoseconds.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Boxes, with ids from 1.
+    pub boxes: u32,
+    /// Boxes that are not in the first list.
+    pub spare: u32,
+    /// `heart_beat_interval`.
+    pub heart_beat: u64,
+    /// `election_timeout_lower_bound`.
+    pub lower: u64,
+    /// `election_timeout_upper_bound`.
+    pub upper: u64,
+    /// `key_update_interval`.
+    pub interval: u64,
+    /// `handover_timeout`.
+    pub handover: u64,
+    /// `max_key_age`.
+    pub max_key_age: u64,
+    /// `client_req_timeout`.
+    pub request_timeout: u64,
+    /// `startup_wait`.
+    pub startup_wait: u64,
+    /// `ticket_keys`.
+    pub ticket_keys: u64,
+    /// `reserved_log_items` and `snapshot_distance`.
+    pub log: (u64, u64),
+    /// Whether boxes have a `state_dir`.
+    pub keeps_state: bool,
+    /// The most that an install takes while all is well.
+    pub installing: u64,
+    /// The network while all is well.
+    pub link: Link,
+    /// The faults that happen, and the mean time between two.
+    pub faults: Vec<Kind>,
+    /// See `faults`.
+    pub fault_gap: u64,
+    /// The mean time between two orders of operators, if there are any.
+    pub order_gap: Option<u64>,
+    /// The mean time between two changes of the list, if there are any.
+    pub list_gap: Option<u64>,
+    /// For how long faults happen.
+    pub unrest: u64,
+}
+
+impl Plan {
+    /// A seed's plan.
+    pub fn new(dice: &mut Dice) -> Plan {
+        let boxes = *dice.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]);
+        let heart_beat = *dice.pick(&[50, 100, 100, 100, 200]) * MS;
+        let lower = 2 * heart_beat;
+        let interval = dice.between(5, 20) * SECOND;
+        let handover = (interval / 2).min(dice.between(500, 2000) * MS);
+        let far = dice.chance(300);
+        let least = if far { dice.below(lower / 8) } else { 50_000 };
+        let link = Link { cut: false, loss: 0, double: 0, delay: (least, least + lower / 100) };
+        let change = dice.chance(350) && boxes >= 3;
+        Plan {
+            boxes,
+            spare: u32::from(change && boxes >= 4),
+            heart_beat,
+            lower,
+            upper: 2 * lower,
+            interval,
+            handover,
+            max_key_age: interval * dice.between(2, 4),
+            request_timeout: *dice.pick(&[1, 3, 3]) * SECOND,
+            startup_wait: dice.below(3) * SECOND,
+            ticket_keys: *dice.pick(&[2, 2, 2, 3, 4]),
+            log: (dice.below(8), dice.below(8)),
+            keeps_state: dice.chance(400),
+            installing: dice.between(0, handover / 4 / MS) * MS,
+            link,
+            faults: Kind::ALL.into_iter().filter(|_| dice.chance(400)).collect(),
+            fault_gap: dice.spread(1000, 20_000) * MS,
+            order_gap: dice.chance(500).then(|| dice.between(5, 30) * SECOND),
+            list_gap: change.then(|| dice.between(10, 30) * SECOND),
+            unrest: dice.between(40, 90) * SECOND,
+        }
+    }
+
+    /// The entry of a box in the list.
+    pub fn member(id: u32) -> Member {
+        Member { id: ServerId(id), address: format!("10.0.0.{id}"), port: 4000, subject: None }
+    }
+
+    /// The settings of a box whose file has these members.
+    pub fn settings(&self, id: u32, members: Vec<Member>) -> Settings {
+        let me = Plan::member(id);
+        Settings {
+            server_id: me.id,
+            address: me.address,
+            port: me.port,
+            bind_address: None,
+            workers: 1,
+            timers: Timers {
+                heart_beat: Duration::from_nanos(self.heart_beat),
+                election_lower: Duration::from_nanos(self.lower),
+                election_upper: Duration::from_nanos(self.upper),
+            },
+            reserved_log_items: self.log.0,
+            snapshot_distance: self.log.1,
+            request_timeout: Duration::from_nanos(self.request_timeout),
+            key_update_interval: Duration::from_nanos(self.interval),
+            handover_timeout: Duration::from_nanos(self.handover),
+            startup_wait: Duration::from_nanos(self.startup_wait),
+            ticket_keys: self.ticket_keys as usize,
+            max_key_age: Duration::from_nanos(self.max_key_age),
+            state_dir: self.keeps_state.then(state_dir),
+            root_cert_file: "root.pem".into(),
+            server_cert_file: "cert.pem".into(),
+            server_key_file: "key.pem".into(),
+            cert_verify_str: SUBJECT.to_owned(),
+            members,
+        }
+    }
+}

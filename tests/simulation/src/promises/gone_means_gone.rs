@@ -1,0 +1,66 @@
+//! Promise 6, *gone means gone*: a retired key is erased from ring, log, snapshot, buffers and queues
+//! on every connected box.
+//!
+//! A revocation retires all older keys at once. Judged by every cell that holds a key's bytes ([`crate::cells`]), and by tickets, which no box
+//! opens whose own set is two generations on.
+
+use super::{seconds, Event, History, Sight, Verdict};
+use crate::SECOND;
+
+/// How long erasing may take: an entry goes when the next snapshot is built, at once; a request that
+/// holds a key is dropped when its time is over.
+fn grace(sight: &Sight) -> u64 {
+    4 * SECOND + sight.plan.request_timeout
+}
+
+/// See the module's head.
+pub fn judge(sight: &Sight, event: &Event) -> Verdict {
+    match event {
+        Event::Look => erased(sight),
+        Event::Offered(offer) if offer.opened => {
+            let Some((history, generation)) = sight.annals.place.get(&offer.key) else {
+                return Ok(());
+            };
+            let set = sight.boxes.get(&offer.to).and_then(|view| view.set.as_ref());
+            let Some(set) = set.filter(|set| set.agreed && set.history == Some(*history)) else {
+                return Ok(());
+            };
+            let revoked = (generation + 1..=set.current)
+                .any(|later| sight.revoked.contains(&(*history, later)));
+            match revoked || generation + sight.plan.ticket_keys <= set.current {
+                true => Err(format!(
+                    "box {} opens a ticket of generation {generation} in generation {}",
+                    offer.to, set.current
+                )),
+                false => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn erased(sight: &Sight) -> Verdict {
+    let mut verdict = Ok(());
+    sight.each_key(|owner, history, generation| {
+        let set = sight.boxes.get(&owner).and_then(|view| view.set.as_ref());
+        let in_history = set.is_some_and(|set| set.agreed && set.history == Some(history));
+        let Some(gone) = retired(sight, history, generation) else { return };
+        let since = sight.now - gone;
+        if in_history && since > grace(sight) && sight.settled(owner) {
+            verdict = Err(format!(
+                "box {owner} holds the key of generation {generation}, which retired {} ago",
+                seconds(since)
+            ));
+        }
+    });
+    verdict
+}
+
+/// When the key left the ring, if it did.
+fn retired(sight: &Sight, history: History, generation: u64) -> Option<u64> {
+    let by = (history, generation + sight.plan.ticket_keys);
+    let replaced = sight.annals.current.get(&by);
+    let later = (history, generation + 1)..=by;
+    let revoked = sight.revoked.range(later).filter_map(|by| sight.annals.current.get(by));
+    replaced.into_iter().chain(revoked).min().copied()
+}

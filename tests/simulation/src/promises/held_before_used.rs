@@ -1,0 +1,73 @@
+//! Promise 1, *held before used*: no box encrypts with an agreed key that another reachable box
+//! cannot yet decrypt.
+//!
+//! Judged twice: when a box begins to use a key, by what all other boxes hold at that instant; and
+//! by clients, who take a ticket from one box and offer it to another, where it is really opened.
+
+use super::{seconds, Event, Offer, Sight, Verdict};
+
+/// What clients saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tickets {
+    /// Tickets offered.
+    pub offered: u64,
+    /// Those that were opened.
+    pub opened: u64,
+    /// Those that had to be opened by a promise.
+    pub owed: u64,
+}
+
+/// See the module's head.
+pub fn judge(sight: &Sight, event: &Event, tickets: &mut Tickets) -> Verdict {
+    match event {
+        Event::Installed { at, set } if set.agreed && sight.settled(*at) => {
+            let Some(key) = set.keys.first() else { return Ok(()) };
+            for (id, view) in &sight.boxes {
+                let holds = view.set.as_ref().is_some_and(|set| set.keys.contains(key));
+                if id != at && sight.settled(*id) && !holds {
+                    return Err(format!(
+                        "box {at} encrypts with generation {}, which box {id} does not hold; all \
+                         has been well with it for {}",
+                        set.current,
+                        seconds(sight.well_for(*id))
+                    ));
+                }
+            }
+            Ok(())
+        }
+        Event::Offered(offer) => {
+            tickets.offered += 1;
+            tickets.opened += u64::from(offer.opened);
+            if is_owed(sight, offer) {
+                tickets.owed += 1;
+                if !offer.opened {
+                    return Err(format!(
+                        "box {} does not open a ticket that box {} gave {} ago",
+                        offer.to,
+                        offer.from.0,
+                        seconds(sight.now - offer.taken)
+                    ));
+                }
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the box has to open the ticket: all is well with it, all was well with the one that
+/// gave it, and the ticket's key is the current one, the staged one, or the one before where
+/// there is room for it.
+fn is_owed(sight: &Sight, offer: &Offer) -> bool {
+    let Some((history, generation)) = sight.annals.place.get(&offer.key) else { return false };
+    let Some(set) = sight.boxes.get(&offer.to).and_then(|view| view.set.as_ref()) else {
+        return false;
+    };
+    if !offer.from.1 || !sight.settled(offer.to) || !set.agreed || set.history != Some(*history) {
+        return false;
+    }
+    let staging = set.newest > set.current;
+    let room = 1 + u64::from(staging) < sight.plan.ticket_keys;
+    let is_previous = generation + 1 == set.current;
+    *generation >= set.current || (is_previous && room && !sight.may_revoke(*history, set.current))
+}

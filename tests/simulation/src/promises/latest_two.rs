@@ -1,0 +1,68 @@
+//! Promise 2, *the latest two*: what a box installs is its newest keys, as many as `ticket_keys`
+//! says, the encrypting one first; a box that joins or returns gets the whole set.
+
+use super::{seconds, Event, Sight, Verdict};
+use crate::machine::Set;
+use crate::SECOND;
+
+/// See the module's head.
+pub fn judge(sight: &Sight, event: &Event) -> Verdict {
+    let (at, set) = match event {
+        Event::Installed { at, set } => (at, set),
+        Event::Look => return in_step(sight),
+        _ => return Ok(()),
+    };
+    if set.keys.is_empty() || set.keys.len() as u64 > sight.plan.ticket_keys {
+        return Err(format!("box {at} installs {} keys", set.keys.len()));
+    }
+    match (set.agreed, set.history) {
+        (true, Some(history)) => whole(sight, *at, set, history),
+        _ => Ok(()),
+    }
+}
+
+/// What was agreed reaches the host.
+fn in_step(sight: &Sight) -> Verdict {
+    for (id, view) in &sight.boxes {
+        let lag = view.lags_since.map_or(0, |since| sight.now - since);
+        if lag > sight.plan.installing + 2 * SECOND && sight.settled(*id) {
+            return Err(format!(
+                "the host of box {id} has used another key than its ring for {}",
+                seconds(lag)
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn whole(sight: &Sight, at: u32, set: &Set, history: super::History) -> Verdict {
+    let staged = (set.newest > set.current).then_some(set.newest);
+    if staged.is_some_and(|staged| staged != set.current + 1) {
+        return Err(format!("box {at} stages {} behind {}", set.newest, set.current));
+    }
+    // Then the older ones, as far as there is room, none was revoked, and there are any.
+    let mut expected: Vec<u64> = [set.current].into_iter().chain(staged).collect();
+    let mut optional = false;
+    for generation in (1..set.current).rev() {
+        if expected.len() as u64 >= sight.plan.ticket_keys {
+            break;
+        }
+        optional |= sight.may_revoke(history, generation + 1);
+        if optional || set.current - generation >= sight.plan.ticket_keys {
+            break;
+        }
+        expected.push(generation);
+    }
+    for (place, generation) in expected.iter().enumerate() {
+        let known = set.keys.get(place).and_then(|key| sight.annals.place.get(key));
+        // A key that no host was given as staged or current is not known, and cannot be expected.
+        let is_known = sight.annals.seen.contains_key(&(history, *generation));
+        if is_known && known != Some(&(history, *generation)) {
+            return Err(format!(
+                "box {at} has {:?} in place {place} where generation {generation} belongs",
+                known.map(|(_, generation)| generation)
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! The plugin's promises, one module each, and what their judges get to see.
+//!
+//! A judge looks from above: it knows all boxes, all faults and the true time. It says nothing
+//! about boxes that something is wrong with at present, since promises are made for those that are
+//! well; that these come back is for the liveness phase to see ([`crate::world`]).
+
+pub mod gone_means_gone;
+pub mod held_before_used;
+pub mod host_stays_up;
+pub mod latest_two;
+pub mod never_old;
+pub mod nobody_else;
+pub mod on_time;
+pub mod one_order;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::cells::{self, Bytes};
+use crate::machine::Set;
+use crate::plan::Plan;
+use crate::{MS, SECOND};
+
+/// A history's id.
+pub type History = [u8; 16];
+
+/// Whether a promise was kept; if not, what happened.
+pub type Verdict = Result<(), String>;
+
+/// What happened at one instant.
+pub enum Event<'a> {
+    /// A box's host has other keys than before.
+    Installed {
+        /// Which box.
+        at: u32,
+        /// The keys.
+        set: &'a Set,
+    },
+    /// A client offered a ticket.
+    Offered(&'a Offer),
+    /// A sender that must not be heard asked to be; whether it was, and what is wrong with it.
+    Knocked {
+        /// At which box.
+        at: u32,
+        /// What is wrong with it.
+        as_whom: &'static str,
+        /// Whether it was let in.
+        heard: bool,
+    },
+    /// Time went by.
+    Look,
+}
+
+/// A ticket that a client offered to a box.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// The key that it was made with.
+    pub key: Bytes,
+    /// The box that gave it, and whether all was well with that one.
+    pub from: (u32, bool),
+    /// When it was given.
+    pub taken: u64,
+    /// The box that it was offered to.
+    pub to: u32,
+    /// Whether that one opened it.
+    pub opened: bool,
+}
+
+/// One box, seen from above.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Whether it is surely a member of the agreed list.
+    pub listed: bool,
+    /// Since when it is surely none; such a box must not be heard.
+    pub unlisted_since: Option<u64>,
+    /// Counts the runs of its process.
+    pub run: u64,
+    /// Whether its process runs and is not paused.
+    pub awake: bool,
+    /// Whether it takes handshakes.
+    pub serving: bool,
+    /// What its host holds.
+    pub set: Option<Set>,
+    /// Since when its host has used another key than its ring says, if it does.
+    pub lags_since: Option<u64>,
+    /// When its process first had the group's keys.
+    pub joined: Option<u64>,
+    /// Troubles that it is in by itself, and when the last one ended.
+    pub trouble: Trouble,
+    /// Troubles with its host's taking keys, and when the last one ended.
+    pub install_trouble: Trouble,
+}
+
+/// How many faults there are at present, and when the last one ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trouble {
+    /// At present.
+    pub now: u32,
+    /// When the last one ended.
+    pub ended: u64,
+}
+
+impl Trouble {
+    /// One begins.
+    pub fn begin(&mut self) {
+        self.now += 1;
+    }
+
+    /// One ends.
+    pub fn end(&mut self, at: u64) {
+        self.now = self.now.saturating_sub(1);
+        self.ended = at;
+    }
+
+    fn free_for(&self, now: u64) -> u64 {
+        match self.now {
+            0 => now.saturating_sub(self.ended),
+            _ => 0,
+        }
+    }
+}
+
+/// All that judges may look at.
+pub struct Sight {
+    /// The time.
+    pub now: u64,
+    /// What this seed's fleet is like.
+    pub plan: Plan,
+    /// The boxes by id.
+    pub boxes: BTreeMap<u32, View>,
+    /// Troubles on links; both directions count as one.
+    pub links: BTreeMap<(u32, u32), Trouble>,
+    /// Who became leader, and when.
+    pub leaders: Vec<(u64, u32)>,
+    /// When operators' orders began, and when they were surely over.
+    pub orders: Vec<(u64, u64)>,
+    /// Generations whose activation surely dropped all older keys.
+    pub revoked: BTreeSet<(History, u64)>,
+    /// When half of the members or more last were without memory at the same time. What only they
+    /// knew is lost then, which no protocol can help.
+    pub majority_forgot: Option<u64>,
+    /// Since when some box may have been told a wrong age, by a wall clock across a reboot.
+    pub clock_lied: bool,
+    /// What is known of keys.
+    pub annals: Annals,
+}
+
+/// What is known of agreed keys, from what hosts were given.
+#[derive(Default)]
+pub struct Annals {
+    /// Each agreed key's place.
+    pub place: BTreeMap<Bytes, (History, u64)>,
+    /// When a key was first seen anywhere as staged or current.
+    pub seen: BTreeMap<(History, u64), u64>,
+    /// When a key first encrypted anywhere.
+    pub current: BTreeMap<(History, u64), u64>,
+}
+
+impl Annals {
+    /// Writes down what a set tells. Says nothing of contradictions; that is for
+    /// [`one_order`].
+    pub fn note(&mut self, now: u64, set: &Set) {
+        let (true, Some(history)) = (set.agreed, set.history) else { return };
+        for (key, generation) in named(set) {
+            self.place.entry(key).or_insert((history, generation));
+            self.seen.entry((history, generation)).or_insert(now);
+        }
+        self.current.entry((history, set.current)).or_insert(now);
+    }
+}
+
+/// The keys of an agreed set whose generation it tells: the current and the staged one.
+pub fn named(set: &Set) -> impl Iterator<Item = (Bytes, u64)> + '_ {
+    let staged = (set.newest > set.current).then_some(set.newest);
+    let generations = set.agreed.then_some(set.current).into_iter().chain(staged);
+    let keys = set.keys.iter().copied();
+    keys.zip(generations).take(if set.agreed { 2 } else { 0 })
+}
+
+impl Sight {
+    /// Calls `look` for each key that a box's present process holds: the box, the key's place.
+    pub fn each_key(&self, mut look: impl FnMut(u32, History, u64)) {
+        cells::each(|(id, run), bytes| {
+            let Some((history, generation)) = self.annals.place.get(bytes) else { return };
+            if self.boxes.get(&id).is_some_and(|view| view.run == run) {
+                look(id, *history, *generation);
+            }
+        });
+    }
+
+    /// How long it takes until a box that is well again is also in step with the others: a
+    /// handover that goes on without it, an election, and a connection that is dialled anew.
+    pub fn settling(&self) -> u64 {
+        self.plan.handover + 2 * self.plan.upper + 3 * SECOND
+    }
+
+    /// For how long all has been well with a box by itself.
+    pub fn well_for(&self, id: u32) -> u64 {
+        let Some(view) = self.boxes.get(&id) else { return 0 };
+        match view.joined {
+            Some(joined) if view.listed && view.awake => {
+                let own = view.trouble.free_for(self.now);
+                own.min(view.install_trouble.free_for(self.now)).min(self.now - joined)
+            }
+            _ => 0,
+        }
+    }
+
+    /// For how long a link has been well.
+    pub fn linked_for(&self, one: u32, other: u32) -> u64 {
+        let pair = (one.min(other), one.max(other));
+        self.links.get(&pair).map_or(self.now, |trouble| trouble.free_for(self.now))
+    }
+
+    /// The boxes that lead, or did not long ago.
+    pub fn leaders(&self) -> impl Iterator<Item = u32> + '_ {
+        let from = self.now.saturating_sub(self.settling());
+        let recent = self.leaders.iter().rposition(|(at, _)| *at < from).unwrap_or(0);
+        self.leaders.iter().skip(recent).map(|(_, id)| *id)
+    }
+
+    /// Whether all has been well with a box, its links to leaders and the leaders themselves
+    /// for so long that it has to be in step.
+    pub fn settled(&self, id: u32) -> bool {
+        let enough = self.settling();
+        let mut leaders = self.leaders();
+        self.well_for(id) >= enough
+            && leaders.all(|leader| {
+                leader == id
+                    || (self.linked_for(id, leader) >= enough && self.well_for(leader) >= enough)
+            })
+    }
+
+    /// For how long all has been well everywhere.
+    pub fn all_well_for(&self) -> u64 {
+        let listed = self.boxes.iter().filter(|(_, view)| view.listed).map(|(id, _)| *id);
+        let boxes = listed.clone().map(|id| self.well_for(id)).min().unwrap_or(0);
+        let links = listed.clone().flat_map(|a| listed.clone().map(move |b| (a, b)));
+        let links = links.filter(|(a, b)| a != b).map(|(a, b)| self.linked_for(a, b)).min();
+        boxes.min(links.unwrap_or(boxes))
+    }
+
+    /// Whether an operator's order may have had its effect between these times.
+    pub fn ordered_between(&self, from: u64, to: u64) -> bool {
+        // An order takes two agreements and a handover, also after its operator gave up.
+        let late = self.plan.handover + 2 * self.plan.request_timeout + 5 * SECOND;
+        self.orders.iter().any(|(begun, over)| *begun <= to && from <= over.saturating_add(late))
+    }
+
+    /// Whether the activation of this generation may have dropped all older keys.
+    pub fn may_revoke(&self, history: History, generation: u64) -> bool {
+        let key = (history, generation);
+        let seen = self.annals.seen.get(&key).copied().unwrap_or(self.now);
+        self.ordered_between(seen.saturating_sub(MS), seen)
+    }
+}
+
+/// The judges of all promises.
+#[derive(Default)]
+pub struct Judges {
+    one_order: one_order::Judge,
+    on_time: on_time::Judge,
+    nobody_else: nobody_else::Judge,
+    /// What clients saw.
+    pub tickets: held_before_used::Tickets,
+}
+
+impl Judges {
+    /// Lets all of them judge one event.
+    ///
+    /// # Errors
+    /// Which promise was broken, and how.
+    pub fn judge(&mut self, sight: &Sight, event: &Event) -> Verdict {
+        let verdicts = [
+            ("held before used", held_before_used::judge(sight, event, &mut self.tickets)),
+            ("the latest two", latest_two::judge(sight, event)),
+            ("one order", self.one_order.judge(sight, event)),
+            ("on time", self.on_time.judge(sight, event)),
+            ("never old", never_old::judge(sight, event)),
+            ("gone means gone", gone_means_gone::judge(sight, event)),
+            ("nobody else", self.nobody_else.judge(sight, event)),
+            ("the host stays up", host_stays_up::judge(sight, event)),
+        ];
+        for (promise, verdict) in verdicts {
+            verdict.map_err(|words| format!("promise \"{promise}\" is broken: {words}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Nanoseconds in words.
+pub fn seconds(time: u64) -> String {
+    format!("{}.{:03} s", time / SECOND, time % SECOND / MS)
+}

@@ -1,0 +1,31 @@
+//! Promise 5, *never old*: without a quorum no key encrypts for longer than `max_key_age`.
+//!
+//! With a quorum a rotation that is under way has a little more time.
+
+use super::{seconds, Event, Sight, Verdict};
+use crate::SECOND;
+
+/// See the module's head.
+pub fn judge(sight: &Sight, event: &Event) -> Verdict {
+    let Event::Look = event else { return Ok(()) };
+    let plan = &sight.plan;
+    let limit = plan.max_key_age + plan.max_key_age / 25;
+    let limit = limit + plan.handover + plan.request_timeout + 2 * plan.upper + SECOND;
+    for (id, view) in sight.boxes.iter().filter(|(_, view)| view.awake) {
+        let Some(set) = &view.set else { continue };
+        let (true, Some(history)) = (set.agreed, set.history) else { continue };
+        let since = sight.annals.current.get(&(history, set.current)).copied();
+        let age = sight.now - since.unwrap_or(sight.now);
+        // A host that does not take keys, and a process that was just woken, cannot do better.
+        let can = view.install_trouble.free_for(sight.now).min(view.trouble.free_for(sight.now));
+        if age > limit && can > 2 * SECOND && !sight.clock_lied {
+            return Err(format!(
+                "box {id} encrypts with generation {} after {}; max_key_age is {}",
+                set.current,
+                seconds(age),
+                seconds(plan.max_key_age)
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Promise 4, *on time*: rotation keeps its schedule through elections, restarts and clock steps.
+//!
+//! Early: no generation becomes current before an interval has gone by since the one before it did,
+//! unless an operator ordered it. Late: while all is well everywhere, none is overdue.
+
+use super::{seconds, Event, Sight, Verdict};
+use crate::SECOND;
+
+/// See the module's head.
+#[derive(Default)]
+pub struct Judge {
+    /// The activations that were judged.
+    seen: std::collections::BTreeSet<(super::History, u64)>,
+}
+
+impl Judge {
+    /// See the module's head.
+    pub fn judge(&mut self, sight: &Sight, event: &Event) -> Verdict {
+        match event {
+            Event::Installed { set, .. } if set.agreed => match set.history {
+                Some(history) if self.seen.insert((history, set.current)) => {
+                    early(sight, history, set.current)
+                }
+                _ => Ok(()),
+            },
+            Event::Look => late(sight),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn early(sight: &Sight, history: super::History, generation: u64) -> Verdict {
+    let before = (history, generation.saturating_sub(1));
+    let Some(last) = sight.annals.current.get(&before).copied() else { return Ok(()) };
+    let hosts_well = sight.boxes.values().all(|view| {
+        view.install_trouble.now == 0 && view.install_trouble.ended <= last.saturating_sub(SECOND)
+    });
+    if !hosts_well || sight.clock_lied || sight.ordered_between(last, sight.now) {
+        return Ok(());
+    }
+    // Clocks drift, and a host may be a little later than the agreement.
+    let interval = sight.plan.interval;
+    let least = interval - interval / 25 - sight.plan.installing - sight.plan.upper;
+    match sight.now - last < least {
+        true => Err(format!(
+            "generation {generation} comes {} after the one before, the interval is {}",
+            seconds(sight.now - last),
+            seconds(interval)
+        )),
+        false => Ok(()),
+    }
+}
+
+fn late(sight: &Sight) -> Verdict {
+    let grace = 2 * sight.settling();
+    if sight.all_well_for() < grace {
+        return Ok(());
+    }
+    for (id, view) in sight.boxes.iter().filter(|(_, view)| view.listed) {
+        let Some(set) = &view.set else { continue };
+        let (true, Some(history)) = (set.agreed, set.history) else { continue };
+        let since = sight.annals.current.get(&(history, set.current)).copied();
+        let age = sight.now - since.unwrap_or(sight.now);
+        if age > sight.plan.interval + sight.plan.interval / 25 + grace {
+            return Err(format!(
+                "box {id} still has generation {} after {}; the interval is {}, and all has been \
+                 well everywhere for {}",
+                set.current,
+                seconds(age),
+                seconds(sight.plan.interval),
+                seconds(sight.all_well_for())
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! Tickets as Traffic Server makes and takes them: OpenSSL's layout of RFC 5077 section 4, key name
+//! 16, IV 16, AES-128-CBC text, HMAC-SHA256 over all before it 32 bytes.
+
+use openssl::hash::MessageDigest;
+use openssl::memcmp;
+use openssl::pkey::PKey;
+use openssl::sign::Signer;
+use openssl::symm::{decrypt, encrypt, Cipher};
+
+use crate::cells::Bytes;
+use crate::dice::Dice;
+
+/// What a client got from a box.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    bytes: Vec<u8>,
+    session: Vec<u8>,
+}
+
+fn parts(key: &Bytes) -> (&[u8], &[u8], &[u8]) {
+    let (name, secrets) = key.split_at(16);
+    let (hmac, aes) = secrets.split_at(16);
+    (name, hmac, aes)
+}
+
+fn mac(secret: &[u8], over: &[u8]) -> Vec<u8> {
+    let key = PKey::hmac(secret).expect("a key");
+    let mut signer = Signer::new(MessageDigest::sha256(), &key).expect("HMAC-SHA256");
+    signer.sign_oneshot_to_vec(over).expect("HMAC-SHA256")
+}
+
+/// A new session's ticket, made with the encrypting key.
+pub fn seal(key: &Bytes, dice: &mut Dice) -> Ticket {
+    let (name, hmac, aes) = parts(key);
+    let session: Vec<u8> = (0..6).flat_map(|_| dice.next().to_le_bytes()).collect();
+    let iv: Vec<u8> = (0..2).flat_map(|_| dice.next().to_le_bytes()).collect();
+    let text = encrypt(Cipher::aes_128_cbc(), aes, Some(&iv), &session).expect("AES-128-CBC");
+    let mut bytes = [name, &iv, &text].concat();
+    bytes.extend(mac(hmac, &bytes));
+    Ticket { bytes, session }
+}
+
+/// Which of the keys opens the ticket; none, if the box would make a full handshake.
+pub fn open(ticket: &Ticket, keys: &[Bytes]) -> Option<usize> {
+    let (body, given) = ticket.bytes.split_last_chunk::<32>()?;
+    let (head, text) = body.split_first_chunk::<32>()?;
+    let (name, iv) = head.split_at(16);
+    // The host looks a key up by the ticket's name, all 16 bytes of it.
+    let at = keys.iter().position(|key| parts(key).0 == name)?;
+    let (_, hmac, aes) = parts(&keys[at]);
+    if !memcmp::eq(&mac(hmac, body), given) {
+        return None;
+    }
+    let session = decrypt(Cipher::aes_128_cbc(), aes, Some(iv), text).ok()?;
+    (session == ticket.session).then_some(at)
+}
