@@ -144,6 +144,10 @@ impl fmt::Display for Figures {
         };
         let width = self.all.iter().map(|figure| label(figure).len()).max().unwrap_or(0);
         for figure in &self.all {
+            if figure.failed() == figure.values.len() {
+                writeln!(f, "{:width$}  {:>12}", label(figure), "never")?;
+                continue;
+            }
             write!(f, "{:width$}  {:>12.2} {}", label(figure), figure.median(), figure.unit)?;
             match figure.values.len() {
                 1 => writeln!(f)?,

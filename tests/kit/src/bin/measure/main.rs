@@ -131,28 +131,28 @@ impl Request {
         match subject {
             "size" => size(plugin, systems, figures),
             "cold-start" => each(self.sizes(&[3, 5], &[3]), &mut |boxes| {
-                cold_start::measure(systems, plugin, boxes, self.runs(10, 3), figures)
+                cold_start::measure(systems, plugin, boxes, self.runs(6, 3), figures)
             }),
             "spread" => each(self.sizes(&[5], &[3]), &mut |boxes| {
-                spread::measure(systems, plugin, boxes, self.runs(20, 5), figures)
+                spread::measure(systems, plugin, boxes, self.runs(12, 5), figures)
             }),
             "return" => each(self.sizes(&[3], &[3]), &mut |boxes| {
-                returns::measure(systems, plugin, boxes, self.runs(5, 2), figures)
+                returns::measure(systems, plugin, boxes, self.runs(4, 2), figures)
             }),
             "failover" => each(self.sizes(&[5], &[3]), &mut |boxes| {
-                failover::lateness(systems, plugin, boxes, self.runs(4, 1), figures)?;
-                failover::measure(plugin, boxes, self.runs(10, 2), figures)
+                failover::lateness(systems, plugin, boxes, self.runs(3, 1), figures)?;
+                failover::measure(plugin, boxes, self.runs(6, 2), figures)
             }),
             "handshakes" => each(self.sizes(&[3], &[3]), &mut |boxes| {
-                handshakes::measure(systems, plugin, boxes, self.runs(20, 7), figures)
+                handshakes::measure(systems, plugin, boxes, self.runs(30, 12), figures)
             }),
             "idle" => {
                 let rivals = [System::SessionReuse, System::Caddy];
                 let rivals: Vec<System> =
                     systems.iter().copied().filter(|system| rivals.contains(system)).collect();
-                idle::rivals(&rivals, plugin, 3, self.runs(3, 1), figures)?;
+                idle::rivals(&rivals, plugin, 3, self.runs(2, 1), figures)?;
                 each(self.sizes(&[1, 3, 5, 20], &[3]), &mut |boxes| {
-                    idle::measure(plugin, boxes, self.runs(3, 1), figures)
+                    idle::measure(plugin, boxes, self.runs(2, 1), figures)
                 })
             }
             "wire" => each(self.sizes(&[3, 5], &[3]), &mut |boxes| {
@@ -206,7 +206,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     sys::catch_interrupts();
-    let about = about::About::begin();
+    let mut about = about::About::begin();
     let (mut figures, mut code) = (Figures::default(), ExitCode::SUCCESS);
     for system in request.systems.iter().filter(|system| !system.is_there()) {
         eprintln!("{} is not on this machine and is left out: make deps-bench", system.name());
@@ -217,12 +217,14 @@ fn main() -> ExitCode {
             eprintln!("{subject}: {error}");
             code = ExitCode::FAILURE;
         }
+        // After each, so that a run that is broken off leaves what it has.
+        about.look_again();
+        if let Err(error) = write(&request, &about, &figures) {
+            eprintln!("{error}");
+            code = ExitCode::FAILURE;
+        }
     }
     print!("{figures}");
-    if let Err(error) = write(&request, &about.end(), &figures) {
-        eprintln!("{error}");
-        code = ExitCode::FAILURE;
-    }
     code
 }
 

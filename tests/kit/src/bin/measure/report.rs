@@ -54,7 +54,7 @@ Server 9.2.9, it did this:
 ";
 
 /// What is drawn: the file's name, the title, and the end of the figures' names.
-const PLOTS: [(&str, &str, &str); 5] = [
+const PLOTS: [(&str, &str, &str); 6] = [
     (
         "cold-start",
         "Cold start until every ticket resumes everywhere",
@@ -62,6 +62,7 @@ const PLOTS: [(&str, &str, &str); 5] = [
     ),
     ("spread", "First to last server's use of a new key", "spread by tickets"),
     ("handshakes", "Handshakes a second with two clients on the same cores", ": throughput"),
+    ("handshake-cost", "Server's processor time for each handshake", ": server's processor time"),
     ("idle-cpu", "Processor time at rest, whole server", "whole server, CPU"),
     ("idle-plugin", "Processor time at rest, plugin minus plain", "minus plain, CPU"),
 ];
