@@ -1,5 +1,5 @@
-//! How long a fleet is without a leader when its leader dies by SIGKILL, and how much later the next
-//! key comes for it.
+//! How long a fleet is without a leader when its leader dies by SIGKILL, and how much later the
+//! next key comes for it.
 
 use std::path::Path;
 use std::thread;
