@@ -44,9 +44,17 @@ impl About {
         self.facts.push((TOOK.into(), format!("{took:.0} min")));
     }
 
-    /// As a JSON object.
+    /// As a JSON array of pairs, which keeps the order.
     pub fn json(&self) -> Value {
-        self.facts.iter().map(|(name, value)| (name.clone(), json!(value))).collect()
+        self.facts.iter().map(|(name, value)| json!([name, value])).collect()
+    }
+
+    /// What [`About::json`] gave of an earlier run.
+    pub fn from_json(value: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let pair = |pair: &Value| Some((text(pair.get(0)?), text(pair.get(1)?)));
+        let facts = value.as_array().into_iter().flatten().filter_map(pair).collect();
+        Self { facts, loads: Vec::new(), begun: Instant::now() }
     }
 }
 

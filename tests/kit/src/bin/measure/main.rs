@@ -5,6 +5,7 @@
 //!     measure WHAT... [--runs N] [--boxes N,N] [--rivals] [--json FILE]
 //!     measure bench [--quick] [--json FILE] [--report FILE]
 //!     measure compare OLD.json NEW.json
+//!     measure report RUN.json PAGE.md
 //!
 //! WHAT is `size`, `cold-start`, `spread`, `return`, `failover`, `handshakes`, `idle`, `wire`,
 //! `build`, or `all`, which is all but the last. The plugin's path stands in `STEK_SHARE_SO`. Exit
@@ -36,7 +37,8 @@ mod wire;
 const USAGE: &str = "usage: measure size|cold-start|spread|return|failover|handshakes|idle|wire|\
                      build|all ... [--runs N] [--boxes N,N] [--rivals] [--json FILE]\n       \
                      measure bench [--quick] [--json FILE] [--report FILE]\n       \
-                     measure compare OLD.json NEW.json\nSTEK_SHARE_SO names the plugin";
+                     measure compare OLD.json NEW.json\n       \
+                     measure report RUN.json PAGE.md\nSTEK_SHARE_SO names the plugin";
 
 /// What there is to measure, in the order of `all`.
 const SUBJECTS: [&str; 8] =
@@ -196,9 +198,12 @@ fn build(figures: &mut Figures) -> Result<()> {
 
 fn main() -> ExitCode {
     let words: Vec<String> = env::args().skip(1).collect();
-    if let [command, old, new] = words.as_slice() {
-        if command == "compare" {
-            return compare::run(Path::new(old), Path::new(new));
+    if let [command, first, second] = words.as_slice() {
+        let (first, second) = (Path::new(first), Path::new(second));
+        match command.as_str() {
+            "compare" => return compare::run(first, second),
+            "report" => return rewrite(first, second),
+            _ => {}
         }
     }
     let Some(request) = Request::parse(words.into_iter()) else {
@@ -226,6 +231,22 @@ fn main() -> ExitCode {
     }
     print!("{figures}");
     code
+}
+
+/// Writes the page of an earlier run again.
+fn rewrite(json: &Path, page: &Path) -> ExitCode {
+    let written = compare::value(json).and_then(|value| {
+        let about = about::About::from_json(value.get("about").unwrap_or(&serde_json::Value::Null));
+        report::write(page, &about, &compare::figures(&value)?)
+    });
+    if let Err(error) = &written {
+        eprintln!("{}: {error}", json.display());
+    }
+    if written.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn write(request: &Request, about: &about::About, figures: &Figures) -> Result<()> {
