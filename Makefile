@@ -130,7 +130,7 @@ deps-bench: ## what `make bench` needs besides: Redis, caddy, ATS's experimental
 	@tools/deps.sh $(VENV) bench
 
 # Part of a bench is a look back: the earlier figures are kept to be compared with.
-bench: deps-bench build ## this plugin and its rivals, measured side by side, into docs/benchmarks.md; some 40 minutes
+bench: deps-bench build ## this plugin and its rivals, measured side by side, into docs/benchmarks.md; some 25 minutes
 	@cp docs/benchmarks.json $(TARGET)/bench-before.json 2>/dev/null || true
 	cargo run --locked -q -p kit --bin measure -- bench \
 	    --json docs/benchmarks.json --report docs/benchmarks.md

@@ -21,6 +21,7 @@ packages=(
     python3 python3-venv                 # AuTest, validators
     openssl curl ca-certificates         # clients of the tests
     faketime                             # a test's clock that jumps
+    iproute2                             # network namespaces, counts of connections
     haproxy                              # the balancer of a test
 )
 

@@ -9,6 +9,9 @@ use serde_json::{json, Value};
 
 use crate::{Context, Error, Result};
 
+/// So few measurements have no middle half worth the name.
+pub const FEW: usize = 8;
+
 /// What was measured of one system, once or several times.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
@@ -37,6 +40,15 @@ impl Figure {
     /// The greatest measurement; NaN without any.
     pub fn most(&self) -> f64 {
         self.values.iter().copied().fold(f64::NAN, f64::max)
+    }
+
+    /// Between what the middle half of the measurements lies; of fewer than [`FEW`] all of them.
+    pub fn middle(&self) -> (f64, f64) {
+        let mut known: Vec<f64> = self.values.iter().copied().filter(|v| v.is_finite()).collect();
+        known.sort_by(f64::total_cmp);
+        let cut = if known.len() < FEW { 0 } else { known.len() / 4 };
+        let at = |index: usize| known.get(index).copied().unwrap_or(f64::NAN);
+        (at(cut), at(known.len().saturating_sub(cut + 1)))
     }
 
     /// How many measurements came to nothing.
@@ -144,6 +156,10 @@ impl fmt::Display for Figures {
         };
         let width = self.all.iter().map(|figure| label(figure).len()).max().unwrap_or(0);
         for figure in &self.all {
+            if figure.failed() == figure.values.len() {
+                writeln!(f, "{:width$}  {:>12}", label(figure), "never")?;
+                continue;
+            }
             write!(f, "{:width$}  {:>12.2} {}", label(figure), figure.median(), figure.unit)?;
             match figure.values.len() {
                 1 => writeln!(f)?,
@@ -191,6 +207,9 @@ mod tests {
         let some = again.find("other", "some").ok_or_else(|| Error::new("not there"))?;
         assert_eq!((some.median(), some.least(), some.most(), some.failed()), (2.0, 1.0, 3.0, 1));
         assert!(Figures::from_json(&json!([{ "name": "x" }])).is_err());
+        assert_eq!(some.middle(), (1.0, 3.0));
+        let many = Figure { values: (1..=12).map(f64::from).collect(), ..some.clone() };
+        assert_eq!(many.middle(), (4.0, 9.0));
         Ok(())
     }
 

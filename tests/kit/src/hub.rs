@@ -134,8 +134,8 @@ impl Hub {
 
 impl Drop for Hub {
     fn drop(&mut self) {
-        // Nothing to be done about a leftover; its name says whose it was. With its device gone each
-        // port's thread ends.
+        // Nothing to be done about a leftover; its name says whose it was. With its device gone
+        // each port's thread ends.
         let _ = ip(&["link", "del", &self.front]);
         for name in &self.names {
             let _ = ip(&["netns", "del", name]);

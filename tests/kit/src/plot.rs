@@ -217,11 +217,11 @@ impl Bars {
             let part =
                 ((value.max(f64::MIN_POSITIVE).log10() - from) / (to - from)).clamp(0.0, 1.0);
             let width = part * (WIDTH - NAMES - 110.0);
-            let colour = COLOURS[i % COLOURS.len()];
+            let fill = format!(r#"fill="{}""#, COLOURS[i % COLOURS.len()]);
             text(&mut out, (NAMES - 8.0, y + 12.0), "end", name);
             let _ = writeln!(
                 out,
-                r#"<rect x="{NAMES}" y="{y:.1}" width="{width:.1}" height="{BAR}" fill="{colour}"/>"#
+                r#"<rect x="{NAMES}" y="{y:.1}" width="{width:.1}" height="{BAR}" {fill}/>"#
             );
             let words = format!("{} {}", number(*value), self.unit);
             text(&mut out, (NAMES + width + 6.0, y + 12.0), "start", &words);

@@ -2,17 +2,19 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{json, Value};
+
+const LOADS: &str = "processes that wanted a core, at the beginning and after each subject";
+const TOOK: &str = "took";
 
 /// The circumstances of a run.
 pub struct About {
     /// Names and values, in the order of the report.
     pub facts: Vec<(String, String)>,
+    loads: Vec<String>,
     begun: Instant,
-    /// How long the run took.
-    pub took: Duration,
 }
 
 impl About {
@@ -30,21 +32,29 @@ impl About {
             let version = said("dpkg-query", &["--show", format, package]);
             facts.push((format!("Debian's {package}"), version));
         }
-        facts.push(("load at the beginning".into(), load()));
-        Self { facts, begun: Instant::now(), took: Duration::ZERO }
+        Self { facts, loads: vec![load()], begun: Instant::now() }
     }
 
-    /// And at its end.
-    pub fn end(mut self) -> Self {
-        self.facts.push(("load at the end".into(), load()));
-        self.took = self.begun.elapsed();
-        self.facts.push(("took".into(), format!("{:.0} min", self.took.as_secs_f64() / 60.0)));
-        self
+    /// And later, to tell how busy the machine was meanwhile.
+    pub fn look_again(&mut self) {
+        self.loads.push(load());
+        let took = self.begun.elapsed().as_secs_f64() / 60.0;
+        self.facts.retain(|(name, _)| ![LOADS, TOOK].contains(&name.as_str()));
+        self.facts.push((LOADS.into(), self.loads.join("; ")));
+        self.facts.push((TOOK.into(), format!("{took:.0} min")));
     }
 
-    /// As a JSON object.
+    /// As a JSON array of pairs, which keeps the order.
     pub fn json(&self) -> Value {
-        self.facts.iter().map(|(name, value)| (name.clone(), json!(value))).collect()
+        self.facts.iter().map(|(name, value)| json!([name, value])).collect()
+    }
+
+    /// What [`About::json`] gave of an earlier run.
+    pub fn from_json(value: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let pair = |pair: &Value| Some((text(pair.get(0)?), text(pair.get(1)?)));
+        let facts = value.as_array().into_iter().flatten().filter_map(pair).collect();
+        Self { facts, loads: Vec::new(), begun: Instant::now() }
     }
 }
 
@@ -83,8 +93,8 @@ fn system() -> String {
     format!("{}, Linux {}", name.unwrap_or("unknown").trim_matches('"'), kernel.trim())
 }
 
-/// Load averages over 1, 5 and 15 minutes.
+/// The load average over a minute.
 fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+    text.split_whitespace().next().unwrap_or("-").to_owned()
 }

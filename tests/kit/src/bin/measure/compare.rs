@@ -1,7 +1,8 @@
 //! Two runs beside each other: what of this plugin has become worse beyond noise.
 //!
-//! Noise is half of what each run's own measurements are apart, both together, and at least a part
-//! of the value and a small amount of its unit: a single measurement knows nothing of its noise.
+//! Noise is half of what the middle half of each run's own measurements is apart, both together, and
+//! at least a part of the value and a small amount of its unit: a single measurement knows nothing
+//! of its noise.
 
 use std::fs;
 use std::path::Path;
@@ -54,14 +55,23 @@ pub fn run(old: &Path, new: &Path) -> ExitCode {
 }
 
 fn read(file: &Path) -> Result<Figures> {
+    figures(&value(file)?).context(file.display())
+}
+
+/// What stands in a file of `--json`.
+pub fn value(file: &Path) -> Result<Value> {
     let text = fs::read_to_string(file).context(file.display())?;
-    let value: Value = serde_json::from_str(&text).context(file.display())?;
-    Figures::from_json(value.get("figures").unwrap_or(&value)).context(file.display())
+    serde_json::from_str(&text).context(file.display())
+}
+
+/// The figures in it.
+pub fn figures(value: &Value) -> Result<Figures> {
+    Figures::from_json(value.get("figures").unwrap_or(value))
 }
 
 /// Whether a figure is worse (`Some(true)`) or better than before, beyond noise.
 fn judge(before: &Figure, now: &Figure) -> Option<bool> {
-    let half = |figure: &Figure| (figure.most() - figure.least()) / 2.0;
+    let half = |figure: &Figure| (figure.middle().1 - figure.middle().0) / 2.0;
     let once = before.values.len() < 3 || now.values.len() < 3;
     let part = before.median().abs() * if once { PART_OF_ONE } else { PART };
     let noise = (half(before) + half(now)).max(part).max(floor(&now.unit));
@@ -90,6 +100,7 @@ fn floor(unit: &str) -> f64 {
         "bytes/s" => 200.0,
         "/s" => 5.0,
         "s" => 5.0,
+        "us" => 20.0,
         "x" => 0.03,
         _ => 1.0,
     }

@@ -255,6 +255,15 @@ impl Group {
         own.chain(self.servers.iter().map(Server::usage)).collect()
     }
 
+    /// What the first one uses.
+    pub fn usage_of_first(&self) -> Result<Usage> {
+        match (self.fleet.as_ref().and_then(|fleet| fleet.boxes.first()), self.servers.first()) {
+            (Some(ats), _) => ats.usage(),
+            (None, Some(server)) => server.usage(),
+            (None, None) => Err(Error::new("no server")),
+        }
+    }
+
     /// What the server that they need besides uses.
     pub fn helper_usage(&self) -> Option<Result<Usage>> {
         self.redis.as_ref().map(|redis| Usage::of(redis.process.id()))

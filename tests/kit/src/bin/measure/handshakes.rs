@@ -1,6 +1,7 @@
 //! What the plugin costs a handshake: how many a second a box makes and how long each takes, full
 //! and resumed, beside a box without it. Short slices by turns, in pairs, so that what the machine
-//! does besides falls on both; the ratio of each pair tells.
+//! does besides falls on both; the ratio of each pair tells. What a server's threads spent on each
+//! handshake is the figure that other work on the machine touches least.
 //!
 //! The clients run on the same machine and take the larger part of its time, so that the figures
 //! are not what a server can do at most. The ratio is not changed by that.
@@ -23,7 +24,7 @@ use crate::group::{Group, System};
 const INTERVAL: Duration = Duration::from_secs(3600);
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// One slice: some hundred handshakes.
-const SLICE: Duration = Duration::from_millis(400);
+const SLICE: Duration = Duration::from_millis(250);
 /// Clients at a time, as many as the smallest machine for this has cores.
 const CLIENTS: usize = 2;
 
@@ -33,6 +34,8 @@ struct Slice {
     per_second: f64,
     /// Median, in milliseconds.
     latency: f64,
+    /// Of the server, for each handshake, in microseconds.
+    cpu: f64,
 }
 
 /// Measures `pairs` slices of each kind of handshake with each system.
@@ -62,8 +65,7 @@ pub fn measure(
                 // Who comes first changes, lest the first one always has the colder caches.
                 for turn in 0..groups.len() {
                     let index = (pair + turn) % groups.len();
-                    let address = groups[index].https()[0];
-                    slices[index].push(slice(address, version, resumed)?);
+                    slices[index].push(slice(&groups[index], version, resumed)?);
                 }
             }
             let what = if resumed { "resumed" } else { "full" };
@@ -80,6 +82,11 @@ fn report(systems: &[System], slices: &[Vec<Slice>], name: &str, figures: &mut F
         let of = |part: fn(&Slice) -> f64| own.iter().map(part).collect::<Vec<f64>>();
         figures.add_spread(&format!("{name}: throughput"), &of(|slice| slice.per_second), "/s");
         figures.add_spread(&format!("{name}: latency"), &of(|slice| slice.latency), "ms");
+        figures.add_spread(
+            &format!("{name}: server's processor time"),
+            &of(|slice| slice.cpu),
+            "us",
+        );
         let Some(plain) = plain.and_then(|plain| slices.get(plain)) else { continue };
         if *system != System::Plain {
             let ratio = |of: fn(&Slice) -> f64| {
@@ -87,13 +94,18 @@ fn report(systems: &[System], slices: &[Vec<Slice>], name: &str, figures: &mut F
             };
             let throughput = ratio(|slice| slice.per_second);
             figures.add_spread(&format!("{name}: throughput, ratio to plain"), &throughput, "x");
+            let cpu = ratio(|slice| slice.cpu);
+            let what = format!("{name}: server's processor time, ratio to plain");
+            figures.add_spread(&what, &cpu, "x");
             let latency = ratio(|slice| slice.latency);
             figures.add_spread(&format!("{name}: latency, ratio to plain"), &latency, "x");
         }
     }
 }
 
-fn slice(address: SocketAddr, version: TlsVersion, resumed: bool) -> Result<Slice> {
+fn slice(group: &Group, version: TlsVersion, resumed: bool) -> Result<Slice> {
+    let address = group.https()[0];
+    let before = group.usage_of_first()?;
     let ticket = tickets::take(address, version)?;
     let (over, begun) = (AtomicBool::new(false), Instant::now());
     let times: Vec<Result<Vec<f64>>> = thread::scope(|scope| {
@@ -115,7 +127,10 @@ fn slice(address: SocketAddr, version: TlsVersion, resumed: bool) -> Result<Slic
     });
     let span = begun.elapsed().as_secs_f64();
     let times: Vec<f64> = times.into_iter().collect::<Result<Vec<_>>>()?.concat();
-    Ok(Slice { per_second: times.len() as f64 / span, latency: median(&times) })
+    let used = group.usage_of_first()?.cpu.saturating_sub(before.cpu);
+    // The ticket took a handshake too.
+    let cpu = used.as_secs_f64() * 1e6 / (times.len() + 1) as f64;
+    Ok(Slice { per_second: times.len() as f64 / span, latency: median(&times), cpu })
 }
 
 fn one(address: SocketAddr, version: TlsVersion, ticket: Option<&Ticket>) -> Result<()> {

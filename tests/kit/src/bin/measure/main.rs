@@ -5,6 +5,7 @@
 //!     measure WHAT... [--runs N] [--boxes N,N] [--rivals] [--json FILE]
 //!     measure bench [--quick] [--json FILE] [--report FILE]
 //!     measure compare OLD.json NEW.json
+//!     measure report RUN.json PAGE.md
 //!
 //! WHAT is `size`, `cold-start`, `spread`, `return`, `failover`, `handshakes`, `idle`, `wire`,
 //! `build`, or `all`, which is all but the last. The plugin's path stands in `STEK_SHARE_SO`. Exit
@@ -36,7 +37,8 @@ mod wire;
 const USAGE: &str = "usage: measure size|cold-start|spread|return|failover|handshakes|idle|wire|\
                      build|all ... [--runs N] [--boxes N,N] [--rivals] [--json FILE]\n       \
                      measure bench [--quick] [--json FILE] [--report FILE]\n       \
-                     measure compare OLD.json NEW.json\nSTEK_SHARE_SO names the plugin";
+                     measure compare OLD.json NEW.json\n       \
+                     measure report RUN.json PAGE.md\nSTEK_SHARE_SO names the plugin";
 
 /// What there is to measure, in the order of `all`.
 const SUBJECTS: [&str; 8] =
@@ -131,28 +133,28 @@ impl Request {
         match subject {
             "size" => size(plugin, systems, figures),
             "cold-start" => each(self.sizes(&[3, 5], &[3]), &mut |boxes| {
-                cold_start::measure(systems, plugin, boxes, self.runs(10, 3), figures)
+                cold_start::measure(systems, plugin, boxes, self.runs(6, 3), figures)
             }),
             "spread" => each(self.sizes(&[5], &[3]), &mut |boxes| {
-                spread::measure(systems, plugin, boxes, self.runs(20, 5), figures)
+                spread::measure(systems, plugin, boxes, self.runs(12, 5), figures)
             }),
             "return" => each(self.sizes(&[3], &[3]), &mut |boxes| {
-                returns::measure(systems, plugin, boxes, self.runs(5, 2), figures)
+                returns::measure(systems, plugin, boxes, self.runs(4, 2), figures)
             }),
             "failover" => each(self.sizes(&[5], &[3]), &mut |boxes| {
-                failover::lateness(systems, plugin, boxes, self.runs(4, 1), figures)?;
-                failover::measure(plugin, boxes, self.runs(10, 2), figures)
+                failover::lateness(systems, plugin, boxes, self.runs(3, 1), figures)?;
+                failover::measure(plugin, boxes, self.runs(6, 2), figures)
             }),
             "handshakes" => each(self.sizes(&[3], &[3]), &mut |boxes| {
-                handshakes::measure(systems, plugin, boxes, self.runs(20, 7), figures)
+                handshakes::measure(systems, plugin, boxes, self.runs(30, 12), figures)
             }),
             "idle" => {
                 let rivals = [System::SessionReuse, System::Caddy];
                 let rivals: Vec<System> =
                     systems.iter().copied().filter(|system| rivals.contains(system)).collect();
-                idle::rivals(&rivals, plugin, 3, self.runs(3, 1), figures)?;
+                idle::rivals(&rivals, plugin, 3, self.runs(2, 1), figures)?;
                 each(self.sizes(&[1, 3, 5, 20], &[3]), &mut |boxes| {
-                    idle::measure(plugin, boxes, self.runs(3, 1), figures)
+                    idle::measure(plugin, boxes, self.runs(2, 1), figures)
                 })
             }
             "wire" => each(self.sizes(&[3, 5], &[3]), &mut |boxes| {
@@ -196,9 +198,12 @@ fn build(figures: &mut Figures) -> Result<()> {
 
 fn main() -> ExitCode {
     let words: Vec<String> = env::args().skip(1).collect();
-    if let [command, old, new] = words.as_slice() {
-        if command == "compare" {
-            return compare::run(Path::new(old), Path::new(new));
+    if let [command, first, second] = words.as_slice() {
+        let (first, second) = (Path::new(first), Path::new(second));
+        match command.as_str() {
+            "compare" => return compare::run(first, second),
+            "report" => return rewrite(first, second),
+            _ => {}
         }
     }
     let Some(request) = Request::parse(words.into_iter()) else {
@@ -206,7 +211,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     sys::catch_interrupts();
-    let about = about::About::begin();
+    let mut about = about::About::begin();
     let (mut figures, mut code) = (Figures::default(), ExitCode::SUCCESS);
     for system in request.systems.iter().filter(|system| !system.is_there()) {
         eprintln!("{} is not on this machine and is left out: make deps-bench", system.name());
@@ -217,13 +222,31 @@ fn main() -> ExitCode {
             eprintln!("{subject}: {error}");
             code = ExitCode::FAILURE;
         }
+        // After each, so that a run that is broken off leaves what it has.
+        about.look_again();
+        if let Err(error) = write(&request, &about, &figures) {
+            eprintln!("{error}");
+            code = ExitCode::FAILURE;
+        }
     }
     print!("{figures}");
-    if let Err(error) = write(&request, &about.end(), &figures) {
-        eprintln!("{error}");
-        code = ExitCode::FAILURE;
-    }
     code
+}
+
+/// Writes the page of an earlier run again.
+fn rewrite(json: &Path, page: &Path) -> ExitCode {
+    let written = compare::value(json).and_then(|value| {
+        let about = about::About::from_json(value.get("about").unwrap_or(&serde_json::Value::Null));
+        report::write(page, &about, &compare::figures(&value)?)
+    });
+    if let Err(error) = &written {
+        eprintln!("{}: {error}", json.display());
+    }
+    if written.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn write(request: &Request, about: &about::About, figures: &Figures) -> Result<()> {

@@ -20,9 +20,10 @@ purpose, one after another on one machine; `benchmarks.json` has every single va
 this page. `make bench-quick` measures this plugin and plain Traffic Server in under three minutes,
 and `make bench-compare` says what has become worse, beyond noise, since the run before.
 
-A cell is the median; in brackets the least, the most, and the number of measurements, which is
-what there is to say about noise. \"never\" means: not within the time that was waited. All servers
-and all clients are on this one machine, on loopback.
+A cell is the median. In brackets, for noise: between what the middle half of the measurements lies
+(all of them, if they are fewer than eight), and their number. \"never\" means: not within the time
+that was waited. A ratio to plain is that of two short slices of measuring, one right after the
+other. All servers and all clients are on this one machine, on loopback.
 
 - **plain** is Traffic Server without any plugin.
 - **ssl_session_reuse** is Traffic Server's older plugin, with one Redis. Its key maker sends its
@@ -54,7 +55,7 @@ Server 9.2.9, it did this:
 ";
 
 /// What is drawn: the file's name, the title, and the end of the figures' names.
-const PLOTS: [(&str, &str, &str); 5] = [
+const PLOTS: [(&str, &str, &str); 6] = [
     (
         "cold-start",
         "Cold start until every ticket resumes everywhere",
@@ -62,6 +63,7 @@ const PLOTS: [(&str, &str, &str); 5] = [
     ),
     ("spread", "First to last server's use of a new key", "spread by tickets"),
     ("handshakes", "Handshakes a second with two clients on the same cores", ": throughput"),
+    ("handshake-cost", "Server's processor time for each handshake", ": server's processor time"),
     ("idle-cpu", "Processor time at rest, whole server", "whole server, CPU"),
     ("idle-plugin", "Processor time at rest, plugin minus plain", "minus plain, CPU"),
 ];
@@ -150,26 +152,19 @@ fn label(system: &str) -> &str {
 /// `1.23 ms (1.01 to 2.02, 5)`.
 fn cell(figure: &Figure) -> String {
     let (count, failed) = (figure.values.len(), figure.failed());
-    let shown = |value: f64| match figure.unit.as_str() {
-        "ms" if value.abs() >= 1000.0 => format!("{} s", number(value / 1000.0)),
-        "" => number(value),
-        unit => format!("{} {unit}", number(value)),
+    let (scale, unit) = match figure.unit.as_str() {
+        "ms" if figure.median().abs() >= 1000.0 => (1000.0, "s"),
+        unit => (1.0, unit),
     };
+    let (least, most) = figure.middle();
+    let shown = |value: f64| number(value / scale);
+    let median = format!("{} {unit}", shown(figure.median()));
+    let range = format!("({} to {}, {})", shown(least), shown(most), count - failed);
     match (count, failed) {
-        (1, 0) => shown(figure.median()),
+        (1, 0) => median.trim_end().to_owned(),
         (count, failed) if failed == count => format!("never in {count}"),
-        (count, 0) => {
-            let (least, most) = (shown(figure.least()), shown(figure.most()));
-            format!("{} ({least} to {most}, {count})", shown(figure.median()))
-        }
-        (count, failed) => {
-            let (least, most) = (shown(figure.least()), shown(figure.most()));
-            let median = shown(figure.median());
-            format!(
-                "{median} ({least} to {most}, {}); never in {failed} of {count}",
-                count - failed
-            )
-        }
+        (_, 0) => format!("{median} {range}"),
+        (count, failed) => format!("{median} {range}; never in {failed} of {count}"),
     }
 }
 
@@ -182,4 +177,29 @@ fn bars(title: &str, end: &str, figures: &Figures) -> Bars {
         (format!("{section}: {}", label(&figure.system)), figure.median())
     };
     Bars { title: title.into(), unit, bars: own.iter().map(bar).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_tells_the_median_the_noise_and_what_never_came() {
+        let figure = |values: &[f64]| Figure {
+            system: String::new(),
+            name: "cold start of 3: until all serve".into(),
+            values: values.to_vec(),
+            unit: "ms".into(),
+        };
+        assert_eq!(cell(&figure(&[1.5])), "1.50 ms");
+        assert_eq!(cell(&figure(&[1.0, 3.0, 2.0])), "2 ms (1 to 3, 3)");
+        assert_eq!(cell(&figure(&[2000.0, f64::NAN, 4000.0])), "3 s (2 to 4, 2); never in 1 of 3");
+        assert_eq!(cell(&figure(&[f64::NAN])), "never in 1");
+        let mut figures = Figures::default();
+        figures.add_spread("cold start of 3: until all serve", &[1.0, 2.0, 3.0], "ms");
+        figures.of("plain").add("cold start of 3: until all serve", 7.0, "ms");
+        let mut page = String::new();
+        table("cold start of 3", &figures, &mut page);
+        assert!(page.contains("| until all serve | 2 ms (1 to 3, 3) | 7 ms |"), "{page}");
+    }
 }

@@ -531,3 +531,162 @@ fn told(finding: &Finding) -> String {
         to + 1
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use kit::tickets::TlsVersion;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn installed(at: Duration, index: usize, current: u64, staged: Option<u64>) -> Entry {
+        let fingerprint = format!("key{current}");
+        let event = Event::Installed { current: Some(current), staged, fingerprint };
+        Entry { at, index, event }
+    }
+
+    /// Three rotations without a fault: each key is held by all 10 ms before it is used.
+    fn orderly() -> Evidence {
+        let mut entries = Vec::new();
+        for index in 0..BOXES {
+            entries.push(installed(SECOND, index, 1, None));
+            for generation in 2..=4_u64 {
+                let used = SECOND + INTERVAL * u32::try_from(generation - 1).unwrap_or(0);
+                let held = used - Duration::from_millis(10);
+                entries.push(installed(held, index, generation - 1, Some(generation)));
+                entries.push(installed(used, index, generation, None));
+            }
+        }
+        let mut met = Met::default();
+        met.strict.offers = 1000;
+        Evidence {
+            met,
+            entries,
+            standings: (0..BOXES).map(|index| (Duration::ZERO, index, Standing::Strict)).collect(),
+            phases: Vec::new(),
+            samples: Vec::new(),
+            standstills: Vec::new(),
+            broken: Vec::new(),
+            span: SECOND + INTERVAL * 4,
+        }
+    }
+
+    /// A ticket of box 1 under a generation, offered to box 2 when so many intervals were over.
+    fn missed(generation: u64, intervals: u32) -> Finding {
+        let at = SECOND + INTERVAL * intervals + SECOND;
+        Finding {
+            span: (at, at + Duration::from_millis(3)),
+            from: 0,
+            to: 1,
+            version: TlsVersion::V13,
+            fingerprint: format!("key{generation}"),
+            taken: at - SECOND,
+            what: What::NotResumed,
+        }
+    }
+
+    fn breaches(evidence: &Evidence, start: &str) -> Vec<String> {
+        let verdicts = judge(evidence).verdicts;
+        let own = verdicts.into_iter().filter(|verdict| verdict.promise.starts_with(start));
+        own.flat_map(|verdict| verdict.breaches).collect()
+    }
+
+    #[test]
+    fn an_orderly_run_keeps_every_promise_that_it_tried() {
+        let evidence = orderly();
+        for verdict in judge(&evidence).verdicts {
+            // No retired key was offered and nothing was sampled here, and that is no proof.
+            let untried = ["The latest two", "Flat"].iter().any(|p| verdict.promise.starts_with(p));
+            assert_eq!(verdict.breaches.is_empty(), !untried, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_missed_ticket_is_a_breach_unless_its_key_had_retired() {
+        let mut evidence = orderly();
+        // Generation 1 retires when generation 3 is staged, after two intervals.
+        evidence.met.findings = vec![missed(1, 2)];
+        assert!(breaches(&evidence, "Every ticket").is_empty());
+        assert!(breaches(&evidence, "The latest two").is_empty());
+        evidence.met.findings = vec![missed(1, 1)];
+        let told = breaches(&evidence, "Every ticket");
+        assert!(told[0].contains("to box 2: generation 1, not resumed"), "{told:?}");
+        // A note about the box excuses no key that it held and lost.
+        let event = Event::Without { member: 1, generation: 2 };
+        evidence.entries.push(Entry { at: SECOND + INTERVAL, index: 0, event });
+        assert_eq!(breaches(&evidence, "Every ticket").len(), 1);
+    }
+
+    #[test]
+    fn a_retired_key_that_still_opens_is_a_breach() {
+        let mut evidence = orderly();
+        let late = |intervals| Finding { what: What::ResumedLate, ..missed(1, intervals) };
+        evidence.met.findings = vec![missed(1, 2), late(1)];
+        assert!(breaches(&evidence, "The latest two").is_empty());
+        evidence.met.findings.push(late(3));
+        assert_eq!(breaches(&evidence, "The latest two").len(), 1);
+    }
+
+    #[test]
+    fn a_key_that_is_used_before_a_box_holds_it_is_a_breach_unless_the_box_was_unheard() {
+        let mut evidence = orderly();
+        let used = SECOND + INTERVAL * 2;
+        let late = used + SECOND;
+        evidence.entries.retain(|e| e.index != 4 || e.at < used - SECOND || e.at > used);
+        evidence.entries.push(installed(late, 4, 3, None));
+        let told = breaches(&evidence, "Held before used");
+        assert_eq!(told, ["9.000s: generation 3 is used, box 5 does not hold it"]);
+        let event = Event::Without { member: 4, generation: 3 };
+        evidence.entries.push(Entry { at: used, index: 0, event });
+        assert!(breaches(&evidence, "Held before used").is_empty());
+        assert_eq!(judge(&evidence).unheard, 1);
+        assert!(breaches(&evidence, "Few excuses").is_empty());
+        // A box that is not one of the fleet is not judged.
+        evidence.entries.pop();
+        evidence.standings.push((SECOND, 4, Standing::Apart("cut off")));
+        assert!(breaches(&evidence, "Held before used").is_empty());
+    }
+
+    #[test]
+    fn two_keys_of_one_generation_and_a_rotation_that_does_not_come_are_breaches() {
+        let mut evidence = orderly();
+        let fingerprint = "another".to_owned();
+        let event = Event::Installed { current: Some(4), staged: None, fingerprint };
+        evidence.entries.push(Entry { at: evidence.span - SECOND, index: 3, event });
+        assert_eq!(breaches(&evidence, "One order").len(), 1);
+
+        let mut evidence = orderly();
+        evidence.span += INTERVAL * 3;
+        assert!(breaches(&evidence, "On time")[0].contains("none after generation 4"));
+        evidence.entries.retain(|e| e.at < SECOND * 2 || e.at > SECOND + INTERVAL * 2);
+        evidence.span -= INTERVAL * 3;
+        assert!(!breaches(&evidence, "On time").is_empty());
+    }
+
+    #[test]
+    fn memory_that_grows_is_a_breach_and_that_of_the_host_is_not() {
+        let mut evidence = orderly();
+        evidence.span = SECOND * 3600;
+        let sample = |at: u32, index, kib: u64| Sample {
+            at: SECOND * at,
+            index,
+            life: 0,
+            quiet: true,
+            usage: kit::ats::Usage {
+                cpu: Duration::ZERO,
+                memory: 0,
+                private: kib,
+                wakeups: 0,
+                threads: 9,
+                descriptors: 30,
+            },
+        };
+        let grows = |at: u32| 16_000 + u64::from(at) / 2;
+        evidence.samples = (0..100).map(|n| sample(n * 36, 0, grows(n * 36))).collect();
+        assert!(breaches(&evidence, "Flat")[0].contains("box 1, process 1: memory"));
+        // The box without the plugin does the same.
+        evidence.samples.extend((0..100).map(|n| sample(n * 36, BOXES, grows(n * 36))));
+        assert!(breaches(&evidence, "Flat").is_empty());
+    }
+}

@@ -138,19 +138,7 @@ impl Report<'_> {
                 "threads": grown[2],
             })
         });
-        let samples = evidence.samples.iter().map(|sample| {
-            let Sample { at, index, life, quiet, usage } = sample;
-            json!([
-                (at.as_secs_f64() * 10.0).round() / 10.0,
-                index + 1,
-                life + 1,
-                u8::from(*quiet),
-                usage.memory,
-                usage.private,
-                usage.descriptors,
-                usage.threads
-            ])
-        });
+        let samples = evidence.samples.iter().map(in_one_row);
         let (own, servers) = self.load();
         json!({
             "outcome": self.outcome(),
@@ -264,6 +252,21 @@ impl Report<'_> {
             grown[0], grown[1], grown[2]
         );
     }
+}
+
+/// In the order of `samples_of`.
+fn in_one_row(sample: &Sample) -> Value {
+    let Sample { at, index, life, quiet, usage } = sample;
+    json!([
+        (at.as_secs_f64() * 10.0).round() / 10.0,
+        index + 1,
+        life + 1,
+        u8::from(*quiet),
+        usage.memory,
+        usage.private,
+        usage.descriptors,
+        usage.threads
+    ])
 }
 
 fn finite(value: f64) -> Value {
