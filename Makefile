@@ -31,10 +31,10 @@ export STEK_SHARE_SO = $(PLUGIN)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts \
-        prove-network soak simulate mutants measure deny deny-tool deny-advisories install uninstall \
-        absolute man check-fresh package package-check check-examples clean deps-bench bench \
-        bench-quick bench-compare fuzz prove-attack panics valgrind sanitize \
-        mutants-core mutants-tool
+        prove-network soak simulate mutants measure deny deny-tool deny-advisories install \
+        uninstall absolute man check-fresh package package-check check-examples clean deps-bench \
+        bench bench-quick bench-compare fuzz prove-attack panics valgrind sanitize mutants-core \
+        mutants-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -75,6 +75,11 @@ fix: ## format, and apply what clippy can fix; changes the tree
 
 autest: ## the AuTest tests with the built plugin (after deps and build)
 	@tools/autest.sh $(VENV) $(TARGET)/autest $(PLUGIN)
+
+prove: ## all of the long proofs, one after another; some five hours, root
+	@tools/test.sh $(foreach proof,prove-rotation prove-restarts prove-network prove-attack \
+	    simulate soak panics valgrind sanitize mutants mutants-core, \
+	    "$(proof)=$(MAKE) --no-print-directory $(proof) SEEDS=10000")
 
 prove-rotation: build ## the rotation tests in full: 10 s interval, 20 rotations; some 8 minutes
 	STEK_ROTATION_INTERVAL=10 STEK_ROTATION_COUNT=20 STEK_ROTATION_RATE=30 \
