@@ -499,6 +499,10 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
             }
             continue;
         }
+        // One that is about to end leaves the election to those that stay.
+        if *shared.leaving.borrow() {
+            std::future::pending::<()>().await;
+        }
         let full = *shared.quarantine.borrow() == Quarantine::Lifted;
         // A box that does not answer must not hold up those that do.
         let asked = timeout(timers.election_upper, would_win(&shared, &running));
