@@ -410,7 +410,10 @@ impl Shared {
 
     /// Whether a leader, possibly this box, has shown itself lately.
     fn knows_live_leader(&self, running: &Running) -> bool {
-        match running.raft.server_metrics().borrow().state {
+        // Not within the match, where the look would last until a second one for the quorum: a
+        // writer that waits in between would wait for the first, and the second for the writer.
+        let state = running.raft.server_metrics().borrow().state;
+        match state {
             ServerState::Leader => self.has_quorum() && !*self.leaving.borrow(),
             _ => self.hears_leader(),
         }
@@ -472,8 +475,6 @@ impl Shared {
 
     /// Whether this box leads, and a majority acknowledged that lately.
     pub fn leads_majority(&self, running: &Running) -> bool {
-        // The look ends before the next one begins: a writer that waits in between would wait for
-        // the first, and the second for the writer.
         let state = running.raft.server_metrics().borrow().state;
         state == ServerState::Leader && self.quorum_within(self.reach())
     }
