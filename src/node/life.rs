@@ -106,6 +106,10 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
         match end {
             // Went on above, with all that it remembers.
             End::Retimed(_) => {}
+            End::LetGo => shared.log.note(
+                "the group's server list no longer has this server; waiting as an empty box to be \
+                 taken in again, installed keys stay in use until they are too old",
+            ),
             End::Unattended => shared.log.debug("no leader came while catching up; asking anew"),
             End::OtherHistory(words) => shared.log.note(format!(
                 "{words}; joining it as an empty box, installed keys stay in use until then"
@@ -162,11 +166,22 @@ enum End {
     Retimed(Box<Running>),
     /// It is in quarantine and hears no leader: those that it relied on may be gone.
     Unattended,
+    /// The group has gone on without it.
+    LetGo,
 }
 
 /// Fills Raft's stores with what an earlier process of this box left, unless a box is met whose
 /// history goes before that one's.
 async fn remember(shared: &Arc<Shared>, saved: Saved, away: Duration) -> Option<Memory> {
+    // By the list in it this box would not even hear the leader that takes it in again.
+    if saved.agreed.roster.as_ref().is_some_and(|list| list.get(shared.me).is_none()) {
+        shared.log.note(
+            "the state file is not used: this server had left the group when it was saved; \
+             starting as an empty box",
+        );
+        shared.forget_state();
+        return None;
+    }
     let log = LogStore::default();
     let machine = new_machine(shared);
     saved.restore(&log, &machine, away, shared.now());
@@ -254,7 +269,9 @@ async fn ask_members(shared: &Arc<Shared>, members: Arc<[Member]>) -> Verdict {
                 let those = troubles.iter().filter(move |(_, failure)| **failure == what);
                 those.filter(|(id, _)| !answers.contains_key(id)).count()
             };
-            (having(CallFailure::Unreachable), having(CallFailure::NotListed) > 0)
+            // Nor does a box that was let go begin a history with those who did so.
+            let is_let_go = !members.iter().any(|member| member.id == shared.me);
+            (having(CallFailure::Unreachable), is_let_go || having(CallFailure::NotListed) > 0)
         };
         let given_time = shared.now().since(since) >= HOPELESS_AFTER;
         shared.hopeless.send_replace(given_time && !majority_possible(members.len(), gone));
@@ -402,6 +419,7 @@ async fn take_part(
         words = leader::lead(shared, running, orders) => End::Broken(words),
         words = meet(shared) => End::OtherHistory(words),
         () = convalesce(shared) => End::Unattended,
+        () = let_go(shared) => End::LetGo,
         () = retimed(shared, running) => End::Retimed(Box::new(running.clone())),
     }
 }
@@ -461,6 +479,49 @@ async fn convalesce(shared: &Arc<Shared>) {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Returns when the group has let this box go, and no leader was heard for a while. What such a box
+/// remembers is of no use to anybody, and in the way of those who ask it: it would answer for a
+/// group that it is no part of. A box that is taken in again may pass through an old list while
+/// it catches up; then there is a leader.
+async fn let_go(shared: &Arc<Shared>) {
+    let mut views = shared.views.subscribe();
+    let unlisted = |view: &AgreedView| {
+        view.agreed.roster.as_ref().is_some_and(|list| list.get(shared.me).is_none())
+    };
+    loop {
+        if views.wait_for(unlisted).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let patience = shared.settings().timers.election_upper * 3;
+        let waited_from = shared.now();
+        sleep(patience).await;
+        let hears_leader = shared.contact().is_some_and(|at| at > waited_from);
+        if !hears_leader && unlisted(&views.borrow()) && is_refused(shared).await {
+            return;
+        }
+    }
+}
+
+/// Whether another box does not have this one as a member. Boxes forget one that the list no longer
+/// has only when Raft does not count on it any more, which a box that is let go often does not
+/// hear: until then its vote may be needed.
+async fn is_refused(shared: &Arc<Shared>) -> bool {
+    let mut asked = JoinSet::new();
+    for id in shared.others() {
+        let (shared, question) = (shared.clone(), Request::Status(shared.status()));
+        asked.spawn(async move {
+            let answer = PeerCourier(shared).call(id, question, STATUS_LIMIT).await;
+            matches!(answer, Err(CallFailure::NotListed))
+        });
+    }
+    while let Some(answer) = asked.join_next().await {
+        if answer.unwrap_or(false) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Stands for election when no leader was heard for a random time within the election bounds,
@@ -673,16 +734,18 @@ mod tests {
     use crate::consensus::log_id_of;
     use crate::consensus::log_store::Remembered;
     use crate::consensus::wire;
-    use crate::core::agreed::Command;
+    use crate::core::agreed::{Agreed, Command};
     use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
     use crate::core::rejoin::{Ballot, LogEnd};
+    use crate::core::roster::Roster;
     use crate::node::bench::Bench;
     use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::transport::listener::Refusal as Refused;
     use crate::transport::peers::CallError;
     use crate::transport::{Body, Heard, Me};
 
-    /// Mail in a world where everybody says the same of itself.
-    struct Everybody(Status);
+    /// Mail in a world where everybody gives the same answer.
+    struct Everybody(Result<Status, CallError>);
 
     impl Mail for Everybody {
         fn open(&self, _: &Me, _: &Heard) {}
@@ -690,8 +753,10 @@ mod tests {
         fn set_members(&self, _: &[Member]) {}
 
         fn request(&self, _: ServerId, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
-            let answer = wire::encode(&Response::Status(self.0.clone()));
-            Box::pin(ready(answer.ok_or(CallError::UnknownPeer)))
+            let answer = self.0.clone().and_then(|status| {
+                wire::encode(&Response::Status(status)).ok_or(CallError::UnknownPeer)
+            });
+            Box::pin(ready(answer))
         }
 
         fn note(&self, _: ServerId, _: Body, _: Duration) {}
@@ -705,6 +770,36 @@ mod tests {
         }
     }
 
+    /// What is agreed says that this box has left; the others' word decides whether Raft agrees.
+    #[tokio::test(start_paused = true)]
+    async fn a_box_that_left_the_list_forgets_once_the_others_no_longer_have_it() {
+        let stranger = Err(CallError::Refused(Refused::NotAMember));
+        for (answer, goes) in [(Ok(Status::default()), false), (stranger, true)] {
+            let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(answer)));
+            let Bench { shared, .. } = Bench::within(Outside { mail, ..Outside::default() });
+            let member = |id| Member {
+                id: ServerId(id),
+                address: format!("box{id}"),
+                port: 1,
+                subject: None,
+            };
+            let (all, others) = ([1, 2, 3].map(member), [2, 3].map(member));
+            shared.set_members(&all);
+            let list = |version, members: &[Member]| {
+                Command::Enlist(Roster::new(version, members).unwrap())
+            };
+            let mut agreed = Agreed::default();
+            let enough = Duration::from_secs(60);
+            // As long as the list has it, nobody's word makes a box forget.
+            agreed.apply(list(1, &all)).unwrap();
+            shared.views.send_modify(|view| view.agreed = Arc::new(agreed.clone()));
+            assert!(timeout(enough, let_go(&shared)).await.is_err());
+            agreed.apply(list(2, &others)).unwrap();
+            shared.views.send_modify(|view| view.agreed = Arc::new(agreed));
+            assert_eq!(timeout(enough, let_go(&shared)).await.is_ok(), goes);
+        }
+    }
+
     /// It led for a moment, founded a history, and lost its office before anybody agreed.
     #[tokio::test]
     async fn a_founding_that_another_leader_overtook_is_given_up() {
@@ -715,7 +810,7 @@ mod tests {
             generation: Generation(1),
             ..Status::default()
         };
-        let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(theirs)));
+        let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(Ok(theirs))));
         let Bench { shared, .. } = Bench::within(Outside { mail, ..Outside::default() });
         let log = LogStore::default();
         let found = KeyCommand::Found { history: history(1).unwrap() };

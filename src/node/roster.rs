@@ -252,7 +252,9 @@ pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
                 true
             }
             Some(roster)
-                if voters(running) == vec![roster.ids()] && known(running) == roster.ids() =>
+                if voters(running) == vec![roster.ids()]
+                    && known(running) == roster.ids()
+                    && !is_first_membership(running) =>
             {
                 false
             }
@@ -281,6 +283,15 @@ fn voters(running: &Running) -> Vec<BTreeSet<ServerId>> {
     let server = running.raft.server_metrics();
     let voters = server.borrow().membership_config.membership().get_joint_config().clone();
     voters
+}
+
+/// Whether Raft's membership is still the one that a cold start began the log with. Each box wrote
+/// that itself, from its own file, under one and the same log id: boxes with different files then
+/// differ in it, and Raft does not see it. So the leader writes it once more.
+fn is_first_membership(running: &Running) -> bool {
+    let server = running.raft.server_metrics();
+    let metrics = server.borrow();
+    metrics.membership_config.log_id().index() == Some(0)
 }
 
 async fn first_list(shared: &Arc<Shared>, running: &Running) {
@@ -315,7 +326,8 @@ async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
         shared.log.limited(Level::Note, "list waits", line);
         return;
     }
-    let change = match voters(running) == vec![roster.ids()] {
+    let stays = known == roster.ids() || is_first_membership(running);
+    let change = match voters(running) == vec![roster.ids()] && !stays {
         // Boxes that were to come, and whose list was taken back.
         true => ChangeMembers::RemoveNodes(known.difference(&roster.ids()).copied().collect()),
         false => ChangeMembers::ReplaceAllVoters(roster.ids()),

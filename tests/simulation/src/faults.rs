@@ -445,10 +445,12 @@ impl World {
         for id in ids {
             let is_in = target.contains(&id);
             if let Some(view) = self.sight.boxes.get_mut(&id) {
+                let was_surely_in = view.listed;
                 view.listed = is_in;
                 view.unlisted_since = (!is_in).then_some(view.unlisted_since.unwrap_or(now));
-                // A box that has just come has to catch up.
-                if is_in && !before.contains(&id) {
+                // A box that has just come has to catch up; so has one that an earlier change, of
+                // which nobody knows what came of it, may have let go.
+                if is_in && !was_surely_in {
                     view.trouble.begin();
                     view.trouble.end(now);
                 }

@@ -86,13 +86,20 @@ pub struct Counts {
 #[derive(Clone)]
 pub struct Network(Arc<Mutex<Inner>>);
 
+/// Somebody who waits for an answer.
+struct Asked {
+    reply: oneshot::Sender<Result<Body, CallError>>,
+    /// Whether it asked by its line to a member.
+    by_line: bool,
+}
+
 struct Inner {
     now: u64,
     dice: Dice,
     links: BTreeMap<(u32, u32), Link>,
     usual: Link,
     ports: BTreeMap<u32, Port>,
-    waiting: BTreeMap<u64, oneshot::Sender<Result<Body, CallError>>>,
+    waiting: BTreeMap<u64, Asked>,
     on_the_way: BinaryHeap<Reverse<(u64, u64, u32)>>,
     letters: BTreeMap<u64, Arrival>,
     serial: u64,
@@ -221,14 +228,16 @@ impl Network {
             let heard = port.heard.clone();
             (inner.waiting.remove(&answer.call), heard)
         };
+        // Only a line that stays tells who answers at a member's address.
+        let by_line = reply.as_ref().is_some_and(|asked| asked.by_line);
         let result = answer.result.map(|(incarnation, body)| {
-            if let Some(heard) = heard {
+            if let Some(heard) = heard.filter(|_| by_line) {
                 heard.note_answer(ServerId(answer.from), incarnation, Instant::now());
             }
             body
         });
-        if let Some(reply) = reply {
-            let _ = reply.send(result);
+        if let Some(asked) = reply {
+            let _ = asked.reply.send(result);
         }
     }
 
@@ -316,11 +325,11 @@ impl Inner {
         (from, to): (u32, u32),
         to_run: u64,
         (header, body): (Header, Body),
-        reply: oneshot::Sender<Result<Body, CallError>>,
+        asked: Asked,
     ) -> u64 {
         self.serial += 1;
         let call = self.serial;
-        self.waiting.insert(call, reply);
+        self.waiting.insert(call, asked);
         let request = Request { call, from, header, body, to_run };
         for at in self.travel(from, to) {
             self.post(at, to, Arrival::Request(request.clone()));
@@ -376,11 +385,13 @@ struct Line {
     run: u64,
     pause: Duration,
     failed: Option<Instant>,
+    /// Why it failed, if the other end refused this box.
+    refused: Option<Refusal>,
 }
 
 impl Default for Line {
     fn default() -> Line {
-        Line { is_up: false, run: 0, pause: REDIAL_MIN, failed: None }
+        Line { is_up: false, run: 0, pause: REDIAL_MIN, failed: None, refused: None }
     }
 }
 
@@ -399,12 +410,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Post {
-    fn is_barred(&self, to: ServerId) -> bool {
+    fn is_member(&self, id: ServerId) -> bool {
+        lock(&self.members).iter().any(|member| member.id == id)
+    }
+
+    /// Why this box is not dialled again before a pause is over, if so: what the last attempt came
+    /// to, as with the real line.
+    fn barred(&self, to: ServerId) -> Option<CallError> {
         let line = lock(&self.lines).get(&to).copied().unwrap_or_default();
         let heard = self.heard.get().and_then(|heard| heard.last(to));
-        line.failed.is_some_and(|at| {
+        let is_barred = line.failed.is_some_and(|at| {
             Instant::now() < at + line.pause && heard.is_none_or(|heard| heard <= at)
-        })
+        });
+        let unreached = || unreachable("it could not be reached a moment ago");
+        is_barred.then(|| line.refused.map_or_else(unreached, CallError::Refused))
     }
 
     fn note(&self, to: ServerId, result: &Result<Body, CallError>) {
@@ -415,7 +434,11 @@ impl Post {
             Err(CallError::TimedOut) => line.is_up = false,
             // A line that was good may be dialled again at once.
             Err(_) if std::mem::take(&mut line.is_up) => {}
-            Err(_) => {
+            Err(error) => {
+                line.refused = match error {
+                    CallError::Refused(refusal) => Some(*refusal),
+                    _ => None,
+                };
                 if line.failed.replace(Instant::now()).is_some() {
                     line.pause = (line.pause * 2).min(REDIAL_MAX);
                 }
@@ -426,7 +449,14 @@ impl Post {
         }
     }
 
-    async fn exchange(&self, to: ServerId, body: Body, limit: Duration) -> Result<Body, CallError> {
+    /// Sends a request by the line to a member, or by a connection that is made for it alone.
+    async fn exchange(
+        &self,
+        to: ServerId,
+        body: Body,
+        limit: Duration,
+        by_line: bool,
+    ) -> Result<Body, CallError> {
         let Some(me) = self.me.get() else { return Err(unreachable("not open")) };
         let header = me.header(me.versions().max, 1, Kind::Request);
         let (reply, answer) = oneshot::channel();
@@ -438,13 +468,15 @@ impl Post {
             }
             // A connection that is up leads to the process that it was made with, gone or not.
             let line = lock(&self.lines).get(&to).copied().unwrap_or_default();
-            run = if line.is_up { line.run } else { inner.run_of(to.0) };
-            inner.ask((self.id, to.0), run, (header, body), reply)
+            run = if by_line && line.is_up { line.run } else { inner.run_of(to.0) };
+            inner.ask((self.id, to.0), run, (header, body), Asked { reply, by_line })
         };
         let _waiting = Waiting(self.network.clone(), call);
         match timeout(limit, answer).await {
             Ok(Ok(Ok(body))) => {
-                lock(&self.lines).entry(to).or_default().run = run;
+                if by_line {
+                    lock(&self.lines).entry(to).or_default().run = run;
+                }
                 Ok(body)
             }
             Ok(Ok(result)) => result,
@@ -469,6 +501,7 @@ impl Mail for Mailbox {
 
     fn set_members(&self, members: &[Member]) {
         *lock(&self.0.members) = members.to_vec();
+        lock(&self.0.lines).retain(|id, _| members.iter().any(|member| member.id == *id));
         if let Some(heard) = self.0.heard.get() {
             heard.retain(|id| members.iter().any(|member| member.id == id));
         }
@@ -477,14 +510,18 @@ impl Mail for Mailbox {
     fn request(&self, to: ServerId, body: Body, limit: Duration) -> Reply<Result<Body, CallError>> {
         let post = self.0.clone();
         Box::pin(async move {
-            if !lock(&post.members).iter().any(|member| member.id == to) {
+            if !post.is_member(to) {
                 return Err(CallError::UnknownPeer);
             }
-            if post.is_barred(to) {
-                return Err(unreachable("it could not be reached a moment ago"));
+            if let Some(error) = post.barred(to) {
+                return Err(error);
             }
-            let result = post.exchange(to, body, limit).await;
-            post.note(to, &result);
+            let result = post.exchange(to, body, limit, true).await;
+            // The line to one that is a member no longer was closed.
+            match post.is_member(to) {
+                true => post.note(to, &result),
+                false => drop(lock(&post.lines).remove(&to)),
+            }
             result
         })
     }
@@ -518,7 +555,7 @@ impl Mail for Mailbox {
         limit: Duration,
     ) -> Reply<Result<Body, CallError>> {
         let (post, to) = (self.0.clone(), member.id);
-        Box::pin(async move { post.exchange(to, body, limit).await })
+        Box::pin(async move { post.exchange(to, body, limit, false).await })
     }
 
     fn listen(&self, porter: Arc<dyn Porter>) -> Box<dyn Send + Sync> {

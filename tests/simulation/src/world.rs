@@ -564,7 +564,9 @@ impl World {
         let Some(begun) = self.stopping.remove(&id) else { return Ok(()) };
         let took = self.now - begun;
         let limit = SHUTDOWN_LIMIT.as_nanos() as u64;
-        let well = self.sight.boxes.get(&id).is_some_and(|view| view.trouble.now == 0);
+        // A slow disk that has got well since may have held it up.
+        let well = |view: &View| view.trouble.now == 0 && view.trouble.ended <= begun;
+        let well = self.sight.boxes.get(&id).is_some_and(well);
         self.kill(id);
         if self.calm {
             self.at(MS, Entry::Revive(id));
