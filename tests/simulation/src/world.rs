@@ -603,6 +603,10 @@ impl World {
         for (id, machine) in &self.machines {
             let report = machine.report(self.now).filter(|_| machine.is_awake());
             let Some(view) = self.sight.boxes.get_mut(id) else { continue };
+            view.told_age = report.as_ref().and_then(|report| {
+                let age = report.current_age.as_nanos() as u64;
+                Some((report.history?.to_bytes(), report.current.0, age))
+            });
             let used = view.set.as_ref().filter(|set| set.agreed).map(|set| set.current);
             let lags = match (report, used) {
                 (Some(report), Some(used)) => report.current.0 != used,

@@ -87,6 +87,8 @@ pub struct View {
     pub serving: bool,
     /// What its host holds.
     pub set: Option<Set>,
+    /// What it says of its current key: the history, the generation, the age.
+    pub told_age: Option<(History, u64, u64)>,
     /// Since when its host has used another key than its ring says, if it does.
     pub lags_since: Option<u64>,
     /// When its process first had the group's keys.

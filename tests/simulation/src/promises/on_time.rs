@@ -2,9 +2,11 @@
 //!
 //! Early: no generation becomes current before an interval has gone by since the one before it did,
 //! unless an operator ordered it. Rings are compared, not hosts: a process that ends right after an
-//! activation leaves its host without the key, and the schedule goes on from the activation. Late: while all is well everywhere, none is overdue.
+//! activation leaves its host without the key, and the schedule goes on from the activation. Young:
+//! whoever may lead next knows how old the current key is. Late: while all is well everywhere, none is overdue.
 
 use super::{seconds, Event, Sight, Verdict};
+use crate::SECOND;
 
 /// See the module's head.
 #[derive(Default)]
@@ -23,7 +25,7 @@ impl Judge {
                 Some(history) => self.first(sight, history, set.current),
                 None => Ok(()),
             },
-            Event::Look => late(sight),
+            Event::Look => late(sight).and(young(sight)),
             _ => Ok(()),
         }
     }
@@ -53,6 +55,26 @@ fn early(sight: &Sight, history: super::History, generation: u64) -> Verdict {
         )),
         false => Ok(()),
     }
+}
+
+/// A box that takes the current key for younger than it is would rotate late if it led.
+fn young(sight: &Sight) -> Verdict {
+    if sight.clock_lied {
+        return Ok(());
+    }
+    for (id, view) in sight.boxes.iter().filter(|(id, _)| sight.settled(**id)) {
+        let Some((history, generation, told)) = view.told_age else { continue };
+        let since = sight.annals.activated.get(&(history, generation)).copied();
+        let age = sight.now - since.unwrap_or(sight.now);
+        if told + age / 100 + SECOND < age {
+            return Err(format!(
+                "box {id} takes generation {generation}, {} old, for {} old",
+                seconds(age),
+                seconds(told)
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn late(sight: &Sight) -> Verdict {
