@@ -65,7 +65,9 @@ fn young(sight: &Sight) -> Verdict {
     for (id, view) in sight.boxes.iter().filter(|(id, _)| sight.settled(**id)) {
         let Some((history, generation, told)) = view.told_age else { continue };
         let since = sight.annals.activated.get(&(history, generation)).copied();
-        let age = sight.now - since.unwrap_or(sight.now);
+        // A majority that forgets an activation may make another key of that generation.
+        let known = since.filter(|since| sight.majority_forgot.is_none_or(|at| at < *since));
+        let age = sight.now - known.unwrap_or(sight.now);
         if told + age / 100 + SECOND < age {
             return Err(format!(
                 "box {id} takes generation {generation}, {} old, for {} old",
