@@ -244,7 +244,7 @@ impl Sight {
         let since = self.majority_forgot.unwrap_or(0);
         let older = || self.leaders.iter().filter(move |leader| leader.at < from);
         let highest = older().filter(|leader| leader.at >= since).max_by_key(|leader| leader.term);
-        let standing = highest.or_else(|| older().last());
+        let standing = highest.or_else(|| older().next_back());
         let recent = self.leaders.iter().filter(move |leader| leader.at >= from);
         standing.into_iter().chain(recent).map(|leader| leader.id)
     }

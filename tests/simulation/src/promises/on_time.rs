@@ -67,6 +67,11 @@ fn young(sight: &Sight) -> Verdict {
         let since = sight.annals.activated.get(&(history, generation)).copied();
         // A majority that forgets an activation may make another key of that generation.
         let known = since.filter(|since| sight.majority_forgot.is_none_or(|at| at < *since));
+        // A new leader that had not heard of the activation goes by its own note, and tells that.
+        let unheard = |since: &u64| *since..=*since + sight.settling();
+        let known = known.filter(|since| {
+            !sight.leaders.iter().any(|leader| unheard(since).contains(&leader.at))
+        });
         let age = sight.now - known.unwrap_or(sight.now);
         if told + age / 100 + SECOND < age {
             return Err(format!(
