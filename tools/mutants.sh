@@ -6,8 +6,8 @@
 #
 # Without patches all of tests/mutants/*.patch are tried. The head of each says what the fault is,
 # and has a line "Test: ..." for each test that must fail, arguments of `cargo test`; "Env: A=B"
-# sets a variable for them. Before, the tests must pass without any fault. DIR keeps what was
-# built, for the next time.
+# sets a variable for them, and "First: ..." says which seed of the simulation showed it first.
+# Before, the tests must pass without any fault. DIR keeps what was built, for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=$1

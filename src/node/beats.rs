@@ -291,6 +291,9 @@ pub(super) fn take(
         let applied = shared.views.borrow().applied;
         level = ends.last.as_ref().map(log_end_of) == beat.log_end
             && beat.commit.is_none_or(|commit| applied >= commit.index);
+        if level && beat.quorum {
+            shared.note_level();
+        }
     }
     let vote = ends.vote.map_or((Ballot::default(), false), |v| (ballot_of(&v), v.committed));
     Ok(Response::Beat { vote, level })

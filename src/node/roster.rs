@@ -18,7 +18,7 @@ use super::leader;
 use super::shared::{PeerCourier, Running, Shared};
 use crate::consensus::network::{CallFailure, Courier};
 use crate::consensus::wire::{self, EnlistRefusal, Request, Response};
-use crate::core::agreed::Command;
+use crate::core::agreed::{Agreed, Command};
 use crate::core::config::Member;
 use crate::core::rejoin::Status;
 use crate::core::roster::Roster;
@@ -38,6 +38,13 @@ const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1);
 /// How often a box says that its file has another list than the group.
 const REMINDER: Duration = Duration::from_secs(600);
 
+/// A box that has not been level with the group for so long may have missed a new list; longer than
+/// any election takes.
+const OUT_OF_TOUCH: Duration = Duration::from_secs(10);
+
+/// How often a box whose file has another list than the group looks whether it is in touch.
+const TOUCH_LOOK: Duration = Duration::from_secs(1);
+
 /// Has this box know the members that the group agreed on, until the task is aborted.
 pub(super) async fn follow(shared: Arc<Shared>) {
     let begin = || follow_on(shared.clone());
@@ -55,10 +62,12 @@ async fn follow_on(shared: Arc<Shared>) {
         if let Some(roster) = &view.agreed.roster {
             let mut members = places(&shared, roster);
             members.extend(leaving(&shared, roster, &view.voters));
+            members.extend(newcomers(&shared, &view.agreed, roster));
             shared.set_members(&members);
             told = difference(&shared, roster).map(|words| remind(&shared, words, told));
         }
         let rest = told.as_ref().map(|(_, at)| REMINDER.saturating_sub(at.elapsed()));
+        let rest = rest.map(|rest| rest.min(TOUCH_LOOK));
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
             _ = settings.changed() => {}
@@ -101,6 +110,23 @@ fn leaving(shared: &Shared, roster: &Roster, voters: &BTreeSet<ServerId>) -> Vec
     let known = shared.members();
     let still = known.iter().filter(|m| roster.get(m.id).is_none() && voters.contains(&m.id));
     still.cloned().collect()
+}
+
+/// Members of this box's file that the list it remembers has not, while it is out of touch.
+///
+/// The group may have a new list since, and a leader that this box has never heard of: if that one
+/// were kept out, nobody could tell this box of the new list for as long as it leads. Once the box
+/// has caught up, the agreed list alone counts again. A file with a list that the group has left is
+/// merely behind, and adds nobody.
+fn newcomers(shared: &Shared, agreed: &Agreed, roster: &Roster) -> Vec<Member> {
+    let level = shared.last_level();
+    let in_touch = level.is_some_and(|at| shared.now().since(at) < OUT_OF_TOUCH);
+    let settings = shared.settings();
+    let Ok(file) = Roster::new(0, &settings.members) else { return Vec::new() };
+    if in_touch || agreed.has_left(&file) {
+        return Vec::new();
+    }
+    file.members().iter().filter(|member| roster.get(member.id).is_none()).cloned().collect()
 }
 
 /// What this box's file has otherwise than the agreed list.
@@ -382,4 +408,48 @@ async fn behind(shared: &Arc<Shared>, roster: &Roster) -> BTreeSet<ServerId> {
     let mut behind = roster.ids();
     behind.retain(|id| *id != shared.me && !answers.get(id).is_some_and(caught_up));
     behind
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::config::Settings;
+    use crate::node::bench::{settings, Bench};
+
+    fn list(ids: &[u32]) -> Vec<Member> {
+        let port = |id: u32| u16::try_from(id).unwrap();
+        let member = |&id| Member {
+            id: ServerId(id),
+            address: "127.0.0.1".to_owned(),
+            port: port(id),
+            subject: None,
+        };
+        ids.iter().map(member).collect()
+    }
+
+    fn agreed(lists: &[&[u32]]) -> Agreed {
+        let mut agreed = Agreed::default();
+        for (version, ids) in (1..).zip(lists) {
+            let roster = Roster::new(version, &list(ids)).unwrap();
+            agreed.apply(Command::Enlist(roster)).unwrap();
+        }
+        agreed
+    }
+
+    #[tokio::test]
+    async fn a_box_that_missed_a_list_hears_the_newcomers_of_its_file_until_it_is_in_touch() {
+        let shared = Bench::new().shared;
+        let heard = |agreed: &Agreed| {
+            let roster = agreed.roster.as_ref().unwrap();
+            newcomers(&shared, agreed, roster).iter().map(|m| m.id.0).collect::<Vec<_>>()
+        };
+        shared.set_settings(Settings { members: list(&[1, 2, 4]), ..settings() });
+        assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [4]);
+        assert_eq!(heard(&agreed(&[&[1, 2, 4]])), [0; 0], "the list has all");
+        assert_eq!(heard(&agreed(&[&[1, 2, 4], &[1, 2]])), [0; 0], "the group has left that list");
+        shared.note_contact(true);
+        assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [4], "the leader has not brought its list yet");
+        shared.note_level();
+        assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [0; 0], "the agreed list alone counts");
+    }
 }

@@ -143,6 +143,8 @@ struct Facts {
     told_quorum: bool,
     /// When a leader last said so.
     quorum: Option<Moment>,
+    /// When this box last had all that such a leader has.
+    level: Option<Moment>,
     /// When after its last beat the leader said that the next one is due.
     next_beat: Duration,
     /// The same after the beat before, for a leader: what was heard may still be an answer to it.
@@ -572,6 +574,20 @@ impl Shared {
         let configs = membership.as_ref().map(|m| m.membership().get_joint_config());
         let led = configs.and_then(|configs| configs.iter().map(of_voters).min().flatten());
         led.max(facts.quorum)
+    }
+
+    /// Notes that this box has all that a leader with a majority has.
+    pub fn note_level(&self) {
+        lock(&self.facts).level = Some(self.now());
+    }
+
+    /// When this box last had all that a leader with a majority has; now, if it is that leader.
+    pub fn last_level(&self) -> Option<Moment> {
+        let leads = self.running().is_some_and(|running| self.leads_majority(&running));
+        if leads {
+            return Some(self.now());
+        }
+        lock(&self.facts).level
     }
 
     /// Notes that the leader leaves: nobody has to wait for it any longer.

@@ -19,7 +19,9 @@ use crate::event_log::EventLog;
 use crate::machine::{Machine, Note, Notes, Set};
 use crate::network::{strangers_header, Network};
 use crate::plan::Plan;
-use crate::promises::{seconds, Annals, Event, Judges, Offer, Sight, Trouble, Verdict, View};
+use crate::promises::{
+    seconds, Annals, Event, Judges, Leader, Offer, Sight, Trouble, Verdict, View,
+};
 use crate::tickets::{open, seal, Ticket};
 use crate::{MS, SECOND};
 
@@ -513,7 +515,7 @@ impl World {
     fn read_notes(&mut self) -> Verdict {
         for (id, note) in self.notes.take() {
             match note {
-                Note::Line(level, line) => self.heard_line(id, level, line),
+                Note::Line(level, line) => self.heard_line(id, level, line)?,
                 Note::Serving => {
                     self.log.say(self.now, id, || "serves".to_owned());
                     if let Some(view) = self.sight.boxes.get_mut(&id) {
@@ -528,14 +530,31 @@ impl World {
         Ok(())
     }
 
-    fn heard_line(&mut self, id: u32, level: Level, line: String) {
-        if line.starts_with("this server is the leader of term") {
-            self.sight.leaders.push((self.now, id));
+    fn heard_line(&mut self, id: u32, level: Level, line: String) -> Verdict {
+        let term = line.strip_prefix("this server is the leader of term ");
+        if let Some(term) = term.and_then(|term| term.parse().ok()) {
+            self.sight.leaders.push(Leader { at: self.now, id, term });
         }
         if line.contains("is not used") {
             self.note_amnesia(id);
         }
+        let words = line.strip_prefix("generation ");
+        let generation = words.and_then(|words| words.strip_suffix(" is current")?.parse().ok());
         self.log.say(self.now, id, || format!("{level:?}: {line}"));
+        match generation {
+            Some(generation) => self.activated(id, generation),
+            None => Ok(()),
+        }
+    }
+
+    /// A box has applied an activation, which says nothing about its host yet.
+    fn activated(&mut self, id: u32, generation: u64) -> Verdict {
+        let now = self.now;
+        let report = self.machines.get(&id).and_then(|machine| machine.report(now));
+        let Some(history) = report.and_then(|report| report.history) else { return Ok(()) };
+        let history = history.to_bytes();
+        self.sight.annals.activated.entry((history, generation)).or_insert(now);
+        self.judges.judge(&self.sight, &Event::Activated { history, generation })
     }
 
     fn installed(&mut self, id: u32, set: Set) -> Verdict {
@@ -586,6 +605,10 @@ impl World {
         for (id, machine) in &self.machines {
             let report = machine.report(self.now).filter(|_| machine.is_awake());
             let Some(view) = self.sight.boxes.get_mut(id) else { continue };
+            view.told_age = report.as_ref().and_then(|report| {
+                let age = report.current_age.as_nanos() as u64;
+                Some((report.history?.to_bytes(), report.current.0, age))
+            });
             let used = view.set.as_ref().filter(|set| set.agreed).map(|set| set.current);
             let lags = match (report, used) {
                 (Some(report), Some(used)) => report.current.0 != used,

@@ -35,6 +35,13 @@ pub enum Event<'a> {
         /// The keys.
         set: &'a Set,
     },
+    /// A ring has a new current key, the first one that has.
+    Activated {
+        /// The key's history.
+        history: History,
+        /// The key's place.
+        generation: u64,
+    },
     /// A client offered a ticket.
     Offered(&'a Offer),
     /// A sender that must not be heard asked to be; whether it was, and what is wrong with it.
@@ -80,6 +87,8 @@ pub struct View {
     pub serving: bool,
     /// What its host holds.
     pub set: Option<Set>,
+    /// What it says of its current key: the history, the generation, the age.
+    pub told_age: Option<(History, u64, u64)>,
     /// Since when its host has used another key than its ring says, if it does.
     pub lags_since: Option<u64>,
     /// When its process first had the group's keys.
@@ -119,6 +128,17 @@ impl Trouble {
     }
 }
 
+/// A box that became leader.
+#[derive(Clone, Copy, Debug)]
+pub struct Leader {
+    /// When.
+    pub at: u64,
+    /// Which box.
+    pub id: u32,
+    /// Of which term.
+    pub term: u64,
+}
+
 /// All that judges may look at.
 pub struct Sight {
     /// The time.
@@ -129,8 +149,8 @@ pub struct Sight {
     pub boxes: BTreeMap<u32, View>,
     /// Troubles on links; both directions count as one.
     pub links: BTreeMap<(u32, u32), Trouble>,
-    /// Who became leader, and when.
-    pub leaders: Vec<(u64, u32)>,
+    /// Who became leader, in the order of time.
+    pub leaders: Vec<Leader>,
     /// When operators' orders began, and when they were surely over.
     pub orders: Vec<(u64, u64)>,
     /// Generations whose activation surely dropped all older keys.
@@ -151,6 +171,8 @@ pub struct Annals {
     pub place: BTreeMap<Bytes, (History, u64)>,
     /// When a key was first seen anywhere as staged or current.
     pub seen: BTreeMap<(History, u64), u64>,
+    /// When a key was first current in any box's ring. Its host may have it later, or never.
+    pub activated: BTreeMap<(History, u64), u64>,
     /// When a key first encrypted anywhere.
     pub current: BTreeMap<(History, u64), u64>,
 }
@@ -164,6 +186,7 @@ impl Annals {
             self.place.entry(key).or_insert((history, generation));
             self.seen.entry((history, generation)).or_insert(now);
         }
+        self.activated.entry((history, set.current)).or_insert(now);
         self.current.entry((history, set.current)).or_insert(now);
     }
 }
@@ -212,10 +235,18 @@ impl Sight {
     }
 
     /// The boxes that lead, or did not long ago.
+    ///
+    /// A box that returns with its file takes itself for the leader of a term that may be over, and
+    /// says so. Of those who began long ago the one with the highest term leads, since a majority
+    /// lost its memory, and terms with it.
     pub fn leaders(&self) -> impl Iterator<Item = u32> + '_ {
         let from = self.now.saturating_sub(self.settling());
-        let recent = self.leaders.iter().rposition(|(at, _)| *at < from).unwrap_or(0);
-        self.leaders.iter().skip(recent).map(|(_, id)| *id)
+        let since = self.majority_forgot.unwrap_or(0);
+        let older = || self.leaders.iter().filter(move |leader| leader.at < from);
+        let highest = older().filter(|leader| leader.at >= since).max_by_key(|leader| leader.term);
+        let standing = highest.or_else(|| older().next_back());
+        let recent = self.leaders.iter().filter(move |leader| leader.at >= from);
+        standing.into_iter().chain(recent).map(|leader| leader.id)
     }
 
     /// Whether all has been well with a box, its links to leaders and the leaders themselves

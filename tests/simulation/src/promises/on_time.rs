@@ -1,7 +1,9 @@
 //! Promise 4, *on time*: rotation keeps its schedule through elections, restarts and clock steps.
 //!
 //! Early: no generation becomes current before an interval has gone by since the one before it did,
-//! unless an operator ordered it. Late: while all is well everywhere, none is overdue.
+//! unless an operator ordered it. Rings are compared, not hosts: a process that ends right after an
+//! activation leaves its host without the key, and the schedule goes on from the activation. Young:
+//! whoever may lead next knows how old the current key is. Late: while all is well everywhere, none is overdue.
 
 use super::{seconds, Event, Sight, Verdict};
 use crate::SECOND;
@@ -17,30 +19,34 @@ impl Judge {
     /// See the module's head.
     pub fn judge(&mut self, sight: &Sight, event: &Event) -> Verdict {
         match event {
+            Event::Activated { history, generation } => self.first(sight, *history, *generation),
+            // For a ring that nobody saw.
             Event::Installed { set, .. } if set.agreed => match set.history {
-                Some(history) if self.seen.insert((history, set.current)) => {
-                    early(sight, history, set.current)
-                }
-                _ => Ok(()),
+                Some(history) => self.first(sight, history, set.current),
+                None => Ok(()),
             },
-            Event::Look => late(sight),
+            Event::Look => late(sight).and(young(sight)),
             _ => Ok(()),
+        }
+    }
+
+    fn first(&mut self, sight: &Sight, history: super::History, generation: u64) -> Verdict {
+        match self.seen.insert((history, generation)) {
+            true => early(sight, history, generation),
+            false => Ok(()),
         }
     }
 }
 
 fn early(sight: &Sight, history: super::History, generation: u64) -> Verdict {
     let before = (history, generation.saturating_sub(1));
-    let Some(last) = sight.annals.current.get(&before).copied() else { return Ok(()) };
-    let hosts_well = sight.boxes.values().all(|view| {
-        view.install_trouble.now == 0 && view.install_trouble.ended <= last.saturating_sub(SECOND)
-    });
-    if !hosts_well || sight.clock_lied || sight.ordered_between(last, sight.now) {
+    let Some(last) = sight.annals.activated.get(&before).copied() else { return Ok(()) };
+    if sight.clock_lied || sight.ordered_between(last, sight.now) {
         return Ok(());
     }
-    // Clocks drift, and a host may be a little later than the agreement.
+    // Clocks drift, by less than this.
     let interval = sight.plan.interval;
-    let least = interval - interval / 25 - sight.plan.installing - sight.plan.upper;
+    let least = interval - interval / 100;
     match sight.now - last < least {
         true => Err(format!(
             "generation {generation} comes {} after the one before, the interval is {}",
@@ -49,6 +55,33 @@ fn early(sight: &Sight, history: super::History, generation: u64) -> Verdict {
         )),
         false => Ok(()),
     }
+}
+
+/// A box that takes the current key for younger than it is would rotate late if it led.
+fn young(sight: &Sight) -> Verdict {
+    if sight.clock_lied {
+        return Ok(());
+    }
+    for (id, view) in sight.boxes.iter().filter(|(id, _)| sight.settled(**id)) {
+        let Some((history, generation, told)) = view.told_age else { continue };
+        let since = sight.annals.activated.get(&(history, generation)).copied();
+        // A majority that forgets an activation may make another key of that generation.
+        let known = since.filter(|since| sight.majority_forgot.is_none_or(|at| at < *since));
+        // A new leader that had not heard of the activation goes by its own note, and tells that.
+        let unheard = |since: &u64| *since..=*since + sight.settling();
+        let known = known.filter(|since| {
+            !sight.leaders.iter().any(|leader| unheard(since).contains(&leader.at))
+        });
+        let age = sight.now - known.unwrap_or(sight.now);
+        if told + age / 100 + SECOND < age {
+            return Err(format!(
+                "box {id} takes generation {generation}, {} old, for {} old",
+                seconds(age),
+                seconds(told)
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn late(sight: &Sight) -> Verdict {
