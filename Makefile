@@ -30,7 +30,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test test-quick verify fix autest prove-rotation prove-restarts \
+.PHONY: help deps build build-tests demo test test-quick verify fix autest prove-rotation prove-restarts \
         prove-network soak simulate mutants measure deny deny-tool deny-advisories install \
         uninstall absolute man check-fresh package package-check check-examples clean deps-bench \
         bench bench-quick bench-compare fuzz prove-attack panics valgrind sanitize mutants-core \
@@ -49,13 +49,17 @@ build: ## the plugin, target/release/stek_share.so, and the command, target/rele
 demo: deps build ## three Traffic Servers on this machine share a key, before your eyes
 	cargo run --release --locked -p kit --bin demo -- $(PLUGIN)
 
-test: deps build ## all tests, with real Traffic Servers; ends with a verdict
+test: deps build build-tests ## all tests, with real Traffic Servers; ends with a verdict
 	@tools/test.sh \
 	    "format=cargo fmt --all --check" \
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
 	    "autest=$(MAKE) --no-print-directory autest" \
 	    "examples=$(MAKE) --no-print-directory check-examples" \
 	    "fuzz=$(MAKE) --no-print-directory fuzz EXECUTIONS=2500000 SEED=1"
+
+build-tests:
+	cargo test --workspace --locked --no-run --quiet
+	@tools/fuzz.sh $(TARGET)/fuzz build
 
 test-quick: ## units and clusters of nodes; no Traffic Server needed
 	cargo test --workspace --lib --locked $(CLUSTER_TESTS)

@@ -9,6 +9,7 @@
 #   SEED=7                            the same inputs in the same order, as far as time plays no part
 #   SANITIZER=address                 with AddressSanitizer, in a directory of its own; needs
 #                                     RUSTC_BOOTSTRAP=1, as -Zsanitizer is not stable
+#   tools/fuzz.sh DIR build           only builds it
 #   tools/fuzz.sh DIR minimise        replaces fuzz/corpus by the fewest inputs of equal coverage
 #
 # DIR takes what is built, the inputs that were found worth keeping, and findings.
@@ -39,6 +40,7 @@ fi
 RUSTFLAGS=$flags cargo build --quiet --release --locked --manifest-path fuzz/Cargo.toml \
     --target "$host" --target-dir "$build"
 program=$build/$host/release/fuzz
+[ "${2:-}" != build ] || exit 0
 
 # libFuzzer's own limits: seconds for one input, MiB in all, bytes of an input.
 limits=(-timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1)

@@ -86,7 +86,9 @@ impl Drop for Running {
         // First what reacts to the rest: a killed process does not see its own parts die.
         self.node.abort();
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // Until each worker has ended what it is at, which may be the state file: whoever
+            // killed a process finds nothing written by it any more.
+            runtime.shutdown_timeout(PATIENCE);
         }
     }
 }
