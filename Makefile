@@ -30,11 +30,11 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build build-tests demo test test-quick verify fix autest prove-rotation prove-restarts \
-        prove-network soak simulate mutants measure deny deny-tool deny-advisories install \
-        uninstall absolute man check-fresh package package-check check-examples clean deps-bench \
-        bench bench-quick bench-compare fuzz prove-attack panics valgrind sanitize mutants-core \
-        mutants-tool
+.PHONY: help deps build build-tests demo test test-quick verify fix autest prove prove-rotation \
+        prove-restarts prove-network soak simulate mutants measure deny deny-tool \
+        deny-advisories install uninstall absolute man check-fresh package package-check \
+        check-examples clean deps-bench bench bench-quick bench-compare fuzz prove-attack panics \
+        valgrind sanitize mutants-core mutants-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
