@@ -175,7 +175,8 @@ pub const METRICS: &[Metric] = &[
     ),
     gauge(
         "peers_reachable",
-        "other boxes heard within election_timeout_upper_bound; a follower hears its leader only",
+        "other boxes heard within election_timeout_upper_bound, longer where heart beats are seldomer; \
+         a follower hears its leader only",
         "on the leader: below members - 1 for a minute",
         |s| whole(s.list.others.iter().filter(|other| other.reachable).count() as u64),
     ),

@@ -82,10 +82,10 @@ machines
 serve_tls
 # 1 is the package's installation, which has happened; 3 is a copy, for which there is no scp here.
 case $(block 1) in "apt-get install "*) ;; *) fail "the handbook's first block is another" ;; esac
-on 1 bash -euc "cd /root; $(block 2)" >/dev/null || fail "the handbook's second block"
+on 1 bash -euc "cd /srv; $(block 2)" >/dev/null || fail "the handbook's second block"
 case $(block 3) in "scp -rp fleet/box-2 "*":$ats/stek_share") ;; *) fail "the third is another" ;; esac
 for box in 1 2 3; do
-    cp -rp "$scratch/box-1/root/fleet/box-$box" "$scratch/box-$box$ats/stek_share"
+    cp -rp "$scratch/box-1/srv/fleet/box-$box" "$scratch/box-$box$ats/stek_share"
     on "$box" bash -euc "$(block 4)" || fail "the handbook's fourth block on box $box"
 done
 until on 2 stekctl status >"$scratch/said" 2>&1; do

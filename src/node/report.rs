@@ -130,7 +130,7 @@ pub(super) fn key_in_use(shared: &Shared) -> KeyInUse {
 }
 
 fn list(shared: &Shared, settings: &Settings, report: &Report) -> ListStatus {
-    let bound = settings.timers.election_upper;
+    let bound = shared.reach();
     let others = shared.others().map(|id| {
         let heard = shared.heard.last(id).map(|at| at.elapsed());
         MemberStatus {
