@@ -1,7 +1,7 @@
 //! doctor finds each cause that was planted, says what it is and where, and says nothing else.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 
 use kit::ats::Ats;
@@ -162,9 +162,10 @@ fn what_traffic_server_is_told_wrongly_is_found_one_by_one() -> Result<()> {
         (cause.plant)(&ats.etc(), &plant)?;
     }
     fleet.boxes.iter_mut().try_for_each(Ats::start)?;
-    // Not all of them give TLS 1.2 tickets, so that the kit cannot wait for each.
-    for ats in &fleet.boxes {
+    for ats in &mut fleet.boxes {
         ats.wait_diags("(generation ", PATIENCE)?;
+        // Not all of them give TLS 1.2 tickets; and the key is there before the port listens.
+        ats.wait_first(|address| Ok(TcpStream::connect(address)?))?;
     }
     fleet.boxes[0].wait_ready()?;
     let boxes: Vec<&Ats> = fleet.boxes.iter().collect();
