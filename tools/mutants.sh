@@ -10,10 +10,10 @@
 # Before, the tests must pass without any fault. DIR keeps what was built, for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-dir=$1
+mkdir -p "$1"
+dir=$(realpath "$1")
 shift
 [ $# -gt 0 ] || set -- tests/mutants/*.patch
-mkdir -p "$dir"
 tree=$(mktemp -d "$dir/tree.XXXXXX")
 trap 'git worktree remove --force "$tree" && git worktree prune' EXIT
 git worktree add --quiet --detach "$tree" HEAD
