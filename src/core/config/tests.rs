@@ -146,7 +146,7 @@ fn each_wrong_option_is_one_line() {
     let long = format!("cert_verify_str: {}", "x".repeat(500));
     let shown = "x".repeat(119);
     let long_line = format!(
-        "c line 9: cert_verify_str: \"{shown}... is not a subject of the form \
+        "\"{shown}... is not a subject of the form \
          /C=US/O=Example/CN=name; give what 'openssl x509 -noout -subject -nameopt compat -in \
          FILE' prints after 'subject='"
     );
@@ -156,7 +156,10 @@ fn each_wrong_option_is_one_line() {
             "\"abc\" is not a whole number; give a whole number from 0 to 2147483647",
         ),
         ("server_id: -1", "-1 is not a server id; give a whole number from 0 to 2147483647"),
-        ("server_id: 99999999999999999999999", "is not a server id; give a whole"),
+        (
+            "server_id: 99999999999999999999999",
+            "99999999999999999999999 is not a server id; give a whole",
+        ),
         (
             "address: 10.0.0.1:80",
             "\"10.0.0.1:80\" has a port of its own; give the port in the field",
@@ -170,7 +173,7 @@ fn each_wrong_option_is_one_line() {
         ("port: [1]", "is a list, not a whole number; give a number from 1 to 65535"),
         ("port: {a: 1}", "is a mapping, not a whole number; give a number from 1 to 65535"),
         ("port:", "has no value; give a number from 1 to 65535"),
-        ("port: 080", "begins with 0, which some read as octal; give a number"),
+        ("port: 080", "\"080\" begins with 0, which some read as octal; give a number"),
         ("key_update_interval: 0", "0 is out of range; give a whole number of seconds from 1 to"),
         ("key_update_interval: -15", "-15 is out of range; give a whole number of seconds from 1"),
         ("key_update_interval: 1.5", "1.5 is not a whole number; give a whole number of seconds"),
@@ -204,7 +207,10 @@ fn each_wrong_option_is_one_line() {
         ("ticket_keys: 1", "1 is out of range; give a number of keys from 2 to 16"),
         ("ticket_keys: 17", "17 is out of range; give a number of keys from 2 to 16"),
         ("max_key_age: 14", "14 is below key_update_interval, 15 s; give at least twice"),
-        ("state_dir: run/stek_share", "is not an absolute path; give the absolute path of a dir"),
+        (
+            "state_dir: run/stek_share",
+            "\"run/stek_share\" is not an absolute path; give the absolute path of a dir",
+        ),
         ("root_cert_file: ''", "is empty; give the path of a file with the certificates"),
         ("server_list_file: 5", "5 is a number, not plain text; give the path of a file with the"),
         (
@@ -229,8 +235,7 @@ fn each_wrong_option_is_one_line() {
             told[0].starts_with("c line 9: ") || told[0].starts_with("c line 10: "),
             "{told:?}"
         );
-        assert!(told[0].contains(&format!("{name}: ")), "{told:?}");
-        assert!(told[0].contains(expected), "{line}: {told:?}");
+        assert!(told[0].contains(&format!(": {name}: {expected}")), "{line}: {told:?}");
         assert!(!told[0].contains("c2Vjc"), "{told:?}");
         assert!(problems[0].is_error());
     }
