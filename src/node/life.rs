@@ -332,11 +332,7 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
     let machine = new_machine(shared);
     let cold = verdict == Verdict::Cold;
     let running = run_raft(shared, Memory { log, machine, cold }).await?;
-    shared.quarantine.send_replace(match verdict {
-        Verdict::Cold => Quarantine::Lifted,
-        Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(log_end),
-        Verdict::Ask | Verdict::Safe { .. } => Quarantine::Silent,
-    });
+    shared.quarantine.send_replace(Quarantine::after(&verdict));
     if cold {
         shared.log.debug("nobody remembers any key; beginning a history with the list's members");
         let members: BTreeMap<ServerId, EmptyNode> =
