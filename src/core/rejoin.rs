@@ -453,6 +453,9 @@ mod tests {
         assert!(!stranded(&three, &[(1, empty()), (2, empty()), (3, full(3, 9))]), "may lead");
         assert!(!stranded(&three, &[(1, full(2, 1)), (2, full(3, 8)), (3, empty())]), "may vote");
         assert!(!stranded(&three, &[]));
+        let five = [voters(&[1, 2, 3, 4, 5])];
+        assert!(!stranded(&five, &[(1, empty()), (2, empty())]), "three may remember");
+        assert!(stranded(&five, &[(1, empty()), (2, empty()), (3, empty())]));
         let joint = [voters(&[1, 2, 3]), voters(&[3, 4, 5])];
         assert!(stranded(&joint, &[(1, empty()), (2, empty())]));
         assert!(!stranded(&joint, &[(1, empty()), (2, empty()), (4, full(3, 9))]));
