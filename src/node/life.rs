@@ -800,6 +800,10 @@ mod tests {
     use crate::transport::peers::CallError;
     use crate::transport::{Body, Heard, Me};
 
+    fn member(id: u32) -> Member {
+        Member { id: ServerId(id), address: format!("box{id}"), port: 1, subject: None }
+    }
+
     /// Mail in a world where everybody gives the same answer.
     struct Everybody(Result<Status, CallError>);
 
@@ -833,12 +837,6 @@ mod tests {
         for (answer, goes) in [(Ok(Status::default()), false), (stranger, true)] {
             let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(answer)));
             let Bench { shared, .. } = Bench::within(Outside { mail, ..Outside::default() });
-            let member = |id| Member {
-                id: ServerId(id),
-                address: format!("box{id}"),
-                port: 1,
-                subject: None,
-            };
             let (all, others) = ([1, 2, 3].map(member), [2, 3].map(member));
             shared.set_members(&all);
             let list = |version, members: &[Member]| {
@@ -854,6 +852,18 @@ mod tests {
             shared.views.send_modify(|view| view.agreed = Arc::new(agreed));
             assert_eq!(timeout(enough, let_go(&shared)).await.is_ok(), goes);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_box_that_meets_those_who_remember_begins_no_history() {
+        let ballot = Ballot { term: 3, node: ServerId(2) };
+        let history = HistoryId::from_bytes([1; 16]);
+        let remembers = Status { full: true, ballot, history, ..Status::default() };
+        let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(Ok(remembers))));
+        let Bench { shared, .. } = Bench::within(Outside { mail, ..Outside::default() });
+        shared.set_members(&[1, 2, 3].map(member));
+        let verdict = timeout(Duration::from_secs(60), ask_around(&shared)).await.unwrap();
+        assert_eq!(verdict, Verdict::Safe { ballot });
     }
 
     /// It led for a moment, founded a history, and lost its office before anybody agreed.
