@@ -100,6 +100,7 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
         // An empty box belongs to no history.
         shared.forget_state();
         shared.views.send_replace(AgreedView::default());
+        shared.set_reborn(true);
         if born.elapsed() > GOOD_LIFE {
             pause = REBIRTH_MIN;
         }
@@ -110,11 +111,15 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
                 "the group's server list no longer has this server; waiting as an empty box to be \
                  taken in again, installed keys stay in use until they are too old",
             ),
-            End::Overruled => shared.log.warning(
-                "the group goes on without something that this server took for agreed: too few \
-                 servers remembered it; joining the group as an empty box, installed keys stay in \
-                 use until then",
-            ),
+            End::Overruled => {
+                // Nor does anybody have to believe that it holds what is to come.
+                shared.void_installed();
+                shared.log.warning(
+                    "the group goes on without something that this server took for agreed: too \
+                     few servers remembered it; joining the group as an empty box, installed keys \
+                     stay in use until then",
+                );
+            }
             End::Stranded => shared.log.warning(
                 "the servers that may lead have lost their memory while the server list changed, \
                  and this one may not lead yet; starting anew with them as an empty box, \
