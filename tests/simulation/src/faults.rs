@@ -219,6 +219,7 @@ impl World {
 
     fn set_links(&mut self, pairs: Vec<(u32, u32)>, link: Link, lasts: u64) {
         self.log.say(self.now, 0, || format!("links {pairs:?} become {link:?}"));
+        self.sight.slowest = self.sight.slowest.max(link.delay.1);
         for (from, to) in &pairs {
             self.network.set_link(*from, *to, Some(link));
             *self.ill_links.entry((*from, *to)).or_default() += 1;

@@ -164,6 +164,7 @@ impl World {
             majority_forgot: None,
             doubt: None,
             clock_lied: false,
+            slowest: 0,
             annals: Annals::default(),
         };
         let mut world = World {

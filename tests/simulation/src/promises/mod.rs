@@ -180,6 +180,8 @@ pub struct Sight {
     pub doubt: Option<Doubt>,
     /// Since when some box may have been told a wrong age, by a wall clock across a reboot.
     pub clock_lied: bool,
+    /// The longest that any message was under way for.
+    pub slowest: u64,
     /// What is known of keys.
     pub annals: Annals,
 }

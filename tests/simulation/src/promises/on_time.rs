@@ -75,7 +75,8 @@ fn young(sight: &Sight) -> Verdict {
         };
         let known = known.map(|since| notes(since).copied().max().map_or(since, |n| n.max(since)));
         let age = sight.now - known.unwrap_or(sight.now);
-        if told + age / 100 + SECOND < age {
+        // An age is told as it was when the message was sent.
+        if told + age / 100 + SECOND + sight.slowest < age {
             return Err(format!(
                 "box {id} takes generation {generation}, {} old, for {} old",
                 seconds(age),
