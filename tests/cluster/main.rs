@@ -5,6 +5,7 @@ mod age;
 mod agreement;
 mod beats;
 mod certificates;
+mod crowd;
 mod erasure;
 mod fleet;
 mod handover;

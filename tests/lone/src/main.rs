@@ -49,8 +49,8 @@ struct Stderr;
 
 impl Journal for Stderr {
     fn write(&self, level: Level, line: &str) {
-        if level >= Level::Warning {
-            eprintln!("{line}");
+        if level >= Level::Warning || env::var_os("LONE_DEBUG").is_some() {
+            eprintln!("{} {line}", sys::monotonic().as_millis());
         }
     }
 }
