@@ -33,8 +33,8 @@ export STEK_SHARE_SO = $(PLUGIN)
 .PHONY: help deps build build-tests demo test test-quick verify fix autest prove prove-rotation \
         prove-restarts prove-network soak simulate mutants measure deny deny-tool \
         deny-advisories install uninstall absolute man check-fresh package package-check \
-        check-examples clean deps-bench bench bench-quick bench-compare bench-scale fuzz prove-attack panics \
-        valgrind sanitize mutants-core mutants-tool
+        check-examples clean deps-bench bench bench-quick bench-compare bench-scale fuzz prove-attack \
+        panics valgrind sanitize mutants-core mutants-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
