@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use stek_share::consensus::log_store::LogStore;
+use stek_share::consensus::log_store::{LogStore, Remembered};
 use stek_share::consensus::saved::Saved;
 use stek_share::consensus::state_machine::{AgreedView, StateMachine};
 use stek_share::consensus::wire::encode;
@@ -94,5 +94,15 @@ fn stored(saved: Saved) -> Saved {
     let machine = StateMachine::new(views, Arc::new(|_| {}), Arc::new(move || now));
     let log = LogStore::default();
     saved.restore(&log, &machine, Duration::ZERO, now);
+    hold_log(&log);
     Saved::take(&log, &machine, now).expect("it has a history")
+}
+
+/// The log begins right behind what was purged, and has no gap: openraft goes on with no other.
+fn hold_log(log: &LogStore) {
+    let Remembered { purged, entries, .. } = log.remembered();
+    let first = purged.map_or(0, |id| id.index.saturating_add(1));
+    for (index, entry) in (first..).zip(&entries) {
+        assert_eq!(entry.log_id.index, index, "a gap in the log");
+    }
 }

@@ -14,11 +14,12 @@ use openraft::{
     Entry, EntryPayload, LogId, LogState, OptionalSend, RaftLogReader, StorageError,
     StorageIOError, Vote,
 };
+use tokio::sync::watch;
 
-use super::{ballot_of, OnChange, Types};
+use super::{ballot_of, log_end_of, OnChange, Types};
 use crate::core::agreed::Command;
 use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
-use crate::core::rejoin::Ballot;
+use crate::core::rejoin::{Ballot, LogEnd};
 use crate::core::server_id::ServerId;
 use crate::fault::fail_point;
 
@@ -66,6 +67,8 @@ struct Inner {
     purged: Option<LogId<ServerId>>,
     entries: BTreeMap<u64, Entry<Types>>,
     on_change: Option<OnChange>,
+    /// Whether a leader contradicts what this box took for agreed.
+    overruled: watch::Sender<bool>,
 }
 
 impl LogStore {
@@ -120,6 +123,39 @@ impl LogStore {
             EntryPayload::Normal(Command::Key(KeyCommand::Found { history })) => Some(*history),
             _ => None,
         })
+    }
+
+    /// Whether a leader whose log has these entries lacks something that this box took for agreed.
+    ///
+    /// In Raft no leader does, as long as a majority remembers. Where fewer did, the group may have
+    /// gone on without what only this box and others knew that forgot it. openraft does not expect
+    /// that: it takes whatever lies below its own commit for the same as the leader's.
+    pub fn contradicts(&self, entries: impl IntoIterator<Item = LogEnd>) -> bool {
+        let inner = self.lock();
+        let Some(agreed) = inner.committed.max(inner.purged) else { return false };
+        let id_at = |index: u64| match inner.purged.filter(|purged| purged.index == index) {
+            Some(purged) => Some(purged),
+            None => inner.entries.get(&index).map(|entry| entry.log_id),
+        };
+        let differs = |end: &LogEnd| {
+            let other = id_at(end.index).is_some_and(|id| log_end_of(&id) != *end);
+            // A later ballot never comes before an earlier one.
+            let overtaken = end.ballot > log_end_of(&agreed).ballot;
+            end.index <= agreed.index && (other || overtaken)
+        };
+        entries.into_iter().any(|end| differs(&end))
+    }
+
+    /// Notes that a leader lacks what this box took for agreed.
+    pub fn overrule(&self) {
+        self.lock().overruled.send_replace(true);
+    }
+
+    /// Returns once that was noted.
+    pub async fn overruled(&self) {
+        let mut overruled = self.lock().overruled.subscribe();
+        // The sender lives as long as this store.
+        let _ = overruled.wait_for(|overruled| *overruled).await;
     }
 
     /// How many entries are kept.
@@ -236,7 +272,6 @@ mod tests {
     use super::*;
     use crate::consensus::log_id_of;
     use crate::core::key_ring::Held;
-    use crate::core::rejoin::LogEnd;
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn entry(index: u64, payload: EntryPayload<Types>) -> Entry<Types> {
@@ -281,5 +316,21 @@ mod tests {
         store.truncate(third).await.unwrap();
         assert_eq!(store.len(), 2);
         assert_eq!(store.try_get_log_entries(0..9).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_leader_without_what_was_agreed_is_told_from_one_that_has_it() {
+        let mut store = store();
+        let end = |term, index| LogEnd { ballot: Ballot { term, node: ServerId(1) }, index };
+        assert!(!store.contradicts([end(2, 3)]), "nothing is agreed yet");
+        let third = store.lock().entries[&3].log_id;
+        store.save_committed(Some(third)).await.unwrap();
+        assert!(!store.contradicts([end(1, 2), end(1, 3), end(2, 4), end(2, 5), end(2, 6)]));
+        assert!(store.contradicts([end(1, 2), end(2, 3)]), "another entry in an agreed place");
+        assert!(!store.contradicts([end(0, 0)]), "not known here any more");
+        store.purge(third).await.unwrap();
+        assert!(!store.contradicts([end(1, 2), end(1, 3), end(2, 4)]));
+        assert!(store.contradicts([end(2, 2)]), "its log would end before what was agreed");
+        assert!(store.contradicts([end(2, 3)]));
     }
 }

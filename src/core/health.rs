@@ -199,6 +199,8 @@ mod tests {
         status.keys.staged = Some(KeyStatus { generation: Generation(10), fingerprint });
         status.keys.age_ms = status.keys.interval_ms + LATE_MS;
         assert_eq!(complaints(&status), []);
+        status.certificate.expires_s = Some(EXPIRY_DAYS * DAY_S);
+        assert_eq!(complaints(&status), []);
         // A follower hears of another follower only when it stands for election.
         status.list.others[0].id.0 = 2;
         status.list.others[0].reachable = false;
@@ -257,5 +259,7 @@ mod tests {
         let all = complaints(&status);
         assert_eq!(all[0].severity, Severity::Broken);
         assert!(all[1].words.ends_with("1, 1, 1, 1, 1, 1, 1, 1 and 12 more"), "{all:?}");
+        status.list.others.truncate(MAX_NAMED);
+        assert!(complaints(&status)[1].words.ends_with("1, 1, 1, 1, 1, 1, 1, 1"), "not cut");
     }
 }

@@ -250,6 +250,27 @@ pub fn may_stand(
         })
 }
 
+/// Whether nobody can be elected any more as long as a box goes on remembering a log that ends at
+/// `log_end`, the membership of which, `configs`, does not let it stand; `answers` are the voters'.
+///
+/// That comes about when most voters lose their memory while a box is being taken in: they vote
+/// for nobody who holds less than the longest log that they saw. What only such a box remembers is
+/// given up then. A voter that holds as much is waited for, and so are voters that do not answer,
+/// unless a majority does.
+pub fn is_stranded(
+    log_end: Option<LogEnd>,
+    configs: &[BTreeSet<ServerId>],
+    answers: &BTreeMap<ServerId, Status>,
+) -> bool {
+    let of = |voters: &BTreeSet<ServerId>, is: &dyn Fn(&Status) -> bool| {
+        voters.iter().filter(|id| answers.get(id).is_some_and(is)).count()
+    };
+    let wins = |s: &Status| s.full && s.log_end >= log_end;
+    let forgot = |s: &Status| !s.full;
+    configs.iter().any(|voters| of(voters, &forgot) > voters.len() / 2)
+        && configs.iter().all(|voters| of(voters, &wins) == 0)
+}
+
 /// What a box may do with requests for its vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quarantine {
@@ -421,6 +442,27 @@ mod tests {
         assert!(!stand(&joint, &[(2, full(3, 9))]));
         assert!(stand(&joint, &[(2, full(3, 9)), (4, full(3, 9))]));
         assert!(!stand(&[voters(&[2, 3])], &[(2, full(3, 9)), (3, full(3, 9))]));
+    }
+
+    #[test]
+    fn a_newcomer_alone_with_its_memory_is_stranded() {
+        let voters = |ids: &[u32]| ids.iter().map(|&i| ServerId(i)).collect::<BTreeSet<_>>();
+        let stranded = |configs: &[BTreeSet<ServerId>], list: &[(u32, Status)]| {
+            is_stranded(full(3, 9).log_end, configs, &answers(list))
+        };
+        let three = [voters(&[1, 2, 3])];
+        let empty = Status::default;
+        let catching_up = || Status { full: false, ..full(3, 4) };
+        assert!(stranded(&three, &[(1, empty()), (2, catching_up()), (3, empty())]));
+        assert!(stranded(&three, &[(1, empty()), (2, catching_up())]), "two of three forgot");
+        assert!(!stranded(&three, &[(1, empty())]), "the others may remember");
+        assert!(stranded(&three, &[(1, empty()), (2, empty()), (3, full(3, 8))]), "holds less");
+        assert!(!stranded(&three, &[(1, empty()), (2, empty()), (3, full(3, 9))]), "may lead");
+        assert!(!stranded(&three, &[(1, full(2, 1)), (2, full(3, 8)), (3, empty())]), "may vote");
+        assert!(!stranded(&three, &[]));
+        let joint = [voters(&[1, 2, 3]), voters(&[3, 4, 5])];
+        assert!(stranded(&joint, &[(1, empty()), (2, empty())]));
+        assert!(!stranded(&joint, &[(1, empty()), (2, empty()), (4, full(3, 9))]));
     }
 
     #[test]

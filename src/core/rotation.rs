@@ -31,6 +31,15 @@ pub enum Order {
     Revoke,
 }
 
+impl Order {
+    /// Whether an activation did what was asked for, `revokes` telling whether it dropped the older
+    /// keys. A new key is one whoever asked for it; one of the schedule, or of an order that was
+    /// given up and came true late, revokes nothing.
+    pub fn is_done_by(self, revokes: bool) -> bool {
+        self == Order::Rotate || revokes
+    }
+}
+
 /// What the leader knows of one member, itself included.
 #[derive(Clone, Copy, Debug)]
 pub struct MemberView {
@@ -219,6 +228,18 @@ mod tests {
             next_step_at(at(20_000), &POLICY, &view),
             Step::Stage { generation: Generation(4), revokes: false }
         );
+    }
+
+    #[test]
+    fn a_handover_that_drops_no_key_is_no_revocation() {
+        assert!(Order::Rotate.is_done_by(false) && Order::Rotate.is_done_by(true));
+        assert!(Order::Revoke.is_done_by(true) && !Order::Revoke.is_done_by(false));
+        // So the order still stands when that handover is over, and is begun at once.
+        let ring = ring(2, false);
+        let mut view = view(&ring, &[]);
+        view.order = Some(Order::Revoke);
+        let step = next_step_at(view.current_since, &POLICY, &view);
+        assert_eq!(step, Step::Stage { generation: Generation(3), revokes: true });
     }
 
     #[test]

@@ -13,7 +13,7 @@ use once_cell::sync::OnceCell;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::ser::{Serialize, Serializer};
 use thiserror::Error;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 /// Bytes of a key as `TSSslTicketKeyUpdate` takes it: name 16, HMAC secret 16, AES-128 key 16.
 pub const STEK_LEN: usize = 48;
@@ -40,7 +40,8 @@ pub fn use_cells(maker: CellMaker) -> bool {
     CELLS.set(maker).is_ok()
 }
 
-struct HeapCell(Box<[u8; STEK_LEN]>);
+/// Erases itself when it is dropped.
+struct HeapCell(Box<Zeroizing<[u8; STEK_LEN]>>);
 
 impl SecretCell for HeapCell {
     fn bytes(&self) -> &[u8; STEK_LEN] {
@@ -51,14 +52,8 @@ impl SecretCell for HeapCell {
     }
 }
 
-impl Drop for HeapCell {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
 fn heap_cell() -> Box<dyn SecretCell> {
-    Box::new(HeapCell(Box::new([0; STEK_LEN])))
+    Box::new(HeapCell(Box::new(Zeroizing::new([0; STEK_LEN]))))
 }
 
 /// A session ticket encryption key. Cloning it makes another handle to the same bytes.

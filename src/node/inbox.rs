@@ -20,7 +20,7 @@ use crate::consensus::wire::{
 };
 use crate::consensus::{ballot_of, log_end_of};
 use crate::core::key_ring::{Generation, HistoryId};
-use crate::core::rejoin::{yields, Ballot, Quarantine, Status};
+use crate::core::rejoin::{yields, Ballot, LogEnd, Quarantine, Status};
 use crate::core::server_id::ServerId;
 use crate::fault::fail_point;
 use crate::journal::Level;
@@ -238,6 +238,9 @@ impl Inbox {
         from: &Caller,
         append: WireAppend,
     ) -> Result<Response, Unable> {
+        let entries = append.entries.iter().map(|entry| entry.id);
+        let theirs = append.previous.into_iter().chain(entries).chain(append.commit);
+        not_overruled(running, append.vote, theirs)?;
         let (ballot, committed) = append.vote;
         let commit = append.commit;
         let (age, quorum) = (append.age, append.quorum);
@@ -259,6 +262,7 @@ impl Inbox {
         running: &Running,
         snapshot: WireSnapshot,
     ) -> Result<Response, Unable> {
+        not_overruled(running, snapshot.vote, snapshot.last)?;
         let (vote, snapshot) = snapshot.into_raft(self.0.now());
         let answer = running
             .raft
@@ -271,6 +275,21 @@ impl Inbox {
         let vote = (ballot_of(&answer.vote), answer.vote.committed);
         Ok(Response::Snapshot { vote })
     }
+}
+
+/// Whether a leader's log can be that of a group which this box is part of: it has all that this
+/// box took for agreed. If not, this box starts anew as an empty one.
+fn not_overruled(
+    running: &Running,
+    (ballot, leads): (Ballot, bool),
+    theirs: impl IntoIterator<Item = LogEnd>,
+) -> Result<(), Unable> {
+    let followed = running.log.vote().as_ref().map(ballot_of).unwrap_or_default();
+    if leads && ballot >= followed && running.log.contradicts(theirs) {
+        running.log.overrule();
+        return Err(Unable::Stopped);
+    }
+    Ok(())
 }
 
 /// Waits until the host has installed `generation`, `limit` at most; the newest that it has.

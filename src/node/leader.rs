@@ -194,7 +194,7 @@ impl<'a> Reign<'a> {
             Step::Stage { generation, revokes } => self.stage(view, generation, revokes).await,
             Step::Activate { generation, left_behind, unreachable } => {
                 self.tell_who_is_missing(generation, &left_behind, &unreachable);
-                self.activate(generation).await
+                self.activate(view, generation).await
             }
         }
     }
@@ -240,11 +240,15 @@ impl<'a> Reign<'a> {
         first_admitted(view.ring(), generation, candidates, &self.shared.refusals)
     }
 
-    async fn activate(&mut self, generation: Generation) -> bool {
+    async fn activate(&mut self, view: &AgreedView, generation: Generation) -> bool {
         let keep = self.shared.settings().ticket_keys.min(usize::from(u8::MAX)) as u8;
+        let revokes = view.agreed.ring.staged().is_some_and(|staged| staged.revokes);
         match self.propose(KeyCommand::Activate { generation, keep }).await {
             Ok(()) => {
-                self.reply(Ok(generation));
+                // What is not done yet comes next.
+                if self.order.as_ref().is_some_and(|(order, _)| order.is_done_by(revokes)) {
+                    self.reply(Ok(generation));
+                }
                 true
             }
             Err(_) => false,

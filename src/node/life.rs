@@ -32,7 +32,7 @@ use crate::core::crowd::{breadth, hubs, standing_delay, whom_to_ask, SMALL};
 use crate::core::key_ring::Change as KeyChange;
 use crate::core::moment::Moment;
 use crate::core::rejoin::{
-    judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
+    is_stranded, judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
 };
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
@@ -114,6 +114,16 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
                 "the group's server list no longer has this server; waiting as an empty box to be \
                  taken in again, installed keys stay in use until they are too old",
             ),
+            End::Overruled => shared.log.warning(
+                "the group goes on without something that this server took for agreed: too few \
+                 servers remembered it; joining the group as an empty box, installed keys stay in \
+                 use until then",
+            ),
+            End::Stranded => shared.log.warning(
+                "the servers that may lead have lost their memory while the server list changed, \
+                 and this one may not lead yet; starting anew with them as an empty box, \
+                 installed keys stay in use until there are new ones",
+            ),
             End::Unattended => shared.log.debug("no leader came while catching up; asking anew"),
             End::OtherHistory(words) => shared.log.note(format!(
                 "{words}; joining it as an empty box, installed keys stay in use until then"
@@ -172,6 +182,10 @@ enum End {
     Unattended,
     /// The group has gone on without it.
     LetGo,
+    /// The group has gone on without what it took for agreed.
+    Overruled,
+    /// Those who may lead have forgotten everything, and this box may not.
+    Stranded,
 }
 
 /// Fills Raft's stores with what an earlier process of this box left, unless a box is met whose
@@ -355,9 +369,9 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
     let machine = new_machine(shared);
     let cold = verdict == Verdict::Cold;
     let running = run_raft(shared, Memory { log, machine, cold }).await?;
-    shared.quarantine.send_replace(match verdict {
+    shared.quarantine.send_replace(match &verdict {
         Verdict::Cold => Quarantine::Lifted,
-        Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(log_end),
+        Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(*log_end),
         Verdict::Ask | Verdict::Safe { .. } => Quarantine::Silent,
     });
     if cold {
@@ -366,7 +380,12 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
             shared.members().iter().map(|m| (m.id, EmptyNode {})).collect();
         let _ = running.raft.initialize(members).await;
     } else {
-        shared.log.debug("others remember the keys; joining them without a vote until caught up");
+        shared.log.debug(match verdict {
+            Verdict::BestEffort { .. } => {
+                "fewer than a majority remember the keys; joining them all the same"
+            }
+            _ => "others remember the keys; joining them without a vote until caught up",
+        });
     }
     // Only now may requests come in: a vote before `initialize` would make that impossible.
     Ok(running)
@@ -443,6 +462,8 @@ async fn take_part(
         words = meet(shared) => End::OtherHistory(words),
         () = convalesce(shared) => End::Unattended,
         () = let_go(shared) => End::LetGo,
+        () = running.log.overruled() => End::Overruled,
+        () = strand(shared, running) => End::Stranded,
         () = retimed(shared, running) => End::Retimed(Box::new(running.clone())),
     }
 }
@@ -525,6 +546,64 @@ async fn let_go(shared: &Arc<Shared>) {
             return;
         }
     }
+}
+
+/// Returns when nobody can be elected any more because of what this box remembers: it holds more
+/// than all others, so that those who forgot wait for it to lead, and Raft's membership does not
+/// let it, since it was just being taken in.
+async fn strand(shared: &Arc<Shared>, running: &Running) {
+    let mut seen = false;
+    loop {
+        let patience = shared.settings().timers.election_upper * 3;
+        let waited_from = shared.now();
+        sleep(patience).await;
+        let hears_leader = shared.contact().is_some_and(|at| at > waited_from);
+        let log_end = running.log.last_log_id().as_ref().map(log_end_of);
+        let configs = configs(running);
+        let may_stand = configs.iter().all(|voters| voters.contains(&shared.me));
+        if hears_leader || may_stand || !shared.status().full {
+            seen = false;
+            continue;
+        }
+        let mut asked = ask_voters(shared, &configs);
+        let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
+        while let Some(answer) = asked.join_next().await {
+            answers.extend(answer.ok().flatten());
+        }
+        let stranded = is_stranded(log_end, &configs, &answers);
+        if stranded && seen {
+            return;
+        }
+        seen = stranded;
+    }
+}
+
+/// The voter sets of the effective membership; two during a change.
+fn configs(running: &Running) -> Vec<BTreeSet<ServerId>> {
+    let server = running.raft.server_metrics();
+    let configs = server.borrow().membership_config.membership().get_joint_config().clone();
+    configs
+}
+
+/// Asks all voters but this box what they are.
+fn ask_voters(
+    shared: &Arc<Shared>,
+    configs: &[BTreeSet<ServerId>],
+) -> JoinSet<Option<(ServerId, Status)>> {
+    let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
+    let limit = STATUS_LIMIT * breadth(voters.len());
+    let mut asked = JoinSet::new();
+    for id in voters.into_iter().filter(|id| *id != shared.me) {
+        let shared = shared.clone();
+        asked.spawn(async move {
+            let question = Request::Status(shared.status());
+            match PeerCourier(shared).call(id, question, limit).await {
+                Ok(Response::Status(status)) => Some((id, status)),
+                _ => None,
+            }
+        });
+    }
+    asked
 }
 
 /// Whether another box does not have this one as a member. Boxes forget one that the list no longer
@@ -629,28 +708,9 @@ fn turn(shared: &Shared, running: &Running) -> Duration {
 
 /// Asks the other voters, until a majority would vote for this box or all have answered.
 async fn would_win(shared: &Arc<Shared>, running: &Running) -> bool {
-    let configs: Vec<BTreeSet<ServerId>> = running
-        .raft
-        .server_metrics()
-        .borrow()
-        .membership_config
-        .membership()
-        .get_joint_config()
-        .clone();
+    let configs = configs(running);
     let log_end = running.log.last_log_id().as_ref().map(log_end_of);
-    let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
-    let limit = STATUS_LIMIT * breadth(voters.len());
-    let mut asked = JoinSet::new();
-    for id in voters.into_iter().filter(|id| *id != shared.me) {
-        let shared = shared.clone();
-        asked.spawn(async move {
-            let question = Request::Status(shared.status());
-            match PeerCourier(shared).call(id, question, limit).await {
-                Ok(Response::Status(status)) => Some((id, status)),
-                _ => None,
-            }
-        });
-    }
+    let mut asked = ask_voters(shared, &configs);
     let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
     loop {
         if may_stand(shared.me, log_end, &configs, &answers) {

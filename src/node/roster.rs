@@ -64,7 +64,8 @@ async fn follow_on(shared: Arc<Shared>) {
             members.extend(leaving(&shared, roster, &view.voters));
             members.extend(newcomers(&shared, &view.agreed, roster));
             shared.set_members(&members);
-            told = difference(&shared, roster).map(|words| remind(&shared, words, told));
+            let words = difference(&shared, &view.agreed, roster);
+            told = words.map(|words| remind(&shared, words, told));
         }
         let rest = told.as_ref().map(|(_, at)| REMINDER.saturating_sub(at.elapsed()));
         let rest = rest.map(|rest| rest.min(TOUCH_LOOK));
@@ -83,8 +84,7 @@ fn remind(shared: &Shared, words: String, told: Option<(String, Instant)>) -> (S
         Some((last, at)) if last == words && at.elapsed() < REMINDER => (last, at),
         _ => {
             shared.log.warning(format!(
-                "server_list_file differs from the list that the group agreed on: {words}; mend \
-                 the file, or have the group agree on a new list by a reload"
+                "server_list_file differs from the list that the group agreed on: {words}"
             ));
             (words, Instant::now())
         }
@@ -129,10 +129,17 @@ fn newcomers(shared: &Shared, agreed: &Agreed, roster: &Roster) -> Vec<Member> {
     file.members().iter().filter(|member| roster.get(member.id).is_none()).cloned().collect()
 }
 
-/// What this box's file has otherwise than the agreed list.
-fn difference(shared: &Shared, agreed: &Roster) -> Option<String> {
-    let file = Roster::new(agreed.version, &shared.settings().members).ok()?;
-    agreed.differences(&file)
+/// What this box's file has otherwise than the agreed list, and what to do about it.
+fn difference(shared: &Shared, agreed: &Agreed, present: &Roster) -> Option<String> {
+    let file = Roster::new(present.version, &shared.settings().members).ok()?;
+    let remedy = match agreed.has_left(&file) {
+        false => "or have the group agree on a new list by a reload",
+        true => {
+            "the group has left the list that it holds; to have that one again, reload with the \
+             group's list first, and then with this one"
+        }
+    };
+    present.differences(&file).map(|words| format!("{words}; mend the file, {remedy}"))
 }
 
 /// Whether a file's list is one that the group never had.

@@ -292,19 +292,27 @@ impl Disk for Files {
             file.write_all(part)?;
         }
         file.sync_data()?;
-        fs::rename(&fresh, path)
+        fs::rename(&fresh, path)?;
+        sync_entries(path)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         match fs::remove_file(path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
+            Ok(()) => sync_entries(path),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
         }
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
         Stamp::now()
     }
+}
+
+/// Has the names in the directory of `path` outlive a power cut: the file of before would have
+/// this box vote a second time in a term, or bring back a key that was given up.
+fn sync_entries(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 fn read_bounded(file: File) -> Result<Vec<u8>, Unusable> {

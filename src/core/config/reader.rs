@@ -279,9 +279,14 @@ mod tests {
 
     #[test]
     fn distance_counts_single_edits() {
-        for (a, b, expected) in
-            [("", "", 0), ("", "abc", 3), ("port", "port", 0), ("prot", "port", 2), ("ab", "b", 1)]
-        {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("port", "port", 0),
+            ("prot", "port", 2),
+            ("ab", "b", 1),
+            ("b", "ab", 1),
+        ] {
             assert_eq!(edits(a, b), expected, "{a} {b}");
         }
     }
@@ -295,6 +300,25 @@ mod tests {
         assert_eq!(nearest("key_file", &known), None);
         assert_eq!(nearest("unrelated", &known), None);
         assert_eq!(nearest(&"p".repeat(100_000), &known), None);
+    }
+
+    #[test]
+    fn a_word_is_near_by_its_letters_as_well_as_by_their_number() {
+        let known = ["server_id", "port", "election_timeout_upper_bound"];
+        assert_eq!(nearest("sort", &known), Some("port"));
+        // Half of a short name.
+        assert_eq!(nearest("prot", &known), None);
+        assert_eq!(nearest("serabcdid", &known), None);
+        // Few of a long one, but too many.
+        assert_eq!(nearest("election_timeout_upper_bXXXX", &known), Some(known[2]));
+        assert_eq!(nearest("election_timeout_upper_XXXXX", &known), None);
+    }
+
+    #[test]
+    fn what_is_longer_than_the_bound_is_not_compared() {
+        let padded = |blanks| format!("{}port", " ".repeat(blanks));
+        assert_eq!(nearest(&padded(MAX_COMPARED - 4), &["port"]), Some("port"));
+        assert_eq!(nearest(&padded(MAX_COMPARED - 3), &["port"]), None);
     }
 
     #[test]

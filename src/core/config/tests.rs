@@ -118,6 +118,8 @@ fn each_option_reaches_its_setting() {
     assert_eq!(s.ticket_keys, 16);
     let (s, _) = settings_with("max_key_age: 15");
     assert_eq!(s.max_key_age, Duration::from_secs(15));
+    let (s, _) = settings_with("state_dir: /run/stek_share");
+    assert_eq!(s.state_dir, Some(PathBuf::from("/run/stek_share")));
 }
 
 #[test]
@@ -144,7 +146,7 @@ fn each_wrong_option_is_one_line() {
     let long = format!("cert_verify_str: {}", "x".repeat(500));
     let shown = "x".repeat(119);
     let long_line = format!(
-        "c line 9: cert_verify_str: \"{shown}... is not a subject of the form \
+        "\"{shown}... is not a subject of the form \
          /C=US/O=Example/CN=name; give what 'openssl x509 -noout -subject -nameopt compat -in \
          FILE' prints after 'subject='"
     );
@@ -154,7 +156,10 @@ fn each_wrong_option_is_one_line() {
             "\"abc\" is not a whole number; give a whole number from 0 to 2147483647",
         ),
         ("server_id: -1", "-1 is not a server id; give a whole number from 0 to 2147483647"),
-        ("server_id: 99999999999999999999999", "is not a server id; give a whole"),
+        (
+            "server_id: 99999999999999999999999",
+            "99999999999999999999999 is not a server id; give a whole",
+        ),
         (
             "address: 10.0.0.1:80",
             "\"10.0.0.1:80\" has a port of its own; give the port in the field",
@@ -168,7 +173,7 @@ fn each_wrong_option_is_one_line() {
         ("port: [1]", "is a list, not a whole number; give a number from 1 to 65535"),
         ("port: {a: 1}", "is a mapping, not a whole number; give a number from 1 to 65535"),
         ("port:", "has no value; give a number from 1 to 65535"),
-        ("port: 080", "begins with 0, which some read as octal; give a number"),
+        ("port: 080", "\"080\" begins with 0, which some read as octal; give a number"),
         ("key_update_interval: 0", "0 is out of range; give a whole number of seconds from 1 to"),
         ("key_update_interval: -15", "-15 is out of range; give a whole number of seconds from 1"),
         ("key_update_interval: 1.5", "1.5 is not a whole number; give a whole number of seconds"),
@@ -202,7 +207,10 @@ fn each_wrong_option_is_one_line() {
         ("ticket_keys: 1", "1 is out of range; give a number of keys from 2 to 16"),
         ("ticket_keys: 17", "17 is out of range; give a number of keys from 2 to 16"),
         ("max_key_age: 14", "14 is below key_update_interval, 15 s; give at least twice"),
-        ("state_dir: run/stek_share", "is not an absolute path; give the absolute path of a dir"),
+        (
+            "state_dir: run/stek_share",
+            "\"run/stek_share\" is not an absolute path; give the absolute path of a dir",
+        ),
         ("root_cert_file: ''", "is empty; give the path of a file with the certificates"),
         ("server_list_file: 5", "5 is a number, not plain text; give the path of a file with the"),
         (
@@ -227,8 +235,7 @@ fn each_wrong_option_is_one_line() {
             told[0].starts_with("c line 9: ") || told[0].starts_with("c line 10: "),
             "{told:?}"
         );
-        assert!(told[0].contains(&format!("{name}: ")), "{told:?}");
-        assert!(told[0].contains(expected), "{line}: {told:?}");
+        assert!(told[0].contains(&format!(": {name}: {expected}")), "{line}: {told:?}");
         assert!(!told[0].contains("c2Vjc"), "{told:?}");
         assert!(problems[0].is_error());
     }
@@ -494,4 +501,52 @@ fn names_entries_and_problems_are_bounded() {
     let (_, problems) = parse_list(&wrong, "l");
     assert_eq!(problems.len(), MAX_PROBLEMS);
     assert!(problems.iter().all(Problem::is_error), "errors are kept before warnings");
+}
+
+#[test]
+fn as_many_names_and_problems_as_the_bounds_say_are_told_as_they_are() {
+    let names = |count| -> String { (0..count).map(|n| format!("option_{n}: 1\n")).collect() };
+    let (_, problems) = parse_conf(&names(100), "c");
+    assert!(problems.iter().all(|p| !p.reason.contains("names")), "{problems:?}");
+
+    let entry = |n| format!("- server_id: {n}\n  colour: 1\n  address: a\n  port: x\n");
+    let list: String = (0..MAX_PROBLEMS / 2).map(entry).collect();
+    let (_, problems) = parse_list(&list, "l");
+    assert_eq!(problems.len(), MAX_PROBLEMS);
+    let errors: Vec<bool> = problems.iter().map(Problem::is_error).collect();
+    assert_eq!(errors, [false, true].repeat(MAX_PROBLEMS / 2), "in the order of the file");
+}
+
+#[test]
+fn a_subject_begins_with_a_name_or_an_object_identifier() {
+    for subject in ["/CN=x", "/2.5.4.3=x", "/SN-1=x"] {
+        let (settings, problems) = settings_with(&format!("cert_verify_str: {subject}"));
+        assert_eq!((settings.cert_verify_str.as_str(), problems.len()), (subject, 0));
+    }
+    for subject in ["/=x", "/C N=x", "/C_N=x"] {
+        let conf = conf_with("cert_verify_str", &format!("cert_verify_str: {subject}"));
+        assert_eq!(settle(&conf, LIST).0, None, "{subject}");
+    }
+}
+
+#[test]
+fn only_a_warning_about_the_subject_of_this_very_file_is_an_open_door() {
+    let (conf, problems) = parse_conf(&conf_with("cert_verify_str", ""), "c");
+    let conf = conf.unwrap();
+    assert!(conf.is_open_door(&problems[0]));
+    assert!(!conf.is_open_door(&conf.error("cert_verify_str", "is wrong", "correct it")));
+    assert!(!conf.is_open_door(&conf.warning("port", "is odd", "change it")));
+    let elsewhere = Problem { file: "other".to_owned(), ..problems[0].clone() };
+    assert!(!conf.is_open_door(&elsewhere));
+}
+
+#[test]
+fn those_who_read_more_complain_at_the_line_of_the_option_or_entry() {
+    let conf = parse_conf(CONF, "c").0.unwrap();
+    let problem = conf.error("port", "is taken", "take another");
+    assert_eq!(problem.to_string(), "c line 3: port: is taken; take another");
+    assert!(problem.is_error() && !conf.warning("port", "is taken", "").is_error());
+    let list = parse_list(LIST, "l").0.unwrap();
+    let problem = list.error(ServerId(2), "address", "is unknown", "correct it");
+    assert_eq!(problem.to_string(), "l line 4: server_id 2: address: is unknown; correct it");
 }

@@ -381,6 +381,20 @@ mod tests {
     }
 
     #[test]
+    fn aliases_may_take_as_much_again_as_the_longest_text() {
+        // A mapping, two keys, a list; the anchored text and each alias for one node and its bytes.
+        let once = 1 + 2 * 3 + 1;
+        let each = 1 + 1_000;
+        let aliases = (2 * MAX_TEXT - once) / each - 1;
+        let text = |aliases| {
+            let list = vec!["*a0"; aliases].join(", ");
+            format!("a0: &a0 {}\na1: [{list}]\n", "x".repeat(1_000))
+        };
+        assert!(parse(&text(aliases)).is_ok());
+        assert!(parse(&text(aliases + 1)).is_err());
+    }
+
+    #[test]
     fn nesting_and_length_are_bounded() {
         assert!(parse(&"[".repeat(MAX_BRACKETS)).unwrap_err().reason.starts_with("is no YAML"));
         assert!(parse(&"[".repeat(MAX_BRACKETS + 1)).unwrap_err().reason.contains("10001 opening"));
@@ -402,6 +416,25 @@ mod tests {
         assert_eq!(places.key("port", 1), Some(7));
         assert_eq!(places.key("port", 2), None);
         assert_eq!(places.key("server", 0), None);
+    }
+
+    #[test]
+    fn only_the_first_document_has_lines_and_only_its_content() {
+        let conf = "\u{feff}%YAML 1.2\n---\nport: 1\nlast: 2\n";
+        for end in ["", "---\nport: 2\n", "...\nport: 2\n"] {
+            let places = Places::of_mapping(&format!("{conf}{end}"));
+            assert_eq!(places.start(), Some(3), "{end:?}");
+            assert_eq!(places.key("port", 0), Some(3), "{end:?}");
+            assert_eq!(places.key("port", 1), None, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn a_dash_begins_an_entry_only_where_entries_begin() {
+        let list = "- port: 1\n  names:\n    - a\n- port: 2\n-port: 3\n";
+        let places = Places::of_list(list, 2);
+        let starts: Vec<_> = places.iter().map(Places::start).collect();
+        assert_eq!(starts, [Some(1), Some(4)]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use std::sync::Arc;
+use stek_share::core::roster::Roster;
 use stek_share::core::rotation::Order;
 use stek_share::node::Node;
 
@@ -255,9 +256,8 @@ impl World {
 
     fn mend_disk(&mut self, id: u32, trouble: bool) {
         let now = self.now;
-        if let Some(machine) = self.machines.get(&id) {
-            machine.disk.set_slow(0);
-            machine.disk.set_broken(false);
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.mend_disk(now);
         }
         if let Some(view) = self.sight.boxes.get_mut(&id).filter(|_| trouble) {
             view.trouble.end(now);
@@ -387,6 +387,26 @@ impl World {
         self.reload(id, pending);
     }
 
+    /// A box whose file did not change says that nothing was to be done, although the group has
+    /// another list: it has left this one. The operator does what the log says: the group's list goes
+    /// into the file first.
+    fn tell_detour(&mut self, id: u32, agreed: &str, target: BTreeSet<u32>, before: BTreeSet<u32>) {
+        let ids: Vec<u32> = self.machines.keys().copied().collect();
+        let lists = (1..1_u32 << ids.len()).map(|bits| {
+            let chosen = ids.iter().enumerate().filter(move |(at, _)| bits >> at & 1 == 1);
+            chosen.map(|(_, id)| *id).collect::<BTreeSet<u32>>()
+        });
+        let has_digest = |list: &BTreeSet<u32>| {
+            Roster::new(0, &self.members_of(list)).is_ok_and(|list| list.digest() == agreed)
+        };
+        let Some(present) = lists.filter(|list| list.contains(&id)).find(has_digest) else {
+            // A box that is not in it cannot have it in its file.
+            return self.list_done(target, before, false);
+        };
+        self.write_file(id, &present);
+        self.reload(id, Pending::Detour { target, before });
+    }
+
     fn reload(&mut self, id: u32, pending: Pending) {
         let number = self.begin_deed(id, pending);
         let awake = self.machines.get(&id).filter(|machine| machine.is_awake());
@@ -425,11 +445,25 @@ impl World {
             }
             Pending::Reload => {}
             Pending::List { target, before } => {
-                // A box that knows of no group yet has nobody to ask, and merely takes its file.
-                let joined = self.sight.boxes.get(&id).is_some_and(|view| view.joined.is_some());
-                let agreed = matches!(result, Ok(Some(_))) || (result == Ok(None) && joined);
-                self.list_done(target, before, agreed);
+                let lists = self.machines.get(&id).and_then(|machine| machine.lists(self.now));
+                match lists.filter(|_| result == Ok(None)) {
+                    Some((agreed, file)) if agreed != file => {
+                        self.tell_detour(id, &agreed, target, before);
+                    }
+                    // A box that knows of no group yet has nobody to ask, and merely takes its file.
+                    lists => {
+                        let agreed = matches!(result, Ok(Some(_))) || lists.is_some();
+                        self.list_done(target, before, agreed);
+                    }
+                }
             }
+            Pending::Detour { target, before } => match result {
+                Ok(Some(_)) => {
+                    self.write_file(id, &target);
+                    self.reload(id, Pending::List { target, before });
+                }
+                _ => self.list_done(target, before, false),
+            },
         }
     }
 
@@ -458,7 +492,7 @@ impl World {
             if is_in {
                 self.write_file(id, &target);
                 self.reload(id, Pending::Reload);
-            } else if before.contains(&id) {
+            } else if before.contains(&id) && !self.is_calm() {
                 let off = self.dice.between(3, 20) * SECOND;
                 self.at(off, Entry::Retire(id));
             }

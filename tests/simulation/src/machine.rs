@@ -300,6 +300,22 @@ impl Machine {
         }
     }
 
+    /// Its disk is well again, and what a process waits for there is done soon.
+    pub fn mend_disk(&mut self, now: u64) {
+        self.disk.set_slow(0);
+        self.disk.set_broken(false);
+        self.held_until = self.held_until.min(now);
+    }
+
+    /// What it says to an operator of the agreed list and of its file's: digests of both.
+    pub fn lists(&self, now: u64) -> Option<(String, String)> {
+        let node = lock(&self.process.as_ref()?.node).clone()?;
+        self.enter(now);
+        let list = node.status().list;
+        system::enter((0, 0), 0, 0);
+        Some((list.digest?, list.file_digest))
+    }
+
     /// Something came in by the network.
     pub fn arrive(&mut self, arrival: Arrival) {
         if self.runs() {

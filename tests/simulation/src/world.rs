@@ -104,7 +104,15 @@ struct Kept {
 /// An operator's deed that is not done yet.
 pub(crate) enum Pending {
     Order(usize, Order),
-    List { target: BTreeSet<u32>, before: BTreeSet<u32> },
+    List {
+        target: BTreeSet<u32>,
+        before: BTreeSet<u32>,
+    },
+    /// The group's own list comes first, because the group has left the target before.
+    Detour {
+        target: BTreeSet<u32>,
+        before: BTreeSet<u32>,
+    },
     Reload,
 }
 
@@ -154,6 +162,7 @@ impl World {
             orders: Vec::new(),
             revoked: BTreeSet::new(),
             majority_forgot: None,
+            doubt: None,
             clock_lied: false,
             annals: Annals::default(),
         };
@@ -538,6 +547,11 @@ impl World {
         if line.contains("is not used") {
             self.note_amnesia(id);
         }
+        if line.starts_with("fewer than a majority remember") {
+            let file = self.machines.get(&id).map(|machine| machine.file.as_slice());
+            let asked = file.unwrap_or_default().iter().map(|member| member.id.0).collect();
+            self.sight.joins_few(id, &asked, &self.forgetful);
+        }
         let words = line.strip_prefix("generation ");
         let generation = words.and_then(|words| words.strip_suffix(" is current")?.parse().ok());
         self.log.say(self.now, id, || format!("{level:?}: {line}"));
@@ -554,6 +568,7 @@ impl World {
         let Some(history) = report.and_then(|report| report.history) else { return Ok(()) };
         let history = history.to_bytes();
         self.sight.annals.activated.entry((history, generation)).or_insert(now);
+        self.sight.annals.noted.entry((id, history, generation)).or_insert(now);
         self.judges.judge(&self.sight, &Event::Activated { history, generation })
     }
 
@@ -620,6 +635,7 @@ impl World {
 
     fn look(&mut self) -> Verdict {
         self.note_lags();
+        self.sight.end_doubt();
         for (id, view) in &self.sight.boxes {
             let since = self.started.get(id).copied().unwrap_or(0);
             let limit = self.plan.startup_wait + self.plan.startup_wait / 20 + SECOND;

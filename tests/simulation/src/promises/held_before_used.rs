@@ -57,9 +57,12 @@ pub fn judge(sight: &Sight, event: &Event, tickets: &mut Tickets) -> Verdict {
 
 /// Whether the box has to open the ticket: all is well with it, all was well with the one that
 /// gave it, and the ticket's key is the current one, the staged one, or the one before where
-/// there is room for it.
+/// there is room for it. Nothing is owed for a key that was forgotten and made anew.
 fn is_owed(sight: &Sight, offer: &Offer) -> bool {
     let Some((history, generation)) = sight.annals.place.get(&offer.key) else { return false };
+    if sight.annals.is_remade(&offer.key) {
+        return false;
+    }
     let Some(set) = sight.boxes.get(&offer.to).and_then(|view| view.set.as_ref()) else {
         return false;
     };

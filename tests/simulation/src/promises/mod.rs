@@ -99,6 +99,13 @@ pub struct View {
     pub install_trouble: Trouble,
 }
 
+impl View {
+    /// Whether the group may count on it: it is not surely out of the list.
+    fn may_count(&self) -> bool {
+        self.listed || self.unlisted_since.is_none()
+    }
+}
+
 /// How many faults there are at present, and when the last one ended.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trouble {
@@ -139,6 +146,17 @@ pub struct Leader {
     pub term: u64,
 }
 
+/// A box without memory joined fewer than a majority who remember, while another one that remembers
+/// was away, or was not asked because the joining box's file lacked it, as one does whose list the
+/// group refused. To join them is the plugin's choice: it would rather go on than wait for ever for
+/// a box that may never return. What the forgetful box and the one that was away had agreed on may
+/// then be made once more, and that one comes back with its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Doubt {
+    /// The newest generation of those that were joined: up to there all remember the same.
+    pub beyond: u64,
+}
+
 /// All that judges may look at.
 pub struct Sight {
     /// The time.
@@ -158,6 +176,8 @@ pub struct Sight {
     /// When half of the members or more last were without memory at the same time. What only they
     /// knew is lost then, which no protocol can help.
     pub majority_forgot: Option<u64>,
+    /// Whether there may be two lines of one history at present.
+    pub doubt: Option<Doubt>,
     /// Since when some box may have been told a wrong age, by a wall clock across a reboot.
     pub clock_lied: bool,
     /// What is known of keys.
@@ -169,22 +189,40 @@ pub struct Sight {
 pub struct Annals {
     /// Each agreed key's place.
     pub place: BTreeMap<Bytes, (History, u64)>,
+    /// The key that each place has at present. Where a majority forgot one, another may come to its
+    /// place; then all below is about that one.
+    key: BTreeMap<(History, u64), Bytes>,
     /// When a key was first seen anywhere as staged or current.
     pub seen: BTreeMap<(History, u64), u64>,
     /// When a key was first current in any box's ring. Its host may have it later, or never.
     pub activated: BTreeMap<(History, u64), u64>,
+    /// When each box first applied an activation.
+    pub noted: BTreeMap<(u32, History, u64), u64>,
     /// When a key first encrypted anywhere.
     pub current: BTreeMap<(History, u64), u64>,
 }
 
 impl Annals {
+    /// Whether another key has come to this key's place.
+    pub fn is_remade(&self, key: &Bytes) -> bool {
+        let present = self.place.get(key).and_then(|place| self.key.get(place));
+        present.is_some_and(|present| present != key)
+    }
+
     /// Writes down what a set tells. Says nothing of contradictions; that is for
     /// [`one_order`].
     pub fn note(&mut self, now: u64, set: &Set) {
         let (true, Some(history)) = (set.agreed, set.history) else { return };
         for (key, generation) in named(set) {
-            self.place.entry(key).or_insert((history, generation));
-            self.seen.entry((history, generation)).or_insert(now);
+            let place = (history, generation);
+            self.place.entry(key).or_insert(place);
+            if self.key.insert(place, key).is_some_and(|before| before != key) {
+                for times in [&mut self.seen, &mut self.activated, &mut self.current] {
+                    times.remove(&place);
+                }
+                self.noted.retain(|(_, history, generation), _| (*history, *generation) != place);
+            }
+            self.seen.entry(place).or_insert(now);
         }
         self.activated.entry((history, set.current)).or_insert(now);
         self.current.entry((history, set.current)).or_insert(now);
@@ -218,9 +256,19 @@ impl Sight {
 
     /// For how long all has been well with a box by itself.
     pub fn well_for(&self, id: u32) -> u64 {
+        let is_listed = self.boxes.get(&id).is_some_and(|view| view.listed);
+        if is_listed {
+            self.up_for(id)
+        } else {
+            0
+        }
+    }
+
+    /// The same whether or not the list has it.
+    fn up_for(&self, id: u32) -> u64 {
         let Some(view) = self.boxes.get(&id) else { return 0 };
         match view.joined {
-            Some(joined) if view.listed && view.awake => {
+            Some(joined) if view.awake => {
                 let own = view.trouble.free_for(self.now);
                 own.min(view.install_trouble.free_for(self.now)).min(self.now - joined)
             }
@@ -261,13 +309,42 @@ impl Sight {
             })
     }
 
-    /// For how long all has been well everywhere.
+    /// For how long all has been well everywhere, that is with all that the group may count on:
+    /// with those as well of which nobody knows whether a change of the list came true.
     pub fn all_well_for(&self) -> u64 {
-        let listed = self.boxes.iter().filter(|(_, view)| view.listed).map(|(id, _)| *id);
-        let boxes = listed.clone().map(|id| self.well_for(id)).min().unwrap_or(0);
+        let listed = self.boxes.iter().filter(|(_, view)| view.may_count()).map(|(id, _)| *id);
+        let boxes = listed.clone().map(|id| self.up_for(id)).min().unwrap_or(0);
         let links = listed.clone().flat_map(|a| listed.clone().map(move |b| (a, b)));
         let links = links.filter(|(a, b)| a != b).map(|(a, b)| self.linked_for(a, b)).min();
         boxes.min(links.unwrap_or(boxes))
+    }
+
+    /// Box `id` joins fewer than a majority who remember; it asked those of its file, `asked`, and
+    /// `forgetful` remember nothing.
+    pub fn joins_few(&mut self, id: u32, asked: &BTreeSet<u32>, forgetful: &BTreeSet<u32>) {
+        let others = || self.boxes.iter().filter(|(other, view)| **other != id && view.may_count());
+        let there = |other: u32, view: &View| {
+            view.awake && asked.contains(&other) && self.linked_for(id, other) > 0
+        };
+        let away = others().any(|(o, view)| !forgetful.contains(o) && !there(*o, view));
+        if !away {
+            return;
+        }
+        let known =
+            others().filter(|(o, view)| there(**o, view)).filter_map(|(_, v)| v.set.as_ref());
+        let beyond = known.filter(|set| set.agreed).map(|set| set.newest).max().unwrap_or(0);
+        let earlier = self.doubt.map_or(beyond, |doubt| doubt.beyond);
+        self.doubt = Some(Doubt { beyond: beyond.min(earlier) });
+    }
+
+    /// Once all have been together again for a while, there is one line.
+    pub fn end_doubt(&mut self) {
+        self.doubt = self.doubt.filter(|_| self.all_well_for() < self.settling());
+    }
+
+    /// Whether there may be two keys of this generation at present.
+    pub fn doubts(&self, generation: u64) -> bool {
+        self.doubt.is_some_and(|doubt| generation > doubt.beyond)
     }
 
     /// Whether an operator's order may have had its effect between these times.

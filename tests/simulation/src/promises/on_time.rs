@@ -67,11 +67,13 @@ fn young(sight: &Sight) -> Verdict {
         let since = sight.annals.activated.get(&(history, generation)).copied();
         // A majority that forgets an activation may make another key of that generation.
         let known = since.filter(|since| sight.majority_forgot.is_none_or(|at| at < *since));
-        // A new leader that had not heard of the activation goes by its own note, and tells that.
-        let unheard = |since: &u64| *since..=*since + sight.settling();
-        let known = known.filter(|since| {
-            !sight.leaders.iter().any(|leader| unheard(since).contains(&leader.at))
-        });
+        // A new leader goes by its own note and tells that: of when it first heard of the activation,
+        // be it long after the others, because it was paused or cut off.
+        let notes = |since: u64| {
+            let later = sight.leaders.iter().filter(move |leader| leader.at >= since);
+            later.filter_map(|leader| sight.annals.noted.get(&(leader.id, history, generation)))
+        };
+        let known = known.map(|since| notes(since).copied().max().map_or(since, |n| n.max(since)));
         let age = sight.now - known.unwrap_or(sight.now);
         if told + age / 100 + SECOND < age {
             return Err(format!(

@@ -1,6 +1,7 @@
 //! Promise 3, *one order*: within a history a generation has one key for ever, a key has one
 //! generation, and no process goes back in the order. A generation that only boxes knew which lost
-//! their memory together may come again with another key.
+//! their memory together may come again with another key; so may one that was made, or will be
+//! made, apart from a box that remembers ([`super::Doubt`]).
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,8 @@ use crate::cells::Bytes;
 /// See the module's head.
 #[derive(Default)]
 pub struct Judge {
-    key_of: BTreeMap<(History, u64), Bytes>,
+    /// Each generation's key, and since when it is that one.
+    key_of: BTreeMap<(History, u64), (Bytes, u64)>,
     place_of: BTreeMap<Bytes, (History, u64)>,
     /// The newest that each box had, since its process has had the group's keys.
     reached: BTreeMap<u32, (u64, History, u64, u64)>,
@@ -23,12 +25,13 @@ impl Judge {
         let (true, Some(history)) = (set.agreed, set.history) else { return Ok(()) };
         for (key, generation) in named(set) {
             let place = (history, generation);
-            let seen = sight.annals.seen.get(&place).copied().unwrap_or(sight.now);
-            if sight.majority_forgot.is_some_and(|at| at >= seen) {
-                self.key_of.insert(place, key);
-            }
-            if *self.key_of.entry(place).or_insert(key) != key {
-                return Err(format!("generation {generation} has another key at box {at}"));
+            let (known, since) = *self.key_of.entry(place).or_insert((key, sight.now));
+            if known != key {
+                let forgotten = sight.majority_forgot.is_some_and(|at| at >= since);
+                if !forgotten && !sight.doubts(generation) {
+                    return Err(format!("generation {generation} has another key at box {at}"));
+                }
+                self.key_of.insert(place, (key, sight.now));
             }
             let before = *self.place_of.entry(key).or_insert(place);
             // The first key of a history is its leader's own, which may have been a group's.
