@@ -44,7 +44,7 @@ const QUEUE: usize = 16;
 /// As often as the plugin looks at what its metrics show.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Loud lines go to stderr.
+/// Loud lines go to stderr, with `LONE_DEBUG` in the environment all of them.
 struct Stderr;
 
 impl Journal for Stderr {
