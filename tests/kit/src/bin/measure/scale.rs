@@ -126,8 +126,8 @@ fn idle(fleet: &mut Fleet, looks: &mut Looks) -> Result<()> {
         }
         let talked = talk.span;
         let rate = |of: fn(&Usage) -> f64, b: &Usage, a: &Usage| (of(a) - of(b)) / span;
-        let (cpu, wakes): (fn(&Usage) -> f64, fn(&Usage) -> f64) =
-            (|u| u.cpu.as_secs_f64() * 1e3, |u| u.wakeups as f64);
+        let cpu: fn(&Usage) -> f64 = |usage| usage.cpu.as_secs_f64() * 1e3;
+        let wakes: fn(&Usage) -> f64 = |usage| usage.wakeups as f64;
         let followers = |of: fn(&Usage) -> f64| -> f64 {
             let pairs = before.1.iter().zip(&after.1);
             median(&pairs.map(|(b, a)| rate(of, b, a)).collect::<Vec<_>>())
