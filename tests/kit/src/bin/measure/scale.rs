@@ -30,6 +30,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(2);
 /// One look at an idle fleet: some forty beats of the largest.
 const SPAN: Duration = Duration::from_secs(20);
+/// So many boxes are started at once, and so long after them the next ones.
+const AT_ONCE: usize = 20;
+const BETWEEN: Duration = Duration::from_millis(500);
 /// How many looks may be taken for one that is not disturbed by an election.
 const ATTEMPTS: usize = 4;
 /// How many followers are looked at.
@@ -86,9 +89,7 @@ impl Looks {
 }
 
 fn cold_start(fleet: &mut Fleet, looks: &mut Looks) -> Result<()> {
-    for index in 0..fleet.boxes.len() {
-        fleet.start(index)?;
-    }
+    fleet.start_all()?;
     fleet.until_one()?;
     let all = fleet.up();
     looks.time("cold start, last process to one key everywhere", fleet.late_after_up(&all));
@@ -430,6 +431,20 @@ impl Fleet {
             }
         })?;
         self.boxes[index] = Lone { process: Some((child, stdin)), run, ..Lone::default() };
+        Ok(())
+    }
+
+    /// A few at a time: hundreds at once would show how this machine starves its processes.
+    fn start_all(&mut self) -> Result<()> {
+        for index in 0..self.boxes.len() {
+            self.start(index)?;
+            if (index + 1) % AT_ONCE == 0 && self.boxes.len() > AT_ONCE {
+                self.until("a start", |fleet| {
+                    fleet.boxes[..=index].iter().all(|lone| lone.up.is_some())
+                })?;
+                rest(BETWEEN)?;
+            }
+        }
         Ok(())
     }
 
