@@ -283,6 +283,15 @@ pub enum Quarantine {
 }
 
 impl Quarantine {
+    /// That of a box which begins with nothing, by what it may do.
+    pub fn after(verdict: &Verdict) -> Quarantine {
+        match verdict {
+            Verdict::Cold => Quarantine::Lifted,
+            Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(*log_end),
+            Verdict::Ask | Verdict::Safe { .. } => Quarantine::Silent,
+        }
+    }
+
     /// Whether a request for the vote may reach Raft at all.
     pub fn admits(&self, candidate: Option<LogEnd>) -> bool {
         match self {
@@ -414,6 +423,17 @@ mod tests {
     }
 
     #[test]
+    fn only_where_nobody_remembers_anything_does_an_empty_box_vote_at_once() {
+        let ballot = Ballot { term: 3, node: ServerId(1) };
+        let log_end = Some(LogEnd { ballot, index: 9 });
+        let some = Quarantine::after(&Verdict::BestEffort { ballot, log_end });
+        assert_eq!(some, Quarantine::OnlyFor(log_end));
+        assert_eq!(Quarantine::after(&Verdict::Safe { ballot }), Quarantine::Silent);
+        assert_eq!(Quarantine::after(&Verdict::Ask), Quarantine::Silent);
+        assert_eq!(Quarantine::after(&Verdict::Cold), Quarantine::Lifted);
+    }
+
+    #[test]
     fn quarantine_lifts_when_caught_up_with_a_commit_of_the_leaders_own_term() {
         let end = |term, index| Some(LogEnd { ballot: Ballot { term, node: ServerId(1) }, index });
         assert!(Quarantine::lifts(3, end(3, 5), end(3, 5)));
@@ -433,6 +453,9 @@ mod tests {
         assert!(!stand(&three, &[]));
         assert!(stand(&three, &[(2, full(3, 9))]));
         assert!(!stand(&three, &[(2, full(3, 10))]));
+        let five = [voters(&[1, 2, 3, 4, 5])];
+        assert!(!stand(&five, &[(2, full(3, 9))]));
+        assert!(stand(&five, &[(2, full(3, 9)), (3, full(3, 9))]));
         let deaf = Status { live_leader: true, ..full(3, 9) };
         assert!(!stand(&three, &[(2, deaf.clone())]));
         assert!(stand(&three, &[(2, deaf), (3, full(3, 9))]), "one live leader must not veto");
@@ -460,6 +483,9 @@ mod tests {
         assert!(!stranded(&three, &[(1, empty()), (2, empty()), (3, full(3, 9))]), "may lead");
         assert!(!stranded(&three, &[(1, full(2, 1)), (2, full(3, 8)), (3, empty())]), "may vote");
         assert!(!stranded(&three, &[]));
+        let five = [voters(&[1, 2, 3, 4, 5])];
+        assert!(!stranded(&five, &[(1, empty()), (2, empty())]), "three may remember");
+        assert!(stranded(&five, &[(1, empty()), (2, empty()), (3, empty())]));
         let joint = [voters(&[1, 2, 3]), voters(&[3, 4, 5])];
         assert!(stranded(&joint, &[(1, empty()), (2, empty())]));
         assert!(!stranded(&joint, &[(1, empty()), (2, empty()), (4, full(3, 9))]));

@@ -89,12 +89,21 @@ impl Keeper {
         if new.history().is_none() {
             return;
         }
-        if let Err(refusal) = old.may_become(new) {
-            self.shared.refusals.note(Place::Install, refusal);
-            return;
+        let goes_back = match old.may_become(new) {
+            Ok(()) => false,
+            // The order of what an earlier life knew ends with it: the group may have lost that.
+            Err(_) if self.shared.is_reborn() && KeyRing::default().may_become(new).is_ok() => true,
+            Err(refusal) => {
+                self.shared.refusals.note(Place::Install, refusal);
+                return;
+            }
+        };
+        self.shared.set_reborn(false);
+        if goes_back {
+            self.shared.void_installed();
         }
-        if old.history() != new.history() {
-            // What this box encrypted with in another history goes on as a key of its own.
+        if old.history() != new.history() || goes_back {
+            // What this box encrypted with there goes on as a key of its own.
             if let Some(held) = old.current() {
                 self.own.insert(0, held.stek.clone());
                 self.own_since = self.shared.current_since(&self.held);

@@ -104,6 +104,7 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
         // An empty box belongs to no history.
         shared.forget_state();
         shared.views.send_replace(AgreedView::default());
+        shared.set_reborn(true);
         if born.elapsed() > GOOD_LIFE {
             pause = REBIRTH_MIN;
         }
@@ -114,11 +115,15 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
                 "the group's server list no longer has this server; waiting as an empty box to be \
                  taken in again, installed keys stay in use until they are too old",
             ),
-            End::Overruled => shared.log.warning(
-                "the group goes on without something that this server took for agreed: too few \
-                 servers remembered it; joining the group as an empty box, installed keys stay in \
-                 use until then",
-            ),
+            End::Overruled => {
+                // Nor does anybody have to believe that it holds what is to come.
+                shared.void_installed();
+                shared.log.warning(
+                    "the group goes on without something that this server took for agreed: too \
+                     few servers remembered it; joining the group as an empty box, installed keys \
+                     stay in use until then",
+                );
+            }
             End::Stranded => shared.log.warning(
                 "the servers that may lead have lost their memory while the server list changed, \
                  and this one may not lead yet; starting anew with them as an empty box, \
@@ -369,11 +374,7 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
     let machine = new_machine(shared);
     let cold = verdict == Verdict::Cold;
     let running = run_raft(shared, Memory { log, machine, cold }).await?;
-    shared.quarantine.send_replace(match &verdict {
-        Verdict::Cold => Quarantine::Lifted,
-        Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(*log_end),
-        Verdict::Ask | Verdict::Safe { .. } => Quarantine::Silent,
-    });
+    shared.quarantine.send_replace(Quarantine::after(&verdict));
     if cold {
         shared.log.debug("nobody remembers any key; beginning a history with the list's members");
         let members: BTreeMap<ServerId, EmptyNode> =
@@ -843,6 +844,10 @@ mod tests {
     use crate::transport::peers::CallError;
     use crate::transport::{Body, Heard, Me};
 
+    fn member(id: u32) -> Member {
+        Member { id: ServerId(id), address: format!("box{id}"), port: 1, subject: None }
+    }
+
     /// Mail in a world where everybody gives the same answer.
     struct Everybody(Result<Status, CallError>);
 
@@ -876,12 +881,6 @@ mod tests {
         for (answer, goes) in [(Ok(Status::default()), false), (stranger, true)] {
             let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(answer)));
             let Bench { shared, .. } = Bench::within(Outside { mail, ..Outside::default() });
-            let member = |id| Member {
-                id: ServerId(id),
-                address: format!("box{id}"),
-                port: 1,
-                subject: None,
-            };
             let (all, others) = ([1, 2, 3].map(member), [2, 3].map(member));
             shared.set_members(&all);
             let list = |version, members: &[Member]| {
@@ -897,6 +896,18 @@ mod tests {
             shared.views.send_modify(|view| view.agreed = Arc::new(agreed));
             assert_eq!(timeout(enough, let_go(&shared)).await.is_ok(), goes);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_box_that_meets_those_who_remember_begins_no_history() {
+        let ballot = Ballot { term: 3, node: ServerId(2) };
+        let history = HistoryId::from_bytes([1; 16]);
+        let remembers = Status { full: true, ballot, history, ..Status::default() };
+        let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(Ok(remembers))));
+        let Bench { shared, .. } = Bench::within(Outside { mail, ..Outside::default() });
+        shared.set_members(&[1, 2, 3].map(member));
+        let verdict = timeout(Duration::from_secs(60), ask_around(&shared)).await.unwrap();
+        assert_eq!(verdict, Verdict::Safe { ballot });
     }
 
     /// It led for a moment, founded a history, and lost its office before anybody agreed.

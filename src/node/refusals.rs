@@ -357,6 +357,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_box_that_began_anew_goes_back_with_its_group() {
+        let bench = Bench::new();
+        let shared = bench.shared.clone();
+        let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
+        let keeping = tokio::spawn(keeper::keep(shared.clone(), stek(200), sender));
+        shared.quarantine.send_replace(Quarantine::Lifted);
+        show(&shared, forged().ring());
+        let ahead = serial_after(&mut sets, 1).await;
+        shared.note_installed(&ahead);
+        assert_eq!(shared.installed_newest(), Generation(3));
+
+        // What was generation 3 is lost to the group.
+        shared.set_reborn(true);
+        let lost = Forged { keys: vec![held(2, stek(2))], ..forged() };
+        show(&shared, lost.ring());
+        let back = serial_after(&mut sets, ahead.serial).await;
+        let expected = [stek(2), stek(3)].map(|key| key.fingerprint());
+        assert_eq!(prints(&back), expected, "tickets of the lost key are still good here");
+        assert_eq!((back.current, back.newest), (Generation(2), Generation(2)));
+        assert_eq!(shared.installed_newest(), Generation(0), "nobody counts on the lost one");
+        assert!(!shared.is_reborn());
+        keeping.abort();
+    }
+
+    #[tokio::test]
     async fn an_own_key_with_the_name_of_an_agreed_one_is_dropped() {
         let bench = Bench::new();
         let shared = bench.shared.clone();

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -117,6 +118,8 @@ pub(super) struct Shared {
     pub leaving: watch::Sender<bool>,
     /// Lets the others in, until this box ends.
     pub listener: Mutex<Option<Ears>>,
+    /// See [`Shared::is_reborn`].
+    reborn: AtomicBool,
     /// Where what this box remembers is kept, if anywhere.
     state_file: Option<StateFile>,
     /// What a box that has found its memory again says of itself until it takes part.
@@ -233,6 +236,7 @@ impl Shared {
             contacted: Notify::new(),
             leaving: watch::Sender::new(false),
             listener: Mutex::new(None),
+            reborn: AtomicBool::new(false),
             state_file,
             restoring: Mutex::new(None),
             started: Instant::now(),
@@ -730,6 +734,20 @@ impl Shared {
         let (history, newest, agreed) = (set.history, set.newest, set.agreed);
         self.installed.send_replace(Installed { history, newest, agreed });
         self.ledger.moved.notify_one();
+    }
+
+    /// Whether this box has started anew as an empty one, and has not had the group's keys since.
+    pub fn is_reborn(&self) -> bool {
+        self.reborn.load(Ordering::Relaxed)
+    }
+
+    pub fn set_reborn(&self, reborn: bool) {
+        self.reborn.store(reborn, Ordering::Relaxed);
+    }
+
+    /// Notes that the generations which the host has installed are no longer the group's.
+    pub fn void_installed(&self) {
+        self.installed.send_modify(|installed| installed.history = None);
     }
 
     /// The newest generation of the present history that the host has installed.

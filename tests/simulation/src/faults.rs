@@ -281,13 +281,16 @@ impl World {
 
     fn mend_host(&mut self, id: u32) {
         let (now, most) = (self.now, self.plan.installing / MS);
+        // An install that has begun goes on as slowly as it began.
+        let mut rest = 0;
         if let Some(machine) = self.machines.get(&id) {
             let mut installing = machine.installing.lock().expect("one thread");
+            rest = installing.takes.1 * MS;
             installing.broken = false;
             installing.takes = (0, most);
         }
         if let Some(view) = self.sight.boxes.get_mut(&id) {
-            view.install_trouble.end(now);
+            view.install_trouble.end(now + rest);
         }
     }
 

@@ -547,6 +547,14 @@ impl World {
         if line.contains("is not used") {
             self.note_amnesia(id);
         }
+        if line.starts_with("the group goes on without something") {
+            if self.sight.doubt.is_none() && self.sight.majority_forgot.is_none() {
+                return Err(format!(
+                    "promise \"one order\" is broken: box {id} is overruled though none forgot"
+                ));
+            }
+            self.note_amnesia(id);
+        }
         if line.starts_with("fewer than a majority remember") {
             let file = self.machines.get(&id).map(|machine| machine.file.as_slice());
             let asked = file.unwrap_or_default().iter().map(|member| member.id.0).collect();
@@ -567,7 +575,7 @@ impl World {
         let report = self.machines.get(&id).and_then(|machine| machine.report(now));
         let Some(history) = report.and_then(|report| report.history) else { return Ok(()) };
         let history = history.to_bytes();
-        self.sight.annals.activated.entry((history, generation)).or_insert(now);
+        self.sight.annals.note_activation(now, (history, generation));
         self.sight.annals.noted.entry((id, history, generation)).or_insert(now);
         self.judges.judge(&self.sight, &Event::Activated { history, generation })
     }

@@ -124,7 +124,7 @@ impl Trouble {
     /// One ends.
     pub fn end(&mut self, at: u64) {
         self.now = self.now.saturating_sub(1);
-        self.ended = at;
+        self.ended = self.ended.max(at);
     }
 
     fn free_for(&self, now: u64) -> u64 {
@@ -196,6 +196,8 @@ pub struct Annals {
     pub seen: BTreeMap<(History, u64), u64>,
     /// When a key was first current in any box's ring. Its host may have it later, or never.
     pub activated: BTreeMap<(History, u64), u64>,
+    /// The same of whichever key of that place was the first: a group may come back to that one.
+    pub first_activated: BTreeMap<(History, u64), u64>,
     /// When each box first applied an activation.
     pub noted: BTreeMap<(u32, History, u64), u64>,
     /// When a key first encrypted anywhere.
@@ -203,6 +205,12 @@ pub struct Annals {
 }
 
 impl Annals {
+    /// A key became current in some ring.
+    pub fn note_activation(&mut self, now: u64, place: (History, u64)) {
+        self.activated.entry(place).or_insert(now);
+        self.first_activated.entry(place).or_insert(now);
+    }
+
     /// Whether another key has come to this key's place.
     pub fn is_remade(&self, key: &Bytes) -> bool {
         let present = self.place.get(key).and_then(|place| self.key.get(place));
@@ -215,8 +223,10 @@ impl Annals {
         let (true, Some(history)) = (set.agreed, set.history) else { return };
         for (key, generation) in named(set) {
             let place = (history, generation);
+            let is_new = !self.place.contains_key(&key);
             self.place.entry(key).or_insert(place);
-            if self.key.insert(place, key).is_some_and(|before| before != key) {
+            // A box that was away may show the one from before again.
+            if is_new && self.key.insert(place, key).is_some() {
                 for times in [&mut self.seen, &mut self.activated, &mut self.current] {
                     times.remove(&place);
                 }
@@ -224,7 +234,7 @@ impl Annals {
             }
             self.seen.entry(place).or_insert(now);
         }
-        self.activated.entry((history, set.current)).or_insert(now);
+        self.note_activation(now, (history, set.current));
         self.current.entry((history, set.current)).or_insert(now);
     }
 }

@@ -8,14 +8,17 @@ use std::collections::BTreeMap;
 use super::{named, Event, History, Sight, Verdict};
 use crate::cells::Bytes;
 
+/// When a process first had the group's keys, the history, the current generation, the newest.
+type Reached = (u64, History, u64, u64);
+
 /// See the module's head.
 #[derive(Default)]
 pub struct Judge {
     /// Each generation's key, and since when it is that one.
     key_of: BTreeMap<(History, u64), (Bytes, u64)>,
     place_of: BTreeMap<Bytes, (History, u64)>,
-    /// The newest that each box had, since its process has had the group's keys.
-    reached: BTreeMap<u32, (u64, History, u64, u64)>,
+    /// The newest that each box had, since its process has had the group's keys, and since when.
+    reached: BTreeMap<u32, (Reached, u64)>,
 }
 
 impl Judge {
@@ -43,11 +46,14 @@ impl Judge {
             }
         }
         let joined = sight.boxes.get(at).and_then(|view| view.joined).unwrap_or(sight.now);
-        let now = (joined, history, set.current, set.newest);
-        match self.reached.insert(*at, now) {
-            Some((life, was, current, newest))
+        let reached = (joined, history, set.current, set.newest);
+        match self.reached.insert(*at, (reached, sight.now)) {
+            Some(((life, was, current, newest), since))
                 if (life, was) == (joined, history)
-                    && (set.current < current || set.newest < newest) =>
+                    && (set.current < current || set.newest < newest)
+                    // The group has gone back, since too few remember.
+                    && sight.majority_forgot.is_none_or(|at| at < since)
+                    && !sight.doubts(newest) =>
             {
                 Err(format!(
                     "box {at} goes back from generation {current} (newest {newest}) to {} ({})",
