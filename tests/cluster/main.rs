@@ -5,7 +5,6 @@ mod age;
 mod agreement;
 mod beats;
 mod certificates;
-mod crowd;
 mod erasure;
 mod fleet;
 mod handover;

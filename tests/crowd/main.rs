@@ -1,4 +1,11 @@
-//! A group so large that not everybody asks everybody.
+//! A group so large that not everybody asks everybody: a cluster of nodes as in `tests/cluster`,
+//! in a program of its own, because it would take the machine from the tests beside it.
+#![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
+
+#[path = "../cluster/fleet.rs"]
+mod fleet;
+#[path = "../cluster/relay.rs"]
+mod relay;
 
 use stek_share::core::config::Settings;
 use stek_share::core::crowd::{HUBS, SMALL};
