@@ -33,8 +33,8 @@ export STEK_SHARE_SO = $(PLUGIN)
 .PHONY: help deps build build-tests demo test test-quick verify fix autest prove prove-rotation \
         prove-restarts prove-network soak simulate mutants measure deny deny-tool \
         deny-advisories install uninstall absolute man check-fresh package package-check \
-        check-examples clean deps-bench bench bench-quick bench-compare fuzz prove-attack panics \
-        valgrind sanitize mutants-core mutants-tool
+        check-examples clean deps-bench bench bench-quick bench-compare bench-scale fuzz prove-attack \
+        panics valgrind sanitize mutants-core mutants-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -150,6 +150,11 @@ bench-quick: build ## this plugin and plain Traffic Server in under three minute
 bench-compare: ## what has become worse beyond noise; OLD=target/bench-before.json NEW=docs/benchmarks.json
 	cargo run --locked -q -p kit --bin measure -- compare \
 	    $(or $(OLD),$(TARGET)/bench-before.json) $(or $(NEW),docs/benchmarks.json)
+
+bench-scale: ## fleets of up to 200 boxes without Traffic Server, into docs/scale.json; BOXES=5,20; some 10 minutes
+	cargo build --release --locked -p lone
+	STEK_SHARE_LONE=$(TARGET)/release/lone cargo run --locked -q -p kit --bin measure -- scale \
+	    $(if $(BOXES),--boxes $(BOXES)) --json docs/scale.json
 
 measure: build ## cold start, spread, idle cost, failover, size; WHAT="spread idle", ARGS="--runs 3"
 	cargo run --locked -q -p kit --bin measure -- $(or $(WHAT),all) \

@@ -65,6 +65,9 @@ pub enum Request {
     Report,
     /// The leader's heart beat. Most of them are sent as notes, which get no answer.
     Beat(WireBeat),
+    /// "This is me; who are you, and what do the others say of themselves?" As [`Request::Status`],
+    /// for groups in which not everybody can ask everybody.
+    Survey(Status),
 }
 
 /// What the asked box answers.
@@ -107,6 +110,19 @@ pub enum Response {
     Unable(Unable),
     /// To [`Request::Report`].
     Report(Box<BoxStatus>),
+    /// To [`Request::Survey`]: the asked box's own word, and those of others.
+    Survey(Status, Vec<Hearsay>),
+}
+
+/// What a box said of itself, told by another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hearsay {
+    /// Who said it.
+    pub from: ServerId,
+    /// How long before the question came, in milliseconds; 0 if it was said because of it.
+    pub age_ms: u32,
+    /// What it said.
+    pub status: Status,
 }
 
 /// Why a box does not answer a request in the way that was hoped for.
@@ -357,7 +373,7 @@ pub fn encode<T: Serialize>(message: &T) -> Option<Zeroizing<Vec<u8>>> {
 pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
     let request = decode(bytes)?;
     match &request {
-        Request::Status(status) => check_status(status)?,
+        Request::Status(status) | Request::Survey(status) => check_status(status)?,
         Request::Append(append) => append.check()?,
         Request::Vote(vote) => vote.check()?,
         Request::Beat(beat) => beat.check()?,
@@ -378,6 +394,13 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
     let response = decode(bytes)?;
     match &response {
         Response::Status(status) => check_status(status)?,
+        Response::Survey(_, others) if others.len() > MAX_MEMBERS => {
+            return Err(Malformed::TooMany("members"));
+        }
+        Response::Survey(own, others) => {
+            check_status(own)?;
+            others.iter().try_for_each(|other| check_status(&other.status))?;
+        }
         Response::Report(status) => status.check().map_err(Malformed::Status)?,
         Response::Vote { log_end: Some(end), .. } => end.check()?,
         Response::Append(AppendAnswer::Partial(Some(end))) => end.check()?,

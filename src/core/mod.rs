@@ -5,6 +5,7 @@
 pub mod agreed;
 pub mod box_status;
 pub mod config;
+pub mod crowd;
 pub mod health;
 pub mod key_ring;
 pub mod moment;

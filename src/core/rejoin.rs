@@ -126,16 +126,33 @@ fn second(mut numbers: Vec<u64>) -> u64 {
     numbers.get(1).copied().unwrap_or(0)
 }
 
-/// The highest ballot among the answers that a box without memory believes: one far above all
-/// others is left out where there are others, and one beyond all reason always.
-fn highest_believed(answers: &BTreeMap<ServerId, Status>) -> Ballot {
-    let horizon = Horizon::of(0, 0, answers);
+/// Whether a box without memory believes that there is this term, by what others told it themselves:
+/// not if it is far above all others where there are others, and never beyond all reason.
+fn is_believed(term: u64, answers: &BTreeMap<ServerId, Status>) -> bool {
     let nonzero = answers.values().filter(|s| s.ballot != Ballot::default()).count();
-    let believed = |ballot: &Ballot| match nonzero {
-        0 | 1 => ballot.term <= MAX_LONE_TERM,
-        _ => horizon.has_term(ballot.term),
-    };
-    answers.values().map(|s| s.ballot).filter(believed).max().unwrap_or_default()
+    match nonzero {
+        0 | 1 => term <= MAX_LONE_TERM,
+        _ => Horizon::of(0, 0, answers).has_term(term),
+    }
+}
+
+/// The highest ballot among the answers that a box without memory believes.
+fn highest_believed(answers: &BTreeMap<ServerId, Status>) -> Ballot {
+    let ballots = answers.values().map(|s| s.ballot);
+    ballots.filter(|ballot| is_believed(ballot.term, answers)).max().unwrap_or_default()
+}
+
+/// What others told a box without memory itself, and what it was told of yet others. Those who pass
+/// on what others say cannot make it believe in a term that they could not have told of as their
+/// own.
+pub fn with_hearsay(
+    answers: BTreeMap<ServerId, Status>,
+    hearsay: BTreeMap<ServerId, Status>,
+) -> BTreeMap<ServerId, Status> {
+    let believed = |status: &Status| is_believed(status.ballot.term, &answers);
+    let mut all: BTreeMap<_, _> = hearsay.into_iter().filter(|(_, s)| believed(s)).collect();
+    all.extend(answers);
+    all
 }
 
 /// What an empty box may do.
@@ -378,6 +395,19 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_others_pass_on_counts_unless_it_is_absurd_or_known_better() {
+        let direct = || answers(&[(1, full(3, 9)), (2, Status::default())]);
+        let told = answers(&[(2, full(3, 9)), (3, full(4, 9)), (4, full(MAX_LONE_TERM + 1, 9))]);
+        let all = with_hearsay(direct(), told);
+        assert_eq!(all, answers(&[(1, full(3, 9)), (2, Status::default()), (3, full(4, 9))]));
+        // Two who know terms themselves are the measure.
+        let two = answers(&[(1, full(3, 9)), (2, full(2, 9))]);
+        let told = |term| answers(&[(3, full(term, 9))]);
+        assert_eq!(with_hearsay(two.clone(), told(MAX_TERM_LEAP + 2)).len(), 3);
+        assert_eq!(with_hearsay(two.clone(), told(MAX_TERM_LEAP + 3)), two);
     }
 
     #[test]

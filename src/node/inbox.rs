@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::refusals::Place;
 use super::shared::{lock, PeerCourier, Running, Shared};
-use super::{beats, leader, report, roster};
+use super::{beats, leader, report, roster, survey};
 use crate::consensus::network::Courier;
 use crate::consensus::wire::{
     self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
@@ -20,7 +20,7 @@ use crate::consensus::wire::{
 };
 use crate::consensus::{ballot_of, log_end_of};
 use crate::core::key_ring::{Generation, HistoryId};
-use crate::core::rejoin::{yields, Ballot, LogEnd, Quarantine};
+use crate::core::rejoin::{yields, Ballot, LogEnd, Quarantine, Status};
 use crate::core::server_id::ServerId;
 use crate::fault::fail_point;
 use crate::journal::Level;
@@ -111,15 +111,12 @@ impl Inbox {
     async fn answer(&self, from: &Caller, request: Request) -> Result<Response, Unable> {
         let shared = &self.0;
         match request {
-            Request::Status(status) => {
-                let ours = shared.status_for(&status);
-                if from.role == Role::Member {
-                    if yields(&ours, &status) {
-                        shared.note_foreigner(from.id);
-                    }
-                    shared.note_answer(from.id, status);
-                }
-                Ok(Response::Status(ours))
+            Request::Status(status) => Ok(Response::Status(self.meet(from, status))),
+            // Of the others only members are told.
+            Request::Survey(_) if from.role != Role::Member => Err(Unable::Malformed),
+            Request::Survey(status) => {
+                let ours = self.meet(from, status);
+                Ok(Response::Survey(ours, survey::others(shared).await))
             }
             Request::Stand => {
                 let leader = shared
@@ -167,6 +164,18 @@ impl Inbox {
             }
             Request::Beat(beat) => self.beat(from, &beat),
         }
+    }
+
+    /// Takes what another box says of itself; what this one says to it.
+    fn meet(&self, from: &Caller, status: Status) -> Status {
+        let ours = self.0.status_for(&status);
+        if from.role == Role::Member {
+            if yields(&ours, &status) {
+                self.0.note_foreigner(from.id);
+            }
+            self.0.note_answer(from.id, status);
+        }
+        ours
     }
 
     fn beat(&self, from: &Caller, beat: &WireBeat) -> Result<Response, Unable> {
@@ -217,6 +226,9 @@ impl Inbox {
             });
         }
         let answer = running.raft.vote(vote.into_raft()).await.map_err(|_| Unable::Stopped)?;
+        if answer.vote_granted {
+            self.0.note_supported();
+        }
         Ok(vote_answer(&answer))
     }
 

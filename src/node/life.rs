@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout, Instant};
 
 use super::refusals::Place;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
+use super::survey::ANSWER_LIFE;
 use super::{beats, leader};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
@@ -27,7 +28,9 @@ use crate::consensus::wire::{Request, Response};
 use crate::consensus::{append_limit, ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
 use crate::core::agreed::{Change, Refusal};
 use crate::core::config::{Member, Settings};
+use crate::core::crowd::{breadth, hubs, standing_delay, whom_to_ask, SMALL};
 use crate::core::key_ring::Change as KeyChange;
+use crate::core::moment::Moment;
 use crate::core::rejoin::{
     is_stranded, judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
 };
@@ -38,12 +41,13 @@ use crate::fault::{fail_point, guarded};
 /// election bounds allow, since a connection may have to be made first.
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
 
+/// The same for what all others say: whoever is asked may have to ask them first, and be asked by
+/// all of them at once.
+const SURVEY_LIMIT: Duration = Duration::from_secs(3);
+
 /// Pauses between two questions to the same box while this one asks around.
 const ASK_PAUSE_MIN: Duration = Duration::from_millis(50);
 const ASK_PAUSE_MAX: Duration = Duration::from_millis(500);
-
-/// How long another box's word about itself counts.
-const ANSWER_LIFE: Duration = Duration::from_secs(2);
 
 /// How long a box asks before it says that there is no majority: boxes that are started together
 /// refuse each other's connections for a moment.
@@ -231,10 +235,12 @@ async fn remember(shared: &Arc<Shared>, saved: Saved, away: Duration) -> Option<
     Some(Memory { log, machine, cold: true })
 }
 
-/// Asks all others for a moment; the box, if any, before whose history this one's has to give way.
+/// Asks the others for a moment, of a large group a few; the box, if any, before whose history this one's has to give way.
 async fn look_around(shared: &Arc<Shared>, ours: &Status) -> Option<ServerId> {
     let mut asked = JoinSet::new();
-    for id in shared.others() {
+    let upper = shared.settings().timers.election_upper;
+    for id in whom_to_ask(shared.me, &shared.ids(), &BTreeMap::new(), false, Duration::ZERO, upper)
+    {
         let (shared, question) = (shared.clone(), Request::Status(ours.clone()));
         asked.spawn(async move {
             match PeerCourier(shared).call(id, question, STATUS_LIMIT).await {
@@ -253,10 +259,10 @@ async fn look_around(shared: &Arc<Shared>, ours: &Status) -> Option<ServerId> {
         }
         None
     };
-    timeout(shared.settings().timers.election_upper, answers).await.ok().flatten()
+    timeout(upper, answers).await.ok().flatten()
 }
 
-/// Asks all other boxes what they know until there is a verdict.
+/// Asks other boxes what they know until there is a verdict.
 async fn ask_around(shared: &Arc<Shared>) -> Verdict {
     loop {
         match ask_members(shared, shared.members()).await {
@@ -272,16 +278,21 @@ async fn ask_members(shared: &Arc<Shared>, members: Arc<[Member]>) -> Verdict {
     let since = shared.now();
     shared.forget_answers();
     let troubles = watch::Sender::new(BTreeMap::new());
-    let mut askers = JoinSet::new();
-    for id in shared.others() {
-        askers.spawn(keep_asking(shared.clone(), id, troubles.clone()));
-    }
-    let upper = shared.settings().timers.election_upper;
+    let (mut askers, mut asked) = (JoinSet::new(), BTreeSet::new());
+    let (ids, upper) = (shared.ids(), shared.settings().timers.election_upper);
     loop {
         if shared.members() != members {
             return Verdict::Ask;
         }
-        let answers = shared.answers_within(ANSWER_LIFE);
+        let answers = shared.hearsay_within(ANSWER_LIFE);
+        let is_gone = |id: &ServerId| troubles.borrow().get(id) == Some(&CallFailure::Unreachable);
+        let hubs_are_gone = hubs(&ids).iter().all(|hub| *hub == shared.me || is_gone(hub));
+        let asked_for = shared.now().since(since);
+        for id in whom_to_ask(shared.me, &ids, &answers, hubs_are_gone, asked_for, upper) {
+            if asked.insert(id) {
+                askers.spawn(keep_asking(shared.clone(), id, since, troubles.clone()));
+            }
+        }
         let (gone, is_outsider) = {
             let troubles = troubles.borrow();
             let having = |what: CallFailure| {
@@ -309,12 +320,13 @@ async fn ask_members(shared: &Arc<Shared>, members: Arc<[Member]>) -> Verdict {
 async fn keep_asking(
     shared: Arc<Shared>,
     id: ServerId,
+    since: Moment,
     troubles: watch::Sender<BTreeMap<ServerId, CallFailure>>,
 ) {
     let courier = PeerCourier(shared.clone());
     let mut pause = ASK_PAUSE_MIN;
     loop {
-        let answer = guarded(ask(&shared, &courier, id)).await;
+        let answer = guarded(ask(&shared, &courier, id, since)).await;
         let answer = answer.unwrap_or(Err(CallFailure::Senseless));
         troubles.send_modify(|troubles| {
             match answer {
@@ -327,16 +339,27 @@ async fn keep_asking(
     }
 }
 
-async fn ask(shared: &Shared, courier: &PeerCourier, id: ServerId) -> Result<(), CallFailure> {
+async fn ask(
+    shared: &Shared,
+    courier: &PeerCourier,
+    id: ServerId,
+    since: Moment,
+) -> Result<(), CallFailure> {
     fail_point("asker");
-    let question = Request::Status(shared.status());
-    match courier.call(id, question, STATUS_LIMIT).await? {
-        Response::Status(status) => {
+    let (ours, asked) = (shared.status(), shared.now());
+    let (question, limit) = match shared.members().len() > SMALL {
+        true => (Request::Survey(ours), SURVEY_LIMIT),
+        false => (Request::Status(ours), STATUS_LIMIT),
+    };
+    match courier.call(id, question, limit).await? {
+        Response::Status(status) => shared.note_answer(id, status),
+        Response::Survey(status, told) => {
             shared.note_answer(id, status);
-            Ok(())
+            shared.note_hearsay(told, asked, since);
         }
-        _ => Err(CallFailure::Senseless),
+        _ => return Err(CallFailure::Senseless),
     }
+    Ok(())
 }
 
 /// Starts Raft with an empty store, as the verdict allows.
@@ -569,12 +592,13 @@ fn ask_voters(
     configs: &[BTreeSet<ServerId>],
 ) -> JoinSet<Option<(ServerId, Status)>> {
     let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
+    let limit = STATUS_LIMIT * breadth(voters.len());
     let mut asked = JoinSet::new();
     for id in voters.into_iter().filter(|id| *id != shared.me) {
         let shared = shared.clone();
         asked.spawn(async move {
             let question = Request::Status(shared.status());
-            match PeerCourier(shared).call(id, question, STATUS_LIMIT).await {
+            match PeerCourier(shared).call(id, question, limit).await {
                 Ok(Response::Status(status)) => Some((id, status)),
                 _ => None,
             }
@@ -613,7 +637,7 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
     let mut patience = match running.cold {
         true => random_between(Duration::ZERO, timers.election_lower / 2),
         false => random_between(timers.election_lower, timers.election_upper),
-    };
+    } + turn(&shared, &running);
     let mut retry = RETRY_MAX;
     let mut retrying = running.cold;
     loop {
@@ -622,12 +646,13 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
             retrying = false;
             retry = RETRY_MAX;
             patience = random_between(timers.election_lower, timers.election_upper);
+            patience += turn(&shared, &running);
         }
         if server.wait_for(|m| m.state != ServerState::Leader).await.is_err() {
             return "its core is gone".to_owned();
         }
         timers = shared.settings().timers;
-        let last = shared.contact().map_or(since, |contact| contact.max(since));
+        let last = since.max(shared.contact().max(shared.supported()).unwrap_or(since));
         let wait = if retrying { patience } else { patience + shared.lateness() };
         let rest = wait.saturating_sub(shared.now().since(last));
         if !rest.is_zero() {
@@ -645,7 +670,8 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
         }
         let full = *shared.quarantine.borrow() == Quarantine::Lifted;
         // A box that does not answer must not hold up those that do.
-        let asked = timeout(timers.election_upper, would_win(&shared, &running));
+        let breadth = breadth(shared.members().len());
+        let asked = timeout(timers.election_upper * breadth, would_win(&shared, &running));
         if full && asked.await.unwrap_or(false) {
             let heard_meanwhile = shared.contact().is_some_and(|at| at > last);
             if !heard_meanwhile {
@@ -657,6 +683,7 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
             }
             since = shared.now();
             patience = random_between(timers.election_lower, timers.election_upper);
+            patience += turn(&shared, &running);
             retry = RETRY_MAX;
         } else {
             // Nobody stands in vain: wait a moment and ask again, ever more patiently.
@@ -664,8 +691,20 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
             retrying = true;
             patience = random_between(RETRY_MIN, retry);
             retry = (retry * 5 / 4).min(timers.election_upper);
+            if breadth > 1 {
+                // Nobody asks hundreds of others again and again.
+                let longer = random_between(timers.election_lower, timers.election_upper);
+                patience = longer * breadth + turn(&shared, &running);
+            }
         }
     }
+}
+
+/// How much longer than in a small group this box waits before it stands.
+fn turn(shared: &Shared, running: &Running) -> Duration {
+    let last_leader = running.log.vote().map(|vote| vote.leader_id.node_id);
+    let upper = shared.settings().timers.election_upper;
+    standing_delay(shared.me, &shared.ids(), last_leader, upper)
 }
 
 /// Asks the other voters, until a majority would vote for this box or all have answered.

@@ -14,6 +14,7 @@
 //! | `report` | what the box says of itself to operators |
 //! | `outside` | the world that the box is in: mutual TLS and files, or a simulation's |
 //! | `roster` | has the group agree on its server list, and Raft's membership follow it |
+//! | `survey` | tells one that asks what the others say of themselves |
 //! | `keeper` | from the ring to the set that the host should hold |
 //! | `state_file` | keeps what the box remembers in `state_dir`, sealed |
 
@@ -32,6 +33,7 @@ mod report;
 mod roster;
 mod shared;
 mod state_file;
+mod survey;
 
 use std::sync::Arc;
 use std::time::Duration;

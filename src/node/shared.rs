@@ -20,17 +20,19 @@ use super::outside::{Ears, Post};
 use super::refusals::Refusals;
 use super::report::Ledger;
 use super::state_file::StateFile;
+use super::survey::Survey;
 use super::{Deps, KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
 use crate::consensus::saved::Saved;
 use crate::consensus::state_machine::{AgreedView, StateMachine};
-use crate::consensus::wire::{self, OrderRefusal, Request, Response, Unable};
+use crate::consensus::wire::{self, Hearsay, OrderRefusal, Request, Response, Unable};
 use crate::consensus::{ballot_of, log_end_of, Raft};
 use crate::core::config::{Member, Settings};
+use crate::core::crowd::SMALL;
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::moment::Moment;
-use crate::core::rejoin::{Ballot, Horizon, LogEnd, Quarantine, Status};
+use crate::core::rejoin::{with_hearsay, Ballot, Horizon, LogEnd, Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
@@ -106,6 +108,8 @@ pub(super) struct Shared {
     pub met: Notify,
     /// Rung when the leader leaves and wants this box to stand.
     pub stand_now: Notify,
+    /// The latest round of questions to all members, and one at a time; see `survey`.
+    pub survey: tokio::sync::Mutex<Survey>,
     /// Members that are being asked whether they are still there; see `inbox`.
     pub doubted: Mutex<BTreeSet<ServerId>>,
     /// Rung when a leader was heard.
@@ -138,10 +142,14 @@ struct Facts {
     initial: Option<Stek>,
     /// The latest that each other box said of itself, and when.
     answers: BTreeMap<ServerId, (Moment, Status)>,
+    /// The latest that others passed on of what each other box said of itself, and when it did.
+    hearsay: BTreeMap<ServerId, (Moment, Status)>,
     /// When each other box last acknowledged this leader.
     acknowledged: BTreeMap<ServerId, Moment>,
     /// When a leader's message was last accepted.
     contact: Option<Moment>,
+    /// When this box last voted for another one of a large group.
+    supported: Option<Moment>,
     /// Whether that leader said that it has a majority.
     told_quorum: bool,
     /// When a leader last said so.
@@ -223,6 +231,7 @@ impl Shared {
             answered: Notify::new(),
             met: Notify::new(),
             stand_now: Notify::new(),
+            survey: tokio::sync::Mutex::default(),
             doubted: Mutex::default(),
             contacted: Notify::new(),
             leaving: watch::Sender::new(false),
@@ -290,6 +299,11 @@ impl Shared {
         let (members, me) = (self.members(), self.me);
         let ids: Vec<ServerId> = members.iter().map(|m| m.id).filter(|id| *id != me).collect();
         ids.into_iter()
+    }
+
+    /// All members, this one included.
+    pub fn ids(&self) -> BTreeSet<ServerId> {
+        self.members().iter().map(|member| member.id).collect()
     }
 
     /// The leader, if one is known.
@@ -505,10 +519,44 @@ impl Shared {
 
     /// What the others said of themselves within `limit`.
     pub fn answers_within(&self, limit: Duration) -> BTreeMap<ServerId, Status> {
+        fresh(&lock(&self.facts).answers, self.now(), limit)
+    }
+
+    /// The same with what others passed on.
+    pub fn hearsay_within(&self, limit: Duration) -> BTreeMap<ServerId, Status> {
         let now = self.now();
         let facts = lock(&self.facts);
-        let fresh = facts.answers.iter().filter(|(_, (at, _))| now.since(*at) < limit);
-        fresh.map(|(id, (_, status))| (*id, status.clone())).collect()
+        let hearsay = fresh(&facts.hearsay, now, limit);
+        with_hearsay(fresh(&facts.answers, now, limit), hearsay)
+    }
+
+    /// What the others said to this box of themselves within `limit`, to be passed on.
+    pub fn answers_to_tell(&self, limit: Duration) -> Vec<Hearsay> {
+        let now = self.now();
+        let facts = lock(&self.facts);
+        let known = facts.answers.iter().map(|(id, (at, status))| (*id, now.since(*at), status));
+        let fresh = known.filter(|(_, age, _)| *age < limit);
+        let told = fresh.map(|(from, age, status)| {
+            let age_ms = wire::millis(age).saturating_add(1).try_into().unwrap_or(u32::MAX);
+            Hearsay { from, age_ms, status: status.clone() }
+        });
+        told.collect()
+    }
+
+    /// Takes what another box passed on in answer to a question that was sent at `asked`, unless
+    /// it was said before `since`.
+    pub fn note_hearsay(&self, told: Vec<Hearsay>, asked: Moment, since: Moment) {
+        let others: BTreeSet<ServerId> = self.others().collect();
+        let mut facts = lock(&self.facts);
+        for Hearsay { from, age_ms, status } in told {
+            let at = asked.ago(Duration::from_millis(age_ms.into()));
+            let newest = facts.hearsay.get(&from).is_none_or(|(known, _)| *known <= at);
+            if at >= since && newest && others.contains(&from) {
+                facts.hearsay.insert(from, (at, status));
+            }
+        }
+        drop(facts);
+        self.answered.notify_one();
     }
 
     /// How far terms and logs may reach for this box to believe them.
@@ -537,7 +585,9 @@ impl Shared {
     }
 
     pub fn forget_answers(&self) {
-        lock(&self.facts).answers.clear();
+        let mut facts = lock(&self.facts);
+        facts.answers.clear();
+        facts.hearsay.clear();
     }
 
     /// Notes that a leader's message was accepted, and whether that leader has a majority.
@@ -608,6 +658,17 @@ impl Shared {
     /// The box of another history that was met last, once.
     pub fn foreigner(&self) -> Option<ServerId> {
         lock(&self.facts).foreigner.take()
+    }
+
+    /// Notes that this box voted for another one of a large group, which it then gives time.
+    pub fn note_supported(&self) {
+        if self.members().len() > SMALL {
+            lock(&self.facts).supported = Some(self.now());
+        }
+    }
+
+    pub fn supported(&self) -> Option<Moment> {
+        lock(&self.facts).supported
     }
 
     pub fn contact(&self) -> Option<Moment> {
@@ -796,6 +857,16 @@ impl Courier for PeerCourier {
             false => Err(CallFailure::Senseless),
         }
     }
+}
+
+/// Those of what boxes said that are not older than `limit`.
+fn fresh(
+    said: &BTreeMap<ServerId, (Moment, Status)>,
+    now: Moment,
+    limit: Duration,
+) -> BTreeMap<ServerId, Status> {
+    let fresh = said.iter().filter(|(_, (at, _))| now.since(*at) < limit);
+    fresh.map(|(id, (_, status))| (*id, status.clone())).collect()
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

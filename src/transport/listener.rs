@@ -42,7 +42,8 @@ use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::{Level, Log};
 
-/// Handshakes that may be under way at a time, strangers' among them.
+/// Handshakes that may be under way at a time, strangers' among them; in a group of more members,
+/// as many as it has, since all of them may come at once.
 pub const MAX_HANDSHAKES: usize = 64;
 
 /// Verified connections that are kept besides those of the members: tools, and members that
@@ -288,7 +289,8 @@ impl Gate {
             // Locked while the task is made, so that its end cannot be noted before its begin.
             let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
             handshakes.insert(serial, spawn());
-            if handshakes.len() > MAX_HANDSHAKES {
+            let members = self.max.load(Ordering::Relaxed) / CONNECTIONS_PER_MEMBER;
+            if handshakes.len() > members.max(MAX_HANDSHAKES) {
                 handshakes.pop_first()
             } else {
                 None

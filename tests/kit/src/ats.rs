@@ -228,6 +228,19 @@ pub struct Usage {
     pub descriptors: usize,
 }
 
+/// Processor time of all living threads of any process since their start.
+///
+/// # Errors
+/// When there is none with this id.
+pub fn cpu_of(pid: u32) -> Result<Duration> {
+    // The kernel counts nanoseconds here; the ticks in `stat` are too coarse for an idle box.
+    let nanos = fs::read_dir(format!("/proc/{pid}/task"))?.flatten().filter_map(|task| {
+        let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        times.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Ok(Duration::from_nanos(nanos.sum()))
+}
+
 impl Usage {
     /// Looks at any process.
     ///
@@ -235,12 +248,7 @@ impl Usage {
     /// When there is none with this id, or no right to look into it.
     pub fn of(pid: u32) -> Result<Self> {
         let proc = PathBuf::from(format!("/proc/{pid}"));
-        // The kernel counts nanoseconds here; the ticks in `stat` are too coarse for an idle box.
-        let nanos = fs::read_dir(proc.join("task"))?.flatten().filter_map(|task| {
-            let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            times.split_whitespace().next()?.parse::<u64>().ok()
-        });
-        let cpu = Duration::from_nanos(nanos.sum());
+        let cpu = cpu_of(pid)?;
         let rollup = fs::read_to_string(proc.join("smaps_rollup"))?;
         let kib = |name: &str| {
             let line = rollup.lines().find_map(|line| line.strip_prefix(name));

@@ -8,8 +8,9 @@
 //!     measure report RUN.json PAGE.md
 //!
 //! WHAT is `size`, `cold-start`, `spread`, `return`, `failover`, `handshakes`, `idle`, `wire`,
-//! `build`, or `all`, which is all but the last. The plugin's path stands in `STEK_SHARE_SO`. Exit
-//! code 0, 1 when something could not be measured or has become worse, 2 when it is called wrongly.
+//! `build`, `scale`, or `all`, which is all but the last two. The plugin's path stands in
+//! `STEK_SHARE_SO`; `scale` needs the program `lone` instead. Exit code 0, 1 when something could not be
+//! measured or has become worse, 2 when it is called wrongly.
 
 use std::env;
 use std::fs;
@@ -31,11 +32,12 @@ mod handshakes;
 mod idle;
 mod report;
 mod returns;
+mod scale;
 mod spread;
 mod wire;
 
 const USAGE: &str = "usage: measure size|cold-start|spread|return|failover|handshakes|idle|wire|\
-                     build|all ... [--runs N] [--boxes N,N] [--rivals] [--json FILE]\n       \
+                     build|scale|all ... [--runs N] [--boxes N,N] [--rivals] [--json FILE]\n       \
                      measure bench [--quick] [--json FILE] [--report FILE]\n       \
                      measure compare OLD.json NEW.json\n       \
                      measure report RUN.json PAGE.md\nSTEK_SHARE_SO names the plugin";
@@ -70,7 +72,7 @@ struct Request {
 impl Request {
     fn parse(words: impl Iterator<Item = String>) -> Option<Self> {
         let mut this = Self {
-            plugin: env::var_os("STEK_SHARE_SO")?.into(),
+            plugin: env::var_os("STEK_SHARE_SO").unwrap_or_default().into(),
             subjects: Vec::new(),
             runs: None,
             boxes: None,
@@ -97,7 +99,7 @@ impl Request {
                 "--rivals" => this.systems = System::ALL.to_vec(),
                 "--json" => this.json = Some(words.next()?.into()),
                 "--report" => this.report = Some(words.next()?.into()),
-                subject if SUBJECTS.contains(&subject) || subject == "build" => {
+                subject if SUBJECTS.contains(&subject) || ["build", "scale"].contains(&subject) => {
                     this.subjects.push(subject.into());
                 }
                 _ => return None,
@@ -107,7 +109,9 @@ impl Request {
             this.systems = System::ALL.to_vec();
             this.subjects.push("build".into());
         }
-        (!this.subjects.is_empty()).then_some(this)
+        let needs_plugin = this.subjects.iter().any(|subject| subject != "scale");
+        let is_complete = !(needs_plugin && this.plugin.as_os_str().is_empty());
+        (!this.subjects.is_empty() && is_complete).then_some(this)
     }
 
     /// Group sizes: as asked, or as the subject has it.
@@ -161,6 +165,9 @@ impl Request {
                 wire::measure(systems, plugin, boxes, figures)
             }),
             "build" => build(figures),
+            "scale" => each(self.sizes(&[5, 20, 50, 100, 200], &[5, 20]), &mut |boxes| {
+                scale::measure(boxes, self.runs(3, 1), figures.of(System::StekShare.name()))
+            }),
             other => Err(Error::new(format!("nothing is known of {other}"))),
         }
     }

@@ -9,6 +9,7 @@ use kit::plot::{number, Bars};
 use kit::{Context, Error, Result};
 
 use crate::about::About;
+use crate::compare;
 use crate::group::System;
 
 /// What stands above the tables.
@@ -83,6 +84,11 @@ pub fn write(file: &Path, about: &About, figures: &Figures) -> Result<()> {
     for section in sections(figures) {
         table(&section, figures, &mut page);
     }
+    // Measured by a target of its own, and beside it if it ever was.
+    let scale = file.with_file_name("scale.json");
+    if scale.exists() {
+        fleets(&compare::figures(&compare::value(&scale)?)?, &mut page);
+    }
     page += "\n## Plots\n\n";
     for (name, title, end) in PLOTS {
         let bars = bars(title, end, figures);
@@ -94,6 +100,39 @@ pub fn write(file: &Path, about: &About, figures: &Figures) -> Result<()> {
     }
     page += ORIGINAL;
     fs::write(file, page).context(file.display())
+}
+
+/// What stands above the table of fleets.
+const FLEETS: &str = "
+## Fleets
+
+Written by `make bench-scale`: boxes that are the plugin's node alone, without Traffic Server, a
+process each with real files, sockets and TLS, all on this one machine. So a time says how long
+two cores need for the work of all; on machines of their own the boxes work at the same time. What
+the work costs is in the processor times. [scale.md](scale.md) explains the curve.
+
+";
+
+/// All fleets in one table, a column for each size.
+fn fleets(figures: &Figures, page: &mut String) {
+    *page += FLEETS;
+    let sizes = sections(figures);
+    let heads: String =
+        sizes.iter().map(|size| format!(" {} |", size.replace("fleet of ", ""))).collect();
+    let _ = writeln!(page, "| boxes |{heads}\n|---|{}", "---|".repeat(sizes.len()));
+    let mut names: Vec<&str> = Vec::new();
+    figures.all().iter().map(|figure| split(&figure.name).1).for_each(|name| {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    });
+    for name in names {
+        let of = |size: &String| {
+            let named = |figure: &&Figure| split(&figure.name) == (size.as_str(), name);
+            format!(" {} |", figures.all().iter().find(named).map(cell).unwrap_or_default())
+        };
+        let _ = writeln!(page, "| {name} |{}", sizes.iter().map(of).collect::<String>());
+    }
 }
 
 /// What stands before the colon in the figures' names, each once.
@@ -201,5 +240,19 @@ mod tests {
         let mut page = String::new();
         table("cold start of 3", &figures, &mut page);
         assert!(page.contains("| until all serve | 2 ms (1 to 3, 3) | 7 ms |"), "{page}");
+    }
+
+    #[test]
+    fn fleets_stand_side_by_side() {
+        let mut figures = Figures::default();
+        figures.add("fleet of 5: idle", 1.5, "ms/s");
+        figures.add("fleet of 5: only here", 3.0, "");
+        figures.add("fleet of 200: idle", 24.0, "ms/s");
+        let mut page = String::new();
+        fleets(&figures, &mut page);
+        for row in ["| boxes | 5 | 200 |", "| idle | 1.50 ms/s | 24 ms/s |", "| only here | 3 |  |"]
+        {
+            assert!(page.contains(row), "{row}: {page}");
+        }
     }
 }

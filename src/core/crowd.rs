@@ -1,0 +1,203 @@
+//! What the boxes of a large group do one for another, so that not all of them ask all others: a
+//! few hubs gather what everybody says, and a few boxes stand for election before the rest.
+//!
+//! Decisions only; who asks is [`crate::node`]. What must hold: this decides who is asked when, and
+//! never what the answers mean ([`super::rejoin`] does); and who stands when, never whether. Where
+//! hubs and leader are gone everybody is asked and everybody stands in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::rejoin::Status;
+use super::server_id::ServerId;
+
+/// Groups of up to so many boxes need nothing of this: everybody asks everybody. The largest whose
+/// leader can beat at the usual `heart_beat_interval`.
+pub const SMALL: usize = 41;
+
+/// The first boxes of the list, which gather what the others say: enough that one may be down, and
+/// another one be cut off.
+pub const HUBS: usize = 3;
+
+/// After so many upper election bounds without a leader a hub asks everybody: those that start have
+/// shown themselves by then, unless all are slow.
+const GATHER_AFTER: u32 = 5;
+
+/// After so many upper election bounds without a verdict more boxes are asked, and each time that
+/// this is over again. The hubs may be slow because all ask them, and are not to be helped by all
+/// asking all.
+const WAVE: u32 = 10;
+
+/// So many boxes stand for election at the usual time: enough that some of them are there. Each
+/// later tier is so many times as large.
+const FIRST_TIER: usize = 3;
+const TIER_GROWTH: usize = 3;
+
+/// So many upper election bounds later each tier stands: an election takes hundreds of handshakes,
+/// and those who wait must not take the ones that stand for lost.
+const TIER_PAUSE: u32 = 5;
+
+/// Whom an empty box asks what they know, after it asked for `asked_for` and got `answers`.
+///
+/// In a large group: the hubs, which are asked by all and so hear all that start, and the leader that
+/// they know of, which asks the others in its stead. A hub asks everybody if no leader shows up.
+/// For a box that gets no verdict that way ever more others are added, all of them in the end; soon
+/// if no hub can be reached, `hubs_are_gone`.
+pub fn whom_to_ask(
+    me: ServerId,
+    members: &BTreeSet<ServerId>,
+    answers: &BTreeMap<ServerId, Status>,
+    hubs_are_gone: bool,
+    asked_for: Duration,
+    election_upper: Duration,
+) -> BTreeSet<ServerId> {
+    let others = || members.iter().copied().filter(|id| *id != me);
+    if members.len() <= SMALL {
+        return others().collect();
+    }
+    let hubs = hubs(members);
+    let led = answers.values().filter(|status| status.live_leader);
+    let leader = led.map(|status| status.ballot).max().map(|ballot| ballot.node);
+    let leader = leader.filter(|id| members.contains(id));
+    if hubs.contains(&me) && leader.is_none() && asked_for >= election_upper * GATHER_AFTER {
+        return others().collect();
+    }
+    let pause = election_upper * if hubs_are_gone { 1 } else { WAVE };
+    let waves = asked_for.as_millis() / pause.as_millis().max(1);
+    let wave = u32::try_from(waves).unwrap_or(u32::MAX).min(usize::BITS / 2);
+    let more = (HUBS << wave) - HUBS;
+    // Each box begins with those behind itself, so that nobody is asked by all.
+    let behind = others().filter(|id| *id > me).chain(others().filter(|id| *id < me));
+    let mut asked: BTreeSet<ServerId> = behind.take(more).collect();
+    asked.extend(hubs.into_iter().chain(leader).filter(|id| *id != me));
+    asked
+}
+
+/// The hubs of a group.
+pub fn hubs(members: &BTreeSet<ServerId>) -> BTreeSet<ServerId> {
+    members.iter().copied().take(HUBS).collect()
+}
+
+/// How much longer than usual a box of a large group waits before it stands for election: those
+/// right behind the last leader in the list stand first, and in a cold start the first one of all.
+pub fn standing_delay(
+    me: ServerId,
+    members: &BTreeSet<ServerId>,
+    last_leader: Option<ServerId>,
+    election_upper: Duration,
+) -> Duration {
+    if members.len() <= SMALL {
+        return Duration::ZERO;
+    }
+    let candidates = || members.iter().filter(|id| Some(**id) != last_leader);
+    let before_me = candidates().filter(|id| **id < me).count();
+    let before_first = candidates().filter(|id| last_leader.is_some_and(|l| **id < l)).count();
+    let count = candidates().count().max(1);
+    let rank = (before_me + count - before_first) % count;
+    // Without a leader to wait for, all of a tier would stand at the same moment.
+    let (mut tier, mut size) = (0, if last_leader.is_some() { FIRST_TIER } else { 1 });
+    let mut end = size;
+    while rank >= end {
+        tier += 1;
+        size *= TIER_GROWTH;
+        end += size;
+    }
+    election_upper * (TIER_PAUSE * tier)
+}
+
+/// How many times longer than in a small group it may take to ask everybody; 1 in a small one.
+pub fn breadth(members: usize) -> u32 {
+    u32::try_from(members.div_ceil(SMALL)).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::rejoin::Ballot;
+
+    const UPPER: Duration = Duration::from_millis(400);
+
+    fn ids(range: std::ops::RangeInclusive<u32>) -> BTreeSet<ServerId> {
+        range.map(ServerId).collect()
+    }
+
+    fn led_by(id: u32, term: u64) -> Status {
+        let ballot = Ballot { term, node: ServerId(id) };
+        Status { full: true, live_leader: true, ballot, ..Status::default() }
+    }
+
+    fn asked(me: u32, answers: &[(u32, Status)], gone: bool, ms: u64) -> BTreeSet<ServerId> {
+        let answers = answers.iter().map(|(id, s)| (ServerId(*id), s.clone())).collect();
+        let asked_for = Duration::from_millis(ms);
+        whom_to_ask(ServerId(me), &ids(1..=200), &answers, gone, asked_for, UPPER)
+    }
+
+    #[test]
+    fn a_small_group_asks_all_at_once() {
+        let nobody = BTreeMap::new();
+        let all = ids(1..=41);
+        let asked = whom_to_ask(ServerId(7), &all, &nobody, false, Duration::ZERO, UPPER);
+        assert_eq!(asked.len(), 40);
+        assert!(!asked.contains(&ServerId(7)));
+        assert_eq!(standing_delay(ServerId(41), &all, None, UPPER), Duration::ZERO);
+        assert_eq!([0, 41, 42, 200].map(breadth), [1, 1, 2, 5]);
+    }
+
+    #[test]
+    fn a_box_of_a_large_group_asks_the_hubs_and_the_newest_leader_that_they_know_of() {
+        assert_eq!(asked(77, &[], false, 0), ids(1..=3));
+        let led = [(1, led_by(90, 4)), (2, led_by(80, 5)), (3, Status::default())];
+        let mut expected = ids(1..=3);
+        expected.insert(ServerId(80));
+        assert_eq!(asked(77, &led, false, 0), expected);
+        // One that is no member, and the box itself in its earlier life.
+        assert_eq!(asked(77, &[(1, led_by(201, 5))], false, 0), ids(1..=3));
+        assert_eq!(asked(77, &[(1, led_by(77, 5))], false, 0), ids(1..=3));
+    }
+
+    #[test]
+    fn a_hub_asks_all_when_no_leader_shows_up() {
+        let empty = Status::default;
+        let both = [(1, empty()), (3, empty())];
+        assert_eq!(asked(2, &both, false, 1999), [1, 3].map(ServerId).into());
+        assert_eq!(asked(2, &both, false, 2000).len(), 199);
+        let led = [(1, led_by(80, 5)), (3, empty())];
+        assert_eq!(asked(2, &led, false, 2000), [1, 3, 80].map(ServerId).into());
+    }
+
+    #[test]
+    fn without_a_verdict_more_are_asked_and_all_in_the_end() {
+        let gone = |ms| asked(199, &[], true, ms).len();
+        assert_eq!([399, 400, 800, 1200, 2800].map(gone), [3, 4, 9, 21, 199]);
+        let behind = ids(1..=8).into_iter().chain([ServerId(200)]).collect();
+        assert_eq!(asked(199, &[], true, 800), behind);
+        let slow = |ms| asked(199, &[], false, ms).len();
+        assert_eq!([3999, 4000, 28_000].map(slow), [3, 4, 199]);
+        assert_eq!(slow(u64::MAX), 199);
+    }
+
+    #[test]
+    fn a_few_stand_first_and_everybody_in_the_end() {
+        let delay = |me, leader: Option<u32>| {
+            standing_delay(ServerId(me), &ids(1..=200), leader.map(ServerId), UPPER)
+        };
+        let tiers = |leader: Option<u32>| {
+            let mut tiers = BTreeMap::new();
+            for id in (1..=200).filter(|id| Some(*id) != leader) {
+                *tiers.entry(delay(id, leader).as_millis()).or_insert(0) += 1;
+            }
+            tiers.into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(
+            tiers(None),
+            [(0, 1), (2000, 3), (4000, 9), (6000, 27), (8000, 81), (10_000, 79)]
+        );
+        assert_eq!(tiers(Some(198)), [(0, 3), (2000, 9), (4000, 27), (6000, 81), (8000, 79)]);
+        // Right behind the leader, around the end of the list.
+        for id in [199, 200, 1] {
+            assert_eq!(delay(id, Some(198)), Duration::ZERO, "{id}");
+        }
+        assert_eq!(delay(2, Some(198)), UPPER * 5);
+        assert_eq!(delay(197, Some(198)), UPPER * 20);
+    }
+}
