@@ -235,7 +235,8 @@ async fn remember(shared: &Arc<Shared>, saved: Saved, away: Duration) -> Option<
     Some(Memory { log, machine, cold: true })
 }
 
-/// Asks the others for a moment, of a large group a few; the box, if any, before whose history this one's has to give way.
+/// Asks the others for a moment, of a large group a few; the box, if any, before whose history this
+/// one's has to give way.
 async fn look_around(shared: &Arc<Shared>, ours: &Status) -> Option<ServerId> {
     let mut asked = JoinSet::new();
     let upper = shared.settings().timers.election_upper;
