@@ -22,12 +22,6 @@ git worktree add --quiet --detach "$tree" HEAD
 unset STEK_SHARE_SO
 export CARGO_TARGET_DIR=$dir/build
 
-# Without the assertions that only debug builds of openraft have, one of which does not always hold
-# (see Cargo.toml on the simulation): a fault has to be found by what it breaks.
-cargo() {
-    command cargo --config 'profile.dev.package.openraft.debug-assertions=false' "$@"
-}
-
 head_lines() { # WORD PATCH: what stands behind "WORD:" in the patch's head
     sed -n "/^--- /q; s/^$1: //p" "$2"
 }
