@@ -19,13 +19,12 @@ pub const SMALL: usize = 41;
 /// another one be cut off.
 pub const HUBS: usize = 3;
 
-/// After so many upper election bounds without a leader a hub asks everybody: those that start have
-/// shown themselves by then, unless all are slow.
+/// After so many rounds ([`round`]) without a leader a hub asks everybody: those that start have shown
+/// themselves by then, unless all are slow.
 const GATHER_AFTER: u32 = 5;
 
-/// After so many upper election bounds without a verdict more boxes are asked, and each time that
-/// this is over again. The hubs may be slow because all ask them, and are not to be helped by all
-/// asking all.
+/// After so many rounds without a verdict more boxes are asked, and each time that this is over
+/// again. The hubs may be slow because all ask them, and are not to be helped by all asking all.
 const WAVE: u32 = 10;
 
 /// So many boxes stand for election at the usual time: enough that some of them are there. Each
@@ -33,8 +32,8 @@ const WAVE: u32 = 10;
 const FIRST_TIER: usize = 3;
 const TIER_GROWTH: usize = 3;
 
-/// So many upper election bounds later each tier stands: an election takes hundreds of handshakes,
-/// and those who wait must not take the ones that stand for lost.
+/// So many rounds later each tier stands: an election takes hundreds of handshakes, and those who
+/// wait must not take the ones that stand for lost.
 const TIER_PAUSE: u32 = 5;
 
 /// Whom an empty box asks what they know, after it asked for `asked_for` and got `answers`.
@@ -55,14 +54,14 @@ pub fn whom_to_ask(
     if members.len() <= SMALL {
         return others().collect();
     }
-    let hubs = hubs(members);
+    let (hubs, round) = (hubs(members), round(members, election_upper));
     let led = answers.values().filter(|status| status.live_leader);
     let leader = led.map(|status| status.ballot).max().map(|ballot| ballot.node);
     let leader = leader.filter(|id| members.contains(id));
-    if hubs.contains(&me) && leader.is_none() && asked_for >= election_upper * GATHER_AFTER {
+    if hubs.contains(&me) && leader.is_none() && asked_for >= round * GATHER_AFTER {
         return others().collect();
     }
-    let pause = election_upper * if hubs_are_gone { 1 } else { WAVE };
+    let pause = round * if hubs_are_gone { 1 } else { WAVE };
     let waves = asked_for.as_millis() / pause.as_millis().max(1);
     let wave = u32::try_from(waves).unwrap_or(u32::MAX).min(usize::BITS / 2);
     let more = (HUBS << wave) - HUBS;
@@ -102,7 +101,12 @@ pub fn standing_delay(
         size *= TIER_GROWTH;
         end += size;
     }
-    election_upper * (TIER_PAUSE * tier)
+    round(members, election_upper) * (TIER_PAUSE * tier)
+}
+
+/// The upper election bound, longer in proportion to what asking everybody takes.
+fn round(members: &BTreeSet<ServerId>, election_upper: Duration) -> Duration {
+    election_upper * breadth(members.len())
 }
 
 /// How many times longer than in a small group it may take to ask everybody; 1 in a small one.
@@ -116,6 +120,8 @@ mod tests {
     use crate::core::rejoin::Ballot;
 
     const UPPER: Duration = Duration::from_millis(400);
+    /// With 200 members.
+    const ROUND: Duration = Duration::from_millis(2000);
 
     fn ids(range: std::ops::RangeInclusive<u32>) -> BTreeSet<ServerId> {
         range.map(ServerId).collect()
@@ -159,20 +165,20 @@ mod tests {
     fn a_hub_asks_all_when_no_leader_shows_up() {
         let empty = Status::default;
         let both = [(1, empty()), (3, empty())];
-        assert_eq!(asked(2, &both, false, 1999), [1, 3].map(ServerId).into());
-        assert_eq!(asked(2, &both, false, 2000).len(), 199);
+        assert_eq!(asked(2, &both, false, 9999), [1, 3].map(ServerId).into());
+        assert_eq!(asked(2, &both, false, 10_000).len(), 199);
         let led = [(1, led_by(80, 5)), (3, empty())];
-        assert_eq!(asked(2, &led, false, 2000), [1, 3, 80].map(ServerId).into());
+        assert_eq!(asked(2, &led, false, 10_000), [1, 3, 80].map(ServerId).into());
     }
 
     #[test]
     fn without_a_verdict_more_are_asked_and_all_in_the_end() {
         let gone = |ms| asked(199, &[], true, ms).len();
-        assert_eq!([399, 400, 800, 1200, 2800].map(gone), [3, 4, 9, 21, 199]);
+        assert_eq!([1999, 2000, 4000, 6000, 14_000].map(gone), [3, 4, 9, 21, 199]);
         let behind = ids(1..=8).into_iter().chain([ServerId(200)]).collect();
-        assert_eq!(asked(199, &[], true, 800), behind);
+        assert_eq!(asked(199, &[], true, 4000), behind);
         let slow = |ms| asked(199, &[], false, ms).len();
-        assert_eq!([3999, 4000, 28_000].map(slow), [3, 4, 199]);
+        assert_eq!([19_999, 20_000, 140_000].map(slow), [3, 4, 199]);
         assert_eq!(slow(u64::MAX), 199);
     }
 
@@ -190,14 +196,17 @@ mod tests {
         };
         assert_eq!(
             tiers(None),
-            [(0, 1), (2000, 3), (4000, 9), (6000, 27), (8000, 81), (10_000, 79)]
+            [(0, 1), (10_000, 3), (20_000, 9), (30_000, 27), (40_000, 81), (50_000, 79)]
         );
-        assert_eq!(tiers(Some(198)), [(0, 3), (2000, 9), (4000, 27), (6000, 81), (8000, 79)]);
+        assert_eq!(
+            tiers(Some(198)),
+            [(0, 3), (10_000, 9), (20_000, 27), (30_000, 81), (40_000, 79)]
+        );
         // Right behind the leader, around the end of the list.
         for id in [199, 200, 1] {
             assert_eq!(delay(id, Some(198)), Duration::ZERO, "{id}");
         }
-        assert_eq!(delay(2, Some(198)), UPPER * 5);
-        assert_eq!(delay(197, Some(198)), UPPER * 20);
+        assert_eq!(delay(2, Some(198)), ROUND * 5);
+        assert_eq!(delay(197, Some(198)), ROUND * 20);
     }
 }

@@ -33,6 +33,9 @@ const SPAN: Duration = Duration::from_secs(20);
 /// So many boxes are started at once, and so long after them the next ones.
 const AT_ONCE: usize = 20;
 const BETWEEN: Duration = Duration::from_millis(500);
+/// So many at most find together at once: with more of them two cores do not get through all the
+/// handshakes before these run out of time. The others join the group that is there.
+const FOUNDERS: usize = 120;
 /// How many looks may be taken for one that is not disturbed by an election.
 const ATTEMPTS: usize = 4;
 /// How many followers are looked at.
@@ -443,6 +446,9 @@ impl Fleet {
                     fleet.boxes[..=index].iter().all(|lone| lone.up.is_some())
                 })?;
                 rest(BETWEEN)?;
+                if index + 1 >= FOUNDERS {
+                    self.until_one()?;
+                }
             }
         }
         Ok(())
