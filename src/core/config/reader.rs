@@ -310,8 +310,8 @@ mod tests {
         assert_eq!(nearest("prot", &known), None);
         assert_eq!(nearest("serabcdid", &known), None);
         // Few of a long one, but too many.
-        assert_eq!(nearest("election_timeout_upper_bXXXX", &known), Some(known[2]));
-        assert_eq!(nearest("election_timeout_upper_XXXXX", &known), None);
+        assert_eq!(nearest("election_timeout_upper_bqqqq", &known), Some(known[2]));
+        assert_eq!(nearest("election_timeout_upper_qqqqq", &known), None);
     }
 
     #[test]
