@@ -4,14 +4,14 @@
 //! why a box that starts goes through [`crate::core::rejoin`] first. What must hold: an entry that
 //! is purged or truncated is dropped at once, and with it this store's handle on a key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::ops::RangeBounds;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{
-    Entry, EntryPayload, LogId, LogState, OptionalSend, RaftLogReader, StorageError,
+    Entry, EntryPayload, LogId, LogState, Membership, OptionalSend, RaftLogReader, StorageError,
     StorageIOError, Vote,
 };
 use tokio::sync::watch;
@@ -75,6 +75,19 @@ impl LogStore {
     /// An empty log that remembers `vote`, so that this box cannot vote below it.
     pub fn with_vote(vote: Option<Vote<ServerId>>) -> LogStore {
         LogStore(Arc::new(Mutex::new(Inner { vote, ..Inner::default() })))
+    }
+
+    /// The log of a box that begins a history: its one entry says who the members are, and is the
+    /// same at every box that begins with the same list.
+    ///
+    /// openraft's `initialize` writes that entry too, but also has each box stand for election at
+    /// once, which asks everybody for a vote: a storm of handshakes where the list is long.
+    pub fn founding(members: BTreeSet<ServerId>) -> LogStore {
+        let membership = Membership::new(vec![members], None);
+        let payload = EntryPayload::Membership(membership);
+        let entry = Entry { log_id: LogId::default(), payload };
+        let entries = BTreeMap::from([(entry.log_id.index, entry)]);
+        LogStore(Arc::new(Mutex::new(Inner { entries, ..Inner::default() })))
     }
 
     /// All that this store holds.

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::impls::EmptyNode;
 use openraft::{LogIdOptionExt, ServerState};
 use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, watch};
@@ -369,27 +368,23 @@ async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String
         Verdict::Ask | Verdict::Cold => None,
         Verdict::Safe { ballot } | Verdict::BestEffort { ballot, .. } => Some(*ballot),
     };
-    // The highest ballot is remembered before Raft starts, so that this box cannot follow or
-    // vote below what it may have promised in its earlier life.
-    let log = LogStore::with_vote(ballot.map(vote_of));
-    let machine = new_machine(shared);
     let cold = verdict == Verdict::Cold;
+    let log = match cold {
+        true => LogStore::founding(shared.ids()),
+        // The highest ballot is remembered before Raft starts, so that this box cannot follow or
+        // vote below what it may have promised in its earlier life.
+        false => LogStore::with_vote(ballot.map(vote_of)),
+    };
+    let machine = new_machine(shared);
     let running = run_raft(shared, Memory { log, machine, cold }).await?;
     shared.quarantine.send_replace(Quarantine::after(&verdict));
-    if cold {
-        shared.log.debug("nobody remembers any key; beginning a history with the list's members");
-        let members: BTreeMap<ServerId, EmptyNode> =
-            shared.members().iter().map(|m| (m.id, EmptyNode {})).collect();
-        let _ = running.raft.initialize(members).await;
-    } else {
-        shared.log.debug(match verdict {
-            Verdict::BestEffort { .. } => {
-                "fewer than a majority remember the keys; joining them all the same"
-            }
-            _ => "others remember the keys; joining them without a vote until caught up",
-        });
-    }
-    // Only now may requests come in: a vote before `initialize` would make that impossible.
+    shared.log.debug(match verdict {
+        Verdict::Cold => "nobody remembers any key; beginning a history with the list's members",
+        Verdict::BestEffort { .. } => {
+            "fewer than a majority remember the keys; joining them all the same"
+        }
+        _ => "others remember the keys; joining them without a vote until caught up",
+    });
     Ok(running)
 }
 

@@ -30,12 +30,6 @@ const SETTLE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(2);
 /// One look at an idle fleet: some forty beats of the largest.
 const SPAN: Duration = Duration::from_secs(20);
-/// So many boxes are started at once, and so long after them the next ones.
-const AT_ONCE: usize = 20;
-const BETWEEN: Duration = Duration::from_millis(500);
-/// So many at most find together at once: with more of them two cores do not get through all the
-/// handshakes before these run out of time. The others join the group that is there.
-const FOUNDERS: usize = 120;
 /// How many looks may be taken for one that is not disturbed by an election.
 const ATTEMPTS: usize = 4;
 /// How many followers are looked at.
@@ -437,21 +431,9 @@ impl Fleet {
         Ok(())
     }
 
-    /// A few at a time: hundreds at once would show how this machine starves its processes.
+    /// All at once.
     fn start_all(&mut self) -> Result<()> {
-        for index in 0..self.boxes.len() {
-            self.start(index)?;
-            if (index + 1) % AT_ONCE == 0 && self.boxes.len() > AT_ONCE {
-                self.until("a start", |fleet| {
-                    fleet.boxes[..=index].iter().all(|lone| lone.up.is_some())
-                })?;
-                rest(BETWEEN)?;
-                if index + 1 >= FOUNDERS {
-                    self.until_one()?;
-                }
-            }
-        }
-        Ok(())
+        (0..self.boxes.len()).try_for_each(|index| self.start(index))
     }
 
     fn kill(&mut self, index: usize) -> Result<()> {
