@@ -21,25 +21,34 @@ pub const HUBS: usize = 3;
 
 /// After so many rounds ([`round`]) without a leader a hub asks everybody: those that start have shown
 /// themselves by then, unless all are slow.
-const GATHER_AFTER: u32 = 5;
+const GATHER_AFTER: u32 = 2;
 
 /// After so many rounds without a verdict more boxes are asked, and each time that this is over
 /// again. The hubs may be slow because all ask them, and are not to be helped by all asking all.
-const WAVE: u32 = 10;
+const WAVE: u32 = 5;
 
-/// So many boxes stand for election at the usual time: enough that some of them are there. Each
-/// later tier is so many times as large.
+/// So many boxes stand for election first, one after the other: enough that some of them are there.
+/// Each later tier is so many times as large, and stands at once.
 const FIRST_TIER: usize = 3;
 const TIER_GROWTH: usize = 3;
 
+/// This share of a round one box of the first tier gives the one before it, which is asking
+/// everybody meanwhile.
+const HEAD_START: u32 = 4;
+
 /// So many rounds later each tier stands: an election takes hundreds of handshakes, and those who
 /// wait must not take the ones that stand for lost.
-const TIER_PAUSE: u32 = 5;
+const TIER_PAUSE: u32 = 2;
+
+/// Besides the hubs so many boxes are asked at once, evenly spread over the list: hubs that have
+/// only just begun, as when a rack with all of them lost power, know of no leader.
+const SPREAD: usize = 2;
 
 /// Whom an empty box asks what they know, after it asked for `asked_for` and got `answers`.
 ///
-/// In a large group: the hubs, which are asked by all and so hear all that start, and the leader that
-/// they know of, which asks the others in its stead. A hub asks everybody if no leader shows up.
+/// In a large group: the hubs, which are asked by all and so hear all that start, a few boxes far
+/// off in the list, and the leader that one of these knows of, which asks the others in its stead. A
+/// hub asks everybody if no leader shows up.
 /// For a box that gets no verdict that way ever more others are added, all of them in the end; soon
 /// if no hub can be reached, `hubs_are_gone`.
 pub fn whom_to_ask(
@@ -65,9 +74,11 @@ pub fn whom_to_ask(
     let waves = asked_for.as_millis() / pause.as_millis().max(1);
     let wave = u32::try_from(waves).unwrap_or(u32::MAX).min(usize::BITS / 2);
     let more = (HUBS << wave) - HUBS;
-    // Each box begins with those behind itself, so that nobody is asked by all.
+    // Each box begins at itself, so that nobody but the hubs is asked by all.
     let behind = others().filter(|id| *id > me).chain(others().filter(|id| *id < me));
-    let mut asked: BTreeSet<ServerId> = behind.take(more).collect();
+    let stride = members.len() / (SPREAD + 1);
+    let far = behind.clone().skip(stride - 1).step_by(stride).take(SPREAD);
+    let mut asked: BTreeSet<ServerId> = behind.take(more).chain(far).collect();
     asked.extend(hubs.into_iter().chain(leader).filter(|id| *id != me));
     asked
 }
@@ -93,15 +104,18 @@ pub fn standing_delay(
     let before_first = candidates().filter(|id| last_leader.is_some_and(|l| **id < l)).count();
     let count = candidates().count().max(1);
     let rank = (before_me + count - before_first) % count;
-    // Without a leader to wait for, all of a tier would stand at the same moment.
-    let (mut tier, mut size) = (0, if last_leader.is_some() { FIRST_TIER } else { 1 });
+    let round = round(members, election_upper);
+    if let (true, Ok(rank)) = (rank < FIRST_TIER, u32::try_from(rank)) {
+        return round / HEAD_START * rank;
+    }
+    let (mut tier, mut size) = (0, FIRST_TIER);
     let mut end = size;
     while rank >= end {
         tier += 1;
         size *= TIER_GROWTH;
         end += size;
     }
-    round(members, election_upper) * (TIER_PAUSE * tier)
+    round * (TIER_PAUSE * tier)
 }
 
 /// The upper election bound, longer in proportion to what asking everybody takes.
@@ -150,35 +164,36 @@ mod tests {
     }
 
     #[test]
-    fn a_box_of_a_large_group_asks_the_hubs_and_the_newest_leader_that_they_know_of() {
-        assert_eq!(asked(77, &[], false, 0), ids(1..=3));
+    fn a_box_of_a_large_group_asks_the_hubs_two_far_ones_and_the_newest_leader_that_they_know_of() {
+        let first: BTreeSet<ServerId> = [1, 2, 3, 9, 143].map(ServerId).into();
+        assert_eq!(asked(77, &[], false, 0), first);
         let led = [(1, led_by(90, 4)), (2, led_by(80, 5)), (3, Status::default())];
-        let mut expected = ids(1..=3);
+        let mut expected = first.clone();
         expected.insert(ServerId(80));
         assert_eq!(asked(77, &led, false, 0), expected);
         // One that is no member, and the box itself in its earlier life.
-        assert_eq!(asked(77, &[(1, led_by(201, 5))], false, 0), ids(1..=3));
-        assert_eq!(asked(77, &[(1, led_by(77, 5))], false, 0), ids(1..=3));
+        assert_eq!(asked(77, &[(1, led_by(201, 5))], false, 0), first);
+        assert_eq!(asked(77, &[(1, led_by(77, 5))], false, 0), first);
     }
 
     #[test]
     fn a_hub_asks_all_when_no_leader_shows_up() {
         let empty = Status::default;
         let both = [(1, empty()), (3, empty())];
-        assert_eq!(asked(2, &both, false, 9999), [1, 3].map(ServerId).into());
-        assert_eq!(asked(2, &both, false, 10_000).len(), 199);
+        assert_eq!(asked(2, &both, false, 3999), [1, 3, 68, 134].map(ServerId).into());
+        assert_eq!(asked(2, &both, false, 4000).len(), 199);
         let led = [(1, led_by(80, 5)), (3, empty())];
-        assert_eq!(asked(2, &led, false, 10_000), [1, 3, 80].map(ServerId).into());
+        assert_eq!(asked(2, &led, false, 4000), [1, 3, 68, 80, 134].map(ServerId).into());
     }
 
     #[test]
     fn without_a_verdict_more_are_asked_and_all_in_the_end() {
         let gone = |ms| asked(199, &[], true, ms).len();
-        assert_eq!([1999, 2000, 4000, 6000, 14_000].map(gone), [3, 4, 9, 21, 199]);
-        let behind = ids(1..=8).into_iter().chain([ServerId(200)]).collect();
+        assert_eq!([1999, 2000, 4000, 6000, 14_000].map(gone), [5, 6, 11, 23, 199]);
+        let behind = ids(1..=8).into_iter().chain([65, 131, 200].map(ServerId)).collect();
         assert_eq!(asked(199, &[], true, 4000), behind);
         let slow = |ms| asked(199, &[], false, ms).len();
-        assert_eq!([19_999, 20_000, 140_000].map(slow), [3, 4, 199]);
+        assert_eq!([9_999, 10_000, 70_000].map(slow), [5, 6, 199]);
         assert_eq!(slow(u64::MAX), 199);
     }
 
@@ -194,19 +209,18 @@ mod tests {
             }
             tiers.into_iter().collect::<Vec<_>>()
         };
-        assert_eq!(
-            tiers(None),
-            [(0, 1), (10_000, 3), (20_000, 9), (30_000, 27), (40_000, 81), (50_000, 79)]
-        );
-        assert_eq!(
-            tiers(Some(198)),
-            [(0, 3), (10_000, 9), (20_000, 27), (30_000, 81), (40_000, 79)]
-        );
+        let first = [(0, 1), (500, 1), (1000, 1)];
+        let expected = |last| {
+            let later = [(4_000, 9), (8_000, 27), (12_000, 81), (16_000, last)];
+            first.into_iter().chain(later).collect::<Vec<_>>()
+        };
+        assert_eq!(tiers(None), expected(80));
+        assert_eq!(tiers(Some(198)), expected(79));
         // Right behind the leader, around the end of the list.
-        for id in [199, 200, 1] {
-            assert_eq!(delay(id, Some(198)), Duration::ZERO, "{id}");
+        for (rank, id) in (0..).zip([199, 200, 1]) {
+            assert_eq!(delay(id, Some(198)), ROUND / 4 * rank, "{id}");
         }
-        assert_eq!(delay(2, Some(198)), ROUND * 5);
-        assert_eq!(delay(197, Some(198)), ROUND * 20);
+        assert_eq!(delay(2, Some(198)), ROUND * 2);
+        assert_eq!(delay(197, Some(198)), ROUND * 8);
     }
 }

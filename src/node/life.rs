@@ -633,30 +633,33 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
     let mut patience = match running.cold {
         true => random_between(Duration::ZERO, timers.election_lower / 2),
         false => random_between(timers.election_lower, timers.election_upper),
-    } + turn(&shared, &running);
+    };
     let mut retry = RETRY_MAX;
     let mut retrying = running.cold;
+    // A leader that leaves has asked this box to follow it.
+    let mut summoned = false;
     loop {
         if retrying && shared.contact().is_some_and(|at| at > since) {
             // There is a leader after all.
             retrying = false;
             retry = RETRY_MAX;
             patience = random_between(timers.election_lower, timers.election_upper);
-            patience += turn(&shared, &running);
         }
         if server.wait_for(|m| m.state != ServerState::Leader).await.is_err() {
             return "its core is gone".to_owned();
         }
         timers = shared.settings().timers;
         let last = since.max(shared.contact().max(shared.supported()).unwrap_or(since));
-        let wait = if retrying { patience } else { patience + shared.lateness() };
+        let lateness = if retrying { Duration::ZERO } else { shared.lateness() };
+        let turn = if summoned { Duration::ZERO } else { turn(&shared, &running) };
+        let wait = patience + lateness + turn;
         let rest = wait.saturating_sub(shared.now().since(last));
         if !rest.is_zero() {
             tokio::select! {
                 () = sleep(rest) => {}
                 // The timer is set anew at each beat, so that in a healthy group it never fires.
                 () = shared.contacted.notified() => {}
-                () = shared.stand_now.notified() => patience = Duration::ZERO,
+                () = shared.stand_now.notified() => (patience, summoned) = (Duration::ZERO, true),
             }
             continue;
         }
@@ -664,13 +667,11 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
         if *shared.leaving.borrow() {
             std::future::pending::<()>().await;
         }
+        summoned = false;
         let full = *shared.quarantine.borrow() == Quarantine::Lifted;
-        // A box that does not answer must not hold up those that do.
-        let breadth = breadth(shared.members().len());
-        let asked = timeout(timers.election_upper * breadth, would_win(&shared, &running));
-        if full && asked.await.unwrap_or(false) {
-            let heard_meanwhile = shared.contact().is_some_and(|at| at > last);
-            if !heard_meanwhile {
+        if full && would_win(&shared, &running).await {
+            let voted_or_led = shared.contact().max(shared.supported()).is_some_and(|at| at > last);
+            if !voted_or_led {
                 shared.log.debug("no leader is heard; standing for election");
                 shared.ledger.count(|ledger| &ledger.elections);
                 if running.raft.trigger().elect().await.is_err() {
@@ -679,7 +680,6 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
             }
             since = shared.now();
             patience = random_between(timers.election_lower, timers.election_upper);
-            patience += turn(&shared, &running);
             retry = RETRY_MAX;
         } else {
             // Nobody stands in vain: wait a moment and ask again, ever more patiently.
@@ -687,10 +687,10 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
             retrying = true;
             patience = random_between(RETRY_MIN, retry);
             retry = (retry * 5 / 4).min(timers.election_upper);
+            let breadth = breadth(shared.members().len());
             if breadth > 1 {
                 // Nobody asks hundreds of others again and again.
-                let longer = random_between(timers.election_lower, timers.election_upper);
-                patience = longer * breadth + turn(&shared, &running);
+                patience = random_between(timers.election_lower, timers.election_upper) * breadth;
             }
         }
     }
@@ -698,13 +698,34 @@ async fn stand(shared: Arc<Shared>, running: Running) -> String {
 
 /// How much longer than in a small group this box waits before it stands.
 fn turn(shared: &Shared, running: &Running) -> Duration {
+    if breadth(shared.members().len()) == 1 {
+        return Duration::ZERO;
+    }
     let last_leader = running.log.vote().map(|vote| vote.leader_id.node_id);
     let upper = shared.settings().timers.election_upper;
     standing_delay(shared.me, &shared.ids(), last_leader, upper)
 }
 
-/// Asks the other voters, until a majority would vote for this box or all have answered.
+/// Whether a majority would vote for this box. Boxes that do not answer do not hold up those that
+/// do.
 async fn would_win(shared: &Arc<Shared>, running: &Running) -> bool {
+    let timers = shared.settings().timers;
+    let breadth = breadth(shared.members().len());
+    let asking = async {
+        let begun = Instant::now();
+        let wins = has_majority(shared, running).await;
+        // Hundreds of handshakes take so long that those who answered first may follow somebody
+        // by now. With the handshakes done, asking again takes a moment.
+        match wins && breadth > 1 && begun.elapsed() > timers.election_lower {
+            true => has_majority(shared, running).await,
+            false => wins,
+        }
+    };
+    timeout(timers.election_upper * breadth, asking).await.unwrap_or(false)
+}
+
+/// Asks the other voters, until a majority would vote for this box or all have answered.
+async fn has_majority(shared: &Arc<Shared>, running: &Running) -> bool {
     let configs = configs(running);
     let log_end = running.log.last_log_id().as_ref().map(log_end_of);
     let mut asked = ask_voters(shared, &configs);
