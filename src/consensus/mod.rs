@@ -8,6 +8,7 @@
 //! openraft's own timers stay off: a stock follower waits for its lease *and* a random timeout
 //! before it stands, which is half a second more than the operator's upper election bound says.
 
+pub mod clock;
 pub mod log_store;
 pub mod network;
 pub mod saved;
@@ -17,7 +18,7 @@ pub mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::impls::{EmptyNode, OneshotResponder, TokioRuntime};
+use openraft::impls::{EmptyNode, OneshotResponder};
 use openraft::{CommittedLeaderId, Config, LogId, SnapshotPolicy, Vote};
 
 use crate::core::agreed::{Change, Command, Refusal};
@@ -36,7 +37,7 @@ openraft::declare_raft_types!(
         Entry = openraft::Entry<Types>,
         SnapshotData = state_machine::AgreedSnapshot,
         Responder = OneshotResponder<Types>,
-        AsyncRuntime = TokioRuntime,
+        AsyncRuntime = clock::SteppedTokio,
 );
 
 /// One box's Raft.
