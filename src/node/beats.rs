@@ -4,7 +4,8 @@
 //! nobody is behind. A beat says who leads, how far its log is, how old the current key is and
 //! when the next beat is due. Every so often the leader asks for an answer, which is how it knows
 //! whom it reaches; other beats are notes, which get none. Who is behind, or knows of a higher
-//! ballot, says so in its answer; then openraft beats as well, and its appends do the rest.
+//! ballot, says so in its answer; then openraft beats as well, and its appends do the rest. Such a
+//! box is asked again soon, and so is one that has just started: neither waits for the next beat.
 //!
 //! What must hold: beats decide nothing. They put an election off and tell who is there; terms,
 //! votes and the log change by openraft alone. Only a beat of the ballot that a box follows by its
@@ -46,11 +47,17 @@ const SPACING: Duration = Duration::from_micros(2500);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// In a calm group beats come so much less often than `heart_beat_interval`, and the boxes wait by
-/// one such interval longer before they take the leader for lost.
-const CALM: u32 = 2;
+/// three such intervals longer before they take the leader for lost.
+const CALM: u32 = 4;
 
 /// So many beats in a row a box left unanswered that the others need not wait for it to be calm.
 const LOST: u32 = 10;
+
+/// How long after its answer a box that was not level is asked again, with so many of them.
+fn follow_up(timers: &Timers, unwell: usize) -> Duration {
+    let count = u32::try_from(unwell).unwrap_or(u32::MAX);
+    (timers.heart_beat / 2).max(SPACING.saturating_mul(count)).min(MAX_PAUSE)
+}
 
 /// How long after a beat to so many other boxes the next one is due.
 fn pace(timers: &Timers, others: usize, is_calm: bool) -> Duration {
@@ -102,6 +109,8 @@ struct Pulse<'a> {
     others: BTreeMap<ServerId, Pulsed>,
     asks: JoinSet<(ServerId, Option<Response>)>,
     count: u64,
+    /// When those that are not level are asked again.
+    again: Option<Instant>,
     /// When openraft was last made to beat.
     nudged: Option<Instant>,
 }
@@ -109,7 +118,7 @@ struct Pulse<'a> {
 impl<'a> Pulse<'a> {
     fn new(shared: &'a Arc<Shared>, running: &'a Running, ballot: Ballot) -> Pulse<'a> {
         let (others, asks) = (BTreeMap::new(), JoinSet::new());
-        Pulse { shared, running, ballot, others, asks, count: 0, nudged: None }
+        Pulse { shared, running, ballot, others, asks, count: 0, again: None, nudged: None }
     }
 
     /// Beats until this box leads no longer.
@@ -131,6 +140,11 @@ impl<'a> Pulse<'a> {
                     let pace = self.send();
                     due.as_mut().reset(Instant::now() + pace);
                 }
+                () = sleep_until(self.again.unwrap_or_else(Instant::now)), if self.again.is_some() => {
+                    self.again = None;
+                    self.ask_again();
+                }
+                () = self.shared.newcomer.notified() => self.welcome(),
                 Some(answer) = self.asks.join_next() => {
                     if let Ok((id, answer)) = answer {
                         self.hear(id, answer).await?;
@@ -196,20 +210,49 @@ impl<'a> Pulse<'a> {
             if (asks || !other.well) && other.open < MAX_OPEN {
                 other.open += 1;
                 other.well = false;
-                let courier = PeerCourier(self.shared.clone());
-                self.asks.spawn(async move {
-                    // An answer that never comes would count as open for ever.
-                    let answer = guarded(async {
-                        fail_point("beat-ask");
-                        courier.call(id, Request::Beat(beat), timers.election_lower).await
-                    });
-                    (id, answer.await.ok().and_then(Result::ok))
-                });
+                self.asks.spawn(ask(self.shared.clone(), id, beat, timers.election_lower));
             } else if other.well {
                 self.shared.post.note(id, body.clone(), pace);
             }
         }
         pace
+    }
+
+    /// Boxes that have just started need not wait for the next beat.
+    fn welcome(&mut self) {
+        for id in self.shared.take_newcomers() {
+            if let Some(other) = self.others.get_mut(&id) {
+                (other.well, other.missed) = (false, 0);
+                self.again = Some(Instant::now());
+            }
+        }
+    }
+
+    /// One more beat to those whose last answer was that they are not level, or that came to nothing.
+    fn ask_again(&mut self) {
+        let timers = self.shared.settings().timers;
+        let ends = self.running.log.ends();
+        if !ends.follows(self.ballot) || *self.shared.leaving.borrow() {
+            return;
+        }
+        // The beats in between do not change when the next one to all is due.
+        let pace = pace(&timers, self.others.len(), self.is_calm());
+        let beat = self.compose(&ends, pace);
+        for (&id, other) in &mut self.others {
+            if !other.well && other.open == 0 && other.missed < LOST {
+                other.open += 1;
+                self.asks.spawn(ask(self.shared.clone(), id, beat, timers.election_lower));
+            }
+        }
+    }
+
+    /// Has those that are not level asked again soon.
+    fn follow_up(&mut self) {
+        if self.again.is_none() {
+            let unwell = self.others.values().filter(|other| !other.well).count();
+            let pause = follow_up(&self.shared.settings().timers, unwell);
+            self.again = Some(Instant::now() + pause);
+        }
     }
 
     fn compose(&self, ends: &LogEnds, next: Duration) -> WireBeat {
@@ -239,6 +282,7 @@ impl<'a> Pulse<'a> {
         other.open = other.open.saturating_sub(1);
         let Some(Response::Beat { vote, level }) = answer else {
             other.missed = other.missed.saturating_add(1);
+            self.follow_up();
             return Ok(());
         };
         other.missed = 0;
@@ -250,14 +294,33 @@ impl<'a> Pulse<'a> {
         if other.well {
             return Ok(());
         }
-        // Its log is behind, or a higher ballot is known there: both are openraft's business.
-        let pause = self.shared.settings().timers.heart_beat;
+        self.follow_up();
+        // Its log is behind, or a higher ballot is known there: both are openraft's business. It
+        // beats to all, which a large group must not have to bear all the time.
+        let timers = self.shared.settings().timers;
+        let pause = pace(&timers, self.others.len(), false);
         if self.nudged.is_none_or(|at| at.elapsed() >= pause) {
             self.nudged = Some(Instant::now());
             self.running.raft.trigger().heartbeat().await.map_err(|_| GONE)?;
         }
         Ok(())
     }
+}
+
+/// One beat that asks for an answer, and what came of it.
+async fn ask(
+    shared: Arc<Shared>,
+    id: ServerId,
+    beat: WireBeat,
+    limit: Duration,
+) -> (ServerId, Option<Response>) {
+    let courier = PeerCourier(shared);
+    // An answer that never comes would count as open for ever.
+    let answer = guarded(async {
+        fail_point("beat-ask");
+        courier.call(id, Request::Beat(beat), limit).await
+    });
+    (id, answer.await.ok().and_then(Result::ok))
 }
 
 /// Takes a beat of `from`, and answers it.
@@ -328,13 +391,20 @@ mod tests {
     #[test]
     fn a_calm_group_and_a_large_one_are_sent_fewer_beats_within_bounds() {
         let pace_of = |others, is_calm| pace(&timers(), others, is_calm);
-        assert_eq!((pace_of(4, false), pace_of(4, true)), (MS * 100, MS * 200));
-        assert_eq!((pace_of(40, false), pace_of(40, true)), (MS * 100, MS * 200));
+        assert_eq!((pace_of(4, false), pace_of(4, true)), (MS * 100, MS * 400));
+        assert_eq!((pace_of(40, false), pace_of(40, true)), (MS * 100, MS * 400));
         assert_eq!((pace_of(200, false), pace_of(200, true)), (MS * 500, MS * 500));
         assert_eq!(pace_of(usize::MAX, true), MAX_PAUSE);
         let slow = Timers { heart_beat: MAX_PAUSE * 9, ..timers() };
         assert_eq!(pace(&slow, 4, false), MAX_PAUSE * 9);
         assert_eq!(pace(&slow, 4, true), MAX_PAUSE * 9);
+    }
+
+    #[test]
+    fn those_who_are_behind_are_asked_soon_however_many_they_are() {
+        let pause_of = |unwell| follow_up(&timers(), unwell);
+        assert_eq!((pause_of(1), pause_of(20), pause_of(100)), (MS * 50, MS * 50, MS * 250));
+        assert_eq!(pause_of(usize::MAX), MAX_PAUSE);
     }
 
     #[test]
@@ -394,6 +464,48 @@ mod tests {
         running = bench.running(Some(Vote::new(6, ServerId(3)))).await;
         assert!(shared.hears_leader() && refuse_vote(shared, &running).is_none());
         assert_eq!(take(&running, 2, beat(5, 2, 100)), answer((6, 3, false), false));
+        let _ = running.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn who_is_behind_is_asked_again_and_who_has_just_come_back_at_once() {
+        let bench = Bench::new();
+        let (shared, ballot) = (&bench.shared, Ballot { term: 5, node: bench.shared.me });
+        let running = bench.running(Some(Vote::new_committed(5, shared.me))).await;
+        let mut pulse = Pulse::new(shared, &running, ballot);
+        let pulsed = |open, well, missed| Pulsed { open, well, missed };
+        let known =
+            [(12, pulsed(0, true, 0)), (13, pulsed(0, false, 0)), (14, pulsed(1, false, 0))];
+        let lost = (15, pulsed(0, false, LOST));
+        pulse.others = known.into_iter().chain([lost]).map(|(id, p)| (ServerId(id), p)).collect();
+        async fn asked(pulse: &mut Pulse<'_>) -> Vec<u32> {
+            pulse.ask_again();
+            let mut ids = Vec::new();
+            while let Some(answer) = pulse.asks.join_next().await {
+                let (id, answer) = answer.unwrap();
+                ids.push(id.0);
+                pulse.hear(id, answer).await.unwrap();
+            }
+            ids.sort_unstable();
+            ids
+        }
+        // Not one that is level, nor one whose answer is still due, nor one that is long gone.
+        assert_eq!(asked(&mut pulse).await, [13]);
+        let pause = pulse.again.map(|at| at > Instant::now());
+        assert_eq!(pause, Some(true), "and again a moment later");
+
+        shared.note_newcomer(ServerId(15));
+        shared.note_newcomer(ServerId(77));
+        pulse.welcome();
+        assert!(pulse.again.is_some_and(|at| at <= Instant::now()), "at once");
+        assert_eq!(asked(&mut pulse).await, [13, 15]);
+
+        // One that leaves asks nobody any more, and one that was deposed must not.
+        shared.leaving.send_replace(true);
+        assert!(asked(&mut pulse).await.is_empty());
+        shared.leaving.send_replace(false);
+        pulse.ballot.term = 4;
+        assert!(asked(&mut pulse).await.is_empty());
         let _ = running.raft.shutdown().await;
     }
 

@@ -173,6 +173,9 @@ impl Inbox {
             if yields(&ours, &status) {
                 self.0.note_foreigner(from.id);
             }
+            if !status.full {
+                self.0.note_newcomer(from.id);
+            }
             self.0.note_answer(from.id, status);
         }
         ours

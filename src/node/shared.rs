@@ -104,6 +104,8 @@ pub(super) struct Shared {
     pub orders: mpsc::Sender<QueuedOrder>,
     /// Rung whenever another box says what it is.
     pub answered: Notify,
+    /// Rung when a box without memory has shown up; see [`Shared::take_newcomers`].
+    pub newcomer: Notify,
     /// Rung when a box of another history was met; see [`Shared::foreigner`].
     pub met: Notify,
     /// Rung when the leader leaves and wants this box to stand.
@@ -160,6 +162,8 @@ struct Facts {
     next_beat: Duration,
     /// The same after the beat before, for a leader: what was heard may still be an answer to it.
     next_beat_before: Duration,
+    /// Boxes without memory that have shown up lately; members only.
+    newcomers: BTreeSet<ServerId>,
     /// The box of another history that was met last.
     foreigner: Option<ServerId>,
     /// A key and when it became current, as a leader told.
@@ -229,6 +233,7 @@ impl Shared {
             installed: watch::Sender::default(),
             orders,
             answered: Notify::new(),
+            newcomer: Notify::new(),
             met: Notify::new(),
             stand_now: Notify::new(),
             survey: tokio::sync::Mutex::default(),
@@ -647,6 +652,17 @@ impl Shared {
     /// Notes that the leader leaves: nobody has to wait for it any longer.
     pub fn note_farewell(&self) {
         lock(&self.facts).contact = None;
+    }
+
+    /// Notes a box that has no memory yet, which a leader need not keep waiting for a beat.
+    pub fn note_newcomer(&self, id: ServerId) {
+        lock(&self.facts).newcomers.insert(id);
+        self.newcomer.notify_one();
+    }
+
+    /// The boxes without memory that have shown up since this was asked last.
+    pub fn take_newcomers(&self) -> BTreeSet<ServerId> {
+        std::mem::take(&mut lock(&self.facts).newcomers)
     }
 
     /// Notes that a box of another history was met.

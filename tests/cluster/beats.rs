@@ -173,13 +173,13 @@ impl Stage {
 
 /// On a busy machine an answer may be late, and then the group is not calm for a moment.
 #[test]
-fn a_calm_leader_beats_half_as_often_and_still_knows_whom_it_reaches() {
+fn a_calm_leader_beats_a_quarter_as_often_and_still_knows_whom_it_reaches() {
     let stage = Stage::set(default);
     let usual = (WHILE.as_millis() / 100) as u64;
     stage.until("a quiet time of few beats", || {
         let (asks, notes, appends) = stage.count();
         println!("{asks} beats with answers, {notes} without, {appends} appends");
-        (usual / 3..=usual * 2 / 3).contains(&(asks + notes)) && appends == 0
+        (usual / 6..=usual * 2 / 5).contains(&(asks + notes)) && appends == 0
     });
     let leader = &stage.fleet.boxes[&stage.leader()];
     let (mut looks, mut whole) = (0_u32, 0);
@@ -196,7 +196,7 @@ fn a_calm_leader_beats_half_as_often_and_still_knows_whom_it_reaches() {
 /// Where beats are many, few are answered.
 #[test]
 fn few_of_many_beats_are_answered() {
-    let stage = Stage::set(|settings| settings.timers.heart_beat = Duration::from_millis(20));
+    let stage = Stage::set(|settings| settings.timers.heart_beat = Duration::from_millis(10));
     stage.until("a quiet time of few answers", || {
         let (asks, notes, appends) = stage.count();
         println!("{asks} beats with answers, {notes} without, {appends} appends");
