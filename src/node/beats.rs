@@ -67,7 +67,7 @@ fn pace(timers: &Timers, others: usize, is_calm: bool) -> Duration {
 }
 
 /// Every which beat asks for an answer: each box is to be heard twice within the time after which
-/// it counts as unreachable.
+/// it counts as unreachable, or with each beat where beats are too seldom for that.
 fn ask_every(pace: Duration, reach: Duration) -> u64 {
     let beats = (reach / 2).as_millis() / pace.as_millis().max(1);
     u64::try_from(beats).unwrap_or(u64::MAX).max(1)

@@ -1,16 +1,15 @@
 //! The life of a box's Raft: ask around, start, take part, and start anew as an empty box if
 //! something in it broke.
 //!
-//! openraft's own timers are off. This module stands for election, erases retired keys
-//! from log and snapshot, and watches over Raft from outside, because a panic inside openraft
-//! shows in no metric. Rotation is for [`super::leader`].
+//! openraft's own timers are off. This module erases retired keys from log and snapshot, and watches
+//! over Raft from outside, because a panic inside openraft shows in no metric. Standing for election
+//! is for [`super::election`], rotation for [`super::leader`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::{LogIdOptionExt, ServerState};
-use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
@@ -18,7 +17,7 @@ use tokio::time::{sleep, timeout, Instant};
 use super::refusals::Place;
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use super::survey::ANSWER_LIFE;
-use super::{beats, leader};
+use super::{beats, election, leader};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
 use crate::consensus::saved::Saved;
@@ -27,18 +26,16 @@ use crate::consensus::wire::{Request, Response};
 use crate::consensus::{append_limit, ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
 use crate::core::agreed::{Change, Refusal};
 use crate::core::config::{Member, Settings};
-use crate::core::crowd::{breadth, hubs, standing_delay, whom_to_ask, SMALL};
+use crate::core::crowd::{hubs, whom_to_ask, SMALL};
 use crate::core::key_ring::Change as KeyChange;
 use crate::core::moment::Moment;
-use crate::core::rejoin::{
-    is_stranded, judge_at, majority_possible, may_stand, yields, Quarantine, Status, Verdict,
-};
+use crate::core::rejoin::{judge_at, majority_possible, yields, Quarantine, Status, Verdict};
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
 
 /// How long one question about another box's status may take; well above any round trip that the
 /// election bounds allow, since a connection may have to be made first.
-const STATUS_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const STATUS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The same for what all others say: whoever is asked may have to ask them first, and be asked by
 /// all of them at once.
@@ -54,11 +51,6 @@ const HOPELESS_AFTER: Duration = Duration::from_millis(250);
 
 /// Between two looks at the answers when none came in.
 const JUDGE_PAUSE: Duration = Duration::from_millis(50);
-
-/// The pause before standing is tried again after too few said yes: random in this range, and
-/// growing up to the upper election bound.
-const RETRY_MIN: Duration = Duration::from_millis(15);
-const RETRY_MAX: Duration = Duration::from_millis(55);
 
 /// Between two looks at boxes of another history, which are met with every heart beat.
 const MEET_PAUSE: Duration = Duration::from_millis(200);
@@ -446,7 +438,7 @@ async fn take_part(
 ) -> End {
     // What each beat wakes has tasks of its own, so that the rest is left in peace.
     let mut busy = JoinSet::new();
-    busy.spawn(stand(shared.clone(), running.clone()));
+    busy.spawn(election::stand(shared.clone(), running.clone()));
     busy.spawn(beats::beat(shared.clone(), running.clone()));
     tokio::select! {
         Some(ended) = busy.join_next() => {
@@ -460,7 +452,7 @@ async fn take_part(
         () = convalesce(shared) => End::Unattended,
         () = let_go(shared) => End::LetGo,
         () = running.log.overruled() => End::Overruled,
-        () = strand(shared, running) => End::Stranded,
+        () = election::strand(shared, running) => End::Stranded,
         () = retimed(shared, running) => End::Retimed(Box::new(running.clone())),
     }
 }
@@ -545,64 +537,6 @@ async fn let_go(shared: &Arc<Shared>) {
     }
 }
 
-/// Returns when nobody can be elected any more because of what this box remembers: it holds more
-/// than all others, so that those who forgot wait for it to lead, and Raft's membership does not
-/// let it, since it was just being taken in.
-async fn strand(shared: &Arc<Shared>, running: &Running) {
-    let mut seen = false;
-    loop {
-        let patience = shared.settings().timers.election_upper * 3;
-        let waited_from = shared.now();
-        sleep(patience).await;
-        let hears_leader = shared.contact().is_some_and(|at| at > waited_from);
-        let log_end = running.log.last_log_id().as_ref().map(log_end_of);
-        let configs = configs(running);
-        let may_stand = configs.iter().all(|voters| voters.contains(&shared.me));
-        if hears_leader || may_stand || !shared.status().full {
-            seen = false;
-            continue;
-        }
-        let mut asked = ask_voters(shared, &configs);
-        let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
-        while let Some(answer) = asked.join_next().await {
-            answers.extend(answer.ok().flatten());
-        }
-        let stranded = is_stranded(log_end, &configs, &answers);
-        if stranded && seen {
-            return;
-        }
-        seen = stranded;
-    }
-}
-
-/// The voter sets of the effective membership; two during a change.
-fn configs(running: &Running) -> Vec<BTreeSet<ServerId>> {
-    let server = running.raft.server_metrics();
-    let configs = server.borrow().membership_config.membership().get_joint_config().clone();
-    configs
-}
-
-/// Asks all voters but this box what they are.
-fn ask_voters(
-    shared: &Arc<Shared>,
-    configs: &[BTreeSet<ServerId>],
-) -> JoinSet<Option<(ServerId, Status)>> {
-    let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
-    let limit = STATUS_LIMIT * breadth(voters.len());
-    let mut asked = JoinSet::new();
-    for id in voters.into_iter().filter(|id| *id != shared.me) {
-        let shared = shared.clone();
-        asked.spawn(async move {
-            let question = Request::Status(shared.status());
-            match PeerCourier(shared).call(id, question, limit).await {
-                Ok(Response::Status(status)) => Some((id, status)),
-                _ => None,
-            }
-        });
-    }
-    asked
-}
-
 /// Whether another box does not have this one as a member. Boxes forget one that the list no longer
 /// has only when Raft does not count on it any more, which a box that is let go often does not
 /// hear: until then its vote may be needed.
@@ -621,127 +555,6 @@ async fn is_refused(shared: &Arc<Shared>) -> bool {
         }
     }
     false
-}
-
-/// Stands for election when no leader was heard for a random time within the election bounds,
-/// and a majority would vote for this box.
-async fn stand(shared: Arc<Shared>, running: Running) -> String {
-    let mut timers = shared.settings().timers;
-    let mut server = running.raft.server_metrics();
-    let mut since = shared.now();
-    // A cold start knows that there is no leader to wait for.
-    let mut patience = match running.cold {
-        true => random_between(Duration::ZERO, timers.election_lower / 2),
-        false => random_between(timers.election_lower, timers.election_upper),
-    };
-    let mut retry = RETRY_MAX;
-    let mut retrying = running.cold;
-    // A leader that leaves has asked this box to follow it.
-    let mut summoned = false;
-    loop {
-        if retrying && shared.contact().is_some_and(|at| at > since) {
-            // There is a leader after all.
-            retrying = false;
-            retry = RETRY_MAX;
-            patience = random_between(timers.election_lower, timers.election_upper);
-        }
-        if server.wait_for(|m| m.state != ServerState::Leader).await.is_err() {
-            return "its core is gone".to_owned();
-        }
-        timers = shared.settings().timers;
-        let last = since.max(shared.contact().max(shared.supported()).unwrap_or(since));
-        let lateness = if retrying { Duration::ZERO } else { shared.lateness() };
-        let turn = if summoned { Duration::ZERO } else { turn(&shared, &running) };
-        let wait = patience + lateness + turn;
-        let rest = wait.saturating_sub(shared.now().since(last));
-        if !rest.is_zero() {
-            tokio::select! {
-                () = sleep(rest) => {}
-                // The timer is set anew at each beat, so that in a healthy group it never fires.
-                () = shared.contacted.notified() => {}
-                () = shared.stand_now.notified() => (patience, summoned) = (Duration::ZERO, true),
-            }
-            continue;
-        }
-        // One that is about to end leaves the election to those that stay.
-        if *shared.leaving.borrow() {
-            std::future::pending::<()>().await;
-        }
-        summoned = false;
-        let full = *shared.quarantine.borrow() == Quarantine::Lifted;
-        if full && would_win(&shared, &running).await {
-            let voted_or_led = shared.contact().max(shared.supported()).is_some_and(|at| at > last);
-            if !voted_or_led {
-                shared.log.debug("no leader is heard; standing for election");
-                shared.ledger.count(|ledger| &ledger.elections);
-                if running.raft.trigger().elect().await.is_err() {
-                    return "its core is gone".to_owned();
-                }
-            }
-            since = shared.now();
-            patience = random_between(timers.election_lower, timers.election_upper);
-            retry = RETRY_MAX;
-        } else {
-            // Nobody stands in vain: wait a moment and ask again, ever more patiently.
-            since = shared.now();
-            retrying = true;
-            patience = random_between(RETRY_MIN, retry);
-            retry = (retry * 5 / 4).min(timers.election_upper);
-            let breadth = breadth(shared.members().len());
-            if breadth > 1 {
-                // Nobody asks hundreds of others again and again.
-                patience = random_between(timers.election_lower, timers.election_upper) * breadth;
-            }
-        }
-    }
-}
-
-/// How much longer than in a small group this box waits before it stands.
-fn turn(shared: &Shared, running: &Running) -> Duration {
-    if breadth(shared.members().len()) == 1 {
-        return Duration::ZERO;
-    }
-    let last_leader = running.log.vote().map(|vote| vote.leader_id.node_id);
-    let upper = shared.settings().timers.election_upper;
-    standing_delay(shared.me, &shared.ids(), last_leader, upper)
-}
-
-/// Whether a majority would vote for this box. Boxes that do not answer do not hold up those that
-/// do.
-async fn would_win(shared: &Arc<Shared>, running: &Running) -> bool {
-    let timers = shared.settings().timers;
-    let breadth = breadth(shared.members().len());
-    let asking = async {
-        let begun = Instant::now();
-        let wins = has_majority(shared, running).await;
-        // Hundreds of handshakes take so long that those who answered first may follow somebody
-        // by now. With the handshakes done, asking again takes a moment.
-        match wins && breadth > 1 && begun.elapsed() > timers.election_lower {
-            true => has_majority(shared, running).await,
-            false => wins,
-        }
-    };
-    timeout(timers.election_upper * breadth, asking).await.unwrap_or(false)
-}
-
-/// Asks the other voters, until a majority would vote for this box or all have answered.
-async fn has_majority(shared: &Arc<Shared>, running: &Running) -> bool {
-    let configs = configs(running);
-    let log_end = running.log.last_log_id().as_ref().map(log_end_of);
-    let mut asked = ask_voters(shared, &configs);
-    let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
-    loop {
-        if may_stand(shared.me, log_end, &configs, &answers) {
-            return true;
-        }
-        match asked.join_next().await {
-            Some(Ok(Some((id, status)))) => {
-                answers.insert(id, status);
-            }
-            Some(_) => {}
-            None => return false,
-        }
-    }
 }
 
 /// Erases retired keys from log and snapshot as soon as they are retired, whatever
@@ -828,16 +641,6 @@ async fn watch_over(shared: &Arc<Shared>, running: &Running) -> String {
             return "its log is shorter than what it has applied".to_owned();
         }
     }
-}
-
-/// A random duration in the range; its lower end if OpenSSL has no randomness to give.
-fn random_between(lower: Duration, upper: Duration) -> Duration {
-    let mut bytes = [0; 4];
-    if rand_bytes(&mut bytes).is_err() {
-        return lower;
-    }
-    let share = f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX);
-    lower + upper.saturating_sub(lower).mul_f64(share)
 }
 
 #[cfg(test)]

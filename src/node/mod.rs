@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `shared` | what the parts know together: settings, peers, clock, phase, latest ring |
 //! | `inbox` | answers other boxes |
-//! | `life` | asks around, starts Raft, stands, erases, watches over it, starts anew |
+//! | `life` | asks around, starts Raft, erases, watches over it, starts anew |
+//! | `election` | stands when no leader is heard and a majority would vote for the box |
 //! | `beats` | the leader's heart beats, and what a box makes of them |
 //! | `leader` | founds, stages, activates; takes operators' orders |
 //! | `refusals` | tells and counts the keys that the gate kept out |
@@ -21,6 +22,7 @@
 mod beats;
 #[cfg(test)]
 mod bench;
+mod election;
 mod inbox;
 mod keeper;
 mod leader;
