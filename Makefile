@@ -151,7 +151,7 @@ bench-compare: ## what has become worse beyond noise; OLD=target/bench-before.js
 	cargo run --locked -q -p kit --bin measure -- compare \
 	    $(or $(OLD),$(TARGET)/bench-before.json) $(or $(NEW),docs/benchmarks.json)
 
-bench-scale: ## fleets of up to 200 boxes without Traffic Server, into docs/scale.json; BOXES=5,20; some 10 minutes
+bench-scale: ## fleets of up to 200 boxes without Traffic Server, into docs/scale.json; BOXES=5,20; some 7 minutes
 	cargo build --release --locked -p lone
 	STEK_SHARE_LONE=$(TARGET)/release/lone cargo run --locked -q -p kit --bin measure -- scale \
 	    $(if $(BOXES),--boxes $(BOXES)) --json docs/scale.json
