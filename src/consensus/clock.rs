@@ -6,9 +6,10 @@
 //! took more than half of a leader's work for a rotation. So all that is sent in one go is sent
 //! at the same time here.
 //!
-//! What must hold: the clock never goes back on one thread, which all of a node's Raft runs on, and
-//! is at most [`STEP`] slow. openraft measures leases with it, which last a hundred times longer
-//! than any message needs; what keeps time for keys is [`crate::core::moment`].
+//! What must hold: the clock never goes back on one thread, which all Raft of a plugin's node runs
+//! on (between threads it may differ by a step), and is at most [`STEP`] slow. openraft measures one
+//! lease with it: for the lower election bound after the last append a follower votes for nobody
+//! else, which may last a step longer here. What keeps time for keys is [`crate::core::moment`].
 
 use std::cell::Cell;
 use std::future::Future;

@@ -2,8 +2,8 @@
 //!
 //! They are this box's own and no business of openraft's, whose core has nothing to do as long as
 //! nobody is behind. A beat says who leads, how far its log is, how old the current key is and
-//! when the next beat is due. Every so often the leader asks for an answer, which is how it knows
-//! whom it reaches; other beats are notes, which get none. Who is behind, or knows of a higher
+//! when the next beat is due. As often as it needs to know whom it reaches the leader asks for an
+//! answer; where beats come more often, the others are notes, which get none. Who is behind, or knows of a higher
 //! ballot, says so in its answer; then openraft beats as well, and its appends do the rest. Such a
 //! box is asked again soon, and so is one that has just started: neither waits for the next beat.
 //!
@@ -52,6 +52,10 @@ const CALM: u32 = 4;
 
 /// So many beats in a row a box left unanswered that the others need not wait for it to be calm.
 const LOST: u32 = 10;
+
+/// So often at least a box that has just shown itself is asked again, however long it was away: it
+/// takes a moment to learn from the others whether it may take part.
+const WELCOME: u32 = 4;
 
 /// How long after its answer a box that was not level is asked again, with so many of them.
 fn follow_up(timers: &Timers, unwell: usize) -> Duration {
@@ -220,26 +224,31 @@ impl<'a> Pulse<'a> {
 
     /// Boxes that have just started need not wait for the next beat.
     fn welcome(&mut self) {
-        for id in self.shared.take_newcomers() {
-            if let Some(other) = self.others.get_mut(&id) {
-                (other.well, other.missed) = (false, 0);
-                self.again = Some(Instant::now());
+        let newcomers = self.shared.take_newcomers();
+        for (id, other) in &mut self.others {
+            if newcomers.contains(id) {
+                (other.well, other.missed) = (false, other.missed.min(LOST - WELCOME));
             }
         }
+        self.ask(|id, other| newcomers.contains(&id) && !other.well);
     }
 
     /// One more beat to those whose last answer was that they are not level, or that came to nothing.
     fn ask_again(&mut self) {
+        self.ask(|_, other| !other.well && other.missed < LOST);
+    }
+
+    /// A beat between two of those that go to all; not to who owes an answer.
+    fn ask(&mut self, whom: impl Fn(ServerId, &Pulsed) -> bool) {
         let timers = self.shared.settings().timers;
         let ends = self.running.log.ends();
         if !ends.follows(self.ballot) || *self.shared.leaving.borrow() {
             return;
         }
-        // The beats in between do not change when the next one to all is due.
-        let pace = pace(&timers, self.others.len(), self.is_calm());
-        let beat = self.compose(&ends, pace);
+        // When the next one to all is due was said with the last; it is never later than this.
+        let beat = self.compose(&ends, pace(&timers, self.others.len(), true));
         for (&id, other) in &mut self.others {
-            if !other.well && other.open == 0 && other.missed < LOST {
+            if other.open == 0 && whom(id, other) {
                 other.open += 1;
                 self.asks.spawn(ask(self.shared.clone(), id, beat, timers.election_lower));
             }
@@ -377,10 +386,17 @@ pub(super) fn refuse_vote(shared: &Shared, running: &Running) -> Option<Response
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+    use std::sync::Mutex;
+
     use openraft::Vote;
 
     use super::*;
+    use crate::core::config::Member;
     use crate::node::bench::Bench;
+    use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::transport::peers::CallError;
+    use crate::transport::{Body, Heard, Me};
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -467,9 +483,37 @@ mod tests {
         let _ = running.raft.shutdown().await;
     }
 
+    /// Mail that reaches nobody; in how many milliseconds each beat said that the next one is due.
+    #[derive(Default)]
+    struct Announced(Mutex<Vec<u32>>);
+
+    impl Mail for Announced {
+        fn open(&self, _: &Me, _: &Heard) {}
+
+        fn set_members(&self, _: &[Member]) {}
+
+        fn request(&self, _: ServerId, body: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            if let Ok(Request::Beat(beat)) = wire::decode_request(&body) {
+                self.0.lock().unwrap().push(beat.next_ms);
+            }
+            Box::pin(ready(Err(CallError::TimedOut)))
+        }
+
+        fn note(&self, _: ServerId, _: Body, _: Duration) {}
+
+        fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            Box::pin(ready(Err(CallError::UnknownPeer)))
+        }
+
+        fn listen(&self, _: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+            Box::new(())
+        }
+    }
+
     #[tokio::test]
     async fn who_is_behind_is_asked_again_and_who_has_just_come_back_at_once() {
-        let bench = Bench::new();
+        let mail = Arc::new(Announced::default());
+        let bench = Bench::within(Outside { mail: Some(mail.clone()), ..Outside::default() });
         let (shared, ballot) = (&bench.shared, Ballot { term: 5, node: bench.shared.me });
         let running = bench.running(Some(Vote::new_committed(5, shared.me))).await;
         let mut pulse = Pulse::new(shared, &running, ballot);
@@ -497,8 +541,18 @@ mod tests {
         shared.note_newcomer(ServerId(15));
         shared.note_newcomer(ServerId(77));
         pulse.welcome();
-        assert!(pulse.again.is_some_and(|at| at <= Instant::now()), "at once");
-        assert_eq!(asked(&mut pulse).await, [13, 15]);
+        assert_eq!(pulse.asks.len(), 1, "at once, and nobody else");
+        let (id, answer) = pulse.asks.join_next().await.unwrap().unwrap();
+        pulse.hear(id, answer).await.unwrap();
+        for more in 1..WELCOME {
+            assert_eq!(asked(&mut pulse).await, [13, 15], "{more}");
+        }
+        assert_eq!(asked(&mut pulse).await, [13], "it was asked often enough");
+        // The next beat to all may still be as far away as in a calm group.
+        let next = MS * 400;
+        let said: Vec<u32> = mail.0.lock().unwrap().drain(..).collect();
+        assert!(said.iter().all(|ms| MS * *ms == next), "{said:?}");
+        assert!(!said.is_empty());
 
         // One that leaves asks nobody any more, and one that was deposed must not.
         shared.leaving.send_replace(true);

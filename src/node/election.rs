@@ -28,6 +28,10 @@ use crate::core::server_id::ServerId;
 const RETRY_MIN: Duration = Duration::from_millis(15);
 const RETRY_MAX: Duration = Duration::from_millis(55);
 
+/// How often a box that is asked to follow a leader stands without waiting for its turn: the others
+/// may not have heard yet that the leader leaves.
+const SUMMONED_TRIES: u32 = 2;
+
 /// Stands for election when no leader was heard for a random time within the election bounds,
 /// and a majority would vote for this box.
 pub(super) async fn stand(shared: Arc<Shared>, running: Running) -> String {
@@ -41,12 +45,12 @@ pub(super) async fn stand(shared: Arc<Shared>, running: Running) -> String {
     };
     let mut retry = RETRY_MAX;
     let mut retrying = running.cold;
-    // A leader that leaves has asked this box to follow it.
-    let mut summoned = false;
+    // How often this box still stands at once because a leader that leaves has asked it to.
+    let mut summoned = 0_u32;
     loop {
         if retrying && shared.contact().is_some_and(|at| at > since) {
             // There is a leader after all.
-            retrying = false;
+            (retrying, summoned) = (false, 0);
             retry = RETRY_MAX;
             patience = random_between(timers.election_lower, timers.election_upper);
         }
@@ -55,16 +59,20 @@ pub(super) async fn stand(shared: Arc<Shared>, running: Running) -> String {
         }
         timers = shared.settings().timers;
         let last = since.max(shared.contact().max(shared.supported()).unwrap_or(since));
-        let lateness = if retrying { Duration::ZERO } else { shared.lateness() };
-        let turn = if summoned { Duration::ZERO } else { turn(&shared, &running) };
-        let wait = patience + lateness + turn;
+        let wait = match (summoned > 0, retrying) {
+            (true, _) => patience,
+            (false, true) => patience + turn(&shared, &running),
+            (false, false) => patience + turn(&shared, &running) + shared.lateness(),
+        };
         let rest = wait.saturating_sub(shared.now().since(last));
         if !rest.is_zero() {
             tokio::select! {
                 () = sleep(rest) => {}
                 // The timer is set anew at each beat, so that in a healthy group it never fires.
                 () = shared.contacted.notified() => {}
-                () = shared.stand_now.notified() => (patience, summoned) = (Duration::ZERO, true),
+                () = shared.stand_now.notified() => {
+                    (patience, summoned) = (Duration::ZERO, SUMMONED_TRIES);
+                }
             }
             continue;
         }
@@ -72,7 +80,9 @@ pub(super) async fn stand(shared: Arc<Shared>, running: Running) -> String {
         if *shared.leaving.borrow() {
             std::future::pending::<()>().await;
         }
-        summoned = false;
+        let breadth = breadth(shared.members().len());
+        let hurries = summoned > 0;
+        summoned = summoned.saturating_sub(1);
         let full = *shared.quarantine.borrow() == Quarantine::Lifted;
         if full && would_win(&shared, &running).await {
             let voted_or_led = shared.contact().max(shared.supported()).is_some_and(|at| at > last);
@@ -83,8 +93,10 @@ pub(super) async fn stand(shared: Arc<Shared>, running: Running) -> String {
                     return "its core is gone".to_owned();
                 }
             }
+            summoned = 0;
             since = shared.now();
-            patience = random_between(timers.election_lower, timers.election_upper);
+            // In a large group the votes take a while to come in.
+            patience = random_between(timers.election_lower, timers.election_upper) * breadth;
             retry = RETRY_MAX;
         } else {
             // Nobody stands in vain: wait a moment and ask again, ever more patiently.
@@ -92,8 +104,7 @@ pub(super) async fn stand(shared: Arc<Shared>, running: Running) -> String {
             retrying = true;
             patience = random_between(RETRY_MIN, retry);
             retry = (retry * 5 / 4).min(timers.election_upper);
-            let breadth = breadth(shared.members().len());
-            if breadth > 1 {
+            if breadth > 1 && !hurries {
                 // Nobody asks hundreds of others again and again.
                 patience = random_between(timers.election_lower, timers.election_upper) * breadth;
             }
