@@ -50,7 +50,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// three such intervals longer before they take the leader for lost.
 const CALM: u32 = 4;
 
-/// So many beats in a row a box left unanswered that the others need not wait for it to be calm.
+/// After so many beats in a row that it left unanswered a box is no longer asked between beats.
 const LOST: u32 = 10;
 
 /// So often at least a box that has just shown itself is asked again, however long it was away: it
@@ -103,6 +103,8 @@ struct Pulsed {
     well: bool,
     /// Beats in a row that came to nothing.
     missed: u32,
+    /// Since when.
+    silent: Option<Instant>,
 }
 
 /// The beats of one reign.
@@ -185,10 +187,14 @@ impl<'a> Pulse<'a> {
         true
     }
 
-    /// Whether nothing is under way and all answer, but for those that have been gone for long.
+    /// Whether nothing is under way and all answer, but for those that have been gone for so long
+    /// that they do not count as reachable by the slower beats of a calm group either.
     fn is_calm(&self) -> bool {
+        let timers = self.shared.settings().timers;
+        let gone_after = (timers.election_upper + pace(&timers, self.others.len(), true)) * 2;
+        let is_gone = |other: &Pulsed| other.silent.is_some_and(|at| at.elapsed() >= gone_after);
         !self.shared.is_handing_over()
-            && self.others.values().all(|other| other.well || other.missed >= LOST)
+            && self.others.values().all(|other| other.well || is_gone(other))
     }
 
     /// One beat to every other box; after how long the next one is due.
@@ -291,10 +297,11 @@ impl<'a> Pulse<'a> {
         other.open = other.open.saturating_sub(1);
         let Some(Response::Beat { vote, level }) = answer else {
             other.missed = other.missed.saturating_add(1);
+            other.silent.get_or_insert_with(Instant::now);
             self.follow_up();
             return Ok(());
         };
-        other.missed = 0;
+        (other.missed, other.silent) = (0, None);
         let follows = vote == (self.ballot, true);
         if follows {
             self.shared.acknowledged(id);
@@ -517,7 +524,7 @@ mod tests {
         let (shared, ballot) = (&bench.shared, Ballot { term: 5, node: bench.shared.me });
         let running = bench.running(Some(Vote::new_committed(5, shared.me))).await;
         let mut pulse = Pulse::new(shared, &running, ballot);
-        let pulsed = |open, well, missed| Pulsed { open, well, missed };
+        let pulsed = |open, well, missed| Pulsed { open, well, missed, silent: None };
         let known =
             [(12, pulsed(0, true, 0)), (13, pulsed(0, false, 0)), (14, pulsed(1, false, 0))];
         let lost = (15, pulsed(0, false, LOST));
