@@ -19,7 +19,7 @@ use openssl::ssl::{
 };
 use openssl::symm::Cipher;
 use openssl::x509::{X509Name, X509};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{copy_bidirectional, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{watch, Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -734,6 +734,30 @@ async fn a_dropped_request_harms_nobody() {
         assert_eq!(one.ask(2, b"next").await.unwrap(), b"next");
     }
     assert_eq!(two.counters.accepted(), 1, "the connection outlived them all");
+}
+
+/// Whoever wanted to ask was gone before the connection was up.
+#[tokio::test]
+async fn a_connection_that_nobody_uses_makes_no_stranger_of_this_box() {
+    let root = pki::root("root");
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    one.peers.set_members(&[member(2, slow.local_addr().unwrap())]);
+    let peers = one.peers.clone();
+    let gone = tokio::spawn(async move { ask(&peers, 2, b"x", PATIENCE).await });
+    let (mut near, _) = slow.accept().await.unwrap();
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    let mut far = TcpStream::connect(two.addr).await.unwrap();
+    let relay = tokio::spawn(async move { copy_bidirectional(&mut near, &mut far).await });
+    until("it has ended", || two.counters.all_refused() > 0).await;
+    assert_eq!(two.counters.refused(Cause::ClosedEarly), 1);
+    assert_eq!((two.counters.all_refused(), two.begun()), (1, 0));
+    assert!(!two.lines.have(Level::Warning, "refused"));
+    relay.abort();
+    // Nor is there anything to be patient with.
+    one.peers.set_members(&[two.member()]);
+    assert_eq!(one.ask(2, b"again").await.unwrap(), b"again");
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@
 //! - A connection on which a request spent its whole time while nothing at all came back is given
 //!   up, so that a peer which vanished without a word is dialled anew. The time that dialling took
 //!   does not count, or a far peer would never be reached by impatient requests.
+//! - A connection on which nothing was asked, since who wanted it is gone, is closed before the
+//!   other side takes this box for a stranger that says nothing.
 //! - A request's bytes are erased when they are sent or nobody waits for the response any more.
 //!   Where the peer may turn out to speak an older version only, they are kept until it answers.
 //! - A connection begins with the newest version; which one follows is agreed on it once.
@@ -34,7 +36,9 @@ use super::frame::{
 };
 use super::listener::Refusal;
 use super::tls::{alert_in, HandshakeError, Stream, Tls};
-use super::{resolve, tune, Alarm, Heard, Me, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
+use super::{
+    resolve, tune, Alarm, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
+};
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, kept_alive};
@@ -53,6 +57,11 @@ const REDIAL_MAX: Duration = Duration::from_secs(1);
 /// A silent connection is closed by this side a little before the other would do so, so that no
 /// request is sent into a connection that is being closed.
 const DIALLER_IDLE_LIMIT: Duration = IDLE_LIMIT.saturating_sub(Duration::from_secs(30));
+
+/// Counted from the dialling, how long a connection may be kept on which nothing was ever asked,
+/// because who wanted it was gone before it was up. The other side closes it a little later, and
+/// would have to take this box for a silent stranger.
+const UNUSED_LIMIT: Duration = HANDSHAKE_LIMIT.saturating_sub(Duration::from_secs(1));
 
 /// How long after its time a request that its caller dropped counts as open. Callers that wait
 /// their time out tell at once; this is for the others, and spares a timer per request.
@@ -454,13 +463,14 @@ impl Line {
                 continue;
             }
             let tls = self.deps.tls.borrow().for_member(&self.member);
+            let unused = Instant::now() + UNUSED_LIMIT;
             match dial(&tls, &self.member.address, self.member.port).await {
                 Err(error) => {
                     let words = error.to_string();
                     self.tell_trouble(&error);
                     self.fail(CallError::Unreachable(words.into()), Some(ask), inbox);
                 }
-                Ok(stream) => self.converse(stream, ask, inbox).await,
+                Ok(stream) => self.converse(stream, unused, ask, inbox).await,
             }
         }
     }
@@ -507,7 +517,13 @@ impl Line {
         }
     }
 
-    async fn converse(&mut self, stream: Stream, first: Ask, inbox: &mut mpsc::Receiver<Order>) {
+    async fn converse(
+        &mut self,
+        stream: Stream,
+        unused: Instant,
+        first: Ask,
+        inbox: &mut mpsc::Receiver<Order>,
+    ) {
         let now = Instant::now();
         let versions = self.deps.me.versions();
         let mut conversation = Conversation {
@@ -521,7 +537,8 @@ impl Line {
             sent: now,
             received: now,
             has_heard: false,
-            alarm: Alarm::new(now + DIALLER_IDLE_LIMIT),
+            unused,
+            alarm: Alarm::new(unused),
         };
         let end = poll_fn(|cx| {
             fail_point("conversation");
@@ -534,8 +551,8 @@ impl Line {
         for open in open {
             let _ = open.reply.send(Err(error.clone()));
         }
-        if has_heard && !matches!(end, End::Refused(_)) {
-            // It was good once, so it may be dialled again at once.
+        if matches!(end, End::Unused) || has_heard && !matches!(end, End::Refused(_)) {
+            // Nothing is wrong with it, or it was good once: it may be dialled again at once.
             for ask in next {
                 let _ = ask.reply.send(Err(error.clone()));
             }
@@ -575,6 +592,8 @@ impl Line {
 enum End {
     #[error("nothing was asked for a long time")]
     Idle,
+    #[error("whoever wanted to ask was gone before it was up")]
+    Unused,
     #[error("this box no longer asks it")]
     Gone,
     #[error("it closed the connection")]
@@ -604,7 +623,7 @@ impl End {
             End::Lost(error) => {
                 alert_in(error).map(|alert| format!("it refuses this box's certificate: {alert}"))
             }
-            End::Idle | End::Gone | End::Closed | End::Dead => None,
+            End::Idle | End::Unused | End::Gone | End::Closed | End::Dead => None,
         }
     }
 
@@ -646,6 +665,8 @@ struct Conversation {
     sent: Instant,
     received: Instant,
     has_heard: bool,
+    /// Until when something must have been asked.
+    unused: Instant,
     alarm: Alarm,
 }
 
@@ -832,7 +853,10 @@ impl Conversation {
         loop {
             let oldest = self.open.iter().map(|open| open.deadline + DROPPED_GRACE).min();
             let begun = self.wire.begun().map(|begun| begun + FRAME_LIMIT);
-            let idle = self.sent.max(self.received) + DIALLER_IDLE_LIMIT;
+            let idle = match self.last_id {
+                0 => self.unused,
+                _ => self.sent.max(self.received) + DIALLER_IDLE_LIMIT,
+            };
             let deadline = oldest.into_iter().chain(begun).min().unwrap_or(idle);
             ready!(self.alarm.poll(cx, deadline));
             let now = Instant::now();
@@ -840,7 +864,7 @@ impl Conversation {
                 return Poll::Ready(End::Dead);
             }
             if oldest.is_none() {
-                return Poll::Ready(End::Idle);
+                return Poll::Ready(if self.last_id == 0 { End::Unused } else { End::Idle });
             }
             if let Err(end) = self.check(now) {
                 return Poll::Ready(end);
