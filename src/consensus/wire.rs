@@ -148,7 +148,7 @@ pub enum Unable {
 /// Why an order was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum OrderRefusal {
-    /// Nobody leads, or the leader cannot be reached; nothing was proposed.
+    /// Nobody leads, the leader cannot be reached, or it has no majority; nothing was proposed.
     #[error("there is no leader at present; try again in a second")]
     NoLeader,
     /// The leader lost its office, or the way to it was cut, before it could answer.

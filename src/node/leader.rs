@@ -138,7 +138,13 @@ impl<'a> Reign<'a> {
                     true => continue,
                     false => PROPOSAL_RETRY,
                 },
-                _ => self.shared.settings().timers.heart_beat,
+                step => {
+                    // Nothing of it was proposed, and whoever gave it should not wait in vain.
+                    if !matches!(step, Step::Activate { .. }) {
+                        self.reply(Err(OrderRefusal::NoLeader));
+                    }
+                    self.shared.settings().timers.heart_beat
+                }
             };
             tokio::select! {
                 () = sleep(pause) => {}

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stek_share::client::{order_limit, Client, Failure, KeyInUse, Order, Role, STATUS_LIMIT};
+use stek_share::consensus::wire::OrderRefusal;
 use stek_share::core::health::complaints;
 use stek_share::core::key_ring::Generation;
 use stek_share::core::server_id::ServerId;
@@ -95,6 +96,22 @@ fn an_order_given_to_any_box_is_carried_out_by_the_leader() {
         block_on(client.status(member, STATUS_LIMIT)).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(status.keys.previous, []);
     assert_eq!(status.group.rotations, 4);
+}
+
+/// It still takes itself for the leader; who asks should not have to wait until that shows.
+#[test]
+fn a_leader_without_a_majority_says_so_to_who_gives_it_an_order() {
+    let mut fleet = Fleet::running(3, |_| {});
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    for id in (1..=3).filter(|id| *id != leader) {
+        fleet.kill(id);
+    }
+    let node = &fleet.boxes[&leader].node;
+    let alone = || !node.status().group.quorum;
+    wait_for("no quorum", alone, || fleet.describe());
+    assert_eq!(block_on(node.order(Order::Rotate)), Err(OrderRefusal::NoLeader));
+    assert_eq!(node.report().current, Generation(1), "nor does it come true later");
 }
 
 #[test]
