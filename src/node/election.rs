@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout, Instant};
 use super::life::STATUS_LIMIT;
 use super::shared::{PeerCourier, Running, Shared};
 use crate::consensus::log_end_of;
-use crate::consensus::network::Courier;
+use crate::consensus::network::{CallFailure, Courier};
 use crate::consensus::wire::{Request, Response};
 use crate::core::crowd::{breadth, standing_delay};
 use crate::core::rejoin::{is_stranded, may_stand, Quarantine, Status};
@@ -151,7 +151,7 @@ async fn has_majority(shared: &Arc<Shared>, running: &Running) -> bool {
             return true;
         }
         match asked.join_next().await {
-            Some(Ok(Some((id, status)))) => {
+            Some(Ok((id, Ok(status)))) => {
                 answers.insert(id, status);
             }
             Some(_) => {}
@@ -180,8 +180,20 @@ pub(super) async fn strand(shared: &Arc<Shared>, running: &Running) {
         let mut asked = ask_voters(shared, &configs);
         let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
         while let Some(answer) = asked.join_next().await {
-            answers.extend(answer.ok().flatten());
+            match answer {
+                Ok((id, Ok(status))) => {
+                    answers.insert(id, status);
+                }
+                // It cannot hold what this box holds, since that has this box in its list.
+                Ok((id, Err(CallFailure::NotListed))) => {
+                    answers.insert(id, Status::default());
+                }
+                _ => {}
+            }
         }
+        // A box that was just taken in may not even know those whom the new list leaves out.
+        let known = shared.ids();
+        let configs: Vec<_> = configs.iter().map(|voters| voters & &known).collect();
         let stranded = is_stranded(log_end, &configs, &answers);
         if stranded && seen {
             return;
@@ -201,7 +213,7 @@ fn configs(running: &Running) -> Vec<BTreeSet<ServerId>> {
 fn ask_voters(
     shared: &Arc<Shared>,
     configs: &[BTreeSet<ServerId>],
-) -> JoinSet<Option<(ServerId, Status)>> {
+) -> JoinSet<(ServerId, Result<Status, CallFailure>)> {
     let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
     let limit = STATUS_LIMIT * breadth(voters.len());
     let mut asked = JoinSet::new();
@@ -209,10 +221,12 @@ fn ask_voters(
         let shared = shared.clone();
         asked.spawn(async move {
             let question = Request::Status(shared.status());
-            match PeerCourier(shared).call(id, question, limit).await {
-                Ok(Response::Status(status)) => Some((id, status)),
-                _ => None,
-            }
+            let answer = match PeerCourier(shared).call(id, question, limit).await {
+                Ok(Response::Status(status)) => Ok(status),
+                Ok(_) => Err(CallFailure::Senseless),
+                Err(failure) => Err(failure),
+            };
+            (id, answer)
         });
     }
     asked
