@@ -591,7 +591,9 @@ impl World {
                 set.agreed, set.current, set.newest
             )
         });
-        self.sight.annals.note(now, &set);
+        for place in self.sight.annals.note(now, &set) {
+            self.sight.revoked.remove(&place);
+        }
         if let Some(view) = self.sight.boxes.get_mut(&id) {
             if set.agreed && view.joined.is_none() {
                 view.joined = Some(now);

@@ -171,7 +171,8 @@ pub struct Sight {
     pub leaders: Vec<Leader>,
     /// When operators' orders began, and when they were surely over.
     pub orders: Vec<(u64, u64)>,
-    /// Generations whose activation surely dropped all older keys.
+    /// Generations whose activation surely dropped all older keys; that of the key which came to
+    /// such a place later need not have done so.
     pub revoked: BTreeSet<(History, u64)>,
     /// When half of the members or more last were without memory at the same time. What only they
     /// knew is lost then, which no protocol can help.
@@ -219,10 +220,11 @@ impl Annals {
         present.is_some_and(|present| present != key)
     }
 
-    /// Writes down what a set tells. Says nothing of contradictions; that is for
-    /// [`one_order`].
-    pub fn note(&mut self, now: u64, set: &Set) {
-        let (true, Some(history)) = (set.agreed, set.history) else { return };
+    /// Writes down what a set tells; the places to which another key has come. Says nothing of
+    /// contradictions; that is for [`one_order`].
+    pub fn note(&mut self, now: u64, set: &Set) -> Vec<(History, u64)> {
+        let mut remade = Vec::new();
+        let (true, Some(history)) = (set.agreed, set.history) else { return remade };
         for (key, generation) in named(set) {
             let place = (history, generation);
             let is_new = !self.place.contains_key(&key);
@@ -233,11 +235,13 @@ impl Annals {
                     times.remove(&place);
                 }
                 self.noted.retain(|(_, history, generation), _| (*history, *generation) != place);
+                remade.push(place);
             }
             self.seen.entry(place).or_insert(now);
         }
         self.note_activation(now, (history, set.current));
         self.current.entry((history, set.current)).or_insert(now);
+        remade
     }
 }
 
@@ -315,10 +319,18 @@ impl Sight {
         let enough = self.settling();
         let mut leaders = self.leaders();
         self.well_for(id) >= enough
-            && leaders.all(|leader| {
-                leader == id
-                    || (self.linked_for(id, leader) >= enough && self.well_for(leader) >= enough)
+            && leaders.all(|leader| match leader == id {
+                // One that restored its file behind a cut takes itself for a leader.
+                true => self.reaches_majority(id, enough),
+                false => self.linked_for(id, leader) >= enough && self.well_for(leader) >= enough,
             })
+    }
+
+    /// Whether a box's links to a majority, itself included, have been well for so long.
+    fn reaches_majority(&self, id: u32, enough: u64) -> bool {
+        let counted = || self.boxes.iter().filter(|(_, view)| view.may_count()).map(|(id, _)| *id);
+        let reached = counted().filter(|o| *o == id || self.linked_for(id, *o) >= enough);
+        reached.count() > counted().count() / 2
     }
 
     /// For how long all has been well everywhere, that is with all that the group may count on:
