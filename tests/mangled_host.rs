@@ -110,7 +110,7 @@ impl Life {
         let told = if names == Names::C { "names: C" } else { "names: C++" };
         assert_eq!(life.0.first().map(String::as_str), Some(told));
         assert_eq!(life.0.get(1).map(String::as_str), Some("registered stek_share"), "{text}");
-        life.has("threads left: 0");
+        life.has("threads left: none");
         life
     }
 

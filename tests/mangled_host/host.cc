@@ -15,6 +15,7 @@
 // HOST_TICKET_FILE=F  proxy.config.ssl.server.ticket_key.filename
 #include <dlfcn.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -25,6 +26,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <string>
@@ -356,11 +358,18 @@ send_all(const char *word)
   send("stek_share", much.data(), much.size(), false);
 }
 
-long
-threads()
+// The names of all threads but the first one, each after a blank.
+std::string
+others()
 {
-  std::filesystem::directory_iterator tasks("/proc/self/task"), end;
-  return std::distance(tasks, end);
+  std::string names;
+  for (const auto &task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string name;
+    if (task.path().filename() != std::to_string(getpid()) && std::getline(std::ifstream(task.path() / "comm"), name)) {
+      names += " " + name;
+    }
+  }
+  return names;
 }
 } // namespace
 
@@ -404,7 +413,7 @@ main(int argc, char **argv)
     say("dlclose: %d", dlclose(plugin));
     // The plugin's threads are in its code now. Were it unmapped, they would crash at once.
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    say("threads while closed: %s", threads() > 1 ? "some" : "none");
+    say("threads while closed: %s", others().empty() ? "none" : "some");
     say("mapped while closed: %s", dlopen(argv[1], RTLD_NOW | RTLD_NOLOAD) != nullptr ? "yes" : "no");
     plugin = dlopen(argv[1], RTLD_NOW);
     init   = reinterpret_cast<void (*)(int, char **)>(dlsym(plugin, "TSPluginInit"));
@@ -413,9 +422,11 @@ main(int argc, char **argv)
   }
   fire(SHUTDOWN, TS_EVENT_LIFECYCLE_SHUTDOWN);
   // The last thread of the plugin may still be on its way out.
-  for (int i = 0; i < 1000 && threads() > 1; ++i) {
+  std::string left = others();
+  for (int i = 0; i < 3000 && !left.empty(); ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    left = others();
   }
-  say("threads left: %ld", threads() - 1);
+  say("threads left:%s", left.empty() ? " none" : left.c_str());
   return 0;
 }
