@@ -162,7 +162,8 @@ async fn has_majority(shared: &Arc<Shared>, running: &Running) -> bool {
 
 /// Returns when nobody can be elected any more because of what this box remembers: it holds more
 /// than all others, so that those who forgot wait for it to lead, and Raft's membership does not
-/// let it, since it was just being taken in.
+/// let it, since it was just being taken in. One that the list no longer has is let go instead, see
+/// [`super::life`].
 pub(super) async fn strand(shared: &Arc<Shared>, running: &Running) {
     let mut seen = false;
     loop {
@@ -173,7 +174,11 @@ pub(super) async fn strand(shared: &Arc<Shared>, running: &Running) {
         let log_end = running.log.last_log_id().as_ref().map(log_end_of);
         let configs = configs(running);
         let may_stand = configs.iter().all(|voters| voters.contains(&shared.me));
-        if hears_leader || may_stand || !shared.status().full {
+        let lists_me = {
+            let views = shared.views.borrow();
+            views.agreed.roster.as_ref().is_some_and(|list| list.get(shared.me).is_some())
+        };
+        if hears_leader || may_stand || !lists_me || !shared.status().full {
             seen = false;
             continue;
         }
@@ -184,7 +189,7 @@ pub(super) async fn strand(shared: &Arc<Shared>, running: &Running) {
                 Ok((id, Ok(status))) => {
                     answers.insert(id, status);
                 }
-                // It cannot hold what this box holds, since that has this box in its list.
+                // It cannot hold what this box holds: a list that has this box.
                 Ok((id, Err(CallFailure::NotListed))) => {
                     answers.insert(id, Status::default());
                 }
