@@ -760,6 +760,19 @@ async fn a_connection_that_nobody_uses_makes_no_stranger_of_this_box() {
     assert_eq!(one.ask(2, b"again").await.unwrap(), b"again");
 }
 
+/// A far peer that is busy for a moment: dialling it anew would take longer.
+#[tokio::test]
+async fn a_connection_on_which_an_answer_comes_late_is_kept() {
+    let root = pki::root("root");
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    let short = Duration::from_secs(3);
+    assert_eq!(ask(&one.peers, 2, b"W", short).await, Err(CallError::TimedOut));
+    two.service.release.notify_one();
+    assert_eq!(one.ask(2, b"again").await.unwrap(), b"again");
+    assert_eq!(two.counters.accepted(), 1);
+    assert!(!one.lines.have(Level::Note, "is down"));
+}
+
 #[tokio::test]
 async fn a_connection_on_which_nothing_comes_back_is_given_up() {
     let root = pki::root("root");

@@ -6,9 +6,9 @@
 //!   without harm to the connection or to other requests.
 //! - A note goes out soon or not at all: it waits neither for a connection nor for its peer.
 //! - Nobody is dialled unless somebody asks, and not again before a pause that grows.
-//! - A connection on which a request spent its whole time while nothing at all came back is given
-//!   up, so that a peer which vanished without a word is dialled anew. The time that dialling took
-//!   does not count, or a far peer would never be reached by impatient requests.
+//! - A connection on which nothing at all comes back for twice the time of a request is given up, so
+//!   that a peer which vanished without a word is dialled anew. The time that dialling took does
+//!   not count, or a far peer would never be reached by impatient requests.
 //! - A connection on which nothing was asked, since who wanted it is gone, is closed before the
 //!   other side takes this box for a stranger that says nothing.
 //! - A request's bytes are erased when they are sent or nobody waits for the response any more.
@@ -537,6 +537,7 @@ impl Line {
             sent: now,
             received: now,
             has_heard: false,
+            suspect: None,
             unused,
             alarm: Alarm::new(unused),
         };
@@ -665,6 +666,8 @@ struct Conversation {
     sent: Instant,
     received: Instant,
     has_heard: bool,
+    /// A request spent its whole time while nothing came back: it is to come until then.
+    suspect: Option<Instant>,
     /// Until when something must have been asked.
     unused: Instant,
     alarm: Alarm,
@@ -792,7 +795,9 @@ impl Conversation {
         match event {
             Event::Sent => return Ok(()),
             Event::Closed => return Err(End::Closed),
-            Event::Head(_) | Event::Foreign(_) | Event::Body(_) => self.received = now,
+            Event::Head(_) | Event::Foreign(_) | Event::Body(_) => {
+                (self.received, self.suspect) = (now, None);
+            }
         }
         match event {
             Event::Sent | Event::Closed => Ok(()),
@@ -838,13 +843,18 @@ impl Conversation {
         }
     }
 
-    /// Judges the connection by the requests whose time ran out.
+    /// Judges the connection by the requests whose time ran out. A far peer that is busy for a
+    /// moment gets their time once more: dialling it anew would take longer.
     fn check(&mut self, now: Instant) -> Result<(), End> {
         let received = self.received;
         let is_silent =
-            |open: &Open| open.sent + open.limit <= now + QUEUEING && received <= open.sent;
-        if !self.wire.is_reading() && self.open.iter().any(is_silent) {
-            return Err(End::Dead);
+            |open: &&Open| open.sent + open.limit <= now + QUEUEING && received <= open.sent;
+        let silent = self.open.iter().filter(is_silent).map(|open| open.limit).min();
+        match (silent, self.suspect) {
+            _ if self.wire.is_reading() => self.suspect = None,
+            (_, Some(until)) if until <= now => return Err(End::Dead),
+            (Some(limit), None) => self.suspect = Some(now + limit),
+            _ => {}
         }
         Ok(())
     }
@@ -857,13 +867,14 @@ impl Conversation {
                 0 => self.unused,
                 _ => self.sent.max(self.received) + DIALLER_IDLE_LIMIT,
             };
-            let deadline = oldest.into_iter().chain(begun).min().unwrap_or(idle);
+            let others = begun.into_iter().chain(self.suspect);
+            let deadline = oldest.into_iter().chain(others).min().unwrap_or(idle);
             ready!(self.alarm.poll(cx, deadline));
             let now = Instant::now();
             if begun.is_some_and(|limit| limit <= now) {
                 return Poll::Ready(End::Dead);
             }
-            if oldest.is_none() {
+            if oldest.is_none() && self.suspect.is_none() {
                 return Poll::Ready(if self.last_id == 0 { End::Unused } else { End::Idle });
             }
             if let Err(end) = self.check(now) {

@@ -23,8 +23,10 @@ const LATE: Duration = Duration::from_secs(3);
 /// How long after healing the fleet has to be one; measured well below 2 s on an idle machine.
 const HEALING: Duration = Duration::from_secs(8);
 /// So long after a change of the network the leader may not know yet whom it reaches: the upper
-/// election bound, and some more for a busy machine.
+/// election bound, and some more for a busy machine; besides that [`ROUND_TRIPS`].
 const UNSURE: Duration = Duration::from_millis(800);
+/// To dial a box takes three, and to ask it one.
+const ROUND_TRIPS: u32 = 4;
 /// Between two looks at the boxes.
 const PAUSE: Duration = Duration::from_millis(5);
 /// One way of a round trip of 150 ms.
@@ -48,6 +50,8 @@ fn slow(settings: &mut Settings) {
 struct Scene {
     fleet: Fleet,
     lossy: bool,
+    /// See [`UNSURE`].
+    unsure: Duration,
     /// Since when which boxes reach each other surely.
     phases: Vec<(Instant, Vec<u32>)>,
     /// The key of each generation, by history.
@@ -76,6 +80,7 @@ impl Scene {
         let mut scene = Scene {
             fleet,
             lossy: lost > 0,
+            unsure: UNSURE + delay * 2 * ROUND_TRIPS,
             phases: vec![(Instant::now(), if lost > 0 { Vec::new() } else { ids })],
             keys: BTreeMap::new(),
             first_seen: BTreeMap::new(),
@@ -195,7 +200,7 @@ impl Scene {
             let Some(first) = used.map(|(at, _)| *at).min() else { continue };
             let phase = self.phases.iter().rev().find(|(since, _)| *since <= first);
             let Some((since, connected)) = phase else { continue };
-            if connected.is_empty() || first < *since + UNSURE {
+            if connected.is_empty() || first < *since + self.unsure {
                 continue;
             }
             for id in connected {
