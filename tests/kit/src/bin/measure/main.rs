@@ -46,6 +46,9 @@ const USAGE: &str = "usage: measure size|cold-start|spread|return|failover|hands
 const SUBJECTS: [&str; 8] =
     ["size", "cold-start", "spread", "return", "failover", "handshakes", "idle", "wire"];
 
+/// Rotations by order, of which the slowest in a hundred are looked for.
+const ORDERED: usize = 200;
+
 /// How much is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effort {
@@ -140,7 +143,9 @@ impl Request {
                 cold_start::measure(systems, plugin, boxes, self.runs(6, 3), figures)
             }),
             "spread" => each(self.sizes(&[5], &[3]), &mut |boxes| {
-                spread::measure(systems, plugin, boxes, self.runs(12, 5), figures)
+                let ordered = if self.effort == Effort::Quick { 0 } else { ORDERED };
+                let rotations = spread::Rotations { timed: self.runs(12, 5), ordered };
+                spread::measure(systems, plugin, boxes, rotations, figures)
             }),
             "return" => each(self.sizes(&[3], &[3]), &mut |boxes| {
                 returns::measure(systems, plugin, boxes, self.runs(4, 2), figures)

@@ -31,6 +31,8 @@ const SLOW: Duration = Duration::from_millis(100);
 const FAST: Duration = Duration::from_millis(3);
 /// So long before a rotation is due the looks become fast.
 const AHEAD: Duration = Duration::from_millis(150);
+/// Between two rotations by order, far longer than one takes.
+const ORDER_PAUSE: Duration = Duration::from_millis(150);
 
 /// A box was seen to use a new key.
 #[derive(Clone, Copy)]
@@ -39,13 +41,22 @@ struct Change {
     seen: Instant,
 }
 
-/// Watches `rotations` rotations of `size` boxes of each system, with clients that take tickets on
-/// one box and offer them to another.
+/// How many rotations are watched.
+#[derive(Clone, Copy)]
+pub struct Rotations {
+    /// By the interval, by clients and by logs.
+    pub timed: usize,
+    /// By order, one after another, by logs alone: so many that the slowest in a hundred shows.
+    pub ordered: usize,
+}
+
+/// Watches rotations of `size` boxes of each system, with clients that take tickets on one box and
+/// offer them to another.
 pub fn measure(
     systems: &[System],
     plugin: &Path,
     size: usize,
-    rotations: usize,
+    rotations: Rotations,
     figures: &mut Figures,
 ) -> Result<()> {
     for system in systems.iter().filter(|system| **system != System::Plain) {
@@ -58,15 +69,17 @@ fn measure_one(
     system: System,
     plugin: &Path,
     size: usize,
-    rotations: usize,
+    rotations: Rotations,
     figures: &mut Figures,
 ) -> Result<()> {
+    let Rotations { timed: rotations, ordered } = rotations;
     let dir = RunDir::new("measure")?;
     let mut group = Group::prepare(system, plugin, size, INTERVAL, dir.path())?;
     group.start_nursed()?;
     let boxes = group.https();
     fleet::wait_one_key(&boxes, None, START_LIMIT)?;
-    let load = Load::start(&boxes, load::Plan { per_second: OFFERS, ..load::Plan::default() })?;
+    let plan = load::Plan { per_second: OFFERS, ..load::Plan::default() };
+    let load = Load::start(&boxes, plan)?;
     // One more: the first may have begun before all watchers looked.
     let changes = watch_all(&boxes, rotations + 1)?;
     let report = load.stop();
@@ -83,8 +96,56 @@ fn measure_one(
             return Err(Error::new(format!("only {} rotations were seen", seen.len())));
         }
         by_logs(fleet, size, rotations, figures)?;
+        if ordered > 0 {
+            let load = Load::start(&boxes, plan)?;
+            by_order(fleet, size, ordered, figures)?;
+            let report = load.stop();
+            let missed = report.missed as f64 * 100.0 / (report.offers as f64).max(1.0);
+            figures.add(name("fresh tickets not resumed, rotations by order"), missed, "%");
+        }
     }
     dir.done()
+}
+
+/// Gives `ordered` orders to rotate, and tells from the boxes' logs within what time all but one in
+/// a hundred of these rotations came to all boxes.
+fn by_order(fleet: &Fleet, size: usize, ordered: usize, figures: &mut Figures) -> Result<()> {
+    let newest = |rotations: &[logs::Rotation]| rotations.last().map_or(0, |last| last.generation);
+    let before = newest(&logs::rotations(&logs::read(fleet)));
+    for index in (0..size).cycle().take(ordered) {
+        fleet.boxes[index].ctl(&["plugin", "msg", "stek_share", "rotate"])?;
+        thread::sleep(ORDER_PAUSE);
+        if kit::sys::interrupted() {
+            return Err(Error::new("interrupted"));
+        }
+    }
+    let mut written = logs::rotations(&logs::read(fleet));
+    written.retain(|rotation| rotation.generation > before);
+    if written.len() < ordered {
+        return Err(Error::new(format!("of {ordered} orders {} were done", written.len())));
+    }
+    let name = |what: &str| format!("rotation of {size}: {what}, 99 of 100 by order within");
+    let all = |rotation: &logs::Rotation| rotation.uses.len() == size;
+    for (what, time) in [
+        ("spread by logs", logs::Rotation::spread as fn(&logs::Rotation) -> Option<Duration>),
+        ("staging to the last box's use", logs::Rotation::handover),
+    ] {
+        // One that some box never used comes last, and shows if it is not the only one.
+        let times = written.iter().map(|rotation| match time(rotation) {
+            Some(time) if all(rotation) => time.as_secs_f64() * 1e3,
+            _ => f64::NAN,
+        });
+        figures.add(name(what), percentile(times.collect(), 99), "ms");
+    }
+    figures.add(format!("rotation of {size}: by order"), written.len() as f64, "rotations");
+    Ok(())
+}
+
+/// Below or at which so many of a hundred values are; those that are NaN count as the greatest.
+fn percentile(mut values: Vec<f64>, part: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let rank = (values.len() * part).div_ceil(100);
+    values.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
 /// The same by the log lines of this plugin.
@@ -157,4 +218,23 @@ fn watch_box(address: SocketAddr, wanted: usize, failed: &AtomicBool) -> Result<
         }
     }
     Ok(changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_in_a_hundred_may_be_slower_or_missing() {
+        let of_hundred = |slow: &[f64]| {
+            let mut all = vec![1.0; 100 - slow.len()];
+            all.extend(slow);
+            percentile(all, 99)
+        };
+        assert!((of_hundred(&[9.0]) - 1.0).abs() < 1e-9);
+        assert!((of_hundred(&[9.0, 8.0]) - 8.0).abs() < 1e-9);
+        assert!((of_hundred(&[f64::NAN]) - 1.0).abs() < 1e-9);
+        assert!(of_hundred(&[f64::NAN, f64::NAN]).is_nan());
+        assert!(percentile(Vec::new(), 99).is_nan());
+    }
 }
