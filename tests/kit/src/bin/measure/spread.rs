@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use kit::load::{self, Load};
 use kit::logs;
 use kit::run_dir::RunDir;
 use kit::tickets::{self, KeyName};
-use kit::{Error, Result};
+use kit::{Context, Error, Result};
 
 use crate::group::{Group, System};
 
@@ -31,7 +32,7 @@ const SLOW: Duration = Duration::from_millis(100);
 const FAST: Duration = Duration::from_millis(3);
 /// So long before a rotation is due the looks become fast.
 const AHEAD: Duration = Duration::from_millis(150);
-/// Between two rotations by order, far longer than one takes.
+/// Between two orders, so that every box has the key before the next one comes.
 const ORDER_PAUSE: Duration = Duration::from_millis(150);
 
 /// A box was seen to use a new key.
@@ -98,7 +99,7 @@ fn measure_one(
         by_logs(fleet, size, rotations, figures)?;
         if ordered > 0 {
             let load = Load::start(&boxes, plan)?;
-            by_order(fleet, size, ordered, figures)?;
+            by_order(fleet, &plugin.with_file_name("stekctl"), ordered, figures)?;
             let report = load.stop();
             let missed = report.missed as f64 * 100.0 / (report.offers as f64).max(1.0);
             figures.add(name("fresh tickets not resumed, rotations by order"), missed, "%");
@@ -107,13 +108,20 @@ fn measure_one(
     dir.done()
 }
 
-/// Gives `ordered` orders to rotate, and tells from the boxes' logs within what time all but one in
+/// Gives `ordered` orders to rotate by `stekctl`, to one box after the other, and tells from the boxes' logs within what time all but one in
 /// a hundred of these rotations came to all boxes.
-fn by_order(fleet: &Fleet, size: usize, ordered: usize, figures: &mut Figures) -> Result<()> {
+fn by_order(fleet: &Fleet, stekctl: &Path, ordered: usize, figures: &mut Figures) -> Result<()> {
+    let size = fleet.boxes.len();
     let newest = |rotations: &[logs::Rotation]| rotations.last().map_or(0, |last| last.generation);
     let before = newest(&logs::rotations(&logs::read(fleet)));
-    for index in (0..size).cycle().take(ordered) {
-        fleet.boxes[index].ctl(&["plugin", "msg", "stek_share", "rotate"])?;
+    for ats in fleet.boxes.iter().cycle().take(ordered) {
+        let mut command = Command::new(stekctl);
+        command.arg("-c").arg(ats.etc().join("server_conf.yaml")).arg("rotate");
+        let said = command.output().context(stekctl.display())?;
+        if !said.status.success() {
+            let words = String::from_utf8_lossy(&said.stderr).into_owned();
+            return Err(Error::new(format!("stekctl rotate: {words}")));
+        }
         thread::sleep(ORDER_PAUSE);
         if kit::sys::interrupted() {
             return Err(Error::new("interrupted"));
