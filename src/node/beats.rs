@@ -3,9 +3,10 @@
 //! They are this box's own and no business of openraft's, whose core has nothing to do as long as
 //! nobody is behind. A beat says who leads, how far its log is, how old the current key is and
 //! when the next beat is due. As often as it needs to know whom it reaches the leader asks for an
-//! answer; where beats come more often, the others are notes, which get none. Who is behind, or knows of a higher
-//! ballot, says so in its answer; then openraft beats as well, and its appends do the rest. Such a
-//! box is asked again soon, and so is one that has just started: neither waits for the next beat.
+//! answer; where beats come more often, the others are notes, which get none. Who is behind, or
+//! knows of a higher ballot, says so in its answer; then openraft beats as well, and its appends do
+//! the rest. Such a box is asked again soon, and so is one that has just started: neither waits for
+//! the next beat.
 //!
 //! What must hold: beats decide nothing. They put an election off and tell who is there; terms,
 //! votes and the log change by openraft alone. Only a beat of the ballot that a box follows by its

@@ -111,7 +111,7 @@ fn a_leader_without_a_majority_says_so_to_who_gives_it_an_order() {
     let alone = || !node.status().group.quorum;
     wait_for("no quorum", alone, || fleet.describe());
     assert_eq!(block_on(node.order(Order::Rotate)), Err(OrderRefusal::NoLeader));
-    assert_eq!(node.report().current, Generation(1), "nor does it come true later");
+    assert_eq!(node.report().current, Generation(1), "nothing was begun");
 }
 
 #[test]

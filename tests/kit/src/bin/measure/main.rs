@@ -9,8 +9,8 @@
 //!
 //! WHAT is `size`, `cold-start`, `spread`, `return`, `failover`, `handshakes`, `idle`, `wire`,
 //! `build`, `scale`, or `all`, which is all but the last two. The plugin's path stands in
-//! `STEK_SHARE_SO`, with `stekctl` beside it; `scale` needs the program `lone` instead. Exit code 0, 1 when something could not be
-//! measured or has become worse, 2 when it is called wrongly.
+//! `STEK_SHARE_SO`, with `stekctl` beside it; `scale` needs the program `lone` instead. Exit code 0,
+//! 1 when something could not be measured or has become worse, 2 when it is called wrongly.
 
 use std::env;
 use std::fs;

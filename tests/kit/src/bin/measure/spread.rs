@@ -108,8 +108,8 @@ fn measure_one(
     dir.done()
 }
 
-/// Gives `ordered` orders to rotate by `stekctl`, to one box after the other, and tells from the boxes' logs within what time all but one in
-/// a hundred of these rotations came to all boxes.
+/// Gives `ordered` orders to rotate by `stekctl`, to one box after the other, and tells from the
+/// boxes' logs within what time all but one in a hundred of these rotations came to all boxes.
 fn by_order(fleet: &Fleet, stekctl: &Path, ordered: usize, figures: &mut Figures) -> Result<()> {
     let size = fleet.boxes.len();
     let newest = |rotations: &[logs::Rotation]| rotations.last().map_or(0, |last| last.generation);
