@@ -4,7 +4,8 @@
 //! A tool is authorised as a member is: it acts with the configuration and the certificate of a
 //! box of the list. It says in every frame that it is a tool, so that nobody takes it for a second
 //! box under that box's `server_id`, and nobody for a member that votes. What must hold:
-//! - A question ends within its limit, whatever the other side does.
+//! - A question ends within its limit, whatever the other side does; a name has [`NAME_LIMIT`]
+//!   before it.
 //! - Every failure says what happened and what to do about it, in one line. Which box it was is
 //!   for the caller to add.
 //! - What comes back was checked: it is bounded, and its texts can be printed as they are.
@@ -24,6 +25,7 @@ use crate::core::server_id::ServerId;
 use crate::transport::frame::NoCommonVersion;
 use crate::transport::listener::Refusal;
 use crate::transport::peers::{ask_once, OnceError};
+use crate::transport::resolver::Resolver;
 use crate::transport::tls::{HandshakeError, Tls};
 use crate::transport::Me;
 
@@ -36,6 +38,10 @@ pub use crate::core::rotation::Order;
 /// How long a question about a box's status may take unless the caller knows better: a dial to a
 /// host that is down takes the longest, 3 s.
 pub const STATUS_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a tool waits for a name: with the system's defaults a first name server that is dead
+/// costs 5 s, and the second one answers then.
+pub const NAME_LIMIT: Duration = Duration::from_secs(10);
 
 /// What an order may take beyond the options' times, for connections and the way there and back.
 const ORDER_MARGIN: Duration = Duration::from_secs(5);
@@ -108,7 +114,8 @@ impl Client {
         let body = wire::encode(request).ok_or(Failure::Senseless)?;
         let tls = self.tls.for_member(member);
         let place = (member.address.as_str(), member.port);
-        let asked = ask_once(&tls, &self.me, place, &body, limit).await;
+        let resolver = Resolver::system().patient(NAME_LIMIT);
+        let asked = ask_once(&resolver, &tls, &self.me, place, &body, limit).await;
         let (answer, took) = asked.map_err(|error| Failure::of(error, limit))?;
         match decode_response(&answer).map_err(Failure::Malformed)? {
             Response::Unable(why) => Err(Failure::Unable(why)),

@@ -265,7 +265,7 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "host_hints",
         "settings around the plugin that keep sessions from being resumed or keys from being \
-         secret, as of its start; the status message names them",
+         secret; the status message names them",
         "above 0",
         |s| whole(s.host.hints.len() as u64),
     ),

@@ -261,7 +261,7 @@ fn a_message_reloads_with_and_without_its_nul_and_others_are_told() {
         let scratch = Scratch::new(&format!("messages-{names:?}"));
         let life = Life::of(names, &[&one_box(&scratch)], &[("HOST_MESSAGE", "reload")]);
         life.has_no("no answer came");
-        assert_eq!(life.count("NOTE: [stek_share] reload: all is as it was"), 2);
+        assert_eq!(life.count("NOTE: [stek_share] reload: done; no changes"), 2);
         assert_metrics_are_made(&life);
         let known = "means nothing here; known are: reload, rotate, revoke, status";
         assert_eq!(life.count(known), 3);

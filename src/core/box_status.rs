@@ -218,8 +218,9 @@ impl fmt::Display for Hint {
             Hint::TicketKeyFile(file) => write!(
                 f,
                 "proxy.config.ssl.server.ticket_key.filename is {file:?}: Traffic Server puts \
-                 that file's keys in place of the shared ones at each reload that finds it \
-                 changed; unset it"
+                 that file's keys in place of the shared ones when the record changes and when it \
+                 reloads its configuration; the shared ones are given to it again every 5 s, and \
+                 tickets of the time between resume nowhere else; unset it"
             ),
             Hint::LineWithoutTickets(line) => write!(
                 f,
@@ -269,7 +270,7 @@ pub struct HostStatus {
     pub install_failures: u64,
     /// Whether a set that was refused waits to be tried again.
     pub install_pending: bool,
-    /// What the operator has to look at, as of the plugin's start.
+    /// What the operator has to look at.
     pub hints: Vec<Hint>,
     /// The first 8 hex digits of SHA-256 over the file of `proxy.config.ssl.CA.cert.filename`,
     /// which is part of what a session is bound to; `None` if the record is unset.

@@ -11,7 +11,7 @@
 //!   leader for their word that they hold it.
 //! - A failed install is tried again for as long as the set is the latest; what was installed
 //!   before stays meanwhile.
-//! - Nothing here polls: without a new set, an event or a failure the thread sleeps.
+//! - Nothing here polls: without a new set, an event, a failure or [`Again`] the thread sleeps.
 
 use std::future::Future;
 use std::io;
@@ -30,10 +30,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout, Instant};
 
 use super::ats::{self, Rejected};
+use super::files::Files;
+use super::guard::Again;
 use super::operator::{Operator, Source, Verb, MESSAGE_QUEUE};
 use super::secret_pages::{SetBuffer, MAX_SET};
-use super::stats::{self, Stats};
-use super::surroundings::Surroundings;
+use super::stats::{self, Looks, Stats};
+use super::surroundings::Around;
 use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::fault::{fail_point, guarded, tell_begun_anew, Pauses};
@@ -50,8 +52,8 @@ const INSTALLER_STACK: usize = 2 * 1024 * 1024;
 /// Address space for the stack of each worker, which compute TLS handshakes.
 const WORKER_STACK: usize = 1024 * 1024;
 
-/// Threads for calls that block: host name look-ups, and one for the configuration's files. More
-/// than a few at once would mean that the resolver hangs, and then more threads are no help.
+/// Threads for calls that block for a moment. Host names and the configuration's files have threads
+/// of their own, since those may hang.
 const MAX_BLOCKING_THREADS: usize = 4;
 
 /// How long a blocking thread stays after its work, so that an idle box has none.
@@ -268,7 +270,7 @@ struct Host {
     messages: mpsc::Receiver<Verb>,
     /// Dropped once the start is over.
     started: SyncSender<()>,
-    around: Surroundings,
+    around: Around,
 }
 
 /// What the installer measures with, and what was found around it.
@@ -276,7 +278,7 @@ pub struct Meters {
     /// The metrics.
     pub stats: Stats,
     /// The host's own settings.
-    pub around: Surroundings,
+    pub around: Around,
 }
 
 /// The installer thread, from its first key to the host's end.
@@ -338,10 +340,14 @@ async fn run(
         }
     };
     let (stats, around) = (installer.stats.clone(), host.around);
-    node.set_host(move || stats.host_status(&around));
+    let (probed, again) = (around.clone(), installer.again.clone());
+    node.set_host(move || stats.host_status(&probed.latest()));
     let mut tasks = JoinSet::new();
-    tasks.spawn(stats::keep(installer.stats.clone(), node.clone(), log.clone()));
-    tasks.spawn(Operator::new(node.clone(), log.clone(), source, &loaded).run(host.messages));
+    let looks =
+        Looks { stats: installer.stats.clone(), node: node.clone(), around: around.clone() };
+    tasks.spawn(stats::keep(looks, again.clone(), log.clone()));
+    let files = Files::new(node.clone(), log.clone(), source, &loaded, around, again);
+    tasks.spawn(Operator::new(node.clone(), log.clone(), files).run(host.messages));
     let begin = Instant::now();
     let mut sets = node.key_sets();
     let joined = node.wait_for_group(startup_wait);
@@ -370,7 +376,7 @@ fn own_runtime() -> io::Result<Runtime> {
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .thread_stack_size(WORKER_STACK)
-        .thread_name("stek_lookup")
+        .thread_name("stek_blocking")
         .enable_all()
         .build()
 }
@@ -420,8 +426,12 @@ struct Installer<C> {
     log: Log,
     stats: Stats,
     buffer: SetBuffer,
-    /// The names of the keys that stand in the context; empty if that is not certain.
+    /// The names of the keys that were given to the context last.
     standing: Vec<[u8; NAME_LEN]>,
+    /// Whether they stand there for all that is known.
+    is_certain: bool,
+    /// Asks for them to be given to it again.
+    again: Again,
     /// When to try again, and the pause after that.
     retry: Option<(Instant, Duration)>,
     /// The serial number of the set that was acknowledged last.
@@ -437,6 +447,8 @@ impl<C: TicketContext> Installer<C> {
             stats,
             buffer: SetBuffer::new(),
             standing: Vec::new(),
+            is_certain: false,
+            again: Again::default(),
             retry: None,
             acknowledged: None,
         }
@@ -502,7 +514,7 @@ impl<C: TicketContext> Installer<C> {
     ) -> Option<SyncSender<()>> {
         self.install_latest(sets, acknowledge);
         drop(started.take());
-        let mut node_lives = true;
+        let (mut node_lives, again) = (true, self.again.clone());
         loop {
             let retry_at = self.retry.map(|(at, _)| at);
             tokio::select! {
@@ -516,6 +528,10 @@ impl<C: TicketContext> Installer<C> {
                         drop(done);
                     }
                 },
+                () = again.asked() => {
+                    self.is_certain = false;
+                    self.install_latest(sets, acknowledge);
+                }
                 changed = sets.changed(), if node_lives => match changed {
                     Ok(()) => self.install_latest(sets, acknowledge),
                     Err(_) => {
@@ -573,7 +589,8 @@ impl<C: TicketContext> Installer<C> {
             Phase::Init => Outcome::ForNow,
             Phase::Open => Outcome::Stands,
         };
-        if names == self.standing {
+        let is_same = names == self.standing;
+        if is_same && self.is_certain {
             self.retry = None;
             return outcome;
         }
@@ -583,7 +600,11 @@ impl<C: TicketContext> Installer<C> {
         match taken {
             Ok(()) => {
                 self.standing = names;
-                self.succeeded(set);
+                self.is_certain = true;
+                self.retry = None;
+                if !is_same {
+                    self.succeeded(set);
+                }
                 outcome
             }
             Err(why) => {
@@ -594,7 +615,6 @@ impl<C: TicketContext> Installer<C> {
     }
 
     fn succeeded(&mut self, set: &KeySet) {
-        self.retry = None;
         self.stats.installed();
         let prints: Vec<String> = set.keys.iter().map(|k| k.fingerprint().to_string()).collect();
         self.log.debug(format!("installed key set {}: STEK {}", set.serial, prints.join(", ")));
@@ -853,6 +873,37 @@ mod tests {
         bench.installer.install_latest(&mut sets, &note);
         assert_eq!(bench.recorder.calls().len(), 3);
         assert_eq!(*told.lock().expect("no test panics with it"), [2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_may_have_been_replaced_are_given_again_and_count_once() {
+        let mut bench = Bench::new(Phase::Open);
+        let again = bench.installer.again.clone();
+        let acknowledged = served(&mut bench, set(1, &[1, 2]), |sets, events, _| async move {
+            for _ in 0..3 {
+                tokio::time::sleep(LONG).await;
+                again.ask();
+            }
+            tokio::time::sleep(LONG).await;
+            drop((events, sets));
+        })
+        .await;
+        assert_eq!(bench.recorder.calls(), vec![[1, 2]; 4]);
+        assert_eq!(acknowledged, [1]);
+        assert_eq!((bench.installer.stats.installs(), bench.count(Level::Debug)), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_not_given_again_while_the_host_sets_up_its_own() {
+        let mut bench = Bench::new(Phase::Gap);
+        let again = bench.installer.again.clone();
+        served(&mut bench, set(1, &[1]), |sets, events, _| async move {
+            again.ask();
+            tokio::time::sleep(LONG).await;
+            drop((events, sets));
+        })
+        .await;
+        assert_eq!(bench.recorder.calls().len(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,14 +1,18 @@
 //! Traffic Server: the only room that knows it, and the only one with `unsafe`.
 //!
 //! [`plugin`] is what the host calls, [`installer`] the one thread that gives it ticket keys,
-//! [`operator`] what answers operators' messages and looks after files that change, [`stats`] its
-//! metrics, [`surroundings`] what its own settings say, [`ats`] the safe way to its functions,
-//! [`secret_pages`] the memory in which keys live.
+//! [`guard`] what gives it them again, [`operator`] what answers operators' messages, [`files`] what
+//! looks after files that change, read by [`reader`], [`stats`] its metrics, [`surroundings`] what
+//! its own settings say, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which
+//! keys live.
 
 pub mod ats;
+pub mod files;
+pub mod guard;
 pub mod installer;
 pub mod operator;
 pub mod plugin;
+pub mod reader;
 pub mod secret_pages;
 pub mod stats;
 pub mod surroundings;

@@ -21,7 +21,7 @@ use super::ats::{self, HostJournal, Lifecycle};
 use super::installer::{Handle, Meters, Start};
 use super::operator::{unknown, Source, Verb};
 use super::stats::Stats;
-use super::surroundings::Surroundings;
+use super::surroundings::Around;
 use super::{secret_pages, sys};
 use crate::core::stek;
 use crate::fault::fail_point;
@@ -264,8 +264,7 @@ fn dirs() -> Dirs {
 fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
     let log = &means.log;
     loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
-    let around = Surroundings::look(&means.source.dirs);
-    around.hints.iter().for_each(|hint| log.warning(hint.to_string()));
+    let around = Around::look(log.clone(), &means.source.dirs);
     let protection = secret_pages::protection();
     if !protection.is_full() {
         log.warning(protection.to_string());
@@ -273,7 +272,7 @@ fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
     log.debug(format!(
         "version {} under Traffic Server {}",
         env!("CARGO_PKG_VERSION"),
-        around.version.as_deref().unwrap_or("of unknown version")
+        around.latest().version.as_deref().unwrap_or("of unknown version")
     ));
     let meters = Meters { stats: means.stats.clone(), around };
     match Handle::start(start, loaded, means.source.clone(), log.clone(), meters) {

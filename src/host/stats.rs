@@ -14,8 +14,9 @@ use std::time::Duration;
 use tokio::time::{sleep_until, Instant};
 
 use super::ats::Stat;
+use super::guard::{Again, Guard};
 use super::secret_pages;
-use super::surroundings::Surroundings;
+use super::surroundings::{self, Around, Surroundings};
 use crate::core::box_status::{BoxStatus, Hint, HostStatus};
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::Log;
@@ -87,9 +88,9 @@ impl Stats {
         self.set_named(UP, 0);
     }
 
-    /// What the host is like now, in the surroundings that were found at the start.
+    /// What the host is like now, in these surroundings.
     pub fn host_status(&self, around: &Surroundings) -> HostStatus {
-        let mut hints = around.hints.clone();
+        let mut hints = [&around.records[..], &around.files.hints].concat();
         let protection = secret_pages::protection();
         hints.extend(protection.unmapped.map(Hint::Unmapped));
         hints.extend(protection.unlocked.map(Hint::Unlocked));
@@ -100,7 +101,7 @@ impl Stats {
             install_failures: self.failures(),
             install_pending: self.0.pending.load(Ordering::Relaxed),
             hints,
-            ca_digest: around.ca_digest.clone(),
+            ca_digest: around.files.ca_digest.clone(),
         }
     }
 
@@ -132,21 +133,38 @@ fn set((stat, last): &(Stat, AtomicI64), value: i64) {
     }
 }
 
-/// Keeps the metrics up to date until the task is aborted.
-pub async fn keep(stats: Stats, node: Arc<Node>, log: Log) {
-    kept_alive(&log, "keeping the metrics", || keep_on(stats.clone(), node.clone())).await;
+/// What is looked at every now and then.
+#[derive(Clone)]
+pub struct Looks {
+    /// Set to what is found.
+    pub stats: Stats,
+    /// The box.
+    pub node: Arc<Node>,
+    /// The host's own settings.
+    pub around: Around,
 }
 
-async fn keep_on(stats: Stats, node: Arc<Node>) {
+/// Keeps the metrics up to date until the task is aborted, and asks for the keys to be given to the
+/// host again when that is due.
+pub async fn keep(looks: Looks, again: Again, log: Log) {
+    kept_alive(&log, "keeping the metrics", || keep_on(looks.clone(), again.clone())).await;
+}
+
+async fn keep_on(looks: Looks, again: Again) {
+    let mut guard = Guard::new();
     let look = || {
         fail_point("metrics");
-        stats.update(&node.status());
+        looks.around.look_at_records();
+        if guard.is_due(surroundings::ticket_key_file(), Instant::now()) {
+            again.ask();
+        }
+        looks.stats.update(&looks.node.status());
     };
-    paced(look, || node.moved()).await;
+    paced(look, || looks.node.moved()).await;
 }
 
 /// Looks at once, soon after each move, and every now and then; for ever.
-async fn paced<M: Future<Output = ()>>(look: impl Fn(), moved: impl Fn() -> M) {
+async fn paced<M: Future<Output = ()>>(mut look: impl FnMut(), moved: impl Fn() -> M) {
     loop {
         look();
         let now = Instant::now();

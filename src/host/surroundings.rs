@@ -1,14 +1,17 @@
 //! The Traffic Server around the plugin: settings of the host that defeat what the plugin is for,
 //! and what else only the inside can tell.
 //!
-//! Looked at once, when the plugin starts. Says nothing by itself; what must hold: a file that
-//! cannot be read is no reason not to start.
+//! The operator may change them while the host runs, so they are looked at again and again: the
+//! host's records with the metrics, its files with ours and at each reload. Invariants: a file that
+//! cannot be read is no reason not to start; what came and what went is told once.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ats;
 use crate::core::box_status::{readable, Hint};
 use crate::core::multicert;
+use crate::journal::Log;
 use crate::load::{self, Dirs};
 
 /// What was found.
@@ -16,31 +19,94 @@ use crate::load::{self, Dirs};
 pub struct Surroundings {
     /// Traffic Server's version.
     pub version: Option<String>,
+    /// What the operator has to look at in the host's records.
+    pub records: Vec<Hint>,
+    /// What is in the host's files.
+    pub files: HostFiles,
+}
+
+/// What was found in the host's files.
+#[derive(Clone, Debug, Default)]
+pub struct HostFiles {
     /// What the operator has to look at.
     pub hints: Vec<Hint>,
     /// See [`crate::core::box_status::HostStatus::ca_digest`].
     pub ca_digest: Option<String>,
 }
 
-impl Surroundings {
-    /// Looks around. Reads two files of the host's, so it is not for a thread that must not wait.
-    pub fn look(dirs: &Dirs) -> Surroundings {
-        const TICKET_FILE: &str = "proxy.config.ssl.server.ticket_key.filename";
-        const TICKETS: &str = "proxy.config.ssl.server.session_ticket.enable";
-        let mut hints = Vec::new();
-        if let Some(file) = ats::record_string(TICKET_FILE) {
-            hints.push(Hint::TicketKeyFile(readable(&file)));
-        }
-        if ats::record_int(TICKETS) == Some(0) {
-            hints.push(Hint::TicketsDisabled);
-        }
-        let multicert = load::host_file(&multicert_path(dirs));
-        if let Some(text) = multicert.as_ref().and_then(|bytes| std::str::from_utf8(bytes).ok()) {
-            hints.extend(multicert::hints(text));
-        }
-        let version = ats::version().map(|version| readable(&version));
-        Surroundings { version, hints, ca_digest: ca_digest(dirs) }
+/// What was found last. Cloning makes another handle.
+#[derive(Clone)]
+pub struct Around {
+    log: Log,
+    latest: Arc<Mutex<Surroundings>>,
+}
+
+impl Around {
+    /// Looks at all for the first time. Reads files, so it is not for a thread that must not wait.
+    pub fn look(log: Log, dirs: &Dirs) -> Around {
+        let around = Around { log, latest: Arc::default() };
+        around.lock().version = ats::version().map(|version| readable(&version));
+        around.look_at_records();
+        around.take_files(HostFiles::look(dirs));
+        around
     }
+
+    /// What was found last.
+    pub fn latest(&self) -> Surroundings {
+        self.lock().clone()
+    }
+
+    /// Looks at the host's records, which costs no more than looking them up in a table.
+    pub fn look_at_records(&self) {
+        self.take_records(records());
+    }
+
+    fn take_records(&self, new: Vec<Hint>) {
+        let old = std::mem::replace(&mut self.lock().records, new.clone());
+        self.tell(&old, &new);
+    }
+
+    /// Takes over what the host's files say now.
+    pub fn take_files(&self, new: HostFiles) {
+        let hints = new.hints.clone();
+        let old = std::mem::replace(&mut self.lock().files, new);
+        self.tell(&old.hints, &hints);
+    }
+
+    fn tell(&self, old: &[Hint], new: &[Hint]) {
+        for hint in new.iter().filter(|hint| !old.contains(hint)) {
+            self.log.warning(hint.to_string());
+        }
+        for hint in old.iter().filter(|hint| !new.contains(hint)) {
+            self.log.note(format!("no longer so: {hint}"));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Surroundings> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HostFiles {
+    /// Reads two files of the host's.
+    pub fn look(dirs: &Dirs) -> HostFiles {
+        let multicert = load::host_file(&multicert_path(dirs));
+        let text = multicert.as_ref().and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let hints = text.map(multicert::hints).unwrap_or_default();
+        HostFiles { hints, ca_digest: ca_digest(dirs) }
+    }
+}
+
+/// The file of ticket keys that the host is configured with, if any.
+pub fn ticket_key_file() -> Option<String> {
+    ats::record_string("proxy.config.ssl.server.ticket_key.filename")
+}
+
+fn records() -> Vec<Hint> {
+    const TICKETS: &str = "proxy.config.ssl.server.session_ticket.enable";
+    let file = ticket_key_file().map(|file| Hint::TicketKeyFile(readable(&file)));
+    let disabled = (ats::record_int(TICKETS) == Some(0)).then_some(Hint::TicketsDisabled);
+    file.into_iter().chain(disabled).collect()
 }
 
 fn multicert_path(dirs: &Dirs) -> PathBuf {
@@ -55,4 +121,44 @@ fn ca_digest(dirs: &Dirs) -> Option<String> {
     let bytes = load::host_file(&dirs.install.join(path).join(name))?;
     let digest = openssl::sha::sha256(&bytes);
     Some(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::journal::{Journal, Level};
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<(Level, String)>>);
+
+    impl Journal for Lines {
+        fn write(&self, level: Level, line: &str) {
+            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.push((level, line.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_came_and_what_went_is_told_once() {
+        let lines = Arc::new(Lines::default());
+        let around = Around { log: Log::new(lines.clone()), latest: Arc::default() };
+        let told = || std::mem::take(&mut *lines.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let file = |name: &str| Hint::TicketKeyFile(name.to_owned());
+        around.take_records(vec![file("a")]);
+        around.take_records(vec![file("a")]);
+        assert_eq!(told(), [(Level::Warning, file("a").to_string())]);
+        around.take_files(HostFiles { hints: vec![Hint::LineWithKeys(3)], ca_digest: None });
+        assert_eq!(around.latest().records, [file("a")]);
+        assert_eq!(told(), [(Level::Warning, Hint::LineWithKeys(3).to_string())]);
+        around.take_records(vec![file("b")]);
+        around.take_files(HostFiles::default());
+        let gone = |hint: Hint| (Level::Note, format!("no longer so: {hint}"));
+        let expected =
+            [(Level::Warning, file("b").to_string()), gone(file("a")), gone(Hint::LineWithKeys(3))];
+        assert_eq!(told(), expected);
+        // Without a host there is nothing to look at.
+        around.look_at_records();
+        assert_eq!(told(), [gone(file("b"))]);
+    }
 }

@@ -28,7 +28,8 @@ use crate::transport::frame::Header;
 use crate::transport::listener::{
     max_connections, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
 };
-use crate::transport::peers::{call_once, CallError, Peers};
+use crate::transport::peers::{call_once_by, CallError, Peers};
+use crate::transport::resolver::Resolver;
 use crate::transport::tls::Tls;
 use crate::transport::{Body, Heard, Me};
 
@@ -41,12 +42,14 @@ pub struct Outside {
     pub mail: Option<Arc<dyn Mail>>,
     /// Where `state_dir` is.
     pub disk: Arc<dyn Disk>,
+    /// Who looks host names up.
+    pub resolver: Resolver,
 }
 
 /// The real one.
 impl Default for Outside {
     fn default() -> Outside {
-        Outside { mail: None, disk: Arc::new(Files) }
+        Outside { mail: None, disk: Arc::new(Files), resolver: Resolver::system() }
     }
 }
 
@@ -65,7 +68,7 @@ pub trait Mail: Send + Sync + 'static {
     /// As [`Peers::note`].
     fn note(&self, to: ServerId, body: Body, limit: Duration);
 
-    /// As [`call_once`], for a box that is no member yet.
+    /// As [`call_once_by`], for a box that is no member yet.
     fn ask_stranger(
         &self,
         member: &Member,
@@ -144,20 +147,24 @@ pub trait Disk: Send + Sync + 'static {
 
 /// A box's way to the others.
 pub(super) enum Post {
-    Tls(Peers),
+    Tls(Peers, Resolver),
     Given(Arc<dyn Mail>),
 }
 
 impl Post {
     pub fn new(
         mail: Option<Arc<dyn Mail>>,
+        resolver: Resolver,
         log: &Log,
         tls: watch::Receiver<Tls>,
         me: &Me,
         heard: &Heard,
     ) -> Post {
         match mail {
-            None => Post::Tls(Peers::new(log.clone(), tls, me.clone(), heard.clone())),
+            None => {
+                let peers = Peers::new(log.clone(), tls, me.clone(), heard.clone());
+                Post::Tls(peers.resolving(resolver.clone()), resolver)
+            }
             Some(mail) => {
                 mail.open(me, heard);
                 Post::Given(mail)
@@ -167,7 +174,7 @@ impl Post {
 
     pub fn set_members(&self, members: &[Member]) {
         match self {
-            Post::Tls(peers) => peers.set_members(members),
+            Post::Tls(peers, _) => peers.set_members(members),
             Post::Given(mail) => mail.set_members(members),
         }
     }
@@ -179,14 +186,14 @@ impl Post {
         limit: Duration,
     ) -> Result<Body, CallError> {
         match self {
-            Post::Tls(peers) => peers.request(to, body, limit).await,
+            Post::Tls(peers, _) => peers.request(to, body, limit).await,
             Post::Given(mail) => mail.request(to, body, limit).await,
         }
     }
 
     pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
         match self {
-            Post::Tls(peers) => peers.note(to, body, limit),
+            Post::Tls(peers, _) => peers.note(to, body, limit),
             Post::Given(mail) => mail.note(to, body, limit),
         }
     }
@@ -199,10 +206,10 @@ impl Post {
         limit: Duration,
     ) -> Result<Body, CallError> {
         match self {
-            Post::Tls(_) => {
+            Post::Tls(_, resolver) => {
                 let tls = shared.tls.borrow().for_member(member);
                 let place = (member.address.as_str(), member.port);
-                call_once(&tls, &shared.sender, place, &body, limit).await
+                call_once_by(resolver, &tls, &shared.sender, place, &body, limit).await
             }
             Post::Given(mail) => mail.ask_stranger(member, body, limit).await,
         }

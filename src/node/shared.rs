@@ -212,7 +212,8 @@ impl Shared {
         });
         let tls = watch::Sender::new(tls.with_members(&settings.members));
         let heard = Heard::new();
-        let post = Post::new(outside.mail, &log, tls.subscribe(), &sender, &heard);
+        let post =
+            Post::new(outside.mail, outside.resolver, &log, tls.subscribe(), &sender, &heard);
         post.set_members(&settings.members);
         Ok(Arc::new(Shared {
             me: settings.server_id,

@@ -8,12 +8,12 @@ pub mod frame;
 pub mod listener;
 mod one_line;
 pub mod peers;
+pub mod resolver;
 pub mod tls;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::Future;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,14 +21,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{lookup_host, TcpStream};
-use tokio::time::{sleep_until, timeout, Instant, Sleep};
+use tokio::net::TcpStream;
+use tokio::time::{sleep_until, Instant, Sleep};
 
 pub use frame::{Body, HistoryId, Versions};
 pub use one_line::one_line;
 
 use crate::core::server_id::ServerId;
 use frame::{FrameError, Header, Kind, Role, NOTICE};
+use resolver::{Resolver, Unresolved};
 
 /// How long a TLS handshake and the first frame after it may take together. Generous for a far
 /// peer on a busy box, short enough to be rid of a silent stranger within 5 s.
@@ -312,24 +313,7 @@ fn tune(tcp: &TcpStream) {
     let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT));
 }
 
-/// The most addresses of one host name that are tried.
-const MAX_ADDRESSES: usize = 8;
-
-/// How long the system's resolver may take.
-const RESOLVE_LIMIT: Duration = Duration::from_secs(3);
-
-/// The addresses behind an IPv4 or IPv6 literal or a host name, asked for anew each time. A
-/// literal does not bother the resolver.
-async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, port)]);
-    }
-    let mut found: Vec<SocketAddr> =
-        timeout(RESOLVE_LIMIT, lookup_host((host, port))).await??.take(MAX_ADDRESSES).collect();
-    let mut seen = HashSet::new();
-    found.retain(|&addr| seen.insert(addr));
-    if found.is_empty() {
-        return Err(io::Error::other("the name has no address"));
-    }
-    Ok(found)
+/// The addresses where this server is to listen.
+async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Unresolved> {
+    Resolver::system().resolve(host, port).await.map(|found| found.addresses)
 }

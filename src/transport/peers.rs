@@ -35,16 +35,15 @@ use super::frame::{
     MAX_BODY, NOTICE,
 };
 use super::listener::Refusal;
+use super::resolver::{Found, Resolver, Unresolved};
 use super::tls::{alert_in, HandshakeError, Stream, Tls};
-use super::{
-    resolve, tune, Alarm, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
-};
+use super::{tune, Alarm, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::{Level, Log};
 
-/// How long resolving, connecting and shaking hands may take together.
+/// How long connecting and shaking hands may take together, once the addresses are known.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(3);
 
 /// Requests to one peer that wait for the connection; more are [`CallError::Busy`].
@@ -103,6 +102,7 @@ struct Deps {
     tls: watch::Receiver<Tls>,
     me: Me,
     heard: Heard,
+    resolver: Resolver,
 }
 
 /// The peers of a box. Dropping it closes all connections.
@@ -171,7 +171,14 @@ impl Drop for Recall {
 impl Peers {
     /// Speaks as `me`, with the newest of `tls`, and notes in `heard` who answered.
     pub fn new(log: Log, tls: watch::Receiver<Tls>, me: Me, heard: Heard) -> Peers {
-        Peers { deps: Deps { log, tls, me, heard }, peers: RwLock::default() }
+        let resolver = Resolver::system();
+        Peers { deps: Deps { log, tls, me, heard, resolver }, peers: RwLock::default() }
+    }
+
+    /// The same with names looked up by `resolver`, before there are any members.
+    pub fn resolving(mut self, resolver: Resolver) -> Peers {
+        self.deps.resolver = resolver;
+        self
     }
 
     /// Makes these the peers; this box's own entry is passed over. A peer that is gone, or whose
@@ -187,6 +194,7 @@ impl Peers {
             });
         }
         self.deps.heard.retain(|id| members.iter().any(|member| member.id == id));
+        self.deps.resolver.retain(|name| members.iter().any(|member| member.address == name));
     }
 
     /// Sends a request and waits for its response, at most `limit`. Dials if need be.
@@ -319,7 +327,23 @@ pub async fn call_once(
     body: &[u8],
     limit: Duration,
 ) -> Result<Body, CallError> {
-    let asked = ask_once(tls, me, address, body, limit).await;
+    call_once_by(&Resolver::system(), tls, me, address, body, limit).await
+}
+
+/// The same with the name looked up by `resolver`, for which `limit` counts as well.
+///
+/// # Errors
+/// Why there is no response.
+pub async fn call_once_by(
+    resolver: &Resolver,
+    tls: &Tls,
+    me: &Me,
+    address: (&str, u16),
+    body: &[u8],
+    limit: Duration,
+) -> Result<Body, CallError> {
+    let asked = timeout(limit, ask_once(resolver, tls, me, address, body, limit));
+    let asked = asked.await.unwrap_or(Err(OnceError::TimedOut));
     asked.map(|(body, _)| body).map_err(|error| match error {
         OnceError::TimedOut => CallError::TimedOut,
         OnceError::Refused(refusal) => CallError::Refused(refusal),
@@ -331,19 +355,21 @@ pub async fn call_once(
 
 /// The same with a closer look at what went wrong, and at how long the response took from the
 /// moment at which the request was handed to a connection that was up. For tools, which have no
-/// list of peers.
+/// list of peers. `limit` begins when the name is resolved, for which `resolver` has its own.
 ///
 /// # Errors
 /// Why there is no response.
 pub async fn ask_once(
+    resolver: &Resolver,
     tls: &Tls,
     me: &Me,
     address: (&str, u16),
     body: &[u8],
     limit: Duration,
 ) -> Result<(Body, Duration), OnceError> {
+    let found = resolver.resolve(address.0, address.1).await.map_err(DialError::Resolve)?;
     let exchange = async {
-        let stream = dial(tls, address.0, address.1).await?;
+        let stream = dial(tls, found.addresses).await?;
         let ours = me.versions();
         let mut wire = Wire::new(stream, ours);
         let encode = |version| {
@@ -395,7 +421,7 @@ fn refusal(body: &[u8]) -> Refusal {
 #[derive(Debug, Error)]
 enum DialError {
     #[error("cannot resolve the name: {0}")]
-    Resolve(io::Error),
+    Resolve(Unresolved),
     #[error("cannot connect to {0}: {1}")]
     Connect(SocketAddr, io::Error),
     #[error("no TLS with {0}: {1}")]
@@ -405,10 +431,9 @@ enum DialError {
 }
 
 /// Tries all addresses of a host in turn, within [`DIAL_LIMIT`].
-async fn dial(tls: &Tls, host: &str, port: u16) -> Result<Stream, DialError> {
+async fn dial(tls: &Tls, addresses: Vec<SocketAddr>) -> Result<Stream, DialError> {
     let deadline = Instant::now() + DIAL_LIMIT;
-    let addresses = resolve(host, port).await.map_err(DialError::Resolve)?;
-    let mut error = DialError::Resolve(io::ErrorKind::NotFound.into());
+    let mut error = DialError::Resolve(Unresolved::Failed("the name has no address".into()));
     let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     for addr in addresses {
         // Each gets its share of what is left, so that one silent address leaves time for others.
@@ -463,8 +488,16 @@ impl Line {
                 continue;
             }
             let tls = self.deps.tls.borrow().for_member(&self.member);
+            let found = self.deps.resolver.resolve(&self.member.address, self.member.port).await;
             let unused = Instant::now() + UNUSED_LIMIT;
-            match dial(&tls, &self.member.address, self.member.port).await {
+            let dialled = match found {
+                Ok(found) => {
+                    self.tell_stale(&found);
+                    dial(&tls, found.addresses).await
+                }
+                Err(error) => Err(DialError::Resolve(error)),
+            };
+            match dialled {
                 Err(error) => {
                     let words = error.to_string();
                     self.tell_trouble(&error);
@@ -479,6 +512,22 @@ impl Line {
     /// longer would only delay an election or an order.
     fn heard_since_barred(&self) -> bool {
         self.deps.heard.last(self.member.id).is_some_and(|at| at > self.failed)
+    }
+
+    /// Says that the peer is dialled where it was before, for want of a newer answer.
+    fn tell_stale(&self, found: &Found) {
+        if let Some(why) = &found.stale {
+            let line = format!(
+                "peer {}: cannot resolve the name: {why}; the addresses of an earlier answer are \
+                 used meanwhile",
+                self.name()
+            );
+            self.deps.log.limited(
+                Level::Warning,
+                &format!("peer {} resolve", self.member.id),
+                line,
+            );
+        }
     }
 
     /// A peer that is not there is no news; one that does not get along with us is.

@@ -97,7 +97,7 @@ fn wrong_lists_change_nothing(fleet: &Fleet, five: &str) -> Result<()> {
     send(ats, "reload", "reload: nothing was changed")?;
     wait_line(ats, from, "is not in the list")?;
     give(fleet, 1, five)?;
-    send(ats, "reload", "reload: all is as it was")?;
+    send(ats, "reload", "reload: done; no changes")?;
     let now = stage::generation(ats).unwrap_or_default();
     wait_generation_above(&fleet.boxes[4], now)?;
     Ok(())

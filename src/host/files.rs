@@ -1,0 +1,545 @@
+//! Looks after the files of a running box: takes over new certificates by itself, and all of them
+//! when an operator asks for a reload; warns before the certificate in use expires; and looks what
+//! the host's own files say.
+//!
+//! Decides nothing about keys. Invariants:
+//! - One thing at a time, so that no two hands change settings or certificates at once.
+//! - A configuration or certificate that cannot be used changes nothing.
+//! - Files are read by [`Reader`] alone, and a file system that hangs costs an answer in words.
+//! - At most one reload waits for the one under way; what more there is would read the same files.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, Mutex};
+use tokio::time::{sleep, sleep_until, Instant};
+
+use super::guard::Again;
+use super::operator::Source;
+use super::reader::{Reader, Unread};
+use super::surroundings::{Around, HostFiles};
+use crate::core::config::{Problem, Settings};
+use crate::fault::{fail_point, kept_alive};
+use crate::journal::{Level, Log};
+use crate::load::{self, Certificates, Loaded, Refused, Stamps};
+use crate::node::Node;
+use crate::transport::tls::Tls;
+
+/// How often the files of the certificates are looked at. Short-lived certificates live for hours.
+pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(30);
+
+/// How long changed files have to stay as they are before they are read: whoever writes three
+/// files one after another should be done by then.
+pub const CERTIFICATE_REST: Duration = Duration::from_secs(1);
+
+/// How often the same fault of changed certificates is told.
+const REMINDER: Duration = Duration::from_secs(600);
+
+/// After how long a reload that is not done says so.
+const SLOW_RELOAD: Duration = Duration::from_secs(3);
+
+/// One day in seconds.
+const DAY: u64 = 86_400;
+
+/// How long before the end of a certificate the operator is warned, once each. The first is also
+/// when a load begins to warn.
+const WARN_AHEAD: [Duration; 4] =
+    [load::EXPIRES_SOON, Duration::from_secs(7 * DAY), Duration::from_secs(DAY), Duration::ZERO];
+
+/// Asks for reloads, and says what becomes of those that come while one is under way.
+pub struct Reloads {
+    log: Log,
+    sender: mpsc::Sender<()>,
+    begun: Begun,
+}
+
+/// The other end of [`Reloads`].
+pub struct Asked {
+    receiver: mpsc::Receiver<()>,
+    begun: Begun,
+}
+
+/// When the reload that is under way began.
+type Begun = Arc<StdMutex<Option<Instant>>>;
+
+/// Held while a reload is under way.
+struct UnderWay(Begun);
+
+impl UnderWay {
+    fn begin(begun: &Begun) -> UnderWay {
+        *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        UnderWay(begun.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl Reloads {
+    /// Both ends.
+    pub fn new(log: Log) -> (Reloads, Asked) {
+        let (sender, receiver) = mpsc::channel(1);
+        let begun = Begun::default();
+        (Reloads { log, sender, begun: begun.clone() }, Asked { receiver, begun })
+    }
+
+    /// Asks for one.
+    pub fn ask(&self) {
+        let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = begun.map_or(0, |begun| begun.elapsed().as_secs());
+        match (self.sender.try_send(()), begun) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(_)) => self.log.note(format!(
+                "reload: one is under way since {since} s; this one follows when that is done"
+            )),
+            (Err(TrySendError::Full(())), _) => self.log.note(format!(
+                "reload: one is under way since {since} s, and another one waits that will find \
+                 the files as they are now; this one is dropped"
+            )),
+            (Err(TrySendError::Closed(())), _) => {
+                self.log.error("reload: not done: this server is about to end");
+            }
+        }
+    }
+}
+
+/// See the module's head.
+pub struct Files {
+    node: Arc<Node>,
+    log: Log,
+    source: Source,
+    settings: Arc<Settings>,
+    tls: Tls,
+    watch: Watch,
+    expiry: Expiry,
+    /// The fault of changed certificates that was told last, and when.
+    told: Option<(String, Instant)>,
+    reader: Reader,
+    around: Around,
+    again: Again,
+}
+
+impl Files {
+    /// For a node that runs with what was `loaded` from `source`, whose warnings were told.
+    pub fn new(
+        node: Arc<Node>,
+        log: Log,
+        source: Source,
+        loaded: &Loaded,
+        around: Around,
+        again: Again,
+    ) -> Files {
+        Files {
+            node,
+            log,
+            source,
+            settings: Arc::new(loaded.settings.clone()),
+            tls: loaded.tls.clone(),
+            watch: Watch::new(loaded.stamps.clone()),
+            expiry: Expiry::told(&loaded.tls),
+            told: None,
+            reader: Reader::default(),
+            around,
+            again,
+        }
+    }
+
+    /// Carries out the reloads that are asked for, and looks at the files now and then, until
+    /// nobody can ask any more.
+    pub async fn run(self, asked: Asked) {
+        let log = self.log.clone();
+        let both = Arc::new(Mutex::new((self, asked)));
+        let begin = || {
+            let both = both.clone();
+            async move {
+                let (files, asked) = &mut *both.lock().await;
+                files.serve(asked).await;
+            }
+        };
+        kept_alive(&log, "looking after the files", begin).await;
+    }
+
+    async fn serve(&mut self, asked: &mut Asked) {
+        let mut next_look = Instant::now() + CERTIFICATE_LOOK;
+        loop {
+            tokio::select! {
+                reload = asked.receiver.recv() => match reload {
+                    None => return,
+                    Some(()) => {
+                        let _under_way = UnderWay::begin(&asked.begun);
+                        self.reload().await;
+                    }
+                },
+                () = sleep_until(next_look) => {
+                    // By the wall clock, which goes on while the machine sleeps.
+                    self.look_at_expiry();
+                    next_look = Instant::now() + self.look().await;
+                }
+            }
+        }
+    }
+
+    async fn reload(&mut self) {
+        let source = self.source.clone();
+        let read = move || {
+            fail_point("reader");
+            (load::load(&source.argument, &source.dirs), HostFiles::look(&source.dirs))
+        };
+        let read = told_if_slow(&self.log, "the files are read", self.reader.read(read)).await;
+        self.around.look_at_records();
+        // Whoever reloads may want to mend what the log says; what stands there is no matter.
+        self.again.ask();
+        match read {
+            Ok((loaded, files)) => {
+                self.around.take_files(files);
+                match loaded {
+                    Ok(loaded) => self.take_over(loaded).await,
+                    Err(refused) => self.refuse(&refused),
+                }
+            }
+            Err(why) => self.log.error(format!("reload: {why}; nothing was changed")),
+        }
+    }
+
+    fn refuse(&self, refused: &Refused) {
+        refused.warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
+        refused.problems.iter().for_each(|problem| self.log.error(problem.to_string()));
+        self.log.error("reload: nothing was changed; correct the above and send the message again");
+    }
+
+    async fn take_over(&mut self, loaded: Loaded) {
+        let Loaded { settings, tls, stamps, warnings } = loaded;
+        warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
+        let taken = self.node.reload(settings.clone(), tls.clone());
+        match told_if_slow(&self.log, "the group is asked about the server list", taken).await {
+            Ok(reloaded) => {
+                let mut changes = changes(&self.settings, &settings);
+                if let Some(version) = reloaded.list {
+                    changes.push(format!("the group's server list, version {version} now"));
+                }
+                // Read anew in any case; whether one came of it that differs is worth telling.
+                if stamps != self.watch.taken {
+                    changes.push(format!("the certificate, {}", described(&tls)));
+                }
+                self.log.note(match changes.is_empty() {
+                    true => "reload: done; no changes; the ticket keys are given to Traffic \
+                             Server again"
+                        .to_owned(),
+                    false => format!("reload: done; changed: {}", changes.join(", ")),
+                });
+                for option in at_restart(&self.settings, &settings) {
+                    self.log.warning(format!(
+                        "reload: {option} has changed, which takes effect when Traffic Server is \
+                         restarted"
+                    ));
+                }
+                self.settings = Arc::new(settings);
+                self.took(tls, stamps);
+            }
+            Err(why) => {
+                self.log.error(format!("reload: {why}; nothing was changed on this server"))
+            }
+        }
+    }
+
+    /// Looks whether the certificates' files changed, and at the host's. Answers with the time
+    /// until the next look.
+    async fn look(&mut self) -> Duration {
+        let (settings, dirs) = (self.settings.clone(), self.source.dirs.clone());
+        let read = move || (Stamps::of(&settings), HostFiles::look(&dirs));
+        match self.reader.read(read).await {
+            Ok((now, files)) => {
+                self.around.take_files(files);
+                match self.watch.look(now) {
+                    Look::Same => CERTIFICATE_LOOK,
+                    Look::Unsettled => CERTIFICATE_REST,
+                    Look::Changed => {
+                        self.take_certificates().await;
+                        CERTIFICATE_LOOK
+                    }
+                }
+            }
+            Err(why) => {
+                self.tell_unread(&why);
+                CERTIFICATE_LOOK
+            }
+        }
+    }
+
+    async fn take_certificates(&mut self) {
+        let (settings, file) = (self.settings.clone(), self.source.argument.clone());
+        let read = move || load::load_certificates(&settings, &file);
+        match self.reader.read(read).await {
+            Ok(Ok(Certificates { tls, stamps, warnings })) => {
+                warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
+                self.node.set_certificates(tls.clone());
+                self.log.note(format!(
+                    "the certificate's files changed; new connections use {}",
+                    described(&tls)
+                ));
+                self.took(tls, stamps);
+            }
+            Ok(Err(refused)) => self.refuse_certificates(&refused),
+            Err(why) => self.tell_unread(&why),
+        }
+    }
+
+    /// Says why changed certificates are not taken; they are read again at each look, since the
+    /// fault may lie outside the files, such as in the clock.
+    fn refuse_certificates(&mut self, refused: &Refused) {
+        let problems: Vec<String> = refused.problems.iter().map(Problem::to_string).collect();
+        let words = problems.join("; ");
+        match &self.told {
+            Some((last, at)) if *last == words && at.elapsed() < REMINDER => {}
+            _ => {
+                self.log.warning(format!(
+                    "the certificate's files changed and cannot be used; the earlier ones stay in \
+                     use: {words}"
+                ));
+                self.told = Some((words, Instant::now()));
+            }
+        }
+    }
+
+    fn took(&mut self, tls: Tls, stamps: Stamps) {
+        self.expiry = Expiry::told(&tls);
+        self.tls = tls;
+        self.watch = Watch::new(stamps);
+        self.told = None;
+    }
+
+    fn look_at_expiry(&mut self) {
+        if !self.tls.expires_in().is_some_and(|left| self.expiry.is_due(left)) {
+            return;
+        }
+        if let Some(problem) = load::expiry(&self.settings, &self.source.argument, &self.tls) {
+            self.log.warning(problem.to_string());
+        }
+    }
+
+    fn tell_unread(&self, why: &Unread) {
+        let line = format!("new certificates go unnoticed: {why}");
+        self.log.limited(Level::Warning, "files unread", line);
+    }
+}
+
+/// Awaits `work`, and says so once if that takes long.
+async fn told_if_slow<F: Future>(log: &Log, what: &str, work: F) -> F::Output {
+    let mut work = pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => return done,
+        () = sleep(SLOW_RELOAD) => {}
+    }
+    log.note(format!("reload: not done after {} s: {what}", SLOW_RELOAD.as_secs()));
+    work.await
+}
+
+fn described(tls: &Tls) -> String {
+    format!("{}, valid until {}", tls.subject(), tls.not_after())
+}
+
+/// The options that differ, by name.
+fn changes(old: &Settings, new: &Settings) -> Vec<String> {
+    let options = [
+        ("address", old.address != new.address),
+        ("port", old.port != new.port),
+        ("bind_address", old.bind_address != new.bind_address),
+        ("asio_thread_pool_size", old.workers != new.workers),
+        ("heart_beat_interval", old.timers.heart_beat != new.timers.heart_beat),
+        ("election_timeout_lower_bound", old.timers.election_lower != new.timers.election_lower),
+        ("election_timeout_upper_bound", old.timers.election_upper != new.timers.election_upper),
+        ("reserved_log_items", old.reserved_log_items != new.reserved_log_items),
+        ("snapshot_distance", old.snapshot_distance != new.snapshot_distance),
+        ("client_req_timeout", old.request_timeout != new.request_timeout),
+        ("key_update_interval", old.key_update_interval != new.key_update_interval),
+        ("handover_timeout", old.handover_timeout != new.handover_timeout),
+        ("startup_wait", old.startup_wait != new.startup_wait),
+        ("ticket_keys", old.ticket_keys != new.ticket_keys),
+        ("max_key_age", old.max_key_age != new.max_key_age),
+        ("state_dir", old.state_dir != new.state_dir),
+        ("root_cert_file", old.root_cert_file != new.root_cert_file),
+        ("server_cert_file", old.server_cert_file != new.server_cert_file),
+        ("server_key_file", old.server_key_file != new.server_key_file),
+        ("cert_verify_str", old.cert_verify_str != new.cert_verify_str),
+        ("server_list_file", old.members != new.members),
+    ];
+    options.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()).collect()
+}
+
+/// Those among them that a running box cannot follow: its threads, and the place of what it
+/// remembers, are settled at start.
+fn at_restart(old: &Settings, new: &Settings) -> Vec<String> {
+    const FIXED: [&str; 2] = ["asio_thread_pool_size", "state_dir"];
+    let mut changed = changes(old, new);
+    changed.retain(|name| FIXED.contains(&name.as_str()));
+    changed
+}
+
+/// Which warnings about the certificate's end were given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Expiry {
+    /// How many of [`WARN_AHEAD`].
+    given: usize,
+}
+
+impl Expiry {
+    /// For a certificate whose load has warned already, if there was anything to warn of.
+    fn told(tls: &Tls) -> Expiry {
+        Expiry { given: tls.expires_in().map_or(0, Expiry::passed) }
+    }
+
+    fn passed(left: Duration) -> usize {
+        WARN_AHEAD.iter().filter(|ahead| left <= **ahead).count()
+    }
+
+    /// Whether a warning is due with so much time left; it then counts as given.
+    fn is_due(&mut self, left: Duration) -> bool {
+        let passed = Expiry::passed(left);
+        let due = passed > self.given;
+        self.given = self.given.max(passed);
+        due
+    }
+}
+
+/// What a look at the files says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// They are those in use.
+    Same,
+    /// They changed just now and may go on changing.
+    Unsettled,
+    /// They changed and stayed so.
+    Changed,
+}
+
+/// Tells when files changed and rest.
+#[derive(Clone, Debug)]
+struct Watch {
+    /// How the files looked that are in use.
+    taken: Stamps,
+    /// How they looked last, if that was different.
+    seen: Option<Stamps>,
+}
+
+impl Watch {
+    fn new(taken: Stamps) -> Watch {
+        Watch { taken, seen: None }
+    }
+
+    /// Looks that are [`CERTIFICATE_REST`] apart at least.
+    fn look(&mut self, now: Stamps) -> Look {
+        let last = self.seen.take();
+        if now == self.taken {
+            return Look::Same;
+        }
+        let rests = last.as_ref() == Some(&now);
+        self.seen = Some(now);
+        if rests {
+            Look::Changed
+        } else {
+            Look::Unsettled
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used, clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    use std::fs;
+    use std::path::PathBuf;
+
+    #[test]
+    fn each_threshold_of_expiry_is_warned_of_once() {
+        let days = |days: u64| Duration::from_secs(days * DAY);
+        let mut expiry = Expiry { given: Expiry::passed(days(40)) };
+        let due: Vec<u64> = (0..=35).rev().filter(|left| expiry.is_due(days(*left))).collect();
+        assert_eq!(due, [30, 7, 1, 0]);
+        // A load has warned at 5 days: the next is at 1 day.
+        let mut expiry = Expiry { given: Expiry::passed(days(5)) };
+        assert!(!expiry.is_due(days(4)));
+        assert!(expiry.is_due(days(1)) && !expiry.is_due(days(1)));
+    }
+
+    /// A directory that goes away with the test.
+    struct Scratch(PathBuf);
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn files_are_taken_only_when_they_rest() {
+        let name = format!("stek_share-watch-{}", std::process::id());
+        let scratch = Scratch(std::env::temp_dir().join(name));
+        fs::create_dir_all(&scratch.0).unwrap();
+        let path = |name: &str| scratch.0.join(name);
+        let write = |name: &str, text: &str| fs::write(path(name), text).unwrap();
+        let settings = settings(&scratch.0);
+        let now = || Stamps::of(&settings);
+        ["root", "chain", "key"].into_iter().for_each(|name| write(name, "old"));
+        let mut watch = Watch::new(now());
+        assert_eq!(watch.look(now()), Look::Same);
+        write("chain", "half");
+        assert_eq!(watch.look(now()), Look::Unsettled);
+        write("chain", "half and the rest");
+        assert_eq!(watch.look(now()), Look::Unsettled);
+        assert_eq!(watch.look(now()), Look::Changed);
+        // Refused: it is taken at each look until it is used.
+        assert_eq!(watch.look(now()), Look::Changed);
+        watch = Watch::new(now());
+        assert_eq!(watch.look(now()), Look::Same);
+        // Another file of the same length and time in its place, as a swapped link gives it.
+        write("other", "old");
+        let times = fs::metadata(path("key")).unwrap().modified().unwrap();
+        fs::File::options().write(true).open(path("other")).unwrap().set_modified(times).unwrap();
+        fs::rename(path("other"), path("key")).unwrap();
+        assert_eq!((watch.look(now()), watch.look(now())), (Look::Unsettled, Look::Changed));
+        watch = Watch::new(now());
+        fs::remove_file(path("root")).unwrap();
+        assert_eq!((watch.look(now()), watch.look(now())), (Look::Unsettled, Look::Changed));
+        write("root", "old");
+        assert_eq!(watch.look(now()), Look::Unsettled);
+    }
+
+    #[test]
+    fn a_reload_names_what_changed_and_what_has_to_wait() {
+        let old = settings(&PathBuf::from("/nowhere"));
+        assert!(changes(&old, &old).is_empty());
+        let new = Settings {
+            workers: old.workers + 1,
+            key_update_interval: old.key_update_interval * 2,
+            members: Vec::new(),
+            ..old.clone()
+        };
+        let names = ["asio_thread_pool_size", "key_update_interval", "server_list_file"];
+        assert_eq!(changes(&old, &new), names);
+        assert_eq!(at_restart(&old, &new), ["asio_thread_pool_size"]);
+    }
+
+    fn settings(dir: &std::path::Path) -> Settings {
+        use crate::core::config::{parse_conf, parse_list, Paths};
+        let conf = "server_id: 1\naddress: 127.0.0.1\nport: 1\nkey_update_interval: 60\n\
+                    server_list_file: l\nroot_cert_file: r\nserver_cert_file: c\n\
+                    server_key_file: k\ncert_verify_str: /CN=x\n";
+        let list = "- server_id: 1\n  address: 127.0.0.1\n  port: 1\n";
+        let (conf, list) =
+            (parse_conf(conf, "conf").0.unwrap(), parse_list(list, "list").0.unwrap());
+        let paths = Paths {
+            root_cert_file: dir.join("root"),
+            server_cert_file: dir.join("chain"),
+            server_key_file: dir.join("key"),
+        };
+        conf.settle(list, paths).unwrap()
+    }
+}
