@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout, Instant};
 
 use super::ats::{self, Rejected};
+use super::boot_clock;
 use super::files::Files;
 use super::guard::Again;
 use super::operator::{Operator, Source, Verb, MESSAGE_QUEUE};
@@ -330,7 +331,7 @@ async fn run(
         tls: loaded.tls.clone(),
         initial,
         versions: Versions::OURS,
-        outside: Outside::default(),
+        outside: Outside { suspended: Arc::new(boot_clock::suspended), ..Outside::default() },
     };
     let node = match Node::start(loaded.settings.clone(), deps).await {
         Ok(node) => Arc::new(node),

@@ -4,9 +4,10 @@
 //! [`guard`] what gives it them again, [`operator`] what answers operators' messages, [`files`] what
 //! looks after files that change, read by [`reader`], [`stats`] its metrics, [`surroundings`] what
 //! its own settings say, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which
-//! keys live.
+//! keys live, `boot_clock` the clock that goes on while the machine is suspended.
 
 pub mod ats;
+mod boot_clock;
 pub mod files;
 pub mod guard;
 pub mod installer;

@@ -50,6 +50,7 @@ async fn keep_on(keeper: Arc<Mutex<Keeper>>, sets: watch::Sender<KeySet>) {
     let mut views = keeper.shared.views.subscribe();
     let mut quarantine = keeper.shared.quarantine.subscribe();
     let mut settings = keeper.shared.watch_settings();
+    let mut slept = keeper.shared.watch_slept();
     loop {
         let view = views.borrow_and_update().clone();
         fail_point("keeper");
@@ -65,6 +66,8 @@ async fn keep_on(keeper: Arc<Mutex<Keeper>>, sets: watch::Sender<KeySet>) {
             changed = views.changed() => if changed.is_err() { return },
             _ = quarantine.changed() => {}
             _ = settings.changed() => {}
+            // No timer notices that the machine was suspended, and keys are older now.
+            _ = slept.changed() => {}
         }
     }
 }

@@ -120,6 +120,7 @@ impl<'a> Reign<'a> {
         let mut views = self.shared.views.subscribe();
         let mut own = self.shared.installed.subscribe();
         let mut settings = self.shared.watch_settings();
+        let mut slept = self.shared.watch_slept();
         loop {
             let view = views.borrow_and_update().clone();
             own.borrow_and_update();
@@ -151,6 +152,8 @@ impl<'a> Reign<'a> {
                 _ = views.changed() => {}
                 _ = own.changed() => {}
                 _ = settings.changed() => {}
+                // No timer notices that the machine was suspended; a rotation may be overdue.
+                _ = slept.changed() => {}
                 Some(Ok((id, generation))) = self.asking.join_next() => {
                     self.installed.insert(id, (generation, self.shared.heard.at_address(id)));
                 }

@@ -44,12 +44,20 @@ pub struct Outside {
     pub disk: Arc<dyn Disk>,
     /// Who looks host names up.
     pub resolver: Resolver,
+    /// How long this machine has been suspended since it booted: timers stand still meanwhile, and
+    /// keys grow older. Never less than before.
+    pub suspended: Arc<dyn Fn() -> Duration + Send + Sync>,
 }
 
 /// The real one.
 impl Default for Outside {
     fn default() -> Outside {
-        Outside { mail: None, disk: Arc::new(Files), resolver: Resolver::system() }
+        Outside {
+            mail: None,
+            disk: Arc::new(Files),
+            resolver: Resolver::system(),
+            suspended: Arc::new(|| Duration::ZERO),
+        }
     }
 }
 

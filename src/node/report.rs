@@ -59,7 +59,7 @@ pub(super) fn status(shared: &Shared) -> BoxStatus {
         id: shared.me,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         incarnation: shared.sender.incarnation(),
-        uptime_ms: millis(shared.started.elapsed()),
+        uptime_ms: millis(shared.age()),
         clock_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
         group: group(shared, &report),
         keys: keys(shared, &settings, &report),

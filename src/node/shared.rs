@@ -46,6 +46,13 @@ use crate::transport::{Counters, Heard, Me};
 /// How long Raft's own tasks may take to stop.
 const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
 
+/// A machine that was suspended for less than this is taken for one that was not: clocks are read
+/// one after another, and that takes time.
+const SUSPENSION_MIN: Duration = Duration::from_millis(100);
+
+/// The clock's zero lies so long before the start.
+const HEAD_START: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// An operator's order on its way to the leader's loop, and the way back.
 pub(super) type QueuedOrder = (Order, oneshot::Sender<Result<Generation, OrderRefusal>>);
 
@@ -126,7 +133,14 @@ pub(super) struct Shared {
     state_file: Option<StateFile>,
     /// What a box that has found its memory again says of itself until it takes part.
     restoring: Mutex<Option<Status>>,
-    pub started: Instant,
+    /// When this box started, on the clock of timers.
+    started: Instant,
+    /// See [`Outside::suspended`](super::outside::Outside::suspended).
+    suspended: Arc<dyn Fn() -> Duration + Send + Sync>,
+    /// What that said at the start.
+    suspended_before: Duration,
+    /// How long the machine has been suspended since, as of the last look at the time.
+    slept: watch::Sender<Duration>,
     running: Arc<Mutex<Option<Running>>>,
     sender_history: HistoryLook,
     facts: Mutex<Facts>,
@@ -246,17 +260,47 @@ impl Shared {
             state_file,
             restoring: Mutex::new(None),
             started: Instant::now(),
+            suspended_before: (outside.suspended)(),
+            suspended: outside.suspended,
+            slept: watch::Sender::default(),
             running,
             sender_history,
             facts: Mutex::new(Facts { initial: Some(initial), ..Facts::default() }),
         }))
     }
 
-    /// The present moment. Starts a day after the clock's zero, so that ages that are told by
-    /// others fit before it.
+    /// The present moment. Starts ten years after the clock's zero, so that ages that are told by
+    /// others fit before it. Goes on while the machine is suspended, unlike the clock of timers: who
+    /// waits for a key to be old enough has to wait for [`Shared::watch_slept`] as well.
     pub fn now(&self) -> Moment {
-        const HEAD_START: Duration = Duration::from_secs(10 * 365 * 86_400);
-        Moment::from_start(HEAD_START + self.started.elapsed())
+        Moment::from_start(HEAD_START + self.age())
+    }
+
+    /// How long ago this box started.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed() + self.slept()
+    }
+
+    /// How long the machine has been suspended since then. Whoever asks for the time finds out, and
+    /// with the host's metrics and among members somebody does so every few seconds.
+    fn slept(&self) -> Duration {
+        let total = (self.suspended)().saturating_sub(self.suspended_before);
+        let known = *self.slept.borrow();
+        if total < known + SUSPENSION_MIN {
+            return known;
+        }
+        self.slept.send_if_modified(|known| {
+            let is_more = total > *known;
+            *known = total.max(*known);
+            is_more
+        });
+        self.log.debug(format!("the machine was suspended for {} s", (total - known).as_secs()));
+        total
+    }
+
+    /// Changes when the machine was suspended, which no timer notices.
+    pub fn watch_slept(&self) -> watch::Receiver<Duration> {
+        self.slept.subscribe()
     }
 
     /// What the operator wants at present.

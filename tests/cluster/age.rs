@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use stek_share::core::config::Settings;
@@ -61,6 +62,53 @@ fn without_a_quorum_a_box_goes_on_with_keys_of_its_own_and_comes_back_by_itself(
         || fleet.boxes[&3].lines.has("fresh again"),
         || fleet.describe(),
     );
+}
+
+/// How soon after a machine woke up its keys have to be right: a look at the metrics, and more for
+/// a busy machine.
+const AWAKE: Duration = Duration::from_secs(10);
+
+fn hourly(settings: &mut Settings) {
+    settings.key_update_interval = Duration::from_secs(3600);
+    settings.max_key_age = Duration::from_secs(3 * 3600);
+}
+
+#[test]
+fn a_key_that_became_overdue_while_the_machines_slept_is_replaced() {
+    for count in [1, 3] {
+        let fleet = Fleet::running(count, hourly);
+        fleet.wait_until_one();
+        let old = fleet.boxes[&1].report().current;
+        let woken = Instant::now();
+        for running in fleet.boxes.values() {
+            running.slept.store(3601, Ordering::SeqCst);
+        }
+        fleet.wait_for_generation(old.0 + 1);
+        assert!(woken.elapsed() < AWAKE, "replaced after {:?}", woken.elapsed());
+        fleet.wait_until_one();
+        // The new one is as old as it is.
+        let age = fleet.boxes[&1].report().current_age;
+        assert!(age < AWAKE, "{age:?}");
+        assert_eq!(fleet.boxes[&1].report().current.0, old.0 + 1, "one rotation, not two");
+    }
+}
+
+#[test]
+fn a_key_that_became_too_old_while_a_machine_without_a_majority_slept_is_given_up() {
+    let mut fleet = Fleet::running(3, hourly);
+    fleet.wait_until_one();
+    fleet.kill(1);
+    fleet.kill(2);
+    let survivor = &fleet.boxes[&3];
+    let key = survivor.host.latest()[0];
+    let woken = Instant::now();
+    survivor.slept.store(3 * 3600 + 60, Ordering::SeqCst);
+    wait_for(
+        "the survivor to give up the group's key",
+        || survivor.lines.has("too old to encrypt") && survivor.host.latest()[0] != key,
+        || fleet.describe(),
+    );
+    assert!(woken.elapsed() < AWAKE, "given up after {:?}", woken.elapsed());
 }
 
 #[test]

@@ -72,6 +72,8 @@ pub struct Running {
     pub node: Arc<Node>,
     pub host: Arc<Host>,
     pub lines: Arc<Lines>,
+    /// How long its machine has been suspended, in seconds.
+    pub slept: Arc<AtomicU64>,
     pub runtime: Option<Runtime>,
 }
 
@@ -221,12 +223,16 @@ impl Fleet {
         let lines = Arc::new(Lines::default());
         let versions = self.versions.get(&id).copied().unwrap_or(Versions::OURS);
         let log = Log::new(lines.clone());
-        let (initial, outside) = (new_key().unwrap(), Outside::default());
+        let slept = Arc::new(AtomicU64::new(0));
+        let told = slept.clone();
+        let suspended = move || Duration::from_secs(told.load(Ordering::SeqCst));
+        let initial = new_key().unwrap();
+        let outside = Outside { suspended: Arc::new(suspended), ..Outside::default() };
         let deps = Deps { log, tls, initial, versions, outside };
         let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
         let host = Arc::new(Host::default());
         runtime.spawn(play_host(node.clone(), host.clone()));
-        let running = Running { node, host, lines, runtime: Some(runtime) };
+        let running = Running { node, host, lines, slept, runtime: Some(runtime) };
         self.boxes.insert(id, running);
         &self.boxes[&id]
     }
