@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -237,6 +238,27 @@ fn checked(mut found: Vec<IpAddr>) -> Result<Vec<IpAddr>, Unresolved> {
 
 fn ask_the_system(host: &str) -> io::Result<Vec<IpAddr>> {
     Ok((host, 0).to_socket_addrs()?.map(|place| place.ip()).collect())
+}
+
+/// The addresses behind `HOST:PORT`, for a program without a runtime that waits no longer than
+/// `limit`.
+///
+/// # Errors
+/// There are none, or none yet.
+pub fn look_up(place: &str, limit: Duration) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = place.parse() {
+        return Ok(vec![address]);
+    }
+    let (answer, answered) = sync_channel(1);
+    let asked = place.to_owned();
+    thread::Builder::new().spawn(move || {
+        let found = asked.to_socket_addrs().map(|found| found.take(MAX_ADDRESSES).collect());
+        let _ = answer.send(found);
+    })?;
+    answered.recv_timeout(limit).unwrap_or_else(|_| {
+        let words = format!("the resolver has not answered within {} ms", limit.as_millis());
+        Err(io::Error::new(io::ErrorKind::TimedOut, words))
+    })
 }
 
 #[cfg(test)]

@@ -7,11 +7,12 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use stek_share::metrics::{Metric, PREFIX};
+use stek_share::transport::resolver::look_up;
 
 use crate::cli::MetricsArgs;
 use crate::outcome::{Ended, Failure, Outcome};
@@ -132,9 +133,10 @@ fn fetch(url: &str, limit: Duration) -> Result<String, String> {
 }
 
 fn connect(address: &str, deadline: Instant) -> Result<TcpStream, String> {
-    let found = address.to_socket_addrs().map_err(|error| format!("is not found: {error}"))?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let found = look_up(address, left).map_err(|error| format!("is not found: {error}"))?;
     let mut last = "has no address".to_owned();
-    for address in found.take(MAX_ADDRESSES) {
+    for address in found.into_iter().take(MAX_ADDRESSES) {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;

@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ use openssl::ssl::{
     Ssl, SslContext, SslContextBuilder, SslMethod, SslSession, SslSessionCacheMode, SslStream,
     SslVerifyMode, SslVersion,
 };
+use stek_share::client::NAME_LIMIT;
+use stek_share::transport::resolver::look_up;
 
 /// The most addresses: the exchanges are their number squared.
 pub const MAX_ADDRESSES: usize = 64;
@@ -69,8 +71,8 @@ impl Place {
     /// # Errors
     /// Why there is none, in words that follow its name.
     pub fn find(name: &str) -> Result<Place, String> {
-        let mut found = name.to_socket_addrs().map_err(|error| format!("is not found: {error}"))?;
-        let address = found.next().ok_or("has no address")?;
+        let found = look_up(name, NAME_LIMIT).map_err(|error| format!("is not found: {error}"))?;
+        let address = found.first().copied().ok_or("has no address")?;
         Ok(Place { name: name.to_owned(), address })
     }
 }
