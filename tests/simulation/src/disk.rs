@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use stek_share::node::outside::{Disk, Stamp, Unusable};
 
@@ -26,6 +27,8 @@ struct Inner {
     boots: u64,
     /// The monotonic clock at the last boot.
     booted: u64,
+    /// How long the machine has been suspended since then, in nanoseconds.
+    slept: u64,
 }
 
 impl SimulatedDisk {
@@ -59,6 +62,17 @@ impl SimulatedDisk {
         let mut inner = self.lock();
         inner.boots += 1;
         inner.booted = now;
+        inner.slept = 0;
+    }
+
+    /// The machine was suspended for so many nanoseconds, in which its monotonic clock stood still.
+    pub fn sleep(&self, slept: u64) {
+        self.lock().slept += slept;
+    }
+
+    /// How long it has been suspended since it booted.
+    pub fn slept(&self) -> Duration {
+        Duration::from_nanos(self.lock().slept)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -99,7 +113,7 @@ impl Disk for SimulatedDisk {
         let inner = self.lock();
         Ok(Stamp {
             boot: format!("boot-{}", inner.boots),
-            uptime_ms: system::monotonic().saturating_sub(inner.booted) / 1_000_000,
+            uptime_ms: (system::monotonic().saturating_sub(inner.booted) + inner.slept) / 1_000_000,
             wall_ms: system::wall() / 1_000_000,
         })
     }

@@ -150,7 +150,10 @@ impl World {
         let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.is_awake()) else {
             return;
         };
-        machine.set_paused(now, true);
+        match lasts / MS % 2 {
+            0 => machine.set_paused(now, true),
+            _ => machine.suspend(now),
+        }
         if let Some(view) = self.sight.boxes.get_mut(&id) {
             view.awake = false;
             view.trouble.begin();

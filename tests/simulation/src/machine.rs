@@ -131,13 +131,37 @@ struct Clock {
     drift: i64,
     /// Wall clock minus monotonic clock.
     wall: i128,
+    /// Whether the machine is suspended: its monotonic clock stands still.
+    suspended: bool,
 }
 
 impl Clock {
     fn monotonic(&self, now: u64) -> u64 {
+        self.monotonic + if self.suspended { 0 } else { self.passed(now) }
+    }
+
+    /// What a clock that never stands still has gone on by since `at`.
+    fn passed(&self, now: u64) -> u64 {
         let passed = i128::from(now.saturating_sub(self.at));
         let shown = passed + passed * i128::from(self.drift) / 1_000_000;
-        self.monotonic + u64::try_from(shown).unwrap_or(0)
+        u64::try_from(shown).unwrap_or(0)
+    }
+
+    fn suspend(&mut self, now: u64) {
+        self.monotonic = self.monotonic(now);
+        self.at = now;
+        self.suspended = true;
+    }
+
+    /// Wakes the machine up; how long it was suspended, which only the wall clock shows.
+    fn wake(&mut self, now: u64) -> u64 {
+        let slept = if self.suspended { self.passed(now) } else { 0 };
+        if self.suspended {
+            self.suspended = false;
+            self.at = now;
+            self.wall += i128::from(slept);
+        }
+        slept
     }
 
     fn wall(&self, now: u64) -> u64 {
@@ -153,7 +177,10 @@ impl Clock {
 
     fn set_drift(&mut self, now: u64, drift: i64) {
         self.monotonic = self.monotonic(now);
-        self.at = now;
+        // Asleep, it goes on as it was until it wakes up.
+        if !self.suspended {
+            self.at = now;
+        }
         self.drift = drift;
     }
 }
@@ -170,7 +197,7 @@ impl Machine {
             disk,
             file: Vec::new(),
             installing: Arc::default(),
-            clock: Clock { monotonic, at: 0, drift: 0, wall },
+            clock: Clock { monotonic, at: 0, drift: 0, wall, suspended: false },
             process: None,
             runs: 0,
             wake: None,
@@ -231,6 +258,7 @@ impl Machine {
         settings: Settings,
         tls: Tls,
     ) {
+        self.disk.sleep(self.clock.wake(now));
         self.runs += 1;
         self.paused = false;
         self.held_until = 0;
@@ -240,7 +268,9 @@ impl Machine {
         let runtime = system::runtime();
         let post = network.connect(self.id, self.runs);
         let mail = Some(Arc::new(Mailbox(post)) as _);
-        let outside = Outside { mail, disk: self.disk.clone(), ..Outside::default() };
+        let disk = self.disk.clone();
+        let suspended = Arc::new(move || disk.slept());
+        let outside = Outside { mail, disk: self.disk.clone(), suspended, ..Outside::default() };
         let node = Arc::new(Mutex::new(None));
         let host = Host {
             id: self.id,
@@ -274,6 +304,7 @@ impl Machine {
 
     /// The machine boots: its process is gone already.
     pub fn boot(&mut self, now: u64) {
+        self.clock.wake(now);
         let wall = self.clock.wall(now);
         self.clock.monotonic = FIRST_MONOTONIC;
         self.clock.at = now;
@@ -296,9 +327,18 @@ impl Machine {
     /// Stops the process as SIGSTOP does, or has it go on.
     pub fn set_paused(&mut self, now: u64, paused: bool) {
         self.paused = paused;
+        if !paused {
+            self.disk.sleep(self.clock.wake(now));
+        }
         if !paused && self.runs() {
             self.wake = Some(now);
         }
+    }
+
+    /// Suspends the whole machine, until it is no longer paused.
+    pub fn suspend(&mut self, now: u64) {
+        self.paused = true;
+        self.clock.suspend(now);
     }
 
     /// Its disk is well again, and what a process waits for there is done soon.

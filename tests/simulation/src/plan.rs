@@ -31,7 +31,7 @@ pub enum Kind {
     Stop,
     /// A machine boots, and its wall clock may have stepped.
     Boot,
-    /// A process does not run for a while.
+    /// A process does not run for a while; in every second case its whole machine is suspended.
     Pause,
     /// A wall clock steps.
     WallStep,
