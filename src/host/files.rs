@@ -457,6 +457,50 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
+    use crate::journal::Journal;
+
+    #[derive(Default)]
+    struct Lines(StdMutex<Vec<String>>);
+
+    impl Journal for Lines {
+        fn write(&self, _level: Level, line: &str) {
+            self.0.lock().unwrap().push(line.to_owned());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_reload_waits_at_most_and_each_is_answered() {
+        let lines = Arc::new(Lines::default());
+        let told = || std::mem::take(&mut *lines.0.lock().unwrap());
+        let (reloads, mut asked) = Reloads::new(Log::new(lines.clone()));
+        reloads.ask();
+        assert!(told().is_empty());
+        asked.receiver.recv().await.unwrap();
+        let under_way = UnderWay::begin(&asked.begun);
+        sleep(Duration::from_secs(7)).await;
+        (0..3).for_each(|_| reloads.ask());
+        let words = told();
+        assert!(words[0].contains("under way since 7 s; this one follows"), "{words:?}");
+        assert!(words[1].contains("another one waits") && words[2] == words[1], "{words:?}");
+        drop(under_way);
+        asked.receiver.recv().await.unwrap();
+        assert!(asked.receiver.try_recv().is_err(), "the third was dropped");
+        reloads.ask();
+        assert!(told().is_empty(), "none is under way");
+        drop(asked);
+        reloads.ask();
+        assert_eq!(told(), ["reload: not done: this server is about to end"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reload_that_takes_long_says_so_once() {
+        let lines = Arc::new(Lines::default());
+        let log = Log::new(lines.clone());
+        assert_eq!(told_if_slow(&log, "a", async { 1 }).await, 1);
+        told_if_slow(&log, "b", sleep(SLOW_RELOAD * 5)).await;
+        assert_eq!(*lines.0.lock().unwrap(), ["reload: not done after 3 s: b"]);
+    }
+
     #[test]
     fn each_threshold_of_expiry_is_warned_of_once() {
         let days = |days: u64| Duration::from_secs(days * DAY);
