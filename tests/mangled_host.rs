@@ -378,7 +378,9 @@ fn records_of_the_host_that_defeat_the_purpose_are_warned_about() {
             "WARNING: [stek_share] proxy.config.ssl.server.ticket_key.filename is \"keys.bin\"",
         );
         life.has("WARNING: [stek_share] proxy.config.ssl.server.session_ticket.enable is 0");
-        assert_eq!(life.count("freed"), 1);
+        // At each look; the end may come in the middle of one.
+        let (given, freed) = (life.count("given away"), life.count("freed"));
+        assert!(freed > 0 && given - freed <= 1, "{given} given away, {freed} freed");
         let plain = Life::of(names, &[&one_box(&scratch)], &[]);
         plain.has_no("proxy.config.ssl.server");
     }

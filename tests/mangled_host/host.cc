@@ -192,6 +192,7 @@ TSMgmtStringGet(const char *record, char **value)
     return TS_ERROR;
   }
   *value = strdup(file);
+  say("given away");
   return TS_SUCCESS;
 }
 
