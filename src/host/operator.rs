@@ -201,8 +201,9 @@ impl Operator {
     }
 
     async fn take_over(&mut self, loaded: Loaded) {
-        let Loaded { settings, tls, stamps, warnings } = loaded;
+        let Loaded { settings, tls, stamps, warnings, notes } = loaded;
         warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
+        notes.iter().for_each(|problem| self.log.note(problem.to_string()));
         match self.node.reload(settings.clone(), tls.clone()).await {
             Ok(reloaded) => {
                 let mut changes = changes(&self.settings, &settings);

@@ -264,6 +264,7 @@ fn dirs() -> Dirs {
 fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
     let log = &means.log;
     loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
+    loaded.notes.iter().for_each(|problem| log.note(problem.to_string()));
     let around = Surroundings::look(&means.source.dirs);
     around.hints.iter().for_each(|hint| log.warning(hint.to_string()));
     let protection = secret_pages::protection();
