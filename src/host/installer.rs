@@ -26,7 +26,7 @@ use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{spawn_blocking, JoinSet};
 use tokio::time::{sleep, sleep_until, timeout, Instant};
 
 use super::ats::{self, Rejected};
@@ -38,8 +38,8 @@ use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::fault::{fail_point, guarded, tell_begun_anew, Pauses};
 use crate::journal::{Level, Log};
-use crate::load::Loaded;
-use crate::node::outside::Outside;
+use crate::load::{load_server_list, Loaded};
+use crate::node::outside::{Outside, ReadList};
 use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
 use crate::transport::Versions;
 
@@ -313,6 +313,15 @@ fn live(mut installer: Installer<HostTickets>, loaded: Loaded, source: Source, h
     drop(done);
 }
 
+/// Reads the server list that the configuration leads to now, on a thread for files.
+fn list_reader(source: Source) -> ReadList {
+    Arc::new(move || {
+        let source = source.clone();
+        let read = move || load_server_list(&source.argument, &source.dirs);
+        Box::pin(async { spawn_blocking(read).await.ok().flatten() })
+    })
+}
+
 /// Starts the node, waits for the group, serves the host; answers with whom to tell about the end.
 async fn run(
     installer: &mut Installer<HostTickets>,
@@ -328,7 +337,7 @@ async fn run(
         tls: loaded.tls.clone(),
         initial,
         versions: Versions::OURS,
-        outside: Outside::default(),
+        outside: Outside { list_file: list_reader(source.clone()), ..Outside::default() },
     };
     let node = match Node::start(loaded.settings.clone(), deps).await {
         Ok(node) => Arc::new(node),

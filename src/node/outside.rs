@@ -9,7 +9,7 @@
 //! [`Porter::admit`] refuses is served, what is heard is noted in [`Heard`], and an answer comes
 //! from the incarnation that was asked or not at all.
 
-use std::future::Future;
+use std::future::{ready, Future};
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
@@ -35,18 +35,24 @@ use crate::transport::{Body, Heard, Me};
 /// What a request is answered, some time.
 pub type Reply<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// Reads the server list in this server's `server_list_file` as it is now, off the node's thread;
+/// `None` if it cannot be read or is no list.
+pub type ReadList = Arc<dyn Fn() -> Reply<Option<Vec<Member>>> + Send + Sync>;
+
 /// The world outside a box.
 pub struct Outside {
     /// How messages travel; mutual TLS if there is nothing here.
     pub mail: Option<Arc<dyn Mail>>,
     /// Where `state_dir` is.
     pub disk: Arc<dyn Disk>,
+    /// How the list in the file is read: without it no list is ever found there.
+    pub list_file: ReadList,
 }
 
-/// The real one.
+/// The real one, without a server list.
 impl Default for Outside {
     fn default() -> Outside {
-        Outside { mail: None, disk: Arc::new(Files) }
+        Outside { mail: None, disk: Arc::new(Files), list_file: Arc::new(|| Box::pin(ready(None))) }
     }
 }
 
