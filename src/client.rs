@@ -97,7 +97,8 @@ impl Client {
         order: Order,
         limit: Duration,
     ) -> Result<Generation, Failure> {
-        match self.ask(through, &Request::Order(order), limit).await? {
+        let request = Request::Order { order, origin: String::new() };
+        match self.ask(through, &request, limit).await? {
             (Response::Ordered(Ok(generation)), _) => Ok(generation),
             (Response::Ordered(Err(refusal)), _) => Err(Failure::Order(refusal)),
             _ => Err(Failure::Senseless),

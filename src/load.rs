@@ -17,7 +17,8 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use crate::core::config::{
-    check_membership, parse_conf, parse_list, Conf, List, Paths, Problem, Settings, MAX_TEXT,
+    check_membership, check_subjects, parse_conf, parse_list, Conf, List, Member, Paths, Problem,
+    Settings, MAX_TEXT,
 };
 use crate::transport::tls::{Tls, TlsError};
 
@@ -50,6 +51,8 @@ pub struct Loaded {
     pub stamps: Stamps,
     /// What the operator should look at nevertheless.
     pub warnings: Vec<Problem>,
+    /// What is as it is meant to be, and worth knowing.
+    pub notes: Vec<Problem>,
 }
 
 /// Certificates that can be used.
@@ -118,13 +121,26 @@ pub struct Refused {
 pub fn load(argument: &str, dirs: &Dirs) -> Result<Loaded, Refused> {
     let mut problems = Vec::new();
     let loaded = try_load(argument, dirs, &mut problems);
+    let (notes, problems): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_note);
     let (problems, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_error);
     match loaded {
         Some((settings, tls, stamps)) if problems.is_empty() => {
-            Ok(Loaded { settings, tls, stamps, warnings })
+            Ok(Loaded { settings, tls, stamps, warnings, notes })
         }
         _ => Err(Refused { problems, warnings }),
     }
+}
+
+/// The server list that the configuration which `argument` names leads to now, whether this server is
+/// in it or not; `None` if there is none that could be used.
+pub fn load_server_list(argument: &str, dirs: &Dirs) -> Option<Vec<Member>> {
+    let bases = [&*dirs.working, &*dirs.install, &*dirs.config];
+    let (path, text) = find(argument, &bases).and_then(read_text).ok()?;
+    let conf = parse_conf(&text, &path.to_string_lossy()).0?;
+    let own = path.parent().unwrap_or(Path::new(""));
+    let bases = [own, &*dirs.working, &*dirs.install, &*dirs.config];
+    let (list, _) = read_list(&conf, &bases)?.ok()?;
+    list.filter(|list| list.usable).map(|list| list.members)
 }
 
 /// Loads anew the certificates that `settings` name. `file` is the server configuration's name in
@@ -223,6 +239,7 @@ fn try_load(
     if list.as_ref().is_some_and(List::names_all_subjects) {
         problems.retain(|problem| !conf.is_open_door(problem));
     }
+    problems.extend(list.as_ref().and_then(|list| check_subjects(&conf, list)));
     let names = PemNames {
         root: conf.root_cert_file.clone(),
         chain: conf.server_cert_file.clone(),
@@ -248,20 +265,30 @@ fn try_load(
     Some((settings, tls?, stamps))
 }
 
-fn load_list(conf: &Conf, bases: &[&Path], problems: &mut Vec<Problem>) -> Option<List> {
+/// A list as it was parsed, with its problems.
+type ParsedList = (Option<List>, Vec<Problem>);
+
+/// Finds and parses the list that a configuration names, if it names one.
+fn read_list(conf: &Conf, bases: &[&Path]) -> Option<Result<ParsedList, Unread>> {
     let named = conf.server_list_file.as_deref()?;
-    let (path, text) = match find(named, bases).and_then(read_text) {
-        Ok(found) => found,
-        Err(unread) => {
-            problems.push(unread.problem(conf, "server_list_file", named));
-            return None;
+    let read = find(named, bases).and_then(read_text);
+    Some(read.map(|(path, text)| parse_list(&text, &path.to_string_lossy())))
+}
+
+fn load_list(conf: &Conf, bases: &[&Path], problems: &mut Vec<Problem>) -> Option<List> {
+    match read_list(conf, bases)? {
+        Ok((list, told)) => {
+            problems.extend(told);
+            let list = list?;
+            problems.extend(check_membership(conf, &list));
+            Some(list)
         }
-    };
-    let (list, told) = parse_list(&text, &path.to_string_lossy());
-    problems.extend(told);
-    let list = list?;
-    problems.extend(check_membership(conf, &list));
-    Some(list)
+        Err(unread) => {
+            let named = conf.server_list_file.as_deref().unwrap_or_default();
+            problems.push(unread.problem(conf, "server_list_file", named));
+            None
+        }
+    }
 }
 
 /// A file of PEM text: where it was found, what it looked like before, and what it holds.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use stek_share::consensus::wire::{
     decode_request, decode_response, encode, Malformed, Request, Response, WireAppend, WireEntry,
-    WireMembership, WirePayload, WireSnapshot,
+    WireMembership, WirePayload, WireSnapshot, MAX_ORIGIN,
 };
 use stek_share::core::agreed::{Agreed, Command};
 use stek_share::core::config::MAX_MEMBERS;
@@ -35,7 +35,8 @@ pub fn request(bytes: &[u8]) {
             assert!(vote.ballot.term <= MAX_COUNT);
             assert_eq!(vote.into_raft().vote.leader_id.term, vote.ballot.term);
         }
-        Request::Enlist(members) => assert!(members.len() <= MAX_MEMBERS),
+        Request::Enlist { members, .. } => assert!(members.len() <= MAX_MEMBERS),
+        Request::Order { origin, .. } => assert!(origin.len() <= MAX_ORIGIN),
         _ => {}
     }
 }

@@ -19,8 +19,8 @@ use stek_share::consensus::log_store::{LogStore, Remembered};
 use stek_share::consensus::saved::Saved;
 use stek_share::consensus::state_machine::{AgreedSnapshot, AgreedView, StateMachine};
 use stek_share::consensus::wire::{
-    encode, AppendAnswer, OrderRefusal, Request, Response, Unable, WireAppend, WireEntry,
-    WireMembership, WirePayload, WireSnapshot, WireVote,
+    encode, AppendAnswer, EnlistRefusal, OrderRefusal, Request, Response, Unable, WireAppend,
+    WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
 };
 use stek_share::consensus::{log_id_of, Types};
 use stek_share::core::agreed::{Agreed, Command};
@@ -90,11 +90,14 @@ fn history() -> HistoryId {
     HistoryId::from_bytes(HISTORY).expect("it is not zero")
 }
 
+fn list() -> Roster {
+    Roster::new(1, &[member(1), member(2)]).expect("a good list")
+}
+
 /// What a history of so many generations consists of.
 fn story(generations: u64) -> Vec<Command> {
-    let roster = Roster::new(1, &[member(1), member(2)]).expect("a good list");
     let mut commands =
-        vec![Command::Key(KeyCommand::Found { history: history() }), Command::Enlist(roster)];
+        vec![Command::Key(KeyCommand::Found { history: history() }), Command::Enlist(list())];
     for g in 1..=generations {
         let stage = KeyCommand::Stage { held: held(g), revokes: g == 3 };
         let activate = KeyCommand::Activate { generation: Generation(g), keep: 2 };
@@ -209,10 +212,11 @@ fn requests() -> Vec<Request> {
         append(Vec::new()),
         snapshot(),
         Request::AwaitInstalled { generation: Generation(7), limit_ms: 1000 },
-        Request::Order(Order::Revoke),
+        Request::Order { order: Order::Revoke, origin: "traffic_ctl on server 1".to_owned() },
         Request::Stand,
-        Request::Enlist(vec![member(1), member(2)]),
+        Request::Enlist { replaces: list().digest(), members: vec![member(1), member(2)] },
         Request::Report,
+        Request::ListInFile(list().digest()),
     ]
 }
 
@@ -229,6 +233,11 @@ fn responses() -> Vec<Response> {
         Response::Ordered(Err(OrderRefusal::Refused("why".to_owned()))),
         Response::WillStand,
         Response::Enlisted(Ok(4)),
+        Response::Enlisted(Err(EnlistRefusal::NotInFiles {
+            lacking: vec![ServerId(1)],
+            silent: vec![ServerId(2)],
+        })),
+        Response::ListInFile(true),
         Response::Unable(Unable::Quarantined),
         Response::Report(Box::new(report())),
     ]

@@ -27,7 +27,7 @@ use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
 use crate::core::rejoin::{Ballot, LogEnd, Status};
-use crate::core::roster::BadRoster;
+use crate::core::roster::{BadRoster, Digest};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 
@@ -36,6 +36,12 @@ const MAX_ENTRIES: usize = 256;
 
 /// Most voter sets in a membership.
 const MAX_CONFIGS: usize = 2;
+
+/// Most bytes in which one server tells another who gave an order; a subject and an address fit.
+pub const MAX_ORIGIN: usize = 400;
+
+/// How many servers one line names.
+const MAX_NAMED: usize = 16;
 
 /// What one box asks of another.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,11 +62,21 @@ pub enum Request {
         limit_ms: u32,
     },
     /// What an operator asked for on some box; the leader answers.
-    Order(Order),
+    Order {
+        /// What it is.
+        order: Order,
+        /// Who gave it to the server that passes it on, for the leader's log; a tool leaves it empty.
+        origin: String,
+    },
     /// "I lead, and I am leaving; stand for election as soon as you can."
     Stand,
-    /// A server list that an operator wants on some box; the leader answers.
-    Enlist(Vec<Member>),
+    /// A server list that an operator wants on the sender, a member; the leader answers.
+    Enlist {
+        /// The list that it is to replace: the agreed one, as far as the sender knows.
+        replaces: Digest,
+        /// The new one.
+        members: Vec<Member>,
+    },
     /// "How are you?", from an operator's command. Answered in every state.
     Report,
     /// The leader's heart beat. Most of them are sent as notes, which get no answer.
@@ -68,6 +84,9 @@ pub enum Request {
     /// "This is me; who are you, and what do the others say of themselves?" As [`Request::Status`],
     /// for groups in which not everybody can ask everybody.
     Survey(Status),
+    /// "Does your `server_list_file` hold this very list now?", from a leader that was asked to have
+    /// the group agree on it.
+    ListInFile(Digest),
 }
 
 /// What the asked box answers.
@@ -112,6 +131,8 @@ pub enum Response {
     Report(Box<BoxStatus>),
     /// To [`Request::Survey`]: the asked box's own word, and those of others.
     Survey(Status, Vec<Hearsay>),
+    /// To [`Request::ListInFile`].
+    ListInFile(bool),
 }
 
 /// What a box said of itself, told by another one.
@@ -174,6 +195,10 @@ pub enum EnlistRefusal {
     Unknown,
     /// No group could have this list.
     Bad(BadRoster),
+    /// The sender does not answer at its address in the group's list.
+    NotAtPlace,
+    /// The list that was to be replaced is not the group's; its version now.
+    Stale(u64),
     /// The membership does not follow the last list yet.
     UnderWay(u64),
     /// A majority of the old or of the new list is not there; the change could get stuck half way.
@@ -183,10 +208,30 @@ pub enum EnlistRefusal {
         /// Who is missing.
         missing: Vec<ServerId>,
     },
+    /// Too few servers of the present list have the new one in their files: no majority of the
+    /// servers wants it.
+    NotInFiles {
+        /// Those whose files hold another one.
+        lacking: Vec<ServerId>,
+        /// Those that did not say.
+        silent: Vec<ServerId>,
+    },
     /// The group refused the list.
     Refused(String),
     /// The group did not agree in time.
     TimedOut,
+}
+
+/// "server 2", "servers 2, 3 and 5"; of many servers the first [`MAX_NAMED`].
+fn servers(ids: &[ServerId]) -> String {
+    let shown: Vec<String> = ids.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+    let more = ids.len() - shown.len();
+    match shown.as_slice() {
+        [one] => format!("server {one}"),
+        _ if more > 0 => format!("servers {} and {more} more", shown.join(", ")),
+        [first @ .., last] => format!("servers {} and {last}", first.join(", ")),
+        [] => "no server".to_owned(),
+    }
 }
 
 impl fmt::Display for EnlistRefusal {
@@ -199,17 +244,34 @@ impl fmt::Display for EnlistRefusal {
                 write!(f, "the leader changed in the meantime; it may still happen")
             }
             EnlistRefusal::Bad(why) => write!(f, "{why}"),
+            EnlistRefusal::NotAtPlace => write!(
+                f,
+                "the leader does not reach this server at its address in the group's list; send \
+                 reload to a server that is reached there"
+            ),
+            EnlistRefusal::Stale(version) => write!(
+                f,
+                "the group's list has changed since, to version {version}; see whether the new \
+                 list is still what you want, then reload again"
+            ),
             EnlistRefusal::UnderWay(version) => {
                 write!(f, "the change to list version {version} is under way; try again later")
             }
             EnlistRefusal::TooFew { of_new, missing } => {
-                let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
                 let which = if *of_new { "new" } else { "present" };
-                write!(
-                    f,
-                    "no majority of the {which} list is up and whole; missing: servers {}",
-                    names.join(", ")
-                )
+                let names = servers(missing);
+                write!(f, "no majority of the {which} list is up and whole; missing: {names}")
+            }
+            EnlistRefusal::NotInFiles { lacking, silent } => {
+                if !lacking.is_empty() {
+                    let verb = if lacking.len() == 1 { "does" } else { "do" };
+                    write!(f, "{} {verb} not have this list yet", servers(lacking))?;
+                }
+                if !silent.is_empty() {
+                    let join = if lacking.is_empty() { "" } else { "; " };
+                    write!(f, "{join}{} did not say what the file holds", servers(silent))?;
+                }
+                write!(f, ": put the same server_list_file on all servers, then reload one")
             }
             EnlistRefusal::Refused(why) => write!(f, "the group refused it: {why}"),
             EnlistRefusal::TimedOut => {
@@ -378,8 +440,11 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
         Request::Vote(vote) => vote.check()?,
         Request::Beat(beat) => beat.check()?,
         Request::Snapshot(snapshot) => snapshot.check()?,
-        Request::Enlist(members) if members.len() > MAX_MEMBERS => {
+        Request::Enlist { members, .. } if members.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("members"));
+        }
+        Request::Order { origin, .. } if origin.len() > MAX_ORIGIN => {
+            return Err(Malformed::TooMany("words about an order's origin"));
         }
         _ => {}
     }
@@ -760,6 +825,38 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_list_says_who_lacks_it_and_what_to_do() {
+        let ids = |ids: &[u32]| ids.iter().map(|&id| ServerId(id)).collect::<Vec<_>>();
+        let said = |lacking: &[u32], silent: &[u32]| {
+            let (lacking, silent) = (ids(lacking), ids(silent));
+            EnlistRefusal::NotInFiles { lacking, silent }.to_string()
+        };
+        let remedy = ": put the same server_list_file on all servers, then reload one";
+        for (lacking, silent, words) in [
+            (&[2, 3][..], &[][..], "servers 2 and 3 do not have this list yet"),
+            (
+                &[2],
+                &[4],
+                "server 2 does not have this list yet; server 4 did not say what the file holds",
+            ),
+            (&[], &[2, 3, 4], "servers 2, 3 and 4 did not say what the file holds"),
+        ] {
+            assert_eq!(said(lacking, silent), format!("{words}{remedy}"));
+        }
+        let most: Vec<u32> = (1..=MAX_MEMBERS as u32).collect();
+        let words = said(&most, &most);
+        assert!(words.contains(", 16 and 984 more do not") && words.len() < 400, "{words}");
+    }
+
+    #[test]
+    fn an_order_says_where_it_came_from_in_bounded_words() {
+        let order = |length| Request::Order { order: Order::Revoke, origin: "x".repeat(length) };
+        assert!(decode_request(&encode(&order(MAX_ORIGIN)).unwrap()).is_ok());
+        let refused = decode_request(&encode(&order(MAX_ORIGIN + 1)).unwrap());
+        assert!(matches!(refused, Err(Malformed::TooMany(_))), "{refused:?}");
+    }
+
+    #[test]
     fn entries_must_follow_each_other() {
         for bad in [&[9, 10][..], &[8, 10], &[8, 8]] {
             let bytes = encode(&Request::Append(append(bad))).unwrap();
@@ -831,7 +928,9 @@ mod tests {
         let many: Vec<u64> = (8..8 + MAX_ENTRIES as u64 + 1).collect();
         let bytes = encode(&Request::Append(append(&many))).unwrap();
         assert!(matches!(decode_request(&bytes), Err(Malformed::TooMany("entries"))));
-        let mut bytes = encode(&Request::Order(Order::Rotate)).unwrap().to_vec();
+        let mut bytes = encode(&Request::Order { order: Order::Rotate, origin: String::new() })
+            .unwrap()
+            .to_vec();
         bytes.push(0);
         assert!(matches!(decode_request(&bytes), Err(Malformed::Trailing(1))));
     }

@@ -330,6 +330,34 @@ pub fn check_membership(conf: &Conf, list: &List) -> Option<Problem> {
     Some(problem.field(format!("server_id {id}")).at(list.lines.get(&id).copied()))
 }
 
+/// Whether several servers go by one certificate subject, which then tells none of them from the
+/// others. A warning where the list names subjects for some servers only, since that looks safe.
+pub fn check_subjects(conf: &Conf, list: &List) -> Option<Problem> {
+    // That any certificate is good enough is told already.
+    let common = conf.cert_verify_str.as_deref().filter(|common| !common.is_empty())?;
+    let unnamed = list.members.iter().filter(|member| member.subject.is_none()).count();
+    let alike = |member: &&Member| member.subject.as_deref().is_none_or(|own| own == common);
+    let ids: Vec<String> = list.members.iter().filter(alike).map(|m| m.id.to_string()).collect();
+    if !list.usable || unnamed == 0 || ids.len() < 2 {
+        return None;
+    }
+    let remedy = "give each server a certificate with a subject of its own, and name that in \
+                  cert_verify_str of its entry in the list, as 'stekctl init' does";
+    let which = match ids.len() == list.members.len() {
+        true => "all servers".to_owned(),
+        false => format!("servers {}", ids.join(", ")),
+    };
+    let reason = format!(
+        "{which} have the certificate subject of cert_verify_str in {}: whoever has the key of one \
+         of them can speak as any of them, even after that one was removed from the list",
+        conf.file
+    );
+    Some(match unnamed == list.members.len() {
+        true => Problem::note(&list.file, reason, remedy),
+        false => Problem::warning(&list.file, reason, remedy),
+    })
+}
+
 /// An address and a port as one text.
 fn joined(address: &str, port: u16) -> String {
     if address.contains(':') {
@@ -636,6 +664,7 @@ fn list_of(text: &str, file: &str, nodes: &[Node], problems: &mut Vec<Problem>) 
         List { file: file.to_owned(), members: Vec::new(), usable: true, lines: HashMap::new() };
     let mut ids: HashMap<ServerId, usize> = HashMap::new();
     let mut ends: HashMap<(String, u16), usize> = HashMap::new();
+    let mut subjects: HashMap<String, ServerId> = HashMap::new();
     for (number, (node, places)) in (1..).zip(nodes.iter().zip(&places)) {
         let Node::Mapping(pairs) = node else {
             let reason = format!("is {}, not a server", node.kind());
@@ -654,6 +683,7 @@ fn list_of(text: &str, file: &str, nodes: &[Node], problems: &mut Vec<Problem>) 
         );
         let (id, address, port) = identity(&mut r);
         let subject = own_subject(&mut r);
+        check_subject(&mut r, id, subject.as_deref(), &mut subjects);
         check_entry(&mut r, number, (id, address.as_deref(), port), &mut ids, &mut ends);
         if problems.iter().filter(|p| p.is_error()).count() > before {
             list.usable = false;
@@ -663,6 +693,27 @@ fn list_of(text: &str, file: &str, nodes: &[Node], problems: &mut Vec<Problem>) 
         }
     }
     list
+}
+
+/// An entry's own subject is no other entry's.
+fn check_subject(
+    r: &mut Reader<'_>,
+    id: Option<ServerId>,
+    subject: Option<&str>,
+    subjects: &mut HashMap<String, ServerId>,
+) {
+    let Some((id, subject)) = id.zip(subject) else { return };
+    if let Some(first) = subjects.get(subject).filter(|first| **first != id) {
+        let reason = format!(
+            "is the subject of server_id {first} too, so that server_id {id} could speak as that \
+             server"
+        );
+        let remedy = "give each server a certificate with a subject of its own";
+        let problem = r.error("cert_verify_str", &reason, remedy);
+        r.problems.push(problem);
+    } else {
+        subjects.insert(subject.to_owned(), id);
+    }
 }
 
 /// Checks an entry's values against those of the entries before it, and whether other servers can

@@ -137,8 +137,8 @@ fn list(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
     if list.digest.as_ref().is_some_and(|agreed| *agreed != list.file_digest) {
         say(
             Severity::Degraded,
-            "its file's server list is not the agreed one; give it the group's list, or send \
-             reload if the file is the newer one"
+            "its file's server list is not the agreed one; give it the group's list, or put this \
+             one on all servers and send reload to one of them"
                 .to_owned(),
         );
     }

@@ -22,6 +22,17 @@ pub struct Roster {
     members: Vec<Member>,
 }
 
+/// Names a list's members: a SHA-256 over all that counts of them. Shown by its first 8 hex digits,
+/// for comparing lists at a glance; only whole digests tell whether two lists are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Digest([u8; 32]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// Why a list cannot be agreed on.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum BadRoster {
@@ -37,6 +48,12 @@ pub enum BadRoster {
     /// Two servers cannot listen in one place.
     #[error("servers {0} and {1} have the same address and port")]
     SamePlace(ServerId, ServerId),
+    /// A subject of an entry's own is to tell its server from all others.
+    #[error(
+        "servers {0} and {1} have the same cert_verify_str; give each server a certificate with a \
+         subject of its own, or remove the line from both entries"
+    )]
+    SameSubject(ServerId, ServerId),
 }
 
 impl Roster {
@@ -63,7 +80,7 @@ impl Roster {
         if self.members.len() > MAX_MEMBERS {
             return Err(BadRoster::TooMany(self.members.len()));
         }
-        let mut places = BTreeMap::new();
+        let (mut places, mut subjects) = (BTreeMap::new(), BTreeMap::new());
         let mut last: Option<ServerId> = None;
         for member in &self.members {
             if last.is_some_and(|last| last >= member.id) {
@@ -72,6 +89,10 @@ impl Roster {
             last = Some(member.id);
             if let Some(other) = places.insert((&member.address, member.port), member.id) {
                 return Err(BadRoster::SamePlace(other, member.id));
+            }
+            let subject = member.subject.as_deref();
+            if let Some(other) = subject.and_then(|subject| subjects.insert(subject, member.id)) {
+                return Err(BadRoster::SameSubject(other, member.id));
             }
         }
         Ok(())
@@ -126,15 +147,22 @@ impl Roster {
         (!words.is_empty()).then(|| words.join(", "))
     }
 
-    /// The first 8 hex digits of a hash over the members, for comparing lists at a glance.
-    pub fn digest(&self) -> String {
+    /// A hash over the members: two lists that differ in any of them have different ones.
+    pub fn digest(&self) -> Digest {
         let mut hash = openssl::sha::Sha256::new();
-        for member in &self.members {
-            let subject = member.subject.as_deref().unwrap_or_default();
-            hash.update(format!("{} {} {subject}\n", member.id, Place(member)).as_bytes());
+        let mut take = |field: &[u8]| {
+            // With its length before it, no field can be taken for the end of another one.
+            hash.update(&u64::try_from(field.len()).unwrap_or(u64::MAX).to_be_bytes());
+            hash.update(field);
+        };
+        for Member { id, address, port, subject } in &self.members {
+            take(&id.0.to_be_bytes());
+            take(address.as_bytes());
+            take(&port.to_be_bytes());
+            take(&[u8::from(subject.is_some())]);
+            take(subject.as_deref().unwrap_or_default().as_bytes());
         }
-        let digest = hash.finish();
-        digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        Digest(hash.finish())
     }
 }
 
@@ -206,6 +234,41 @@ mod tests {
         assert_eq!(Roster::new(1, &same), Err(BadRoster::SamePlace(ServerId(1), ServerId(2))));
         let many: Vec<Member> = (0..=MAX_MEMBERS as u32).map(|i| member(i, i as u16 + 1)).collect();
         assert_eq!(Roster::new(1, &many), Err(BadRoster::TooMany(MAX_MEMBERS + 1)));
+    }
+
+    #[test]
+    fn no_two_lists_have_one_digest() {
+        let subject = |text: &str| Some(text.to_owned());
+        let two = [member(1, 10), Member { subject: subject("/CN=two"), ..member(2, 20) }];
+        // What the text of two entries would be, as the subject of one.
+        let words = "/CN=one\n2 10.0.0.1:20 /CN=two";
+        let one = [Member { subject: subject(words), ..member(1, 10) }];
+        let none = [Member { subject: subject(""), ..member(1, 10) }];
+        let lists = [&two[..], &one, &none, &[member(1, 10)], &[member(1, 11)], &[member(2, 10)]];
+        let moved = [Member { address: "10.0.0.11".to_owned(), ..member(1, 1) }];
+        let lists = lists.into_iter().chain([&moved[..]]);
+        let digests: Vec<Digest> =
+            lists.map(|list| Roster::new(1, list).unwrap().digest()).collect();
+        for (at, digest) in digests.iter().enumerate() {
+            assert!(!digests[..at].contains(digest), "{at}");
+        }
+        let later = Roster::new(7, &two).unwrap().digest();
+        assert_eq!(later, digests[0], "the version does not count");
+    }
+
+    #[test]
+    fn a_subject_names_one_server() {
+        let named = |id, subject: &str| Member {
+            subject: Some(subject.to_owned()),
+            ..member(id, id as u16)
+        };
+        let twice = [named(1, "/CN=one"), member(2, 2), named(3, "/CN=one")];
+        let refusal = Roster::new(1, &twice).unwrap_err();
+        assert_eq!(refusal, BadRoster::SameSubject(ServerId(1), ServerId(3)));
+        assert!(refusal.to_string().contains("servers 1 and 3 have the same cert_verify_str"));
+        // Those without one go by what the configuration says.
+        let some = [named(1, "/CN=one"), member(2, 2), member(3, 3)];
+        assert!(Roster::new(1, &some).is_ok());
     }
 
     #[test]
@@ -285,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_digest_is_the_beginning_of_a_hash_over_all_that_counts() {
-        let digest = roster(&[(1, 10)]).digest();
+        let digest = roster(&[(1, 10)]).digest().to_string();
         assert!(digest.len() == 8 && digest.bytes().all(|b| b.is_ascii_hexdigit()), "{digest}");
     }
 }

@@ -214,8 +214,9 @@ impl Files {
     }
 
     async fn take_over(&mut self, loaded: Loaded) {
-        let Loaded { settings, tls, stamps, warnings } = loaded;
+        let Loaded { settings, tls, stamps, warnings, notes } = loaded;
         warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
+        notes.iter().for_each(|problem| self.log.note(problem.to_string()));
         let taken = self.node.reload(settings.clone(), tls.clone());
         match told_if_slow(&self.log, "the group is asked about the server list", taken).await {
             Ok(reloaded) => {

@@ -34,6 +34,7 @@ use super::boot_clock;
 use super::files::Files;
 use super::guard::Again;
 use super::operator::{Operator, Source, Verb, MESSAGE_QUEUE};
+use super::reader::Reader;
 use super::secret_pages::{SetBuffer, MAX_SET};
 use super::stats::{self, Looks, Stats};
 use super::surroundings::Around;
@@ -41,8 +42,8 @@ use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::fault::{fail_point, guarded, tell_begun_anew, Pauses};
 use crate::journal::{Level, Log};
-use crate::load::Loaded;
-use crate::node::outside::Outside;
+use crate::load::{load_server_list, Loaded};
+use crate::node::outside::{Outside, ReadList};
 use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
 use crate::transport::Versions;
 
@@ -316,6 +317,16 @@ fn live(mut installer: Installer<HostTickets>, loaded: Loaded, source: Source, h
     drop(done);
 }
 
+/// Reads the server list that the configuration leads to now, on a thread for files.
+fn list_reader(source: Source) -> ReadList {
+    let reader = Arc::new(Reader::default());
+    Arc::new(move || {
+        let (reader, source) = (reader.clone(), source.clone());
+        let read = move || load_server_list(&source.argument, &source.dirs);
+        Box::pin(async move { reader.read(read).await.ok().flatten() })
+    })
+}
+
 /// Starts the node, waits for the group, serves the host; answers with whom to tell about the end.
 async fn run(
     installer: &mut Installer<HostTickets>,
@@ -331,7 +342,11 @@ async fn run(
         tls: loaded.tls.clone(),
         initial,
         versions: Versions::OURS,
-        outside: Outside { suspended: Arc::new(boot_clock::suspended), ..Outside::default() },
+        outside: Outside {
+            list_file: list_reader(source.clone()),
+            suspended: Arc::new(boot_clock::suspended),
+            ..Outside::default()
+        },
     };
     let node = match Node::start(loaded.settings.clone(), deps).await {
         Ok(node) => Arc::new(node),

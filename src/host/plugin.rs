@@ -264,6 +264,7 @@ fn dirs() -> Dirs {
 fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
     let log = &means.log;
     loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
+    loaded.notes.iter().for_each(|problem| log.note(problem.to_string()));
     let around = Around::look(log.clone(), &means.source.dirs);
     let protection = secret_pages::protection();
     if !protection.is_full() {

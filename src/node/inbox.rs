@@ -12,13 +12,14 @@ use tokio::time::timeout;
 
 use super::refusals::Place;
 use super::shared::{lock, PeerCourier, Running, Shared};
-use super::{beats, leader, report, roster, survey};
+use super::{beats, leader, origin, report, roster, survey};
 use crate::consensus::network::Courier;
 use crate::consensus::wire::{
     self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
     WireSnapshot, WireVote,
 };
 use crate::consensus::{ballot_of, log_end_of};
+use crate::core::crowd::SMALL;
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{yields, Ballot, LogEnd, Quarantine, Status};
 use crate::core::server_id::ServerId;
@@ -125,17 +126,34 @@ impl Inbox {
                 if leader != Some(from.id) {
                     return Err(Unable::Malformed);
                 }
+                let line =
+                    format!("to lead at once: asked by {}, which leaves", origin::caller(from));
+                shared.log.limited(Level::Note, "leadership transfer", line);
                 shared.stand_now.notify_one();
                 Ok(Response::WillStand)
             }
             // A tool need not know who leads; a member does, and must not be sent on.
-            Request::Order(order) if from.role == Role::Tool => {
-                Ok(Response::Ordered(leader::order(shared, order).await))
+            Request::Order { order, .. } if from.role == Role::Tool => {
+                Ok(Response::Ordered(leader::order(shared, order, origin::caller(from)).await))
             }
-            Request::Order(order) => Ok(Response::Ordered(leader::order_here(shared, order).await)),
+            Request::Order { order, origin } => {
+                let origin = origin::passed_on(from, &origin);
+                Ok(Response::Ordered(leader::order_here(shared, order, origin).await))
+            }
             Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
-            Request::Enlist(members) => {
-                Ok(Response::Enlisted(roster::enlist_here(shared, members).await))
+            // No tool changes the list: an operator does by the files of the servers.
+            Request::Enlist { .. } | Request::ListInFile(_) if from.role != Role::Member => {
+                if matches!(request, Request::Enlist { .. }) {
+                    let line = format!("refused a server list from {}", origin::caller(from));
+                    shared.log.limited(Level::Warning, "list of a tool", line);
+                }
+                Err(Unable::Malformed)
+            }
+            Request::Enlist { replaces, members } => {
+                Ok(Response::Enlisted(roster::enlist_for(shared, from, replaces, members).await))
+            }
+            Request::ListInFile(list) => {
+                Ok(Response::ListInFile(shared.list_file.holds(list).await))
             }
             Request::AwaitInstalled { generation, limit_ms } => {
                 let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
@@ -176,9 +194,19 @@ impl Inbox {
             if !status.full {
                 self.0.note_newcomer(from.id);
             }
-            self.0.note_answer(from.id, status);
+            if self.is_own_word(from) {
+                self.0.note_answer(from.id, status);
+            }
         }
         ours
+    }
+
+    /// Whether what a member says of itself unasked counts as its word: with one subject for all,
+    /// whoever has a certificate can say it in the name of one that is down, and have this box forget
+    /// what that one remembers. In a large group not everybody asks everybody, so it has to count.
+    fn is_own_word(&self, from: &Caller) -> bool {
+        let answering = self.0.heard.at_address(from.id);
+        answering == Some(from.incarnation) || self.0.members().len() > SMALL
     }
 
     fn beat(&self, from: &Caller, beat: &WireBeat) -> Result<Response, Unable> {
@@ -358,6 +386,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_said_unasked_in_a_members_name_counts_from_its_address_only() {
+        let shared = Bench::new().shared;
+        let inbox = Inbox(shared.clone());
+        let from = |incarnation| Caller {
+            id: ServerId(2),
+            role: Role::Member,
+            incarnation,
+            history: [0; 16],
+            version: 1,
+            addr: ([127, 0, 0, 1], 1).into(),
+            subject: "/CN=all".into(),
+        };
+        let counts = |from: Caller| {
+            inbox.meet(&from, Status::default());
+            shared.answers_within(Duration::MAX).contains_key(&ServerId(2))
+        };
+        assert!(!counts(from(7)), "nobody is known to answer at its address");
+        shared.heard.note_answer(ServerId(2), 8, tokio::time::Instant::now());
+        assert!(!counts(from(7)), "another one does");
+        assert!(counts(from(8)));
+    }
+
+    #[tokio::test]
     async fn a_box_with_a_history_takes_nothing_from_a_leader_without_one() {
         let shared = Bench::new().shared;
         let history = HistoryId::from_bytes([9; 16]).unwrap();
@@ -372,6 +423,7 @@ mod tests {
             history,
             version: 1,
             addr: ([127, 0, 0, 1], 1).into(),
+            subject: "/CN=two".into(),
         };
         // Raft does not run here, which is what a leader of the same history is told.
         let cases = [

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout, Instant};
 
 use super::refusals::{Place, Refusals};
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
-use super::{new_key, roster};
+use super::{new_key, origin, roster};
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
@@ -57,8 +57,8 @@ pub(super) async fn lead(
                     return "its core is gone".to_owned();
                 }
             }
-            Some((_, reply)) = orders.recv() => {
-                let _ = reply.send(Err(OrderRefusal::NoLeader));
+            Some(queued) = orders.recv() => {
+                let _ = queued.reply.send(Err(OrderRefusal::NoLeader));
                 continue;
             }
         }
@@ -129,7 +129,7 @@ impl<'a> Reign<'a> {
             self.ask_about_staged(&view);
             self.ask_restarted(&view);
             // Whoever gave an order that could not be begun was told so long ago.
-            let given_up = self.order.as_ref().is_some_and(|(_, reply)| reply.is_closed());
+            let given_up = self.order.as_ref().is_some_and(|order| order.reply.is_closed());
             if given_up && view.agreed.ring.staged().is_none() {
                 self.order = None;
             }
@@ -157,10 +157,10 @@ impl<'a> Reign<'a> {
                 Some(Ok((id, generation))) = self.asking.join_next() => {
                     self.installed.insert(id, (generation, self.shared.heard.at_address(id)));
                 }
-                Some((order, reply)) = orders.recv() => {
+                Some(queued) = orders.recv() => {
                     // Whoever no longer waits was told that it came to nothing.
-                    if !reply.is_closed() {
-                        self.take_order(&view, order, reply);
+                    if !queued.reply.is_closed() {
+                        self.take_order(&view, queued);
                     }
                 }
             }
@@ -190,7 +190,7 @@ impl<'a> Reign<'a> {
             leader_since: self.since,
             me: shared.me,
             members: &members,
-            order: self.order.as_ref().map(|(order, _)| *order),
+            order: self.order.as_ref().map(|queued| queued.order),
         };
         next_step_at(shared.now(), &policy, &view)
     }
@@ -255,7 +255,7 @@ impl<'a> Reign<'a> {
         match self.propose(KeyCommand::Activate { generation, keep }).await {
             Ok(()) => {
                 // What is not done yet comes next.
-                if self.order.as_ref().is_some_and(|(order, _)| order.is_done_by(revokes)) {
+                if self.order.as_ref().is_some_and(|queued| queued.order.is_done_by(revokes)) {
                     self.reply(Ok(generation));
                 }
                 true
@@ -338,26 +338,28 @@ impl<'a> Reign<'a> {
         }
     }
 
-    fn take_order(
-        &mut self,
-        view: &AgreedView,
-        order: Order,
-        reply: oneshot::Sender<Result<Generation, OrderRefusal>>,
-    ) {
+    fn take_order(&mut self, view: &AgreedView, queued: QueuedOrder) {
         let busy = view.agreed.ring.staged().map(|s| s.held.generation);
         let busy = busy.or(self.order.as_ref().map(|_| view.agreed.ring.newest().next()));
         match busy {
             Some(generation) => {
-                let _ = reply.send(Err(OrderRefusal::HandoverUnderWay(generation)));
+                let _ = queued.reply.send(Err(OrderRefusal::HandoverUnderWay(generation)));
             }
-            None => self.order = Some((order, reply)),
+            None => {
+                let word = match queued.order {
+                    Order::Rotate => "rotate",
+                    Order::Revoke => "revoke",
+                };
+                self.shared.log.note(format!("{word}: ordered by {}", queued.origin));
+                self.order = Some(queued);
+            }
         }
     }
 
     /// Answers the order that is being carried out, if there is one.
     fn reply(&mut self, answer: Result<Generation, OrderRefusal>) {
-        if let Some((_, reply)) = self.order.take() {
-            let _ = reply.send(answer);
+        if let Some(queued) = self.order.take() {
+            let _ = queued.reply.send(answer);
         }
     }
 
@@ -428,16 +430,20 @@ pub(super) async fn bid_farewell(shared: &Arc<Shared>) {
     }
 }
 
-/// Brings an order to the leader, wherever it is.
-pub(super) async fn order(shared: &Arc<Shared>, order: Order) -> Result<Generation, OrderRefusal> {
+/// Brings an order to the leader, wherever it is; `origin` says who gave it.
+pub(super) async fn order(
+    shared: &Arc<Shared>,
+    order: Order,
+    origin: String,
+) -> Result<Generation, OrderRefusal> {
     let deadline = Instant::now() + shared.settings().request_timeout;
     let limit = order_limit(shared) + shared.settings().timers.election_upper;
     loop {
         let Some(id) = find(shared, deadline).await else { return Err(OrderRefusal::NoLeader) };
         let answer = match id == shared.me {
-            true => order_here(shared, order).await,
+            true => order_here(shared, order, origin.clone()).await,
             false => {
-                let request = Request::Order(order);
+                let request = Request::Order { order, origin: origin::to_pass_on(&origin) };
                 match PeerCourier(shared.clone()).call(id, request, limit).await {
                     Ok(Response::Ordered(answer)) => answer,
                     Err(CallFailure::Unreachable) => Err(OrderRefusal::NoLeader),
@@ -469,9 +475,17 @@ pub(super) async fn find(shared: &Arc<Shared>, deadline: Instant) -> Option<Serv
 pub(super) async fn order_here(
     shared: &Arc<Shared>,
     order: Order,
+    origin: String,
 ) -> Result<Generation, OrderRefusal> {
+    // A leader that the list no longer has leads until the membership has followed, and must not
+    // make the key that its removal is followed by.
+    let agreed = shared.views.borrow().agreed.clone();
+    if agreed.roster.as_ref().is_some_and(|list| list.get(shared.me).is_none()) {
+        return Err(OrderRefusal::NoLeader);
+    }
     let (reply, answer) = oneshot::channel();
-    shared.orders.try_send((order, reply)).map_err(|_| OrderRefusal::NoLeader)?;
+    let queued = QueuedOrder { order, origin, reply };
+    shared.orders.try_send(queued).map_err(|_| OrderRefusal::NoLeader)?;
     match timeout(order_limit(shared), answer).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => Err(OrderRefusal::NoLeader),

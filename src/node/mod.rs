@@ -15,6 +15,8 @@
 //! | `report` | what the box says of itself to operators |
 //! | `outside` | the world that the box is in: mutual TLS and files, or a simulation's |
 //! | `roster` | has the group agree on its server list, and Raft's membership follow it |
+//! | `list_file` | what the file of the server list holds now |
+//! | `origin` | who gave an order, in words |
 //! | `survey` | tells one that asks what the others say of themselves |
 //! | `keeper` | from the ring to the set that the host should hold |
 //! | `state_file` | keeps what the box remembers in `state_dir`, sealed |
@@ -27,6 +29,8 @@ mod inbox;
 mod keeper;
 mod leader;
 mod life;
+mod list_file;
+mod origin;
 pub mod outside;
 #[cfg(test)]
 mod panics;
@@ -306,10 +310,11 @@ impl Node {
     /// # Errors
     /// Why that cannot be had at present.
     pub async fn order(&self, order: Order) -> Result<Generation, OrderRefusal> {
-        leader::order(&self.shared, order).await
+        leader::order(&self.shared, order, origin::message(self.shared.me)).await
     }
 
-    /// Has the group agree on this server list, through whichever box leads.
+    /// Has the group agree on this server list, through whichever box leads. More than half of the
+    /// present voters have to have it in their files.
     ///
     /// # Errors
     /// Why the list was not agreed on; nothing changed then.

@@ -9,7 +9,7 @@
 //! [`Porter::admit`] refuses is served, what is heard is noted in [`Heard`], and an answer comes
 //! from the incarnation that was asked or not at all.
 
-use std::future::Future;
+use std::future::{ready, Future};
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
@@ -36,6 +36,10 @@ use crate::transport::{Body, Heard, Me};
 /// What a request is answered, some time.
 pub type Reply<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// Reads the server list in this server's `server_list_file` as it is now, off the node's thread;
+/// `None` if it cannot be read or is no list.
+pub type ReadList = Arc<dyn Fn() -> Reply<Option<Vec<Member>>> + Send + Sync>;
+
 /// The world outside a box.
 pub struct Outside {
     /// How messages travel; mutual TLS if there is nothing here.
@@ -47,9 +51,11 @@ pub struct Outside {
     /// How long this machine has been suspended since it booted: timers stand still meanwhile, and
     /// keys grow older. Never less than before.
     pub suspended: Arc<dyn Fn() -> Duration + Send + Sync>,
+    /// How the list in the file is read: without it no list is ever found there.
+    pub list_file: ReadList,
 }
 
-/// The real one.
+/// The real one, without a server list.
 impl Default for Outside {
     fn default() -> Outside {
         Outside {
@@ -57,6 +63,7 @@ impl Default for Outside {
             disk: Arc::new(Files),
             resolver: Resolver::system(),
             suspended: Arc::new(|| Duration::ZERO),
+            list_file: Arc::new(|| Box::pin(ready(None))),
         }
     }
 }

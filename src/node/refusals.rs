@@ -443,6 +443,7 @@ mod tests {
                 incarnation: 1,
                 history: history().to_bytes(),
                 addr: "127.0.0.1:1".parse().unwrap(),
+                subject: "/CN=two".into(),
             };
             let inbox = Arc::new(Inbox(bench.shared.clone()));
             assert!(inbox.serve(from, body).await.is_none());

@@ -2,8 +2,12 @@
 //!
 //! A wrong list must not wedge the group: Raft can leave a membership change only through a
 //! majority of the old *and* of the new members, so both are asked for before anything is agreed,
-//! and again before Raft's membership moves. What must hold: a box that is new gets the state as
-//! a snapshot, never as a log whose old memberships it would replay.
+//! and again before Raft's membership moves. Nor may one server alone change the list: an operator
+//! puts the new one into the files of the servers, and the leader asks for it there. What must hold:
+//! - A list is taken only from a member that answers at its listed address, as the replacement of the
+//!   list that the group has now, and only if more than half of the voters have it in their files.
+//! - A box that is new gets the state as a snapshot, never as a log whose old memberships it would
+//!   replay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,23 +15,30 @@ use std::time::Duration;
 
 use openraft::impls::EmptyNode;
 use openraft::{ChangeMembers, LogIdOptionExt, ServerState};
+use tokio::join;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
-use super::leader;
+use super::list_file::READ_LIMIT;
 use super::shared::{PeerCourier, Running, Shared};
+use super::{leader, origin};
 use crate::consensus::network::{CallFailure, Courier};
 use crate::consensus::wire::{self, EnlistRefusal, Request, Response};
 use crate::core::agreed::{Agreed, Command};
 use crate::core::config::Member;
 use crate::core::rejoin::Status;
-use crate::core::roster::Roster;
+use crate::core::roster::{Digest, Roster};
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::Level;
+use crate::transport::listener::Caller;
 
 /// How long a box may take to say what it is, a new connection included.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a box may take to say what its file holds: a read that waits for the one before, the
+/// pause in between, and the way.
+const FILE_LIMIT: Duration = READ_LIMIT.saturating_mul(3);
 
 /// Between two looks at boxes that have to catch up.
 const STEP_PAUSE: Duration = Duration::from_millis(100);
@@ -55,23 +66,47 @@ async fn follow_on(shared: Arc<Shared>) {
     let mut views = shared.views.subscribe();
     let mut settings = shared.watch_settings();
     let mut told: Option<(String, Instant)> = None;
+    // What was loaded from the file, or what it held when it was looked at since.
+    let mut file = settings.borrow().members.clone();
+    // For which version of the agreed list it was looked at, and when.
+    let mut looked: Option<(u64, Instant)> = None;
     loop {
         let view = views.borrow_and_update().clone();
-        settings.borrow_and_update();
+        if settings.has_changed().unwrap_or(false) {
+            file.clone_from(&settings.borrow_and_update().members);
+            looked = None;
+        }
         fail_point("roster");
         if let Some(roster) = &view.agreed.roster {
             let mut members = places(&shared, roster);
             members.extend(leaving(&shared, roster, &view.voters));
             members.extend(newcomers(&shared, &view.agreed, roster));
             shared.set_members(&members);
-            let words = difference(&shared, &view.agreed, roster);
+            // Where the operator has given all servers the new list and had one of them reload, the
+            // file has the agreed list although what was loaded from it differs.
+            let due = looked
+                .is_none_or(|(version, at)| version != roster.version || at.elapsed() >= REMINDER);
+            if due && difference(&file, &view.agreed, roster).is_some() {
+                looked = Some((roster.version, Instant::now()));
+                if let Some(members) = shared.list_file.read().await {
+                    file = members;
+                    if Roster::new(0, &file).is_ok_and(|file| file.same_members(roster)) {
+                        shared.set_file_list(file.clone());
+                        continue;
+                    }
+                }
+            }
+            let words = difference(&file, &view.agreed, roster);
             told = words.map(|words| remind(&shared, words, told));
         }
         let rest = told.as_ref().map(|(_, at)| REMINDER.saturating_sub(at.elapsed()));
         let rest = rest.map(|rest| rest.min(TOUCH_LOOK));
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
-            _ = settings.changed() => {}
+            _ = settings.changed() => {
+                file.clone_from(&settings.borrow_and_update().members);
+                looked = None;
+            }
             () = sleep(rest.unwrap_or(REMINDER)), if rest.is_some() => {}
         }
     }
@@ -130,10 +165,10 @@ fn newcomers(shared: &Shared, agreed: &Agreed, roster: &Roster) -> Vec<Member> {
 }
 
 /// What this box's file has otherwise than the agreed list, and what to do about it.
-fn difference(shared: &Shared, agreed: &Agreed, present: &Roster) -> Option<String> {
-    let file = Roster::new(present.version, &shared.settings().members).ok()?;
+fn difference(file: &[Member], agreed: &Agreed, present: &Roster) -> Option<String> {
+    let file = Roster::new(present.version, file).ok()?;
     let remedy = match agreed.has_left(&file) {
-        false => "or have the group agree on a new list by a reload",
+        false => "or put it on all servers and have one of them reload",
         true => {
             "the group has left the list that it holds; to have that one again, reload with the \
              group's list first, and then with this one"
@@ -159,16 +194,21 @@ pub(super) async fn enlist(
     shared: &Arc<Shared>,
     members: Vec<Member>,
 ) -> Result<u64, EnlistRefusal> {
-    let limit = shared.settings().request_timeout + PROBE_LIMIT * 3;
+    let limit = shared.settings().request_timeout + PROBE_LIMIT * 2 + FILE_LIMIT;
     let deadline = Instant::now() + shared.settings().request_timeout;
     loop {
         let Some(id) = leader::find(shared, deadline).await else {
             return Err(EnlistRefusal::NoLeader);
         };
+        let present = shared.views.borrow().agreed.roster.as_ref().map(Roster::digest);
+        let Some(replaces) = present else { return Err(EnlistRefusal::NoLeader) };
         let answer = match id == shared.me {
-            true => enlist_here(shared, members.clone()).await,
+            true => {
+                let origin = origin::message(shared.me);
+                enlist_here(shared, replaces, members.clone(), origin).await
+            }
             false => {
-                let request = Request::Enlist(members.clone());
+                let request = Request::Enlist { replaces, members: members.clone() };
                 match PeerCourier(shared.clone()).call(id, request, limit).await {
                     Ok(Response::Enlisted(answer)) => answer,
                     Err(CallFailure::Unreachable) => Err(EnlistRefusal::NoLeader),
@@ -176,6 +216,14 @@ pub(super) async fn enlist(
                 }
             }
         };
+        if let Ok(version) = answer {
+            // Or this server would take its new file for one that differs.
+            let mut views = shared.views.subscribe();
+            let known = views.wait_for(|view| {
+                view.agreed.roster.as_ref().is_some_and(|list| list.version >= version)
+            });
+            let _ = timeout(PROBE_LIMIT, known).await;
+        }
         if answer != Err(EnlistRefusal::NoLeader) || Instant::now() >= deadline {
             return answer;
         }
@@ -183,10 +231,41 @@ pub(super) async fn enlist(
     }
 }
 
-/// Has the group agree on a list, if this box leads and enough boxes of both lists are there.
-pub(super) async fn enlist_here(
+/// The same for a member that brought a list here, if it is the one that answers at its address.
+pub(super) async fn enlist_for(
     shared: &Arc<Shared>,
+    from: &Caller,
+    replaces: Digest,
     members: Vec<Member>,
+) -> Result<u64, EnlistRefusal> {
+    let origin = origin::caller(from);
+    if !is_at_place(shared, from).await {
+        let line = format!(
+            "refused a server list from {origin}: that is not what answers at the address of this \
+             server"
+        );
+        shared.log.limited(Level::Warning, "list from elsewhere", line);
+        return Err(EnlistRefusal::NotAtPlace);
+    }
+    enlist_here(shared, replaces, members, origin).await
+}
+
+/// Whether a member is the very process that answers at the address which the list has for it; asks
+/// there if that is not known.
+async fn is_at_place(shared: &Arc<Shared>, from: &Caller) -> bool {
+    if shared.heard.at_address(from.id).is_none() {
+        let _ = status_of(shared, from.id).await;
+    }
+    shared.heard.at_address(from.id) == Some(from.incarnation)
+}
+
+/// Has the group agree on a list, if this box leads, enough boxes of both lists are there, and enough
+/// of the present ones have it in their files.
+async fn enlist_here(
+    shared: &Arc<Shared>,
+    replaces: Digest,
+    members: Vec<Member>,
+    origin: String,
 ) -> Result<u64, EnlistRefusal> {
     let running = shared.running().ok_or(EnlistRefusal::NoLeader)?;
     let server = running.raft.server_metrics().borrow().clone();
@@ -199,25 +278,81 @@ pub(super) async fn enlist_here(
     if new.same_members(old) {
         return Ok(old.version);
     }
+    // Nor does a leader take a list that the present one no longer has.
+    if old.get(shared.me).is_none() {
+        return Err(EnlistRefusal::NoLeader);
+    }
+    if replaces != old.digest() {
+        return Err(EnlistRefusal::Stale(old.version));
+    }
     // A change that has begun can only go on; one whose newcomers do not come can be taken back.
     let voters = voters(&running);
     let [present] = voters.as_slice() else { return Err(EnlistRefusal::UnderWay(old.version)) };
-    let whole = probe(shared, old, &new).await;
+    let (whole, files) = join!(probe(shared, old, &new), files(shared, present, &new));
     for (ids, of_new) in [(present, false), (&new.ids(), true)] {
         let missing: Vec<ServerId> = ids.difference(&whole).copied().collect();
         if missing.len() * 2 >= ids.len() {
             return Err(EnlistRefusal::TooFew { of_new, missing });
         }
     }
-    let version = new.version;
+    is_wanted(present, &files)?;
+    let (version, digest) = (new.version, new.digest());
     let write = running.raft.client_write(Command::Enlist(new));
     match timeout(shared.settings().request_timeout, write).await {
         Ok(Ok(response)) => match response.data {
             Some(Err(refusal)) => Err(EnlistRefusal::Refused(refusal.to_string())),
-            _ => Ok(version),
+            _ => {
+                shared.log.note(format!(
+                    "server list version {version} (digest {digest}): ordered by {origin}"
+                ));
+                Ok(version)
+            }
         },
         Ok(Err(_)) => Err(EnlistRefusal::Unknown),
         Err(_) => Err(EnlistRefusal::TimedOut),
+    }
+}
+
+/// What each voter says, as far as it does: whether its file holds this list now.
+async fn files(
+    shared: &Arc<Shared>,
+    voters: &BTreeSet<ServerId>,
+    new: &Roster,
+) -> BTreeMap<ServerId, bool> {
+    let list = new.digest();
+    let mut questions = JoinSet::new();
+    for id in voters.iter().copied() {
+        let shared = shared.clone();
+        questions.spawn(async move {
+            if id == shared.me {
+                return Some((id, shared.list_file.holds(list).await));
+            }
+            match PeerCourier(shared).call(id, Request::ListInFile(list), FILE_LIMIT).await {
+                Ok(Response::ListInFile(holds)) => Some((id, holds)),
+                _ => None,
+            }
+        });
+    }
+    let mut answers = BTreeMap::new();
+    while let Some(answer) = questions.join_next().await {
+        answers.extend(answer.ok().flatten());
+    }
+    answers
+}
+
+/// Whether more than half of the voters have the list in their files.
+fn is_wanted(
+    voters: &BTreeSet<ServerId>,
+    files: &BTreeMap<ServerId, bool>,
+) -> Result<(), EnlistRefusal> {
+    let having = |said: Option<bool>| -> Vec<ServerId> {
+        voters.iter().copied().filter(|id| files.get(id).copied() == said).collect()
+    };
+    match having(Some(true)).len() * 2 > voters.len() {
+        true => Ok(()),
+        false => {
+            Err(EnlistRefusal::NotInFiles { lacking: having(Some(false)), silent: having(None) })
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
+use super::list_file::ListFile;
 use super::outside::{Ears, Post};
 use super::refusals::Refusals;
 use super::report::Ledger;
@@ -53,8 +54,14 @@ const SUSPENSION_MIN: Duration = Duration::from_millis(100);
 /// The clock's zero lies so long before the start.
 const HEAD_START: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// An operator's order on its way to the leader's loop, and the way back.
-pub(super) type QueuedOrder = (Order, oneshot::Sender<Result<Generation, OrderRefusal>>);
+/// An operator's order on its way to the leader's loop.
+pub(super) struct QueuedOrder {
+    pub order: Order,
+    /// Who gave it, in words.
+    pub origin: String,
+    /// The way back.
+    pub reply: oneshot::Sender<Result<Generation, OrderRefusal>>,
+}
 
 /// One run of Raft, from an empty store on.
 #[derive(Clone)]
@@ -129,6 +136,8 @@ pub(super) struct Shared {
     pub listener: Mutex<Option<Ears>>,
     /// See [`Shared::is_reborn`].
     reborn: AtomicBool,
+    /// What the file of the server list holds.
+    pub list_file: ListFile,
     /// Where what this box remembers is kept, if anywhere.
     state_file: Option<StateFile>,
     /// What a box that has found its memory again says of itself until it takes part.
@@ -257,6 +266,7 @@ impl Shared {
             leaving: watch::Sender::new(false),
             listener: Mutex::new(None),
             reborn: AtomicBool::new(false),
+            list_file: ListFile::new(outside.list_file),
             state_file,
             restoring: Mutex::new(None),
             started: Instant::now(),
@@ -314,6 +324,13 @@ impl Shared {
 
     pub fn set_settings(&self, settings: Settings) {
         self.settings.send_replace(Arc::new(settings));
+    }
+
+    /// Takes over the list in the file, where it has become the agreed one without a reload here.
+    pub fn set_file_list(&self, members: Vec<Member>) {
+        self.settings.send_modify(|settings| {
+            *settings = Arc::new(Settings { members, ..(**settings).clone() });
+        });
     }
 
     /// The members: those of the agreed list as far as this box knows one, else those of its file.

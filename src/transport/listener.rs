@@ -97,7 +97,7 @@ pub struct ListenDeps {
 }
 
 /// Who sent a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The sender's id in the server list.
     pub id: ServerId,
@@ -111,6 +111,8 @@ pub struct Caller {
     pub history: HistoryId,
     /// Where it dialled from.
     pub addr: SocketAddr,
+    /// Its certificate's subject.
+    pub subject: Arc<str>,
 }
 
 /// Why a verified sender is not heard. It is told, and so can tell its operator.
@@ -486,7 +488,7 @@ impl<S: Service> Door<S> {
         let mut conversation = Conversation {
             door: self,
             addr,
-            subject: peer_subject(&stream),
+            subject: peer_subject(&stream).into(),
             wire: Wire::new(stream, self.deps.me.versions()),
             foreign: None,
             parting: None,
@@ -510,7 +512,7 @@ struct Conversation<'a, S> {
     door: &'a Door<S>,
     addr: SocketAddr,
     /// Whose certificate the other end has.
-    subject: String,
+    subject: Arc<str>,
     wire: Wire<Stream>,
     /// The version that the other end began with, if it is not spoken here: it was told so.
     foreign: Option<u8>,
@@ -610,8 +612,9 @@ impl<S: Service> Conversation<'_, S> {
             incarnation: header.incarnation,
             history: header.history,
             addr: self.addr,
+            subject: Arc::clone(&self.subject),
         };
-        let before = self.caller.unwrap_or(now);
+        let before = self.caller.as_ref().unwrap_or(&now);
         if (before.id, before.role, before.incarnation) != (now.id, now.role, now.incarnation) {
             return Err(End::OtherSender);
         }
@@ -623,7 +626,7 @@ impl<S: Service> Conversation<'_, S> {
         }
         self.caller = Some(now);
         if let Err(refusal) = self.admit(header) {
-            self.refused = Some((now.id, refusal));
+            self.refused = Some((header.sender, refusal));
             self.answer(header.request, Kind::Refused, &[refusal.code()])?;
         }
         self.request = (header.kind == Kind::Request).then_some(header.request);
@@ -654,7 +657,7 @@ impl<S: Service> Conversation<'_, S> {
             });
         }
         // A body always follows its header, which set the caller unless it was a foreign one.
-        let Some(caller) = self.caller else { return Ok(()) };
+        let Some(caller) = self.caller.clone() else { return Ok(()) };
         if caller.role == Role::Member {
             self.door.deps.heard.note(caller.id, self.last);
         }
@@ -678,7 +681,7 @@ impl<S: Service> Conversation<'_, S> {
             match answer.as_mut().poll(cx) {
                 Poll::Pending => at += 1,
                 Poll::Ready(None) => {
-                    return Err(End::BadBody(self.caller.map_or(ServerId(0), |c| c.id)))
+                    return Err(End::BadBody(self.caller.as_ref().map_or(ServerId(0), |c| c.id)))
                 }
                 Poll::Ready(Some(body)) => {
                     let request = *request;
@@ -692,7 +695,7 @@ impl<S: Service> Conversation<'_, S> {
 
     fn answer(&mut self, request: u32, kind: Kind, body: &[u8]) -> Result<(), End> {
         // Only a caller is answered, and its version stays the same.
-        let version = self.caller.map_or(NOTICE, |caller| caller.version);
+        let version = self.caller.as_ref().map_or(NOTICE, |caller| caller.version);
         let header = self.door.deps.me.header(version, request, kind);
         self.ready.push_back(frame::encode(&header, body).map_err(End::Frame)?);
         Ok(())

@@ -1,6 +1,6 @@
 //! `check`: what the plugin would say about a configuration, by the plugin's own code.
 
-use stek_share::core::config::Problem;
+use stek_share::core::config::{Problem, Severity};
 
 use crate::cli::{CheckArgs, Place};
 use crate::outcome::{Ended, Outcome};
@@ -19,6 +19,7 @@ pub fn run(args: &CheckArgs, place: &Place) -> Ended {
         ))?;
         return Ok(Outcome::Broken);
     };
+    loaded.notes.iter().try_for_each(|note| print(&told(note)))?;
     let settings = &loaded.settings;
     print(&format!(
         "{} server {} of {}; certificate {}, valid until {}\n",
@@ -33,9 +34,10 @@ pub fn run(args: &CheckArgs, place: &Place) -> Ended {
 
 /// A problem as a line that begins with how bad it is.
 pub fn told(problem: &Problem) -> String {
-    let (word, style) = match problem.is_error() {
-        true => ("error:", BAD),
-        false => ("warning:", DOUBTFUL),
+    let (word, style) = match problem.severity {
+        Severity::Error => ("error:", BAD),
+        Severity::Warning => ("warning:", DOUBTFUL),
+        Severity::Note => ("note:", GOOD),
     };
     format!("{} {problem}\n", styled(word, style))
 }

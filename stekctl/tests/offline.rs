@@ -91,6 +91,34 @@ fn check_says_what_the_plugin_says_of_each_kind_of_bad_file() -> Result<()> {
     dir.done()
 }
 
+/// What `init` writes has a subject for each server. One for all is worth a note, for some a
+/// warning, and one in two entries is an error.
+#[test]
+fn check_tells_what_a_shared_subject_means() -> Result<()> {
+    let dir = RunDir::new("ctl-subjects")?;
+    let home = first_box(&dir)?;
+    let (conf, list) = (home.join("server_conf.yaml"), home.join("server_list.yaml"));
+    let words = ["check", text(&conf)];
+    let said = expect(&words, 0, &["usable: "])?;
+    assert!(!said.contains("note: "), "{said}");
+    let (named, good) = (fs::read_to_string(&list)?, fs::read_to_string(&conf)?);
+    let mut subjects = named.lines().filter_map(|line| line.split_once("cert_verify_str: "));
+    let [(_, one), (_, two)] = [subjects.next(), subjects.next()].map(Option::unwrap_or_default);
+    assert!(one != two && subjects.next().is_none(), "{named}");
+    fs::write(&list, named.replace(two, one))?;
+    expect(&words, 2, &["error: ", "is the subject of server_id 1 too", "refused: "])?;
+    fs::write(&conf, good + &format!("cert_verify_str: {one}\n"))?;
+    let lines = |keep: &dyn Fn(&&str) -> bool| {
+        named.lines().filter(keep).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let means = "whoever has the key of one of them can speak as any of them";
+    fs::write(&list, lines(&|line| !line.contains("cert_verify_str")))?;
+    expect(&words, 0, &["note: ", "all servers have the certificate subject", means, "usable: "])?;
+    fs::write(&list, lines(&|line| !line.contains(two)))?;
+    expect(&words, 1, &["warning: ", means, "usable: "])?;
+    dir.done()
+}
+
 #[test]
 fn init_overwrites_nothing_and_leaves_nothing_half_done() -> Result<()> {
     let dir = RunDir::new("ctl-init")?;

@@ -88,6 +88,7 @@ fn each_box_gets_a_subject_of_its_own_by_reload() {
     let before = fleet.boxes[&1].report();
     for id in 1..=3 {
         fleet.members[id as usize - 1].subject = Some(subject(id));
+        fleet.distribute(&fleet.members);
         let mut settings = fleet.settings(id);
         settings.cert_verify_str = SUBJECT.to_owned();
         let tls = tls_with(&fleet, id, SUBJECT);

@@ -2,6 +2,7 @@
 //! its own so that one can be killed like a process.
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use stek_share::core::config::{Member, Settings, Timers};
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::Fingerprint;
 use stek_share::journal::{Journal, Level, Log};
-use stek_share::node::outside::Outside;
+use stek_share::node::outside::{Outside, ReadList};
 use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
 use stek_share::transport::tls::Tls;
 use stek_share::transport::Versions;
@@ -103,10 +104,15 @@ pub struct Fleet {
     pub tune: fn(&mut Settings),
     /// Links that can be cut, if the test wants any.
     pub relays: Option<Relays>,
+    /// What each box's file of the server list holds now.
+    pub files: Files,
     /// Boxes that speak other protocol versions than [`Versions::OURS`].
     pub versions: BTreeMap<u32, Versions>,
     identities: BTreeMap<u32, Identity>,
 }
+
+/// The files of all boxes; without an entry a file cannot be read.
+pub type Files = Arc<Mutex<BTreeMap<u32, Vec<Member>>>>;
 
 pub const SUBJECT: &str = "/C=US/ST=IL/O=Edge/OU=Test/CN=box";
 
@@ -122,6 +128,7 @@ impl Fleet {
             boxes: BTreeMap::new(),
             tune,
             relays: None,
+            files: Files::default(),
             versions: BTreeMap::new(),
             identities: BTreeMap::new(),
         }
@@ -226,8 +233,10 @@ impl Fleet {
         let slept = Arc::new(AtomicU64::new(0));
         let told = slept.clone();
         let suspended = move || Duration::from_secs(told.load(Ordering::SeqCst));
+        self.give(&[id], &settings.members);
+        let list_file = read_list(self.files.clone(), id);
         let initial = new_key().unwrap();
-        let outside = Outside { suspended: Arc::new(suspended), ..Outside::default() };
+        let outside = Outside { suspended: Arc::new(suspended), list_file, ..Outside::default() };
         let deps = Deps { log, tls, initial, versions, outside };
         let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
         let host = Arc::new(Host::default());
@@ -235,6 +244,18 @@ impl Fleet {
         let running = Running { node, host, lines, slept, runtime: Some(runtime) };
         self.boxes.insert(id, running);
         &self.boxes[&id]
+    }
+
+    /// Puts a list into the files of some boxes, as an operator does before a reload.
+    pub fn give(&self, ids: &[u32], list: &[Member]) {
+        let mut files = self.files.lock().unwrap();
+        files.extend(ids.iter().map(|id| (*id, list.to_vec())));
+    }
+
+    /// Puts a list into the files of all boxes that run.
+    pub fn distribute(&self, list: &[Member]) {
+        let ids: Vec<u32> = self.boxes.keys().copied().collect();
+        self.give(&ids, list);
     }
 
     /// Ends a box the hard way: its sockets close, nothing is said.
@@ -290,6 +311,10 @@ impl Fleet {
         }
         text
     }
+}
+
+fn read_list(files: Files, id: u32) -> ReadList {
+    Arc::new(move || Box::pin(ready(files.lock().unwrap().get(&id).cloned())))
 }
 
 pub fn member(id: u32, port: u16) -> Member {

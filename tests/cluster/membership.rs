@@ -24,8 +24,14 @@ fn list(fleet: &Fleet, ids: &[u32]) -> Vec<Member> {
     fleet.members.iter().filter(|m| ids.contains(&m.id.0)).cloned().collect()
 }
 
-/// As an operator does: the new list goes into a box's file, and the box reloads.
+/// As an operator does: the new list goes into the files of all boxes, and one of them reloads.
 fn reload_with(fleet: &Fleet, id: u32, listed: &[u32]) -> Result<Option<u64>, NoReload> {
+    fleet.distribute(&list(fleet, listed));
+    reload(fleet, id, listed)
+}
+
+/// One box reloads a list, whatever the others' files have.
+fn reload(fleet: &Fleet, id: u32, listed: &[u32]) -> Result<Option<u64>, NoReload> {
     let mut settings = fleet.settings(id);
     settings.members = list(fleet, listed);
     let tls = fleet.tls();
@@ -65,8 +71,9 @@ fn a_group_grows_from_one_to_five_and_shrinks_back() {
     wait_for_members(&fleet, &[1, 2, 3]);
     start_listing(&mut fleet, 4, &[1, 2, 3, 4, 5]);
     start_listing(&mut fleet, 5, &[1, 2, 3, 4, 5]);
-    // By a box that may not lead.
-    assert_eq!(reload_with(&fleet, 2, &[1, 2, 3, 4, 5]), Ok(Some(3)));
+    // By a box that may not lead; box 1 is not given the list.
+    fleet.give(&[2, 3], &list(&fleet, &[1, 2, 3, 4, 5]));
+    assert_eq!(reload(&fleet, 2, &[1, 2, 3, 4, 5]), Ok(Some(3)));
     wait_for_members(&fleet, &[1, 2, 3, 4, 5]);
     let after = fleet.boxes[&5].report();
     assert_eq!((after.history, after.fingerprint), (before.history, before.fingerprint));
@@ -75,7 +82,7 @@ fn a_group_grows_from_one_to_five_and_shrinks_back() {
     fleet.wait_for_generation(2);
 
     // Box 1's file still has three: it is behind, and a reload of it asks for nothing.
-    assert_eq!(reload_with(&fleet, 1, &[1, 2, 3]), Ok(None));
+    assert_eq!(reload(&fleet, 1, &[1, 2, 3]), Ok(None));
     assert_eq!(reload_with(&fleet, 2, &[1, 2, 3]), Ok(Some(4)));
     fleet.kill(4);
     fleet.kill(5);
@@ -158,6 +165,7 @@ fn the_leader_itself_can_be_removed() {
     let leader = fleet.wait_for_leader();
     let rest: Vec<u32> = (1..=4).filter(|id| *id != leader).collect();
     let members = list(&fleet, &rest);
+    fleet.distribute(&members);
     let version = block_on(fleet.boxes[&rest[0]].node.enlist(members)).unwrap();
     assert_eq!(version, 2);
     wait_for(
@@ -197,6 +205,67 @@ fn wrong_lists_are_refused_and_nothing_changes() {
     block_on(fleet.boxes[&1].node.order(Order::Rotate)).expect("the group still agrees");
 }
 
+/// The order of steps that the documents tell.
+#[test]
+fn a_list_in_all_files_is_followed_after_one_reload_and_nobody_complains() {
+    let mut fleet = Fleet::new(4, default);
+    for id in 1..=3 {
+        start_listing(&mut fleet, id, &[1, 2, 3]);
+    }
+    wait_for_members(&fleet, &[1, 2, 3]);
+    start_listing(&mut fleet, 4, &[1, 2, 3, 4]);
+    // One file is not enough, be it the leader's, and who lacks it is named.
+    let all = list(&fleet, &[1, 2, 3, 4]);
+    let leader = fleet.wait_for_leader();
+    let [one, other] = [1, 2, 3].into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..]
+    else {
+        panic!("two follow")
+    };
+    let mut settings = fleet.settings(leader);
+    settings.members.clone_from(&all);
+    fleet.give(&[leader], &all);
+    let refusal = wait_for_refusal(&fleet, leader, &settings);
+    let expected = format!(
+        "server_list_file: the group did not take the new list: servers {one} and {other} do not \
+         have this list yet: put the same server_list_file on all servers, then reload one"
+    );
+    assert_eq!(refusal.to_string(), expected);
+    assert_eq!(reload_with(&fleet, one, &[1, 2, 3, 4]), Ok(Some(2)), "{}", fleet.describe());
+    wait_for_members(&fleet, &[1, 2, 3, 4]);
+    let follows = |id: &u32| {
+        let list = fleet.boxes[id].node.status().list;
+        list.digest == Some(list.file_digest)
+    };
+    wait_for("all to go by their files", || (1..=4).all(|id| follows(&id)), || fleet.describe());
+    // Lists are looked at again with each key.
+    block_on(fleet.boxes[&other].node.order(Order::Rotate)).unwrap();
+    fleet.wait_for_generation(2);
+    for (id, b) in &fleet.boxes {
+        assert!(!b.lines.has("server_list_file differs"), "box {id}: {}", fleet.describe());
+    }
+    // And back, by one that was not told to reload before.
+    assert_eq!(reload_with(&fleet, other, &[1, 2, 3]), Ok(Some(3)), "{}", fleet.describe());
+    fleet.kill(4);
+    wait_for_members(&fleet, &[1, 2, 3]);
+}
+
+/// What a box says that cannot have its list, once the newcomers are there.
+fn wait_for_refusal(fleet: &Fleet, id: u32, settings: &Settings) -> NoReload {
+    let refused = std::cell::Cell::new(None);
+    let ask = || {
+        let answer = block_on(fleet.boxes[&id].node.reload(settings.clone(), fleet.tls()));
+        let refusal = answer.expect_err("nobody else has it");
+        let passes = matches!(
+            refusal,
+            NoReload::List(EnlistRefusal::TooFew { .. } | EnlistRefusal::NoLeader)
+        );
+        refused.set(Some(refusal));
+        !passes
+    };
+    wait_for("a refusal", ask, || fleet.describe());
+    refused.take().expect("it was refused")
+}
+
 #[test]
 fn a_box_that_moved_is_found_at_its_new_address() {
     let mut fleet = Fleet::running(3, default);
@@ -206,6 +275,7 @@ fn a_box_that_moved_is_found_at_its_new_address() {
     fleet.kill(moved);
     fleet.members[moved as usize - 1].port = kit::ports::take().unwrap();
     fleet.start(moved);
+    fleet.distribute(&fleet.members);
     let version = block_on(fleet.boxes[&leader].node.enlist(fleet.members.clone())).unwrap();
     assert_eq!(version, 2);
     wait_for_members(&fleet, &[1, 2, 3]);

@@ -96,6 +96,30 @@ fn an_order_given_to_any_box_is_carried_out_by_the_leader() {
         block_on(client.status(member, STATUS_LIMIT)).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(status.keys.previous, []);
     assert_eq!(status.group.rotations, 4);
+    // Who gave an order is in the log of the leader, which carries it out.
+    block_on(fleet.boxes[&follower].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.boxes[&leader].node.order(Order::Rotate)).unwrap();
+    fleet.wait_for_generation(6);
+    let lines = fleet.boxes[&leader].lines.all();
+    let told: Vec<&str> =
+        lines.iter().filter_map(|(_, l)| l.split_once(": ordered by ")).map(|(_, by)| by).collect();
+    let tool =
+        format!("a tool that speaks as server {follower} (certificate {SUBJECT}, from 127.0.0.1:");
+    let passed =
+        format!(", passed on by server {follower} (certificate {SUBJECT}, from 127.0.0.1:");
+    let message = |id: u32| format!("traffic_ctl on server {id}");
+    let expected: [(&str, &str); 5] = [
+        (&tool, &passed),
+        (&tool, ")"),
+        (&tool, &passed),
+        (&message(follower), &passed),
+        (&message(leader), ""),
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:?}");
+    for (told, (begins, holds)) in told.iter().zip(expected) {
+        assert!(told.starts_with(begins) && told.contains(holds), "{told}");
+    }
+    assert!(!told[1].contains("passed on") && !told[4].contains("passed on"), "{told:?}");
 }
 
 /// It still takes itself for the leader; who asks should not have to wait until that shows.

@@ -23,7 +23,7 @@ use crate::{reign, rotate, three_of_four, ENEMY};
 const HIGHEST: u64 = 1 << 62;
 
 /// Answers each question with the worst that passes for an answer.
-struct Liar {
+pub struct Liar {
     told: AtomicU64,
     history: [u8; 16],
 }
@@ -65,7 +65,7 @@ impl Service for Liar {
 }
 
 /// The enemy listens where the list says; keep both.
-fn listen(fleet: &mut Fleet) -> (Runtime, Listener, Arc<Liar>) {
+pub fn listen(fleet: &mut Fleet) -> (Runtime, Listener, Arc<Liar>) {
     let runtime = Runtime::new().unwrap();
     let port = fleet.members[ENEMY as usize - 1].port;
     let settings = ListenSettings {

@@ -10,6 +10,7 @@
 mod fleet;
 mod insider;
 mod liar;
+mod list;
 mod member;
 #[path = "../cluster/relay.rs"]
 #[allow(dead_code)]

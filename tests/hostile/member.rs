@@ -256,7 +256,7 @@ fn a_recorded_order_cannot_be_given_again() {
     let recorder = crate::strangers::Recorder::before(crate::insider::door(&fleet, leader));
     let before = fleet.boxes[&leader].report().current;
     let mut insider = Insider::connect_at(&mut fleet, recorder.addr);
-    let answer = insider.ask(&Request::Order(Order::Rotate));
+    let answer = insider.ask(&Request::Order { order: Order::Rotate, origin: String::new() });
     assert!(matches!(answer, Some(Response::Ordered(Ok(_)))), "{answer:?}");
     fleet.wait_for_generation(before.0 + 1);
     drop(insider);

@@ -23,6 +23,8 @@ const MAX_REMEDY: usize = 500;
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
+    /// The configuration works as meant; what that means is worth knowing.
+    Note,
     /// The configuration works, but probably not as meant.
     Warning,
     /// The configuration cannot be used.
@@ -68,6 +70,11 @@ impl Problem {
         Problem { severity: Severity::Warning, ..Problem::error(file, reason, remedy) }
     }
 
+    /// A note about `file`.
+    pub fn note(file: &str, reason: impl Into<String>, remedy: impl Into<String>) -> Problem {
+        Problem { severity: Severity::Note, ..Problem::error(file, reason, remedy) }
+    }
+
     /// The same, at a line.
     pub fn at(self, line: Option<usize>) -> Problem {
         Problem { line, ..self }
@@ -88,6 +95,11 @@ impl Problem {
     /// Whether the configuration cannot be used because of it.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
+    }
+
+    /// Whether nothing has to be done about it.
+    pub fn is_note(&self) -> bool {
+        self.severity == Severity::Note
     }
 }
 

@@ -412,6 +412,12 @@ fn each_wrong_list_is_one_line() {
             "l line 4: entry 1: cert_verify_str: \"CN=x\" is not a subject of the form /C=US/O=",
         ),
         (
+            "- {server_id: 7, address: a, port: 1, cert_verify_str: /CN=x}\n\
+             - {server_id: 8, address: b, port: 1, cert_verify_str: /CN=x}",
+            "l line 2: entry 2: cert_verify_str: \"/CN=x\" is the subject of server_id 7 too, so \
+             that server_id 8 could speak as that server; give each server a certificate with a",
+        ),
+        (
             "- server_id: 1\n  address: a\n  port: 1\n  cert_verify_str:",
             "l line 4: entry 1: cert_verify_str: is empty; give what 'openssl x509 ",
         ),
@@ -437,6 +443,44 @@ fn an_entry_may_name_its_subject() {
     let one = LIST.lines().take(3).collect::<Vec<_>>().join("\n");
     let (list, _) = parse_list(&format!("{one}\n  cert_verify_str: /CN=one\n"), "l");
     assert!(list.unwrap().names_all_subjects());
+}
+
+#[test]
+fn a_subject_that_several_servers_have_is_told_with_what_it_means() {
+    let told = |common: &str, entries: &[&str]| {
+        let conf = CONF.lines().filter(|line| !line.starts_with("cert_verify_str"));
+        let conf: String = conf.map(|line| format!("{line}\n")).collect();
+        let conf = parse_conf(&format!("{conf}cert_verify_str: {common}\n"), "c").0.unwrap();
+        let entry = |(id, subject): (usize, &&str)| match subject.is_empty() {
+            true => format!("- {{server_id: {id}, address: a{id}, port: 1}}\n"),
+            false => format!(
+                "- {{server_id: {id}, address: a{id}, port: 1, cert_verify_str: {subject}}}\n"
+            ),
+        };
+        let list: String = (1..).zip(entries).map(entry).collect();
+        let list = parse_list(&list, "l").0.unwrap();
+        check_subjects(&conf, &list).map(|problem| (problem.is_note(), problem.to_string()))
+    };
+    let words = "have the certificate subject of cert_verify_str in c: whoever has the key of one \
+                 of them can speak as any of them, even after that one was removed from the list; \
+                 give each server a certificate with a subject of its own";
+    let (is_note, line) = told("/CN=all", &["", "", ""]).unwrap();
+    assert!(is_note && line.starts_with(&format!("l: all servers {words}")), "{line}");
+    // Where some have one of their own it looks safer than it is.
+    let (is_note, line) = told("/CN=all", &["/CN=one", "", ""]).unwrap();
+    assert!(!is_note && line.starts_with(&format!("l: servers 2, 3 {words}")), "{line}");
+    let (is_note, line) = told("/CN=one", &["/CN=one", ""]).unwrap();
+    assert!(!is_note && line.starts_with(&format!("l: all servers {words}")), "{line}");
+    // Each has one that no other has, or any certificate will do, which is told elsewhere.
+    for (common, entries) in [
+        ("/CN=all", &["/CN=one", "/CN=two"][..]),
+        ("/CN=two", &["/CN=one", ""]),
+        ("/CN=one", &["/CN=one", "/CN=two"]),
+        ("/CN=all", &[""]),
+        ("''", &["", ""]),
+    ] {
+        assert_eq!(told(common, entries), None, "{common} {entries:?}");
+    }
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     }
     found.sort_by_key(|problem| !problem.is_error());
     found.iter().try_for_each(|problem| print(&told(problem)))?;
+    let notes = loaded.iter().flat_map(|loaded| &loaded.notes);
+    notes.into_iter().try_for_each(|note| print(&told(note)))?;
     Ok(match found.first() {
         None => Outcome::Healthy,
         Some(worst) if worst.is_error() => Outcome::Broken,

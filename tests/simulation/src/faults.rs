@@ -375,8 +375,18 @@ impl World {
 
     fn write_file(&mut self, id: u32, list: &BTreeSet<u32>) {
         let members = self.members_of(list);
-        if let Some(machine) = self.machines.get_mut(&id) {
-            machine.file = members;
+        if let Some(machine) = self.machines.get(&id) {
+            machine.write_file(members);
+        }
+    }
+
+    /// An operator gives a list to all machines, `first` among them; now and then one is forgotten.
+    fn distribute(&mut self, first: u32, list: &BTreeSet<u32>) {
+        let ids: Vec<u32> = self.machines.keys().copied().collect();
+        for id in ids {
+            if id == first || self.is_calm() || !self.dice.chance(100) {
+                self.write_file(id, list);
+            }
         }
     }
 
@@ -389,7 +399,7 @@ impl World {
                 view.unlisted_since = None;
             }
         }
-        self.write_file(id, &target);
+        self.distribute(id, &target);
         let pending = Pending::List { target, before };
         self.reload(id, pending);
     }
@@ -404,7 +414,8 @@ impl World {
             chosen.map(|(_, id)| *id).collect::<BTreeSet<u32>>()
         });
         let has_digest = |list: &BTreeSet<u32>| {
-            Roster::new(0, &self.members_of(list)).is_ok_and(|list| list.digest() == agreed)
+            Roster::new(0, &self.members_of(list))
+                .is_ok_and(|list| list.digest().to_string() == agreed)
         };
         let Some(present) = lists.filter(|list| list.contains(&id)).find(has_digest) else {
             // A box that is not in it cannot have it in its file.
@@ -420,7 +431,7 @@ impl World {
         let Some(machine) = awake else {
             return self.done(number, Err("it is not up".to_owned()));
         };
-        let settings = self.plan.settings(id, machine.file.clone());
+        let settings = self.plan.settings(id, machine.file());
         let (tls, notes) = (self.tls.clone(), self.notes.clone());
         self.have(id, move |node| {
             let node = node.clone();
@@ -466,7 +477,7 @@ impl World {
             }
             Pending::Detour { target, before } => match result {
                 Ok(Some(_)) => {
-                    self.write_file(id, &target);
+                    self.distribute(id, &target);
                     self.reload(id, Pending::List { target, before });
                 }
                 _ => self.list_done(target, before, false),

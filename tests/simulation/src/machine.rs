@@ -3,13 +3,14 @@
 //!
 //! A process is killed by dropping its runtime, paused by not running it, and drifts by its clock.
 
+use std::future::ready;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stek_share::core::config::{Member, Settings};
 use stek_share::journal::{Journal, Level, Log};
-use stek_share::node::outside::Outside;
+use stek_share::node::outside::{Mail, Outside, ReadList};
 use stek_share::node::{new_key, Deps, KeySet, Node, Report};
 use stek_share::transport::tls::Tls;
 use stek_share::transport::Versions;
@@ -103,7 +104,7 @@ pub struct Machine {
     /// Its disk.
     pub disk: Arc<SimulatedDisk>,
     /// The server list in its file.
-    pub file: Vec<Member>,
+    file: Arc<Mutex<Vec<Member>>>,
     /// How its host takes keys.
     pub installing: Arc<Mutex<Installing>>,
     clock: Clock,
@@ -195,7 +196,7 @@ impl Machine {
         Machine {
             id,
             disk,
-            file: Vec::new(),
+            file: Arc::default(),
             installing: Arc::default(),
             clock: Clock { monotonic, at: 0, drift: 0, wall, suspended: false },
             process: None,
@@ -206,6 +207,16 @@ impl Machine {
             arrivals: Vec::new(),
             deeds: Vec::new(),
         }
+    }
+
+    /// The server list in its file.
+    pub fn file(&self) -> Vec<Member> {
+        lock(&self.file).clone()
+    }
+
+    /// Puts a server list into its file.
+    pub fn write_file(&self, list: Vec<Member>) {
+        *lock(&self.file) = list;
     }
 
     /// Counts the runs of its processes.
@@ -267,10 +278,18 @@ impl Machine {
         self.enter(now);
         let runtime = system::runtime();
         let post = network.connect(self.id, self.runs);
-        let mail = Some(Arc::new(Mailbox(post)) as _);
+        let file = self.file.clone();
+        let list_file: ReadList = Arc::new(move || Box::pin(ready(Some(lock(&file).clone()))));
+        let mail: Arc<dyn Mail> = Arc::new(Mailbox(post));
         let disk = self.disk.clone();
         let suspended = Arc::new(move || disk.slept());
-        let outside = Outside { mail, disk: self.disk.clone(), suspended, ..Outside::default() };
+        let outside = Outside {
+            mail: Some(mail),
+            disk: self.disk.clone(),
+            suspended,
+            list_file,
+            ..Outside::default()
+        };
         let node = Arc::new(Mutex::new(None));
         let host = Host {
             id: self.id,

@@ -304,6 +304,7 @@ fn caller(from: u32, header: &Header) -> Caller {
         incarnation: header.incarnation,
         history: header.history,
         addr: ([10, 0, 0, from as u8], 1).into(),
+        subject: "/CN=simulated".into(),
     }
 }
 

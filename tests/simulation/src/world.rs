@@ -202,9 +202,9 @@ impl World {
         let plan = self.plan.clone();
         self.log.say(0, 0, || format!("{plan:?}"));
         for id in 1..=plan.boxes {
-            let mut machine = Machine::new(id);
+            let machine = Machine::new(id);
             machine.installing.lock().expect("one thread").takes = (0, plan.installing / MS);
-            machine.file = self.members_of(&self.listed);
+            machine.write_file(self.members_of(&self.listed));
             self.machines.insert(id, machine);
             let mut view = View { listed: self.listed.contains(&id), ..View::default() };
             view.trouble = Trouble { now: 1, ended: 0 };
@@ -461,7 +461,7 @@ impl World {
         if machine.runs() {
             return;
         }
-        let settings = plan.settings(id, machine.file.clone());
+        let settings = plan.settings(id, machine.file());
         machine.start(now, &self.network, &self.notes, settings, self.tls.clone());
         self.log.say(now, id, || "starts".to_owned());
         self.started.insert(id, now);
@@ -557,7 +557,7 @@ impl World {
             self.note_amnesia(id);
         }
         if line.starts_with("fewer than a majority remember") {
-            let file = self.machines.get(&id).map(|machine| machine.file.as_slice());
+            let file = self.machines.get(&id).map(Machine::file);
             let asked = file.unwrap_or_default().iter().map(|member| member.id.0).collect();
             self.sight.joins_few(id, &asked, &self.forgetful);
         }

@@ -1,0 +1,67 @@
+//! Who gave an order: words for the log of the server that carries it out.
+//!
+//! What must hold: the words are one line, printable and bounded, whatever the sender calls itself;
+//! what a server merely passes on is told as its word.
+
+use crate::consensus::wire::MAX_ORIGIN;
+use crate::core::config::printable;
+use crate::core::server_id::ServerId;
+use crate::transport::frame::Role;
+use crate::transport::listener::Caller;
+
+/// Characters of a certificate's subject in a line.
+const MAX_SUBJECT: usize = 200;
+
+/// An operator who sent a message to this server's Traffic Server.
+pub(super) fn message(me: ServerId) -> String {
+    format!("traffic_ctl on server {me}")
+}
+
+/// Whoever sent a request.
+pub(super) fn caller(from: &Caller) -> String {
+    let kind = match from.role {
+        Role::Member => "server",
+        Role::Tool => "a tool that speaks as server",
+    };
+    let subject = printable(&from.subject, MAX_SUBJECT);
+    format!("{kind} {} (certificate {subject}, from {})", from.id, from.addr)
+}
+
+/// A member that passes on what somebody asked of it.
+pub(super) fn passed_on(by: &Caller, origin: &str) -> String {
+    format!("{}, passed on by {}", printable(origin, MAX_ORIGIN), caller(by))
+}
+
+/// Words that fit into a request.
+pub(super) fn to_pass_on(origin: &str) -> String {
+    let cut = (0..=MAX_ORIGIN.min(origin.len())).rev().find(|at| origin.is_char_boundary(*at));
+    origin.get(..cut.unwrap_or(0)).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_bounded_and_on_one_line() {
+        let from = Caller {
+            id: ServerId(3),
+            role: Role::Tool,
+            version: 1,
+            incarnation: 0,
+            history: [0; 16],
+            addr: ([10, 0, 0, 3], 999).into(),
+            subject: "/CN=three\nrotate: done".into(),
+        };
+        assert_eq!(
+            caller(&from),
+            "a tool that speaks as server 3 (certificate /CN=three\\nrotate: done, from \
+             10.0.0.3:999)"
+        );
+        let long = Caller { role: Role::Member, subject: "\u{e9}".repeat(9_000).into(), ..from };
+        let origin = to_pass_on(&caller(&long).repeat(9));
+        assert!(origin.len() <= MAX_ORIGIN, "{}", origin.len());
+        let told = passed_on(&long, &"\u{7}".repeat(9_000));
+        assert!(told.len() < 9_000 && !told.contains(char::is_control), "{told}");
+    }
+}
