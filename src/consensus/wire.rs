@@ -91,8 +91,13 @@ pub enum Response {
         /// As in [`Response::Vote`].
         vote: (Ballot, bool),
     },
-    /// To [`Request::AwaitInstalled`]: the newest generation that is installed.
-    Installed(Generation),
+    /// To [`Request::AwaitInstalled`].
+    Installed {
+        /// The newest generation that is installed.
+        newest: Generation,
+        /// The run of the process that has it: one that is started anew has not.
+        incarnation: u64,
+    },
     /// To [`Request::Order`].
     Ordered(Result<Generation, OrderRefusal>),
     /// To [`Request::Stand`]: it will.

@@ -22,7 +22,7 @@ use crate::consensus::{ballot_of, log_end_of};
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{yields, Ballot, LogEnd, Quarantine, Status};
 use crate::core::server_id::ServerId;
-use crate::fault::fail_point;
+use crate::fault::{fail_point, guarded};
 use crate::journal::Level;
 use crate::transport::frame::{Header, Role};
 use crate::transport::listener::{Caller, Refusal, Service};
@@ -88,8 +88,13 @@ impl Inbox {
         }
         let shared = self.0.clone();
         tokio::spawn(async move {
-            let question = Request::Status(shared.status());
-            let _ = PeerCourier(shared.clone()).call(id, question, DOUBT_LIMIT).await;
+            // Whatever happens, it may be asked again later.
+            let _ = guarded(async {
+                fail_point("doubt");
+                let question = Request::Status(shared.status());
+                PeerCourier(shared.clone()).call(id, question, DOUBT_LIMIT).await
+            })
+            .await;
             lock(&shared.doubted).remove(&id);
         });
     }
@@ -139,7 +144,8 @@ impl Inbox {
             }
             Request::AwaitInstalled { generation, limit_ms } => {
                 let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
-                Ok(Response::Installed(await_installed(shared, generation, limit).await))
+                let newest = await_installed(shared, generation, limit).await;
+                Ok(Response::Installed { newest, incarnation: shared.sender.incarnation() })
             }
             Request::Vote(_) | Request::Append(_) | Request::Snapshot(_) | Request::Beat(_)
                 if from.role != Role::Member =>
@@ -319,6 +325,7 @@ mod tests {
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, KeyRing};
     use crate::core::server_id::ServerId;
+    use crate::fault::planted;
     use crate::node::bench::{stek, Bench};
     use crate::node::KeySet;
 
@@ -355,6 +362,19 @@ mod tests {
         shared.note_installed(&set);
         let installed = await_installed(&shared, Generation(1), Duration::from_millis(10)).await;
         assert_eq!(installed, Generation(0));
+    }
+
+    #[tokio::test]
+    async fn a_question_to_one_in_doubt_that_fails_is_asked_again() {
+        let inbox = Inbox(Bench::new().shared);
+        for _ in 0..2 {
+            planted::plant("doubt");
+            inbox.make_sure(ServerId(2));
+            while lock(&inbox.0.doubted).contains(&ServerId(2)) {
+                tokio::task::yield_now().await;
+            }
+            assert!(!planted::waits("doubt"), "it was not asked");
+        }
     }
 
     #[tokio::test]

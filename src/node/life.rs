@@ -73,10 +73,22 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 /// Lives until the task is aborted.
 pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedOrder>) {
     let mut pause = REBIRTH_MIN;
-    let mut memory = match shared.load_state() {
-        Some((saved, away)) => remember(&shared, saved, away).await,
-        None => None,
-    };
+    let loaded = guarded(async {
+        fail_point("memory");
+        match shared.load_state() {
+            Some((saved, away)) => remember(&shared, saved, away).await,
+            None => None,
+        }
+    });
+    let mut memory = loaded.await.unwrap_or_else(|panicked| {
+        shared.set_restoring(None);
+        shared.views.send_replace(AgreedView::default());
+        shared.forget_state();
+        shared.log.error(format!(
+            "the state file is not used: reading it ended by {panicked}; starting as an empty server"
+        ));
+        None
+    });
     loop {
         let born = Instant::now();
         let one = guarded(live_once(&shared, memory.take(), &mut orders)).await;
