@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::key_ring::{self, KeyRing};
-use super::roster::{BadRoster, Roster};
+use super::roster::{BadRoster, Digest, Roster};
 
 /// What the group may agree on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ pub struct Agreed {
     /// The server list, once there is an agreed one.
     pub roster: Option<Roster>,
     /// The digests of earlier lists, newest last; see [`Agreed::has_left`].
-    past: Vec<String>,
+    past: Vec<Digest>,
 }
 
 /// How many earlier lists are remembered by their digests.

@@ -22,6 +22,17 @@ pub struct Roster {
     members: Vec<Member>,
 }
 
+/// Names a list's members: a SHA-256 over all that counts of them. Shown by its first 8 hex digits,
+/// for comparing lists at a glance; only whole digests tell whether two lists are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Digest([u8; 32]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// Why a list cannot be agreed on.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum BadRoster {
@@ -126,15 +137,22 @@ impl Roster {
         (!words.is_empty()).then(|| words.join(", "))
     }
 
-    /// The first 8 hex digits of a hash over the members, for comparing lists at a glance.
-    pub fn digest(&self) -> String {
+    /// A hash over the members: two lists that differ in any of them have different ones.
+    pub fn digest(&self) -> Digest {
         let mut hash = openssl::sha::Sha256::new();
-        for member in &self.members {
-            let subject = member.subject.as_deref().unwrap_or_default();
-            hash.update(format!("{} {} {subject}\n", member.id, Place(member)).as_bytes());
+        let mut take = |field: &[u8]| {
+            // With its length before it, no field can be taken for the end of another one.
+            hash.update(&u64::try_from(field.len()).unwrap_or(u64::MAX).to_be_bytes());
+            hash.update(field);
+        };
+        for Member { id, address, port, subject } in &self.members {
+            take(&id.0.to_be_bytes());
+            take(address.as_bytes());
+            take(&port.to_be_bytes());
+            take(&[u8::from(subject.is_some())]);
+            take(subject.as_deref().unwrap_or_default().as_bytes());
         }
-        let digest = hash.finish();
-        digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        Digest(hash.finish())
     }
 }
 
@@ -284,8 +302,25 @@ mod tests {
     }
 
     #[test]
+    fn no_field_of_a_member_runs_over_into_the_next() {
+        let of = |address: &str, subject: Option<&str>| {
+            let (address, subject) = (address.to_owned(), subject.map(str::to_owned));
+            Roster::new(1, &[Member { address, subject, ..member(1, 10) }]).unwrap().digest()
+        };
+        let alike = [
+            of("a", None),
+            of("a", Some("")),
+            of("a:10 /CN=b\n2 c", Some("")),
+            of("a", Some("/CN=b\n2 c:10 ")),
+            of("a:10 ", Some("/CN=b")),
+        ];
+        let different: BTreeSet<Digest> = alike.into_iter().collect();
+        assert_eq!(different.len(), alike.len());
+    }
+
+    #[test]
     fn a_digest_is_the_beginning_of_a_hash_over_all_that_counts() {
-        let digest = roster(&[(1, 10)]).digest();
+        let digest = roster(&[(1, 10)]).digest().to_string();
         assert!(digest.len() == 8 && digest.bytes().all(|b| b.is_ascii_hexdigit()), "{digest}");
     }
 }

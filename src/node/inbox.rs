@@ -4,6 +4,22 @@
 //! server id is a member's before a byte of a body gets here. What must hold: a box in quarantine
 //! gives no vote that it might have given before it lost its memory; keys of another history do
 //! not get in.
+//!
+//! Who is answered, and when; anybody else is told that the message is malformed ([`may_ask`]). A
+//! tool speaks with the certificate of the server that it acts for, in whose name it asks.
+//!
+//! | request | of whom | answered when |
+//! |---|---|---|
+//! | `Status` | members and tools; only a member's own word is noted | always |
+//! | `Report` | members and tools | always |
+//! | `Order` | members, to the leader; tools, to any server, which passes it on | always; carried out by a leader with a majority |
+//! | `Survey` | members | always |
+//! | `AwaitInstalled` | members | always; held back [`MAX_AWAIT`] at most |
+//! | `Enlist` | members, to the leader | always; carried out by a leader |
+//! | `Stand` | the member that this server follows as its leader | Raft runs |
+//! | `Vote` | a member that is the candidate | Raft runs, same history; refused in quarantine and while a leader is heard |
+//! | `Append`, `Snapshot` | a member that is the leader of the ballot in it | Raft runs, same history |
+//! | `Beat` | a member that is the leader of the ballot in it | Raft runs, same history; also as a note |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +75,7 @@ impl Service for Inbox {
 
     fn take_note(&self, from: &Caller, body: Body) -> bool {
         match self.decode(from, body) {
+            Some(request @ Request::Beat(_)) if !may_ask(from.role, &request) => false,
             Some(Request::Beat(beat)) => {
                 // One that cannot be taken shows in the answer to the next that asks for one.
                 let _ = self.beat(from, &beat);
@@ -114,11 +131,12 @@ impl Inbox {
     }
 
     async fn answer(&self, from: &Caller, request: Request) -> Result<Response, Unable> {
+        if !may_ask(from.role, &request) {
+            return Err(Unable::Malformed);
+        }
         let shared = &self.0;
         match request {
             Request::Status(status) => Ok(Response::Status(self.meet(from, status))),
-            // Of the others only members are told.
-            Request::Survey(_) if from.role != Role::Member => Err(Unable::Malformed),
             Request::Survey(status) => {
                 let ours = self.meet(from, status);
                 Ok(Response::Survey(ours, survey::others(shared).await))
@@ -146,11 +164,6 @@ impl Inbox {
                 let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
                 let newest = await_installed(shared, generation, limit).await;
                 Ok(Response::Installed { newest, incarnation: shared.sender.incarnation() })
-            }
-            Request::Vote(_) | Request::Append(_) | Request::Snapshot(_) | Request::Beat(_)
-                if from.role != Role::Member =>
-            {
-                Err(Unable::Malformed)
             }
             Request::Vote(vote) => {
                 let running = self.same_history(from)?;
@@ -188,9 +201,6 @@ impl Inbox {
     }
 
     fn beat(&self, from: &Caller, beat: &WireBeat) -> Result<Response, Unable> {
-        if from.role != Role::Member {
-            return Err(Unable::Malformed);
-        }
         let running = self.same_history(from)?;
         beats::take(&self.0, &running, from.id, HistoryId::from_bytes(from.history), beat)
     }
@@ -286,6 +296,21 @@ impl Inbox {
     }
 }
 
+/// Whether one of this role may ask this at all; the table in the module's head.
+fn may_ask(role: Role, request: &Request) -> bool {
+    match request {
+        Request::Status(_) | Request::Report | Request::Order(_) => true,
+        Request::Survey(_)
+        | Request::AwaitInstalled { .. }
+        | Request::Enlist(_)
+        | Request::Stand
+        | Request::Vote(_)
+        | Request::Append(_)
+        | Request::Snapshot(_)
+        | Request::Beat(_) => role == Role::Member,
+    }
+}
+
 /// Whether a leader's log can be that of a group which this box is part of: it has all that this
 /// box took for agreed. If not, this box starts anew as an empty one.
 fn not_overruled(
@@ -320,6 +345,8 @@ pub(super) async fn await_installed(
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
+
+    use openraft::Vote;
 
     use super::*;
     use crate::core::agreed::Agreed;
@@ -364,6 +391,61 @@ mod tests {
         assert_eq!(installed, Generation(0));
     }
 
+    fn caller(role: Role, history: [u8; 16]) -> Caller {
+        let (id, addr) = (ServerId(2), ([127, 0, 0, 1], 1).into());
+        Caller { id, role, incarnation: 1, history, version: 1, addr }
+    }
+
+    #[tokio::test]
+    async fn a_tool_is_answered_what_tools_ask_and_nothing_else() {
+        let bench = Bench::new();
+        let shared = bench.shared.clone();
+        let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+        shared.set_running(Some(running.clone()));
+        let inbox = Inbox(shared.clone());
+        let ballot = Ballot { term: 6, node: ServerId(2) };
+        let append = || WireAppend {
+            vote: (ballot, true),
+            previous: None,
+            entries: Vec::new(),
+            commit: None,
+            age: None,
+            quorum: true,
+        };
+        let beat =
+            WireBeat { ballot, log_end: None, commit: None, age: None, quorum: true, next_ms: 100 };
+        let tool = caller(Role::Tool, [0; 16]);
+        for request in [
+            Request::Survey(Status::default()),
+            Request::AwaitInstalled { generation: Generation(0), limit_ms: 0 },
+            Request::Enlist(Vec::new()),
+            Request::Stand,
+            Request::Vote(WireVote { ballot, log_end: None }),
+            Request::Append(append()),
+            Request::Beat(beat),
+        ] {
+            let words = format!("{request:?}");
+            let answer = inbox.answer(&tool, request).await;
+            assert_eq!(answer.err(), Some(Unable::Malformed), "{words}");
+        }
+        assert_eq!(running.log.vote(), Some(Vote::new_committed(5, ServerId(2))));
+        assert!(!inbox.take_note(&tool, wire::encode(&Request::Beat(beat)).unwrap()));
+        let status = inbox.answer(&tool, Request::Status(Status::default())).await;
+        assert!(matches!(status, Ok(Response::Status(_))), "{status:?}");
+        assert!(shared.answers_within(Duration::MAX).is_empty(), "it is no member's own word");
+
+        // The leader itself is heard, and nobody in its name.
+        let mut server = running.raft.server_metrics();
+        let follows = server.wait_for(|m| m.current_leader == Some(ServerId(2)));
+        timeout(Duration::from_secs(30), follows).await.unwrap().unwrap();
+        assert!(inbox.answer(&tool, Request::Stand).await.is_err());
+        let stand = inbox.answer(&caller(Role::Member, [0; 16]), Request::Stand).await;
+        assert!(matches!(stand, Ok(Response::WillStand)), "{stand:?}");
+        let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
+        assert!(inbox.answer(&other, Request::Stand).await.is_err());
+        let _ = running.raft.shutdown().await;
+    }
+
     #[tokio::test]
     async fn a_question_to_one_in_doubt_that_fails_is_asked_again() {
         let inbox = Inbox(Bench::new().shared);
@@ -385,14 +467,7 @@ mod tests {
         ring.apply(Command::Found { history }).unwrap();
         shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let inbox = Inbox(shared);
-        let caller = |history: [u8; 16]| Caller {
-            id: ServerId(2),
-            role: Role::Member,
-            incarnation: 1,
-            history,
-            version: 1,
-            addr: ([127, 0, 0, 1], 1).into(),
-        };
+        let caller = |history| caller(Role::Member, history);
         // Raft does not run here, which is what a leader of the same history is told.
         let cases = [
             ([0; 16], Unable::OtherHistory),

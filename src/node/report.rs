@@ -145,8 +145,8 @@ fn list(shared: &Shared, settings: &Settings, report: &Report) -> ListStatus {
     let file = Roster::new(0, &settings.members);
     ListStatus {
         version: report.list_version,
-        digest: agreed.roster.as_ref().map(Roster::digest),
-        file_digest: file.map(|roster| roster.digest()).unwrap_or_default(),
+        digest: agreed.roster.as_ref().map(|roster| roster.digest().to_string()),
+        file_digest: file.map(|roster| roster.digest().to_string()).unwrap_or_default(),
         options_digest: options_digest(settings),
         voters: report.members.try_into().unwrap_or(u32::MAX),
         others: others.collect(),

@@ -251,7 +251,7 @@ impl Shared {
         }))
     }
 
-    /// The present moment. Starts a day after the clock's zero, so that ages that are told by
+    /// The present moment. Starts ten years after the clock's zero, so that ages that are told by
     /// others fit before it.
     pub fn now(&self) -> Moment {
         const HEAD_START: Duration = Duration::from_secs(10 * 365 * 86_400);

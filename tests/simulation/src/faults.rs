@@ -401,7 +401,8 @@ impl World {
             chosen.map(|(_, id)| *id).collect::<BTreeSet<u32>>()
         });
         let has_digest = |list: &BTreeSet<u32>| {
-            Roster::new(0, &self.members_of(list)).is_ok_and(|list| list.digest() == agreed)
+            Roster::new(0, &self.members_of(list))
+                .is_ok_and(|list| list.digest().to_string() == agreed)
         };
         let Some(present) = lists.filter(|list| list.contains(&id)).find(has_digest) else {
             // A box that is not in it cannot have it in its file.
