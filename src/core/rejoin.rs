@@ -80,11 +80,14 @@ pub const MAX_TERM_LEAP: u64 = 1 << 20;
 /// The same for the index of a log's end: two entries a second for four years.
 pub const MAX_INDEX_LEAP: u64 = 1 << 28;
 
+/// The same for the newest generation: one a second for four years.
+pub const MAX_GENERATION_LEAP: u64 = 1 << 27;
+
 /// The highest term that a box is believed whom nobody else bears out: one each millisecond for
 /// thirty years. Half of all terms and more stay above it.
 pub const MAX_LONE_TERM: u64 = 1 << 40;
 
-/// How far terms and indexes may lie for a box to believe them.
+/// How far terms, indexes and generations may lie for a server to believe them.
 ///
 /// Raft has every box follow the highest term that it hears of. A member that is broken, or in
 /// the wrong hands, could thus raise it with one message to where there is no next one, and
@@ -95,17 +98,25 @@ pub const MAX_LONE_TERM: u64 = 1 << 40;
 pub struct Horizon {
     term: u64,
     index: u64,
+    generation: u64,
 }
 
 impl Horizon {
-    /// That of a box that knows of `term` and of a log of `index` entries, and that was told
-    /// `answers`, however long ago: terms and logs only grow.
-    pub fn of(term: u64, index: u64, answers: &BTreeMap<ServerId, Status>) -> Horizon {
+    /// That of a box that knows of `term`, of a log of `index` entries and of `generation`, and that
+    /// was told `answers`, however long ago: all of them only grow.
+    pub fn of(
+        term: u64,
+        index: u64,
+        generation: Generation,
+        answers: &BTreeMap<ServerId, Status>,
+    ) -> Horizon {
+        let generations = answers.values().map(|s| s.generation.0).collect();
         let terms = answers.values().map(|s| s.ballot.term).collect();
         let indexes = answers.values().map(|s| s.log_end.map_or(0, |end| end.index)).collect();
         Horizon {
             term: term.max(second(terms)).saturating_add(MAX_TERM_LEAP),
             index: index.max(second(indexes)).saturating_add(MAX_INDEX_LEAP),
+            generation: generation.0.max(second(generations)).saturating_add(MAX_GENERATION_LEAP),
         }
     }
 
@@ -117,6 +128,11 @@ impl Horizon {
     /// Whether a log can end at this index.
     pub fn has_index(&self, index: u64) -> bool {
         index <= self.index
+    }
+
+    /// Whether there can be this generation.
+    pub fn has_generation(&self, generation: Generation) -> bool {
+        generation.0 <= self.generation
     }
 }
 
@@ -132,7 +148,7 @@ fn is_believed(term: u64, answers: &BTreeMap<ServerId, Status>) -> bool {
     let nonzero = answers.values().filter(|s| s.ballot != Ballot::default()).count();
     match nonzero {
         0 | 1 => term <= MAX_LONE_TERM,
-        _ => Horizon::of(0, 0, answers).has_term(term),
+        _ => Horizon::of(0, 0, Generation(0), answers).has_term(term),
     }
 }
 
@@ -520,17 +536,36 @@ mod tests {
     #[test]
     fn no_single_box_can_raise_the_term_to_its_end() {
         let sober = answers(&[(2, full(7, 9)), (3, full(8, 9))]);
-        let horizon = Horizon::of(5, 3, &sober);
+        let horizon = Horizon::of(5, 3, Generation(6), &sober);
         assert!(horizon.has_term(7 + MAX_TERM_LEAP) && !horizon.has_term(8 + MAX_TERM_LEAP));
         assert!(horizon.has_index(9 + MAX_INDEX_LEAP) && !horizon.has_index(10 + MAX_INDEX_LEAP));
         let liar = answers(&[(2, full(u64::MAX, u64::MAX)), (3, full(8, 9))]);
-        let horizon = Horizon::of(5, 3, &liar);
+        let horizon = Horizon::of(5, 3, Generation(6), &liar);
         assert!(!horizon.has_term(9 + MAX_TERM_LEAP) && !horizon.has_index(10 + MAX_INDEX_LEAP));
         // A box that was away for very long believes two others that agree.
         let far = answers(&[(2, full(1 << 41, 9)), (3, full((1 << 41) + 4, 9))]);
-        assert!(Horizon::of(5, 3, &far).has_term((1 << 41) + 4));
-        assert!(!Horizon::of(5, 3, &BTreeMap::new()).has_term(1 << 41));
-        assert!(Horizon::of(u64::MAX, 0, &far).has_term(u64::MAX));
+        assert!(Horizon::of(5, 3, Generation(6), &far).has_term((1 << 41) + 4));
+        assert!(!Horizon::of(5, 3, Generation(6), &BTreeMap::new()).has_term(1 << 41));
+        assert!(Horizon::of(u64::MAX, 0, Generation(6), &far).has_term(u64::MAX));
+    }
+
+    #[test]
+    fn a_generation_is_believed_near_what_this_server_or_two_others_know() {
+        let of =
+            |id: u32, generation| (id, Status { generation: Generation(generation), ..full(7, 9) });
+        let reach = |own: u64, list: &[(u32, Status)]| {
+            let horizon = Horizon::of(5, 3, Generation(own), &answers(list));
+            let far = horizon.generation;
+            assert!(horizon.has_generation(Generation(far)));
+            assert!(!horizon.has_generation(Generation(far + 1)));
+            far - MAX_GENERATION_LEAP
+        };
+        let far = 1 << 41;
+        assert_eq!(reach(6, &[of(2, 9), of(3, 8)]), 8);
+        assert_eq!(reach(6, &[of(2, far), of(3, 8)]), 8, "one liar");
+        assert_eq!(reach(6, &[of(2, far)]), 6);
+        assert_eq!(reach(6, &[of(2, far), of(3, far + 1)]), far, "two who agree");
+        assert_eq!(reach(far, &[]), far);
     }
 
     #[test]
@@ -559,6 +594,7 @@ mod tests {
     #[test]
     fn leaps_and_lone_terms_are_what_their_reasons_say() {
         assert_eq!((MAX_TERM_LEAP, MAX_INDEX_LEAP), (1_048_576, 268_435_456));
+        assert_eq!(MAX_GENERATION_LEAP * 2, MAX_INDEX_LEAP, "each takes two entries");
         assert_eq!(MAX_LONE_TERM, 1_099_511_627_776);
     }
 

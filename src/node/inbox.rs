@@ -28,7 +28,7 @@ use tokio::time::timeout;
 
 use super::refusals::Place;
 use super::shared::{lock, PeerCourier, Running, Shared};
-use super::{beats, leader, report, roster, survey};
+use super::{beats, bounds, leader, report, roster, survey};
 use crate::consensus::network::Courier;
 use crate::consensus::wire::{
     self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
@@ -173,12 +173,14 @@ impl Inbox {
             Request::Append(append) => {
                 let running = self.same_history(from)?;
                 self.speaks_for_itself(from, append.vote.0, 0)?;
+                bounds::admit_append(shared, &running, from.id, &append)?;
                 self.append(&running, from, append).await
             }
             Request::Snapshot(snapshot) => {
                 let running = self.same_history(from)?;
                 let index = snapshot.last.map_or(0, |end| end.index);
                 self.speaks_for_itself(from, snapshot.vote.0, index)?;
+                bounds::admit_snapshot(shared, &running, from.id, &snapshot)?;
                 self.snapshot(&running, snapshot).await
             }
             Request::Beat(beat) => self.beat(from, &beat),

@@ -22,8 +22,10 @@ use super::{new_key, roster};
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
-use crate::core::agreed::Command;
-use crate::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId, KeyRing};
+use crate::core::agreed::{Change, Command};
+use crate::core::key_ring::{
+    Change as KeyChange, Command as KeyCommand, Generation, Held, HistoryId, KeyRing,
+};
 use crate::core::moment::Moment;
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
@@ -219,7 +221,7 @@ impl<'a> Reign<'a> {
         next_step_at(shared.now(), &policy, &view)
     }
 
-    /// Carries out one step; whether it came to anything.
+    /// Carries out one step; whether anything changed by it.
     async fn carry_out(&mut self, view: &AgreedView, step: Step) -> bool {
         match step {
             Step::Wait(_) => true,
@@ -236,7 +238,7 @@ impl<'a> Reign<'a> {
         let mut bytes = [0; 16];
         let drawn = rand_bytes(&mut bytes).ok().and_then(|()| HistoryId::from_bytes(bytes));
         match drawn {
-            Some(history) => self.propose(KeyCommand::Found { history }).await.is_ok(),
+            Some(history) => self.propose(KeyCommand::Found { history }).await == Ok(true),
             None => false,
         }
     }
@@ -246,7 +248,7 @@ impl<'a> Reign<'a> {
         let fingerprint = held.stek.fingerprint();
         self.shared.log.debug(format!("staging key {fingerprint} as generation {generation}"));
         match self.propose(KeyCommand::Stage { held, revokes }).await {
-            Ok(()) => true,
+            Ok(changed) => changed,
             Err(refusal) => {
                 self.reply(Err(refusal));
                 false
@@ -277,12 +279,12 @@ impl<'a> Reign<'a> {
         let keep = self.shared.settings().ticket_keys.min(usize::from(u8::MAX)) as u8;
         let revokes = view.agreed.ring.staged().is_some_and(|staged| staged.revokes);
         match self.propose(KeyCommand::Activate { generation, keep }).await {
-            Ok(()) => {
+            Ok(changed) => {
                 // What is not done yet comes next.
                 if self.order.as_ref().is_some_and(|(order, _)| order.is_done_by(revokes)) {
                     self.reply(Ok(generation));
                 }
-                true
+                changed
             }
             Err(_) => false,
         }
@@ -312,14 +314,15 @@ impl<'a> Reign<'a> {
         }
     }
 
-    /// Proposes a command and waits until it is applied here.
-    async fn propose(&self, command: KeyCommand) -> Result<(), OrderRefusal> {
+    /// Proposes a command and waits until it is applied here; whether it changed anything. What
+    /// changes nothing must not be proposed again at once.
+    async fn propose(&self, command: KeyCommand) -> Result<bool, OrderRefusal> {
         let limit = self.shared.settings().request_timeout;
         let refusal =
             match timeout(limit, self.running.raft.client_write(Command::Key(command))).await {
                 Ok(Ok(response)) => match response.data {
                     Some(Err(refusal)) => OrderRefusal::Refused(refusal.to_string()),
-                    _ => return Ok(()),
+                    answer => return Ok(answer != Some(Ok(Change::Key(KeyChange::Nothing)))),
                 },
                 // Also where another leads now: the entry may have gone out before.
                 Ok(Err(_)) => OrderRefusal::Unknown,

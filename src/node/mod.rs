@@ -22,6 +22,7 @@
 mod beats;
 #[cfg(test)]
 mod bench;
+mod bounds;
 mod election;
 mod inbox;
 mod keeper;

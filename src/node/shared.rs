@@ -572,7 +572,8 @@ impl Shared {
         };
         let (term, index) = (vote.map_or(0, |v| v.leader_id.term), end.map_or(0, |id| id.index));
         // They need not be fresh, since terms and logs only grow.
-        Horizon::of(term, index, &self.answers_within(Duration::MAX))
+        let generation = self.views.borrow().agreed.ring.newest();
+        Horizon::of(term, index, generation, &self.answers_within(Duration::MAX))
     }
 
     /// Whether this box believes that there is this term, and this end of a log. Says so if not.
