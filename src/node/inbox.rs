@@ -24,7 +24,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::refusals::Place;
 use super::shared::{lock, PeerCourier, Running, Shared};
@@ -36,7 +36,7 @@ use crate::consensus::wire::{
 };
 use crate::consensus::{ballot_of, log_end_of};
 use crate::core::key_ring::{Generation, HistoryId};
-use crate::core::rejoin::{yields, Ballot, LogEnd, Quarantine, Status};
+use crate::core::rejoin::{acknowledged_end, yields, Ballot, LogEnd, Quarantine, Status};
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
 use crate::journal::Level;
@@ -46,6 +46,10 @@ use crate::transport::Body;
 
 /// The longest that an asker may have an answer held back until a key is installed.
 const MAX_AWAIT: Duration = Duration::from_secs(10);
+
+/// How long a server that does not count yet holds back an answer that acknowledges less than it
+/// was sent, so that the leader does not send the rest again at once.
+const PROVING_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a box may take to show that it is still at its listed address.
 const DOUBT_LIMIT: Duration = Duration::from_secs(1);
@@ -260,11 +264,14 @@ impl Inbox {
         append: WireAppend,
     ) -> Result<Response, Unable> {
         let entries = append.entries.iter().map(|entry| entry.id);
-        let theirs = append.previous.into_iter().chain(entries).chain(append.commit);
+        let sent: Vec<LogEnd> = append.previous.into_iter().chain(entries).collect();
+        let theirs = sent.iter().copied().chain(append.commit);
         not_overruled(running, append.vote, theirs)?;
         let (ballot, committed) = append.vote;
         let commit = append.commit;
         let (age, quorum) = (append.age, append.quorum);
+        // By what it was before: what it has caught up with by this very message is not proved yet.
+        let counts = self.0.quarantine.borrow().counts();
         let answer =
             running.raft.append_entries(append.into_raft()).await.map_err(|_| Unable::Stopped)?;
         let answer = AppendAnswer::from_raft(&answer);
@@ -275,7 +282,23 @@ impl Inbox {
                 self.0.end_quarantine(running, ballot, commit)?;
             }
         }
-        Ok(Response::Append(answer))
+        let is_taken = matches!(answer, AppendAnswer::Success | AppendAnswer::Partial(_));
+        if counts || !is_taken {
+            return Ok(Response::Append(answer));
+        }
+        let taken = match answer {
+            AppendAnswer::Partial(taken) => taken,
+            _ => sent.last().copied(),
+        };
+        let agreed = acknowledged_end(sent.into_iter().filter(|end| Some(*end) <= taken), commit);
+        if agreed == taken {
+            return Ok(Response::Append(answer));
+        }
+        sleep(PROVING_PAUSE).await;
+        // A majority without this server has nothing of it: it cannot be acknowledged at all.
+        agreed.map_or(Err(Unable::Quarantined), |end| {
+            Ok(Response::Append(AppendAnswer::Partial(Some(end))))
+        })
     }
 
     async fn snapshot(
@@ -351,6 +374,7 @@ mod tests {
     use openraft::Vote;
 
     use super::*;
+    use crate::consensus::wire::{WireEntry, WirePayload};
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, KeyRing};
     use crate::core::server_id::ServerId;
@@ -445,6 +469,52 @@ mod tests {
         assert!(matches!(stand, Ok(Response::WillStand)), "{stand:?}");
         let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
         assert!(inbox.answer(&other, Request::Stand).await.is_err());
+        let _ = running.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_back_acknowledges_what_is_agreed_and_no_more_until_it_counts() {
+        let bench = Bench::new();
+        let shared = bench.shared.clone();
+        let ballot = Ballot { term: 5, node: ServerId(2) };
+        let running = bench.running(Some(Vote::new(5, ServerId(2)))).await;
+        shared.set_running(Some(running.clone()));
+        let inbox = Inbox(shared.clone());
+        let leader = caller(Role::Member, [0; 16]);
+        let end = |index| LogEnd { ballot, index };
+        let entry = |index| WireEntry { id: end(index), payload: WirePayload::Blank };
+        let append = |previous: Option<u64>, indexes: std::ops::Range<u64>, commit: u64| {
+            Request::Append(WireAppend {
+                vote: (ballot, true),
+                previous: previous.map(end),
+                entries: indexes.map(entry).collect(),
+                commit: Some(end(commit)),
+                age: None,
+                quorum: true,
+            })
+        };
+        let partial = |index| AppendAnswer::Partial(Some(end(index)));
+        for quarantine in [Quarantine::Silent, Quarantine::Proving] {
+            shared.quarantine.send_replace(quarantine);
+            for (previous, new, commit, expected) in [
+                (None, 0..4, 1, Ok(partial(1))),
+                (Some(1), 2..4, 2, Ok(partial(2))),
+                (Some(3), 4..4, 2, Err(Unable::Quarantined)),
+                (Some(1), 2..4, 3, Ok(AppendAnswer::Success)),
+            ] {
+                let words = format!("{previous:?} {new:?} {commit} {quarantine:?}");
+                let answer = inbox.answer(&leader, append(previous, new, commit)).await;
+                let answer = answer.map(|answer| match answer {
+                    Response::Append(answer) => answer,
+                    other => panic!("{other:?}"),
+                });
+                assert_eq!(answer, expected, "{words}");
+            }
+            assert_eq!(running.log.last_log_id().as_ref().map(log_end_of), Some(end(3)));
+        }
+        shared.quarantine.send_replace(Quarantine::Lifted);
+        let answer = inbox.answer(&leader, append(Some(3), 4..9, 3)).await;
+        assert!(matches!(answer, Ok(Response::Append(AppendAnswer::Success))), "{answer:?}");
         let _ = running.raft.shutdown().await;
     }
 
