@@ -26,7 +26,7 @@ use crate::consensus::wire::{Request, Response};
 use crate::consensus::{append_limit, ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
 use crate::core::agreed::{Change, Refusal};
 use crate::core::config::{Member, Settings};
-use crate::core::crowd::{hubs, whom_to_ask, SMALL};
+use crate::core::crowd::{hubs, relays, whom_to_ask, SMALL};
 use crate::core::key_ring::Change as KeyChange;
 use crate::core::moment::Moment;
 use crate::core::rejoin::{
@@ -367,7 +367,10 @@ async fn ask(
         Response::Status(status) => shared.note_answer(id, status),
         Response::Survey(status, told) => {
             shared.note_answer(id, status);
-            shared.note_hearsay(told, asked, since);
+            // Whoever else is asked is believed about itself only.
+            if relays(&shared.ids(), &shared.answers_within(ANSWER_LIFE)).contains(&id) {
+                shared.note_hearsay(told, asked, since);
+            }
         }
         _ => return Err(CallFailure::Senseless),
     }
