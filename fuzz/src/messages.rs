@@ -8,8 +8,10 @@ use stek_share::consensus::wire::{
 };
 use stek_share::core::agreed::{Agreed, Command};
 use stek_share::core::config::MAX_MEMBERS;
-use stek_share::core::key_ring::MAX_KEYS;
+use stek_share::core::key_ring::{MAX_GENERATION, MAX_KEYS};
 use stek_share::core::moment::Moment;
+use stek_share::core::roster::MAX_VERSION;
+use stek_share::transport::frame::MAX_BODY;
 
 /// No sound message counts beyond this.
 const MAX_COUNT: u64 = 1 << 62;
@@ -111,14 +113,21 @@ fn hold_snapshot(snapshot: WireSnapshot) {
     hold_agreed(&again.agreed);
 }
 
-/// No weak key, no name and no generation twice, the newest first.
+/// No weak key, no name and no generation twice, the newest first and without a gap; all counts
+/// have a next one, and the whole can be sent on.
 pub fn hold_agreed(agreed: &Agreed) {
     let ring = &agreed.ring;
     assert!(ring.all().all(|held| held.stek.check().is_ok()), "a weak key got in");
     let names: BTreeSet<&[u8]> = ring.all().map(|held| held.stek.name()).collect();
     let generations: Vec<u64> = ring.all().map(|held| held.generation.0).collect();
     assert_eq!(names.len(), generations.len(), "a name is there twice");
-    assert!(generations.windows(2).all(|pair| pair[0] > pair[1]), "out of order");
+    assert!(generations.windows(2).all(|pair| pair[0] == pair[1] + 1), "out of order, or a gap");
+    assert!(ring.newest() <= MAX_GENERATION, "nothing is left to count on with");
+    assert!(ring.current().map(|held| held.generation).unwrap_or_default() >= ring.revoked());
+    let list = agreed.roster.as_ref().map_or(0, |list| list.version);
+    assert!(list <= MAX_VERSION, "no list can follow");
     assert!(generations.len() <= MAX_KEYS + 1, "{} keys", generations.len());
+    let size = encode(agreed).expect("as before").len();
+    assert!(size < MAX_BODY, "{size} bytes cannot be sent");
     assert!(ring.history().is_some() || generations.is_empty(), "keys of no history");
 }

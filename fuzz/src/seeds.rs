@@ -229,7 +229,7 @@ fn responses() -> Vec<Response> {
         Response::Append(AppendAnswer::Partial(Some(end(3, 9)))),
         Response::Append(AppendAnswer::HigherVote(end(9, 0).ballot, false)),
         Response::Snapshot { vote },
-        Response::Installed(Generation(3)),
+        Response::Installed { newest: Generation(3), incarnation: 7 },
         Response::Ordered(Err(OrderRefusal::Refused("why".to_owned()))),
         Response::WillStand,
         Response::Enlisted(Ok(4)),

@@ -138,6 +138,16 @@ impl LogStore {
         })
     }
 
+    /// The servers of each list among the entries that are kept.
+    pub fn lists(&self) -> Vec<BTreeSet<ServerId>> {
+        let inner = self.lock();
+        let lists = inner.entries.values().filter_map(|entry| match &entry.payload {
+            EntryPayload::Normal(Command::Enlist(list)) => Some(list.ids()),
+            _ => None,
+        });
+        lists.collect()
+    }
+
     /// Whether a leader whose log has these entries lacks something that this box took for agreed.
     ///
     /// In Raft no leader does, as long as a majority remembers. Where fewer did, the group may have

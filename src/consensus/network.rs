@@ -18,6 +18,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, Snapshot, Vote};
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::wire::{
     raft_vote, AppendAnswer, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
@@ -224,10 +225,18 @@ impl<C: Courier> RaftNetwork<Types> for PeerLink<C> {
         option: RPCOption,
     ) -> Result<VoteResponse<ServerId>, RpcError> {
         let sent = ballot_of(&rpc.vote);
+        let (begun, limit) = (Instant::now(), shortened(option.hard_ttl()));
         let call = async {
             fail_point("vote");
             let request = Request::Vote(WireVote::from_raft(&rpc));
-            self.courier.call(self.target, request, shortened(option.hard_ttl())).await
+            let answer = self.courier.call(self.target, request, limit).await;
+            // A process that was stopped finds an answer that came meanwhile, however late. Servers
+            // that forgot their vote rely on it that it does not count then; see
+            // `crate::core::rejoin`.
+            match begun.elapsed() < limit {
+                true => answer,
+                false => Err(CallFailure::TimedOut),
+            }
         };
         match guarded(call).await.unwrap_or(Err(CallFailure::Unreachable))? {
             Response::Vote { vote: (ballot, committed), granted, log_end } => Ok(VoteResponse {

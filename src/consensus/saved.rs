@@ -76,6 +76,7 @@ impl Saved {
             if entry.id.index != next {
                 return Err(Malformed::Order);
             }
+            entry.check()?;
             next = next.saturating_add(1);
         }
         let applied = self.applied.map_or(0, |end| end.index.saturating_add(1));

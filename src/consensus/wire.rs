@@ -24,7 +24,7 @@ use super::{ballot_of, log_end_of, log_id_of, Types};
 use crate::core::agreed::{Agreed, Command, Refusal};
 use crate::core::box_status::{BadStatus, BoxStatus};
 use crate::core::config::{Member, MAX_MEMBERS};
-use crate::core::key_ring::Generation;
+use crate::core::key_ring::{Generation, MAX_GENERATION};
 use crate::core::moment::Moment;
 use crate::core::rejoin::{Ballot, LogEnd, Status};
 use crate::core::roster::{BadRoster, Digest};
@@ -33,6 +33,9 @@ use crate::core::server_id::ServerId;
 
 /// Most entries that a message may carry; more than any honest box sends.
 const MAX_ENTRIES: usize = 256;
+
+/// The longest name of a snapshot; those of ours are numbers.
+const MAX_SNAPSHOT_ID: usize = 32;
 
 /// Most voter sets in a membership.
 const MAX_CONFIGS: usize = 2;
@@ -110,8 +113,13 @@ pub enum Response {
         /// As in [`Response::Vote`].
         vote: (Ballot, bool),
     },
-    /// To [`Request::AwaitInstalled`]: the newest generation that is installed.
-    Installed(Generation),
+    /// To [`Request::AwaitInstalled`].
+    Installed {
+        /// The newest generation that is installed.
+        newest: Generation,
+        /// The run of the process that has it: one that is started anew has not.
+        incarnation: u64,
+    },
     /// To [`Request::Order`].
     Ordered(Result<Generation, OrderRefusal>),
     /// To [`Request::Stand`]: it will.
@@ -477,6 +485,9 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
 
 fn check_status(status: &Status) -> Result<(), Malformed> {
     status.ballot.check()?;
+    if status.generation > MAX_GENERATION {
+        return Err(Malformed::Absurd);
+    }
     status.log_end.map_or(Ok(()), |end| end.check())
 }
 
@@ -550,9 +561,7 @@ impl WireAppend {
                 return Err(Malformed::Order);
             }
             ballot = entry.id.ballot;
-            if let WirePayload::Membership(membership) = &entry.payload {
-                membership.check()?;
-            }
+            entry.check()?;
         }
         match ballot <= self.vote.0 {
             true => Ok(()),
@@ -562,6 +571,21 @@ impl WireAppend {
 }
 
 impl WireEntry {
+    /// Whether its content is within bounds: it may have to be sent on, whether it is applied or
+    /// refused.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Malformed> {
+        match &self.payload {
+            WirePayload::Membership(membership) => membership.check(),
+            WirePayload::Command(Command::Enlist(list)) => {
+                list.check().map_err(|bad| Malformed::State(bad.into()))
+            }
+            WirePayload::Blank | WirePayload::Command(_) => Ok(()),
+        }
+    }
+
     /// The message for an entry of openraft's.
     pub fn from_raft(entry: Entry<Types>) -> WireEntry {
         let payload = match entry.payload {
@@ -659,6 +683,9 @@ impl WireSnapshot {
         self.vote.0.check()?;
         for end in self.last.iter().chain(&self.membership_at) {
             end.check()?;
+        }
+        if self.id.len() > MAX_SNAPSHOT_ID {
+            return Err(Malformed::TooMany("letters in its name"));
         }
         let last = self.last.ok_or(Malformed::Order)?;
         if last.ballot > self.vote.0 || self.membership_at > self.last {
@@ -773,7 +800,9 @@ mod tests {
     use crate::core::key_ring::{
         Command as KeyCommand, Held, HistoryId, KeyRing, Refusal as KeyRefusal,
     };
+    use crate::core::roster::{Roster, MAX_ADDRESS, MAX_SUBJECT};
     use crate::core::stek::{Stek, STEK_LEN};
+    use crate::transport::frame::MAX_BODY;
 
     fn end(term: u64, index: u64) -> LogEnd {
         LogEnd { ballot: Ballot { term, node: ServerId(2) }, index }
@@ -948,6 +977,70 @@ mod tests {
             current_age_ms: 7000,
             staged_age_ms: 0,
         }
+    }
+
+    /// What is agreed has to fit into one message however large it is within its bounds: a server
+    /// that restarts could not be taken in otherwise.
+    #[test]
+    fn the_largest_state_fits_into_a_message() {
+        let member = |id: u32, version: u64| Member {
+            id: ServerId(u32::MAX - id),
+            address: format!("{version:0>0$}", MAX_ADDRESS),
+            port: 1 + (id + version as u32) as u16,
+            subject: Some("s".repeat(MAX_SUBJECT)),
+        };
+        let mut agreed = Agreed::default();
+        let history = HistoryId::from_bytes([1; 16]).unwrap();
+        agreed.ring.apply(KeyCommand::Found { history }).unwrap();
+        let keys = 100;
+        for generation in 1..=keys {
+            let stage = KeyCommand::Stage { held: held(generation), revokes: false };
+            agreed.ring.apply(stage).unwrap();
+            if generation < keys {
+                let generation = Generation(generation);
+                agreed.ring.apply(KeyCommand::Activate { generation, keep: 255 }).unwrap();
+            }
+        }
+        let largest = |version| {
+            let members: Vec<Member> =
+                (0..MAX_MEMBERS as u32).map(|i| member(i, version)).collect();
+            Roster::new(version, &members).unwrap()
+        };
+        let one = Roster::new(1, &[member(1, 1)]).unwrap();
+        for version in 1..=70 {
+            let list = match version {
+                70 => largest(version),
+                _ => Roster::new(version, one.members()).unwrap(),
+            };
+            agreed.apply(Command::Enlist(list)).unwrap();
+        }
+        let everybody = || (0..MAX_MEMBERS as u32).map(|id| ServerId(u32::MAX - id)).collect();
+        let mut largest = snapshot(KeyRing::default());
+        largest.agreed = agreed;
+        largest.membership =
+            WireMembership { configs: vec![everybody(), everybody()], members: everybody() };
+        largest.id = "9".repeat(MAX_SNAPSHOT_ID);
+        let bytes = encode(&Request::Snapshot(largest)).unwrap();
+        assert!(decode_request(&bytes).is_ok());
+        assert!(bytes.len() < MAX_BODY, "{} bytes", bytes.len());
+    }
+
+    #[test]
+    fn entries_and_names_beyond_all_bounds_are_refused() {
+        let long = Member { id: ServerId(1), address: "a".repeat(900_000), port: 1, subject: None };
+        let list: Roster = postcard::from_bytes(&encode(&(1_u64, vec![long])).unwrap()).unwrap();
+        let mut append = append(&[8]);
+        append.entries[0].payload = WirePayload::Command(Command::Enlist(list));
+        let bytes = encode(&Request::Append(append)).unwrap();
+        assert!(matches!(decode_request(&bytes), Err(Malformed::State(Refusal::Roster(_)))));
+        let mut named = snapshot(ring());
+        named.id = "4".repeat(MAX_SNAPSHOT_ID + 1);
+        let bytes = encode(&Request::Snapshot(named)).unwrap();
+        assert!(matches!(decode_request(&bytes), Err(Malformed::TooMany(_))));
+        let generation = Generation(MAX_GENERATION.0 + 1);
+        let status = Status { generation, ..Status::default() };
+        let bytes = encode(&Request::Status(status)).unwrap();
+        assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
     }
 
     #[test]

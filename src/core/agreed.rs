@@ -3,11 +3,14 @@
 //! What must hold is what [`super::key_ring`] says: applying is total, and every box comes to the
 //! same answer.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::key_ring::{self, KeyRing};
 use super::roster::{BadRoster, Digest, Roster};
+use super::server_id::ServerId;
 
 /// What the group may agree on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +47,9 @@ pub enum Refusal {
         /// The one that would have been right.
         want: u64,
     },
+    /// Commands leave one for each list but the present one, up to a bound.
+    #[error("it remembers {0} earlier server lists, more than there can be")]
+    Past(usize),
     /// Applying the command failed in a way that no command can; this is a bug.
     #[error("applying it failed; this is a bug, please report it")]
     Fault,
@@ -56,8 +62,16 @@ pub struct Agreed {
     pub ring: KeyRing,
     /// The server list, once there is an agreed one.
     pub roster: Option<Roster>,
-    /// The digests of earlier lists, newest last; see [`Agreed::has_left`].
-    past: Vec<Digest>,
+    /// Earlier lists, newest last; see [`Agreed::has_left`].
+    past: Vec<Left>,
+}
+
+/// A list that the group has left.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Left {
+    digest: Digest,
+    /// Of its members' ids alone.
+    ids: Digest,
 }
 
 /// How many earlier lists are remembered by their digests.
@@ -88,14 +102,30 @@ impl Agreed {
         self.ring.check()?;
         if let Some(roster) = &self.roster {
             roster.check()?;
+            if roster.version == 0 {
+                return Err(BadRoster::Version(0).into());
+            }
         }
-        Ok(())
+        let before = self.roster.as_ref().map_or(0, |roster| roster.version.saturating_sub(1));
+        let most = usize::try_from(before).unwrap_or(usize::MAX).min(MAX_PAST);
+        match self.past.len() <= most {
+            true => Ok(()),
+            false => Err(Refusal::Past(self.past.len())),
+        }
+    }
+
+    /// Whether one of the group's lists, this one's or an earlier one, has just these servers.
+    pub fn has_had(&self, ids: &BTreeSet<ServerId>) -> bool {
+        let digest = Roster::ids_digest(ids);
+        self.roster.as_ref().is_some_and(|roster| roster.ids() == *ids)
+            || self.past.iter().any(|left| left.ids == digest)
     }
 
     /// Whether the group had this list once and has another one now: a box whose file says it is
     /// behind, and does not ask for anything new.
     pub fn has_left(&self, roster: &Roster) -> bool {
-        self.past.contains(&roster.digest())
+        let digest = roster.digest();
+        self.past.iter().any(|left| left.digest == digest)
             && self.roster.as_ref().is_some_and(|present| !present.same_members(roster))
     }
 
@@ -106,7 +136,7 @@ impl Agreed {
             return Err(Refusal::StaleRoster { got: roster.version, want });
         }
         if let Some(old) = self.roster.replace(roster) {
-            self.past.push(old.digest());
+            self.past.push(Left { digest: old.digest(), ids: Roster::ids_digest(&old.ids()) });
             let forget = self.past.len().saturating_sub(MAX_PAST);
             self.past.drain(..forget);
         }
@@ -163,6 +193,39 @@ mod tests {
     }
 
     #[test]
+    fn a_state_remembers_no_more_lists_than_there_were() {
+        let left =
+            |list: &Roster| Left { digest: list.digest(), ids: Roster::ids_digest(&list.ids()) };
+        let with = |version: u64, past: usize| {
+            let list = roster(version);
+            let past = vec![left(&list); past];
+            Agreed { roster: Some(list), past, ..Agreed::default() }.check()
+        };
+        assert_eq!((with(1, 0), with(3, 2), with(900, MAX_PAST)), (Ok(()), Ok(()), Ok(())));
+        assert_eq!((with(1, 1), with(3, 3)), (Err(Refusal::Past(1)), Err(Refusal::Past(3))));
+        assert_eq!(with(900, MAX_PAST + 1), Err(Refusal::Past(MAX_PAST + 1)));
+        assert!(matches!(with(0, 0), Err(Refusal::Roster(_))));
+        let none = Agreed { past: vec![left(&roster(1))], ..Agreed::default() };
+        assert_eq!(none.check(), Err(Refusal::Past(1)));
+    }
+
+    #[test]
+    fn the_servers_of_a_list_are_known_after_the_group_has_left_it() {
+        let member = |id: u32| {
+            let (address, port) = ("a".to_owned(), id as u16);
+            Member { id: ServerId(id), address, port, subject: None }
+        };
+        let list = |ids: &[u32]| ids.iter().map(|&id| member(id)).collect::<Vec<_>>();
+        let mut agreed = Agreed::default();
+        for (version, ids) in (1..).zip([&[1, 2, 3][..], &[1, 2], &[1, 2, 4]]) {
+            agreed.apply(Command::Enlist(Roster::new(version, &list(ids)).unwrap())).unwrap();
+        }
+        let had = |ids: &[u32]| agreed.has_had(&ids.iter().map(|&id| ServerId(id)).collect());
+        assert!(had(&[1, 2, 3]) && had(&[1, 2]) && had(&[4, 2, 1]));
+        assert!(!had(&[4]) && !had(&[]) && !had(&[1, 2, 3, 4]));
+    }
+
+    #[test]
     fn lists_that_were_left_are_remembered_up_to_a_bound() {
         let at = |port| {
             let id = ServerId(1);
@@ -175,6 +238,7 @@ mod tests {
             agreed.apply(Command::Enlist(list)).unwrap();
         }
         let has_left = |port| agreed.has_left(&Roster::new(1, &at(port)).unwrap());
+        assert_eq!(agreed.check(), Ok(()));
         assert!(!has_left(1), "it is forgotten");
         assert!(has_left(2) && has_left(last - 1) && !has_left(last));
     }

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use self::reader::{Given, Numbers, Reader};
 use self::yaml::{Node, Places};
+use super::roster::MAX_SUBJECT;
 use super::server_id::ServerId;
 
 pub use self::problem::{printable, Problem, Severity};
@@ -642,8 +643,14 @@ fn cert_verify_str(r: &mut Reader<'_>) -> Option<String> {
 fn own_subject(r: &mut Reader<'_>) -> Option<String> {
     let remedy = format!("{SUBJECT_REMEDY}, or remove the line");
     let Given::Value(subject) = r.text("cert_verify_str", &remedy) else { return None };
-    if !is_one_line(&subject) {
-        let problem = r.error("cert_verify_str", NO_SUBJECT, &remedy);
+    let reason = match is_one_line(&subject) {
+        false => Some(NO_SUBJECT.to_owned()),
+        true => {
+            (subject.len() > MAX_SUBJECT).then(|| format!("is longer than {MAX_SUBJECT} bytes"))
+        }
+    };
+    if let Some(reason) = reason {
+        let problem = r.error("cert_verify_str", &reason, &remedy);
         r.problems.push(problem);
         return None;
     }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::rejoin::Status;
+use super::rejoin::{Ballot, Status};
 use super::server_id::ServerId;
 
 /// Groups of up to so many boxes need nothing of this: everybody asks everybody. The largest whose
@@ -83,6 +83,23 @@ pub fn whom_to_ask(
     asked
 }
 
+/// Whom a server of a large group believes about others, by what was `said` to it directly: the
+/// hubs and the leader. The leader is whom a hub or two servers name, since one that names itself
+/// could be anybody.
+pub fn relays(
+    members: &BTreeSet<ServerId>,
+    said: &BTreeMap<ServerId, Status>,
+) -> BTreeSet<ServerId> {
+    let mut relays = hubs(members);
+    let mut named: BTreeMap<Ballot, usize> = BTreeMap::new();
+    for (id, status) in said.iter().filter(|(_, status)| status.live_leader) {
+        *named.entry(status.ballot).or_default() += if relays.contains(id) { 2 } else { 1 };
+    }
+    let leader = named.into_iter().rev().find(|(_, voices)| *voices > 1);
+    relays.extend(leader.map(|(ballot, _)| ballot.node).filter(|id| members.contains(id)));
+    relays
+}
+
 /// The hubs of a group.
 pub fn hubs(members: &BTreeSet<ServerId>) -> BTreeSet<ServerId> {
     members.iter().copied().take(HUBS).collect()
@@ -131,7 +148,6 @@ pub fn breadth(members: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::rejoin::Ballot;
 
     const UPPER: Duration = Duration::from_millis(400);
     /// With 200 members.
@@ -144,6 +160,25 @@ mod tests {
     fn led_by(id: u32, term: u64) -> Status {
         let ballot = Ballot { term, node: ServerId(id) };
         Status { full: true, live_leader: true, ballot, ..Status::default() }
+    }
+
+    #[test]
+    fn hubs_and_the_leader_that_more_than_itself_name_are_believed_about_others() {
+        let told = |said: &[(u32, Status)]| {
+            let said = said.iter().map(|(id, s)| (ServerId(*id), s.clone())).collect();
+            let relays = relays(&ids(1..=200), &said);
+            relays.into_iter().map(|id| id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&[]), [1, 2, 3]);
+        assert_eq!(told(&[(90, led_by(90, 7))]), [1, 2, 3], "it names itself");
+        assert_eq!(told(&[(90, led_by(90, 7)), (91, led_by(90, 7))]), [1, 2, 3, 90]);
+        assert_eq!(told(&[(2, led_by(90, 7))]), [1, 2, 3, 90], "a hub names it");
+        let liar = (50, led_by(50, 9));
+        assert_eq!(told(&[(2, led_by(90, 7)), liar.clone()]), [1, 2, 3, 90]);
+        assert_eq!(told(&[(90, led_by(90, 7)), (91, led_by(90, 7)), liar]), [1, 2, 3, 90]);
+        assert_eq!(told(&[(2, led_by(900, 7))]), [1, 2, 3], "it is no member");
+        let none = Status { live_leader: false, ..led_by(90, 7) };
+        assert_eq!(told(&[(2, none)]), [1, 2, 3]);
     }
 
     fn asked(me: u32, answers: &[(u32, Status)], gone: bool, ms: u64) -> BTreeSet<ServerId> {

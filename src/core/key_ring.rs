@@ -7,8 +7,10 @@
 //!
 //! What must hold: a generation has one key, for ever; generations only grow; a key enters as
 //! *staged* and leaves that place only by becoming *current*; a key that left the ring never
-//! comes back.
+//! comes back. Whatever a ring from elsewhere says, [`KeyRing::check`] lets through only what
+//! commands could have made, at a cost that does not depend on how much of it there is.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,10 @@ pub const MAX_KEYS: usize = 16;
 
 /// How many retired keys are remembered, by fingerprint only, so that none of them can return.
 const MAX_REMEMBERED: usize = 64;
+
+/// The highest generation that a ring may have; no group ever gets there by counting. How it is
+/// kept from being led there in leaps is in [`crate::core::rejoin::Horizon`].
+pub const MAX_GENERATION: Generation = Generation(1 << 62);
 
 /// A key's place in the agreed order, from 1.
 #[derive(
@@ -160,6 +166,15 @@ pub enum Refusal {
     /// Only the staged key may become current.
     #[error("generation {0} is not staged")]
     NotStaged(Generation),
+    /// Commands keep every collection within its bound.
+    #[error("it holds {0} {1}, more than {2}")]
+    TooMany(usize, &'static str, usize),
+    /// Beyond it there is nothing to count on with.
+    #[error("generation {0} is beyond all reason")]
+    Absurd(Generation),
+    /// A revoked generation is one that became current, and takes every older key with it.
+    #[error("generation {0} cannot have revoked the others")]
+    Revoked(Generation),
 }
 
 /// The agreed keys of one history. Cloning it copies handles, not key bytes.
@@ -201,9 +216,14 @@ impl KeyRing {
         if held.generation != want {
             return Err(Refusal::Generation { got: held.generation, want });
         }
+        if held.generation > MAX_GENERATION {
+            return Err(Refusal::Absurd(held.generation));
+        }
         held.stek.check()?;
         let fingerprint = held.stek.fingerprint();
-        if self.keys.iter().any(|k| k.stek.name() == held.stek.name()) {
+        // By what of it is remembered later, so that no key in the ring is ever named like one that
+        // is gone.
+        if self.keys.iter().any(|k| k.stek.fingerprint() == fingerprint) {
             return Err(Refusal::NameTaken(fingerprint));
         }
         if self.retired.contains(&fingerprint) {
@@ -261,30 +281,48 @@ impl KeyRing {
     /// # Errors
     /// The first rule that it breaks.
     pub fn check(&self) -> Result<(), Refusal> {
-        if self.history.is_none() && (self.staged.is_some() || !self.keys.is_empty()) {
+        if self.keys.len() > MAX_KEYS {
+            return Err(Refusal::TooMany(self.keys.len(), "keys", MAX_KEYS));
+        }
+        if self.retired.len() > MAX_REMEMBERED {
+            return Err(Refusal::TooMany(self.retired.len(), "retired keys", MAX_REMEMBERED));
+        }
+        let is_empty = self.staged.is_none() && self.keys.is_empty() && self.retired.is_empty();
+        if self.history.is_none() && !(is_empty && self.revoked == Generation(0)) {
             return Err(Refusal::NoHistory);
         }
-        let mut above: Option<&Held> = None;
+        if self.newest() > MAX_GENERATION {
+            return Err(Refusal::Absurd(self.newest()));
+        }
+        // Without a gap from the newest on, and the first one ever is 1.
+        let mut want = self.newest().0;
+        if self.keys.is_empty() && want > 1 {
+            return Err(Refusal::Generation { got: self.newest(), want: Generation(1) });
+        }
+        let mut fingerprints = BTreeSet::new();
         for held in self.all() {
-            held.stek.check()?;
-            if let Some(above) = above {
-                if above.generation <= held.generation {
-                    return Err(Refusal::Generation {
-                        got: held.generation,
-                        want: Generation(above.generation.0.saturating_sub(1)),
-                    });
-                }
+            if held.generation.0 != want || want == 0 {
+                return Err(Refusal::Generation { got: held.generation, want: Generation(want) });
             }
+            want -= 1;
+            held.stek.check()?;
             let fingerprint = held.stek.fingerprint();
-            if self.all().filter(|other| other.stek.name() == held.stek.name()).count() > 1 {
+            if !fingerprints.insert(fingerprint) {
                 return Err(Refusal::NameTaken(fingerprint));
             }
-            if self.retired.contains(&fingerprint) {
-                return Err(Refusal::Repeated(fingerprint));
-            }
-            above = Some(held);
         }
-        Ok(())
+        // Each retired key had a generation below those that are left.
+        if u64::try_from(self.retired.len()).unwrap_or(u64::MAX) > want {
+            return Err(Refusal::TooMany(self.retired.len(), "retired keys", want as usize));
+        }
+        if let Some(gone) = self.retired.iter().find(|gone| fingerprints.contains(gone)) {
+            return Err(Refusal::Repeated(*gone));
+        }
+        let oldest = self.keys.last().map(|held| held.generation).unwrap_or_default();
+        match self.revoked <= oldest {
+            true => Ok(()),
+            false => Err(Refusal::Revoked(self.revoked)),
+        }
     }
 
     /// Whether a box whose host holds keys of this ring may go over to those of `next`: `next` is
@@ -572,11 +610,93 @@ mod tests {
         ring.keys[1].stek = ring.keys[0].stek.clone();
         assert!(ring.check().is_err());
         let mut ring = ring_of(3);
-        ring.retired.push(ring.keys[1].stek.fingerprint());
+        ring.retired = vec![ring.keys[1].stek.fingerprint()];
         assert!(matches!(ring.check(), Err(Refusal::Repeated(_))));
         let mut ring = ring_of(1);
         ring.history = None;
         assert_eq!(ring.check(), Err(Refusal::NoHistory));
+    }
+
+    #[test]
+    fn a_ring_that_no_commands_could_have_made_is_refused() {
+        let bad = |change: &dyn Fn(&mut KeyRing)| {
+            let mut ring = ring_of(40);
+            ring.apply(stage(41)).unwrap();
+            assert_eq!(ring.check(), Ok(()));
+            change(&mut ring);
+            ring.check().unwrap_err()
+        };
+        let at = |ring: &mut KeyRing, newest: u64| {
+            ring.staged.as_mut().unwrap().held.generation = Generation(newest);
+            for (held, below) in ring.keys.iter_mut().zip(1..) {
+                held.generation = Generation(newest - below);
+            }
+        };
+        // A gap, the end of all counting, a staged key that is not the next one.
+        assert!(matches!(bad(&|ring| ring.keys.swap(0, 1)), Refusal::Generation { .. }));
+        assert!(matches!(bad(&|ring| at(ring, u64::MAX)), Refusal::Absurd(_)));
+        assert!(matches!(bad(&|ring| at(ring, MAX_GENERATION.0 + 1)), Refusal::Absurd(_)));
+        let skip = |ring: &mut KeyRing| ring.staged.as_mut().unwrap().held.generation.0 += 1;
+        assert!(matches!(bad(&skip), Refusal::Generation { .. }));
+        assert!(matches!(bad(&|ring| ring.keys.clear()), Refusal::Generation { .. }));
+        let zero = |ring: &mut KeyRing| {
+            ring.staged = None;
+            ring.keys.truncate(1);
+            ring.keys[0].generation = Generation(0);
+        };
+        assert!(matches!(bad(&zero), Refusal::Generation { .. }));
+        // More retired keys than there were generations, or than are remembered.
+        assert!(matches!(bad(&|ring| at(ring, 30)), Refusal::TooMany(38, ..)));
+        let many = |ring: &mut KeyRing| ring.retired = vec![stek(250).fingerprint(); 65];
+        assert!(matches!(bad(&many), Refusal::TooMany(65, "retired keys", 64)));
+        // Revoked by one that is staged, to come, or younger than keys that are left.
+        for revoked in [40, 41, 99] {
+            let late = |ring: &mut KeyRing| ring.revoked = Generation(revoked);
+            assert_eq!(bad(&late), Refusal::Revoked(Generation(revoked)));
+        }
+        for change in [
+            |ring: &mut KeyRing| ring.revoked = Generation(1),
+            |ring: &mut KeyRing| ring.retired = vec![stek(1).fingerprint()],
+        ] {
+            let mut ring = KeyRing::default();
+            assert_eq!(ring.check(), Ok(()));
+            change(&mut ring);
+            assert_eq!(ring.check(), Err(Refusal::NoHistory));
+        }
+    }
+
+    #[test]
+    fn what_commands_make_is_never_refused() {
+        // Of each 40 steps one revokes, and the ring is now wide and now narrow.
+        let mut ring = ring_of(0);
+        for g in 1..=120_u64 {
+            let held = held(g);
+            ring.apply(Command::Stage { held, revokes: g % 40 == 0 }).unwrap();
+            assert_eq!(ring.check(), Ok(()), "{g} is staged");
+            let keep = (g % 20) as u8;
+            ring.apply(Command::Activate { generation: Generation(g), keep }).unwrap();
+            assert_eq!(ring.check(), Ok(()), "{g} is current");
+        }
+        assert_eq!(ring.retired.len(), MAX_REMEMBERED);
+    }
+
+    /// However many keys a ring claims to hold, none but the first few is looked at.
+    #[test]
+    fn a_ring_with_too_many_keys_costs_nothing() {
+        let with = |count: usize| {
+            let mut ring = ring_of(1);
+            let one = ring.keys[0].clone();
+            ring.keys = vec![one; count];
+            let begun = std::time::Instant::now();
+            for _ in 0..100 {
+                let refused = Err(Refusal::TooMany(count, "keys", MAX_KEYS));
+                assert_eq!(ring.check(), refused);
+            }
+            begun.elapsed()
+        };
+        let (few, many) = (with(1_000), with(18_000));
+        let bound = few * 20 + std::time::Duration::from_millis(20);
+        assert!(many < bound, "{few:?} and {many:?}");
     }
 
     #[test]

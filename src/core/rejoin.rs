@@ -5,6 +5,30 @@
 //! (as in the recovery protocol of Viewstamped Replication), and until it has caught up it is in
 //! quarantine: it votes for nobody, or only for those who surely hold all that was agreed.
 //!
+//! # Why one question is not enough
+//!
+//! Before it forgot, server X may have voted for Y in a term of which those that it asks have not
+//! heard yet, since Y's requests for their votes are still under way. It then joins the leader of
+//! the term before. If it helped that leader to agree on an entry, and Y won by X's vote of before,
+//! Y would lead without that entry, and a generation would be made twice (E. Michael et al.,
+//! "Recovering Shared Objects Without Stable Storage", DISC 2017, found this in Viewstamped
+//! Replication). So such a server joins at once and takes what is agreed, but it is
+//! [`Quarantine::Proving`] until it has asked again:
+//!
+//! - A candidate counts a vote only within `election_timeout_lower_bound` of its own request, by a
+//!   look at the clock when the answer is there ([`crate::consensus::network`]). Requests in which
+//!   X's vote of before counts were sent before X forgot. So each vote that makes a majority with
+//!   X's was given before X has been back for that time.
+//! - After that time X asks again, and waits for a majority besides itself that remembers
+//!   everything. Each majority that elects a leader with X's vote has one of them in it, which has
+//!   given its vote by then and says so: X learns of the term. It then starts anew in that term.
+//! - Until it knows, it votes for nobody, and acknowledges to a leader only what that leader says
+//!   is agreed already ([`acknowledged_end`]): no majority needs it for that.
+//!
+//! Leaders' leases count what it acknowledges: they keep a leader from proposing in vain, and
+//! nothing is agreed on by them. All servers are taken to have the same election bounds. Where
+//! fewer than a majority remember ([`Verdict::BestEffort`]) nothing of this can hold.
+//!
 //! Decisions only; who asks, how often, and what Raft is told, is for [`crate::node`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,11 +104,14 @@ pub const MAX_TERM_LEAP: u64 = 1 << 20;
 /// The same for the index of a log's end: two entries a second for four years.
 pub const MAX_INDEX_LEAP: u64 = 1 << 28;
 
+/// The same for the newest generation: one a second for four years.
+pub const MAX_GENERATION_LEAP: u64 = 1 << 27;
+
 /// The highest term that a box is believed whom nobody else bears out: one each millisecond for
 /// thirty years. Half of all terms and more stay above it.
 pub const MAX_LONE_TERM: u64 = 1 << 40;
 
-/// How far terms and indexes may lie for a box to believe them.
+/// How far terms, indexes and generations may lie for a server to believe them.
 ///
 /// Raft has every box follow the highest term that it hears of. A member that is broken, or in
 /// the wrong hands, could thus raise it with one message to where there is no next one, and
@@ -95,17 +122,25 @@ pub const MAX_LONE_TERM: u64 = 1 << 40;
 pub struct Horizon {
     term: u64,
     index: u64,
+    generation: u64,
 }
 
 impl Horizon {
-    /// That of a box that knows of `term` and of a log of `index` entries, and that was told
-    /// `answers`, however long ago: terms and logs only grow.
-    pub fn of(term: u64, index: u64, answers: &BTreeMap<ServerId, Status>) -> Horizon {
+    /// That of a box that knows of `term`, of a log of `index` entries and of `generation`, and that
+    /// was told `answers`, however long ago: all of them only grow.
+    pub fn of(
+        term: u64,
+        index: u64,
+        generation: Generation,
+        answers: &BTreeMap<ServerId, Status>,
+    ) -> Horizon {
+        let generations = answers.values().map(|s| s.generation.0).collect();
         let terms = answers.values().map(|s| s.ballot.term).collect();
         let indexes = answers.values().map(|s| s.log_end.map_or(0, |end| end.index)).collect();
         Horizon {
             term: term.max(second(terms)).saturating_add(MAX_TERM_LEAP),
             index: index.max(second(indexes)).saturating_add(MAX_INDEX_LEAP),
+            generation: generation.0.max(second(generations)).saturating_add(MAX_GENERATION_LEAP),
         }
     }
 
@@ -117,6 +152,11 @@ impl Horizon {
     /// Whether a log can end at this index.
     pub fn has_index(&self, index: u64) -> bool {
         index <= self.index
+    }
+
+    /// Whether there can be this generation.
+    pub fn has_generation(&self, generation: Generation) -> bool {
+        generation.0 <= self.generation
     }
 }
 
@@ -132,7 +172,7 @@ fn is_believed(term: u64, answers: &BTreeMap<ServerId, Status>) -> bool {
     let nonzero = answers.values().filter(|s| s.ballot != Ballot::default()).count();
     match nonzero {
         0 | 1 => term <= MAX_LONE_TERM,
-        _ => Horizon::of(0, 0, answers).has_term(term),
+        _ => Horizon::of(0, 0, Generation(0), answers).has_term(term),
     }
 }
 
@@ -278,6 +318,9 @@ pub enum Quarantine {
     Lifted,
     /// It votes for nobody.
     Silent,
+    /// It votes for nobody, and has caught up: what it holds is good enough to be used. It has to
+    /// find out yet whether it voted in a later term before it forgot.
+    Proving,
     /// It votes only for candidates that hold at least this.
     OnlyFor(Option<LogEnd>),
 }
@@ -296,9 +339,27 @@ impl Quarantine {
     pub fn admits(&self, candidate: Option<LogEnd>) -> bool {
         match self {
             Quarantine::Lifted => true,
-            Quarantine::Silent => false,
+            Quarantine::Silent | Quarantine::Proving => false,
             Quarantine::OnlyFor(seen) => candidate >= *seen,
         }
+    }
+
+    /// Whether this server's keys are those of the group, not some of long ago on the way there.
+    pub fn has_caught_up(&self) -> bool {
+        matches!(self, Quarantine::Lifted | Quarantine::Proving)
+    }
+
+    /// What follows when this server has caught up.
+    pub fn caught_up(self) -> Quarantine {
+        match self {
+            Quarantine::Silent | Quarantine::Proving => Quarantine::Proving,
+            Quarantine::Lifted | Quarantine::OnlyFor(_) => Quarantine::Lifted,
+        }
+    }
+
+    /// Whether a leader may count on what this server acknowledges.
+    pub fn counts(&self) -> bool {
+        matches!(self, Quarantine::Lifted | Quarantine::OnlyFor(_))
     }
 
     /// Whether a message from a leader of `term`, which it has confirmed to be its own, ends the
@@ -306,6 +367,37 @@ impl Quarantine {
     /// at least that.
     pub fn lifts(term: u64, leader_commit: Option<LogEnd>, applied: Option<LogEnd>) -> bool {
         leader_commit.is_some_and(|commit| commit.ballot.term == term) && applied >= leader_commit
+    }
+}
+
+/// Up to where a server that does not count acknowledges what it was sent, `ends` being the entry
+/// before the new ones, and those: what the leader says is agreed. `None` if that is nothing of it.
+pub fn acknowledged_end(
+    ends: impl IntoIterator<Item = LogEnd>,
+    commit: Option<LogEnd>,
+) -> Option<LogEnd> {
+    ends.into_iter().filter(|end| Some(*end) <= commit).max()
+}
+
+/// What a server that is [`Quarantine::Proving`] finds out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Too few have answered yet.
+    Ask,
+    /// It may have voted in a later ballot than the one that it knows.
+    Outvoted,
+    /// It knows of every ballot in which a vote that it gave and forgot can count.
+    Given,
+}
+
+/// Judges what a server that knows of `ballot` has found out from `answers`, each of them given
+/// after votes that it may have forgotten have ceased to count; `members` as in [`judge_at`].
+pub fn prove(ballot: Ballot, members: usize, answers: &BTreeMap<ServerId, Status>) -> Proof {
+    let full = answers.values().filter(|s| s.full).count();
+    match full > members / 2 {
+        false => Proof::Ask,
+        true if highest_believed(answers) > ballot => Proof::Outvoted,
+        true => Proof::Given,
     }
 }
 
@@ -423,6 +515,43 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_has_caught_up_has_to_prove_that_it_voted_for_nobody_else() {
+        let silent = Quarantine::after(&Verdict::Safe { ballot: Ballot::default() });
+        assert!(!silent.has_caught_up() && !silent.counts());
+        let proving = silent.caught_up();
+        assert_eq!(proving, Quarantine::Proving);
+        assert_eq!(proving.caught_up(), Quarantine::Proving, "catching up again proves nothing");
+        assert!(proving.has_caught_up() && !proving.counts());
+        assert!(!proving.admits(full(9, 9).log_end));
+        assert_eq!(Quarantine::OnlyFor(None).caught_up(), Quarantine::Lifted);
+        assert!(Quarantine::Lifted.counts() && Quarantine::OnlyFor(None).counts());
+    }
+
+    #[test]
+    fn until_then_it_acknowledges_only_what_is_agreed_without_it() {
+        let end = |term, index| LogEnd { ballot: Ballot { term, node: ServerId(1) }, index };
+        let sent = [end(3, 7), end(3, 8), end(3, 9)];
+        assert_eq!(acknowledged_end(sent, Some(end(3, 9))), Some(end(3, 9)));
+        assert_eq!(acknowledged_end(sent, Some(end(3, 8))), Some(end(3, 8)));
+        assert_eq!(acknowledged_end(sent, Some(end(3, 7))), Some(end(3, 7)));
+        assert_eq!(acknowledged_end(sent, Some(end(3, 6))), None);
+        assert_eq!(acknowledged_end(sent, Some(end(2, 9))), None);
+        assert_eq!(acknowledged_end(sent, None), None);
+        assert_eq!(acknowledged_end([], Some(end(3, 9))), None);
+    }
+
+    #[test]
+    fn a_majority_of_others_that_remember_proves_in_which_term_it_may_have_voted() {
+        let ours = full(3, 9).ballot;
+        let prove = |list: &[(u32, Status)]| prove(ours, 5, &answers(list));
+        let empty = Status::default();
+        assert_eq!(prove(&[(2, full(3, 9)), (3, full(4, 9))]), Proof::Ask);
+        assert_eq!(prove(&[(2, full(3, 9)), (3, full(4, 9)), (4, empty)]), Proof::Ask);
+        assert_eq!(prove(&[(2, full(3, 9)), (3, full(4, 8)), (4, full(3, 9))]), Proof::Outvoted);
+        assert_eq!(prove(&[(2, full(3, 9)), (3, full(2, 8)), (4, full(3, 9))]), Proof::Given);
+    }
+
+    #[test]
     fn only_where_nobody_remembers_anything_does_an_empty_box_vote_at_once() {
         let ballot = Ballot { term: 3, node: ServerId(1) };
         let log_end = Some(LogEnd { ballot, index: 9 });
@@ -520,17 +649,36 @@ mod tests {
     #[test]
     fn no_single_box_can_raise_the_term_to_its_end() {
         let sober = answers(&[(2, full(7, 9)), (3, full(8, 9))]);
-        let horizon = Horizon::of(5, 3, &sober);
+        let horizon = Horizon::of(5, 3, Generation(6), &sober);
         assert!(horizon.has_term(7 + MAX_TERM_LEAP) && !horizon.has_term(8 + MAX_TERM_LEAP));
         assert!(horizon.has_index(9 + MAX_INDEX_LEAP) && !horizon.has_index(10 + MAX_INDEX_LEAP));
         let liar = answers(&[(2, full(u64::MAX, u64::MAX)), (3, full(8, 9))]);
-        let horizon = Horizon::of(5, 3, &liar);
+        let horizon = Horizon::of(5, 3, Generation(6), &liar);
         assert!(!horizon.has_term(9 + MAX_TERM_LEAP) && !horizon.has_index(10 + MAX_INDEX_LEAP));
         // A box that was away for very long believes two others that agree.
         let far = answers(&[(2, full(1 << 41, 9)), (3, full((1 << 41) + 4, 9))]);
-        assert!(Horizon::of(5, 3, &far).has_term((1 << 41) + 4));
-        assert!(!Horizon::of(5, 3, &BTreeMap::new()).has_term(1 << 41));
-        assert!(Horizon::of(u64::MAX, 0, &far).has_term(u64::MAX));
+        assert!(Horizon::of(5, 3, Generation(6), &far).has_term((1 << 41) + 4));
+        assert!(!Horizon::of(5, 3, Generation(6), &BTreeMap::new()).has_term(1 << 41));
+        assert!(Horizon::of(u64::MAX, 0, Generation(6), &far).has_term(u64::MAX));
+    }
+
+    #[test]
+    fn a_generation_is_believed_near_what_this_server_or_two_others_know() {
+        let of =
+            |id: u32, generation| (id, Status { generation: Generation(generation), ..full(7, 9) });
+        let reach = |own: u64, list: &[(u32, Status)]| {
+            let horizon = Horizon::of(5, 3, Generation(own), &answers(list));
+            let far = horizon.generation;
+            assert!(horizon.has_generation(Generation(far)));
+            assert!(!horizon.has_generation(Generation(far + 1)));
+            far - MAX_GENERATION_LEAP
+        };
+        let far = 1 << 41;
+        assert_eq!(reach(6, &[of(2, 9), of(3, 8)]), 8);
+        assert_eq!(reach(6, &[of(2, far), of(3, 8)]), 8, "one liar");
+        assert_eq!(reach(6, &[of(2, far)]), 6);
+        assert_eq!(reach(6, &[of(2, far), of(3, far + 1)]), far, "two who agree");
+        assert_eq!(reach(far, &[]), far);
     }
 
     #[test]
@@ -559,6 +707,7 @@ mod tests {
     #[test]
     fn leaps_and_lone_terms_are_what_their_reasons_say() {
         assert_eq!((MAX_TERM_LEAP, MAX_INDEX_LEAP), (1_048_576, 268_435_456));
+        assert_eq!(MAX_GENERATION_LEAP * 2, MAX_INDEX_LEAP, "each takes two entries");
         assert_eq!(MAX_LONE_TERM, 1_099_511_627_776);
     }
 

@@ -13,6 +13,16 @@ use thiserror::Error;
 use super::config::{Member, MAX_MEMBERS};
 use super::server_id::ServerId;
 
+/// The longest address of a member: that of a name in the DNS.
+pub const MAX_ADDRESS: usize = 253;
+
+/// The longest subject of a member's certificate; with [`MAX_MEMBERS`] of them a list still fits
+/// into a message, beside all else that is agreed.
+pub const MAX_SUBJECT: usize = 512;
+
+/// The highest version that a list may have; no group ever gets there by counting.
+pub const MAX_VERSION: u64 = 1 << 62;
+
 /// A server list and its place among those that the group has agreed on, from 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Roster {
@@ -45,6 +55,12 @@ pub enum BadRoster {
     /// An id must name one server.
     #[error("server_id {0} is there twice")]
     SameId(ServerId),
+    /// Longer than any address or subject.
+    #[error("the {1} of server {0} is too long")]
+    TooLong(ServerId, Field),
+    /// Versions count from 1, and there is a last one that nobody reaches.
+    #[error("no list has version {0}")]
+    Version(u64),
     /// Two servers cannot listen in one place.
     #[error("servers {0} and {1} have the same address and port")]
     SamePlace(ServerId, ServerId),
@@ -54,6 +70,24 @@ pub enum BadRoster {
          subject of its own, or remove the line from both entries"
     )]
     SameSubject(ServerId, ServerId),
+}
+
+/// A text of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Field {
+    /// Where it listens.
+    Address,
+    /// The subject of its certificate.
+    Subject,
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Field::Address => "address",
+            Field::Subject => "cert_verify_str",
+        })
+    }
 }
 
 impl Roster {
@@ -80,6 +114,10 @@ impl Roster {
         if self.members.len() > MAX_MEMBERS {
             return Err(BadRoster::TooMany(self.members.len()));
         }
+        // Version 0 is that of a file, before any list is agreed on.
+        if self.version > MAX_VERSION {
+            return Err(BadRoster::Version(self.version));
+        }
         let (mut places, mut subjects) = (BTreeMap::new(), BTreeMap::new());
         let mut last: Option<ServerId> = None;
         for member in &self.members {
@@ -87,6 +125,12 @@ impl Roster {
                 return Err(BadRoster::SameId(member.id));
             }
             last = Some(member.id);
+            if member.address.len() > MAX_ADDRESS {
+                return Err(BadRoster::TooLong(member.id, Field::Address));
+            }
+            if member.subject.as_ref().is_some_and(|subject| subject.len() > MAX_SUBJECT) {
+                return Err(BadRoster::TooLong(member.id, Field::Subject));
+            }
             if let Some(other) = places.insert((&member.address, member.port), member.id) {
                 return Err(BadRoster::SamePlace(other, member.id));
             }
@@ -106,6 +150,13 @@ impl Roster {
     /// The members' ids.
     pub fn ids(&self) -> BTreeSet<ServerId> {
         self.members.iter().map(|member| member.id).collect()
+    }
+
+    /// Names the members' ids alone, wherever they are.
+    pub fn ids_digest(ids: &BTreeSet<ServerId>) -> Digest {
+        let mut hash = openssl::sha::Sha256::new();
+        ids.iter().for_each(|id| hash.update(&id.0.to_be_bytes()));
+        Digest(hash.finish())
     }
 
     /// The entry of one server.
@@ -344,6 +395,23 @@ mod tests {
         };
         assert!(!with(MAX_TOLD as u32).contains("more"), "{}", with(MAX_TOLD as u32));
         assert!(with(MAX_TOLD as u32 + 1).ends_with(", and 1 more"));
+    }
+
+    #[test]
+    fn no_field_of_a_member_runs_over_into_the_next() {
+        let of = |address: &str, subject: Option<&str>| {
+            let (address, subject) = (address.to_owned(), subject.map(str::to_owned));
+            Roster::new(1, &[Member { address, subject, ..member(1, 10) }]).unwrap().digest()
+        };
+        let alike = [
+            of("a", None),
+            of("a", Some("")),
+            of("a:10 /CN=b\n2 c", Some("")),
+            of("a", Some("/CN=b\n2 c:10 ")),
+            of("a:10 ", Some("/CN=b")),
+        ];
+        let different: BTreeSet<Digest> = alike.into_iter().collect();
+        assert_eq!(different.len(), alike.len());
     }
 
     #[test]

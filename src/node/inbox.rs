@@ -4,15 +4,32 @@
 //! server id is a member's before a byte of a body gets here. What must hold: a box in quarantine
 //! gives no vote that it might have given before it lost its memory; keys of another history do
 //! not get in.
+//!
+//! Who is answered, and when; anybody else is told that the message is malformed ([`may_ask`]). A
+//! tool speaks with the certificate of the server that it acts for, in whose name it asks.
+//!
+//! | request | of whom | answered when |
+//! |---|---|---|
+//! | `Status` | members and tools; only a member's own word is noted | always |
+//! | `Report` | members and tools | always |
+//! | `Order` | members, to the leader; tools, to any server, which passes it on | always; carried out by a leader with a majority |
+//! | `Survey` | members | always |
+//! | `AwaitInstalled` | members | always; held back [`MAX_AWAIT`] at most |
+//! | `Enlist` | a member that answers at its listed address, to the leader | always; carried out by a leader |
+//! | `ListInFile` | members | always; from the file as it is now |
+//! | `Stand` | the member that this server follows as its leader | Raft runs |
+//! | `Vote` | a member that is the candidate | Raft runs, same history; refused in quarantine and while a leader is heard |
+//! | `Append`, `Snapshot` | a member that is the leader of the ballot in it | Raft runs, same history |
+//! | `Beat` | a member that is the leader of the ballot in it | Raft runs, same history; also as a note |
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::refusals::Place;
 use super::shared::{lock, PeerCourier, Running, Shared};
-use super::{beats, leader, origin, report, roster, survey};
+use super::{beats, bounds, leader, origin, report, roster, survey};
 use crate::consensus::network::Courier;
 use crate::consensus::wire::{
     self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
@@ -21,9 +38,9 @@ use crate::consensus::wire::{
 use crate::consensus::{ballot_of, log_end_of};
 use crate::core::crowd::SMALL;
 use crate::core::key_ring::{Generation, HistoryId};
-use crate::core::rejoin::{yields, Ballot, LogEnd, Quarantine, Status};
+use crate::core::rejoin::{acknowledged_end, yields, Ballot, LogEnd, Quarantine, Status};
 use crate::core::server_id::ServerId;
-use crate::fault::fail_point;
+use crate::fault::{fail_point, guarded};
 use crate::journal::Level;
 use crate::transport::frame::{Header, Role};
 use crate::transport::listener::{Caller, Refusal, Service};
@@ -31,6 +48,10 @@ use crate::transport::Body;
 
 /// The longest that an asker may have an answer held back until a key is installed.
 const MAX_AWAIT: Duration = Duration::from_secs(10);
+
+/// How long a server that does not count yet holds back an answer that acknowledges less than it
+/// was sent, so that the leader does not send the rest again at once.
+const PROVING_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a box may take to show that it is still at its listed address.
 const DOUBT_LIMIT: Duration = Duration::from_secs(1);
@@ -60,6 +81,7 @@ impl Service for Inbox {
 
     fn take_note(&self, from: &Caller, body: Body) -> bool {
         match self.decode(from, body) {
+            Some(request @ Request::Beat(_)) if !may_ask(from.role, &request) => false,
             Some(Request::Beat(beat)) => {
                 // One that cannot be taken shows in the answer to the next that asks for one.
                 let _ = self.beat(from, &beat);
@@ -89,8 +111,13 @@ impl Inbox {
         }
         let shared = self.0.clone();
         tokio::spawn(async move {
-            let question = Request::Status(shared.status());
-            let _ = PeerCourier(shared.clone()).call(id, question, DOUBT_LIMIT).await;
+            // Whatever happens, it may be asked again later.
+            let _ = guarded(async {
+                fail_point("doubt");
+                let question = Request::Status(shared.status());
+                PeerCourier(shared.clone()).call(id, question, DOUBT_LIMIT).await
+            })
+            .await;
             lock(&shared.doubted).remove(&id);
         });
     }
@@ -111,10 +138,16 @@ impl Inbox {
 
     async fn answer(&self, from: &Caller, request: Request) -> Result<Response, Unable> {
         let shared = &self.0;
+        if !may_ask(from.role, &request) {
+            // No tool changes the list: an operator does by the files of the servers.
+            if matches!(request, Request::Enlist { .. }) {
+                let line = format!("refused a server list from {}", origin::caller(from));
+                shared.log.limited(Level::Warning, "list of a tool", line);
+            }
+            return Err(Unable::Malformed);
+        }
         match request {
             Request::Status(status) => Ok(Response::Status(self.meet(from, status))),
-            // Of the others only members are told.
-            Request::Survey(_) if from.role != Role::Member => Err(Unable::Malformed),
             Request::Survey(status) => {
                 let ours = self.meet(from, status);
                 Ok(Response::Survey(ours, survey::others(shared).await))
@@ -141,14 +174,6 @@ impl Inbox {
                 Ok(Response::Ordered(leader::order_here(shared, order, origin).await))
             }
             Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
-            // No tool changes the list: an operator does by the files of the servers.
-            Request::Enlist { .. } | Request::ListInFile(_) if from.role != Role::Member => {
-                if matches!(request, Request::Enlist { .. }) {
-                    let line = format!("refused a server list from {}", origin::caller(from));
-                    shared.log.limited(Level::Warning, "list of a tool", line);
-                }
-                Err(Unable::Malformed)
-            }
             Request::Enlist { replaces, members } => {
                 Ok(Response::Enlisted(roster::enlist_for(shared, from, replaces, members).await))
             }
@@ -157,12 +182,8 @@ impl Inbox {
             }
             Request::AwaitInstalled { generation, limit_ms } => {
                 let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
-                Ok(Response::Installed(await_installed(shared, generation, limit).await))
-            }
-            Request::Vote(_) | Request::Append(_) | Request::Snapshot(_) | Request::Beat(_)
-                if from.role != Role::Member =>
-            {
-                Err(Unable::Malformed)
+                let newest = await_installed(shared, generation, limit).await;
+                Ok(Response::Installed { newest, incarnation: shared.sender.incarnation() })
             }
             Request::Vote(vote) => {
                 let running = self.same_history(from)?;
@@ -172,12 +193,14 @@ impl Inbox {
             Request::Append(append) => {
                 let running = self.same_history(from)?;
                 self.speaks_for_itself(from, append.vote.0, 0)?;
+                bounds::admit_append(shared, &running, from.id, &append)?;
                 self.append(&running, from, append).await
             }
             Request::Snapshot(snapshot) => {
                 let running = self.same_history(from)?;
                 let index = snapshot.last.map_or(0, |end| end.index);
                 self.speaks_for_itself(from, snapshot.vote.0, index)?;
+                bounds::admit_snapshot(shared, &running, from.id, &snapshot)?;
                 self.snapshot(&running, snapshot).await
             }
             Request::Beat(beat) => self.beat(from, &beat),
@@ -210,9 +233,6 @@ impl Inbox {
     }
 
     fn beat(&self, from: &Caller, beat: &WireBeat) -> Result<Response, Unable> {
-        if from.role != Role::Member {
-            return Err(Unable::Malformed);
-        }
         let running = self.same_history(from)?;
         beats::take(&self.0, &running, from.id, HistoryId::from_bytes(from.history), beat)
     }
@@ -270,11 +290,14 @@ impl Inbox {
         append: WireAppend,
     ) -> Result<Response, Unable> {
         let entries = append.entries.iter().map(|entry| entry.id);
-        let theirs = append.previous.into_iter().chain(entries).chain(append.commit);
+        let sent: Vec<LogEnd> = append.previous.into_iter().chain(entries).collect();
+        let theirs = sent.iter().copied().chain(append.commit);
         not_overruled(running, append.vote, theirs)?;
         let (ballot, committed) = append.vote;
         let commit = append.commit;
         let (age, quorum) = (append.age, append.quorum);
+        // By what it was before: what it has caught up with by this very message is not proved yet.
+        let counts = self.0.quarantine.borrow().counts();
         let answer =
             running.raft.append_entries(append.into_raft()).await.map_err(|_| Unable::Stopped)?;
         let answer = AppendAnswer::from_raft(&answer);
@@ -285,7 +308,23 @@ impl Inbox {
                 self.0.end_quarantine(running, ballot, commit)?;
             }
         }
-        Ok(Response::Append(answer))
+        let is_taken = matches!(answer, AppendAnswer::Success | AppendAnswer::Partial(_));
+        if counts || !is_taken {
+            return Ok(Response::Append(answer));
+        }
+        let taken = match answer {
+            AppendAnswer::Partial(taken) => taken,
+            _ => sent.last().copied(),
+        };
+        let agreed = acknowledged_end(sent.into_iter().filter(|end| Some(*end) <= taken), commit);
+        if agreed == taken {
+            return Ok(Response::Append(answer));
+        }
+        sleep(PROVING_PAUSE).await;
+        // A majority without this server has nothing of it: it cannot be acknowledged at all.
+        agreed.map_or(Err(Unable::Quarantined), |end| {
+            Ok(Response::Append(AppendAnswer::Partial(Some(end))))
+        })
     }
 
     async fn snapshot(
@@ -305,6 +344,22 @@ impl Inbox {
         }
         let vote = (ballot_of(&answer.vote), answer.vote.committed);
         Ok(Response::Snapshot { vote })
+    }
+}
+
+/// Whether one of this role may ask this at all; the table in the module's head.
+fn may_ask(role: Role, request: &Request) -> bool {
+    match request {
+        Request::Status(_) | Request::Report | Request::Order { .. } => true,
+        Request::Survey(_)
+        | Request::AwaitInstalled { .. }
+        | Request::Enlist { .. }
+        | Request::ListInFile(_)
+        | Request::Stand
+        | Request::Vote(_)
+        | Request::Append(_)
+        | Request::Snapshot(_)
+        | Request::Beat(_) => role == Role::Member,
     }
 }
 
@@ -343,10 +398,15 @@ pub(super) async fn await_installed(
 mod tests {
     use std::time::Instant;
 
+    use openraft::Vote;
+
     use super::*;
+    use crate::consensus::wire::{WireEntry, WirePayload};
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, KeyRing};
+    use crate::core::roster::Roster;
     use crate::core::server_id::ServerId;
+    use crate::fault::planted;
     use crate::node::bench::{stek, Bench};
     use crate::node::KeySet;
 
@@ -385,6 +445,122 @@ mod tests {
         assert_eq!(installed, Generation(0));
     }
 
+    fn caller(role: Role, history: [u8; 16]) -> Caller {
+        let (id, addr) = (ServerId(2), ([127, 0, 0, 1], 1).into());
+        Caller { id, role, incarnation: 1, history, version: 1, addr, subject: "/CN=two".into() }
+    }
+
+    #[tokio::test]
+    async fn a_tool_is_answered_what_tools_ask_and_nothing_else() {
+        let bench = Bench::new();
+        let shared = bench.shared.clone();
+        let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+        shared.set_running(Some(running.clone()));
+        let inbox = Inbox(shared.clone());
+        let ballot = Ballot { term: 6, node: ServerId(2) };
+        let append = || WireAppend {
+            vote: (ballot, true),
+            previous: None,
+            entries: Vec::new(),
+            commit: None,
+            age: None,
+            quorum: true,
+        };
+        let beat =
+            WireBeat { ballot, log_end: None, commit: None, age: None, quorum: true, next_ms: 100 };
+        let tool = caller(Role::Tool, [0; 16]);
+        let list = Roster::new(1, &bench.shared.settings().members).unwrap().digest();
+        for request in [
+            Request::Survey(Status::default()),
+            Request::AwaitInstalled { generation: Generation(0), limit_ms: 0 },
+            Request::Enlist { replaces: list, members: Vec::new() },
+            Request::ListInFile(list),
+            Request::Stand,
+            Request::Vote(WireVote { ballot, log_end: None }),
+            Request::Append(append()),
+            Request::Beat(beat),
+        ] {
+            let words = format!("{request:?}");
+            let answer = inbox.answer(&tool, request).await;
+            assert_eq!(answer.err(), Some(Unable::Malformed), "{words}");
+        }
+        assert_eq!(running.log.vote(), Some(Vote::new_committed(5, ServerId(2))));
+        assert!(!inbox.take_note(&tool, wire::encode(&Request::Beat(beat)).unwrap()));
+        let status = inbox.answer(&tool, Request::Status(Status::default())).await;
+        assert!(matches!(status, Ok(Response::Status(_))), "{status:?}");
+        assert!(shared.answers_within(Duration::MAX).is_empty(), "it is no member's own word");
+
+        // The leader itself is heard, and nobody in its name.
+        let mut server = running.raft.server_metrics();
+        let follows = server.wait_for(|m| m.current_leader == Some(ServerId(2)));
+        timeout(Duration::from_secs(30), follows).await.unwrap().unwrap();
+        assert!(inbox.answer(&tool, Request::Stand).await.is_err());
+        let stand = inbox.answer(&caller(Role::Member, [0; 16]), Request::Stand).await;
+        assert!(matches!(stand, Ok(Response::WillStand)), "{stand:?}");
+        let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
+        assert!(inbox.answer(&other, Request::Stand).await.is_err());
+        let _ = running.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_back_acknowledges_what_is_agreed_and_no_more_until_it_counts() {
+        let bench = Bench::new();
+        let shared = bench.shared.clone();
+        let ballot = Ballot { term: 5, node: ServerId(2) };
+        let running = bench.running(Some(Vote::new(5, ServerId(2)))).await;
+        shared.set_running(Some(running.clone()));
+        let inbox = Inbox(shared.clone());
+        let leader = caller(Role::Member, [0; 16]);
+        let end = |index| LogEnd { ballot, index };
+        let entry = |index| WireEntry { id: end(index), payload: WirePayload::Blank };
+        let append = |previous: Option<u64>, indexes: std::ops::Range<u64>, commit: u64| {
+            Request::Append(WireAppend {
+                vote: (ballot, true),
+                previous: previous.map(end),
+                entries: indexes.map(entry).collect(),
+                commit: Some(end(commit)),
+                age: None,
+                quorum: true,
+            })
+        };
+        let partial = |index| AppendAnswer::Partial(Some(end(index)));
+        for quarantine in [Quarantine::Silent, Quarantine::Proving] {
+            shared.quarantine.send_replace(quarantine);
+            for (previous, new, commit, expected) in [
+                (None, 0..4, 1, Ok(partial(1))),
+                (Some(1), 2..4, 2, Ok(partial(2))),
+                (Some(3), 4..4, 2, Err(Unable::Quarantined)),
+                (Some(1), 2..4, 3, Ok(AppendAnswer::Success)),
+            ] {
+                let words = format!("{previous:?} {new:?} {commit} {quarantine:?}");
+                let answer = inbox.answer(&leader, append(previous, new, commit)).await;
+                let answer = answer.map(|answer| match answer {
+                    Response::Append(answer) => answer,
+                    other => panic!("{other:?}"),
+                });
+                assert_eq!(answer, expected, "{words}");
+            }
+            assert_eq!(running.log.last_log_id().as_ref().map(log_end_of), Some(end(3)));
+        }
+        shared.quarantine.send_replace(Quarantine::Lifted);
+        let answer = inbox.answer(&leader, append(Some(3), 4..9, 3)).await;
+        assert!(matches!(answer, Ok(Response::Append(AppendAnswer::Success))), "{answer:?}");
+        let _ = running.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_question_to_one_in_doubt_that_fails_is_asked_again() {
+        let inbox = Inbox(Bench::new().shared);
+        for _ in 0..2 {
+            planted::plant("doubt");
+            inbox.make_sure(ServerId(2));
+            while lock(&inbox.0.doubted).contains(&ServerId(2)) {
+                tokio::task::yield_now().await;
+            }
+            assert!(!planted::waits("doubt"), "it was not asked");
+        }
+    }
+
     #[tokio::test]
     async fn what_is_said_unasked_in_a_members_name_counts_from_its_address_only() {
         let shared = Bench::new().shared;
@@ -416,15 +592,7 @@ mod tests {
         ring.apply(Command::Found { history }).unwrap();
         shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let inbox = Inbox(shared);
-        let caller = |history: [u8; 16]| Caller {
-            id: ServerId(2),
-            role: Role::Member,
-            incarnation: 1,
-            history,
-            version: 1,
-            addr: ([127, 0, 0, 1], 1).into(),
-            subject: "/CN=two".into(),
-        };
+        let caller = |history| caller(Role::Member, history);
         // Raft does not run here, which is what a leader of the same history is told.
         let cases = [
             ([0; 16], Unable::OtherHistory),

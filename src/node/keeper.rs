@@ -18,7 +18,6 @@ use super::{new_key, KeySet};
 use crate::consensus::state_machine::AgreedView;
 use crate::core::key_ring::{keys_to_install, Generation, Held, KeyRing, Refusal};
 use crate::core::moment::Moment;
-use crate::core::rejoin::Quarantine;
 use crate::core::rotation::may_encrypt_for_at;
 use crate::core::stek::Stek;
 use crate::fault::{fail_point, kept_alive};
@@ -55,7 +54,7 @@ async fn keep_on(keeper: Arc<Mutex<Keeper>>, sets: watch::Sender<KeySet>) {
         let view = views.borrow_and_update().clone();
         fail_point("keeper");
         // While a box catches up it passes through what was current long ago.
-        if *quarantine.borrow_and_update() == Quarantine::Lifted {
+        if quarantine.borrow_and_update().has_caught_up() {
             keeper.take(view);
         }
         let pause = keeper.renew_own();

@@ -13,7 +13,7 @@ use openraft::impls::EmptyNode;
 use openraft::{RaftMetrics, ServerState};
 use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout, Instant};
 
 use super::refusals::{Place, Refusals};
@@ -22,19 +22,22 @@ use super::{new_key, origin, roster};
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
-use crate::core::agreed::Command;
-use crate::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId, KeyRing};
+use crate::core::agreed::{Change, Command};
+use crate::core::key_ring::{
+    Change as KeyChange, Command as KeyCommand, Generation, Held, HistoryId, KeyRing,
+};
 use crate::core::moment::Moment;
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::fault::{fail_point, guarded};
 use crate::journal::Level;
+use crate::transport::Heard;
 
 /// How long one question about an installed key is held open; asked again after that.
 const AWAIT_LIMIT: Duration = Duration::from_secs(1);
 
-/// The pause before a box that did not answer is asked again.
+/// The pause before a server that did not say that it has installed the key is asked again.
 const AWAIT_RETRY: Duration = Duration::from_millis(50);
 
 /// The pause after a proposal that came to nothing.
@@ -89,15 +92,23 @@ async fn ready_to_lead(running: &Running) -> Option<()> {
     running.raft.metrics().wait_for(ready).await.ok().map(|_| ())
 }
 
+/// What a server said that its host has installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Installed {
+    newest: Generation,
+    /// The run of the process that said so: another one does not hold it.
+    incarnation: u64,
+}
+
 /// What one leader knows during one term.
 struct Reign<'a> {
     shared: &'a Arc<Shared>,
     running: &'a Running,
     since: Moment,
-    /// The newest generation that each box reported as installed, and the run of its process.
-    installed: BTreeMap<ServerId, (Generation, Option<u64>)>,
+    /// What each other server has installed, by its own word.
+    installed: BTreeMap<ServerId, Installed>,
     /// Questions that are held open, and the generation that they are about.
-    asking: JoinSet<(ServerId, Generation)>,
+    asking: JoinSet<(ServerId, Installed)>,
     asked_about: Generation,
     /// The operator's order that is being carried out.
     order: Option<QueuedOrder>,
@@ -125,8 +136,12 @@ impl<'a> Reign<'a> {
             let view = views.borrow_and_update().clone();
             own.borrow_and_update();
             fail_point("leader");
-            self.installed.insert(self.shared.me, (self.shared.installed_newest(), None));
             self.ask_about_staged(&view);
+            // All answers that are there count before anything is decided: a handover whose time
+            // is over must not go on without a server whose answer nobody has read.
+            while let Some(answer) = self.asking.try_join_next() {
+                self.note_installed(answer);
+            }
             self.ask_restarted(&view);
             // Whoever gave an order that could not be begun was told so long ago.
             let given_up = self.order.as_ref().is_some_and(|order| order.reply.is_closed());
@@ -154,9 +169,8 @@ impl<'a> Reign<'a> {
                 _ = settings.changed() => {}
                 // No timer notices that the machine was suspended; a rotation may be overdue.
                 _ = slept.changed() => {}
-                Some(Ok((id, generation))) = self.asking.join_next() => {
-                    self.installed.insert(id, (generation, self.shared.heard.at_address(id)));
-                }
+                // Only an empty set may fail to match: that switches the branch off for this turn.
+                Some(answer) = self.asking.join_next() => self.note_installed(answer),
                 Some(queued) = orders.recv() => {
                     // Whoever no longer waits was told that it came to nothing.
                     if !queued.reply.is_closed() {
@@ -164,6 +178,21 @@ impl<'a> Reign<'a> {
                     }
                 }
             }
+        }
+    }
+
+    /// Takes the answer to one question; one that failed left nothing to take.
+    fn note_installed(&mut self, answer: Result<(ServerId, Installed), JoinError>) {
+        if let Ok((id, installed)) = answer {
+            self.installed.insert(id, installed);
+        }
+    }
+
+    /// The newest generation that a server has installed, as far as this leader knows.
+    fn installed_by(&self, id: ServerId) -> Generation {
+        match id == self.shared.me {
+            true => self.shared.installed_newest(),
+            false => self.installed.get(&id).map(|said| said.newest).unwrap_or_default(),
         }
     }
 
@@ -180,7 +209,7 @@ impl<'a> Reign<'a> {
             .map(|member| MemberView {
                 id: member.id,
                 heard: shared.heard.last(member.id).map(|at| shared.moment_of(at)),
-                installed: self.installed.get(&member.id).map(|(g, _)| *g).unwrap_or_default(),
+                installed: self.installed_by(member.id),
             })
             .collect();
         let view = View {
@@ -195,7 +224,7 @@ impl<'a> Reign<'a> {
         next_step_at(shared.now(), &policy, &view)
     }
 
-    /// Carries out one step; whether it came to anything.
+    /// Carries out one step; whether anything changed by it.
     async fn carry_out(&mut self, view: &AgreedView, step: Step) -> bool {
         match step {
             Step::Wait(_) => true,
@@ -212,7 +241,7 @@ impl<'a> Reign<'a> {
         let mut bytes = [0; 16];
         let drawn = rand_bytes(&mut bytes).ok().and_then(|()| HistoryId::from_bytes(bytes));
         match drawn {
-            Some(history) => self.propose(KeyCommand::Found { history }).await.is_ok(),
+            Some(history) => self.propose(KeyCommand::Found { history }).await == Ok(true),
             None => false,
         }
     }
@@ -222,7 +251,7 @@ impl<'a> Reign<'a> {
         let fingerprint = held.stek.fingerprint();
         self.shared.log.debug(format!("staging key {fingerprint} as generation {generation}"));
         match self.propose(KeyCommand::Stage { held, revokes }).await {
-            Ok(()) => true,
+            Ok(changed) => changed,
             Err(refusal) => {
                 self.reply(Err(refusal));
                 false
@@ -253,12 +282,12 @@ impl<'a> Reign<'a> {
         let keep = self.shared.settings().ticket_keys.min(usize::from(u8::MAX)) as u8;
         let revokes = view.agreed.ring.staged().is_some_and(|staged| staged.revokes);
         match self.propose(KeyCommand::Activate { generation, keep }).await {
-            Ok(()) => {
+            Ok(changed) => {
                 // What is not done yet comes next.
                 if self.order.as_ref().is_some_and(|queued| queued.order.is_done_by(revokes)) {
                     self.reply(Ok(generation));
                 }
-                true
+                changed
             }
             Err(_) => false,
         }
@@ -288,14 +317,15 @@ impl<'a> Reign<'a> {
         }
     }
 
-    /// Proposes a command and waits until it is applied here.
-    async fn propose(&self, command: KeyCommand) -> Result<(), OrderRefusal> {
+    /// Proposes a command and waits until it is applied here; whether it changed anything. What
+    /// changes nothing must not be proposed again at once.
+    async fn propose(&self, command: KeyCommand) -> Result<bool, OrderRefusal> {
         let limit = self.shared.settings().request_timeout;
         let refusal =
             match timeout(limit, self.running.raft.client_write(Command::Key(command))).await {
                 Ok(Ok(response)) => match response.data {
                     Some(Err(refusal)) => OrderRefusal::Refused(refusal.to_string()),
-                    _ => return Ok(()),
+                    answer => return Ok(answer != Some(Ok(Change::Key(KeyChange::Nothing)))),
                 },
                 // Also where another leads now: the entry may have gone out before.
                 Ok(Err(_)) => OrderRefusal::Unknown,
@@ -313,7 +343,8 @@ impl<'a> Reign<'a> {
             return;
         }
         self.asked_about = staged;
-        self.asking.abort_all();
+        // Ends the questions about the last one; those that dead servers owe would be left.
+        self.asking = JoinSet::new();
         if staged > Generation(0) {
             for id in self.shared.others() {
                 self.asking.spawn(ask_until_installed(self.shared.clone(), id, staged));
@@ -325,13 +356,10 @@ impl<'a> Reign<'a> {
     fn ask_restarted(&mut self, view: &AgreedView) {
         let Some(staged) = view.agreed.ring.staged().map(|s| s.held.generation) else { return };
         let heard = &self.shared.heard;
-        let restarted: Vec<ServerId> = self
-            .installed
-            .iter()
-            .filter(|(_, (_, run))| run.is_some())
-            .filter(|(id, (_, run))| heard.at_address(**id).is_some_and(|now| Some(now) != *run))
-            .map(|(id, _)| *id)
-            .collect();
+        let is_another =
+            |(id, said): &(&ServerId, &Installed)| is_another(heard, **id, said.incarnation);
+        let restarted: Vec<ServerId> =
+            self.installed.iter().filter(is_another).map(|(id, _)| *id).collect();
         for id in restarted {
             self.installed.remove(&id);
             self.asking.spawn(ask_until_installed(self.shared.clone(), id, staged));
@@ -381,11 +409,16 @@ pub(super) fn first_admitted(
     })
 }
 
+/// Whether another run than this one is known to answer at a server's address by now.
+fn is_another(heard: &Heard, id: ServerId, incarnation: u64) -> bool {
+    heard.at_address(id).is_some_and(|now| now != incarnation)
+}
+
 async fn ask_until_installed(
     shared: Arc<Shared>,
     id: ServerId,
     generation: Generation,
-) -> (ServerId, Generation) {
+) -> (ServerId, Installed) {
     let courier = PeerCourier(shared.clone());
     let limit_ms = wire::millis(AWAIT_LIMIT).try_into().unwrap_or(u32::MAX);
     // The answer may be held back for the whole limit, and still has to travel.
@@ -396,10 +429,12 @@ async fn ask_until_installed(
             courier.call(id, Request::AwaitInstalled { generation, limit_ms }, patience).await
         };
         match guarded(question).await {
-            Ok(Ok(Response::Installed(installed))) if installed >= generation => {
-                return (id, installed);
+            Ok(Ok(Response::Installed { newest, incarnation }))
+                if newest >= generation && !is_another(&shared.heard, id, incarnation) =>
+            {
+                return (id, Installed { newest, incarnation });
             }
-            Ok(Ok(Response::Installed(_))) => {}
+            // Whoever does not hold its answer back must not keep the leader busy either.
             _ => sleep(AWAIT_RETRY).await,
         }
     }
@@ -496,4 +531,72 @@ pub(super) async fn order_here(
 /// An order takes two agreements and a handover.
 fn order_limit(shared: &Shared) -> Duration {
     shared.settings().request_timeout * 2 + shared.settings().handover_timeout
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::core::config::Member;
+    use crate::node::bench::Bench;
+    use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::transport::peers::CallError;
+    use crate::transport::{Body, Me};
+
+    const OTHER: ServerId = ServerId(2);
+
+    /// A server that has installed everything, each run of its process.
+    #[derive(Default)]
+    struct Restarting {
+        incarnation: AtomicU64,
+        asked: AtomicU64,
+    }
+
+    impl Mail for Restarting {
+        fn open(&self, _: &Me, _: &Heard) {}
+
+        fn set_members(&self, _: &[Member]) {}
+
+        fn request(&self, _: ServerId, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let incarnation = self.incarnation.load(Ordering::Relaxed);
+            let answer = Response::Installed { newest: Generation(9), incarnation };
+            Box::pin(ready(Ok(wire::encode(&answer).unwrap())))
+        }
+
+        fn note(&self, _: ServerId, _: Body, _: Duration) {}
+
+        fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            Box::pin(ready(Err(CallError::UnknownPeer)))
+        }
+
+        fn listen(&self, _: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+            Box::new(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_counts_for_the_run_of_the_process_that_gave_it() {
+        let mail = Arc::new(Restarting::default());
+        let bench = Bench::within(Outside { mail: Some(mail.clone()), ..Outside::default() });
+        let shared = &bench.shared;
+        let ask = || ask_until_installed(shared.clone(), OTHER, Generation(9));
+        let said = |incarnation| (OTHER, Installed { newest: Generation(9), incarnation });
+        mail.incarnation.store(5, Ordering::Relaxed);
+        // No connection to its address tells who is there.
+        assert_eq!(ask().await, said(5));
+        // Another run is there by now: the answer comes too late, and is not asked for all the time.
+        shared.heard.note_answer(OTHER, 6, Instant::now());
+        let before = mail.asked.load(Ordering::Relaxed);
+        assert!(timeout(AWAIT_RETRY * 9, ask()).await.is_err());
+        let asked = mail.asked.load(Ordering::Relaxed) - before;
+        assert!((5..=10).contains(&asked), "asked {asked} times");
+        mail.incarnation.store(6, Ordering::Relaxed);
+        assert_eq!(ask().await, said(6));
+        assert!(!is_another(&shared.heard, OTHER, 6));
+        shared.heard.forget_answer(OTHER);
+        assert!(!is_another(&shared.heard, OTHER, 5), "nobody tells that it is another");
+    }
 }

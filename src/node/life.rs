@@ -26,10 +26,12 @@ use crate::consensus::wire::{Request, Response};
 use crate::consensus::{append_limit, ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
 use crate::core::agreed::{Change, Refusal};
 use crate::core::config::{Member, Settings};
-use crate::core::crowd::{hubs, whom_to_ask, SMALL};
+use crate::core::crowd::{hubs, relays, whom_to_ask, SMALL};
 use crate::core::key_ring::Change as KeyChange;
 use crate::core::moment::Moment;
-use crate::core::rejoin::{judge_at, majority_possible, yields, Quarantine, Status, Verdict};
+use crate::core::rejoin::{
+    judge_at, majority_possible, prove, with_hearsay, yields, Proof, Quarantine, Status, Verdict,
+};
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
 
@@ -73,10 +75,22 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 /// Lives until the task is aborted.
 pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedOrder>) {
     let mut pause = REBIRTH_MIN;
-    let mut memory = match shared.load_state() {
-        Some((saved, away)) => remember(&shared, saved, away).await,
-        None => None,
-    };
+    let loaded = guarded(async {
+        fail_point("memory");
+        match shared.load_state() {
+            Some((saved, away)) => remember(&shared, saved, away).await,
+            None => None,
+        }
+    });
+    let mut memory = loaded.await.unwrap_or_else(|panicked| {
+        shared.set_restoring(None);
+        shared.views.send_replace(AgreedView::default());
+        shared.forget_state();
+        shared.log.error(format!(
+            "the state file is not used: reading it ended by {panicked}; starting as an empty server"
+        ));
+        None
+    });
     loop {
         let born = Instant::now();
         let one = guarded(live_once(&shared, memory.take(), &mut orders)).await;
@@ -120,6 +134,9 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
                  and this one may not lead yet; starting anew with them as an empty box, \
                  installed keys stay in use until there are new ones",
             ),
+            End::Outvoted => shared.log.debug(
+                "this server may have voted in a later term before it was started; asking anew",
+            ),
             End::Unattended => shared.log.debug("no leader came while catching up; asking anew"),
             End::OtherHistory(words) => shared.log.note(format!(
                 "{words}; joining it as an empty box, installed keys stay in use until then"
@@ -142,6 +159,7 @@ async fn live_once(
     memory: Option<Memory>,
     orders: &mut mpsc::Receiver<QueuedOrder>,
 ) -> End {
+    let forgot = shared.now();
     let started = match memory {
         Some(memory) => run_raft(shared, memory).await,
         None => {
@@ -153,7 +171,7 @@ async fn live_once(
     shared.set_running(started.as_ref().ok().cloned());
     shared.set_restoring(None);
     match started {
-        Ok(running) => take_part(shared, &running, orders).await,
+        Ok(running) => take_part(shared, &running, forgot, orders).await,
         Err(reason) => End::Broken(reason),
     }
 }
@@ -176,6 +194,8 @@ enum End {
     Retimed(Box<Running>),
     /// It is in quarantine and hears no leader: those that it relied on may be gone.
     Unattended,
+    /// It may have voted, before it forgot, in a later term than the one that it joined in.
+    Outvoted,
     /// The group has gone on without it.
     LetGo,
     /// The group has gone on without what it took for agreed.
@@ -347,7 +367,10 @@ async fn ask(
         Response::Status(status) => shared.note_answer(id, status),
         Response::Survey(status, told) => {
             shared.note_answer(id, status);
-            shared.note_hearsay(told, asked, since);
+            // Whoever else is asked is believed about itself only.
+            if relays(&shared.ids(), &shared.answers_within(ANSWER_LIFE)).contains(&id) {
+                shared.note_hearsay(told, asked, since);
+            }
         }
         _ => return Err(CallFailure::Senseless),
     }
@@ -434,6 +457,7 @@ pub(super) fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
 async fn take_part(
     shared: &Arc<Shared>,
     running: &Running,
+    forgot: Moment,
     orders: &mut mpsc::Receiver<QueuedOrder>,
 ) -> End {
     // What each beat wakes has tasks of its own, so that the rest is left in peace.
@@ -450,6 +474,7 @@ async fn take_part(
         words = leader::lead(shared, running, orders) => End::Broken(words),
         words = meet(shared) => End::OtherHistory(words),
         () = convalesce(shared) => End::Unattended,
+        () = prove_itself(shared, running, forgot) => End::Outvoted,
         () = let_go(shared) => End::LetGo,
         () = running.log.overruled() => End::Overruled,
         () = election::strand(shared, running) => End::Stranded,
@@ -512,6 +537,70 @@ async fn convalesce(shared: &Arc<Shared>) {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Has this server count again once it has caught up and knows of every term in which it may have
+/// voted before it forgot all at `forgot`; returns if that is a later one than its own. Why, and
+/// why it waits, is in [`crate::core::rejoin`].
+async fn prove_itself(shared: &Arc<Shared>, running: &Running, forgot: Moment) {
+    let mut quarantine = shared.quarantine.subscribe();
+    // The sender lives as long as this server.
+    let _ = quarantine.wait_for(|q| *q == Quarantine::Proving).await;
+    let vote_life = shared.settings().timers.election_lower;
+    sleep((forgot + vote_life).since(shared.now())).await;
+    loop {
+        let answers = ask_again(shared).await;
+        let ballot = running.log.vote().as_ref().map(ballot_of).unwrap_or_default();
+        match prove(ballot, shared.members().len(), &answers) {
+            Proof::Ask => sleep(ASK_PAUSE_MAX).await,
+            Proof::Outvoted => return,
+            Proof::Given => {
+                if shared.lift_quarantine().is_err() {
+                    return;
+                }
+                // Nothing puts it back but starting anew.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// Asks the others what they are, until a majority that remembers has answered: all of them, or in
+/// a large group those that ask the rest. Nothing counts that was said before.
+async fn ask_again(shared: &Arc<Shared>) -> BTreeMap<ServerId, Status> {
+    let ids = shared.ids();
+    let is_large = ids.len() > SMALL;
+    let whom = match is_large {
+        true => hubs(&ids).into_iter().chain(shared.leader()).collect(),
+        false => ids.clone(),
+    };
+    let mut asked = JoinSet::new();
+    for id in whom.into_iter().filter(|id| *id != shared.me) {
+        let (courier, ours) = (PeerCourier(shared.clone()), shared.status());
+        let (question, limit) = match is_large {
+            true => (Request::Survey(ours), SURVEY_LIMIT),
+            false => (Request::Status(ours), STATUS_LIMIT),
+        };
+        asked.spawn(async move { (id, courier.call(id, question, limit).await) });
+    }
+    let (mut answers, mut relayed) = (BTreeMap::new(), BTreeMap::new());
+    while let Some(answer) = asked.join_next().await {
+        match answer {
+            Ok((id, Ok(Response::Status(status)))) => _ = answers.insert(id, status),
+            Ok((id, Ok(Response::Survey(status, told)))) => {
+                answers.insert(id, status);
+                let new =
+                    told.into_iter().filter(|told| told.age_ms == 0 && ids.contains(&told.from));
+                relayed.extend(new.map(|told| (told.from, told.status)));
+            }
+            _ => {}
+        }
+        let all = with_hearsay(answers.clone(), relayed.clone());
+        if all.values().filter(|s| s.full).count() > ids.len() / 2 {
+            return all;
+        }
+    }
+    with_hearsay(answers, relayed)
 }
 
 /// Returns when the group has let this box go, and no leader was heard for a while. What such a box
@@ -766,5 +855,92 @@ mod tests {
         let words = timeout(Duration::from_secs(30), meet(&shared)).await.unwrap();
         assert_eq!(words, "server 2 belongs to history 02020202, which goes before 01010101");
         shared.stop_raft().await;
+    }
+}
+
+#[cfg(test)]
+mod proving {
+    use std::future::ready;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use openraft::Vote;
+
+    use super::*;
+    use crate::consensus::wire;
+    use crate::core::rejoin::Ballot;
+    use crate::node::bench::Bench;
+    use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::transport::peers::CallError;
+    use crate::transport::{Body, Heard, Me};
+
+    /// Servers that remember everything, and have heard of a term.
+    #[derive(Default)]
+    struct Whole {
+        term: AtomicU64,
+        asked: AtomicU64,
+    }
+
+    impl Mail for Whole {
+        fn open(&self, _: &Me, _: &Heard) {}
+
+        fn set_members(&self, _: &[Member]) {}
+
+        fn request(&self, to: ServerId, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let ballot = Ballot { term: self.term.load(Ordering::Relaxed), node: to };
+            let status = Status { full: true, ballot, ..Status::default() };
+            Box::pin(ready(Ok(wire::encode(&Response::Status(status)).unwrap())))
+        }
+
+        fn note(&self, _: ServerId, _: Body, _: Duration) {}
+
+        fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            Box::pin(ready(Err(CallError::UnknownPeer)))
+        }
+
+        fn listen(&self, _: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+            Box::new(())
+        }
+    }
+
+    /// A server that forgot its vote asks only when no vote request of before can count any more,
+    /// and what it hears then decides.
+    #[tokio::test(start_paused = true)]
+    async fn a_vote_that_was_forgotten_is_found_out_before_a_server_counts_again() {
+        for (heard_of, counts) in [(5, true), (6, false)] {
+            let mail = Arc::new(Whole::default());
+            let bench = Bench::within(Outside { mail: Some(mail.clone()), ..Outside::default() });
+            let shared = &bench.shared;
+            let member = |id| Member {
+                id: ServerId(id),
+                address: "127.0.0.1".to_owned(),
+                port: id as u16,
+                subject: None,
+            };
+            shared.set_members(&(1..=5).map(member).collect::<Vec<_>>());
+            let running = bench.running(Some(Vote::new_committed(5, ServerId(9)))).await;
+            let vote_life = shared.settings().timers.election_lower;
+            let forgot = shared.now();
+            let (of, with) = (shared.clone(), running.clone());
+            let proof = tokio::spawn(async move { prove_itself(&of, &with, forgot).await });
+            sleep(vote_life * 2).await;
+            assert_eq!(mail.asked.load(Ordering::Relaxed), 0, "it has not caught up yet");
+            proof.abort();
+
+            let forgot = shared.now();
+            let (of, with) = (shared.clone(), running.clone());
+            let proof = tokio::spawn(async move { prove_itself(&of, &with, forgot).await });
+            shared.quarantine.send_replace(Quarantine::Proving);
+            sleep(vote_life - Duration::from_millis(5)).await;
+            assert_eq!(mail.asked.load(Ordering::Relaxed), 0, "a request may still be under way");
+            // Only now the late request arrives.
+            mail.term.store(heard_of, Ordering::Relaxed);
+            sleep(Duration::from_millis(100)).await;
+            assert!(mail.asked.load(Ordering::Relaxed) > 0);
+            assert_eq!(*shared.quarantine.borrow() == Quarantine::Lifted, counts, "{heard_of}");
+            assert_eq!(proof.is_finished(), !counts, "{heard_of}");
+            proof.abort();
+            let _ = running.raft.shutdown().await;
+        }
     }
 }

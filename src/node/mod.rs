@@ -24,6 +24,7 @@
 mod beats;
 #[cfg(test)]
 mod bench;
+mod bounds;
 mod election;
 mod inbox;
 mod keeper;
@@ -69,11 +70,14 @@ use shared::{lock, Shared};
 
 pub use crate::core::box_status::Role;
 
-/// The most time that [`Node::shutdown`] takes: a leader's farewell, and Raft's own end.
-pub const SHUTDOWN_LIMIT: Duration = Duration::from_millis(700);
-
 /// How long a leader that leaves waits for its successor.
 const FAREWELL_LIMIT: Duration = Duration::from_millis(450);
+
+/// How long the tasks and Raft may take to end after that.
+const END_LIMIT: Duration = Duration::from_millis(250);
+
+/// The most time that [`Node::shutdown`] takes: a leader's farewell, and the end of what runs.
+pub const SHUTDOWN_LIMIT: Duration = FAREWELL_LIMIT.saturating_add(END_LIMIT);
 
 /// How many orders of operators may wait for the leader's attention; more are refused.
 const MAX_ORDERS: usize = 16;
@@ -188,8 +192,6 @@ pub enum Joined {
 pub struct Reloaded {
     /// The version of the agreed server list, if the file's had changed.
     pub list: Option<u64>,
-    /// Whether `asio_thread_pool_size` changed, which takes effect at the next start.
-    pub needs_restart: bool,
 }
 
 /// Why a reload changed nothing.
@@ -343,7 +345,6 @@ impl Node {
         };
         let moved = (&settings.bind_address, &settings.address, settings.port)
             != (&old.bind_address, &old.address, old.port);
-        let needs_restart = settings.workers != old.workers;
         if nothing_agreed {
             // There is no group yet that could be asked.
             self.shared.set_members(&settings.members);
@@ -355,7 +356,7 @@ impl Node {
             drop(lock(&self.shared.listener).take());
             *lock(&self.shared.listener) = Some(self.shared.post.listen(&self.shared));
         }
-        Ok(Reloaded { list, needs_restart })
+        Ok(Reloaded { list })
     }
 
     /// Takes over new certificates for all connections that are made from now on.
@@ -410,6 +411,6 @@ impl Node {
             self.shared.stop_raft().await;
         };
         // Whatever is left after the limit dies with the runtime.
-        let _ = timeout(SHUTDOWN_LIMIT, end).await;
+        let _ = timeout(END_LIMIT, end).await;
     }
 }

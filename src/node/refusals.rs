@@ -72,7 +72,10 @@ impl Reason {
             Refusal::OtherHistory
             | Refusal::NoHistory
             | Refusal::HandoverUnderWay(_)
-            | Refusal::NotStaged(_) => None,
+            | Refusal::NotStaged(_)
+            | Refusal::TooMany(..)
+            | Refusal::Absurd(_)
+            | Refusal::Revoked(_) => None,
         }
     }
 }

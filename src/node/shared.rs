@@ -553,11 +553,27 @@ impl Shared {
         let metrics = running.raft.data_metrics();
         let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
         if Quarantine::lifts(ballot.term, commit, applied) {
-            self.quarantine.send_replace(Quarantine::Lifted);
-            self.log.debug("caught up with the group; may vote again");
-            self.save().map_err(|_| Unable::Stopped)?;
+            let before = *self.quarantine.borrow();
+            match before.caught_up() {
+                Quarantine::Lifted => self.lift_quarantine()?,
+                next if next != before => {
+                    self.quarantine.send_replace(next);
+                    self.log.debug("caught up with the group");
+                }
+                _ => {}
+            }
         }
         Ok(())
+    }
+
+    /// This server counts from now on.
+    ///
+    /// # Errors
+    /// If what it remembers cannot be saved.
+    pub fn lift_quarantine(&self) -> Result<(), Unable> {
+        self.quarantine.send_replace(Quarantine::Lifted);
+        self.log.debug("caught up with the group; may vote again");
+        self.save().map_err(|_| Unable::Stopped)
     }
 
     /// Whether this box leads, and a majority acknowledged that lately.
@@ -634,7 +650,8 @@ impl Shared {
         };
         let (term, index) = (vote.map_or(0, |v| v.leader_id.term), end.map_or(0, |id| id.index));
         // They need not be fresh, since terms and logs only grow.
-        Horizon::of(term, index, &self.answers_within(Duration::MAX))
+        let generation = self.views.borrow().agreed.ring.newest();
+        Horizon::of(term, index, generation, &self.answers_within(Duration::MAX))
     }
 
     /// Whether this box believes that there is this term, and this end of a log. Says so if not.

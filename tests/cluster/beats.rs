@@ -25,6 +25,9 @@ use tokio::sync::watch;
 
 use crate::fleet::{wait_for, Fleet, Lines, PATIENCE};
 
+/// The run of the puppet's process.
+const RUN: u64 = 7;
+
 const PUPPET: ServerId = ServerId(3);
 /// Long enough for some twenty beats.
 const WHILE: Duration = Duration::from_secs(2);
@@ -69,7 +72,9 @@ impl Strings {
                 let behind = self.behind.load(Ordering::SeqCst);
                 Response::Beat { vote, level: higher.is_none() && !behind }
             }
-            Request::AwaitInstalled { generation, .. } => Response::Installed(generation),
+            Request::AwaitInstalled { generation: newest, .. } => {
+                Response::Installed { newest, incarnation: RUN }
+            }
             _ => Response::Unable(Unable::Starting),
         }
     }
@@ -109,7 +114,7 @@ impl Stage {
         let (tls, log) = (watch::channel(fleet.tls()).1, Log::new(Arc::new(Lines::default())));
         let heard = Heard::new();
         let of_leader = strings.clone();
-        let me = Me::member(PUPPET, 7, move || {
+        let me = Me::member(PUPPET, RUN, move || {
             of_leader.leader.lock().unwrap().map_or([0; 16], |(_, history)| history)
         });
         let _inside = runtime.enter();

@@ -1,6 +1,7 @@
 //! Clusters of real nodes over real mutual TLS in one process, without the host.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod absent;
 mod age;
 mod agreement;
 mod beats;

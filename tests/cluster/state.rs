@@ -120,8 +120,11 @@ fn the_file_is_private_and_holds_no_key_in_clear() {
 /// Kills box 3, spoils its file, starts it again: it must refuse the file with `reason` and come
 /// back as an empty box.
 fn refused(fleet: &mut Fleet, root: &Path, reason: &str, spoil: impl FnOnce(&Path)) {
+    // It counts again, and has saved what it remembers, a moment after it has the keys.
+    let file = file_of(root, 3);
+    wait_for("a file to spoil", || file.exists(), || fleet.describe());
     fleet.kill(3);
-    spoil(&file_of(root, 3));
+    spoil(&file);
     start_keeping(fleet, root, 3);
     fleet.wait_until_one();
     let lines = fleet.boxes[&3].lines.all();

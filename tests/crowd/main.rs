@@ -12,6 +12,8 @@ use stek_share::core::crowd::{HUBS, SMALL};
 
 use crate::fleet::{wait_for, Fleet};
 
+mod relayed;
+
 fn small_boxes(settings: &mut Settings) {
     settings.workers = 1;
 }

@@ -8,6 +8,7 @@
 #[path = "../cluster/fleet.rs"]
 #[allow(dead_code)]
 mod fleet;
+mod forged;
 mod insider;
 mod liar;
 mod list;

@@ -1,0 +1,119 @@
+//! How much of a leader's word this server takes: who may vote, how far keys and lists may have
+//! been counted on.
+//!
+//! Raft has each server take over what comes from a leader, and a member that calls itself a leader
+//! has to prove it to nobody. What one message of such a member changes must not stay when it is
+//! gone: the other servers must be able to elect one of themselves, and to go on counting. What a
+//! state or a message says of itself is checked where it is decoded; here it is held against
+//! what this server knows.
+//!
+//! A server that is catching up knows nothing to hold it against and takes what it is sent. Nobody
+//! counts on it, and it asks around again if that leads nowhere.
+
+use std::collections::BTreeSet;
+
+use super::shared::{Running, Shared};
+use crate::consensus::wire::{Unable, WireAppend, WireMembership, WirePayload, WireSnapshot};
+use crate::core::agreed::Command;
+use crate::core::rejoin::Quarantine;
+use crate::core::roster::Roster;
+use crate::core::server_id::ServerId;
+use crate::journal::Level;
+
+/// How far the version of a list may lie above the one that this server knows: a server that was
+/// away for as many changes asks around first.
+const MAX_VERSION_LEAP: u64 = 1 << 20;
+
+/// Whether a snapshot is one that a leader could have come to from what this server knows.
+///
+/// # Errors
+/// If it is not, which the log tells.
+pub(super) fn admit_snapshot(
+    shared: &Shared,
+    running: &Running,
+    from: ServerId,
+    snapshot: &WireSnapshot,
+) -> Result<(), Unable> {
+    let generation = snapshot.agreed.ring.newest();
+    if !shared.horizon().has_generation(generation) {
+        return refuse(shared, from, &format!("a key of generation {generation}"));
+    }
+    if is_catching_up(shared) {
+        return Ok(());
+    }
+    let list = snapshot.agreed.roster.as_ref();
+    let known = shared.views.borrow().agreed.roster.as_ref().map_or(0, |list| list.version);
+    if let Some(list) = list.filter(|l| l.version > known.saturating_add(MAX_VERSION_LEAP)) {
+        return refuse(shared, from, &format!("a server list of version {}", list.version));
+    }
+    let listed: Vec<_> = list.map(Roster::ids).into_iter().collect();
+    admit_membership(shared, running, from, &snapshot.membership, &listed)
+}
+
+/// Whether the memberships among new entries are ones that a leader could have come to.
+///
+/// # Errors
+/// If one is not, which the log tells.
+pub(super) fn admit_append(
+    shared: &Shared,
+    running: &Running,
+    from: ServerId,
+    append: &WireAppend,
+) -> Result<(), Unable> {
+    if is_catching_up(shared) {
+        return Ok(());
+    }
+    let mut listed: Option<Vec<BTreeSet<ServerId>>> = None;
+    for entry in &append.entries {
+        let WirePayload::Membership(membership) = &entry.payload else { continue };
+        let listed = listed.get_or_insert_with(|| {
+            let lists = append.entries.iter().filter_map(|entry| match &entry.payload {
+                WirePayload::Command(Command::Enlist(list)) => Some(list.ids()),
+                _ => None,
+            });
+            running.log.lists().into_iter().chain(lists).collect()
+        });
+        admit_membership(shared, running, from, membership, listed)?;
+    }
+    Ok(())
+}
+
+fn is_catching_up(shared: &Shared) -> bool {
+    *shared.quarantine.borrow() != Quarantine::Lifted
+}
+
+/// Whether each set of voters is that of a list: one of `listed`, one that the group had, the one
+/// of this server's file, or the one that counts at present. A change goes from the voters of one
+/// list to those of another, with lists in between that never came to vote, so that no more can be
+/// said of which two they are. Learners do not vote; how many there are is bounded.
+fn admit_membership(
+    shared: &Shared,
+    running: &Running,
+    from: ServerId,
+    membership: &WireMembership,
+    listed: &[BTreeSet<ServerId>],
+) -> Result<(), Unable> {
+    let agreed = shared.views.borrow().agreed.clone();
+    let present = running.raft.server_metrics().borrow().membership_config.clone();
+    let present = present.membership().get_joint_config();
+    let file = || shared.settings().members.iter().map(|member| member.id).collect();
+    let is_known = |voters: &BTreeSet<ServerId>| {
+        listed.contains(voters)
+            || present.contains(voters)
+            || agreed.has_had(voters)
+            || *voters == file()
+    };
+    match membership.configs.iter().all(is_known) {
+        true => Ok(()),
+        false => refuse(shared, from, "voters that no server list has"),
+    }
+}
+
+fn refuse(shared: &Shared, from: ServerId, what: &str) -> Result<(), Unable> {
+    let line = format!(
+        "server {from} leads with {what}, which is far from what this server knows; not believed: is \
+         that server sound? If it is, restart this one, which then asks around"
+    );
+    shared.log.limited(Level::Warning, "not believed", line);
+    Err(Unable::Malformed)
+}
