@@ -94,7 +94,7 @@ fn history() -> HistoryId {
 fn story(generations: u64) -> Vec<Command> {
     let roster = Roster::new(1, &[member(1), member(2)]).expect("a good list");
     let mut commands =
-        vec![Command::Key(KeyCommand::Found { history: history() }), Command::Enlist(roster)];
+        vec![Command::Key(KeyCommand::Found { history: history(), epoch: 1, from: None }), Command::Enlist(roster)];
     for g in 1..=generations {
         let stage = KeyCommand::Stage { held: held(g), revokes: g == 3 };
         let activate = KeyCommand::Activate { generation: Generation(g), keep: 2 };

@@ -26,6 +26,7 @@ use crate::core::box_status::{BadStatus, BoxStatus};
 use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
+use crate::core::record::Record;
 use crate::core::rejoin::{Ballot, LogEnd, Status};
 use crate::core::roster::BadRoster;
 use crate::core::rotation::Order;
@@ -68,6 +69,8 @@ pub enum Request {
     /// "This is me; who are you, and what do the others say of themselves?" As [`Request::Status`],
     /// for groups in which not everybody can ask everybody.
     Survey(Status),
+    /// "I lead, and nobody remembers any key; what does your state file say?"
+    Record,
 }
 
 /// What the asked box answers.
@@ -112,6 +115,8 @@ pub enum Response {
     Report(Box<BoxStatus>),
     /// To [`Request::Survey`]: the asked box's own word, and those of others.
     Survey(Status, Vec<Hearsay>),
+    /// To [`Request::Record`].
+    Record(Option<Box<Record>>),
 }
 
 /// What a box said of itself, told by another one.
@@ -404,10 +409,20 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
         Response::Report(status) => status.check().map_err(Malformed::Status)?,
         Response::Vote { log_end: Some(end), .. } => end.check()?,
         Response::Append(AppendAnswer::Partial(Some(end))) => end.check()?,
+        Response::Record(Some(record)) => check_record(record)?,
         _ => {}
     }
     response.ballot().map_or(Ok(()), |ballot| ballot.check())?;
     Ok(response)
+}
+
+/// Whether this is something that a box could have kept.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn check_record(record: &Record) -> Result<(), Malformed> {
+    record.end.check()?;
+    record.ring.check().map_err(|refusal| Malformed::State(refusal.into()))
 }
 
 fn check_status(status: &Status) -> Result<(), Malformed> {
@@ -744,7 +759,7 @@ mod tests {
     fn ring() -> KeyRing {
         let mut ring = KeyRing::default();
         let history = HistoryId::from_bytes([1; 16]).unwrap();
-        ring.apply(KeyCommand::Found { history }).unwrap();
+        ring.apply(KeyCommand::Found { history, epoch: 1, from: None }).unwrap();
         ring.apply(KeyCommand::Stage { held: held(1), revokes: false }).unwrap();
         ring.apply(KeyCommand::Activate { generation: Generation(1), keep: 2 }).unwrap();
         ring

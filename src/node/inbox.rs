@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::refusals::Place;
 use super::shared::{lock, PeerCourier, Running, Shared};
-use super::{beats, leader, report, roster, survey};
+use super::{beats, leader, records, report, roster, survey};
 use crate::consensus::network::Courier;
 use crate::consensus::wire::{
     self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
@@ -118,6 +118,12 @@ impl Inbox {
                 let ours = self.meet(from, status);
                 Ok(Response::Survey(ours, survey::others(shared).await))
             }
+            // Keys are for members only, and those of a file for nobody who could have newer ones.
+            Request::Record if from.role != Role::Member => Err(Unable::Malformed),
+            Request::Record => match self.0.history() {
+                Some(_) => Err(Unable::OtherHistory),
+                None => Ok(Response::Record(self.0.kept_record().map(Box::new))),
+            },
             Request::Stand => {
                 let leader = shared
                     .running()
@@ -254,7 +260,7 @@ impl Inbox {
             self.0.note_contact(quorum);
             self.0.note_age(HistoryId::from_bytes(from.history), age);
             if *self.0.quarantine.borrow() != Quarantine::Lifted {
-                self.0.end_quarantine(running, ballot, commit)?;
+                self.0.end_quarantine(running, ballot, commit);
             }
         }
         Ok(Response::Append(answer))
@@ -307,6 +313,11 @@ pub(super) async fn await_installed(
     let held = installed.wait_for(|i| {
         i.newest >= generation && i.history == shared.views.borrow().agreed.ring.history()
     });
+    let held = async {
+        let history = held.await.ok()?.history;
+        records::settle(shared, history, generation).await;
+        Some(())
+    };
     let _ = timeout(limit, held).await;
     shared.installed_newest()
 }
@@ -334,7 +345,7 @@ mod tests {
         tokio::task::yield_now().await;
         let history = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
-        ring.apply(Command::Found { history }).unwrap();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
         shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let begun = Instant::now();
         let set = KeySet { history: Some(history), newest: Generation(1), ..KeySet::own(stek(1)) };
@@ -348,7 +359,7 @@ mod tests {
         let shared = Bench::new().shared;
         let ours = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
-        ring.apply(Command::Found { history: ours }).unwrap();
+        ring.apply(Command::Found { history: ours, epoch: 1, from: None }).unwrap();
         shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let other = HistoryId::from_bytes([8; 16]);
         let set = KeySet { history: other, newest: Generation(7), ..KeySet::own(stek(1)) };
@@ -362,7 +373,7 @@ mod tests {
         let shared = Bench::new().shared;
         let history = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
-        ring.apply(Command::Found { history }).unwrap();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
         shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let inbox = Inbox(shared);
         let caller = |history: [u8; 16]| Caller {

@@ -33,11 +33,15 @@ const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 /// Keeps the set up to date until the task is aborted.
 pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
     let (log, now) = (shared.log.clone(), shared.now());
+    let kept = shared.kept_record().map_or_else(Vec::new, |record| {
+        record.ring.all().map(|held| held.stek.clone()).collect()
+    });
     let keeper = Arc::new(Mutex::new(Keeper {
         shared,
         held: AgreedView::default(),
         own: vec![initial],
         own_since: now,
+        kept,
         alone: false,
     }));
     let begin = || keep_on(keeper.clone(), sets.clone());
@@ -57,7 +61,7 @@ async fn keep_on(keeper: Arc<Mutex<Keeper>>, sets: watch::Sender<KeySet>) {
         if *quarantine.borrow_and_update() == Quarantine::Lifted {
             keeper.take(view);
         }
-        let pause = keeper.renew_own();
+        let pause = keeper.renew_own().min(keeper.age_kept());
         keeper.shared.alone.send_replace(keeper.alone);
         keeper.publish(&sets);
         tokio::select! {
@@ -77,6 +81,9 @@ struct Keeper {
     /// decrypt where there is room.
     own: Vec<Stek>,
     own_since: Moment,
+    /// Keys of this box's state file, newest first: they decrypt until the group's keys are known,
+    /// and never encrypt.
+    kept: Vec<Stek>,
     /// Whether this box goes on with keys of its own because the group's are too old.
     alone: bool,
 }
@@ -113,6 +120,11 @@ impl Keeper {
             self.own.clear();
         }
         self.held = view;
+        // Those that are the group's are in its ring; any other one retired, or was revoked.
+        if self.held.agreed.ring.all().next().is_some() {
+            self.kept.clear();
+            self.shared.drop_record();
+        }
         self.drop_doubles();
         if self.held.agreed.ring.current().is_some() {
             self.shared.drop_initial();
@@ -131,6 +143,22 @@ impl Keeper {
             }
             !is_double
         });
+    }
+
+    /// Drops the state file's keys once they are too old; when to look again.
+    fn age_kept(&mut self) -> Duration {
+        let age = match self.shared.kept_record() {
+            Some(record) => record.age(),
+            None => return Duration::MAX,
+        };
+        let rest = self.shared.settings().max_key_age.saturating_sub(age);
+        if rest.is_zero() {
+            self.shared.log.note("the keys of the state file are older than max_key_age; dropped");
+            self.kept.clear();
+            self.shared.drop_record();
+            return Duration::MAX;
+        }
+        rest
     }
 
     /// Replaces this box's own encrypting key if it is due; when to look again.
@@ -193,7 +221,7 @@ impl Keeper {
     fn publish(&mut self, sets: &watch::Sender<KeySet>) {
         let ring: &KeyRing = &self.held.agreed.ring;
         let limit = self.shared.settings().ticket_keys;
-        let keys: Vec<Stek> = keys_to_install(ring, &self.own, self.alone, limit)
+        let keys: Vec<Stek> = keys_to_install(ring, &self.own, &self.kept, self.alone, limit)
             .into_iter()
             .filter(|key| self.passes_gate(key))
             .collect();

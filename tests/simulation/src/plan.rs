@@ -53,6 +53,8 @@ pub enum Kind {
     SlowDisk,
     /// A disk takes nothing.
     BrokenDisk,
+    /// A file of before comes back.
+    OldFile,
     /// A host is slow to take keys.
     SlowHost,
     /// A host takes no keys.
@@ -61,7 +63,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 19] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Kill,
         Kind::KillEmpty,
         Kind::Restart,
@@ -79,6 +81,7 @@ impl Kind {
         Kind::Disorder,
         Kind::SlowDisk,
         Kind::BrokenDisk,
+        Kind::OldFile,
         Kind::SlowHost,
         Kind::BrokenHost,
     ];

@@ -50,8 +50,10 @@ pub enum Entry {
     Resume(u32),
     /// These links are well again, each in one direction.
     MendLinks(Vec<(u32, u32)>),
-    /// A disk is well again; whether its being ill was a trouble.
-    MendDisk(u32, bool),
+    /// A disk is well again.
+    MendDisk(u32),
+    /// A process is killed, and comes back with the files of a backup.
+    RollBack(u32),
     /// A host is well again.
     MendHost(u32),
     /// An operator gives an order.
@@ -163,6 +165,7 @@ impl World {
             revoked: BTreeSet::new(),
             majority_forgot: None,
             doubt: None,
+            files_failed: None,
             clock_lied: false,
             slowest: 0,
             annals: Annals::default(),
@@ -495,10 +498,8 @@ impl World {
             return false;
         };
         machine.kill(now, &self.network);
-        let forgets = machine.disk.is_empty();
-        if forgets {
-            self.note_amnesia(id);
-        }
+        // What is on its disk decrypts, and remembers no promise.
+        self.note_amnesia(id);
         self.stopping.remove(&id);
         self.log.say(now, id, || "is gone".to_owned());
         if let Some(view) = self.sight.boxes.get_mut(&id) {
@@ -544,9 +545,6 @@ impl World {
         let term = line.strip_prefix("this server is the leader of term ");
         if let Some(term) = term.and_then(|term| term.parse().ok()) {
             self.sight.leaders.push(Leader { at: self.now, id, term });
-        }
-        if line.contains("is not used") {
-            self.note_amnesia(id);
         }
         if line.starts_with("the group goes on without something") {
             if self.sight.doubt.is_none() && self.sight.majority_forgot.is_none() {
@@ -609,7 +607,6 @@ impl World {
         let Some(begun) = self.stopping.remove(&id) else { return Ok(()) };
         let took = self.now - begun;
         let limit = SHUTDOWN_LIMIT.as_nanos() as u64;
-        // A slow disk that has got well since may have held it up.
         let well = |view: &View| view.trouble.now == 0 && view.trouble.ended <= begun;
         let well = self.sight.boxes.get(&id).is_some_and(well);
         self.kill(id);

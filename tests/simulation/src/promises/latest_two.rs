@@ -54,13 +54,12 @@ fn whole(sight: &Sight, at: u32, set: &Set, history: super::History) -> Verdict 
         expected.push(generation);
     }
     for (place, generation) in expected.iter().enumerate() {
-        let known = set.keys.get(place).and_then(|key| sight.annals.place.get(key));
+        let known = set.keys.get(place).and_then(|key| sight.annals.place_in(key, history));
         // A key that no host was given as staged or current is not known, and cannot be expected.
         let is_known = sight.annals.seen.contains_key(&(history, *generation));
-        if is_known && known != Some(&(history, *generation)) {
+        if is_known && known != Some(*generation) {
             return Err(format!(
-                "box {at} has {:?} in place {place} where generation {generation} belongs",
-                known.map(|(_, generation)| generation)
+                "box {at} has {known:?} in place {place} where generation {generation} belongs"
             ));
         }
     }
