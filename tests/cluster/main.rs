@@ -14,6 +14,7 @@ mod operators;
 mod options;
 mod rejoin;
 mod relay;
+mod records;
 mod restarts;
 mod state;
 mod versions;
