@@ -569,7 +569,10 @@ mod tests {
         assert_eq!(ring.apply(stage(1)), Err(Refusal::NoHistory));
         let mut ring = ring_of(1);
         let other = HistoryId::from_bytes([8; 16]).unwrap();
-        assert_eq!(ring.apply(Command::Found { history: other, epoch: 2, from: None }), Err(Refusal::OtherHistory));
+        assert_eq!(
+            ring.apply(Command::Found { history: other, epoch: 2, from: None }),
+            Err(Refusal::OtherHistory)
+        );
     }
 
     #[test]
@@ -656,7 +659,10 @@ mod tests {
     fn the_same_history_founded_twice_is_one_and_a_staged_key_has_no_double() {
         let mut ring = ring_of(1);
         let history = ring.history().unwrap();
-        assert_eq!(ring.apply(Command::Found { history, epoch: 1, from: None }), Ok(Change::Nothing));
+        assert_eq!(
+            ring.apply(Command::Found { history, epoch: 1, from: None }),
+            Ok(Change::Nothing)
+        );
         ring.apply(stage(2)).unwrap();
         let other = |generation, seed| Command::Stage {
             held: Held { generation: Generation(generation), stek: stek(seed) },

@@ -54,8 +54,7 @@ mod tests {
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn stek(seed: u64) -> Stek {
-        let bytes: Vec<u8> =
-            (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ seed as u8).collect();
+        let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ seed as u8).collect();
         Stek::copy_from(&bytes).unwrap()
     }
 

@@ -33,9 +33,9 @@ const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 /// Keeps the set up to date until the task is aborted.
 pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
     let (log, now) = (shared.log.clone(), shared.now());
-    let kept = shared.kept_record().map_or_else(Vec::new, |record| {
-        record.ring.all().map(|held| held.stek.clone()).collect()
-    });
+    let kept = shared
+        .kept_record()
+        .map_or_else(Vec::new, |record| record.ring.all().map(|held| held.stek.clone()).collect());
     let keeper = Arc::new(Mutex::new(Keeper {
         shared,
         held: AgreedView::default(),

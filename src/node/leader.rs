@@ -215,9 +215,7 @@ impl<'a> Reign<'a> {
         let mut bytes = [0; 16];
         let drawn = rand_bytes(&mut bytes).ok().and_then(|()| HistoryId::from_bytes(bytes));
         match drawn {
-            Some(history) => {
-                self.propose(KeyCommand::Found { history, epoch, from }).await.is_ok()
-            }
+            Some(history) => self.propose(KeyCommand::Found { history, epoch, from }).await.is_ok(),
             None => false,
         }
     }

@@ -283,9 +283,7 @@ impl StateFile {
 pub struct Files;
 
 /// Has a thread of its own do what may take for ever.
-fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Reply<io::Result<T>> {
+fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Reply<io::Result<T>> {
     let (sender, answer) = oneshot::channel();
     let work = move || {
         // Nobody may be waiting any more.

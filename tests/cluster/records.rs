@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -204,6 +205,51 @@ fn a_file_that_can_be_neither_written_nor_removed_costs_a_warning() {
         assert!(warned("is not used") && warned("make state_dir a directory"), "no remedy");
         assert!(!warned("agreement stopped"), "{}", fleet.describe());
     }
+    drop(fleet);
+    fs::remove_dir_all(root).unwrap();
+}
+
+/// Set in the process that may run out of file descriptors.
+const FEW: &str = "STEK_TEST_FEW_DESCRIPTORS";
+
+/// In a process of its own, because all tests of this one share the limit.
+#[test]
+fn a_lack_of_file_descriptors_makes_nobody_forget() {
+    let name = "records::a_lack_of_file_descriptors_makes_nobody_forget";
+    if std::env::var_os(FEW).is_none() {
+        let own = std::env::current_exe().unwrap();
+        let run = Command::new("sh")
+            .args(["-c", "ulimit -n 512; exec \"$0\" --exact \"$1\" --nocapture"])
+            .args([own.as_os_str(), name.as_ref()])
+            .env(FEW, "1")
+            .output()
+            .unwrap();
+        let words = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success(), "{}{words}", String::from_utf8_lossy(&run.stdout));
+        return;
+    }
+    let (mut fleet, root) = keeping_fleet("few");
+    let before = fleet.boxes[&1].report();
+    let mut held = Vec::new();
+    while let Ok(file) = fs::File::open("/dev/null") {
+        held.push(file);
+    }
+    for order in [Order::Rotate, Order::Revoke] {
+        let running = &fleet.boxes[&1];
+        let runtime = running.runtime.as_ref().unwrap();
+        let made = runtime.block_on(running.node.order(order)).unwrap();
+        fleet.wait_for_generation(made.0);
+    }
+    for running in fleet.boxes.values() {
+        let warned = || running.lines.has("cannot be written: Too many open files");
+        wait_for("a warning", warned, || fleet.describe());
+    }
+    drop(held);
+    let after = fleet.boxes[&1].report();
+    assert_eq!(after.history, before.history, "{}", fleet.describe());
+    assert_eq!(after.current.0, before.current.0 + 2, "{}", fleet.describe());
+    // It goes on trying.
+    wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
 }
