@@ -279,6 +279,23 @@ mod tests {
         assert_eq!(store.last_retired(5, |_| true), None);
     }
 
+    #[test]
+    fn a_record_that_a_history_began_with_goes_when_one_of_its_keys_does() {
+        let mut ring = crate::core::key_ring::KeyRing::default();
+        let history = HistoryId::from_bytes([9; 16]).unwrap();
+        ring.apply(KeyCommand::Found { history, epoch: 1, from: None }).unwrap();
+        let bytes: Vec<u8> = (0..STEK_LEN as u8).collect();
+        let held = Held { generation: Generation(1), stek: Stek::copy_from(&bytes).unwrap() };
+        ring.apply(KeyCommand::Stage { held, revokes: false }).unwrap();
+        let record = crate::core::record::Record { ring, end: LogEnd::default(), age_ms: 0 };
+        let from = Some(Box::new(record));
+        let found = Command::Key(KeyCommand::Found { history, epoch: 2, from });
+        let log = LogStore::of([entry(1, EntryPayload::Normal(found)), stage(2, 2)]);
+        assert_eq!(log.last_retired(2, |_| true), None);
+        assert_eq!(log.last_retired(2, |g| g.0 > 1), Some(1));
+        assert_eq!(log.history(), Some(history));
+    }
+
     #[tokio::test]
     async fn purged_and_truncated_entries_are_gone_and_the_log_end_stays_known() {
         let mut store = store();

@@ -329,6 +329,7 @@ mod tests {
     use super::*;
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, KeyRing};
+    use crate::core::record::Record;
     use crate::core::server_id::ServerId;
     use crate::node::bench::{stek, Bench};
     use crate::node::KeySet;
@@ -366,6 +367,32 @@ mod tests {
         shared.note_installed(&set);
         let installed = await_installed(&shared, Generation(1), Duration::from_millis(10)).await;
         assert_eq!(installed, Generation(0));
+    }
+
+    #[tokio::test]
+    async fn what_a_file_held_is_told_to_members_alone_and_while_nobody_knows_better() {
+        let shared = Bench::new().shared;
+        let history = HistoryId::from_bytes([9; 16]).unwrap();
+        let mut ring = KeyRing::default();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
+        shared.keep_record(Record { ring: ring.clone(), end: LogEnd::default(), age_ms: 5 });
+        let inbox = Inbox(shared.clone());
+        let ask = async |role| {
+            let caller = Caller {
+                id: ServerId(2),
+                role,
+                incarnation: 1,
+                history: [0; 16],
+                version: 1,
+                addr: ([127, 0, 0, 1], 1).into(),
+            };
+            inbox.answer(&caller, Request::Record).await
+        };
+        assert_eq!(ask(Role::Tool).await.err(), Some(Unable::Malformed));
+        let told = ask(Role::Member).await;
+        assert!(matches!(told, Ok(Response::Record(Some(_)))), "{told:?}");
+        shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+        assert_eq!(ask(Role::Member).await.err(), Some(Unable::OtherHistory));
     }
 
     #[tokio::test]

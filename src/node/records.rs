@@ -104,10 +104,13 @@ async fn keep_on(shared: &Arc<Shared>, file: &StateFile) {
     let mut tls = shared.tls.subscribe();
     loop {
         tls.borrow_and_update();
-        let view = views.borrow_and_update().clone();
         // While a box catches up it passes through what was current long ago.
         let is_level = *quarantine.borrow_and_update() == Quarantine::Lifted;
-        let saved = is_level.then(|| to_save(shared, &view)).flatten();
+        // A write may take long, and no key outlives its time in here meanwhile.
+        let saved = {
+            let view = views.borrow_and_update().clone();
+            is_level.then(|| to_save(shared, &view)).flatten()
+        };
         let done = match saved {
             Some(saved) => write(shared, file, saved).await,
             None => true,

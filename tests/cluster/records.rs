@@ -260,6 +260,9 @@ struct Slow(Arc<AtomicU64>);
 /// Longer than any test.
 const FOR_EVER: u64 = 3_600_000;
 
+/// There is no room on it.
+const FULL: u64 = u64::MAX;
+
 impl Slow {
     fn later<T: Send + 'static>(&self, then: Reply<T>) -> Reply<T> {
         let pause = Duration::from_millis(self.0.load(Ordering::SeqCst));
@@ -280,11 +283,17 @@ impl Disk for Slow {
     }
 
     fn write(&self, path: &Path, bytes: Vec<u8>) -> Reply<io::Result<()>> {
-        self.later(Files.write(path, bytes))
+        match self.0.load(Ordering::SeqCst) {
+            FULL => Box::pin(std::future::ready(Err(io::ErrorKind::StorageFull.into()))),
+            _ => self.later(Files.write(path, bytes)),
+        }
     }
 
     fn remove(&self, path: &Path) -> Reply<io::Result<()>> {
-        self.later(Files.remove(path))
+        match self.0.load(Ordering::SeqCst) {
+            FULL => Files.remove(path),
+            _ => self.later(Files.remove(path)),
+        }
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
@@ -292,21 +301,49 @@ impl Disk for Slow {
     }
 }
 
+/// Three boxes on disks of which each takes as long as its knob says.
+fn slow_fleet(root: &Path, takes: u64) -> (Fleet, Arc<AtomicU64>) {
+    let mut fleet = Fleet::new(3, default);
+    let knob = Arc::new(AtomicU64::new(takes));
+    for id in 1..=3 {
+        let mut settings = fleet.settings(id);
+        settings.state_dir = Some(root.join(id.to_string()));
+        let tls = own_tls(&mut fleet, id);
+        let disk = Arc::new(Slow(knob.clone()));
+        fleet.start_within(id, settings, tls, Outside { disk, ..Outside::default() });
+    }
+    fleet.wait_until_one();
+    (fleet, knob)
+}
+
+#[test]
+fn a_file_that_cannot_be_brought_up_to_date_after_a_revocation_is_removed() {
+    let root = state_root("full");
+    let (mut fleet, knob) = slow_fleet(&root, 0);
+    wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
+    knob.store(FULL, Ordering::SeqCst);
+    fleet.wait_for_generation(rotate(&fleet, 1).0);
+    let warned = |fleet: &Fleet| {
+        fleet.boxes.values().all(|running| running.lines.has("cannot be written: no storage space"))
+    };
+    wait_for("warnings", || warned(&fleet), || fleet.describe());
+    // What it holds still decrypts, and is better than nothing.
+    assert!((1..=3).all(|id| file_of(&root, id).exists()));
+    revoke(&fleet, 1);
+    let removed = || (1..=3).all(|id| !file_of(&root, id).exists());
+    wait_for("the files to be removed", removed, || fleet.describe());
+    knob.store(0, Ordering::SeqCst);
+    wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
+    drop(fleet);
+    fs::remove_dir_all(root).unwrap();
+}
+
 #[test]
 fn a_disk_that_is_slow_or_hangs_holds_up_neither_rotations_nor_elections_nor_a_start() {
     const ROTATIONS: u64 = 4;
     for takes in [400, FOR_EVER] {
         let root = state_root(&format!("slow-{takes}"));
-        let mut fleet = Fleet::new(3, default);
-        let knobs: Vec<Arc<AtomicU64>> = (0..3).map(|_| Arc::new(AtomicU64::new(takes))).collect();
-        for id in 1..=3 {
-            let mut settings = fleet.settings(id);
-            settings.state_dir = Some(root.join(id.to_string()));
-            let tls = own_tls(&mut fleet, id);
-            let disk = Arc::new(Slow(knobs[id as usize - 1].clone()));
-            fleet.start_within(id, settings, tls, Outside { disk, ..Outside::default() });
-        }
-        fleet.wait_until_one();
+        let (fleet, _) = slow_fleet(&root, takes);
         // The first write of each shows how slow the disk is; it is waited for once.
         rotate(&fleet, 1);
         let reigns = |fleet: &Fleet| -> usize {

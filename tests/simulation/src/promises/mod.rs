@@ -322,9 +322,8 @@ impl Sight {
 
     /// The boxes that lead, or did not long ago.
     ///
-    /// A box that returns with its file takes itself for the leader of a term that may be over, and
-    /// says so. Of those who began long ago the one with the highest term leads, since a majority
-    /// lost its memory, and terms with it.
+    /// Of those who began long ago the one with the highest term leads, since a majority lost its
+    /// memory, and terms with it.
     pub fn leaders(&self) -> impl Iterator<Item = u32> + '_ {
         let from = self.now.saturating_sub(self.settling());
         let since = self.majority_forgot.unwrap_or(0);
@@ -341,18 +340,10 @@ impl Sight {
         let enough = self.settling();
         let mut leaders = self.leaders();
         self.well_for(id) >= enough
-            && leaders.all(|leader| match leader == id {
-                // One that restored its file behind a cut takes itself for a leader.
-                true => self.reaches_majority(id, enough),
-                false => self.linked_for(id, leader) >= enough && self.well_for(leader) >= enough,
+            && leaders.all(|leader| {
+                leader == id
+                    || (self.linked_for(id, leader) >= enough && self.well_for(leader) >= enough)
             })
-    }
-
-    /// Whether a box's links to a majority, itself included, have been well for so long.
-    fn reaches_majority(&self, id: u32, enough: u64) -> bool {
-        let counted = || self.boxes.iter().filter(|(_, view)| view.may_count()).map(|(id, _)| *id);
-        let reached = counted().filter(|o| *o == id || self.linked_for(id, *o) >= enough);
-        reached.count() > counted().count() / 2
     }
 
     /// For how long all has been well everywhere, that is with all that the group may count on:
