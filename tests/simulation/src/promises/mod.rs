@@ -231,10 +231,12 @@ impl Annals {
     /// Since when the schedule counts: when the first key of this place became current, or if it
     /// came from another history, when it was first seen there.
     pub fn since(&self, place: (History, u64)) -> Option<u64> {
-        let activated = self.first_activated.get(&place).copied();
+        let of = |times: &BTreeMap<(History, u64), u64>, place| times.get(&place).copied();
         let elsewhere = self.key.get(&place).into_iter().flat_map(|key| self.places(key));
-        let seen = elsewhere.filter(|other| *other != place);
-        seen.filter_map(|other| self.seen.get(&other).copied()).chain(activated).min()
+        let times = elsewhere
+            .filter(|other| *other != place)
+            .flat_map(|other| [of(&self.seen, other), of(&self.first_activated, other)]);
+        times.chain([of(&self.first_activated, place)]).flatten().min()
     }
 
     /// Whether another key has come to this key's place.
