@@ -242,3 +242,28 @@ pub(super) async fn newest(shared: &Arc<Shared>, running: &Running) -> Option<Be
     let from = young.map(|(_, record)| record);
     Some(Beginning { epoch: next_epoch(known, wall.as_secs()), from })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::key_ring::{Command, Held, KeyRing};
+    use crate::core::rejoin::{LogEnd, Status};
+    use crate::node::bench::{stek, Bench};
+
+    #[tokio::test]
+    async fn a_file_makes_a_box_neither_full_nor_a_voter() {
+        let shared = Bench::new().shared;
+        let mut ring = KeyRing::default();
+        let history = HistoryId::from_bytes([9; 16]).unwrap();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
+        let held = Held { generation: Generation(1), stek: stek(1) };
+        ring.apply(Command::Stage { held, revokes: false }).unwrap();
+        shared.keep_record(Record { ring, end: LogEnd::default(), age_ms: 5 });
+        assert_eq!(shared.status(), Status::default());
+        assert!(!shared.status_for(&Status::default()).may_vote);
+        assert_eq!(shared.history(), None);
+        assert!(shared.kept_record().is_some_and(|record| record.age_ms >= 5));
+        shared.drop_record();
+        assert!(shared.kept_record().is_none());
+    }
+}
