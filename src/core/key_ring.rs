@@ -268,6 +268,11 @@ impl KeyRing {
         self.revoked
     }
 
+    /// Whether this key left the ring, or the one of an earlier history that it goes on from.
+    pub fn has_retired(&self, key: &Stek) -> bool {
+        self.retired.contains(&key.fingerprint())
+    }
+
     /// Whether the ring holds a key of this generation.
     pub fn holds(&self, generation: Generation) -> bool {
         self.all().any(|held| held.generation == generation)

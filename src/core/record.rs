@@ -116,6 +116,8 @@ mod tests {
         assert!(ring.current().is_none() && ring.older().len() == 2);
         ring.apply(activate(3)).unwrap();
         assert_eq!((generations(&ring), ring.revoked()), (vec![3], Generation(3)));
+        assert!(ring.has_retired(&stek(1)) && ring.has_retired(&stek(2)));
+        assert!(!ring.has_retired(&stek(3)));
         // What was revoked stays so over another founding.
         let mut next = KeyRing::default();
         next.apply(found(3, 6, record(ring))).unwrap();

@@ -125,6 +125,8 @@ impl Keeper {
             self.kept.clear();
             self.shared.drop_record();
         }
+        // A key of an earlier history may have retired in the present one, or been revoked there.
+        self.own.retain(|own| !self.held.agreed.ring.has_retired(own));
         self.drop_doubles();
         if self.held.agreed.ring.current().is_some() {
             self.shared.drop_initial();

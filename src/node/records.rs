@@ -245,10 +245,14 @@ pub(super) async fn newest(shared: &Arc<Shared>, running: &Running) -> Option<Be
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::watch;
+
     use super::*;
+    use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, Held, KeyRing};
     use crate::core::rejoin::{LogEnd, Status};
     use crate::node::bench::{stek, Bench};
+    use crate::node::{keeper, KeySet};
 
     #[tokio::test]
     async fn a_file_makes_a_box_neither_full_nor_a_voter() {
@@ -265,5 +269,41 @@ mod tests {
         assert!(shared.kept_record().is_some_and(|record| record.age_ms >= 5));
         shared.drop_record();
         assert!(shared.kept_record().is_none());
+    }
+
+    /// A box that lived on in the earlier history while the later one revoked its key.
+    #[tokio::test]
+    async fn a_key_that_another_history_revoked_does_not_stay_as_an_own_one() {
+        let shared = Bench::new().shared;
+        let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
+        let keeping = tokio::spawn(keeper::keep(shared.clone(), stek(200), sender));
+        shared.quarantine.send_replace(Quarantine::Lifted);
+        let stage = |generation: u64, revokes| {
+            let held = Held { generation: Generation(generation), stek: stek(generation as u8) };
+            Command::Stage { held, revokes }
+        };
+        let activate = |g| Command::Activate { generation: Generation(g), keep: 2 };
+        let found = |byte, from| {
+            let history = HistoryId::from_bytes([byte; 16]).unwrap();
+            Command::Found { history, epoch: byte.into(), from }
+        };
+        let ring = |commands: Vec<Command>| {
+            let mut ring = KeyRing::default();
+            commands.into_iter().for_each(|command| assert!(ring.apply(command).is_ok()));
+            ring
+        };
+        let earlier = ring(vec![found(1, None), stage(1, false), activate(1)]);
+        let record = Record { ring: earlier.clone(), end: LogEnd::default(), age_ms: 0 };
+        let from = Some(Box::new(record));
+        let later = ring(vec![found(2, from), activate(1), stage(2, true), activate(2)]);
+        for (ring, key) in [(earlier, 1), (later, 2)] {
+            shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+            let is_there = |set: &KeySet| set.agreed && set.keys[0].same_bytes(&stek(key));
+            let set = timeout(Duration::from_secs(30), sets.wait_for(is_there)).await;
+            let set = set.unwrap().unwrap().clone();
+            let revoked = key == 2 && set.keys.iter().any(|held| held.same_bytes(&stek(1)));
+            assert!(!revoked, "{}", set.describe());
+        }
+        keeping.abort();
     }
 }

@@ -560,7 +560,14 @@ impl World {
             self.sight.joins_few(id, &asked, &self.forgetful);
         }
         let words = line.strip_prefix("generation ");
-        let generation = words.and_then(|words| words.strip_suffix(" is current")?.parse().ok());
+        let named = |what: &str| words.and_then(|words| words.strip_suffix(what)?.parse().ok());
+        if let Some(staged) = named(" is staged") {
+            self.sight.annals.staged.entry(staged).or_insert(self.now);
+        }
+        if let (Some(resumed), Some(history)) = (named(" is current again"), self.history_of(id)) {
+            self.sight.annals.resumed.insert((history, resumed));
+        }
+        let generation = named(" is current").or(named(" is current again"));
         self.log.say(self.now, id, || format!("{level:?}: {line}"));
         match generation {
             Some(generation) => self.activated(id, generation),
@@ -568,12 +575,15 @@ impl World {
         }
     }
 
+    fn history_of(&self, id: u32) -> Option<[u8; 16]> {
+        let report = self.machines.get(&id)?.report(self.now)?;
+        report.history.map(|history| history.to_bytes())
+    }
+
     /// A box has applied an activation, which says nothing about its host yet.
     fn activated(&mut self, id: u32, generation: u64) -> Verdict {
         let now = self.now;
-        let report = self.machines.get(&id).and_then(|machine| machine.report(now));
-        let Some(history) = report.and_then(|report| report.history) else { return Ok(()) };
-        let history = history.to_bytes();
+        let Some(history) = self.history_of(id) else { return Ok(()) };
         self.sight.annals.note_activation(now, (history, generation));
         self.sight.annals.noted.entry((id, history, generation)).or_insert(now);
         self.judges.judge(&self.sight, &Event::Activated { history, generation })

@@ -52,7 +52,7 @@ fn goes_on(sight: &Sight, set: &Set, history: super::History) -> Verdict {
         let age = sight.now - at;
         *other != history && age > KEPT_AFTER && age < may_use
     });
-    let imported = set.keys.first().is_some_and(|key| sight.annals.places(key).count() > 1);
+    let imported = sight.annals.resumed.contains(&(history, set.current));
     match is_new && files_are_good && could && !imported {
         true => Err("a new history begins with a new key, though there were state files with a \
                      young one"

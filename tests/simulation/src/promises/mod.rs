@@ -205,6 +205,10 @@ pub struct Annals {
     pub activated: BTreeMap<(History, u64), u64>,
     /// The same of whichever key of that place was the first: a group may come back to that one.
     pub first_activated: BTreeMap<(History, u64), u64>,
+    /// When a key of this generation was first staged, in whatever history.
+    pub staged: BTreeMap<u64, u64>,
+    /// Places whose key came from an earlier history.
+    pub resumed: BTreeSet<(History, u64)>,
     /// When each box first applied an activation.
     pub noted: BTreeMap<(u32, History, u64), u64>,
     /// When a key first encrypted anywhere.
@@ -228,15 +232,13 @@ impl Annals {
         self.place.get(key)?.get(&history).copied()
     }
 
-    /// Since when the schedule counts: when the first key of this place became current, or if it
-    /// came from another history, when it was first seen there.
+    /// Since when the schedule counts: when the first key of this place became current, or if that
+    /// came from another history, when it was staged there.
     pub fn since(&self, place: (History, u64)) -> Option<u64> {
-        let of = |times: &BTreeMap<(History, u64), u64>, place| times.get(&place).copied();
-        let elsewhere = self.key.get(&place).into_iter().flat_map(|key| self.places(key));
-        let times = elsewhere
-            .filter(|other| *other != place)
-            .flat_map(|other| [of(&self.seen, other), of(&self.first_activated, other)]);
-        times.chain([of(&self.first_activated, place)]).flatten().min()
+        match self.resumed.contains(&place) {
+            true => self.staged.get(&place.1).copied(),
+            false => self.first_activated.get(&place).copied(),
+        }
     }
 
     /// Whether another key has come to this key's place.
