@@ -297,7 +297,10 @@ mod tests {
         let from = Some(Box::new(record));
         let later = ring(vec![found(2, from), activate(1), stage(2, true), activate(2)]);
         for (ring, key) in [(earlier, 1), (later, 2)] {
-            shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+            let current_since = shared.now();
+            let agreed = Arc::new(Agreed::of_ring(ring));
+            let view = AgreedView { agreed, current_since, ..AgreedView::default() };
+            shared.views.send_replace(view);
             let is_there = |set: &KeySet| set.agreed && set.keys[0].same_bytes(&stek(key));
             let set = timeout(Duration::from_secs(30), sets.wait_for(is_there)).await;
             let set = set.unwrap().unwrap().clone();
