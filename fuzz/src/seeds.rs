@@ -3,11 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use openraft::impls::EmptyNode;
-use openraft::{Entry, EntryPayload, Membership, Snapshot, SnapshotMeta, StoredMembership, Vote};
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
 use openssl::ec::{EcGroup, EcKey};
@@ -15,27 +11,22 @@ use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::PKey;
 use openssl::x509::{X509Builder, X509NameBuilder, X509};
-use stek_share::consensus::log_store::{LogStore, Remembered};
-use stek_share::consensus::saved::Saved;
-use stek_share::consensus::state_machine::{AgreedSnapshot, AgreedView, StateMachine};
 use stek_share::consensus::wire::{
     encode, AppendAnswer, EnlistRefusal, OrderRefusal, Request, Response, Unable, WireAppend,
     WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
 };
-use stek_share::consensus::{log_id_of, Types};
 use stek_share::core::agreed::{Agreed, Command};
 use stek_share::core::box_status::BoxStatus;
 use stek_share::core::config::Member;
-use stek_share::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId};
-use stek_share::core::moment::Moment;
+use stek_share::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId, KeyRing};
+use stek_share::core::record::Record;
 use stek_share::core::rejoin::{Ballot, LogEnd, Status};
 use stek_share::core::roster::Roster;
 use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::{Stek, STEK_LEN};
-use stek_share::node::state_file_door as door;
+use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::transport::frame::{self, Header, Kind, Role, Versions, NOTICE};
-use tokio::sync::watch;
 
 use crate::state::HISTORY;
 
@@ -97,7 +88,10 @@ fn list() -> Roster {
 /// What a history of so many generations consists of.
 fn story(generations: u64) -> Vec<Command> {
     let mut commands =
-        vec![Command::Key(KeyCommand::Found { history: history() }), Command::Enlist(list())];
+        vec![
+            Command::Key(KeyCommand::Found { history: history(), epoch: 1, from: None }),
+            Command::Enlist(list()),
+        ];
     for g in 1..=generations {
         let stage = KeyCommand::Stage { held: held(g), revokes: g == 3 };
         let activate = KeyCommand::Activate { generation: Generation(g), keep: 2 };
@@ -114,38 +108,18 @@ fn agreed(generations: u64) -> Agreed {
     agreed
 }
 
-/// What a box remembers after so many generations.
+/// What is left of a history of so many generations.
+fn record(generations: u64) -> Record {
+    Record { ring: agreed(generations).ring, end: end(3, 9), age_ms: 9_000 }
+}
+
+/// What a box keeps after so many generations, the last one of which is staged again.
 pub fn saved(generations: u64) -> Saved {
-    let now = Moment::from_start(Duration::from_secs(1 << 20));
-    let views = watch::Sender::new(AgreedView::default());
-    let machine = StateMachine::new(views, Arc::new(|_| {}), Arc::new(move || now));
-    let voters = BTreeSet::from([ServerId(1), ServerId(2)]);
-    let membership: Membership<ServerId, EmptyNode> = Membership::new(vec![voters], ());
-    let at = |index| Some(log_id_of(end(3, index)));
-    let meta = SnapshotMeta {
-        last_log_id: at(9),
-        last_membership: StoredMembership::new(at(0), membership),
-        snapshot_id: "1".to_owned(),
-    };
-    let state = AgreedSnapshot {
-        agreed: agreed(generations),
-        current_since: now.ago(Duration::from_secs(9)),
-        staged_since: now.ago(Duration::from_secs(10)),
-    };
-    machine.begin_with(Snapshot::<Types> { meta, snapshot: Box::new(state) });
-    let log = LogStore::default();
-    let stage = KeyCommand::Stage { held: held(generations + 1), revokes: false };
-    let payloads = [EntryPayload::Blank, EntryPayload::Normal(Command::Key(stage))];
-    let entries = (9..).zip(payloads);
-    log.remember(Remembered {
-        vote: Some(Vote::new_committed(3, ServerId(2))),
-        committed: at(9),
-        purged: at(8),
-        entries: entries
-            .map(|(index, payload)| Entry { log_id: log_id_of(end(3, index)), payload })
-            .collect(),
-    });
-    Saved::take(&log, &machine, now).expect("it has a history")
+    let Agreed { roster, .. } = agreed(generations);
+    let mut ring = KeyRing::default();
+    let from = Some(Box::new(record(generations)));
+    ring.apply(KeyCommand::Found { history: history(), epoch: 2, from }).expect("a good record");
+    Saved { record: Record { ring, ..record(generations) }, roster }
 }
 
 fn append(commands: Vec<Command>) -> Request {
@@ -210,6 +184,11 @@ fn requests() -> Vec<Request> {
         Request::Vote(WireVote { ballot: end(4, 0).ballot, log_end: Some(end(3, 9)) }),
         append(story(2)),
         append(Vec::new()),
+        append(vec![Command::Key(KeyCommand::Found {
+            history: history(),
+            epoch: 2,
+            from: Some(Box::new(record(3))),
+        })]),
         snapshot(),
         Request::AwaitInstalled { generation: Generation(7), limit_ms: 1000 },
         Request::Order { order: Order::Revoke, origin: "traffic_ctl on server 1".to_owned() },
@@ -217,6 +196,7 @@ fn requests() -> Vec<Request> {
         Request::Enlist { replaces: list().digest(), members: vec![member(1), member(2)] },
         Request::Report,
         Request::ListInFile(list().digest()),
+        Request::Record,
     ]
 }
 
@@ -240,6 +220,8 @@ fn responses() -> Vec<Response> {
         Response::ListInFile(true),
         Response::Unable(Unable::Quarantined),
         Response::Report(Box::new(report())),
+        Response::Record(Some(Box::new(record(3)))),
+        Response::Record(None),
     ]
 }
 

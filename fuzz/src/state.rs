@@ -1,18 +1,13 @@
 //! The state file: what is inside the seal, and the sealed bytes.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::OnceLock;
 
-use stek_share::consensus::log_store::{LogStore, Remembered};
-use stek_share::consensus::saved::Saved;
-use stek_share::consensus::state_machine::{AgreedView, StateMachine};
-use stek_share::consensus::wire::encode;
-use stek_share::core::key_ring::HistoryId;
-use stek_share::core::moment::Moment;
+use stek_share::core::agreed::Agreed;
+use stek_share::core::key_ring::{Command, HistoryId, KeyRing};
+use stek_share::core::record::Record;
 use stek_share::core::server_id::ServerId;
-use stek_share::node::state_file_door as door;
+use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::transport::tls::Tls;
-use tokio::sync::watch;
 
 use crate::messages::hold_agreed;
 use crate::seeds::identity;
@@ -67,8 +62,8 @@ fn damage(bytes: &[u8]) {
     }
 }
 
-/// What is let through can be gone on with: it fills Raft's stores, and what they then hold
-/// would be let through again.
+/// What is let through can be gone on with: a history that is founded from it is one that commands
+/// could have made, none of its keys encrypts yet, and what would be saved of it is let through.
 fn unsealed(plain: &[u8]) {
     let saved = match door::read(plain, history()) {
         Ok(saved) => saved,
@@ -77,32 +72,22 @@ fn unsealed(plain: &[u8]) {
             return;
         }
     };
-    hold_agreed(&saved.agreed);
-    let again = stored(saved);
-    hold_agreed(&again.agreed);
-    let bytes = door::plain(again).expect("it can be encoded");
-    let twice = door::read(&bytes, history()).expect("what was saved is refused");
-    let twice = encode(&stored(twice)).expect("it can be encoded");
-    let once = door::read(&bytes, history()).expect("as before");
-    assert_eq!(*twice, *encode(&once).expect("it can be encoded"), "not the same after a life");
-}
-
-/// What is saved by a box that continued with `saved`.
-fn stored(saved: Saved) -> Saved {
-    let now = Moment::from_start(Duration::from_secs(1 << 40));
-    let views = watch::Sender::new(AgreedView::default());
-    let machine = StateMachine::new(views, Arc::new(|_| {}), Arc::new(move || now));
-    let log = LogStore::default();
-    saved.restore(&log, &machine, Duration::ZERO, now);
-    hold_log(&log);
-    Saved::take(&log, &machine, now).expect("it has a history")
-}
-
-/// The log begins right behind what was purged, and has no gap: openraft goes on with no other.
-fn hold_log(log: &LogStore) {
-    let Remembered { purged, entries, .. } = log.remembered();
-    let first = purged.map_or(0, |id| id.index.saturating_add(1));
-    for (index, entry) in (first..).zip(&entries) {
-        assert_eq!(entry.log_id.index, index, "a gap in the log");
+    hold_agreed(&Agreed::of_ring(saved.record.ring.clone()));
+    let names = |ring: &KeyRing| -> Vec<Vec<u8>> {
+        ring.all().map(|held| held.stek.name().to_vec()).collect()
+    };
+    let before = names(&saved.record.ring);
+    let mut ring = KeyRing::default();
+    let from = Some(Box::new(saved.record.clone()));
+    let found = Command::Found { history: history(), epoch: 7, from };
+    ring.apply(found).expect("it was checked");
+    assert!(ring.check().is_ok() && ring.current().is_none(), "a key of a file encrypts");
+    assert_eq!(names(&ring), before, "not the same keys");
+    let record = Record { ring, ..saved.record };
+    let bytes = door::plain(Saved { record, ..saved }).expect("it can be encoded");
+    let mut ring = door::read(&bytes, history()).expect("what was saved is refused").record.ring;
+    if let Some(generation) = ring.staged().map(|staged| staged.held.generation) {
+        ring.apply(Command::Activate { generation, keep: 2 }).expect("it is staged");
+        assert!(ring.check().is_ok() && ring.current().is_some());
     }
 }

@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{
     Entry, EntryPayload, LogId, LogState, Membership, OptionalSend, RaftLogReader, StorageError,
-    StorageIOError, Vote,
+    Vote,
 };
 use tokio::sync::watch;
 
-use super::{ballot_of, log_end_of, OnChange, Types};
+use super::{ballot_of, log_end_of, Types};
 use crate::core::agreed::Command;
 use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
 use crate::core::rejoin::{Ballot, LogEnd};
@@ -28,19 +28,6 @@ type Result<T> = std::result::Result<T, StorageError<ServerId>>;
 /// A handle to one box's log; clones share it.
 #[derive(Clone, Default)]
 pub struct LogStore(Arc<Mutex<Inner>>);
-
-/// All that a log store holds.
-#[derive(Default)]
-pub struct Remembered {
-    /// The highest vote.
-    pub vote: Option<Vote<ServerId>>,
-    /// Up to where this box knows of agreement.
-    pub committed: Option<LogId<ServerId>>,
-    /// The last entry that was purged.
-    pub purged: Option<LogId<ServerId>>,
-    /// The entries after it, without a gap.
-    pub entries: Vec<Entry<Types>>,
-}
 
 /// How far one box is, at one instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +53,6 @@ struct Inner {
     committed: Option<LogId<ServerId>>,
     purged: Option<LogId<ServerId>>,
     entries: BTreeMap<u64, Entry<Types>>,
-    on_change: Option<OnChange>,
     /// Whether a leader contradicts what this box took for agreed.
     overruled: watch::Sender<bool>,
 }
@@ -90,29 +76,11 @@ impl LogStore {
         LogStore(Arc::new(Mutex::new(Inner { entries, ..Inner::default() })))
     }
 
-    /// All that this store holds.
-    pub fn remembered(&self) -> Remembered {
-        let inner = self.lock();
-        Remembered {
-            vote: inner.vote,
-            committed: inner.committed,
-            purged: inner.purged,
-            entries: inner.entries.values().cloned().collect(),
-        }
-    }
-
-    /// Fills an empty store.
-    pub fn remember(&self, remembered: Remembered) {
-        let mut inner = self.lock();
-        inner.vote = remembered.vote;
-        inner.committed = remembered.committed;
-        inner.purged = remembered.purged;
-        inner.entries = remembered.entries.into_iter().map(|e| (e.log_id.index, e)).collect();
-    }
-
-    /// Has `on_change` called after each change.
-    pub fn watch(&self, on_change: OnChange) {
-        self.lock().on_change = Some(on_change);
+    /// A log of these entries.
+    #[cfg(test)]
+    pub(crate) fn of(entries: impl IntoIterator<Item = Entry<Types>>) -> LogStore {
+        let entries = entries.into_iter().map(|e| (e.log_id.index, e)).collect();
+        LogStore(Arc::new(Mutex::new(Inner { entries, ..Inner::default() })))
     }
 
     /// The last index, up to `applied`, whose entry carries a key that `holds` says is gone.
@@ -120,20 +88,23 @@ impl LogStore {
     pub fn last_retired(&self, applied: u64, holds: impl Fn(Generation) -> bool) -> Option<u64> {
         let inner = self.lock();
         let mut applied_entries = inner.entries.range(..=applied).rev();
-        applied_entries.find_map(|(index, entry)| match &entry.payload {
-            EntryPayload::Normal(Command::Key(KeyCommand::Stage { held, .. }))
-                if !holds(held.generation) =>
-            {
-                Some(*index)
-            }
-            _ => None,
+        applied_entries.find_map(|(index, entry)| {
+            let EntryPayload::Normal(Command::Key(command)) = &entry.payload else { return None };
+            let gone = match command {
+                KeyCommand::Stage { held, .. } => !holds(held.generation),
+                KeyCommand::Found { from: Some(record), .. } => {
+                    record.ring.all().any(|held| !holds(held.generation))
+                }
+                _ => false,
+            };
+            gone.then_some(*index)
         })
     }
 
     /// The history that this log begins with, if its first entry is still there.
     pub fn history(&self) -> Option<HistoryId> {
         self.lock().entries.values().find_map(|entry| match &entry.payload {
-            EntryPayload::Normal(Command::Key(KeyCommand::Found { history })) => Some(*history),
+            EntryPayload::Normal(Command::Key(KeyCommand::Found { history, .. })) => Some(*history),
             _ => None,
         })
     }
@@ -207,12 +178,6 @@ impl LogStore {
         self.lock().last_log_id()
     }
 
-    /// Tells of a change; without a lock held, since the listener looks at the store.
-    fn changed(&self) -> std::io::Result<()> {
-        let on_change = self.lock().on_change.clone();
-        on_change.map_or(Ok(()), |on_change| on_change())
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -247,7 +212,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote<ServerId>) -> Result<()> {
         self.lock().vote = Some(*vote);
-        self.changed().map_err(|e| StorageIOError::write_vote(&e).into())
+        Ok(())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote<ServerId>>> {
@@ -270,23 +235,21 @@ impl RaftLogStorage<Types> for LogStore {
     {
         fail_point("append");
         self.lock().entries.extend(entries.into_iter().map(|e| (e.log_id.index, e)));
-        callback.log_io_completed(self.changed());
+        callback.log_io_completed(Ok(()));
         Ok(())
     }
 
     async fn truncate(&mut self, log_id: LogId<ServerId>) -> Result<()> {
         self.lock().entries.split_off(&log_id.index);
-        self.changed().map_err(|e| StorageIOError::write_logs(&e).into())
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId<ServerId>) -> Result<()> {
-        {
-            let mut inner = self.lock();
-            inner.purged = inner.purged.max(Some(log_id));
-            let kept = inner.entries.split_off(&(log_id.index.saturating_add(1)));
-            inner.entries = kept;
-        }
-        self.changed().map_err(|e| StorageIOError::write_logs(&e).into())
+        let mut inner = self.lock();
+        inner.purged = inner.purged.max(Some(log_id));
+        let kept = inner.entries.split_off(&(log_id.index.saturating_add(1)));
+        inner.entries = kept;
+        Ok(())
     }
 }
 
@@ -324,6 +287,23 @@ mod tests {
         assert_eq!(store.last_retired(5, |g| g.0 >= 5), Some(5));
         assert_eq!(store.last_retired(4, |_| false), Some(4), "unapplied entries stay");
         assert_eq!(store.last_retired(5, |_| true), None);
+    }
+
+    #[test]
+    fn a_record_that_a_history_began_with_goes_when_one_of_its_keys_does() {
+        let mut ring = crate::core::key_ring::KeyRing::default();
+        let history = HistoryId::from_bytes([9; 16]).unwrap();
+        ring.apply(KeyCommand::Found { history, epoch: 1, from: None }).unwrap();
+        let bytes: Vec<u8> = (0..STEK_LEN as u8).collect();
+        let held = Held { generation: Generation(1), stek: Stek::copy_from(&bytes).unwrap() };
+        ring.apply(KeyCommand::Stage { held, revokes: false }).unwrap();
+        let record = crate::core::record::Record { ring, end: LogEnd::default(), age_ms: 0 };
+        let from = Some(Box::new(record));
+        let found = Command::Key(KeyCommand::Found { history, epoch: 2, from });
+        let log = LogStore::of([entry(1, EntryPayload::Normal(found)), stage(2, 2)]);
+        assert_eq!(log.last_retired(2, |_| true), None);
+        assert_eq!(log.last_retired(2, |g| g.0 > 1), Some(1));
+        assert_eq!(log.history(), Some(history));
     }
 
     #[tokio::test]

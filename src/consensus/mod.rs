@@ -11,7 +11,6 @@
 pub mod clock;
 pub mod log_store;
 pub mod network;
-pub mod saved;
 pub mod state_machine;
 pub mod wire;
 
@@ -53,10 +52,6 @@ const MAX_PAYLOAD_ENTRIES: u64 = 64;
 /// kind, since a connection may have to be made first, and at least this. No longer, because the
 /// frame waits for a peer that hangs, and it may hold a key that retires meanwhile.
 const SNAPSHOT_LIMIT_MIN_MS: u64 = 800;
-
-/// Called after each change of what a box must not forget, before anybody is told of it. An error
-/// stops Raft.
-pub type OnChange = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
 
 /// Two thirds of openraft's tick, by which nothing happens here but that a leader which is no
 /// longer a member steps down. Rare, since each tick wakes an idle box.

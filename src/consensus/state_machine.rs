@@ -8,19 +8,21 @@
 use std::collections::BTreeSet;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use openraft::impls::EmptyNode;
 use openraft::storage::RaftStateMachine;
 use openraft::{
     Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, Snapshot, SnapshotMeta,
-    StorageError, StorageIOError, StoredMembership,
+    StorageError, StoredMembership,
 };
 use tokio::sync::watch;
 
-use super::{Answer, OnChange, Types};
+use super::{log_end_of, Answer, Types};
 use crate::core::agreed::{Agreed, Change, Command, Refusal};
-use crate::core::key_ring::{Change as KeyChange, KeyRing};
+use crate::core::key_ring::{Change as KeyChange, Command as KeyCommand, KeyRing};
 use crate::core::moment::Moment;
+use crate::core::rejoin::LogEnd;
 use crate::core::server_id::ServerId;
 
 type Result<T> = std::result::Result<T, StorageError<ServerId>>;
@@ -30,12 +32,15 @@ type Result<T> = std::result::Result<T, StorageError<ServerId>>;
 pub struct AgreedView {
     /// The agreed keys and server list.
     pub agreed: Arc<Agreed>,
-    /// When this box applied the activation of the current key, or what it was told of it.
+    /// When this box applied the activation of the current key, or what it was told of it; before
+    /// a key from an earlier history is current again, since when that one was.
     pub current_since: Moment,
     /// When this box applied the staging of the staged key.
     pub staged_since: Moment,
     /// Index of the last applied entry.
     pub applied: u64,
+    /// Its id, if there is one.
+    pub end: Option<LogEnd>,
     /// The voters of the membership that is agreed, of both sets during a change.
     pub voters: BTreeSet<ServerId>,
 }
@@ -77,7 +82,6 @@ struct Inner {
     views: watch::Sender<AgreedView>,
     observer: Observer,
     clock: Clock,
-    on_change: Option<OnChange>,
 }
 
 impl StateMachine {
@@ -92,32 +96,7 @@ impl StateMachine {
             views,
             observer,
             clock,
-            on_change: None,
         })))
-    }
-
-    /// Has `on_change` called after each change.
-    pub fn watch(&self, on_change: OnChange) {
-        self.lock().on_change = Some(on_change);
-    }
-
-    /// Looks at the present state; nothing changes meanwhile.
-    pub fn with_snapshot<T>(&self, look: impl FnOnce(&Snapshot<Types>) -> T) -> T {
-        let inner = self.lock();
-        look(&inner.snapshot_named("present"))
-    }
-
-    /// Begins with a state that an earlier process left.
-    pub fn begin_with(&self, snapshot: Snapshot<Types>) {
-        let mut inner = self.lock();
-        inner.take(&snapshot.meta, snapshot.snapshot);
-        inner.publish();
-    }
-
-    /// Tells of a change; without a lock held, since the listener looks at the state.
-    fn changed(&self) -> std::io::Result<()> {
-        let on_change = self.lock().on_change.clone();
-        on_change.map_or(Ok(()), |on_change| on_change())
     }
 
     /// Whether the stored snapshot holds a key that the ring has retired.
@@ -147,9 +126,18 @@ impl Inner {
     }
 
     fn command(&mut self, command: Command) -> std::result::Result<Change, Refusal> {
+        let imported = match &command {
+            Command::Key(KeyCommand::Found { from: Some(record), .. }) => record.age(),
+            _ => Duration::ZERO,
+        };
         let outcome = self.state.agreed.apply(command);
         let now = (self.clock)();
         match outcome {
+            // As old as it was when it was proposed; a leader's word makes that exact.
+            Ok(Change::Key(KeyChange::Founded)) => {
+                self.state.current_since = now.ago(imported);
+                self.state.staged_since = now;
+            }
             Ok(Change::Key(KeyChange::Activated(_))) => self.state.current_since = now,
             Ok(Change::Key(KeyChange::Staged(_))) => self.state.staged_since = now,
             _ => {}
@@ -180,6 +168,7 @@ impl Inner {
             current_since: self.state.current_since,
             staged_since: self.state.staged_since,
             applied: self.applied.map_or(0, |id| id.index),
+            end: self.applied.as_ref().map(log_end_of),
             voters: self.membership.voter_ids().collect(),
         });
     }
@@ -200,21 +189,17 @@ impl RaftStateMachine<Types> for StateMachine {
         I: IntoIterator<Item = Entry<Types>> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let answers = {
-            let mut inner = self.lock();
-            let answers = entries
-                .into_iter()
-                .map(|entry| {
-                    // A command that panics on one box panics on all; better a skipped command
-                    // than a fleet of half dead ones. Its outcome is the same everywhere.
-                    catch_unwind(AssertUnwindSafe(|| inner.apply(entry)))
-                        .unwrap_or(Some(Err(Refusal::Fault)))
-                })
-                .collect();
-            inner.publish();
-            answers
-        };
-        self.changed().map_err(|e| StorageIOError::write_state_machine(&e))?;
+        let mut inner = self.lock();
+        let answers = entries
+            .into_iter()
+            .map(|entry| {
+                // A command that panics on one box panics on all; better a skipped command
+                // than a fleet of half dead ones. Its outcome is the same everywhere.
+                catch_unwind(AssertUnwindSafe(|| inner.apply(entry)))
+                    .unwrap_or(Some(Err(Refusal::Fault)))
+            })
+            .collect();
+        inner.publish();
         Ok(answers)
     }
 
@@ -231,12 +216,9 @@ impl RaftStateMachine<Types> for StateMachine {
         meta: &SnapshotMeta<ServerId, EmptyNode>,
         snapshot: Box<AgreedSnapshot>,
     ) -> Result<()> {
-        {
-            let mut inner = self.lock();
-            inner.take(meta, snapshot);
-            inner.publish();
-        }
-        self.changed().map_err(|e| StorageIOError::write_state_machine(&e))?;
+        let mut inner = self.lock();
+        inner.take(meta, snapshot);
+        inner.publish();
         Ok(())
     }
 

@@ -26,6 +26,7 @@ use crate::core::box_status::{BadStatus, BoxStatus};
 use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::{Generation, MAX_GENERATION};
 use crate::core::moment::Moment;
+use crate::core::record::Record;
 use crate::core::rejoin::{Ballot, LogEnd, Status};
 use crate::core::roster::{BadRoster, Digest};
 use crate::core::rotation::Order;
@@ -90,6 +91,8 @@ pub enum Request {
     /// "Does your `server_list_file` hold this very list now?", from a leader that was asked to have
     /// the group agree on it.
     ListInFile(Digest),
+    /// "I lead, and nobody remembers any key; what does your state file say?"
+    Record,
 }
 
 /// What the asked box answers.
@@ -141,6 +144,8 @@ pub enum Response {
     Survey(Status, Vec<Hearsay>),
     /// To [`Request::ListInFile`].
     ListInFile(bool),
+    /// To [`Request::Record`].
+    Record(Option<Box<Record>>),
 }
 
 /// What a box said of itself, told by another one.
@@ -477,10 +482,20 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
         Response::Report(status) => status.check().map_err(Malformed::Status)?,
         Response::Vote { log_end: Some(end), .. } => end.check()?,
         Response::Append(AppendAnswer::Partial(Some(end))) => end.check()?,
+        Response::Record(Some(record)) => check_record(record)?,
         _ => {}
     }
     response.ballot().map_or(Ok(()), |ballot| ballot.check())?;
     Ok(response)
+}
+
+/// Whether this is something that a box could have kept.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn check_record(record: &Record) -> Result<(), Malformed> {
+    record.end.check()?;
+    record.ring.check().map_err(|refusal| Malformed::State(refusal.into()))
 }
 
 fn check_status(status: &Status) -> Result<(), Malformed> {
@@ -838,7 +853,7 @@ mod tests {
     fn ring() -> KeyRing {
         let mut ring = KeyRing::default();
         let history = HistoryId::from_bytes([1; 16]).unwrap();
-        ring.apply(KeyCommand::Found { history }).unwrap();
+        ring.apply(KeyCommand::Found { history, epoch: 1, from: None }).unwrap();
         ring.apply(KeyCommand::Stage { held: held(1), revokes: false }).unwrap();
         ring.apply(KeyCommand::Activate { generation: Generation(1), keep: 2 }).unwrap();
         ring
@@ -987,11 +1002,11 @@ mod tests {
             id: ServerId(u32::MAX - id),
             address: format!("{version:0>0$}", MAX_ADDRESS),
             port: 1 + (id + version as u32) as u16,
-            subject: Some("s".repeat(MAX_SUBJECT)),
+            subject: Some(format!("{id:s>0$}", MAX_SUBJECT)),
         };
         let mut agreed = Agreed::default();
         let history = HistoryId::from_bytes([1; 16]).unwrap();
-        agreed.ring.apply(KeyCommand::Found { history }).unwrap();
+        agreed.ring.apply(KeyCommand::Found { history, epoch: 1, from: None }).unwrap();
         let keys = 100;
         for generation in 1..=keys {
             let stage = KeyCommand::Stage { held: held(generation), revokes: false };

@@ -183,7 +183,7 @@ mod tests {
     fn a_state_from_elsewhere_is_checked_in_both_its_parts() {
         let mut ring = KeyRing::default();
         let history = key_ring::HistoryId::from_bytes([3; 16]).unwrap();
-        ring.apply(key_ring::Command::Found { history }).unwrap();
+        ring.apply(key_ring::Command::Found { history, epoch: 1, from: None }).unwrap();
         let sound = Agreed { roster: Some(roster(1)), ..Agreed::of_ring(ring) };
         assert_eq!(sound.ring.history(), Some(history));
         assert_eq!(sound.check(), Ok(()));

@@ -157,7 +157,7 @@ pub struct Settings {
     pub ticket_keys: usize,
     /// `max_key_age`: how long a key may encrypt without a quorum.
     pub max_key_age: Duration,
-    /// `state_dir`, if given: what this box remembers is kept there, sealed.
+    /// `state_dir`, if given: the group's keys are kept there, sealed.
     pub state_dir: Option<PathBuf>,
     /// `root_cert_file`, resolved.
     pub root_cert_file: PathBuf,

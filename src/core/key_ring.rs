@@ -16,6 +16,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::record::Record;
 use super::stek::{Fingerprint, Stek, WeakKey};
 
 /// Most keys that a ring keeps besides the staged one, whatever a command asks for: the upper end
@@ -104,6 +105,10 @@ pub enum Command {
     Found {
         /// Its name.
         history: HistoryId,
+        /// Above those of all histories that its founder knows of; see [`Record::rank`].
+        epoch: u64,
+        /// What an earlier history left, if it goes on with the keys of that one.
+        from: Option<Box<Record>>,
     },
     /// Every box takes this key, to decrypt with it but not yet to encrypt.
     Stage {
@@ -130,6 +135,9 @@ pub enum Change {
     Staged(Generation),
     /// A key became current.
     Activated(Generation),
+    /// A key that had been current, or staged, in an earlier history is current again, as old as
+    /// it was.
+    Resumed(Generation),
     /// The command had been applied before.
     Nothing,
 }
@@ -185,6 +193,10 @@ pub struct KeyRing {
     keys: Vec<Held>,
     retired: Vec<Fingerprint>,
     revoked: Generation,
+    epoch: u64,
+    /// Whether all keys came from an earlier history: the newest one is staged, and none of the
+    /// others encrypts before that one does.
+    imported: bool,
 }
 
 impl KeyRing {
@@ -194,7 +206,7 @@ impl KeyRing {
     /// Why nothing changed; every box comes to the same answer.
     pub fn apply(&mut self, command: Command) -> Result<Change, Refusal> {
         match command {
-            Command::Found { history } => self.found(history),
+            Command::Found { history, epoch, from } => self.found(history, epoch, from),
             Command::Stage { held, revokes } => self.stage(held, revokes),
             Command::Activate { generation, keep } => self.activate(generation, keep.into()),
         }
@@ -237,14 +249,24 @@ impl KeyRing {
         self.history
     }
 
+    /// Orders histories by when they were founded, 0 before the first.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether all keys came from an earlier history, and none of them encrypts yet.
+    pub fn is_imported(&self) -> bool {
+        self.imported
+    }
+
     /// The key that encrypts.
     pub fn current(&self) -> Option<&Held> {
-        self.keys.first()
+        self.keys.first().filter(|_| !self.imported)
     }
 
     /// The keys that still decrypt, newest first, without the current one.
     pub fn older(&self) -> &[Held] {
-        self.keys.get(1..).unwrap_or_default()
+        self.keys.get(usize::from(!self.imported)..).unwrap_or_default()
     }
 
     /// The next key, during a handover.
@@ -257,13 +279,18 @@ impl KeyRing {
         self.staged
             .as_ref()
             .map(|s| s.held.generation)
-            .or_else(|| self.current().map(|k| k.generation))
+            .or_else(|| self.keys.first().map(|k| k.generation))
             .unwrap_or_default()
     }
 
     /// The generation whose activation last dropped every older key, 0 if none ever did.
     pub fn revoked(&self) -> Generation {
         self.revoked
+    }
+
+    /// Whether this key left the ring, or the one of an earlier history that it goes on from.
+    pub fn has_retired(&self, key: &Stek) -> bool {
+        self.retired.contains(&key.fingerprint())
     }
 
     /// Whether the ring holds a key of this generation.
@@ -294,9 +321,12 @@ impl KeyRing {
         if self.newest() > MAX_GENERATION {
             return Err(Refusal::Absurd(self.newest()));
         }
+        if self.imported && self.staged.is_none() {
+            return Err(Refusal::NotStaged(self.newest()));
+        }
         // Without a gap from the newest on, and the first one ever is 1.
         let mut want = self.newest().0;
-        if self.keys.is_empty() && want > 1 {
+        if self.keys.is_empty() && want > 1 && !self.imported {
             return Err(Refusal::Generation { got: self.newest(), want: Generation(1) });
         }
         let mut fingerprints = BTreeSet::new();
@@ -318,7 +348,9 @@ impl KeyRing {
         if let Some(gone) = self.retired.iter().find(|gone| fingerprints.contains(gone)) {
             return Err(Refusal::Repeated(*gone));
         }
-        let oldest = self.keys.last().map(|held| held.generation).unwrap_or_default();
+        // A key that was imported as the only one may be the one that dropped all before it.
+        let imported = self.staged.as_ref().filter(|_| self.imported).map(|s| &s.held);
+        let oldest = self.keys.last().or(imported).map(|held| held.generation).unwrap_or_default();
         match self.revoked <= oldest {
             true => Ok(()),
             false => Err(Refusal::Revoked(self.revoked)),
@@ -344,15 +376,35 @@ impl KeyRing {
         Ok(())
     }
 
-    fn found(&mut self, history: HistoryId) -> Result<Change, Refusal> {
+    fn found(
+        &mut self,
+        history: HistoryId,
+        epoch: u64,
+        from: Option<Box<Record>>,
+    ) -> Result<Change, Refusal> {
         match self.history {
             None => {
+                if let Some(record) = from {
+                    record.ring.check()?;
+                    self.import(record.ring);
+                }
                 self.history = Some(history);
+                self.epoch = epoch;
                 Ok(Change::Founded)
             }
             Some(ours) if ours == history => Ok(Change::Nothing),
             Some(_) => Err(Refusal::OtherHistory),
         }
+    }
+
+    /// Takes the keys of an earlier history. The newest one is staged, so that it encrypts nowhere
+    /// before all hold it; a revocation that was under way goes on.
+    fn import(&mut self, earlier: KeyRing) {
+        let KeyRing { staged, mut keys, retired, revoked, .. } = earlier;
+        let newest = (staged.is_none() && !keys.is_empty()).then(|| keys.remove(0));
+        self.staged = staged.or(newest.map(|held| Staged { held, revokes: false }));
+        self.imported = self.staged.is_some();
+        (self.keys, self.retired, self.revoked) = (keys, retired, revoked);
     }
 
     fn stage(&mut self, held: Held, revokes: bool) -> Result<Change, Refusal> {
@@ -385,7 +437,10 @@ impl KeyRing {
                 self.retired.extend(gone.iter().map(|k| k.stek.fingerprint()));
                 let forget = self.retired.len().saturating_sub(MAX_REMEMBERED);
                 self.retired.drain(..forget);
-                Ok(Change::Activated(generation))
+                Ok(match std::mem::take(&mut self.imported) {
+                    true => Change::Resumed(generation),
+                    false => Change::Activated(generation),
+                })
             }
             other => {
                 self.staged = other;
@@ -402,8 +457,15 @@ impl KeyRing {
 /// made while there was no group to ask. They encrypt only while the ring has no current key or
 /// `too_old` says that the current one must not encrypt any more; otherwise they decrypt where
 /// there is room. The staged key comes before all that merely decrypt, because a handover waits
-/// for it.
-pub fn keys_to_install(ring: &KeyRing, own: &[Stek], too_old: bool, limit: usize) -> Vec<Stek> {
+/// for it. `kept`, newest first, are keys that this box read from its state file: they decrypt
+/// and never encrypt.
+pub fn keys_to_install(
+    ring: &KeyRing,
+    own: &[Stek],
+    kept: &[Stek],
+    too_old: bool,
+    limit: usize,
+) -> Vec<Stek> {
     let current = ring.current().map(|held| &held.stek);
     let staged = ring.staged().map(|staged| &staged.held.stek);
     let older = ring.older().iter().map(|held| &held.stek);
@@ -411,7 +473,8 @@ pub fn keys_to_install(ring: &KeyRing, own: &[Stek], too_old: bool, limit: usize
         Some(key) if !too_old => Some(key),
         _ => own.first().or(current),
     };
-    let wanted = encrypting.into_iter().chain(staged).chain(current).chain(older).chain(own);
+    let wanted = encrypting.into_iter().chain(staged).chain(current).chain(older);
+    let wanted = wanted.chain(kept).chain(own);
     let mut keys: Vec<Stek> = Vec::with_capacity(limit);
     for key in wanted {
         if keys.len() < limit && !keys.iter().any(|k| k.name() == key.name()) {
@@ -446,7 +509,7 @@ mod tests {
     fn ring_of(generations: u64) -> KeyRing {
         let mut ring = KeyRing::default();
         let history = HistoryId::from_bytes([9; 16]).unwrap();
-        ring.apply(Command::Found { history }).unwrap();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
         for g in 1..=generations {
             ring.apply(stage(g)).unwrap();
             ring.apply(activate(g)).unwrap();
@@ -551,34 +614,37 @@ mod tests {
         assert_eq!(ring.apply(stage(1)), Err(Refusal::NoHistory));
         let mut ring = ring_of(1);
         let other = HistoryId::from_bytes([8; 16]).unwrap();
-        assert_eq!(ring.apply(Command::Found { history: other }), Err(Refusal::OtherHistory));
+        assert_eq!(
+            ring.apply(Command::Found { history: other, epoch: 2, from: None }),
+            Err(Refusal::OtherHistory)
+        );
     }
 
     #[test]
     fn the_installed_set_is_the_latest_two_with_the_encrypting_key_first() {
         let own = [stek(200)];
         let mut ring = KeyRing::default();
-        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[200]));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 2)), prints(&[200]));
         ring = ring_of(0);
         ring.apply(stage(1)).unwrap();
-        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[200, 1]));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 2)), prints(&[200, 1]));
         ring.apply(activate(1)).unwrap();
-        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[1, 200]));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 2)), prints(&[1, 200]));
         let mut ring = ring_of(2);
-        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[2, 1]));
-        assert_eq!(names(&keys_to_install(&ring, &own, false, 4)), prints(&[2, 1, 200]));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 2)), prints(&[2, 1]));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 4)), prints(&[2, 1, 200]));
         ring.apply(stage(3)).unwrap();
-        assert_eq!(names(&keys_to_install(&ring, &own, false, 2)), prints(&[2, 3]));
-        assert_eq!(names(&keys_to_install(&ring, &own, false, 3)), prints(&[2, 3, 1]));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 2)), prints(&[2, 3]));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 3)), prints(&[2, 3, 1]));
     }
 
     #[test]
     fn a_key_that_is_too_old_only_decrypts() {
         let ring = ring_of(2);
         let own = [stek(201), stek(200)];
-        assert_eq!(names(&keys_to_install(&ring, &own, true, 2)), prints(&[201, 2]));
-        assert_eq!(names(&keys_to_install(&ring, &own, true, 5)), prints(&[201, 2, 1, 200]));
-        assert_eq!(names(&keys_to_install(&ring, &[], true, 2)), prints(&[2, 1]));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], true, 2)), prints(&[201, 2]));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], true, 5)), prints(&[201, 2, 1, 200]));
+        assert_eq!(names(&keys_to_install(&ring, &[], &[], true, 2)), prints(&[2, 1]));
     }
 
     #[test]
@@ -596,7 +662,8 @@ mod tests {
             }
         }
         let mut other = KeyRing::default();
-        other.apply(Command::Found { history: HistoryId::from_bytes([8; 16]).unwrap() }).unwrap();
+        let history = HistoryId::from_bytes([8; 16]).unwrap();
+        other.apply(Command::Found { history, epoch: 2, from: None }).unwrap();
         assert_eq!(activated.may_become(&other), Ok(()));
     }
 
@@ -719,7 +786,10 @@ mod tests {
     fn the_same_history_founded_twice_is_one_and_a_staged_key_has_no_double() {
         let mut ring = ring_of(1);
         let history = ring.history().unwrap();
-        assert_eq!(ring.apply(Command::Found { history }), Ok(Change::Nothing));
+        assert_eq!(
+            ring.apply(Command::Found { history, epoch: 1, from: None }),
+            Ok(Change::Nothing)
+        );
         ring.apply(stage(2)).unwrap();
         let other = |generation, seed| Command::Stage {
             held: Held { generation: Generation(generation), stek: stek(seed) },

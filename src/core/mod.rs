@@ -10,6 +10,7 @@ pub mod health;
 pub mod key_ring;
 pub mod moment;
 pub mod multicert;
+pub mod record;
 pub mod rejoin;
 pub mod roster;
 pub mod rotation;

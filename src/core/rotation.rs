@@ -180,7 +180,7 @@ mod tests {
     fn ring(current: u64, staged: bool) -> KeyRing {
         let mut ring = KeyRing::default();
         let history = HistoryId::from_bytes([1; 16]).unwrap();
-        ring.apply(Command::Found { history }).unwrap();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
         for g in 1..=current + u64::from(staged) {
             let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ g as u8).collect();
             let held = Held { generation: Generation(g), stek: Stek::copy_from(&bytes).unwrap() };

@@ -366,7 +366,7 @@ pub(super) fn take(
         }
         shared.note_age(history, beat.age);
         if *shared.quarantine.borrow() != Quarantine::Lifted {
-            shared.end_quarantine(running, beat.ballot, beat.commit)?;
+            shared.end_quarantine(running, beat.ballot, beat.commit);
         }
         let applied = shared.views.borrow().applied;
         level = ends.last.as_ref().map(log_end_of) == beat.log_end

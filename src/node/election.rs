@@ -208,7 +208,7 @@ pub(super) async fn strand(shared: &Arc<Shared>, running: &Running) {
 }
 
 /// The voter sets of the effective membership; two during a change.
-fn configs(running: &Running) -> Vec<BTreeSet<ServerId>> {
+pub(super) fn configs(running: &Running) -> Vec<BTreeSet<ServerId>> {
     let server = running.raft.server_metrics();
     let configs = server.borrow().membership_config.membership().get_joint_config().clone();
     configs

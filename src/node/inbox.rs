@@ -17,6 +17,7 @@
 //! | `AwaitInstalled` | members | always; held back [`MAX_AWAIT`] at most |
 //! | `Enlist` | a member that answers at its listed address, to the leader | always; carried out by a leader |
 //! | `ListInFile` | members | always; from the file as it is now |
+//! | `Record` | members | while this server belongs to no history |
 //! | `Stand` | the member that this server follows as its leader | Raft runs |
 //! | `Vote` | a member that is the candidate | Raft runs, same history; refused in quarantine and while a leader is heard |
 //! | `Append`, `Snapshot` | a member that is the leader of the ballot in it | Raft runs, same history |
@@ -29,7 +30,7 @@ use tokio::time::{sleep, timeout};
 
 use super::refusals::Place;
 use super::shared::{lock, PeerCourier, Running, Shared};
-use super::{beats, bounds, leader, origin, report, roster, survey};
+use super::{beats, bounds, leader, origin, records, report, roster, survey};
 use crate::consensus::network::Courier;
 use crate::consensus::wire::{
     self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
@@ -152,6 +153,11 @@ impl Inbox {
                 let ours = self.meet(from, status);
                 Ok(Response::Survey(ours, survey::others(shared).await))
             }
+            // The keys of a file are for nobody who could have newer ones.
+            Request::Record => match self.0.history() {
+                Some(_) => Err(Unable::OtherHistory),
+                None => Ok(Response::Record(self.0.kept_record().map(Box::new))),
+            },
             Request::Stand => {
                 let leader = shared
                     .running()
@@ -305,7 +311,7 @@ impl Inbox {
             self.0.note_contact(quorum);
             self.0.note_age(HistoryId::from_bytes(from.history), age);
             if *self.0.quarantine.borrow() != Quarantine::Lifted {
-                self.0.end_quarantine(running, ballot, commit)?;
+                self.0.end_quarantine(running, ballot, commit);
             }
         }
         let is_taken = matches!(answer, AppendAnswer::Success | AppendAnswer::Partial(_));
@@ -355,6 +361,7 @@ fn may_ask(role: Role, request: &Request) -> bool {
         | Request::AwaitInstalled { .. }
         | Request::Enlist { .. }
         | Request::ListInFile(_)
+        | Request::Record
         | Request::Stand
         | Request::Vote(_)
         | Request::Append(_)
@@ -390,6 +397,11 @@ pub(super) async fn await_installed(
     let held = installed.wait_for(|i| {
         i.newest >= generation && i.history == shared.views.borrow().agreed.ring.history()
     });
+    let held = async {
+        let history = held.await.ok()?.history;
+        records::settle(shared, history, generation).await;
+        Some(())
+    };
     let _ = timeout(limit, held).await;
     shared.installed_newest()
 }
@@ -404,6 +416,7 @@ mod tests {
     use crate::consensus::wire::{WireEntry, WirePayload};
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, KeyRing};
+    use crate::core::record::Record;
     use crate::core::roster::Roster;
     use crate::core::server_id::ServerId;
     use crate::fault::planted;
@@ -422,7 +435,7 @@ mod tests {
         tokio::task::yield_now().await;
         let history = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
-        ring.apply(Command::Found { history }).unwrap();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
         shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let begun = Instant::now();
         let set = KeySet { history: Some(history), newest: Generation(1), ..KeySet::own(stek(1)) };
@@ -436,7 +449,7 @@ mod tests {
         let shared = Bench::new().shared;
         let ours = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
-        ring.apply(Command::Found { history: ours }).unwrap();
+        ring.apply(Command::Found { history: ours, epoch: 1, from: None }).unwrap();
         shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let other = HistoryId::from_bytes([8; 16]);
         let set = KeySet { history: other, newest: Generation(7), ..KeySet::own(stek(1)) };
@@ -585,11 +598,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_file_held_is_told_to_members_alone_and_while_nobody_knows_better() {
+        let shared = Bench::new().shared;
+        let history = HistoryId::from_bytes([9; 16]).unwrap();
+        let mut ring = KeyRing::default();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
+        shared.keep_record(Record { ring: ring.clone(), end: LogEnd::default(), age_ms: 5 });
+        let inbox = Inbox(shared.clone());
+        let ask = async |role| {
+            let caller = caller(role, [0; 16]);
+            inbox.answer(&caller, Request::Record).await
+        };
+        assert_eq!(ask(Role::Tool).await.err(), Some(Unable::Malformed));
+        let told = ask(Role::Member).await;
+        assert!(matches!(told, Ok(Response::Record(Some(_)))), "{told:?}");
+        shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+        assert_eq!(ask(Role::Member).await.err(), Some(Unable::OtherHistory));
+    }
+
+    #[tokio::test]
     async fn a_box_with_a_history_takes_nothing_from_a_leader_without_one() {
         let shared = Bench::new().shared;
         let history = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
-        ring.apply(Command::Found { history }).unwrap();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
         shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let inbox = Inbox(shared);
         let caller = |history| caller(Role::Member, history);

@@ -32,11 +32,15 @@ const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 /// Keeps the set up to date until the task is aborted.
 pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
     let (log, now) = (shared.log.clone(), shared.now());
+    let kept = shared
+        .kept_record()
+        .map_or_else(Vec::new, |record| record.ring.all().map(|held| held.stek.clone()).collect());
     let keeper = Arc::new(Mutex::new(Keeper {
         shared,
         held: AgreedView::default(),
         own: vec![initial],
         own_since: now,
+        kept,
         alone: false,
     }));
     let begin = || keep_on(keeper.clone(), sets.clone());
@@ -57,7 +61,7 @@ async fn keep_on(keeper: Arc<Mutex<Keeper>>, sets: watch::Sender<KeySet>) {
         if quarantine.borrow_and_update().has_caught_up() {
             keeper.take(view);
         }
-        let pause = keeper.renew_own();
+        let pause = keeper.renew_own().min(keeper.age_kept());
         keeper.shared.alone.send_replace(keeper.alone);
         keeper.publish(&sets);
         tokio::select! {
@@ -79,6 +83,9 @@ struct Keeper {
     /// decrypt where there is room.
     own: Vec<Stek>,
     own_since: Moment,
+    /// Keys of this box's state file, newest first: they decrypt until the group's keys are known,
+    /// and never encrypt.
+    kept: Vec<Stek>,
     /// Whether this box goes on with keys of its own because the group's are too old.
     alone: bool,
 }
@@ -115,6 +122,13 @@ impl Keeper {
             self.own.clear();
         }
         self.held = view;
+        // Those that are the group's are in its ring; any other one retired, or was revoked.
+        if self.held.agreed.ring.all().next().is_some() {
+            self.kept.clear();
+            self.shared.drop_record();
+        }
+        // A key of an earlier history may have retired in the present one, or been revoked there.
+        self.own.retain(|own| !self.held.agreed.ring.has_retired(own));
         self.drop_doubles();
         if self.held.agreed.ring.current().is_some() {
             self.shared.drop_initial();
@@ -133,6 +147,22 @@ impl Keeper {
             }
             !is_double
         });
+    }
+
+    /// Drops the state file's keys once they are too old; when to look again.
+    fn age_kept(&mut self) -> Duration {
+        let age = match self.shared.kept_record() {
+            Some(record) => record.age(),
+            None => return Duration::MAX,
+        };
+        let rest = self.shared.settings().max_key_age.saturating_sub(age);
+        if rest.is_zero() {
+            self.shared.log.note("the keys of the state file are older than max_key_age; dropped");
+            self.kept.clear();
+            self.shared.drop_record();
+            return Duration::MAX;
+        }
+        rest
     }
 
     /// Replaces this box's own encrypting key if it is due; when to look again.
@@ -195,7 +225,7 @@ impl Keeper {
     fn publish(&mut self, sets: &watch::Sender<KeySet>) {
         let ring: &KeyRing = &self.held.agreed.ring;
         let limit = self.shared.settings().ticket_keys;
-        let keys: Vec<Stek> = keys_to_install(ring, &self.own, self.alone, limit)
+        let keys: Vec<Stek> = keys_to_install(ring, &self.own, &self.kept, self.alone, limit)
             .into_iter()
             .filter(|key| self.passes_gate(key))
             .collect();

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout, Instant};
 
+use super::records::{self, Beginning};
 use super::refusals::{Place, Refusals};
 use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
 use super::{new_key, origin, roster};
@@ -238,10 +239,17 @@ impl<'a> Reign<'a> {
     }
 
     async fn found(&self) -> bool {
+        let Some(Beginning { epoch, from }) = records::newest(self.shared, self.running).await
+        else {
+            return false;
+        };
+        let from = from.map(Box::new);
         let mut bytes = [0; 16];
         let drawn = rand_bytes(&mut bytes).ok().and_then(|()| HistoryId::from_bytes(bytes));
         match drawn {
-            Some(history) => self.propose(KeyCommand::Found { history }).await == Ok(true),
+            Some(history) => {
+                self.propose(KeyCommand::Found { history, epoch, from }).await == Ok(true)
+            }
             None => false,
         }
     }

@@ -20,10 +20,9 @@ use super::survey::ANSWER_LIFE;
 use super::{beats, election, leader};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
-use crate::consensus::saved::Saved;
 use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::wire::{Request, Response};
-use crate::consensus::{append_limit, ballot_of, log_end_of, raft_config, vote_of, OnChange, Raft};
+use crate::consensus::{append_limit, ballot_of, raft_config, vote_of, Raft};
 use crate::core::agreed::{Change, Refusal};
 use crate::core::config::{Member, Settings};
 use crate::core::crowd::{hubs, relays, whom_to_ask, SMALL};
@@ -75,29 +74,14 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 /// Lives until the task is aborted.
 pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedOrder>) {
     let mut pause = REBIRTH_MIN;
-    let loaded = guarded(async {
-        fail_point("memory");
-        match shared.load_state() {
-            Some((saved, away)) => remember(&shared, saved, away).await,
-            None => None,
-        }
-    });
-    let mut memory = loaded.await.unwrap_or_else(|panicked| {
-        shared.set_restoring(None);
-        shared.views.send_replace(AgreedView::default());
-        shared.forget_state();
-        shared.log.error(format!(
-            "the state file is not used: reading it ended by {panicked}; starting as an empty server"
-        ));
-        None
-    });
+    let mut memory = None;
     loop {
         let born = Instant::now();
         let one = guarded(live_once(&shared, memory.take(), &mut orders)).await;
         let end = one.unwrap_or_else(|panicked| End::Broken(panicked.to_string()));
         if let End::Retimed(running) = end {
             // Meanwhile nobody must take this box for an empty one.
-            shared.set_restoring(Some(shared.status()));
+            shared.set_retiming(Some(shared.status()));
             shared.stop_raft().await;
             shared.log.debug("Raft goes on with other timers");
             let Running { log, machine, .. } = *running;
@@ -107,7 +91,6 @@ pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedO
         shared.quarantine.send_replace(Quarantine::Silent);
         shared.stop_raft().await;
         // An empty box belongs to no history.
-        shared.forget_state();
         shared.views.send_replace(AgreedView::default());
         shared.set_reborn(true);
         if born.elapsed() > GOOD_LIFE {
@@ -169,7 +152,7 @@ async fn live_once(
     };
     // From now on the running Raft speaks for this box.
     shared.set_running(started.as_ref().ok().cloned());
-    shared.set_restoring(None);
+    shared.set_retiming(None);
     match started {
         Ok(running) => take_part(shared, &running, forgot, orders).await,
         Err(reason) => End::Broken(reason),
@@ -202,76 +185,6 @@ enum End {
     Overruled,
     /// Those who may lead have forgotten everything, and this box may not.
     Stranded,
-}
-
-/// Fills Raft's stores with what an earlier process of this box left, unless a box is met whose
-/// history goes before that one's.
-async fn remember(shared: &Arc<Shared>, saved: Saved, away: Duration) -> Option<Memory> {
-    // By the list in it this box would not even hear the leader that takes it in again.
-    if saved.agreed.roster.as_ref().is_some_and(|list| list.get(shared.me).is_none()) {
-        shared.log.note(
-            "the state file is not used: this server had left the group when it was saved; \
-             starting as an empty box",
-        );
-        shared.forget_state();
-        return None;
-    }
-    let log = LogStore::default();
-    let machine = new_machine(shared);
-    saved.restore(&log, &machine, away, shared.now());
-    let ours = Status {
-        full: true,
-        ballot: log.vote().as_ref().map(ballot_of).unwrap_or_default(),
-        log_end: log.last_log_id().as_ref().map(log_end_of),
-        history: shared.views.borrow().agreed.ring.history(),
-        generation: shared.views.borrow().agreed.ring.newest(),
-        ..Status::default()
-    };
-    shared.set_restoring(Some(ours.clone()));
-    if let Some(id) = look_around(shared, &ours).await {
-        shared.set_restoring(None);
-        shared.log.warning(format!(
-            "the state file is not used: server {id} belongs to a history that goes before its; \
-             starting as an empty box"
-        ));
-        shared.forget_state();
-        shared.views.send_replace(AgreedView::default());
-        return None;
-    }
-    shared.log.note(format!(
-        "continuing with the keys of the state file, saved {} s ago",
-        away.as_secs()
-    ));
-    shared.quarantine.send_replace(Quarantine::Lifted);
-    Some(Memory { log, machine, cold: true })
-}
-
-/// Asks the others for a moment, of a large group a few; the box, if any, before whose history this
-/// one's has to give way.
-async fn look_around(shared: &Arc<Shared>, ours: &Status) -> Option<ServerId> {
-    let mut asked = JoinSet::new();
-    let upper = shared.settings().timers.election_upper;
-    for id in whom_to_ask(shared.me, &shared.ids(), &BTreeMap::new(), false, Duration::ZERO, upper)
-    {
-        let (shared, question) = (shared.clone(), Request::Status(ours.clone()));
-        asked.spawn(async move {
-            match PeerCourier(shared).call(id, question, STATUS_LIMIT).await {
-                Ok(Response::Status(status)) => Some((id, status)),
-                _ => None,
-            }
-        });
-    }
-    let answers = async {
-        while let Some(answer) = asked.join_next().await {
-            if let Ok(Some((id, theirs))) = answer {
-                if theirs.full && yields(ours, &theirs) {
-                    return Some(id);
-                }
-            }
-        }
-        None
-    };
-    timeout(upper, answers).await.ok().flatten()
 }
 
 /// Asks other boxes what they know until there is a verdict.
@@ -418,11 +331,6 @@ fn new_machine(shared: &Arc<Shared>) -> StateMachine {
 /// Starts Raft with what there is to begin with.
 async fn run_raft(shared: &Arc<Shared>, memory: Memory) -> Result<Running, String> {
     let Memory { log, machine, cold } = memory;
-    // What is told to others is saved first. A weak handle, because the stores outlive nothing.
-    let weak = Arc::downgrade(shared);
-    let on_change: OnChange = Arc::new(move || weak.upgrade().map_or(Ok(()), |s| s.save()));
-    log.watch(on_change.clone());
-    machine.watch(on_change);
     let chronicle: Arc<dyn Chronicle> = shared.clone();
     let settings = shared.settings();
     let links = Links::new(PeerCourier(shared.clone()), chronicle, append_limit(&settings));
@@ -444,6 +352,9 @@ pub(super) fn note_change(shared: &Shared, outcome: &Result<Change, Refusal>) {
         Ok(Change::Key(KeyChange::Activated(g))) => {
             shared.ledger.count(|ledger| &ledger.rotations);
             shared.log.debug(format!("generation {g} is current"))
+        }
+        Ok(Change::Key(KeyChange::Resumed(g))) => {
+            shared.log.debug(format!("generation {g} is current again"))
         }
         Ok(Change::Key(KeyChange::Nothing)) => {}
         Ok(Change::Enlisted(version)) => {
@@ -555,9 +466,7 @@ async fn prove_itself(shared: &Arc<Shared>, running: &Running, forgot: Moment) {
             Proof::Ask => sleep(ASK_PAUSE_MAX).await,
             Proof::Outvoted => return,
             Proof::Given => {
-                if shared.lift_quarantine().is_err() {
-                    return;
-                }
+                shared.lift_quarantine();
                 // Nothing puts it back but starting anew.
                 std::future::pending::<()>().await;
             }
@@ -741,7 +650,6 @@ mod tests {
 
     use super::*;
     use crate::consensus::log_id_of;
-    use crate::consensus::log_store::Remembered;
     use crate::consensus::wire;
     use crate::core::agreed::{Agreed, Command};
     use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
@@ -831,8 +739,7 @@ mod tests {
         };
         let mail: Option<Arc<dyn Mail>> = Some(Arc::new(Everybody(Ok(theirs))));
         let Bench { shared, .. } = Bench::within(Outside { mail, ..Outside::default() });
-        let log = LogStore::default();
-        let found = KeyCommand::Found { history: history(1).unwrap() };
+        let found = KeyCommand::Found { history: history(1).unwrap(), epoch: 1, from: None };
         let voters = BTreeSet::from([ServerId(1), ServerId(2), ServerId(3)]);
         let payloads = [
             EntryPayload::Membership(Membership::new(vec![voters], None)),
@@ -843,8 +750,7 @@ mod tests {
         let entries = (0..)
             .zip(payloads)
             .map(|(index, payload)| Entry { log_id: log_id_of(LogEnd { ballot, index }), payload });
-        let entries = entries.collect();
-        log.remember(Remembered { vote: None, committed: None, purged: None, entries });
+        let log = LogStore::of(entries);
         let machine = new_machine(&shared);
         let running = run_raft(&shared, Memory { log, machine, cold: true }).await.unwrap();
         shared.set_running(Some(running));

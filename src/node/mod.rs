@@ -19,7 +19,8 @@
 //! | `origin` | who gave an order, in words |
 //! | `survey` | tells one that asks what the others say of themselves |
 //! | `keeper` | from the ring to the set that the host should hold |
-//! | `state_file` | keeps what the box remembers in `state_dir`, sealed |
+//! | `records` | what the box keeps in `state_dir` and makes of it |
+//! | `state_file` | the file in `state_dir`: sealed, read, written |
 
 mod beats;
 #[cfg(test)]
@@ -35,6 +36,7 @@ mod origin;
 pub mod outside;
 #[cfg(test)]
 mod panics;
+mod records;
 pub mod refusals;
 mod report;
 mod roster;
@@ -268,11 +270,13 @@ impl Node {
         let (set_sender, sets) = watch::channel(KeySet::own(deps.initial.clone()));
         let initial = deps.initial.clone();
         let shared = Shared::new(settings, deps, orders)?;
+        records::load(&shared).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(keeper::keep(shared.clone(), initial, set_sender));
         tasks.spawn(life::live(shared.clone(), order_queue));
         *lock(&shared.listener) = Some(shared.post.listen(&shared));
         tasks.spawn(roster::follow(shared.clone()));
+        tasks.spawn(records::keep(shared.clone()));
         Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks) })
     }
 
@@ -362,8 +366,6 @@ impl Node {
     /// Takes over new certificates for all connections that are made from now on.
     pub fn set_certificates(&self, tls: Tls) {
         self.shared.set_certificates(tls);
-        // What is in `state_dir` has to be sealed under the new key.
-        let _ = self.shared.save();
     }
 
     /// What this box knows of itself and the group.

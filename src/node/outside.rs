@@ -124,34 +124,30 @@ impl<S: Service> Porter for S {
     }
 }
 
-/// Keeps a box's state file, and reads the machine's clocks that it is stamped by.
+/// Keeps a box's state file, and reads the machine's clocks that it is stamped by. What a disk is
+/// asked for may take for ever, and holds up nobody who does not await it.
 pub trait Disk: Send + Sync + 'static {
-    /// Makes the directory if it is not there.
-    ///
-    /// # Errors
-    /// It cannot be had.
-    fn prepare(&self, dir: &Path) -> io::Result<()>;
-
     /// What there is to say against a directory as a place for keys.
-    fn doubts_about(&self, dir: &Path) -> Vec<String>;
+    fn doubts_about(&self, dir: &Path) -> Reply<Vec<String>>;
 
     /// A file's bytes.
     ///
     /// # Errors
     /// It cannot be read, or others may read or write it.
-    fn read(&self, path: &Path) -> Result<Vec<u8>, Unusable>;
+    fn read(&self, path: &Path) -> Reply<Result<Vec<u8>, Unusable>>;
 
-    /// Puts a file of these parts in the place of what was there, as a whole or not at all.
+    /// Puts a file of these bytes in the place of what was there, as a whole or not at all. Makes
+    /// the directory if it is not there.
     ///
     /// # Errors
     /// It could not be written; what was there may still be.
-    fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()>;
+    fn write(&self, path: &Path, bytes: Vec<u8>) -> Reply<io::Result<()>>;
 
     /// Removes a file.
     ///
     /// # Errors
     /// It is still there; there having been none is no error.
-    fn remove(&self, path: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> Reply<io::Result<()>>;
 
     /// The present, on clocks that outlive a process.
     ///

@@ -38,7 +38,7 @@ const TASKS: [&str; 11] = [
 ];
 
 /// What runs when a box returns, on itself or on the others.
-const MEETING: [&str; 6] = ["accept", "asker", "connection", "line", "memory", "verify"];
+const MEETING: [&str; 5] = ["accept", "asker", "connection", "line", "verify"];
 
 /// Boxes of one group, all on this thread, each with a task that stands for the host.
 struct Group {

@@ -183,7 +183,7 @@ mod tests {
 
     /// Founds a history and takes it to generation 3: keys 3 and 2 are in the ring, 1 has retired.
     fn good_commands() -> Vec<Command> {
-        let mut commands = vec![Command::Found { history: history() }];
+        let mut commands = vec![Command::Found { history: history(), epoch: 1, from: None }];
         for g in 1..=3 {
             commands.push(Command::Stage { held: held(g, stek(g as u8)), revokes: false });
             commands.push(Command::Activate { generation: Generation(g), keep: 2 });
@@ -271,6 +271,8 @@ mod tests {
         keys: Vec<Held>,
         retired: Vec<Fingerprint>,
         revoked: Generation,
+        epoch: u64,
+        imported: bool,
     }
 
     impl Forged {
@@ -293,6 +295,8 @@ mod tests {
             keys: vec![held(3, stek(3)), held(2, stek(2))],
             retired: vec![stek(1).fingerprint()],
             revoked: Generation(0),
+            epoch: 1,
+            imported: false,
         }
     }
 

@@ -3,7 +3,6 @@
 //! Small facts behind short locks, none of which is held across an await. Decides nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use tokio::time::{timeout, Instant};
 
 use super::list_file::ListFile;
 use super::outside::{Ears, Post};
+use super::records::Written;
 use super::refusals::Refusals;
 use super::report::Ledger;
 use super::state_file::StateFile;
@@ -25,7 +25,6 @@ use super::survey::Survey;
 use super::{Deps, KeySet, Report, Role};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier};
-use crate::consensus::saved::Saved;
 use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::wire::{self, Hearsay, OrderRefusal, Request, Response, Unable};
 use crate::consensus::{ballot_of, log_end_of, Raft};
@@ -33,11 +32,11 @@ use crate::core::config::{Member, Settings};
 use crate::core::crowd::SMALL;
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::moment::Moment;
+use crate::core::record::Record;
 use crate::core::rejoin::{with_hearsay, Ballot, Horizon, LogEnd, Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
-use crate::fault::fail_point;
 use crate::journal::{Level, Log};
 use crate::transport::listener::{max_connections, Refusal};
 use crate::transport::peers::CallError;
@@ -138,10 +137,12 @@ pub(super) struct Shared {
     reborn: AtomicBool,
     /// What the file of the server list holds.
     pub list_file: ListFile,
-    /// Where what this box remembers is kept, if anywhere.
-    state_file: Option<StateFile>,
-    /// What a box that has found its memory again says of itself until it takes part.
-    restoring: Mutex<Option<Status>>,
+    /// Where keys are kept over a restart, if anywhere; see [`super::records`].
+    pub state_file: Option<StateFile>,
+    /// How far that file is.
+    pub written: watch::Sender<Written>,
+    /// What a box whose Raft goes on with other timers says of itself meanwhile.
+    retiming: Mutex<Option<Status>>,
     /// When this box started, on the clock of timers.
     started: Instant,
     /// See [`Outside::suspended`](super::outside::Outside::suspended).
@@ -191,6 +192,11 @@ struct Facts {
     foreigner: Option<ServerId>,
     /// A key and when it became current, as a leader told.
     told: Option<(ToldKey, Moment)>,
+    /// What this box read from its state file, and since when its newest key was current. Until the
+    /// group's keys are known.
+    kept: Option<(Record, Moment)>,
+    /// The generation of the last revocation that the state file knows of.
+    revoked_on_disk: Generation,
 }
 
 impl Shared {
@@ -219,20 +225,8 @@ impl Shared {
             })
             .speaking(versions)
         };
-        let state_file = settings.state_dir.as_deref().and_then(|dir| {
-            for doubt in outside.disk.doubts_about(dir) {
-                log.warning(doubt);
-            }
-            let file = StateFile::new(dir, settings.server_id, outside.disk.clone());
-            let refused = |e| {
-                let dir = dir.display();
-                log.error(format!(
-                    "state_dir {dir} cannot be used: {e}; make it writable for the user that \
-                     runs Traffic Server; nothing is kept over a restart until then"
-                ));
-            };
-            file.map_err(refused).ok()
-        });
+        let (dir, disk) = (settings.state_dir.as_deref(), outside.disk.clone());
+        let state_file = dir.map(|dir| StateFile::new(dir, settings.server_id, disk));
         let tls = watch::Sender::new(tls.with_members(&settings.members));
         let heard = Heard::new();
         let post =
@@ -268,7 +262,8 @@ impl Shared {
             reborn: AtomicBool::new(false),
             list_file: ListFile::new(outside.list_file),
             state_file,
-            restoring: Mutex::new(None),
+            written: watch::Sender::default(),
+            retiming: Mutex::new(None),
             started: Instant::now(),
             suspended_before: (outside.suspended)(),
             suspended: outside.suspended,
@@ -388,7 +383,6 @@ impl Shared {
 
     /// Stops Raft, if it runs.
     pub async fn stop_raft(&self) {
-        // It stays in its place until it has stopped: what it still answers has to be saved.
         if let Some(running) = self.running() {
             let _ = timeout(RAFT_STOP_LIMIT, running.raft.shutdown()).await;
         }
@@ -399,7 +393,7 @@ impl Shared {
     pub fn status(&self) -> Status {
         let view = self.views.borrow().clone();
         let Some(running) = self.running() else {
-            return lock(&self.restoring).clone().unwrap_or_default();
+            return lock(&self.retiming).clone().unwrap_or_default();
         };
         let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
         let history = view.agreed.ring.history();
@@ -415,63 +409,40 @@ impl Shared {
         }
     }
 
-    /// What an earlier process of this box left in `state_dir`, and how long ago.
-    pub fn load_state(&self) -> Option<(Saved, Duration)> {
-        let file = self.state_file.as_ref()?;
-        let tls = self.tls.borrow().clone();
-        match file.load(&tls, self.settings().max_key_age) {
-            Ok(found) => found,
-            Err(why) => {
-                self.log.warning(format!(
-                    "state file {} is not used: {why}; starting as an empty box",
-                    file.path().display()
-                ));
-                self.forget_state();
-                None
-            }
-        }
+    /// Says of this box what it is, while its Raft is begun anew with all that it remembers.
+    pub fn set_retiming(&self, status: Option<Status>) {
+        *lock(&self.retiming) = status;
     }
 
-    /// Says of this box what it remembers, until it takes part.
-    pub fn set_restoring(&self, status: Option<Status>) {
-        *lock(&self.restoring) = status;
+    /// Keeps what this box read from its state file.
+    pub fn keep_record(&self, record: Record) {
+        let since = self.now().ago(record.age());
+        let mut facts = lock(&self.facts);
+        facts.revoked_on_disk = record.ring.revoked();
+        facts.kept = Some((record, since));
     }
 
-    /// Saves what this box remembers at present, before anybody is told of it. Where that fails,
-    /// what was saved before is removed: it would be a false memory.
-    pub fn save(&self) -> io::Result<()> {
-        let (Some(file), Some(running)) = (&self.state_file, self.running()) else {
-            return Ok(());
+    /// What this box read from its state file, as old as it is now.
+    pub fn kept_record(&self) -> Option<Record> {
+        let kept = lock(&self.facts).kept.clone();
+        let aged = |(record, since)| {
+            let age_ms = wire::millis(self.now().since(since));
+            Record { age_ms, ..record }
         };
-        // A box that is catching up has lost what it once promised; no file must say otherwise.
-        if *self.quarantine.borrow() != Quarantine::Lifted {
-            return Ok(());
-        }
-        fail_point("save");
-        let Some(mut saved) = Saved::take(&running.log, &running.machine, self.now()) else {
-            return Ok(());
-        };
-        let age = self.now().since(self.current_since(&self.views.borrow()));
-        saved.current_age_ms = saved.current_age_ms.max(wire::millis(age));
-        let tls = self.tls.borrow().clone();
-        file.save(saved, &tls).or_else(|e| {
-            let line = format!(
-                "state file {} cannot be written: {e}; this box would return without memory",
-                file.path().display()
-            );
-            self.log.limited(Level::Error, "state file", line);
-            file.remove()
-        })
+        kept.map(aged)
     }
 
-    /// Removes what was saved: this box starts anew as an empty one.
-    pub fn forget_state(&self) {
-        if let Some(file) = &self.state_file {
-            if let Err(e) = file.remove() {
-                let line = format!("state file {} stays: {e}", file.path().display());
-                self.log.limited(Level::Error, "state file", line);
-            }
-        }
+    /// The group's keys are known, and the file's are of no use any more.
+    pub fn drop_record(&self) {
+        lock(&self.facts).kept = None;
+    }
+
+    pub fn revoked_on_disk(&self) -> Generation {
+        lock(&self.facts).revoked_on_disk
+    }
+
+    pub fn note_revoked_on_disk(&self, revoked: Generation) {
+        lock(&self.facts).revoked_on_disk = revoked;
     }
 
     /// What this box says of itself to one that asks, and that may want its vote.
@@ -541,21 +512,13 @@ impl Shared {
     }
 
     /// Lets this box vote again if, by what a leader of `ballot` says, it has caught up.
-    ///
-    /// # Errors
-    /// If that cannot be saved.
-    pub fn end_quarantine(
-        &self,
-        running: &Running,
-        ballot: Ballot,
-        commit: Option<LogEnd>,
-    ) -> Result<(), Unable> {
+    pub fn end_quarantine(&self, running: &Running, ballot: Ballot, commit: Option<LogEnd>) {
         let metrics = running.raft.data_metrics();
         let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
         if Quarantine::lifts(ballot.term, commit, applied) {
             let before = *self.quarantine.borrow();
             match before.caught_up() {
-                Quarantine::Lifted => self.lift_quarantine()?,
+                Quarantine::Lifted => self.lift_quarantine(),
                 next if next != before => {
                     self.quarantine.send_replace(next);
                     self.log.debug("caught up with the group");
@@ -563,17 +526,12 @@ impl Shared {
                 _ => {}
             }
         }
-        Ok(())
     }
 
     /// This server counts from now on.
-    ///
-    /// # Errors
-    /// If what it remembers cannot be saved.
-    pub fn lift_quarantine(&self) -> Result<(), Unable> {
+    pub fn lift_quarantine(&self) {
         self.quarantine.send_replace(Quarantine::Lifted);
         self.log.debug("caught up with the group; may vote again");
-        self.save().map_err(|_| Unable::Stopped)
     }
 
     /// Whether this box leads, and a majority acknowledged that lately.

@@ -1,5 +1,5 @@
-//! `state_dir`: what a box remembers, sealed in one small file, so that a fleet whose boxes are
-//! all restarted at once keeps its keys.
+//! `state_dir`: what a box knows of the group's keys, sealed in one small file, so that a fleet whose
+//! boxes are all restarted at once keeps its keys.
 //!
 //! Off by default, because keys in a file are what this plugin otherwise avoids; meant for
 //! memory-backed storage such as `/run/stek_share`. The file is sealed (AES-256-GCM) under a key
@@ -7,31 +7,35 @@
 //! worth nothing to another box, or after the certificate's key is gone.
 //!
 //! What must hold: a file that is cut short, foreign, damaged, too open or too old is refused with
-//! a line, and the box starts as if it were empty; the file never holds less than what this box
-//! has answered for; where that cannot be had, there is no file.
+//! a line, and the box starts without it; no call of the file system's runs on a thread that
+//! anything else waits for. When to read and to write is for [`super::records`].
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use openssl::rand::rand_bytes;
 use openssl::symm::{decrypt_aead, encrypt_aead, Cipher};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::outside::Disk;
-use crate::consensus::saved::Saved;
-use crate::consensus::wire::{encode, millis, Malformed};
+use super::outside::{Disk, Reply};
+use crate::consensus::wire::{check_record, encode, millis, Malformed};
+use crate::core::agreed::Refusal;
 use crate::core::key_ring::HistoryId;
+use crate::core::record::Record;
+use crate::core::roster::Roster;
 use crate::core::server_id::ServerId;
 use crate::transport::tls::Tls;
 
 /// Begins every state file.
-const MAGIC: &[u8; 12] = b"stek_share\0\x01";
+const MAGIC: &[u8; 12] = b"stek_share\0\x02";
 
 /// In clear before the sealed part, and authenticated with it: magic, server id, history.
 const HEAD_LEN: usize = MAGIC.len() + 4 + 16;
@@ -55,6 +59,24 @@ pub struct Stamp {
     pub wall_ms: u64,
 }
 
+/// What is kept.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Saved {
+    /// The keys.
+    pub record: Record,
+    /// The agreed server list, if there was one: a box that had left it has no use for the rest.
+    pub roster: Option<Roster>,
+}
+
+impl Saved {
+    /// Whether this is something that a box could have saved.
+    fn check(&self) -> Result<(), Malformed> {
+        check_record(&self.record)?;
+        let roster = self.roster.as_ref().map_or(Ok(()), Roster::check);
+        roster.map_err(|why| Malformed::State(Refusal::Roster(why)))
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Content {
     stamp: Stamp,
@@ -62,12 +84,11 @@ struct Content {
 }
 
 impl Content {
-    /// Reads what was sealed in a file of this history, and checks that a box could have
-    /// remembered it.
+    /// Reads what was sealed in a file of this history, and checks that a box could have saved it.
     fn read(plain: &[u8], history: &[u8]) -> Result<Content, Unusable> {
         let content: Content =
             postcard::from_bytes(plain).map_err(|e| Unusable::Content(Malformed::Encoding(e)))?;
-        let inner = content.saved.agreed.ring.history().map(HistoryId::to_bytes);
+        let inner = content.saved.record.ring.history().map(HistoryId::to_bytes);
         if inner.as_ref().map(|h| &h[..]) != Some(history) {
             return Err(Unusable::Seal);
         }
@@ -80,6 +101,7 @@ impl Content {
 /// seal. Nothing else uses it.
 #[doc(hidden)]
 pub mod door {
+    pub use super::Saved;
     use super::*;
 
     /// What the bytes of a whole file hold for the box `id`, or why they are not used.
@@ -143,9 +165,13 @@ pub enum Unusable {
     /// Its age in seconds.
     #[error("its key is {0} s old, more than max_key_age")]
     TooOld(u64),
+    /// The saved list no longer has this box.
+    #[error("this server had left the group when it was saved")]
+    Left,
 }
 
 /// One box's state file.
+#[derive(Clone)]
 pub(super) struct StateFile {
     path: PathBuf,
     id: ServerId,
@@ -153,13 +179,9 @@ pub(super) struct StateFile {
 }
 
 impl StateFile {
-    /// The file of this box in `dir`, which is made if it is not there.
-    ///
-    /// # Errors
-    /// The directory cannot be had.
-    pub fn new(dir: &Path, id: ServerId, disk: Arc<dyn Disk>) -> io::Result<StateFile> {
-        disk.prepare(dir)?;
-        Ok(StateFile { path: dir.join(format!("server-{id}.state")), id, disk })
+    /// The file of this box in `dir`.
+    pub fn new(dir: &Path, id: ServerId, disk: Arc<dyn Disk>) -> StateFile {
+        StateFile { path: dir.join(format!("server-{id}.state")), id, disk }
     }
 
     /// Where it is.
@@ -167,38 +189,51 @@ impl StateFile {
         &self.path
     }
 
-    /// What was saved, and how long ago; `None` if nothing was.
+    /// What there is to say against its place.
+    pub fn doubts(&self) -> Reply<Vec<String>> {
+        self.disk.doubts_about(self.path.parent().unwrap_or(&self.path))
+    }
+
+    /// The keys that were saved, as old as they are now, and how long ago that was; `None` if
+    /// nothing was saved.
     ///
     /// # Errors
     /// Why it is not used.
-    pub fn load(
+    pub async fn load(
         &self,
         tls: &Tls,
         max_key_age: Duration,
-    ) -> Result<Option<(Saved, Duration)>, Unusable> {
-        let bytes = match self.disk.read(&self.path) {
+    ) -> Result<Option<(Record, Duration)>, Unusable> {
+        let bytes = match self.disk.read(&self.path).await {
             Err(Unusable::Io(e)) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let content = self.open(&bytes, tls)?;
-        let away = away(&content.stamp, &self.disk.stamp()?).ok_or(Unusable::Clock)?;
-        let age = Duration::from_millis(content.saved.current_age_ms).saturating_add(away);
-        match age > max_key_age {
-            true => Err(Unusable::TooOld(age.as_secs())),
-            false => Ok(Some((content.saved, away))),
+        let Content { stamp, saved: Saved { mut record, roster } } = self.open(&bytes, tls)?;
+        if roster.is_some_and(|list| list.get(self.id).is_none()) {
+            return Err(Unusable::Left);
+        }
+        let away = away(&stamp, &self.disk.stamp()?).ok_or(Unusable::Clock)?;
+        record.age_ms = record.age_ms.saturating_add(millis(away));
+        match record.age() > max_key_age {
+            true => Err(Unusable::TooOld(record.age().as_secs())),
+            false => Ok(Some((record, away))),
         }
     }
 
-    /// Saves, in place of what was saved before.
+    /// Saves, in place of what was saved before. Sealed at once; the disk is for whoever awaits it.
     ///
     /// # Errors
-    /// It could not be saved; what was saved before is then out of date.
-    pub fn save(&self, saved: Saved, tls: &Tls) -> io::Result<()> {
-        let history = saved.agreed.ring.history();
+    /// It could not be sealed.
+    pub fn save(&self, saved: Saved, tls: &Tls) -> io::Result<Reply<io::Result<()>>> {
+        let history = saved.record.ring.history();
         let content = Content { stamp: self.disk.stamp()?, saved };
         let plain = encode(&content).ok_or_else(|| io::Error::other("cannot be encoded"))?;
-        let bytes = self.seal(&plain, history, tls)?;
-        self.disk.write(&self.path, &[&bytes])
+        Ok(self.disk.write(&self.path, self.seal(&plain, history, tls)?))
+    }
+
+    /// Removes what was saved, because it holds keys that must not come back.
+    pub fn remove(&self) -> Reply<io::Result<()>> {
+        self.disk.remove(&self.path)
     }
 
     /// The file's bytes for this content.
@@ -211,14 +246,6 @@ impl StateFile {
         let cipher = Cipher::aes_256_gcm();
         let sealed = encrypt_aead(cipher, &*key, Some(&nonce), &head, plain, &mut tag)?;
         Ok([&head[..], &nonce, &tag, &sealed].concat())
-    }
-
-    /// Removes what was saved, because it is no longer true.
-    ///
-    /// # Errors
-    /// It is still there.
-    pub fn remove(&self) -> io::Result<()> {
-        self.disk.remove(&self.path)
     }
 
     fn open(&self, bytes: &[u8], tls: &Tls) -> Result<Content, Unusable> {
@@ -252,56 +279,46 @@ impl StateFile {
     }
 }
 
-/// The file system, and Linux' clocks.
+/// The file system, each call of which has a thread of its own, and Linux' clocks.
 pub struct Files;
 
+/// Has a thread of its own do what may take for ever.
+fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Reply<io::Result<T>> {
+    let (sender, answer) = oneshot::channel();
+    let work = move || {
+        // Nobody may be waiting any more.
+        let _ = sender.send(work());
+    };
+    let begun = thread::Builder::new().name("stek_disk".to_owned()).spawn(work);
+    Box::pin(async move {
+        begun?;
+        answer.await.map_err(|_| io::Error::other("an internal error ended the attempt"))
+    })
+}
+
 impl Disk for Files {
-    fn prepare(&self, dir: &Path) -> io::Result<()> {
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(e),
-            _ => Ok(()),
-        }
+    fn doubts_about(&self, dir: &Path) -> Reply<Vec<String>> {
+        let dir = dir.to_owned();
+        let doubts = on_thread(move || doubts_about(&dir));
+        Box::pin(async move { doubts.await.unwrap_or_default() })
     }
 
-    fn doubts_about(&self, dir: &Path) -> Vec<String> {
-        doubts_about(dir)
+    fn read(&self, path: &Path) -> Reply<Result<Vec<u8>, Unusable>> {
+        let path = path.to_owned();
+        let bytes = on_thread(move || read(&path));
+        Box::pin(async move { bytes.await? })
     }
 
-    fn read(&self, path: &Path) -> Result<Vec<u8>, Unusable> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
-        let meta = file.metadata()?;
-        let ours = fs::metadata("/proc/self")?.uid();
-        if !meta.is_file() || meta.uid() != ours {
-            return Err(Unusable::Owner(meta.uid(), ours));
-        }
-        if meta.mode() & 0o077 != 0 {
-            return Err(Unusable::Mode(meta.mode() & 0o7777));
-        }
-        if meta.len() > MAX_FILE {
-            return Err(Unusable::TooLong);
-        }
-        read_bounded(file)
+    fn write(&self, path: &Path, bytes: Vec<u8>) -> Reply<io::Result<()>> {
+        let path = path.to_owned();
+        let done = on_thread(move || write(&path, &bytes));
+        Box::pin(async move { done.await? })
     }
 
-    fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
-        let fresh = path.with_extension("new");
-        // What an interrupted run left might have another mode, which opening would not change.
-        let _ = fs::remove_file(&fresh);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-        for part in parts {
-            file.write_all(part)?;
-        }
-        file.sync_data()?;
-        fs::rename(&fresh, path)?;
-        sync_entries(path)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        match fs::remove_file(path) {
-            Ok(()) => sync_entries(path),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e),
-        }
+    fn remove(&self, path: &Path) -> Reply<io::Result<()>> {
+        let path = path.to_owned();
+        let done = on_thread(move || remove(&path));
+        Box::pin(async move { done.await? })
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
@@ -309,8 +326,49 @@ impl Disk for Files {
     }
 }
 
-/// Has the names in the directory of `path` outlive a power cut: the file of before would have
-/// this box vote a second time in a term, or bring back a key that was given up.
+fn read(path: &Path) -> Result<Vec<u8>, Unusable> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let meta = file.metadata()?;
+    let ours = fs::metadata("/proc/self")?.uid();
+    if !meta.is_file() || meta.uid() != ours {
+        return Err(Unusable::Owner(meta.uid(), ours));
+    }
+    if meta.mode() & 0o077 != 0 {
+        return Err(Unusable::Mode(meta.mode() & 0o7777));
+    }
+    if meta.len() > MAX_FILE {
+        return Err(Unusable::TooLong);
+    }
+    read_bounded(file)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+    }
+    let fresh = path.with_extension("new");
+    // What an interrupted run left might have another mode, which opening would not change.
+    let _ = fs::remove_file(&fresh);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    fs::rename(&fresh, path)?;
+    sync_entries(path)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    }
+    sync_entries(path)
+}
+
+/// Has the names in the directory of `path` outlive a power cut: the file of before might bring
+/// back a key that was given up.
 fn sync_entries(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
@@ -422,6 +480,17 @@ mod tests {
         assert_eq!(of("/run/user/1").as_deref(), Some("ext4"));
         assert_eq!(of("/runner").as_deref(), Some("ext4"));
         assert_eq!(file_system("", Path::new("/run")), None);
+    }
+
+    #[tokio::test]
+    async fn what_a_disk_is_asked_for_runs_on_threads_of_its_own() {
+        let here = thread::current().id();
+        let there = on_thread(|| thread::current().id()).await.unwrap();
+        assert_ne!(here, there);
+        // One that never ends is left behind by whoever no longer awaits it.
+        let (_held, never) = std::sync::mpsc::channel::<()>();
+        let hanging = on_thread(move || never.recv());
+        assert!(tokio::time::timeout(Duration::from_millis(1), hanging).await.is_err());
     }
 
     #[test]

@@ -89,8 +89,7 @@ impl Drop for Running {
         // First what reacts to the rest: a killed process does not see its own parts die.
         self.node.abort();
         if let Some(runtime) = self.runtime.take() {
-            // Until each worker has ended what it is at, which may be the state file: whoever
-            // killed a process finds nothing written by it any more.
+            // Until each worker has ended what it is at.
             runtime.shutdown_timeout(PATIENCE);
         }
     }
@@ -222,6 +221,17 @@ impl Fleet {
     }
 
     pub fn start_with(&mut self, id: u32, settings: Settings, tls: Tls) -> &Running {
+        self.start_within(id, settings, tls, Outside::default())
+    }
+
+    /// The same in another world.
+    pub fn start_within(
+        &mut self,
+        id: u32,
+        settings: Settings,
+        tls: Tls,
+        outside: Outside,
+    ) -> &Running {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(settings.workers)
             .enable_all()
@@ -236,7 +246,7 @@ impl Fleet {
         self.give(&[id], &settings.members);
         let list_file = read_list(self.files.clone(), id);
         let initial = new_key().unwrap();
-        let outside = Outside { suspended: Arc::new(suspended), list_file, ..Outside::default() };
+        let outside = Outside { suspended: Arc::new(suspended), list_file, ..outside };
         let deps = Deps { log, tls, initial, versions, outside };
         let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
         let host = Arc::new(Host::default());

@@ -13,6 +13,7 @@ mod membership;
 mod network;
 mod operators;
 mod options;
+mod records;
 mod rejoin;
 mod relay;
 mod restarts;

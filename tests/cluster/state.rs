@@ -1,4 +1,5 @@
-//! `state_dir`: what a box remembers outlives its process, and nothing else does.
+//! `state_dir`: the keys outlive a restart of all boxes, in a file that is of no use to anybody else.
+//! What such a file cannot do is for [`crate::records`].
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,15 +10,17 @@ use stek_share::consensus::wire::OrderRefusal;
 use stek_share::core::config::Settings;
 use stek_share::core::key_ring::Generation;
 use stek_share::core::rotation::Order;
+use stek_share::core::server_id::ServerId;
 use stek_share::journal::Level;
+use stek_share::node::state_file_door as door;
 use stek_share::transport::tls::Tls;
 
-use crate::fleet::{block_on, tls_of, wait_for, Fleet, SUBJECT};
+use crate::fleet::{block_on, tls_of, wait_for, Fleet, Host, SUBJECT};
 
-fn default(_: &mut Settings) {}
+pub fn default(_: &mut Settings) {}
 
 /// A directory on memory-backed storage for one test.
-fn state_root(name: &str) -> PathBuf {
+pub fn state_root(name: &str) -> PathBuf {
     let root = Path::new("/dev/shm").join(format!("stek-test-{name}-{}", std::process::id()));
     let _ = fs::remove_dir_all(&root);
     fs::create_dir(&root).unwrap();
@@ -25,7 +28,7 @@ fn state_root(name: &str) -> PathBuf {
 }
 
 /// Starts a box that keeps its state; each box of a test has a directory of its own.
-fn start_keeping(fleet: &mut Fleet, root: &Path, id: u32) {
+pub fn start_keeping(fleet: &mut Fleet, root: &Path, id: u32) {
     let mut settings = fleet.settings(id);
     settings.state_dir = Some(root.join(id.to_string()));
     // The same certificate at each start, as a restarted box has.
@@ -33,16 +36,16 @@ fn start_keeping(fleet: &mut Fleet, root: &Path, id: u32) {
     fleet.start_with(id, settings, tls);
 }
 
-fn own_tls(fleet: &mut Fleet, id: u32) -> Tls {
+pub fn own_tls(fleet: &mut Fleet, id: u32) -> Tls {
     let identity = fleet.identity(id);
     tls_of(&fleet.authority.identity, &identity, SUBJECT)
 }
 
-fn file_of(root: &Path, id: u32) -> PathBuf {
+pub fn file_of(root: &Path, id: u32) -> PathBuf {
     root.join(id.to_string()).join(format!("server-{id}.state"))
 }
 
-fn keeping_fleet(name: &str) -> (Fleet, PathBuf) {
+pub fn keeping_fleet(name: &str) -> (Fleet, PathBuf) {
     let root = state_root(name);
     let mut fleet = Fleet::new(3, default);
     for id in 1..=3 {
@@ -51,7 +54,26 @@ fn keeping_fleet(name: &str) -> (Fleet, PathBuf) {
     fleet.wait_until_one();
     block_on(fleet.boxes[&1].node.order(Order::Rotate)).unwrap();
     fleet.wait_for_generation(2);
+    wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
     (fleet, root)
+}
+
+/// Waits until the files hold what these boxes have agreed on; nobody waits for them otherwise.
+pub fn wait_until_saved(fleet: &mut Fleet, root: &Path, ids: &[u32]) {
+    for id in ids {
+        let tls = own_tls(fleet, *id);
+        let file = file_of(root, *id);
+        let is_saved = || {
+            let Ok(bytes) = fs::read(&file) else { return false };
+            let Ok(saved) = door::open(&bytes, ServerId(*id), &tls) else { return false };
+            let report = fleet.boxes[id].report();
+            let ring = &saved.record.ring;
+            ring.history() == report.history
+                && ring.staged().is_none()
+                && ring.current().is_some_and(|held| held.generation == report.current)
+        };
+        wait_for(&format!("the file of box {id}"), is_saved, || fleet.describe());
+    }
 }
 
 #[test]
@@ -68,10 +90,25 @@ fn all_restarted_at_once_keep_both_keys() {
         }
         fleet.wait_until_one();
         let after = fleet.boxes[&2].report();
-        assert_eq!(after.history, before.history, "round {round}: {}", fleet.describe());
+        assert_ne!(after.history, before.history, "nobody remembers what was agreed");
+        assert_eq!(after.current, before.current, "round {round}: {}", fleet.describe());
         assert_eq!(fleet.boxes[&2].host.latest(), keys, "round {round}");
+        for running in fleet.boxes.values() {
+            // Held before used: no box encrypts with it before all reachable ones hold it.
+            let encrypting = |host: &Host| {
+                let sets = host.sets.lock().unwrap();
+                sets.iter().find(|(_, set)| set.first() == keys.first()).map(|(at, _)| *at)
+            };
+            let holding = |host: &Host| {
+                let sets = host.sets.lock().unwrap();
+                sets.iter().find(|(_, set)| set.contains(&keys[0])).map(|(at, _)| *at)
+            };
+            let used = encrypting(&running.host).unwrap();
+            assert!(fleet.boxes.values().all(|other| holding(&other.host).unwrap() < used));
+        }
         assert!(after.current_age >= before.current_age, "the key got younger");
         fleet.wait_for_generation(rotate(&fleet, 3).0);
+        wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
     }
     // A box that lives might save meanwhile.
     drop(fleet);
@@ -80,7 +117,7 @@ fn all_restarted_at_once_keep_both_keys() {
 
 /// Has the group rotate. Boxes that have just started may elect once more; an order that was on
 /// its way then comes back as unknown, and is given again.
-fn rotate(fleet: &Fleet, by: u32) -> Generation {
+pub fn rotate(fleet: &Fleet, by: u32) -> Generation {
     let generation = std::cell::Cell::new(None);
     wait_for(
         "a rotation by order",
@@ -127,6 +164,7 @@ fn refused(fleet: &mut Fleet, root: &Path, reason: &str, spoil: impl FnOnce(&Pat
     spoil(&file);
     start_keeping(fleet, root, 3);
     fleet.wait_until_one();
+    wait_until_saved(fleet, root, &[3]);
     let lines = fleet.boxes[&3].lines.all();
     assert!(
         lines.iter().any(|(level, line)| *level == Level::Warning
@@ -174,11 +212,13 @@ fn another_private_key_does_not_open_it_and_a_renewed_one_seals_it_anew() {
     fleet.renew_identity(3);
     let renewed = own_tls(&mut fleet, 3);
     fleet.boxes[&3].node.set_certificates(renewed);
+    wait_until_saved(&mut fleet, &root, &[3]);
     fleet.kill(3);
     start_keeping(&mut fleet, &root, 3);
     fleet.wait_until_one();
-    assert!(fleet.boxes[&3].lines.has("continuing with the keys of the state file"));
+    assert!(fleet.boxes[&3].lines.has("the keys of the state file, saved"));
     // Renewed while it was down: the old file is closed for good.
+    wait_until_saved(&mut fleet, &root, &[3]);
     fleet.renew_identity(3);
     refused(&mut fleet, &root, "another private key", |_| {});
     // A box that lives might save meanwhile.
@@ -236,10 +276,10 @@ fn a_place_on_a_disk_is_warned_of() {
     let mut fleet = Fleet::new(1, default);
     start_keeping(&mut fleet, dir.path(), 1);
     fleet.wait_until_one();
-    let on_disk = fleet.boxes[&1].lines.has("not on memory-backed storage");
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     // Where the temporary directory itself is in memory there is nothing to warn of.
     let tmp_in_memory = mounts.lines().any(|l| l.contains(" /tmp ") && l.contains(" - tmpfs "));
-    assert_eq!(on_disk, !tmp_in_memory, "{}", fleet.describe());
+    let is_warned = || fleet.boxes[&1].lines.has("not on memory-backed storage");
+    wait_for("a warning, if due", || is_warned() != tmp_in_memory, || fleet.describe());
     dir.done().unwrap();
 }

@@ -35,7 +35,7 @@ fn refused(answer: &Option<Response>) -> bool {
 fn ring(fleet: &Fleet, bytes: &[[u8; STEK_LEN]]) -> Agreed {
     let mut keys = KeyRing::default();
     let history = HistoryId::from_bytes(history(fleet)).unwrap();
-    keys.apply(KeyCommand::Found { history }).unwrap();
+    keys.apply(KeyCommand::Found { history, epoch: 1, from: None }).unwrap();
     for generation in 1..=2 {
         let held = Held { generation: Generation(generation), stek: new_key().unwrap() };
         keys.apply(KeyCommand::Stage { held, revokes: false }).unwrap();

@@ -1,29 +1,30 @@
-//! A box's disk: a few files in memory, and the machine's clocks for stamps. It can be slow, fail,
-//! and lose all that was on it; what was written is there as a whole or not at all, as the plugin's
-//! real files are, which are renamed into place.
+//! A box's disk: a few files in memory, and the machine's clocks for stamps. It can be slow, hang, be
+//! full, lose all that was on it, and bring back what was on it before; what was written is there as
+//! a whole or not at all, as the plugin's real files are, which are renamed into place.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use stek_share::node::outside::{Disk, Stamp, Unusable};
+use stek_share::node::outside::{Disk, Reply, Stamp, Unusable};
+use tokio::time::sleep;
 
 use crate::system;
 
 /// See the module's head.
 #[derive(Default)]
-pub struct SimulatedDisk(Mutex<Inner>);
+pub struct SimulatedDisk(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
     files: BTreeMap<PathBuf, Vec<u8>>,
+    /// What a backup holds.
+    backup: BTreeMap<PathBuf, Vec<u8>>,
     broken: bool,
-    /// How long each write takes, in nanoseconds.
+    /// How long each read and write takes, in nanoseconds.
     slow: u64,
-    /// Time that writes have taken and nobody has waited for yet.
-    owed: u64,
     boots: u64,
     /// The monotonic clock at the last boot.
     booted: u64,
@@ -37,24 +38,26 @@ impl SimulatedDisk {
         self.lock().broken = broken;
     }
 
-    /// Has each write take this many nanoseconds.
+    /// Has each read and write take this many nanoseconds.
     pub fn set_slow(&self, slow: u64) {
         self.lock().slow = slow;
     }
 
-    /// How long the box was held up by writes since this was last asked, in nanoseconds.
-    pub fn take_owed(&self) -> u64 {
-        std::mem::take(&mut self.lock().owed)
+    /// Makes a backup of all files.
+    pub fn back_up(&self) {
+        let mut inner = self.lock();
+        inner.backup = inner.files.clone();
+    }
+
+    /// Puts the files of the backup in the place of the present ones.
+    pub fn roll_back(&self) {
+        let mut inner = self.lock();
+        inner.files = inner.backup.clone();
     }
 
     /// Loses all files.
     pub fn wipe(&self) {
         self.lock().files.clear();
-    }
-
-    /// Whether there is no file.
-    pub fn is_empty(&self) -> bool {
-        self.lock().files.is_empty()
     }
 
     /// The machine boots, its monotonic clock showing `now`.
@@ -76,37 +79,59 @@ impl SimulatedDisk {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
-impl Disk for SimulatedDisk {
-    fn prepare(&self, _dir: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn doubts_about(&self, _dir: &Path) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn read(&self, path: &Path) -> Result<Vec<u8>, Unusable> {
-        let found = self.lock().files.get(path).cloned();
-        found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound).into())
-    }
-
-    fn write(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
-        let mut inner = self.lock();
-        inner.owed += inner.slow;
-        if inner.broken {
-            return Err(io::ErrorKind::StorageFull.into());
+/// Does something after as long as the disk takes at present; never, if its process ends first.
+fn later<T: 'static>(
+    disk: &Arc<Mutex<Inner>>,
+    work: impl FnOnce(&mut Inner) -> T + Send + 'static,
+) -> Reply<T> {
+    let disk = disk.clone();
+    let slow = lock(&disk).slow;
+    Box::pin(async move {
+        if slow > 0 {
+            sleep(Duration::from_nanos(slow)).await;
         }
-        inner.files.insert(path.to_owned(), parts.concat());
-        Ok(())
+        work(&mut lock(&disk))
+    })
+}
+
+fn lock(disk: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    disk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Disk for SimulatedDisk {
+    fn doubts_about(&self, _dir: &Path) -> Reply<Vec<String>> {
+        Box::pin(std::future::ready(Vec::new()))
     }
 
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.lock().files.remove(path);
-        Ok(())
+    fn read(&self, path: &Path) -> Reply<Result<Vec<u8>, Unusable>> {
+        let path = path.to_owned();
+        later(&self.0, move |inner| {
+            let found = inner.files.get(&path).cloned();
+            found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound).into())
+        })
+    }
+
+    fn write(&self, path: &Path, bytes: Vec<u8>) -> Reply<io::Result<()>> {
+        let path = path.to_owned();
+        later(&self.0, move |inner| {
+            if inner.broken {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            inner.files.insert(path, bytes);
+            Ok(())
+        })
+    }
+
+    fn remove(&self, path: &Path) -> Reply<io::Result<()>> {
+        let path = path.to_owned();
+        later(&self.0, move |inner| {
+            inner.files.remove(&path);
+            Ok(())
+        })
     }
 
     fn stamp(&self) -> io::Result<Stamp> {

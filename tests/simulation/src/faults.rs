@@ -30,7 +30,8 @@ impl World {
             Entry::Revive(id) => self.start(id),
             Entry::Resume(id) => self.resume(id),
             Entry::MendLinks(pairs) => self.mend_links(&pairs),
-            Entry::MendDisk(id, trouble) => self.mend_disk(id, trouble),
+            Entry::MendDisk(id) => self.mend_disk(id),
+            Entry::RollBack(id) => self.roll_back(id),
             Entry::MendHost(id) => self.mend_host(id),
             Entry::Order => self.order(),
             Entry::ChangeList => self.change_list(),
@@ -75,6 +76,7 @@ impl World {
             Kind::Part | Kind::Isolate | Kind::CutOneWay => self.cut(kind, id, lasts),
             Kind::Loss | Kind::Delay | Kind::Disorder => self.weather(kind, lasts),
             Kind::SlowDisk | Kind::BrokenDisk => self.hurt_disk(kind, id, lasts),
+            Kind::OldFile => self.back_up(id, lasts),
             Kind::SlowHost | Kind::BrokenHost => self.hurt_host(kind, id, lasts),
         }
     }
@@ -87,9 +89,7 @@ impl World {
         }
         if let Some(machine) = self.machines.get(&id).filter(|_| !keeps) {
             machine.disk.wipe();
-        }
-        if !keeps {
-            self.note_amnesia(id);
+            self.sight.files_failed = Some(self.now);
         }
         self.at(after, Entry::Revive(id));
     }
@@ -244,28 +244,45 @@ impl World {
         }
     }
 
+    /// No trouble of the box: nothing that is promised waits for a disk.
     fn hurt_disk(&mut self, kind: Kind, id: u32, lasts: u64) {
-        let slow = kind == Kind::SlowDisk;
-        let takes = self.dice.spread(5, 2000) * MS;
+        let takes = self.dice.spread(5, 20_000) * MS;
         let Some(machine) = self.machines.get(&id) else { return };
-        match slow {
-            true => machine.disk.set_slow(takes),
-            false => machine.disk.set_broken(true),
+        match kind {
+            Kind::SlowDisk => machine.disk.set_slow(takes),
+            _ => machine.disk.set_broken(true),
         }
-        if let Some(view) = self.sight.boxes.get_mut(&id).filter(|_| slow) {
-            view.trouble.begin();
-        }
-        self.at(lasts, Entry::MendDisk(id, slow));
+        self.sight.files_failed = Some(u64::MAX);
+        self.at(lasts, Entry::MendDisk(id));
     }
 
-    fn mend_disk(&mut self, id: u32, trouble: bool) {
-        let now = self.now;
-        if let Some(machine) = self.machines.get_mut(&id) {
-            machine.mend_disk(now);
+    fn mend_disk(&mut self, id: u32) {
+        if let Some(machine) = self.machines.get(&id) {
+            machine.disk.set_slow(0);
+            machine.disk.set_broken(false);
         }
-        if let Some(view) = self.sight.boxes.get_mut(&id).filter(|_| trouble) {
-            view.trouble.end(now);
+        self.sight.files_failed = Some(self.now);
+    }
+
+    /// The files of now come back later, as a backup's, a volume's or those of a machine that was
+    /// rolled back do.
+    fn back_up(&mut self, id: u32, lasts: u64) {
+        let Some(machine) = self.machines.get(&id) else { return };
+        machine.disk.back_up();
+        let later = lasts + self.dice.below(2 * self.plan.interval / MS) * MS;
+        self.at(later, Entry::RollBack(id));
+    }
+
+    fn roll_back(&mut self, id: u32) {
+        if !self.kill(id) {
+            return;
         }
+        if let Some(machine) = self.machines.get(&id) {
+            machine.disk.roll_back();
+        }
+        self.sight.files_failed = Some(self.now);
+        let after = self.dice.below(1000) * MS;
+        self.at(after, Entry::Revive(id));
     }
 
     fn hurt_host(&mut self, kind: Kind, id: u32, lasts: u64) {

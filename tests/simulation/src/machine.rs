@@ -112,8 +112,6 @@ pub struct Machine {
     runs: u64,
     wake: Option<u64>,
     paused: bool,
-    /// Until when a slow disk holds the process up.
-    held_until: u64,
     arrivals: Vec<Arrival>,
     deeds: Vec<Deed>,
 }
@@ -203,7 +201,6 @@ impl Machine {
             runs: 0,
             wake: None,
             paused: false,
-            held_until: 0,
             arrivals: Vec::new(),
             deeds: Vec::new(),
         }
@@ -272,7 +269,6 @@ impl Machine {
         self.disk.sleep(self.clock.wake(now));
         self.runs += 1;
         self.paused = false;
-        self.held_until = 0;
         self.arrivals.clear();
         self.deeds.clear();
         self.enter(now);
@@ -360,13 +356,6 @@ impl Machine {
         self.clock.suspend(now);
     }
 
-    /// Its disk is well again, and what a process waits for there is done soon.
-    pub fn mend_disk(&mut self, now: u64) {
-        self.disk.set_slow(0);
-        self.disk.set_broken(false);
-        self.held_until = self.held_until.min(now);
-    }
-
     /// What it says to an operator of the agreed list and of its file's: digests of both.
     pub fn lists(&self, now: u64) -> Option<(String, String)> {
         let node = lock(&self.process.as_ref()?.node).clone()?;
@@ -394,8 +383,11 @@ impl Machine {
             return None;
         }
         let has_work = !self.arrivals.is_empty() || (!self.deeds.is_empty() && self.has_node());
-        let at = if has_work { now } else { self.wake? };
-        Some(at.max(self.held_until))
+        if has_work {
+            Some(now)
+        } else {
+            self.wake
+        }
     }
 
     fn has_node(&self) -> bool {
@@ -419,7 +411,6 @@ impl Machine {
             }
         });
         system::enter((0, 0), 0, 0);
-        self.held_until = now + self.disk.take_owed();
         self.wake = wait.map(|wait| match wait {
             0 => now,
             wait => now + self.clock.world(wait),

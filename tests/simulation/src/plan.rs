@@ -53,6 +53,8 @@ pub enum Kind {
     SlowDisk,
     /// A disk takes nothing.
     BrokenDisk,
+    /// A file of before comes back.
+    OldFile,
     /// A host is slow to take keys.
     SlowHost,
     /// A host takes no keys.
@@ -60,7 +62,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All that any box can have; [`Kind::OldFile`] is for those with files.
     pub const ALL: [Kind; 19] = [
         Kind::Kill,
         Kind::KillEmpty,
@@ -141,7 +143,7 @@ impl Plan {
         let least = if far { dice.below(lower / 8) } else { 50_000 };
         let link = Link { cut: false, loss: 0, double: 0, delay: (least, least + lower / 100) };
         let change = dice.chance(350) && boxes >= 3;
-        Plan {
+        let mut plan = Plan {
             boxes,
             spare: u32::from(change && boxes >= 4),
             heart_beat,
@@ -162,7 +164,11 @@ impl Plan {
             order_gap: dice.chance(500).then(|| dice.between(5, 30) * SECOND),
             list_gap: change.then(|| dice.between(10, 30) * SECOND),
             unrest: dice.between(40, 90) * SECOND,
+        };
+        if plan.keeps_state && dice.chance(400) {
+            plan.faults.push(Kind::OldFile);
         }
+        plan
     }
 
     /// The entry of a box in the list.

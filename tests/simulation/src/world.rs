@@ -50,8 +50,10 @@ pub enum Entry {
     Resume(u32),
     /// These links are well again, each in one direction.
     MendLinks(Vec<(u32, u32)>),
-    /// A disk is well again; whether its being ill was a trouble.
-    MendDisk(u32, bool),
+    /// A disk is well again.
+    MendDisk(u32),
+    /// A process is killed, and comes back with the files of a backup.
+    RollBack(u32),
     /// A host is well again.
     MendHost(u32),
     /// An operator gives an order.
@@ -163,6 +165,7 @@ impl World {
             revoked: BTreeSet::new(),
             majority_forgot: None,
             doubt: None,
+            files_failed: None,
             clock_lied: false,
             slowest: 0,
             annals: Annals::default(),
@@ -495,10 +498,8 @@ impl World {
             return false;
         };
         machine.kill(now, &self.network);
-        let forgets = machine.disk.is_empty();
-        if forgets {
-            self.note_amnesia(id);
-        }
+        // What is on its disk decrypts, and remembers no promise.
+        self.note_amnesia(id);
         self.stopping.remove(&id);
         self.log.say(now, id, || "is gone".to_owned());
         if let Some(view) = self.sight.boxes.get_mut(&id) {
@@ -545,9 +546,6 @@ impl World {
         if let Some(term) = term.and_then(|term| term.parse().ok()) {
             self.sight.leaders.push(Leader { at: self.now, id, term });
         }
-        if line.contains("is not used") {
-            self.note_amnesia(id);
-        }
         if line.starts_with("the group goes on without something") {
             if self.sight.doubt.is_none() && self.sight.majority_forgot.is_none() {
                 return Err(format!(
@@ -562,7 +560,14 @@ impl World {
             self.sight.joins_few(id, &asked, &self.forgetful);
         }
         let words = line.strip_prefix("generation ");
-        let generation = words.and_then(|words| words.strip_suffix(" is current")?.parse().ok());
+        let named = |what: &str| words.and_then(|words| words.strip_suffix(what)?.parse().ok());
+        if let Some(staged) = named(" is staged") {
+            self.sight.annals.staged.entry(staged).or_insert(self.now);
+        }
+        if let (Some(resumed), Some(history)) = (named(" is current again"), self.history_of(id)) {
+            self.sight.annals.resumed.insert((history, resumed));
+        }
+        let generation = named(" is current").or(named(" is current again"));
         self.log.say(self.now, id, || format!("{level:?}: {line}"));
         match generation {
             Some(generation) => self.activated(id, generation),
@@ -570,12 +575,15 @@ impl World {
         }
     }
 
+    fn history_of(&self, id: u32) -> Option<[u8; 16]> {
+        let report = self.machines.get(&id)?.report(self.now)?;
+        report.history.map(|history| history.to_bytes())
+    }
+
     /// A box has applied an activation, which says nothing about its host yet.
     fn activated(&mut self, id: u32, generation: u64) -> Verdict {
         let now = self.now;
-        let report = self.machines.get(&id).and_then(|machine| machine.report(now));
-        let Some(history) = report.and_then(|report| report.history) else { return Ok(()) };
-        let history = history.to_bytes();
+        let Some(history) = self.history_of(id) else { return Ok(()) };
         self.sight.annals.note_activation(now, (history, generation));
         self.sight.annals.noted.entry((id, history, generation)).or_insert(now);
         self.judges.judge(&self.sight, &Event::Activated { history, generation })
@@ -609,7 +617,6 @@ impl World {
         let Some(begun) = self.stopping.remove(&id) else { return Ok(()) };
         let took = self.now - begun;
         let limit = SHUTDOWN_LIMIT.as_nanos() as u64;
-        // A slow disk that has got well since may have held it up.
         let well = |view: &View| view.trouble.now == 0 && view.trouble.ended <= begun;
         let well = self.sight.boxes.get(&id).is_some_and(well);
         self.kill(id);

@@ -59,18 +59,19 @@ pub fn judge(sight: &Sight, event: &Event, tickets: &mut Tickets) -> Verdict {
 /// gave it, and the ticket's key is the current one, the staged one, or the one before where
 /// there is room for it. Nothing is owed for a key that was forgotten and made anew.
 fn is_owed(sight: &Sight, offer: &Offer) -> bool {
-    let Some((history, generation)) = sight.annals.place.get(&offer.key) else { return false };
     if sight.annals.is_remade(&offer.key) {
         return false;
     }
     let Some(set) = sight.boxes.get(&offer.to).and_then(|view| view.set.as_ref()) else {
         return false;
     };
-    if !offer.from.1 || !sight.settled(offer.to) || !set.agreed || set.history != Some(*history) {
+    let Some(history) = set.history else { return false };
+    let Some(generation) = sight.annals.place_in(&offer.key, history) else { return false };
+    if !offer.from.1 || !sight.settled(offer.to) || !set.agreed {
         return false;
     }
     let staging = set.newest > set.current;
     let room = 1 + u64::from(staging) < sight.plan.ticket_keys;
     let is_previous = generation + 1 == set.current;
-    *generation >= set.current || (is_previous && room && !sight.may_revoke(*history, set.current))
+    generation >= set.current || (is_previous && room && !sight.may_revoke(history, set.current))
 }

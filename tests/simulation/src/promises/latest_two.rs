@@ -1,5 +1,6 @@
 //! Promise 2, *the latest two*: what a box installs is its newest keys, as many as `ticket_keys`
-//! says, the encrypting one first; a box that joins or returns gets the whole set.
+//! says, the encrypting one first; a box that joins or returns gets the whole set. A group that is
+//! founded anew goes on with the keys of its state files, as long as these are what they should be.
 
 use super::{seconds, Event, Sight, Verdict};
 use crate::machine::Set;
@@ -16,7 +17,9 @@ pub fn judge(sight: &Sight, event: &Event) -> Verdict {
         return Err(format!("box {at} installs {} keys", set.keys.len()));
     }
     match (set.agreed, set.history) {
-        (true, Some(history)) => whole(sight, *at, set, history),
+        (true, Some(history)) => {
+            whole(sight, *at, set, history).and_then(|()| goes_on(sight, set, history))
+        }
         _ => Ok(()),
     }
 }
@@ -33,6 +36,29 @@ fn in_step(sight: &Sight) -> Verdict {
         }
     }
     Ok(())
+}
+
+/// How long a key has to be in use for all files to have it.
+const KEPT_AFTER: u64 = 10 * SECOND;
+
+/// Whether a history that is new here goes on with a key of an earlier one, if it can.
+fn goes_on(sight: &Sight, set: &Set, history: super::History) -> Verdict {
+    let is_new =
+        sight.annals.seen.range((history, 0)..=(history, u64::MAX)).all(|(_, at)| *at == sight.now);
+    let files_are_good =
+        sight.plan.keeps_state && sight.files_failed.is_none() && !sight.clock_lied;
+    let may_use = sight.plan.max_key_age.saturating_sub(KEPT_AFTER);
+    let could = sight.annals.current.iter().any(|((other, _), at)| {
+        let age = sight.now - at;
+        *other != history && age > KEPT_AFTER && age < may_use
+    });
+    let imported = sight.annals.resumed.contains(&(history, set.current));
+    match is_new && files_are_good && could && !imported {
+        true => Err("a new history begins with a new key, though there were state files with a \
+                     young one"
+            .to_owned()),
+        false => Ok(()),
+    }
 }
 
 fn whole(sight: &Sight, at: u32, set: &Set, history: super::History) -> Verdict {
@@ -54,13 +80,12 @@ fn whole(sight: &Sight, at: u32, set: &Set, history: super::History) -> Verdict 
         expected.push(generation);
     }
     for (place, generation) in expected.iter().enumerate() {
-        let known = set.keys.get(place).and_then(|key| sight.annals.place.get(key));
+        let known = set.keys.get(place).and_then(|key| sight.annals.place_in(key, history));
         // A key that no host was given as staged or current is not known, and cannot be expected.
         let is_known = sight.annals.seen.contains_key(&(history, *generation));
-        if is_known && known != Some(&(history, *generation)) {
+        if is_known && known != Some(*generation) {
             return Err(format!(
-                "box {at} has {:?} in place {place} where generation {generation} belongs",
-                known.map(|(_, generation)| generation)
+                "box {at} has {known:?} in place {place} where generation {generation} belongs"
             ));
         }
     }

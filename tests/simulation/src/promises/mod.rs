@@ -179,6 +179,9 @@ pub struct Sight {
     pub majority_forgot: Option<u64>,
     /// Whether there may be two lines of one history at present.
     pub doubt: Option<Doubt>,
+    /// When a state file last was lost, or may not have been what it should be; for ever while a
+    /// disk is ill.
+    pub files_failed: Option<u64>,
     /// Since when some box may have been told a wrong age, by a wall clock across a reboot.
     pub clock_lied: bool,
     /// The longest that any message was under way for.
@@ -190,8 +193,9 @@ pub struct Sight {
 /// What is known of agreed keys, from what hosts were given.
 #[derive(Default)]
 pub struct Annals {
-    /// Each agreed key's place.
-    pub place: BTreeMap<Bytes, (History, u64)>,
+    /// Each agreed key's generation, in each history that has it: one that is founded from a record
+    /// goes on with the keys of another.
+    place: BTreeMap<Bytes, BTreeMap<History, u64>>,
     /// The key that each place has at present. Where a majority forgot one, another may come to its
     /// place; then all below is about that one.
     key: BTreeMap<(History, u64), Bytes>,
@@ -201,6 +205,10 @@ pub struct Annals {
     pub activated: BTreeMap<(History, u64), u64>,
     /// The same of whichever key of that place was the first: a group may come back to that one.
     pub first_activated: BTreeMap<(History, u64), u64>,
+    /// When a key of this generation was first staged, in whatever history.
+    pub staged: BTreeMap<u64, u64>,
+    /// Places whose key came from an earlier history.
+    pub resumed: BTreeSet<(History, u64)>,
     /// When each box first applied an activation.
     pub noted: BTreeMap<(u32, History, u64), u64>,
     /// When a key first encrypted anywhere.
@@ -214,10 +222,28 @@ impl Annals {
         self.first_activated.entry(place).or_insert(now);
     }
 
+    /// All places of a key.
+    pub fn places(&self, key: &Bytes) -> impl Iterator<Item = (History, u64)> + '_ {
+        self.place.get(key).into_iter().flatten().map(|(history, place)| (*history, *place))
+    }
+
+    /// A key's generation in a history.
+    pub fn place_in(&self, key: &Bytes, history: History) -> Option<u64> {
+        self.place.get(key)?.get(&history).copied()
+    }
+
+    /// Since when the schedule counts: when the first key of this place became current, or if that
+    /// came from another history, when it was staged there.
+    pub fn since(&self, place: (History, u64)) -> Option<u64> {
+        match self.resumed.contains(&place) {
+            true => self.staged.get(&place.1).copied(),
+            false => self.first_activated.get(&place).copied(),
+        }
+    }
+
     /// Whether another key has come to this key's place.
     pub fn is_remade(&self, key: &Bytes) -> bool {
-        let present = self.place.get(key).and_then(|place| self.key.get(place));
-        present.is_some_and(|present| present != key)
+        self.places(key).any(|place| self.key.get(&place).is_some_and(|present| present != key))
     }
 
     /// Writes down what a set tells; the places to which another key has come. Says nothing of
@@ -227,8 +253,9 @@ impl Annals {
         let (true, Some(history)) = (set.agreed, set.history) else { return remade };
         for (key, generation) in named(set) {
             let place = (history, generation);
-            let is_new = !self.place.contains_key(&key);
-            self.place.entry(key).or_insert(place);
+            let places = self.place.entry(key).or_default();
+            let is_new = !places.contains_key(&history);
+            places.entry(history).or_insert(generation);
             // A box that was away may show the one from before again.
             if is_new && self.key.insert(place, key).is_some() {
                 for times in [&mut self.seen, &mut self.activated, &mut self.current] {
@@ -257,9 +284,8 @@ impl Sight {
     /// Calls `look` for each key that a box's present process holds: the box, the key's place.
     pub fn each_key(&self, mut look: impl FnMut(u32, History, u64)) {
         cells::each(|(id, run), bytes| {
-            let Some((history, generation)) = self.annals.place.get(bytes) else { return };
             if self.boxes.get(&id).is_some_and(|view| view.run == run) {
-                look(id, *history, *generation);
+                self.annals.places(bytes).for_each(|(history, place)| look(id, history, place));
             }
         });
     }
@@ -300,9 +326,8 @@ impl Sight {
 
     /// The boxes that lead, or did not long ago.
     ///
-    /// A box that returns with its file takes itself for the leader of a term that may be over, and
-    /// says so. Of those who began long ago the one with the highest term leads, since a majority
-    /// lost its memory, and terms with it.
+    /// Of those who began long ago the one with the highest term leads, since a majority lost its
+    /// memory, and terms with it.
     pub fn leaders(&self) -> impl Iterator<Item = u32> + '_ {
         let from = self.now.saturating_sub(self.settling());
         let since = self.majority_forgot.unwrap_or(0);
@@ -319,18 +344,10 @@ impl Sight {
         let enough = self.settling();
         let mut leaders = self.leaders();
         self.well_for(id) >= enough
-            && leaders.all(|leader| match leader == id {
-                // One that restored its file behind a cut takes itself for a leader.
-                true => self.reaches_majority(id, enough),
-                false => self.linked_for(id, leader) >= enough && self.well_for(leader) >= enough,
+            && leaders.all(|leader| {
+                leader == id
+                    || (self.linked_for(id, leader) >= enough && self.well_for(leader) >= enough)
             })
-    }
-
-    /// Whether a box's links to a majority, itself included, have been well for so long.
-    fn reaches_majority(&self, id: u32, enough: u64) -> bool {
-        let counted = || self.boxes.iter().filter(|(_, view)| view.may_count()).map(|(id, _)| *id);
-        let reached = counted().filter(|o| *o == id || self.linked_for(id, *o) >= enough);
-        reached.count() > counted().count() / 2
     }
 
     /// For how long all has been well everywhere, that is with all that the group may count on:

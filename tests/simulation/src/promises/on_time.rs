@@ -40,7 +40,7 @@ impl Judge {
 
 fn early(sight: &Sight, history: super::History, generation: u64) -> Verdict {
     let before = (history, generation.saturating_sub(1));
-    let Some(last) = sight.annals.first_activated.get(&before).copied() else { return Ok(()) };
+    let Some(last) = sight.annals.since(before) else { return Ok(()) };
     if sight.clock_lied || sight.ordered_between(last, sight.now) {
         return Ok(());
     }

@@ -1,0 +1,312 @@
+//! What this box keeps in `state_dir` and makes of it: read once at start, written by a task of its
+//! own whenever what is agreed has changed.
+//!
+//! What must hold: what a file brings decrypts and never votes; a disk that is slow, full, read-only,
+//! hanging or gone costs a warning and the file's use, and never a key, an election or a wait that
+//! is longer than the limits here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout, Instant};
+
+use super::election::configs;
+use super::shared::{PeerCourier, Running, Shared};
+use super::state_file::{Saved, StateFile};
+use crate::consensus::append_limit;
+use crate::consensus::network::Courier;
+use crate::consensus::state_machine::AgreedView;
+use crate::consensus::wire::{millis, Request, Response};
+use crate::core::crowd::breadth;
+use crate::core::key_ring::{Generation, HistoryId};
+use crate::core::record::{next_epoch, Record};
+use crate::core::rejoin::Quarantine;
+use crate::core::server_id::ServerId;
+use crate::fault::{fail_point, guarded, kept_alive};
+use crate::journal::Level;
+
+/// How long a box that starts waits for its file; one on a disk that hangs is not used.
+const LOAD_LIMIT: Duration = Duration::from_millis(500);
+
+/// The pause after a write that failed.
+const SAVE_RETRY: Duration = Duration::from_secs(1);
+
+/// After so long the operator is told that a write hangs.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// How long a box may wait for its file before it says that it holds a key. Far above what a
+/// write takes on memory-backed storage, and little beside `handover_timeout`.
+const SAVED_LIMIT: Duration = Duration::from_millis(200);
+
+/// What an operator can do about a file that is not written.
+const REMEDY: &str = "make state_dir a directory with room that belongs to the user that runs \
+                      Traffic Server; until then only other servers can give this one the keys \
+                      after a restart";
+
+/// How far the file is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Written {
+    history: Option<HistoryId>,
+    newest: Generation,
+    /// Whether the last write worked and was quick, so that one may wait for the next.
+    well: bool,
+}
+
+/// Reads what an earlier process of this box left, at its very start.
+pub(super) async fn load(shared: &Arc<Shared>) {
+    let Some(file) = shared.state_file.clone() else { return };
+    let (of, max_key_age) = (shared.clone(), shared.settings().max_key_age);
+    let tls = shared.tls.borrow().clone();
+    let read = guarded(timeout(LOAD_LIMIT, file.load(&tls, max_key_age))).await;
+    let why = match read {
+        Ok(Ok(Ok(None))) => None,
+        Ok(Ok(Ok(Some((record, away))))) => {
+            of.log.note(format!(
+                "the keys of the state file, saved {} s ago, decrypt until the group's are known",
+                away.as_secs()
+            ));
+            of.written.send_modify(|written| written.well = true);
+            of.keep_record(record);
+            None
+        }
+        Ok(Ok(Err(why))) => Some(why.to_string()),
+        Ok(Err(_)) => Some("the disk does not answer".to_owned()),
+        Err(panicked) => Some(panicked.to_string()),
+    };
+    if let Some(why) = why {
+        let path = file.path().display();
+        of.log.warning(format!(
+            "state file {path} is not used: {why}; starting without it, and putting a new one in \
+             its place as soon as this server has the group's keys"
+        ));
+    }
+    let doubts = file.doubts();
+    tokio::spawn(async move {
+        for doubt in doubts.await {
+            of.log.warning(doubt);
+        }
+    });
+}
+
+/// Keeps the file up to date until the task is aborted.
+pub(super) async fn keep(shared: Arc<Shared>) {
+    let Some(file) = shared.state_file.clone() else { return };
+    let begin = || keep_on(&shared, &file);
+    kept_alive(&shared.log, "writing the state file", begin).await;
+}
+
+async fn keep_on(shared: &Arc<Shared>, file: &StateFile) {
+    let mut views = shared.views.subscribe();
+    let mut quarantine = shared.quarantine.subscribe();
+    // Sealed under the private key, which a reload may have changed.
+    let mut tls = shared.tls.subscribe();
+    loop {
+        tls.borrow_and_update();
+        // While a box catches up it passes through what was current long ago.
+        let is_level = *quarantine.borrow_and_update() == Quarantine::Lifted;
+        // A write may take long, and no key outlives its time in here meanwhile.
+        let saved = {
+            let view = views.borrow_and_update().clone();
+            is_level.then(|| to_save(shared, &view)).flatten()
+        };
+        let done = match saved {
+            Some(saved) => write(shared, file, saved).await,
+            None => true,
+        };
+        tokio::select! {
+            () = sleep(SAVE_RETRY), if !done => {}
+            changed = views.changed() => if changed.is_err() { return },
+            _ = quarantine.changed() => {}
+            _ = tls.changed() => {}
+        }
+    }
+}
+
+/// What there is to keep of a view, once anything is agreed.
+fn to_save(shared: &Shared, view: &AgreedView) -> Option<Saved> {
+    let ring = &view.agreed.ring;
+    ring.history()?;
+    let since = match ring.staged() {
+        Some(_) if !ring.is_imported() => view.staged_since,
+        _ => shared.current_since(view),
+    };
+    let age_ms = millis(shared.now().since(since));
+    let record = Record { ring: ring.clone(), end: view.end?, age_ms };
+    Some(Saved { record, roster: view.agreed.roster.clone() })
+}
+
+/// Writes the file; whether that worked.
+async fn write(shared: &Arc<Shared>, file: &StateFile, saved: Saved) -> bool {
+    fail_point("save");
+    let (begun, path) = (Instant::now(), file.path().display());
+    let ring = &saved.record.ring;
+    let (history, newest, revoked) = (ring.history(), ring.newest(), ring.revoked());
+    let tls = shared.tls.borrow().clone();
+    let result = match file.save(saved, &tls) {
+        Err(e) => Err(e),
+        Ok(mut write) => loop {
+            match timeout(SLOW, &mut write).await {
+                Ok(result) => break result,
+                Err(_) => {
+                    shared.written.send_modify(|written| written.well = false);
+                    let line = format!(
+                        "state file {path}: the disk has not taken it for {} s; {REMEDY}",
+                        begun.elapsed().as_secs()
+                    );
+                    shared.log.limited(Level::Warning, "state file", line);
+                }
+            }
+        },
+    };
+    match result {
+        Ok(()) => {
+            let well = begun.elapsed() < SAVED_LIMIT;
+            shared.written.send_replace(Written { history, newest, well });
+            shared.note_revoked_on_disk(revoked);
+            true
+        }
+        Err(e) => {
+            shared.written.send_modify(|written| written.well = false);
+            let line = format!("state file {path} cannot be written: {e}; {REMEDY}");
+            shared.log.limited(Level::Warning, "state file", line);
+            // Keys that were revoked must not come back with what is there.
+            if revoked > shared.revoked_on_disk() && file.remove().await.is_err() {
+                let line = format!(
+                    "state file {path} holds keys that were revoked and cannot be removed; remove \
+                     it by hand before all servers are down at the same time"
+                );
+                shared.log.limited(Level::Error, "state file with revoked keys", line);
+            }
+            false
+        }
+    }
+}
+
+/// Waits for a moment until what this box has installed is in its file as well, so that what all
+/// boxes hold outlives them all, above all a revocation. A disk that is not well is not waited for.
+pub(super) async fn settle(shared: &Shared, history: Option<HistoryId>, generation: Generation) {
+    if shared.state_file.is_none() {
+        return;
+    }
+    let mut written = shared.written.subscribe();
+    let settled = written.wait_for(|written| {
+        !written.well || (written.history == history && written.newest >= generation)
+    });
+    let _ = timeout(SAVED_LIMIT, settled).await;
+}
+
+/// What a new history begins with.
+pub(super) struct Beginning {
+    pub epoch: u64,
+    pub from: Option<Record>,
+}
+
+/// Asks all others what their files say, for a leader whose group remembers nothing; the newest
+/// record of those that answer. `None` unless they are a majority.
+pub(super) async fn newest(shared: &Arc<Shared>, running: &Running) -> Option<Beginning> {
+    let settings = shared.settings();
+    let limit = append_limit(&settings) * breadth(shared.members().len());
+    let mut asked = JoinSet::new();
+    for id in shared.others() {
+        let courier = PeerCourier(shared.clone());
+        asked.spawn(async move { (id, courier.call(id, Request::Record, limit).await) });
+    }
+    let mut records: BTreeMap<ServerId, Option<Record>> = BTreeMap::new();
+    records.insert(shared.me, shared.kept_record());
+    while let Some(answer) = asked.join_next().await {
+        if let Ok((id, Ok(Response::Record(record)))) = answer {
+            records.insert(id, record.map(|record| *record));
+        }
+    }
+    let answered = |id: &&ServerId| records.contains_key(id);
+    let is_majority =
+        configs(running).iter().all(|c| c.iter().filter(answered).count() > c.len() / 2);
+    if !is_majority {
+        return None;
+    }
+    let kept = records.into_iter().filter_map(|(id, record)| Some((id, record?)));
+    let newest = kept.max_by_key(|(_, record)| record.rank());
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let known = newest.as_ref().map_or(0, |(_, record)| record.ring.epoch());
+    let young = newest.filter(|(_, record)| record.age() <= settings.max_key_age);
+    if let Some((id, record)) = &young {
+        shared.log.note(format!(
+            "nobody who runs has the group's keys; continuing with the keys of the state file of \
+             server {id}: generation {}, {} s old",
+            record.ring.newest(),
+            record.age().as_secs()
+        ));
+    }
+    let from = young.map(|(_, record)| record);
+    Some(Beginning { epoch: next_epoch(known, wall.as_secs()), from })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::core::agreed::Agreed;
+    use crate::core::key_ring::{Command, Held, KeyRing};
+    use crate::core::rejoin::{LogEnd, Status};
+    use crate::node::bench::{stek, Bench};
+    use crate::node::{keeper, KeySet};
+
+    #[tokio::test]
+    async fn a_file_makes_a_box_neither_full_nor_a_voter() {
+        let shared = Bench::new().shared;
+        let mut ring = KeyRing::default();
+        let history = HistoryId::from_bytes([9; 16]).unwrap();
+        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
+        let held = Held { generation: Generation(1), stek: stek(1) };
+        ring.apply(Command::Stage { held, revokes: false }).unwrap();
+        shared.keep_record(Record { ring, end: LogEnd::default(), age_ms: 5 });
+        assert_eq!(shared.status(), Status::default());
+        assert!(!shared.status_for(&Status::default()).may_vote);
+        assert_eq!(shared.history(), None);
+        assert!(shared.kept_record().is_some_and(|record| record.age_ms >= 5));
+        shared.drop_record();
+        assert!(shared.kept_record().is_none());
+    }
+
+    /// A box that lived on in the earlier history while the later one revoked its key.
+    #[tokio::test]
+    async fn a_key_that_another_history_revoked_does_not_stay_as_an_own_one() {
+        let shared = Bench::new().shared;
+        let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
+        let keeping = tokio::spawn(keeper::keep(shared.clone(), stek(200), sender));
+        shared.quarantine.send_replace(Quarantine::Lifted);
+        let stage = |generation: u64, revokes| {
+            let held = Held { generation: Generation(generation), stek: stek(generation as u8) };
+            Command::Stage { held, revokes }
+        };
+        let activate = |g| Command::Activate { generation: Generation(g), keep: 2 };
+        let found = |byte, from| {
+            let history = HistoryId::from_bytes([byte; 16]).unwrap();
+            Command::Found { history, epoch: byte.into(), from }
+        };
+        let ring = |commands: Vec<Command>| {
+            let mut ring = KeyRing::default();
+            commands.into_iter().for_each(|command| assert!(ring.apply(command).is_ok()));
+            ring
+        };
+        let earlier = ring(vec![found(1, None), stage(1, false), activate(1)]);
+        let record = Record { ring: earlier.clone(), end: LogEnd::default(), age_ms: 0 };
+        let from = Some(Box::new(record));
+        let later = ring(vec![found(2, from), activate(1), stage(2, true), activate(2)]);
+        for (ring, key) in [(earlier, 1), (later, 2)] {
+            let current_since = shared.now();
+            let agreed = Arc::new(Agreed::of_ring(ring));
+            let view = AgreedView { agreed, current_since, ..AgreedView::default() };
+            shared.views.send_replace(view);
+            let is_there = |set: &KeySet| set.agreed && set.keys[0].same_bytes(&stek(key));
+            let set = timeout(Duration::from_secs(30), sets.wait_for(is_there)).await;
+            let set = set.unwrap().unwrap().clone();
+            let revoked = key == 2 && set.keys.iter().any(|held| held.same_bytes(&stek(1)));
+            assert!(!revoked, "{}", set.describe());
+        }
+        keeping.abort();
+    }
+}
