@@ -3,10 +3,12 @@
 
 #[path = "common/pki.rs"]
 mod pki;
+#[path = "common/standing.rs"]
+mod standing;
 
 use std::collections::HashSet;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicU8, AtomicUsize, Ordering};
@@ -38,11 +40,13 @@ use stek_share::transport::listener::{
 use stek_share::transport::peers::{call_once, CallError, Peers, DIAL_LIMIT, MAX_QUEUE};
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
 use stek_share::transport::{
-    one_line, Cause, Counters, Heard, Me, Versions, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
+    one_line, Bounds, Cause, Counters, Heard, Me, Versions, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
 };
 
 /// Far more than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A port that the system picks.
+const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const HISTORY: [u8; 16] = *b"the history id!!";
 
 // ---------------------------------------------------------------- one box
@@ -64,7 +68,7 @@ impl Lines {
 
 /// Answers what it is asked: the same bytes, or by order of the body's first byte.
 struct Echo {
-    members: HashSet<u32>,
+    members: Mutex<HashSet<u32>>,
     admitted: AtomicU64,
     begun: Mutex<Vec<(u32, Vec<u8>)>>,
     /// The version of the last request.
@@ -75,7 +79,7 @@ struct Echo {
 impl Service for Echo {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {
         self.admitted.fetch_add(1, Ordering::Relaxed);
-        match self.members.contains(&hello.sender.0) {
+        match self.members.lock().unwrap().contains(&hello.sender.0) {
             true => Ok(()),
             false => Err(Refusal::NotAMember),
         }
@@ -114,15 +118,19 @@ struct Box_ {
 
 impl Box_ {
     async fn start(id: u32, tls: Tls) -> Box_ {
-        Box_::start_at(id, tls, "127.0.0.1:0".parse().unwrap(), 100).await
+        Box_::start_at(id, tls, HERE, 100).await
     }
 
     async fn speaking(id: u32, tls: Tls, versions: Versions) -> Box_ {
-        Box_::start_as(id, tls, "127.0.0.1:0".parse().unwrap(), 100, versions).await
+        Box_::start_as(id, tls, HERE, 100, versions, Bounds::default()).await
+    }
+
+    async fn within(id: u32, tls: Tls, bounds: Bounds) -> Box_ {
+        Box_::start_as(id, tls, HERE, 100, Versions::OURS, bounds).await
     }
 
     async fn start_at(id: u32, tls: Tls, at: SocketAddr, max_connections: usize) -> Box_ {
-        Box_::start_as(id, tls, at, max_connections, Versions::OURS).await
+        Box_::start_as(id, tls, at, max_connections, Versions::OURS, Bounds::default()).await
     }
 
     async fn start_as(
@@ -131,6 +139,7 @@ impl Box_ {
         at: SocketAddr,
         max_connections: usize,
         versions: Versions,
+        bounds: Bounds,
     ) -> Box_ {
         let lines = Arc::new(Lines::default());
         let log = Log::new(lines.clone());
@@ -139,7 +148,7 @@ impl Box_ {
         let heard = Heard::new();
         let counters = Counters::new();
         let service = Arc::new(Echo {
-            members: (1..=5).collect(),
+            members: Mutex::new((1..=5).collect()),
             admitted: AtomicU64::new(0),
             begun: Mutex::default(),
             version: AtomicU8::new(0),
@@ -150,6 +159,7 @@ impl Box_ {
             address: at.ip().to_string(),
             port: at.port(),
             max_connections,
+            bounds,
         };
         let deps = ListenDeps {
             log: log.clone(),
@@ -160,7 +170,7 @@ impl Box_ {
         };
         let listener = Listener::start(settings, deps, service.clone());
         let addr = timeout(PATIENCE, listener.bound()).await.unwrap()[0];
-        let peers = Arc::new(Peers::new(log, tls, me, heard.clone()));
+        let peers = Arc::new(Peers::new(log, tls, me, heard.clone()).within(bounds));
         Box_ { id, listener, peers, service, counters, lines, heard, versions, swap, addr }
     }
 
@@ -394,7 +404,7 @@ async fn new_certificates_are_used_by_new_connections() {
     let (one, two) = pair(tls(&old, &pki::leaf(&old)), tls(&old, &pki::leaf(&old))).await;
     one.ask(2, b"x").await.unwrap();
     two.swap.send_replace(tls(&new, &pki::leaf(&new)));
-    assert_eq!(one.ask(2, b"still").await.unwrap(), b"still", "a connection keeps what it has");
+    assert!(matches!(one.ask(2, b"old").await, Err(CallError::Unreachable(_))));
     let three = Box_::start(3, tls(&new, &pki::leaf(&new))).await;
     three.peers.set_members(&[two.member()]);
     assert_eq!(three.ask(2, b"new").await.unwrap(), b"new");
@@ -490,9 +500,9 @@ async fn who_may_connect_follows_the_list() {
         assert!(begun.elapsed() < PATIENCE);
         sleep(Duration::from_millis(10)).await;
     }
-    // A connection that is up is judged anew.
+    // A connection that is up is judged anew, and closed.
     enlist(&[&one], &[named(&one, "/CN=one"), named(&two, "/CN=new")]);
-    assert_eq!(two.ask(1, b"x").await, Err(CallError::Refused(Refusal::Certificate)));
+    assert!(matches!(two.ask(1, b"x").await, Err(CallError::Unreachable(_))));
 }
 
 // ---------------------------------------------------------------- neighbouring versions
@@ -1220,6 +1230,7 @@ fn start_listener(
         address: address.to_owned(),
         port,
         max_connections: 10,
+        bounds: Bounds::default(),
     };
     let deps = ListenDeps {
         log: Log::new(lines.clone()),
@@ -1229,7 +1240,7 @@ fn start_listener(
         counters: Counters::new(),
     };
     let service = Echo {
-        members: HashSet::new(),
+        members: Mutex::default(),
         admitted: AtomicU64::new(0),
         begun: Mutex::default(),
         version: AtomicU8::new(0),

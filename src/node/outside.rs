@@ -30,7 +30,7 @@ use crate::transport::listener::{
 };
 use crate::transport::peers::{call_once, CallError, Peers};
 use crate::transport::tls::Tls;
-use crate::transport::{Body, Heard, Me};
+use crate::transport::{Body, Bounds, Heard, Me};
 
 /// What a request is answered, some time.
 pub type Reply<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -41,12 +41,14 @@ pub struct Outside {
     pub mail: Option<Arc<dyn Mail>>,
     /// Where `state_dir` is.
     pub disk: Arc<dyn Disk>,
+    /// How much of connections to bear, where mutual TLS is used.
+    pub bounds: Bounds,
 }
 
 /// The real one.
 impl Default for Outside {
     fn default() -> Outside {
-        Outside { mail: None, disk: Arc::new(Files) }
+        Outside { mail: None, disk: Arc::new(Files), bounds: Bounds::default() }
     }
 }
 
@@ -150,14 +152,17 @@ pub(super) enum Post {
 
 impl Post {
     pub fn new(
-        mail: Option<Arc<dyn Mail>>,
+        (mail, bounds): (Option<Arc<dyn Mail>>, Bounds),
         log: &Log,
         tls: watch::Receiver<Tls>,
         me: &Me,
         heard: &Heard,
     ) -> Post {
         match mail {
-            None => Post::Tls(Peers::new(log.clone(), tls, me.clone(), heard.clone())),
+            None => {
+                let peers = Peers::new(log.clone(), tls, me.clone(), heard.clone());
+                Post::Tls(peers.within(bounds))
+            }
             Some(mail) => {
                 mail.open(me, heard);
                 Post::Given(mail)
@@ -211,14 +216,16 @@ impl Post {
     /// Starts to let others in.
     pub fn listen(&self, shared: &Arc<Shared>) -> Ears {
         let inbox = Arc::new(Inbox(shared.clone()));
-        if let Post::Given(mail) = self {
-            return Ears::Given(mail.listen(inbox));
-        }
+        let bounds = match self {
+            Post::Given(mail) => return Ears::Given(mail.listen(inbox)),
+            Post::Tls(peers) => peers.bounds(),
+        };
         let settings = ListenSettings {
             bind_address: shared.settings().bind_address.clone(),
             address: shared.settings().address.clone(),
             port: shared.settings().port,
             max_connections: max_connections(shared.members().len()),
+            bounds,
         };
         let deps = ListenDeps {
             log: shared.log.clone(),

@@ -77,7 +77,7 @@ pub(super) struct Shared {
     pub me: ServerId,
     /// The way to the other boxes.
     pub post: Post,
-    /// The newest certificates and whose are accepted; new connections use them. Changed by
+    /// The newest certificates and whose are accepted; all connections go by them. Changed by
     /// [`Shared::set_certificates`] and [`Shared::set_members`] only.
     pub tls: watch::Sender<Tls>,
     /// What this box says of itself in every frame.
@@ -212,7 +212,8 @@ impl Shared {
         });
         let tls = watch::Sender::new(tls.with_members(&settings.members));
         let heard = Heard::new();
-        let post = Post::new(outside.mail, &log, tls.subscribe(), &sender, &heard);
+        let post =
+            Post::new((outside.mail, outside.bounds), &log, tls.subscribe(), &sender, &heard);
         post.set_members(&settings.members);
         Ok(Arc::new(Shared {
             me: settings.server_id,
@@ -293,7 +294,8 @@ impl Shared {
         }
     }
 
-    /// Takes over new certificates for all connections that are made from now on.
+    /// Takes over new certificates. Connections that stand are judged by them before anything
+    /// else is sent or heard on them.
     pub fn set_certificates(&self, new: Tls) {
         // The members are looked up inside, so that a list that changes meanwhile is not lost.
         self.tls.send_modify(|tls| *tls = new.in_place_of(tls).with_members(&self.members()));

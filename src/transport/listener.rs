@@ -4,6 +4,8 @@
 //! Leaves to the service who is a member and what a request means. What must hold:
 //! - No byte of a frame is read from, or sent to, an end whose certificate was not verified; and
 //!   no request is served whose sender names an id that is not its certificate's.
+//! - An end that would not be let in now, by its certificate or by the service, is neither heard
+//!   nor answered any more: its connection is closed at once, with what is being served on it.
 //! - Whoever shows no first frame in time is closed; connections, handshakes and requests are
 //!   bounded in number. When there are too many handshakes the oldest one gives way, so that
 //!   silent strangers cannot keep a member out.
@@ -20,7 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -33,10 +35,11 @@ use super::frame::{
     self, Body, Event, FrameError, Header, HistoryId, Kind, NoCommonVersion, Role, Versions, Wire,
     WireError, NOTICE,
 };
-use super::tls::{peer_subject, HandshakeError, Stream, Tls};
+use super::tls::{subject_line, HandshakeError, Stream, Tls};
+use super::trust::{polled, Trust};
 use super::{
-    resolve, tune, Alarm, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
-    MAX_IN_FLIGHT,
+    resolve, tune, Alarm, Bounds, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT,
+    IDLE_LIMIT, MAX_IN_FLIGHT,
 };
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, kept_alive};
@@ -79,6 +82,8 @@ pub struct ListenSettings {
     pub port: u16,
     /// Verified connections that are kept at a time; see [`max_connections`].
     pub max_connections: usize,
+    /// The other bounds.
+    pub bounds: Bounds,
 }
 
 /// What a listener shares with the rest of the box.
@@ -213,7 +218,8 @@ impl Listener {
         let (tell, bound) = watch::channel(Vec::new());
         let gate = Arc::new(Gate::new(settings.max_connections, Arc::clone(&deps.counters)));
         let log = deps.log.clone();
-        let door = Arc::new(Door { deps, service, gate: Arc::clone(&gate) });
+        let bounds = settings.bounds;
+        let door = Arc::new(Door { deps, service, gate: Arc::clone(&gate), bounds });
         let task = tokio::spawn(async move {
             let begin = || {
                 let (settings, door, tell) = (settings.clone(), Arc::clone(&door), tell.clone());
@@ -263,6 +269,7 @@ struct Door<S> {
     deps: ListenDeps,
     service: Arc<S>,
     gate: Arc<Gate>,
+    bounds: Bounds,
 }
 
 /// Counts who is inside and who is at the door.
@@ -378,6 +385,7 @@ enum End {
     Handshake(HandshakeError),
     TooSlow(&'static str),
     OverLimit,
+    Untrusted(HandshakeError),
     Refused(ServerId, Refusal),
     OtherSender,
     BadKind,
@@ -388,6 +396,7 @@ enum End {
     Closed,
     Silent,
     Idle,
+    Aged,
 }
 
 impl End {
@@ -403,6 +412,9 @@ impl End {
             End::TooSlow(what) => refused(Cause::TooSlow, format!("{what} took too long")),
             End::OverLimit => {
                 refused(Cause::OverLimit, "there are too many connections already".to_owned())
+            }
+            End::Untrusted(error) => {
+                refused(cause_of(error), format!("it is no longer trusted: {error}"))
             }
             End::Refused(id, refusal) => {
                 let cause = match refusal {
@@ -435,6 +447,9 @@ impl End {
                 Level::Debug,
                 "it closed the connection before its first frame".to_owned(),
             ),
+            End::Aged => {
+                (None, Level::Debug, "it stood for as long as a connection may".to_owned())
+            }
             End::Idle => (None, Level::Debug, "the connection was idle".to_owned()),
         }
     }
@@ -474,7 +489,8 @@ impl<S: Service> Door<S> {
         let deadline = Instant::now() + HANDSHAKE_LIMIT;
         fail_point("connection");
         tune(&tcp);
-        let tls = self.deps.tls.borrow().clone();
+        let mut newest = self.deps.tls.clone();
+        let tls = newest.borrow_and_update().clone();
         let stream = match timeout_at(deadline, tls.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return End::Handshake(error),
@@ -483,15 +499,22 @@ impl<S: Service> Door<S> {
         drop(handshake);
         let Some(_place) = self.gate.enter() else { return End::OverLimit };
         self.deps.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        let trust = match Trust::new(newest, None, &stream) {
+            Ok(trust) => trust,
+            Err(error) => return End::Untrusted(error),
+        };
         let mut conversation = Conversation {
             door: self,
             addr,
-            subject: peer_subject(&stream),
+            subject: subject_line(trust.leaf()),
+            trust,
+            ends: Instant::now() + self.bounds.max_age,
+            hello: None,
             wire: Wire::new(stream, self.deps.me.versions()),
             foreign: None,
             parting: None,
             caller: None,
-            request: None,
+            request: (Kind::Note, 0),
             in_flight: Vec::new(),
             ready: VecDeque::new(),
             refused: None,
@@ -499,7 +522,7 @@ impl<S: Service> Door<S> {
             first: deadline,
             alarm: Alarm::new(deadline),
         };
-        poll_fn(|cx| conversation.poll(cx)).await
+        polled(self.deps.tls.clone(), |cx| conversation.poll(cx)).await
     }
 }
 
@@ -511,6 +534,11 @@ struct Conversation<'a, S> {
     addr: SocketAddr,
     /// Whose certificate the other end has.
     subject: String,
+    trust: Trust,
+    /// Until when it may stand.
+    ends: Instant,
+    /// What the other end said of itself last.
+    hello: Option<Header>,
     wire: Wire<Stream>,
     /// The version that the other end began with, if it is not spoken here: it was told so.
     foreign: Option<u8>,
@@ -518,8 +546,8 @@ struct Conversation<'a, S> {
     parting: Option<ServerId>,
     /// Who is at the other end, as its first header said; the history is the latest.
     caller: Option<Caller>,
-    /// The id of the request whose body is being read, `None` if that is a note.
-    request: Option<u32>,
+    /// The kind and the id of the frame whose body is being read.
+    request: (Kind, u32),
     /// Requests that are being served, at most [`MAX_IN_FLIGHT`].
     in_flight: Vec<(u32, Answer)>,
     /// Responses that wait for their turn; they count towards [`MAX_IN_FLIGHT`] as well.
@@ -535,7 +563,9 @@ struct Conversation<'a, S> {
 impl<S: Service> Conversation<'_, S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
-            if let Err(end) = self.poll_answers(cx) {
+            let judged = self.judge().and_then(|()| self.poll_answers(cx));
+            // What an answer tells may be newer than the last look.
+            if let Err(end) = judged.and_then(|()| self.judge()) {
                 return Poll::Ready(end);
             }
             if !self.wire.is_sending() {
@@ -556,11 +586,23 @@ impl<S: Service> Conversation<'_, S> {
                 Poll::Ready(Err(WireError::Io(error))) => return Poll::Ready(End::Lost(error)),
                 Poll::Pending => break,
             };
-            if let Err(end) = self.take(event) {
+            if let Err(end) = self.judge().and_then(|()| self.take(event)) {
                 return Poll::Ready(end);
             }
         }
         self.poll_alarm(cx)
+    }
+
+    /// Whether the other end would still be let in, if anything changed since the last look.
+    fn judge(&mut self) -> Result<(), End> {
+        let judged = match (self.trust.check(), &self.hello) {
+            (Err(error), _) => Err(End::Untrusted(error)),
+            (Ok(true), Some(hello)) if self.refused.is_none() => {
+                self.admit(hello).map_err(|refusal| End::Refused(hello.sender, refusal))
+            }
+            _ => Ok(()),
+        };
+        judged.inspect_err(|_| self.wire.stream().get_ref().discard_unsent())
     }
 
     fn take(&mut self, event: Event) -> Result<(), End> {
@@ -618,7 +660,7 @@ impl<S: Service> Conversation<'_, S> {
         if before.version != now.version {
             return Err(End::Frame(FrameError::Version(now.version)));
         }
-        if !matches!(header.kind, Kind::Request | Kind::Note) {
+        if !matches!(header.kind, Kind::Request | Kind::Note | Kind::Hello) {
             return Err(End::BadKind);
         }
         self.caller = Some(now);
@@ -626,7 +668,7 @@ impl<S: Service> Conversation<'_, S> {
             self.refused = Some((now.id, refusal));
             self.answer(header.request, Kind::Refused, &[refusal.code()])?;
         }
-        self.request = (header.kind == Kind::Request).then_some(header.request);
+        (self.hello, self.request) = (Some(*header), (header.kind, header.request));
         Ok(())
     }
 
@@ -658,11 +700,15 @@ impl<S: Service> Conversation<'_, S> {
         if caller.role == Role::Member {
             self.door.deps.heard.note(caller.id, self.last);
         }
-        let Some(request) = self.request else {
-            return match self.door.service.take_note(&caller, body) {
-                true => Ok(()),
-                false => Err(End::BadBody(caller.id)),
-            };
+        let request = match self.request {
+            (Kind::Request, request) => request,
+            (Kind::Hello, request) => return self.answer(request, Kind::Response, &[]),
+            _ => {
+                return match self.door.service.take_note(&caller, body) {
+                    true => Ok(()),
+                    false => Err(End::BadBody(caller.id)),
+                }
+            }
         };
         self.door.deps.counters.requests.fetch_add(1, Ordering::Relaxed);
         let answer = Arc::clone(&self.door.service).serve(caller, body);
@@ -714,7 +760,18 @@ impl<S: Service> Conversation<'_, S> {
                 None => End::TooSlow("its first frame"),
             };
         }
-        self.alarm.poll(cx, deadline).map(|()| end)
+        if self.ends < deadline {
+            (deadline, end) = (self.ends, End::Aged);
+        }
+        loop {
+            ready!(self.alarm.poll(cx, deadline.min(self.trust.due)));
+            if deadline <= Instant::now() {
+                return Poll::Ready(end);
+            }
+            if let Err(end) = self.judge() {
+                return Poll::Ready(end);
+            }
+        }
     }
 }
 

@@ -8,7 +8,9 @@ pub mod frame;
 pub mod listener;
 mod one_line;
 pub mod peers;
+mod renewal;
 pub mod tls;
+mod trust;
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -26,6 +28,7 @@ use tokio::time::{sleep_until, timeout, Instant, Sleep};
 
 pub use frame::{Body, HistoryId, Versions};
 pub use one_line::one_line;
+pub use trust::MAX_AGE;
 
 use crate::core::server_id::ServerId;
 use frame::{FrameError, Header, Kind, Role, NOTICE};
@@ -46,6 +49,19 @@ pub const MAX_IN_FLIGHT: usize = 32;
 
 /// How long sent bytes may stay unacknowledged before the system gives a connection up.
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(10);
+
+/// How much a box bears of connections; the default is what a server uses, tests have others.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// How long a connection may stand before a new one takes its place.
+    pub max_age: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { max_age: MAX_AGE }
+    }
+}
 
 /// Keep-alive probes find a peer that vanished while nobody asked it anything.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);

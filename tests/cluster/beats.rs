@@ -118,6 +118,7 @@ impl Stage {
             address: settings.address.clone(),
             port: settings.port,
             max_connections: 64,
+            bounds: Default::default(),
         };
         let deps = ListenDeps {
             log: log.clone(),

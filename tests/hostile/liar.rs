@@ -73,6 +73,7 @@ fn listen(fleet: &mut Fleet) -> (Runtime, Listener, Arc<Liar>) {
         address: "127.0.0.1".to_owned(),
         port,
         max_connections: 100,
+        bounds: Default::default(),
     };
     let history = history(fleet);
     let deps = ListenDeps {

@@ -239,7 +239,11 @@ impl Machine {
         self.enter(now);
         let runtime = system::runtime();
         let post = network.connect(self.id, self.runs);
-        let outside = Outside { mail: Some(Arc::new(Mailbox(post))), disk: self.disk.clone() };
+        let outside = Outside {
+            mail: Some(Arc::new(Mailbox(post))),
+            disk: self.disk.clone(),
+            ..Outside::default()
+        };
         let node = Arc::new(Mutex::new(None));
         let host = Host {
             id: self.id,
