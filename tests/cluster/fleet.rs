@@ -15,7 +15,7 @@ use stek_share::journal::{Journal, Level, Log};
 use stek_share::node::outside::Outside;
 use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
 use stek_share::transport::tls::Tls;
-use stek_share::transport::Versions;
+use stek_share::transport::{Bounds, Versions};
 use tokio::runtime::Runtime;
 
 /// How long a condition may take on a busy machine before a test gives up.
@@ -103,6 +103,8 @@ pub struct Fleet {
     pub relays: Option<Relays>,
     /// Boxes that speak other protocol versions than [`Versions::OURS`].
     pub versions: BTreeMap<u32, Versions>,
+    /// What each box bears of connections.
+    pub bounds: Bounds,
     identities: BTreeMap<u32, Identity>,
 }
 
@@ -121,6 +123,7 @@ impl Fleet {
             tune,
             relays: None,
             versions: BTreeMap::new(),
+            bounds: Bounds::default(),
             identities: BTreeMap::new(),
         }
     }
@@ -221,7 +224,8 @@ impl Fleet {
         let lines = Arc::new(Lines::default());
         let versions = self.versions.get(&id).copied().unwrap_or(Versions::OURS);
         let log = Log::new(lines.clone());
-        let (initial, outside) = (new_key().unwrap(), Outside::default());
+        let outside = Outside { bounds: self.bounds, ..Outside::default() };
+        let initial = new_key().unwrap();
         let deps = Deps { log, tls, initial, versions, outside };
         let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
         let host = Arc::new(Host::default());
