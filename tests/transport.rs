@@ -1210,12 +1210,72 @@ async fn it_listens_where_it_should() {
         let bound = timeout(PATIENCE, listener.bound()).await.expect(address);
         let all = bound.iter().all(|addr| addr.ip().is_unspecified());
         assert_eq!(all, expect_all, "{address}: {bound:?}");
-        assert_eq!(lines.have(Level::Note, "listening on all interfaces"), expect_all);
+        assert_eq!(lines.have(Level::Warning, "listening on all interfaces"), expect_all);
         let port = bound[0].port();
         if expect_all || bound[0].is_ipv4() {
             TcpStream::connect(("127.0.0.1", port)).await.expect(address);
         }
     }
+}
+
+/// A link-local address that names no link is refused by the system, which says nothing of whose
+/// it is.
+#[tokio::test]
+async fn a_socket_that_cannot_be_had_is_not_an_address_of_another_machine() {
+    let root = pki::root("root");
+    let (_swap, tls) = watch::channel(tls(&root, &pki::leaf(&root)));
+    let lines = Arc::new(Lines::default());
+    let listener = start_listener("fe80::1", None, 0, &tls, &lines);
+    until("told", || lines.have(Level::Warning, "cannot listen on [fe80::1]")).await;
+    assert!(listener.local_addrs().is_empty());
+    assert!(!lines.have(Level::Warning, "all interfaces"));
+}
+
+/// Runs this very test once more, in a network of its own where it may add addresses.
+fn in_a_network_of_its_own(test: &str) -> bool {
+    if std::env::var_os("STEK_OWN_NETWORK").is_some() {
+        return true;
+    }
+    let mut again = Command::new("unshare");
+    again.args(["--user", "--map-root-user", "--net"]).arg(std::env::current_exe().unwrap());
+    let ran = again.args(["--exact", test]).env("STEK_OWN_NETWORK", "1").output();
+    let ran = ran.expect("unshare runs");
+    let words = [ran.stdout, ran.stderr].concat();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&words));
+    false
+}
+
+/// As at a boot where the plugin is up before the interface is.
+#[tokio::test]
+async fn an_address_that_appears_later_is_moved_to() {
+    if !in_a_network_of_its_own("an_address_that_appears_later_is_moved_to") {
+        return;
+    }
+    let ip = |args: &str| {
+        assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success(), "{args}");
+    };
+    ip("link set lo up");
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let (_swap, tls) = watch::channel(tls(&root, &leaf));
+    let lines = Arc::new(Lines::default());
+    let listener = start_listener("192.0.2.7", None, 24_001, &tls, &lines);
+    let bound = timeout(PATIENCE, listener.bound()).await.unwrap();
+    assert!(bound[0].ip().is_unspecified());
+    assert!(lines.have(Level::Warning, "listening on all interfaces"));
+    let context = raw_context(Some(&leaf), None);
+    let mut standing = raw_connect(&context, ([127, 0, 0, 1], 24_001).into()).await.unwrap();
+    standing.write_all(&frame::encode(&hello(1), b"").unwrap()).await.unwrap();
+    assert!(drain(&mut standing).await.len() > frame::HEADER_LEN, "it is told that it is unknown");
+    ip("address add 192.0.2.7/32 dev lo");
+    let there = "192.0.2.7:24001".parse().unwrap();
+    until("it has moved", || listener.local_addrs() == [there]).await;
+    assert!(TcpStream::connect(("127.0.0.1", 24_001)).await.is_err(), "it listens there still");
+    TcpStream::connect(there).await.unwrap();
+}
+
+fn hello(sender: u32) -> Header {
+    Header { kind: Kind::Hello, ..header(sender, 1) }
 }
 
 fn start_listener(

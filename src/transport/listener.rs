@@ -18,19 +18,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::{poll_fn, Future};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at, Instant};
 
+use super::binding::{Bound, Lookout};
 use super::frame::{
     self, Body, Event, FrameError, Header, HistoryId, Kind, NoCommonVersion, Role, Versions, Wire,
     WireError, NOTICE,
@@ -38,8 +38,8 @@ use super::frame::{
 use super::tls::{subject_line, HandshakeError, Stream, Tls};
 use super::trust::{polled, Trust};
 use super::{
-    resolve, tune, Alarm, Bounds, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT,
-    IDLE_LIMIT, MAX_IN_FLIGHT,
+    tune, Alarm, Bounds, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
+    MAX_IN_FLIGHT,
 };
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, kept_alive};
@@ -56,13 +56,6 @@ pub const SPARE_CONNECTIONS: usize = 64;
 /// Verified connections that are kept per member.
 pub const CONNECTIONS_PER_MEMBER: usize = 4;
 
-/// The system's queue of connections that are not accepted yet.
-const BACKLOG: i32 = 256;
-
-/// Pauses between two attempts to bind.
-const BIND_RETRY_MIN: Duration = Duration::from_millis(100);
-const BIND_RETRY_MAX: Duration = Duration::from_secs(2);
-
 /// The pause after the system could not accept, for instance for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
@@ -76,7 +69,7 @@ pub const fn max_connections(members: usize) -> usize {
 pub struct ListenSettings {
     /// Listen there and nowhere else: an address of this machine or a name for one.
     pub bind_address: Option<String>,
-    /// Otherwise listen there if it is this machine's, else on all interfaces.
+    /// Otherwise listen there if it is this machine's, else on all interfaces until it is.
     pub address: String,
     /// TCP port; 0 lets the system pick one.
     pub port: u16,
@@ -224,10 +217,7 @@ impl Listener {
             let begin = || {
                 let (settings, door, tell) = (settings.clone(), Arc::clone(&door), tell.clone());
                 async move {
-                    let sockets = bind(&settings, &door.deps.log).await;
-                    let addresses = sockets.iter().filter_map(|s| s.local_addr().ok()).collect();
-                    tell.send_replace(addresses);
-                    accept(sockets, door).await;
+                    accept(&settings, &tell, door).await;
                 }
             };
             kept_alive(&log, "listening for peers", begin).await;
@@ -340,12 +330,27 @@ impl Drop for Place {
 }
 
 /// Accepts for ever. All connections end with this future.
-async fn accept<S: Service>(sockets: Vec<TcpListener>, door: Arc<Door<S>>) {
+async fn accept<S: Service>(
+    settings: &ListenSettings,
+    tell: &watch::Sender<Vec<SocketAddr>>,
+    door: Arc<Door<S>>,
+) {
+    let mut bound = Bound::new(settings, &door.deps.log).await;
+    tell.send_replace(bound.addresses());
+    let mut lookout = Lookout::new(settings, &bound);
     let mut connections = JoinSet::new();
     let mut serial = 0;
     loop {
         let accepted = tokio::select! {
-            accepted = poll_fn(|cx| poll_accept(&sockets, cx)) => accepted,
+            accepted = poll_fn(|cx| bound.poll_accept(cx)) => accepted,
+            () = lookout.wanted_is_there(settings) => {
+                // Those that are connected stay; the port has to be free for the move.
+                drop(bound);
+                bound = Bound::new(settings, &door.deps.log).await;
+                lookout = Lookout::new(settings, &bound);
+                tell.send_replace(bound.addresses());
+                continue;
+            }
             // Reaps what has ended.
             Some(_) = connections.join_next() => continue,
         };
@@ -358,6 +363,8 @@ async fn accept<S: Service>(sockets: Vec<TcpListener>, door: Arc<Door<S>>) {
                 let gate = Arc::clone(&door.gate);
                 gate.begin(serial, || connections.spawn(door.receive(tcp, addr, handshake)));
             }
+            // Whoever dialled is gone already; the next one may be waiting.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 let line = format!("cannot accept connections from peers: {error}; trying again");
                 door.deps.log.limited(Level::Warning, "accept", line);
@@ -365,18 +372,6 @@ async fn accept<S: Service>(sockets: Vec<TcpListener>, door: Arc<Door<S>>) {
             }
         }
     }
-}
-
-fn poll_accept(
-    sockets: &[TcpListener],
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-    for socket in sockets {
-        if let Poll::Ready(accepted) = socket.poll_accept(cx) {
-            return Poll::Ready(accepted);
-        }
-    }
-    Poll::Pending
 }
 
 /// How a connection that came in ended.
@@ -773,117 +768,4 @@ impl<S: Service> Conversation<'_, S> {
             }
         }
     }
-}
-
-/// Listens where it should, however long it takes to get the port.
-async fn bind(settings: &ListenSettings, log: &Log) -> Vec<TcpListener> {
-    let mut pause = BIND_RETRY_MIN;
-    loop {
-        match try_bind(settings, log).await {
-            Ok(sockets) => {
-                let places: Vec<String> = sockets
-                    .iter()
-                    .filter_map(|socket| socket.local_addr().ok())
-                    .map(|addr| addr.to_string())
-                    .collect();
-                log.note(format!("listening for peers on {}", places.join(", ")));
-                return sockets;
-            }
-            Err(words) => {
-                let line = format!("{words}; trying again, no peer reaches this box until then");
-                log.limited(Level::Warning, "bind", line);
-            }
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(BIND_RETRY_MAX);
-    }
-}
-
-async fn try_bind(settings: &ListenSettings, log: &Log) -> Result<Vec<TcpListener>, String> {
-    let port = settings.port;
-    if let Some(host) = &settings.bind_address {
-        let places = resolve(host, port)
-            .await
-            .map_err(|error| format!("bind_address {host} cannot be resolved: {error}"))?;
-        return places.into_iter().map(bind_one).collect::<Result<_, _>>().map_err(|e| e.words());
-    }
-    let host = &settings.address;
-    let reason = match resolve(host, port).await {
-        Err(error) => format!("cannot be resolved ({error})"),
-        // Many systems map their own name to a loopback address, where no peer could reach it.
-        Ok(places) if is_own_name_only(host, &places) => "is only known as a loopback".to_owned(),
-        Ok(places) => {
-            let mut sockets = Vec::new();
-            for place in places {
-                match bind_one(place) {
-                    Ok(socket) => sockets.push(socket),
-                    Err(error) if error.is_elsewhere() => {}
-                    Err(error) => return Err(error.words()),
-                }
-            }
-            if !sockets.is_empty() {
-                return Ok(sockets);
-            }
-            "is no address of this machine".to_owned()
-        }
-    };
-    let socket = bind_all_interfaces(port).map_err(|error| error.words())?;
-    log.note(format!(
-        "address {host} {reason}: listening on all interfaces; set bind_address to choose one"
-    ));
-    Ok(vec![socket])
-}
-
-fn is_own_name_only(host: &str, places: &[SocketAddr]) -> bool {
-    let is_name = host.parse::<IpAddr>().is_err();
-    let means_loopback = host == "localhost" || host.ends_with(".localhost");
-    is_name && !means_loopback && places.iter().all(|place| place.ip().is_loopback())
-}
-
-/// IPv6 and IPv4 by one socket, or IPv4 alone on a machine without IPv6.
-fn bind_all_interfaces(port: u16) -> Result<TcpListener, BindError> {
-    match bind_one(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
-        Err(error) if error.is_elsewhere() => {
-            bind_one(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
-        }
-        other => other,
-    }
-}
-
-struct BindError(SocketAddr, io::Error);
-
-impl BindError {
-    /// Whether the address is not one of this machine's, or of a kind that it does not have.
-    fn is_elsewhere(&self) -> bool {
-        !matches!(self.1.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
-    }
-
-    fn words(&self) -> String {
-        let BindError(addr, error) = self;
-        match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                let (port, ip) = (addr.port(), addr.ip());
-                format!(
-                    "port {port} on {ip} is in use by another process; end that one, or change \
-                     'port' here and in the server list"
-                )
-            }
-            _ => format!("cannot listen on {addr}: {error}"),
-        }
-    }
-}
-
-fn bind_one(addr: SocketAddr) -> Result<TcpListener, BindError> {
-    let bind = || {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(!addr.ip().is_unspecified())?;
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&addr.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
-    bind().map_err(|error| BindError(addr, error))
 }

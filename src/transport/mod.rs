@@ -4,6 +4,7 @@
 //! A box dials each peer that it has something to ask; requests and their responses share that
 //! one connection. What it is asked itself comes in over connections that the others dialled.
 
+mod binding;
 pub mod frame;
 pub mod listener;
 mod one_line;

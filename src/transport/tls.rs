@@ -21,7 +21,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::error::ErrorStack;
@@ -585,7 +585,10 @@ fn mark_of(certificate: &X509Ref) -> String {
 fn time_left(until: &Asn1TimeRef) -> Result<Duration, ErrorStack> {
     let left = Asn1Time::days_from_now(0)?.diff(until)?;
     let seconds = i64::from(left.days) * 86_400 + i64::from(left.secs);
-    Ok(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+    // OpenSSL's present is a whole second; the rest of it has passed already.
+    let passed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    let left = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    Ok(left.saturating_sub(Duration::from_nanos(passed.into())))
 }
 
 fn matches(wanted: &str, subject: &str) -> bool {

@@ -25,9 +25,9 @@ use crate::core::config::Member;
 /// moved. An hour costs two boxes one handshake an hour.
 pub const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// When the time of a certificate has come by our reckoning but not by OpenSSL's, which counts
-/// whole seconds, it is asked again after this.
-const NEXT_LOOK: Duration = Duration::from_secs(1);
+/// Where the end of a certificate has come by this box's reckoning and not yet by OpenSSL's, which
+/// may lie one tick of a clock apart, it is asked again after this.
+const NEXT_LOOK: Duration = Duration::from_millis(50);
 
 /// What the other end of a connection was let in by.
 pub(super) struct Trust {
