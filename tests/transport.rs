@@ -35,7 +35,8 @@ use stek_share::core::server_id::ServerId;
 use stek_share::journal::{Journal, Level, Log};
 use stek_share::transport::frame::{self, Body, Header, Kind, Role};
 use stek_share::transport::listener::{
-    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, MAX_HANDSHAKES,
+    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, CONNECTIONS_PER_MEMBER,
+    MAX_HANDSHAKES,
 };
 use stek_share::transport::peers::{call_once, CallError, Peers, DIAL_LIMIT, MAX_QUEUE};
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
@@ -118,26 +119,25 @@ struct Box_ {
 
 impl Box_ {
     async fn start(id: u32, tls: Tls) -> Box_ {
-        Box_::start_at(id, tls, HERE, 100).await
+        Box_::start_at(id, tls, HERE).await
     }
 
     async fn speaking(id: u32, tls: Tls, versions: Versions) -> Box_ {
-        Box_::start_as(id, tls, HERE, 100, versions, Bounds::default()).await
+        Box_::start_as(id, tls, HERE, versions, Bounds::default()).await
     }
 
     async fn within(id: u32, tls: Tls, bounds: Bounds) -> Box_ {
-        Box_::start_as(id, tls, HERE, 100, Versions::OURS, bounds).await
+        Box_::start_as(id, tls, HERE, Versions::OURS, bounds).await
     }
 
-    async fn start_at(id: u32, tls: Tls, at: SocketAddr, max_connections: usize) -> Box_ {
-        Box_::start_as(id, tls, at, max_connections, Versions::OURS, Bounds::default()).await
+    async fn start_at(id: u32, tls: Tls, at: SocketAddr) -> Box_ {
+        Box_::start_as(id, tls, at, Versions::OURS, Bounds::default()).await
     }
 
     async fn start_as(
         id: u32,
         tls: Tls,
         at: SocketAddr,
-        max_connections: usize,
         versions: Versions,
         bounds: Bounds,
     ) -> Box_ {
@@ -158,7 +158,7 @@ impl Box_ {
             bind_address: None,
             address: at.ip().to_string(),
             port: at.port(),
-            max_connections,
+            members: 5,
             bounds,
         };
         let deps = ListenDeps {
@@ -815,7 +815,7 @@ async fn a_peer_that_comes_back_is_dialled_again() {
     let error = one.ask(2, b"x").await;
     assert!(matches!(error, Err(CallError::Unreachable(_))), "{error:?}");
     assert!(begun.elapsed() < Duration::from_secs(2), "fails at once while it waits to redial");
-    let _two = Box_::start_at(2, leaf(), addr, 100).await;
+    let _two = Box_::start_at(2, leaf(), addr).await;
     let begun = Instant::now();
     while one.ask(2, b"x").await.is_err() {
         assert!(begun.elapsed() < PATIENCE);
@@ -927,28 +927,68 @@ async fn a_member_that_breaks_the_rules_is_closed() {
     assert!(two.lines.have(Level::Warning, "refused 127.0.0.1:"));
 }
 
+/// A verified connection that has asked, and was answered, as `sender`.
+async fn established(context: &SslContext, to: SocketAddr, sender: Header) -> SslStream<TcpStream> {
+    let mut stream = raw_connect(context, to).await.unwrap();
+    stream.write_all(&frame::encode(&sender, b"x").unwrap()).await.unwrap();
+    stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+    stream
+}
+
 #[tokio::test]
-async fn connections_are_bounded_in_number() {
+async fn one_certificate_cannot_take_the_places_of_others() {
+    let root = pki::root("root");
+    let (own, enemy) = (pki::leaf(&root), pki::leaf(&root));
+    let bounds = Bounds { spare: 4, ..Bounds::default() };
+    let two = Box_::within(2, tls(&root, &pki::leaf(&root)), bounds).await;
+    let (own, enemy) = (raw_context(Some(&own), None), raw_context(Some(&enemy), None));
+    let stays = |sender, role| Header { role, ..header(sender, 1) };
+    let mut kept = Vec::new();
+    // Four times as many as there are places, under each id, as a tool, and saying nothing.
+    for round in 0..4 * CONNECTIONS_PER_MEMBER {
+        for sender in [1, 3, 4] {
+            kept.push(established(&enemy, two.addr, stays(sender, Role::Member)).await);
+        }
+        kept.push(established(&enemy, two.addr, stays(1, Role::Tool)).await);
+        kept.push(raw_connect(&enemy, two.addr).await.unwrap());
+        if round == 0 {
+            assert_eq!(two.counters.refused(Cause::OverLimit), 0);
+        }
+    }
+    let most = 3 * CONNECTIONS_PER_MEMBER + bounds.spare;
+    until("no more than may stand", || two.listener.connections() <= most).await;
+    assert!(two.lines.have(Level::Warning, "has too many; it gave way"));
+    // A member and a tool of another certificate come, and stay whatever the enemy does.
+    let mut member = established(&own, two.addr, stays(1, Role::Member)).await;
+    let mut tool = established(&own, two.addr, stays(1, Role::Tool)).await;
+    for _ in 0..2 * CONNECTIONS_PER_MEMBER {
+        kept.push(established(&enemy, two.addr, stays(1, Role::Member)).await);
+        kept.push(established(&enemy, two.addr, stays(1, Role::Tool)).await);
+    }
+    for (stream, role) in [(&mut member, Role::Member), (&mut tool, Role::Tool)] {
+        stream.write_all(&frame::encode(&stays(1, role), b"x").unwrap()).await.unwrap();
+        stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.expect("it stands");
+    }
+    until("no more than may stand", || two.listener.connections() <= most).await;
+}
+
+#[tokio::test]
+async fn a_member_that_comes_back_again_and_again_is_always_let_in() {
     let root = pki::root("root");
     let leaf = pki::leaf(&root);
-    let at = "127.0.0.1:0".parse().unwrap();
-    let two = Box_::start_at(2, tls(&root, &leaf), at, 2).await;
+    let two = Box_::start(2, tls(&root, &leaf)).await;
     let context = raw_context(Some(&leaf), None);
     let mut kept = Vec::new();
-    for _ in 0..2 {
-        let mut stream = raw_connect(&context, two.addr).await.unwrap();
-        stream.write_all(&request(1, b"x")).await.unwrap();
-        stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
-        kept.push(stream);
+    // As after power cuts: nobody closed the earlier ones.
+    for _ in 0..3 * CONNECTIONS_PER_MEMBER {
+        kept.push(established(&context, two.addr, header(1, 1)).await);
     }
-    assert_eq!(intrude(&context, two.addr).await, b"");
-    until("counted", || two.counters.refused(Cause::OverLimit) == 1).await;
-    assert_eq!((two.begun(), two.listener.connections()), (2, 2));
-    kept.pop();
-    until("there is room again", || two.listener.connections() == 1).await;
-    let mut stream = raw_connect(&context, two.addr).await.unwrap();
-    stream.write_all(&request(1, b"x")).await.unwrap();
-    stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+    until("the oldest gave way", || two.listener.connections() == CONNECTIONS_PER_MEMBER).await;
+    let newest = kept.last_mut().unwrap();
+    newest.write_all(&request(1, b"x")).await.unwrap();
+    newest.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+    drop(kept);
+    until("all are gone", || two.listener.connections() == 0).await;
 }
 
 #[tokio::test]
@@ -1289,7 +1329,7 @@ fn start_listener(
         bind_address: bind.map(str::to_owned),
         address: address.to_owned(),
         port,
-        max_connections: 10,
+        members: 5,
         bounds: Bounds::default(),
     };
     let deps = ListenDeps {

@@ -25,9 +25,7 @@ use crate::core::config::Member;
 use crate::core::server_id::ServerId;
 use crate::journal::Log;
 use crate::transport::frame::Header;
-use crate::transport::listener::{
-    max_connections, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
-};
+use crate::transport::listener::{Caller, ListenDeps, ListenSettings, Listener, Refusal, Service};
 use crate::transport::peers::{call_once, CallError, Peers};
 use crate::transport::tls::Tls;
 use crate::transport::{Body, Bounds, Heard, Me};
@@ -224,7 +222,7 @@ impl Post {
             bind_address: shared.settings().bind_address.clone(),
             address: shared.settings().address.clone(),
             port: shared.settings().port,
-            max_connections: max_connections(shared.members().len()),
+            members: shared.members().len(),
             bounds,
         };
         let deps = ListenDeps {
@@ -246,9 +244,9 @@ pub(super) enum Ears {
 }
 
 impl Ears {
-    pub fn set_max_connections(&self, max: usize) {
+    pub fn set_members(&self, members: usize) {
         if let Ears::Tls(listener) = self {
-            listener.set_max_connections(max);
+            listener.set_members(members);
         }
     }
 }

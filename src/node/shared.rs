@@ -38,7 +38,7 @@ use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::fault::fail_point;
 use crate::journal::{Level, Log};
-use crate::transport::listener::{max_connections, Refusal};
+use crate::transport::listener::Refusal;
 use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;
 use crate::transport::{Counters, Heard, Me};
@@ -290,7 +290,7 @@ impl Shared {
         self.tls.send_modify(|tls| *tls = tls.with_members(&self.members()));
         self.post.set_members(members);
         if let Some(listener) = lock(&self.listener).as_ref() {
-            listener.set_max_connections(max_connections(members.len()));
+            listener.set_members(members.len());
         }
     }
 

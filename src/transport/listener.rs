@@ -35,7 +35,9 @@ use super::frame::{
     self, Body, Event, FrameError, Header, HistoryId, Kind, NoCommonVersion, Role, Versions, Wire,
     WireError, NOTICE,
 };
-use super::tls::{subject_line, HandshakeError, Stream, Tls};
+use super::places::{Place, Places, Source};
+pub use super::places::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
+use super::tls::{fingerprint, subject_line, HandshakeError, Stream, Tls};
 use super::trust::{polled, Trust};
 use super::{
     tune, Alarm, Bounds, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
@@ -49,17 +51,10 @@ use crate::journal::{Level, Log};
 /// as many as it has, since all of them may come at once.
 pub const MAX_HANDSHAKES: usize = 64;
 
-/// Verified connections that are kept besides those of the members: tools, and members that
-/// come back before their old connection is found dead.
-pub const SPARE_CONNECTIONS: usize = 64;
-
-/// Verified connections that are kept per member.
-pub const CONNECTIONS_PER_MEMBER: usize = 4;
-
 /// The pause after the system could not accept, for instance for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
-/// The verified connections to keep for a list of this many members.
+/// The most verified connections that are kept for a list of this many members.
 pub const fn max_connections(members: usize) -> usize {
     members.saturating_mul(CONNECTIONS_PER_MEMBER).saturating_add(SPARE_CONNECTIONS)
 }
@@ -73,8 +68,8 @@ pub struct ListenSettings {
     pub address: String,
     /// TCP port; 0 lets the system pick one.
     pub port: u16,
-    /// Verified connections that are kept at a time; see [`max_connections`].
-    pub max_connections: usize,
+    /// How many members the list has.
+    pub members: usize,
     /// The other bounds.
     pub bounds: Bounds,
 }
@@ -209,7 +204,7 @@ impl Listener {
         service: Arc<S>,
     ) -> Listener {
         let (tell, bound) = watch::channel(Vec::new());
-        let gate = Arc::new(Gate::new(settings.max_connections, Arc::clone(&deps.counters)));
+        let gate = Arc::new(Gate::new(&settings, Arc::clone(&deps.counters)));
         let log = deps.log.clone();
         let bounds = settings.bounds;
         let door = Arc::new(Door { deps, service, gate: Arc::clone(&gate), bounds });
@@ -237,14 +232,14 @@ impl Listener {
         addresses.map(|addresses| addresses.clone()).unwrap_or_default()
     }
 
-    /// Changes how many verified connections are kept; those that are there stay.
-    pub fn set_max_connections(&self, max: usize) {
-        self.gate.max.store(max, Ordering::Relaxed);
+    /// Tells how many members the list has now.
+    pub fn set_members(&self, members: usize) {
+        self.gate.members.store(members, Ordering::Relaxed);
     }
 
     /// Verified connections at this moment.
     pub fn connections(&self) -> usize {
-        self.gate.verified.load(Ordering::Relaxed)
+        self.gate.places.taken()
     }
 }
 
@@ -265,17 +260,17 @@ struct Door<S> {
 /// Counts who is inside and who is at the door.
 struct Gate {
     handshakes: Mutex<BTreeMap<u64, AbortHandle>>,
-    verified: AtomicUsize,
-    max: AtomicUsize,
+    places: Arc<Places>,
+    members: AtomicUsize,
     counters: Arc<Counters>,
 }
 
 impl Gate {
-    fn new(max: usize, counters: Arc<Counters>) -> Gate {
+    fn new(settings: &ListenSettings, counters: Arc<Counters>) -> Gate {
         Gate {
             handshakes: Mutex::default(),
-            verified: AtomicUsize::new(0),
-            max: AtomicUsize::new(max),
+            places: Places::new(settings.bounds.spare),
+            members: AtomicUsize::new(settings.members),
             counters,
         }
     }
@@ -286,7 +281,7 @@ impl Gate {
             // Locked while the task is made, so that its end cannot be noted before its begin.
             let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
             handshakes.insert(serial, spawn());
-            let members = self.max.load(Ordering::Relaxed) / CONNECTIONS_PER_MEMBER;
+            let members = self.members.load(Ordering::Relaxed);
             if handshakes.len() > members.max(MAX_HANDSHAKES) {
                 handshakes.pop_first()
             } else {
@@ -302,13 +297,6 @@ impl Gate {
     fn end(&self, serial: u64) {
         self.handshakes.lock().unwrap_or_else(PoisonError::into_inner).remove(&serial);
     }
-
-    /// A place inside, unless all are taken.
-    fn enter(self: &Arc<Self>) -> Option<Place> {
-        let place = Place(Arc::clone(self));
-        let before = self.verified.fetch_add(1, Ordering::Relaxed);
-        (before < self.max.load(Ordering::Relaxed)).then_some(place)
-    }
 }
 
 /// A handshake under way; it is over when this is dropped.
@@ -317,15 +305,6 @@ struct Handshake(Arc<Gate>, u64);
 impl Drop for Handshake {
     fn drop(&mut self) {
         self.0.end(self.1);
-    }
-}
-
-/// One verified connection; its place is free again when this is dropped.
-struct Place(Arc<Gate>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.verified.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -379,7 +358,7 @@ async fn accept<S: Service>(
 enum End {
     Handshake(HandshakeError),
     TooSlow(&'static str),
-    OverLimit,
+    GaveWay(Option<ServerId>),
     Untrusted(HandshakeError),
     Refused(ServerId, Refusal),
     OtherSender,
@@ -405,9 +384,15 @@ impl End {
                 (Some(cause), level, error.to_string())
             }
             End::TooSlow(what) => refused(Cause::TooSlow, format!("{what} took too long")),
-            End::OverLimit => {
-                refused(Cause::OverLimit, "there are too many connections already".to_owned())
+            End::GaveWay(Some(id)) => {
+                let words = format!("server_id {id} has too many; it gave way to a newer one");
+                refused(Cause::OverLimit, words)
             }
+            End::GaveWay(None) => refused(
+                Cause::OverLimit,
+                "too many tools or silent ends are connected; it gave way to a newer one"
+                    .to_owned(),
+            ),
             End::Untrusted(error) => {
                 refused(cause_of(error), format!("it is no longer trusted: {error}"))
             }
@@ -492,14 +477,15 @@ impl<S: Service> Door<S> {
             Err(_) => return End::TooSlow("its TLS handshake"),
         };
         drop(handshake);
-        let Some(_place) = self.gate.enter() else { return End::OverLimit };
         self.deps.counters.accepted.fetch_add(1, Ordering::Relaxed);
         let trust = match Trust::new(newest, None, &stream) {
             Ok(trust) => trust,
             Err(error) => return End::Untrusted(error),
         };
+        let leaf = fingerprint(trust.leaf());
         let mut conversation = Conversation {
             door: self,
+            place: self.gate.places.enter(Source { leaf, ip: addr.ip() }),
             addr,
             subject: subject_line(trust.leaf()),
             trust,
@@ -526,6 +512,7 @@ type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
 /// A verified connection: requests in, responses out.
 struct Conversation<'a, S> {
     door: &'a Door<S>,
+    place: Place,
     addr: SocketAddr,
     /// Whose certificate the other end has.
     subject: String,
@@ -557,6 +544,9 @@ struct Conversation<'a, S> {
 
 impl<S: Service> Conversation<'_, S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.place.poll_given_up(cx).is_ready() {
+            return Poll::Ready(End::GaveWay(self.caller.map(|caller| caller.id)));
+        }
         loop {
             let judged = self.judge().and_then(|()| self.poll_answers(cx));
             // What an answer tells may be newer than the last look.
@@ -659,7 +649,11 @@ impl<S: Service> Conversation<'_, S> {
             return Err(End::BadKind);
         }
         self.caller = Some(now);
-        if let Err(refusal) = self.admit(header) {
+        let admitted = self.admit(header);
+        if self.hello.is_none() && admitted.is_ok() && now.role == Role::Member {
+            self.place.belongs_to(now.id);
+        }
+        if let Err(refusal) = admitted {
             self.refused = Some((now.id, refusal));
             self.answer(header.request, Kind::Refused, &[refusal.code()])?;
         }

@@ -9,6 +9,7 @@ pub mod frame;
 pub mod listener;
 mod one_line;
 pub mod peers;
+mod places;
 mod renewal;
 pub mod tls;
 mod trust;
@@ -56,11 +57,13 @@ const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(10);
 pub struct Bounds {
     /// How long a connection may stand before a new one takes its place.
     pub max_age: Duration,
+    /// Verified connections besides those of members; see [`listener::SPARE_CONNECTIONS`].
+    pub spare: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { max_age: MAX_AGE }
+        Bounds { max_age: MAX_AGE, spare: listener::SPARE_CONNECTIONS }
     }
 }
 

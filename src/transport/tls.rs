@@ -253,7 +253,7 @@ impl Tls {
         let context = context(store_of(&roots)?, &leaf, chain, &key)?;
         let roll = Roll { own: BTreeMap::new(), takes_common: true, is_of_one: false };
         let roots_digest = digest_of(&roots)?;
-        let leaf_mark = mark_of(&leaf).into();
+        let leaf_mark = fingerprint(&leaf).into();
         let inner = Inner { context, leaf, leaf_mark, common, key, roots_digest };
         Ok(Tls(Arc::new(inner), Arc::new(roll), None))
     }
@@ -574,7 +574,7 @@ fn digest_of(roots: &[X509]) -> Result<String, ErrorStack> {
 }
 
 /// SHA-256 over a certificate, in hex.
-fn mark_of(certificate: &X509Ref) -> String {
+pub(super) fn fingerprint(certificate: &X509Ref) -> String {
     match certificate.digest(MessageDigest::sha256()) {
         Ok(digest) => digest.iter().map(|b| format!("{b:02x}")).collect(),
         Err(_) => "unknown".to_owned(),
