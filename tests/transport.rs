@@ -3,10 +3,12 @@
 
 #[path = "common/pki.rs"]
 mod pki;
+#[path = "common/standing.rs"]
+mod standing;
 
 use std::collections::HashSet;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicU8, AtomicUsize, Ordering};
@@ -33,16 +35,19 @@ use stek_share::core::server_id::ServerId;
 use stek_share::journal::{Journal, Level, Log};
 use stek_share::transport::frame::{self, Body, Header, Kind, Role};
 use stek_share::transport::listener::{
-    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, MAX_HANDSHAKES,
+    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, CONNECTIONS_PER_MEMBER,
+    MAX_HANDSHAKES,
 };
 use stek_share::transport::peers::{call_once, CallError, Peers, DIAL_LIMIT, MAX_QUEUE};
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
 use stek_share::transport::{
-    one_line, Cause, Counters, Heard, Me, Versions, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
+    one_line, Bounds, Cause, Counters, Heard, Me, Versions, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
 };
 
 /// Far more than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A port that the system picks.
+const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const HISTORY: [u8; 16] = *b"the history id!!";
 
 // ---------------------------------------------------------------- one box
@@ -64,7 +69,7 @@ impl Lines {
 
 /// Answers what it is asked: the same bytes, or by order of the body's first byte.
 struct Echo {
-    members: HashSet<u32>,
+    members: Mutex<HashSet<u32>>,
     admitted: AtomicU64,
     begun: Mutex<Vec<(u32, Vec<u8>)>>,
     /// The version of the last request.
@@ -75,7 +80,7 @@ struct Echo {
 impl Service for Echo {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {
         self.admitted.fetch_add(1, Ordering::Relaxed);
-        match self.members.contains(&hello.sender.0) {
+        match self.members.lock().unwrap().contains(&hello.sender.0) {
             true => Ok(()),
             false => Err(Refusal::NotAMember),
         }
@@ -114,23 +119,27 @@ struct Box_ {
 
 impl Box_ {
     async fn start(id: u32, tls: Tls) -> Box_ {
-        Box_::start_at(id, tls, "127.0.0.1:0".parse().unwrap(), 100).await
+        Box_::start_at(id, tls, HERE).await
     }
 
     async fn speaking(id: u32, tls: Tls, versions: Versions) -> Box_ {
-        Box_::start_as(id, tls, "127.0.0.1:0".parse().unwrap(), 100, versions).await
+        Box_::start_as(id, tls, HERE, versions, Bounds::default()).await
     }
 
-    async fn start_at(id: u32, tls: Tls, at: SocketAddr, max_connections: usize) -> Box_ {
-        Box_::start_as(id, tls, at, max_connections, Versions::OURS).await
+    async fn within(id: u32, tls: Tls, bounds: Bounds) -> Box_ {
+        Box_::start_as(id, tls, HERE, Versions::OURS, bounds).await
+    }
+
+    async fn start_at(id: u32, tls: Tls, at: SocketAddr) -> Box_ {
+        Box_::start_as(id, tls, at, Versions::OURS, Bounds::default()).await
     }
 
     async fn start_as(
         id: u32,
         tls: Tls,
         at: SocketAddr,
-        max_connections: usize,
         versions: Versions,
+        bounds: Bounds,
     ) -> Box_ {
         let lines = Arc::new(Lines::default());
         let log = Log::new(lines.clone());
@@ -139,7 +148,7 @@ impl Box_ {
         let heard = Heard::new();
         let counters = Counters::new();
         let service = Arc::new(Echo {
-            members: (1..=5).collect(),
+            members: Mutex::new((1..=5).collect()),
             admitted: AtomicU64::new(0),
             begun: Mutex::default(),
             version: AtomicU8::new(0),
@@ -149,7 +158,8 @@ impl Box_ {
             bind_address: None,
             address: at.ip().to_string(),
             port: at.port(),
-            max_connections,
+            members: 5,
+            bounds,
         };
         let deps = ListenDeps {
             log: log.clone(),
@@ -160,7 +170,7 @@ impl Box_ {
         };
         let listener = Listener::start(settings, deps, service.clone());
         let addr = timeout(PATIENCE, listener.bound()).await.unwrap()[0];
-        let peers = Arc::new(Peers::new(log, tls, me, heard.clone()));
+        let peers = Arc::new(Peers::new(log, tls, me, heard.clone()).within(bounds));
         Box_ { id, listener, peers, service, counters, lines, heard, versions, swap, addr }
     }
 
@@ -394,7 +404,7 @@ async fn new_certificates_are_used_by_new_connections() {
     let (one, two) = pair(tls(&old, &pki::leaf(&old)), tls(&old, &pki::leaf(&old))).await;
     one.ask(2, b"x").await.unwrap();
     two.swap.send_replace(tls(&new, &pki::leaf(&new)));
-    assert_eq!(one.ask(2, b"still").await.unwrap(), b"still", "a connection keeps what it has");
+    assert!(matches!(one.ask(2, b"old").await, Err(CallError::Unreachable(_))));
     let three = Box_::start(3, tls(&new, &pki::leaf(&new))).await;
     three.peers.set_members(&[two.member()]);
     assert_eq!(three.ask(2, b"new").await.unwrap(), b"new");
@@ -490,9 +500,9 @@ async fn who_may_connect_follows_the_list() {
         assert!(begun.elapsed() < PATIENCE);
         sleep(Duration::from_millis(10)).await;
     }
-    // A connection that is up is judged anew.
+    // A connection that is up is judged anew, and closed.
     enlist(&[&one], &[named(&one, "/CN=one"), named(&two, "/CN=new")]);
-    assert_eq!(two.ask(1, b"x").await, Err(CallError::Refused(Refusal::Certificate)));
+    assert!(matches!(two.ask(1, b"x").await, Err(CallError::Unreachable(_))));
 }
 
 // ---------------------------------------------------------------- neighbouring versions
@@ -805,7 +815,7 @@ async fn a_peer_that_comes_back_is_dialled_again() {
     let error = one.ask(2, b"x").await;
     assert!(matches!(error, Err(CallError::Unreachable(_))), "{error:?}");
     assert!(begun.elapsed() < Duration::from_secs(2), "fails at once while it waits to redial");
-    let _two = Box_::start_at(2, leaf(), addr, 100).await;
+    let _two = Box_::start_at(2, leaf(), addr).await;
     let begun = Instant::now();
     while one.ask(2, b"x").await.is_err() {
         assert!(begun.elapsed() < PATIENCE);
@@ -917,28 +927,68 @@ async fn a_member_that_breaks_the_rules_is_closed() {
     assert!(two.lines.have(Level::Warning, "refused 127.0.0.1:"));
 }
 
+/// A verified connection that has asked, and was answered, as `sender`.
+async fn established(context: &SslContext, to: SocketAddr, sender: Header) -> SslStream<TcpStream> {
+    let mut stream = raw_connect(context, to).await.unwrap();
+    stream.write_all(&frame::encode(&sender, b"x").unwrap()).await.unwrap();
+    stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+    stream
+}
+
 #[tokio::test]
-async fn connections_are_bounded_in_number() {
+async fn one_certificate_cannot_take_the_places_of_others() {
+    let root = pki::root("root");
+    let (own, enemy) = (pki::leaf(&root), pki::leaf(&root));
+    let bounds = Bounds { spare: 4, ..Bounds::default() };
+    let two = Box_::within(2, tls(&root, &pki::leaf(&root)), bounds).await;
+    let (own, enemy) = (raw_context(Some(&own), None), raw_context(Some(&enemy), None));
+    let stays = |sender, role| Header { role, ..header(sender, 1) };
+    let mut kept = Vec::new();
+    // Four times as many as there are places, under each id, as a tool, and saying nothing.
+    for round in 0..4 * CONNECTIONS_PER_MEMBER {
+        for sender in [1, 3, 4] {
+            kept.push(established(&enemy, two.addr, stays(sender, Role::Member)).await);
+        }
+        kept.push(established(&enemy, two.addr, stays(1, Role::Tool)).await);
+        kept.push(raw_connect(&enemy, two.addr).await.unwrap());
+        if round == 0 {
+            assert_eq!(two.counters.refused(Cause::OverLimit), 0);
+        }
+    }
+    let most = 3 * CONNECTIONS_PER_MEMBER + bounds.spare;
+    until("no more than may stand", || two.listener.connections() <= most).await;
+    assert!(two.lines.have(Level::Warning, "has too many; it gave way"));
+    // A member and a tool of another certificate come, and stay whatever the enemy does.
+    let mut member = established(&own, two.addr, stays(1, Role::Member)).await;
+    let mut tool = established(&own, two.addr, stays(1, Role::Tool)).await;
+    for _ in 0..2 * CONNECTIONS_PER_MEMBER {
+        kept.push(established(&enemy, two.addr, stays(1, Role::Member)).await);
+        kept.push(established(&enemy, two.addr, stays(1, Role::Tool)).await);
+    }
+    for (stream, role) in [(&mut member, Role::Member), (&mut tool, Role::Tool)] {
+        stream.write_all(&frame::encode(&stays(1, role), b"x").unwrap()).await.unwrap();
+        stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.expect("it stands");
+    }
+    until("no more than may stand", || two.listener.connections() <= most).await;
+}
+
+#[tokio::test]
+async fn a_member_that_comes_back_again_and_again_is_always_let_in() {
     let root = pki::root("root");
     let leaf = pki::leaf(&root);
-    let at = "127.0.0.1:0".parse().unwrap();
-    let two = Box_::start_at(2, tls(&root, &leaf), at, 2).await;
+    let two = Box_::start(2, tls(&root, &leaf)).await;
     let context = raw_context(Some(&leaf), None);
     let mut kept = Vec::new();
-    for _ in 0..2 {
-        let mut stream = raw_connect(&context, two.addr).await.unwrap();
-        stream.write_all(&request(1, b"x")).await.unwrap();
-        stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
-        kept.push(stream);
+    // As after power cuts: nobody closed the earlier ones.
+    for _ in 0..3 * CONNECTIONS_PER_MEMBER {
+        kept.push(established(&context, two.addr, header(1, 1)).await);
     }
-    assert_eq!(intrude(&context, two.addr).await, b"");
-    until("counted", || two.counters.refused(Cause::OverLimit) == 1).await;
-    assert_eq!((two.begun(), two.listener.connections()), (2, 2));
-    kept.pop();
-    until("there is room again", || two.listener.connections() == 1).await;
-    let mut stream = raw_connect(&context, two.addr).await.unwrap();
-    stream.write_all(&request(1, b"x")).await.unwrap();
-    stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+    until("the oldest gave way", || two.listener.connections() == CONNECTIONS_PER_MEMBER).await;
+    let newest = kept.last_mut().unwrap();
+    newest.write_all(&request(1, b"x")).await.unwrap();
+    newest.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.unwrap();
+    drop(kept);
+    until("all are gone", || two.listener.connections() == 0).await;
 }
 
 #[tokio::test]
@@ -1200,12 +1250,72 @@ async fn it_listens_where_it_should() {
         let bound = timeout(PATIENCE, listener.bound()).await.expect(address);
         let all = bound.iter().all(|addr| addr.ip().is_unspecified());
         assert_eq!(all, expect_all, "{address}: {bound:?}");
-        assert_eq!(lines.have(Level::Note, "listening on all interfaces"), expect_all);
+        assert_eq!(lines.have(Level::Warning, "listening on all interfaces"), expect_all);
         let port = bound[0].port();
         if expect_all || bound[0].is_ipv4() {
             TcpStream::connect(("127.0.0.1", port)).await.expect(address);
         }
     }
+}
+
+/// A link-local address that names no link is refused by the system, which says nothing of whose
+/// it is.
+#[tokio::test]
+async fn a_socket_that_cannot_be_had_is_not_an_address_of_another_machine() {
+    let root = pki::root("root");
+    let (_swap, tls) = watch::channel(tls(&root, &pki::leaf(&root)));
+    let lines = Arc::new(Lines::default());
+    let listener = start_listener("fe80::1", None, 0, &tls, &lines);
+    until("told", || lines.have(Level::Warning, "cannot listen on [fe80::1]")).await;
+    assert!(listener.local_addrs().is_empty());
+    assert!(!lines.have(Level::Warning, "all interfaces"));
+}
+
+/// Runs this very test once more, in a network of its own where it may add addresses.
+fn in_a_network_of_its_own(test: &str) -> bool {
+    if std::env::var_os("STEK_OWN_NETWORK").is_some() {
+        return true;
+    }
+    let mut again = Command::new("unshare");
+    again.args(["--user", "--map-root-user", "--net"]).arg(std::env::current_exe().unwrap());
+    let ran = again.args(["--exact", test]).env("STEK_OWN_NETWORK", "1").output();
+    let ran = ran.expect("unshare runs");
+    let words = [ran.stdout, ran.stderr].concat();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&words));
+    false
+}
+
+/// As at a boot where the plugin is up before the interface is.
+#[tokio::test]
+async fn an_address_that_appears_later_is_moved_to() {
+    if !in_a_network_of_its_own("an_address_that_appears_later_is_moved_to") {
+        return;
+    }
+    let ip = |args: &str| {
+        assert!(Command::new("ip").args(args.split(' ')).status().unwrap().success(), "{args}");
+    };
+    ip("link set lo up");
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let (_swap, tls) = watch::channel(tls(&root, &leaf));
+    let lines = Arc::new(Lines::default());
+    let listener = start_listener("192.0.2.7", None, 24_001, &tls, &lines);
+    let bound = timeout(PATIENCE, listener.bound()).await.unwrap();
+    assert!(bound[0].ip().is_unspecified());
+    assert!(lines.have(Level::Warning, "listening on all interfaces"));
+    let context = raw_context(Some(&leaf), None);
+    let mut standing = raw_connect(&context, ([127, 0, 0, 1], 24_001).into()).await.unwrap();
+    standing.write_all(&frame::encode(&hello(1), b"").unwrap()).await.unwrap();
+    assert!(drain(&mut standing).await.len() > frame::HEADER_LEN, "it is told that it is unknown");
+    ip("address add 192.0.2.7/32 dev lo");
+    let there = "192.0.2.7:24001".parse().unwrap();
+    until("it has moved", || listener.local_addrs() == [there]).await;
+    assert!(TcpStream::connect(("127.0.0.1", 24_001)).await.is_err(), "it listens there still");
+    TcpStream::connect(there).await.unwrap();
+}
+
+fn hello(sender: u32) -> Header {
+    Header { kind: Kind::Hello, ..header(sender, 1) }
 }
 
 fn start_listener(
@@ -1219,7 +1329,8 @@ fn start_listener(
         bind_address: bind.map(str::to_owned),
         address: address.to_owned(),
         port,
-        max_connections: 10,
+        members: 5,
+        bounds: Bounds::default(),
     };
     let deps = ListenDeps {
         log: Log::new(lines.clone()),
@@ -1229,7 +1340,7 @@ fn start_listener(
         counters: Counters::new(),
     };
     let service = Echo {
-        members: HashSet::new(),
+        members: Mutex::default(),
         admitted: AtomicU64::new(0),
         begun: Mutex::default(),
         version: AtomicU8::new(0),

@@ -329,7 +329,7 @@ impl Node {
     }
 
     /// Takes over newly loaded settings and certificates, and changes only what changed. Keys
-    /// stay, and so do connections that are up. A changed server list is brought before the
+    /// stay, and so do connections whose other ends would be let in now. A changed server list is brought before the
     /// group first: if the group refuses it, nothing changes at all.
     ///
     /// # Errors
@@ -344,7 +344,7 @@ impl Node {
         let nothing_agreed = self.shared.views.borrow().agreed.ring.history().is_none();
         let wants_list = edited || roster::asks_for_new(&self.shared, &settings.members);
         let list = match wants_list && !nothing_agreed {
-            true => Some(self.enlist(settings.members.clone()).await?),
+            true => Some(self.enlist_with(&settings.members, &tls).await?),
             false => None,
         };
         let moved = (&settings.bind_address, &settings.address, settings.port)
@@ -363,7 +363,24 @@ impl Node {
         Ok(Reloaded { list })
     }
 
-    /// Takes over new certificates for all connections that are made from now on.
+    /// Has the group agree on this list, under which this box may have to show `tls`.
+    async fn enlist_with(&self, members: &[Member], tls: &Tls) -> Result<u64, EnlistRefusal> {
+        let answer = self.enlist(members.to_vec()).await;
+        if answer != Err(EnlistRefusal::Unknown) || !roster::renames_own(&self.shared, members) {
+            return answer;
+        }
+        // Under its new certificate it is heard if the group has agreed, and only then.
+        let before = self.shared.tls.borrow().clone();
+        self.shared.set_certificates(tls.clone());
+        let answer = self.enlist(members.to_vec()).await;
+        if answer.is_err() {
+            self.shared.set_certificates(before);
+        }
+        answer
+    }
+
+    /// Takes over new certificates. A connection whose other end they do not let in is closed
+    /// before anything else is sent on it.
     pub fn set_certificates(&self, tls: Tls) {
         self.shared.set_certificates(tls);
     }

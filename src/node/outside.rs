@@ -25,13 +25,11 @@ use crate::core::config::Member;
 use crate::core::server_id::ServerId;
 use crate::journal::Log;
 use crate::transport::frame::Header;
-use crate::transport::listener::{
-    max_connections, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
-};
+use crate::transport::listener::{Caller, ListenDeps, ListenSettings, Listener, Refusal, Service};
 use crate::transport::peers::{call_once_by, CallError, Peers};
 use crate::transport::resolver::Resolver;
 use crate::transport::tls::Tls;
-use crate::transport::{Body, Heard, Me};
+use crate::transport::{Body, Bounds, Heard, Me};
 
 /// What a request is answered, some time.
 pub type Reply<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -53,6 +51,8 @@ pub struct Outside {
     pub suspended: Arc<dyn Fn() -> Duration + Send + Sync>,
     /// How the list in the file is read: without it no list is ever found there.
     pub list_file: ReadList,
+    /// How much of connections to bear, where mutual TLS is used.
+    pub bounds: Bounds,
 }
 
 /// The real one, without a server list.
@@ -64,6 +64,7 @@ impl Default for Outside {
             resolver: Resolver::system(),
             suspended: Arc::new(|| Duration::ZERO),
             list_file: Arc::new(|| Box::pin(ready(None))),
+            bounds: Bounds::default(),
         }
     }
 }
@@ -164,7 +165,7 @@ pub(super) enum Post {
 
 impl Post {
     pub fn new(
-        mail: Option<Arc<dyn Mail>>,
+        (mail, bounds): (Option<Arc<dyn Mail>>, Bounds),
         resolver: Resolver,
         log: &Log,
         tls: watch::Receiver<Tls>,
@@ -174,7 +175,7 @@ impl Post {
         match mail {
             None => {
                 let peers = Peers::new(log.clone(), tls, me.clone(), heard.clone());
-                Post::Tls(peers.resolving(resolver.clone()), resolver)
+                Post::Tls(peers.resolving(resolver.clone()).within(bounds), resolver)
             }
             Some(mail) => {
                 mail.open(me, heard);
@@ -229,14 +230,16 @@ impl Post {
     /// Starts to let others in.
     pub fn listen(&self, shared: &Arc<Shared>) -> Ears {
         let inbox = Arc::new(Inbox(shared.clone()));
-        if let Post::Given(mail) = self {
-            return Ears::Given(mail.listen(inbox));
-        }
+        let bounds = match self {
+            Post::Given(mail) => return Ears::Given(mail.listen(inbox)),
+            Post::Tls(peers, _) => peers.bounds(),
+        };
         let settings = ListenSettings {
             bind_address: shared.settings().bind_address.clone(),
             address: shared.settings().address.clone(),
             port: shared.settings().port,
-            max_connections: max_connections(shared.members().len()),
+            members: shared.members().len(),
+            bounds,
         };
         let deps = ListenDeps {
             log: shared.log.clone(),
@@ -257,9 +260,9 @@ pub(super) enum Ears {
 }
 
 impl Ears {
-    pub fn set_max_connections(&self, max: usize) {
+    pub fn set_members(&self, members: usize) {
         if let Ears::Tls(listener) = self {
-            listener.set_max_connections(max);
+            listener.set_members(members);
         }
     }
 }

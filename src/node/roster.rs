@@ -211,7 +211,9 @@ pub(super) async fn enlist(
                 let request = Request::Enlist { replaces, members: members.clone() };
                 match PeerCourier(shared.clone()).call(id, request, limit).await {
                     Ok(Response::Enlisted(answer)) => answer,
-                    Err(CallFailure::Unreachable) => Err(EnlistRefusal::NoLeader),
+                    Err(CallFailure::Unreachable) if !renames_own(shared, &members) => {
+                        Err(EnlistRefusal::NoLeader)
+                    }
                     _ => Err(EnlistRefusal::Unknown),
                 }
             }
@@ -229,6 +231,13 @@ pub(super) async fn enlist(
         }
         sleep(STEP_PAUSE).await;
     }
+}
+
+/// Whether a list names another certificate for this box than the one that it shows. A group that
+/// has agreed on it hears this box no more until it shows that one, and so the answer may get lost.
+pub(super) fn renames_own(shared: &Shared, members: &[Member]) -> bool {
+    let tls = shared.tls.borrow().with_members(members);
+    !tls.is_of(shared.me, &tls.subject())
 }
 
 /// The same for a member that brought a list here, if it is the one that answers at its address.

@@ -38,7 +38,7 @@ use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::journal::{Level, Log};
-use crate::transport::listener::{max_connections, Refusal};
+use crate::transport::listener::Refusal;
 use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;
 use crate::transport::{Counters, Heard, Me};
@@ -90,7 +90,7 @@ pub(super) struct Shared {
     pub me: ServerId,
     /// The way to the other boxes.
     pub post: Post,
-    /// The newest certificates and whose are accepted; new connections use them. Changed by
+    /// The newest certificates and whose are accepted; all connections go by them. Changed by
     /// [`Shared::set_certificates`] and [`Shared::set_members`] only.
     pub tls: watch::Sender<Tls>,
     /// What this box says of itself in every frame.
@@ -229,8 +229,14 @@ impl Shared {
         let state_file = dir.map(|dir| StateFile::new(dir, settings.server_id, disk));
         let tls = watch::Sender::new(tls.with_members(&settings.members));
         let heard = Heard::new();
-        let post =
-            Post::new(outside.mail, outside.resolver, &log, tls.subscribe(), &sender, &heard);
+        let post = Post::new(
+            (outside.mail, outside.bounds),
+            outside.resolver,
+            &log,
+            tls.subscribe(),
+            &sender,
+            &heard,
+        );
         post.set_members(&settings.members);
         Ok(Arc::new(Shared {
             me: settings.server_id,
@@ -346,11 +352,12 @@ impl Shared {
         self.tls.send_modify(|tls| *tls = tls.with_members(&self.members()));
         self.post.set_members(members);
         if let Some(listener) = lock(&self.listener).as_ref() {
-            listener.set_max_connections(max_connections(members.len()));
+            listener.set_members(members.len());
         }
     }
 
-    /// Takes over new certificates for all connections that are made from now on.
+    /// Takes over new certificates. Connections that stand are judged by them before anything
+    /// else is sent or heard on them.
     pub fn set_certificates(&self, new: Tls) {
         // The members are looked up inside, so that a list that changes meanwhile is not lost.
         self.tls.send_modify(|tls| *tls = new.in_place_of(tls).with_members(&self.members()));

@@ -140,6 +140,9 @@ pub enum Kind {
     Response,
     /// Wants no response, and gets none.
     Note,
+    /// Wants an empty response from the transport itself: whoever renews a connection learns by
+    /// it that the new one is good.
+    Hello,
     /// The receiver does not hear this sender; the body is one byte, see
     /// [`super::listener::Refusal`], and the connection ends with it. Of the version [`NOTICE`]:
     /// the receiver does not speak the sender's version.
@@ -214,6 +217,7 @@ pub fn encode(header: &Header, body: &[u8]) -> Result<Body, FrameError> {
         Kind::Response => 1,
         Kind::Refused => 2,
         Kind::Note => 3,
+        Kind::Hello => 4,
     });
     frame.extend_from_slice(body);
     Ok(frame)
@@ -258,6 +262,7 @@ pub fn decode_header(
         1 => Kind::Response,
         2 => Kind::Refused,
         3 => Kind::Note,
+        4 => Kind::Hello,
         other => return Err(FrameError::Kind(other)),
     };
     if version == NOTICE && kind != Kind::Refused {
@@ -352,6 +357,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             written: 0,
             out_begun: None,
         }
+    }
+
+    /// What it goes over.
+    pub fn stream(&self) -> &S {
+        &self.stream
     }
 
     /// Whether a frame is on its way out; until it is, no other may be sent.
@@ -498,7 +508,7 @@ mod tests {
     #[test]
     fn comes_back_as_it_went() {
         for role in [Role::Member, Role::Tool] {
-            for kind in [Kind::Request, Kind::Response, Kind::Refused, Kind::Note] {
+            for kind in [Kind::Request, Kind::Response, Kind::Refused, Kind::Note, Kind::Hello] {
                 let header = Header { role, kind, ..header() };
                 for body in [&b""[..], b"x", &[7; 5000]] {
                     let mut bytes = encode(&header, body).unwrap().to_vec();
@@ -554,7 +564,7 @@ mod tests {
         assert_eq!(with(4, 0), Err(FrameError::Version(0)));
         assert_eq!(with(4, VERSION_MAX + 1), Err(FrameError::Version(VERSION_MAX + 1)));
         assert_eq!(with(5, 2), Err(FrameError::Role(2)));
-        assert_eq!(with(38, 4), Err(FrameError::Kind(4)));
+        assert_eq!(with(38, 5), Err(FrameError::Kind(5)));
         assert_eq!(with(3, 34), Err(FrameError::TooShort(34)));
         assert_eq!(with(0, 0xff), Err(FrameError::TooLong(0xff00_0026)));
     }

@@ -4,6 +4,8 @@
 //! Leaves to the service who is a member and what a request means. What must hold:
 //! - No byte of a frame is read from, or sent to, an end whose certificate was not verified; and
 //!   no request is served whose sender names an id that is not its certificate's.
+//! - An end that would not be let in now, by its certificate or by the service, is neither heard
+//!   nor answered any more: its connection is closed at once, with what is being served on it.
 //! - Whoever shows no first frame in time is closed; connections, handshakes and requests are
 //!   bounded in number. When there are too many handshakes the oldest one gives way, so that
 //!   silent strangers cannot keep a member out.
@@ -16,26 +18,29 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::{poll_fn, Future};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at, Instant};
 
+use super::binding::{Bound, Lookout};
 use super::frame::{
     self, Body, Event, FrameError, Header, HistoryId, Kind, NoCommonVersion, Role, Versions, Wire,
     WireError, NOTICE,
 };
-use super::tls::{peer_subject, HandshakeError, Stream, Tls};
+use super::places::{Place, Places, Source};
+pub use super::places::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
+use super::tls::{fingerprint, subject_line, HandshakeError, Stream, Tls};
+use super::trust::{polled, Trust};
 use super::{
-    resolve, tune, Alarm, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
+    tune, Alarm, Bounds, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
     MAX_IN_FLIGHT,
 };
 use crate::core::server_id::ServerId;
@@ -46,24 +51,10 @@ use crate::journal::{Level, Log};
 /// as many as it has, since all of them may come at once.
 pub const MAX_HANDSHAKES: usize = 64;
 
-/// Verified connections that are kept besides those of the members: tools, and members that
-/// come back before their old connection is found dead.
-pub const SPARE_CONNECTIONS: usize = 64;
-
-/// Verified connections that are kept per member.
-pub const CONNECTIONS_PER_MEMBER: usize = 4;
-
-/// The system's queue of connections that are not accepted yet.
-const BACKLOG: i32 = 256;
-
-/// Pauses between two attempts to bind.
-const BIND_RETRY_MIN: Duration = Duration::from_millis(100);
-const BIND_RETRY_MAX: Duration = Duration::from_secs(2);
-
 /// The pause after the system could not accept, for instance for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
-/// The verified connections to keep for a list of this many members.
+/// The most verified connections that are kept for a list of this many members.
 pub const fn max_connections(members: usize) -> usize {
     members.saturating_mul(CONNECTIONS_PER_MEMBER).saturating_add(SPARE_CONNECTIONS)
 }
@@ -73,12 +64,14 @@ pub const fn max_connections(members: usize) -> usize {
 pub struct ListenSettings {
     /// Listen there and nowhere else: an address of this machine or a name for one.
     pub bind_address: Option<String>,
-    /// Otherwise listen there if it is this machine's, else on all interfaces.
+    /// Otherwise listen there if it is this machine's, else on all interfaces until it is.
     pub address: String,
     /// TCP port; 0 lets the system pick one.
     pub port: u16,
-    /// Verified connections that are kept at a time; see [`max_connections`].
-    pub max_connections: usize,
+    /// How many members the list has.
+    pub members: usize,
+    /// The other bounds.
+    pub bounds: Bounds,
 }
 
 /// What a listener shares with the rest of the box.
@@ -213,17 +206,15 @@ impl Listener {
         service: Arc<S>,
     ) -> Listener {
         let (tell, bound) = watch::channel(Vec::new());
-        let gate = Arc::new(Gate::new(settings.max_connections, Arc::clone(&deps.counters)));
+        let gate = Arc::new(Gate::new(&settings, Arc::clone(&deps.counters)));
         let log = deps.log.clone();
-        let door = Arc::new(Door { deps, service, gate: Arc::clone(&gate) });
+        let bounds = settings.bounds;
+        let door = Arc::new(Door { deps, service, gate: Arc::clone(&gate), bounds });
         let task = tokio::spawn(async move {
             let begin = || {
                 let (settings, door, tell) = (settings.clone(), Arc::clone(&door), tell.clone());
                 async move {
-                    let sockets = bind(&settings, &door.deps.log).await;
-                    let addresses = sockets.iter().filter_map(|s| s.local_addr().ok()).collect();
-                    tell.send_replace(addresses);
-                    accept(sockets, door).await;
+                    accept(&settings, &tell, door).await;
                 }
             };
             kept_alive(&log, "listening for peers", begin).await;
@@ -243,14 +234,14 @@ impl Listener {
         addresses.map(|addresses| addresses.clone()).unwrap_or_default()
     }
 
-    /// Changes how many verified connections are kept; those that are there stay.
-    pub fn set_max_connections(&self, max: usize) {
-        self.gate.max.store(max, Ordering::Relaxed);
+    /// Tells how many members the list has now.
+    pub fn set_members(&self, members: usize) {
+        self.gate.members.store(members, Ordering::Relaxed);
     }
 
     /// Verified connections at this moment.
     pub fn connections(&self) -> usize {
-        self.gate.verified.load(Ordering::Relaxed)
+        self.gate.places.taken()
     }
 }
 
@@ -265,22 +256,23 @@ struct Door<S> {
     deps: ListenDeps,
     service: Arc<S>,
     gate: Arc<Gate>,
+    bounds: Bounds,
 }
 
 /// Counts who is inside and who is at the door.
 struct Gate {
     handshakes: Mutex<BTreeMap<u64, AbortHandle>>,
-    verified: AtomicUsize,
-    max: AtomicUsize,
+    places: Arc<Places>,
+    members: AtomicUsize,
     counters: Arc<Counters>,
 }
 
 impl Gate {
-    fn new(max: usize, counters: Arc<Counters>) -> Gate {
+    fn new(settings: &ListenSettings, counters: Arc<Counters>) -> Gate {
         Gate {
             handshakes: Mutex::default(),
-            verified: AtomicUsize::new(0),
-            max: AtomicUsize::new(max),
+            places: Places::new(settings.bounds.spare),
+            members: AtomicUsize::new(settings.members),
             counters,
         }
     }
@@ -291,7 +283,7 @@ impl Gate {
             // Locked while the task is made, so that its end cannot be noted before its begin.
             let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
             handshakes.insert(serial, spawn());
-            let members = self.max.load(Ordering::Relaxed) / CONNECTIONS_PER_MEMBER;
+            let members = self.members.load(Ordering::Relaxed);
             if handshakes.len() > members.max(MAX_HANDSHAKES) {
                 handshakes.pop_first()
             } else {
@@ -307,13 +299,6 @@ impl Gate {
     fn end(&self, serial: u64) {
         self.handshakes.lock().unwrap_or_else(PoisonError::into_inner).remove(&serial);
     }
-
-    /// A place inside, unless all are taken.
-    fn enter(self: &Arc<Self>) -> Option<Place> {
-        let place = Place(Arc::clone(self));
-        let before = self.verified.fetch_add(1, Ordering::Relaxed);
-        (before < self.max.load(Ordering::Relaxed)).then_some(place)
-    }
 }
 
 /// A handshake under way; it is over when this is dropped.
@@ -325,22 +310,28 @@ impl Drop for Handshake {
     }
 }
 
-/// One verified connection; its place is free again when this is dropped.
-struct Place(Arc<Gate>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.verified.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Accepts for ever. All connections end with this future.
-async fn accept<S: Service>(sockets: Vec<TcpListener>, door: Arc<Door<S>>) {
+async fn accept<S: Service>(
+    settings: &ListenSettings,
+    tell: &watch::Sender<Vec<SocketAddr>>,
+    door: Arc<Door<S>>,
+) {
+    let mut bound = Bound::new(settings, &door.deps.log).await;
+    tell.send_replace(bound.addresses());
+    let mut lookout = Lookout::new(settings, &bound);
     let mut connections = JoinSet::new();
     let mut serial = 0;
     loop {
         let accepted = tokio::select! {
-            accepted = poll_fn(|cx| poll_accept(&sockets, cx)) => accepted,
+            accepted = poll_fn(|cx| bound.poll_accept(cx)) => accepted,
+            () = lookout.wanted_is_there(settings) => {
+                // Those that are connected stay; the port has to be free for the move.
+                drop(bound);
+                bound = Bound::new(settings, &door.deps.log).await;
+                lookout = Lookout::new(settings, &bound);
+                tell.send_replace(bound.addresses());
+                continue;
+            }
             // Reaps what has ended.
             Some(_) = connections.join_next() => continue,
         };
@@ -353,6 +344,8 @@ async fn accept<S: Service>(sockets: Vec<TcpListener>, door: Arc<Door<S>>) {
                 let gate = Arc::clone(&door.gate);
                 gate.begin(serial, || connections.spawn(door.receive(tcp, addr, handshake)));
             }
+            // Whoever dialled is gone already; the next one may be waiting.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 let line = format!("cannot accept connections from peers: {error}; trying again");
                 door.deps.log.limited(Level::Warning, "accept", line);
@@ -362,24 +355,13 @@ async fn accept<S: Service>(sockets: Vec<TcpListener>, door: Arc<Door<S>>) {
     }
 }
 
-fn poll_accept(
-    sockets: &[TcpListener],
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-    for socket in sockets {
-        if let Poll::Ready(accepted) = socket.poll_accept(cx) {
-            return Poll::Ready(accepted);
-        }
-    }
-    Poll::Pending
-}
-
 /// How a connection that came in ended.
 #[derive(Debug)]
 enum End {
     Handshake(HandshakeError),
     TooSlow(&'static str),
-    OverLimit,
+    GaveWay(Option<ServerId>),
+    Untrusted(HandshakeError),
     Refused(ServerId, Refusal),
     OtherSender,
     BadKind,
@@ -390,6 +372,7 @@ enum End {
     Closed,
     Silent,
     Idle,
+    Aged,
 }
 
 impl End {
@@ -403,8 +386,17 @@ impl End {
                 (Some(cause), level, error.to_string())
             }
             End::TooSlow(what) => refused(Cause::TooSlow, format!("{what} took too long")),
-            End::OverLimit => {
-                refused(Cause::OverLimit, "there are too many connections already".to_owned())
+            End::GaveWay(Some(id)) => {
+                let words = format!("server_id {id} has too many; it gave way to a newer one");
+                refused(Cause::OverLimit, words)
+            }
+            End::GaveWay(None) => refused(
+                Cause::OverLimit,
+                "too many tools or silent ends are connected; it gave way to a newer one"
+                    .to_owned(),
+            ),
+            End::Untrusted(error) => {
+                refused(cause_of(error), format!("it is no longer trusted: {error}"))
             }
             End::Refused(id, refusal) => {
                 let cause = match refusal {
@@ -437,6 +429,9 @@ impl End {
                 Level::Debug,
                 "it closed the connection before its first frame".to_owned(),
             ),
+            End::Aged => {
+                (None, Level::Debug, "it stood for as long as a connection may".to_owned())
+            }
             End::Idle => (None, Level::Debug, "the connection was idle".to_owned()),
         }
     }
@@ -476,24 +471,33 @@ impl<S: Service> Door<S> {
         let deadline = Instant::now() + HANDSHAKE_LIMIT;
         fail_point("connection");
         tune(&tcp);
-        let tls = self.deps.tls.borrow().clone();
+        let mut newest = self.deps.tls.clone();
+        let tls = newest.borrow_and_update().clone();
         let stream = match timeout_at(deadline, tls.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return End::Handshake(error),
             Err(_) => return End::TooSlow("its TLS handshake"),
         };
         drop(handshake);
-        let Some(_place) = self.gate.enter() else { return End::OverLimit };
         self.deps.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        let trust = match Trust::new(newest, None, &stream) {
+            Ok(trust) => trust,
+            Err(error) => return End::Untrusted(error),
+        };
+        let leaf = fingerprint(trust.leaf());
         let mut conversation = Conversation {
             door: self,
+            place: self.gate.places.enter(Source { leaf, ip: addr.ip() }),
             addr,
-            subject: peer_subject(&stream).into(),
+            subject: subject_line(trust.leaf()).into(),
+            trust,
+            ends: Instant::now() + self.bounds.max_age,
+            hello: None,
             wire: Wire::new(stream, self.deps.me.versions()),
             foreign: None,
             parting: None,
             caller: None,
-            request: None,
+            request: (Kind::Note, 0),
             in_flight: Vec::new(),
             ready: VecDeque::new(),
             refused: None,
@@ -501,7 +505,7 @@ impl<S: Service> Door<S> {
             first: deadline,
             alarm: Alarm::new(deadline),
         };
-        poll_fn(|cx| conversation.poll(cx)).await
+        polled(self.deps.tls.clone(), |cx| conversation.poll(cx)).await
     }
 }
 
@@ -510,9 +514,15 @@ type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
 /// A verified connection: requests in, responses out.
 struct Conversation<'a, S> {
     door: &'a Door<S>,
+    place: Place,
     addr: SocketAddr,
     /// Whose certificate the other end has.
     subject: Arc<str>,
+    trust: Trust,
+    /// Until when it may stand.
+    ends: Instant,
+    /// What the other end said of itself last.
+    hello: Option<Header>,
     wire: Wire<Stream>,
     /// The version that the other end began with, if it is not spoken here: it was told so.
     foreign: Option<u8>,
@@ -520,8 +530,8 @@ struct Conversation<'a, S> {
     parting: Option<ServerId>,
     /// Who is at the other end, as its first header said; the history is the latest.
     caller: Option<Caller>,
-    /// The id of the request whose body is being read, `None` if that is a note.
-    request: Option<u32>,
+    /// The kind and the id of the frame whose body is being read.
+    request: (Kind, u32),
     /// Requests that are being served, at most [`MAX_IN_FLIGHT`].
     in_flight: Vec<(u32, Answer)>,
     /// Responses that wait for their turn; they count towards [`MAX_IN_FLIGHT`] as well.
@@ -536,8 +546,13 @@ struct Conversation<'a, S> {
 
 impl<S: Service> Conversation<'_, S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.place.poll_given_up(cx).is_ready() {
+            return Poll::Ready(End::GaveWay(self.caller.as_ref().map(|caller| caller.id)));
+        }
         loop {
-            if let Err(end) = self.poll_answers(cx) {
+            let judged = self.judge().and_then(|()| self.poll_answers(cx));
+            // What an answer tells may be newer than the last look.
+            if let Err(end) = judged.and_then(|()| self.judge()) {
                 return Poll::Ready(end);
             }
             if !self.wire.is_sending() {
@@ -558,11 +573,23 @@ impl<S: Service> Conversation<'_, S> {
                 Poll::Ready(Err(WireError::Io(error))) => return Poll::Ready(End::Lost(error)),
                 Poll::Pending => break,
             };
-            if let Err(end) = self.take(event) {
+            if let Err(end) = self.judge().and_then(|()| self.take(event)) {
                 return Poll::Ready(end);
             }
         }
         self.poll_alarm(cx)
+    }
+
+    /// Whether the other end would still be let in, if anything changed since the last look.
+    fn judge(&mut self) -> Result<(), End> {
+        let judged = match (self.trust.check(), &self.hello) {
+            (Err(error), _) => Err(End::Untrusted(error)),
+            (Ok(true), Some(hello)) if self.refused.is_none() => {
+                self.admit(hello).map_err(|refusal| End::Refused(hello.sender, refusal))
+            }
+            _ => Ok(()),
+        };
+        judged.inspect_err(|_| self.wire.stream().get_ref().discard_unsent())
     }
 
     fn take(&mut self, event: Event) -> Result<(), End> {
@@ -621,15 +648,19 @@ impl<S: Service> Conversation<'_, S> {
         if before.version != now.version {
             return Err(End::Frame(FrameError::Version(now.version)));
         }
-        if !matches!(header.kind, Kind::Request | Kind::Note) {
+        if !matches!(header.kind, Kind::Request | Kind::Note | Kind::Hello) {
             return Err(End::BadKind);
         }
         self.caller = Some(now);
-        if let Err(refusal) = self.admit(header) {
+        let admitted = self.admit(header);
+        if self.hello.is_none() && admitted.is_ok() && header.role == Role::Member {
+            self.place.belongs_to(header.sender);
+        }
+        if let Err(refusal) = admitted {
             self.refused = Some((header.sender, refusal));
             self.answer(header.request, Kind::Refused, &[refusal.code()])?;
         }
-        self.request = (header.kind == Kind::Request).then_some(header.request);
+        (self.hello, self.request) = (Some(*header), (header.kind, header.request));
         Ok(())
     }
 
@@ -661,11 +692,15 @@ impl<S: Service> Conversation<'_, S> {
         if caller.role == Role::Member {
             self.door.deps.heard.note(caller.id, self.last);
         }
-        let Some(request) = self.request else {
-            return match self.door.service.take_note(&caller, body) {
-                true => Ok(()),
-                false => Err(End::BadBody(caller.id)),
-            };
+        let request = match self.request {
+            (Kind::Request, request) => request,
+            (Kind::Hello, request) => return self.answer(request, Kind::Response, &[]),
+            _ => {
+                return match self.door.service.take_note(&caller, body) {
+                    true => Ok(()),
+                    false => Err(End::BadBody(caller.id)),
+                }
+            }
         };
         self.door.deps.counters.requests.fetch_add(1, Ordering::Relaxed);
         let answer = Arc::clone(&self.door.service).serve(caller, body);
@@ -717,119 +752,17 @@ impl<S: Service> Conversation<'_, S> {
                 None => End::TooSlow("its first frame"),
             };
         }
-        self.alarm.poll(cx, deadline).map(|()| end)
-    }
-}
-
-/// Listens where it should, however long it takes to get the port.
-async fn bind(settings: &ListenSettings, log: &Log) -> Vec<TcpListener> {
-    let mut pause = BIND_RETRY_MIN;
-    loop {
-        match try_bind(settings, log).await {
-            Ok(sockets) => {
-                let places: Vec<String> = sockets
-                    .iter()
-                    .filter_map(|socket| socket.local_addr().ok())
-                    .map(|addr| addr.to_string())
-                    .collect();
-                log.note(format!("listening for peers on {}", places.join(", ")));
-                return sockets;
+        if self.ends < deadline {
+            (deadline, end) = (self.ends, End::Aged);
+        }
+        loop {
+            ready!(self.alarm.poll(cx, deadline.min(self.trust.due)));
+            if deadline <= Instant::now() {
+                return Poll::Ready(end);
             }
-            Err(words) => {
-                let line = format!("{words}; trying again, no peer reaches this box until then");
-                log.limited(Level::Warning, "bind", line);
+            if let Err(end) = self.judge() {
+                return Poll::Ready(end);
             }
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(BIND_RETRY_MAX);
     }
-}
-
-async fn try_bind(settings: &ListenSettings, log: &Log) -> Result<Vec<TcpListener>, String> {
-    let port = settings.port;
-    if let Some(host) = &settings.bind_address {
-        let places = resolve(host, port)
-            .await
-            .map_err(|error| format!("bind_address {host} cannot be resolved: {error}"))?;
-        return places.into_iter().map(bind_one).collect::<Result<_, _>>().map_err(|e| e.words());
-    }
-    let host = &settings.address;
-    let reason = match resolve(host, port).await {
-        Err(error) => format!("cannot be resolved ({error})"),
-        // Many systems map their own name to a loopback address, where no peer could reach it.
-        Ok(places) if is_own_name_only(host, &places) => "is only known as a loopback".to_owned(),
-        Ok(places) => {
-            let mut sockets = Vec::new();
-            for place in places {
-                match bind_one(place) {
-                    Ok(socket) => sockets.push(socket),
-                    Err(error) if error.is_elsewhere() => {}
-                    Err(error) => return Err(error.words()),
-                }
-            }
-            if !sockets.is_empty() {
-                return Ok(sockets);
-            }
-            "is no address of this machine".to_owned()
-        }
-    };
-    let socket = bind_all_interfaces(port).map_err(|error| error.words())?;
-    log.note(format!(
-        "address {host} {reason}: listening on all interfaces; set bind_address to choose one"
-    ));
-    Ok(vec![socket])
-}
-
-fn is_own_name_only(host: &str, places: &[SocketAddr]) -> bool {
-    let is_name = host.parse::<IpAddr>().is_err();
-    let means_loopback = host == "localhost" || host.ends_with(".localhost");
-    is_name && !means_loopback && places.iter().all(|place| place.ip().is_loopback())
-}
-
-/// IPv6 and IPv4 by one socket, or IPv4 alone on a machine without IPv6.
-fn bind_all_interfaces(port: u16) -> Result<TcpListener, BindError> {
-    match bind_one(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
-        Err(error) if error.is_elsewhere() => {
-            bind_one(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
-        }
-        other => other,
-    }
-}
-
-struct BindError(SocketAddr, io::Error);
-
-impl BindError {
-    /// Whether the address is not one of this machine's, or of a kind that it does not have.
-    fn is_elsewhere(&self) -> bool {
-        !matches!(self.1.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
-    }
-
-    fn words(&self) -> String {
-        let BindError(addr, error) = self;
-        match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                let (port, ip) = (addr.port(), addr.ip());
-                format!(
-                    "port {port} on {ip} is in use by another process; end that one, or change \
-                     'port' here and in the server list"
-                )
-            }
-            _ => format!("cannot listen on {addr}: {error}"),
-        }
-    }
-}
-
-fn bind_one(addr: SocketAddr) -> Result<TcpListener, BindError> {
-    let bind = || {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(!addr.ip().is_unspecified())?;
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&addr.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
-    bind().map_err(|error| BindError(addr, error))
 }

@@ -4,12 +4,16 @@
 //! A box dials each peer that it has something to ask; requests and their responses share that
 //! one connection. What it is asked itself comes in over connections that the others dialled.
 
+mod binding;
 pub mod frame;
 pub mod listener;
 mod one_line;
 pub mod peers;
+mod places;
+mod renewal;
 pub mod resolver;
 pub mod tls;
+mod trust;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -26,6 +30,7 @@ use tokio::time::{sleep_until, Instant, Sleep};
 
 pub use frame::{Body, HistoryId, Versions};
 pub use one_line::one_line;
+pub use trust::MAX_AGE;
 
 use crate::core::server_id::ServerId;
 use frame::{FrameError, Header, Kind, Role, NOTICE};
@@ -47,6 +52,21 @@ pub const MAX_IN_FLIGHT: usize = 32;
 
 /// How long sent bytes may stay unacknowledged before the system gives a connection up.
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(10);
+
+/// How much a box bears of connections; the default is what a server uses, tests have others.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// How long a connection may stand before a new one takes its place.
+    pub max_age: Duration,
+    /// Verified connections besides those of members; see [`listener::SPARE_CONNECTIONS`].
+    pub spare: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { max_age: MAX_AGE, spare: listener::SPARE_CONNECTIONS }
+    }
+}
 
 /// Keep-alive probes find a peer that vanished while nobody asked it anything.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);

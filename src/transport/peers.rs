@@ -14,12 +14,18 @@
 //! - A request's bytes are erased when they are sent or nobody waits for the response any more.
 //!   Where the peer may turn out to speak an older version only, they are kept until it answers.
 //! - A connection begins with the newest version; which one follows is agreed on it once.
+//! - A connection whose other end would not be let in now is closed before anything else is sent
+//!   on it, and what the system has not sent yet is thrown away; see `trust`.
+//! - No connection stands longer than its bound. Before that a new one takes its place, on which
+//!   the peer has answered already; the old one goes when its last response is there.
 //! - One task per peer; its queue, its open requests and its dialling are bounded.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::poll_fn;
+use std::fmt;
+use std::future::{poll_fn, Future};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
@@ -35,9 +41,13 @@ use super::frame::{
     MAX_BODY, NOTICE,
 };
 use super::listener::Refusal;
+use super::renewal::Renewal;
 use super::resolver::{Found, Resolver, Unresolved};
 use super::tls::{alert_in, HandshakeError, Stream, Tls};
-use super::{tune, Alarm, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
+use super::trust::{polled, Trust};
+use super::{
+    tune, Alarm, Bounds, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
+};
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, kept_alive};
@@ -103,6 +113,7 @@ struct Deps {
     me: Me,
     heard: Heard,
     resolver: Resolver,
+    bounds: Bounds,
 }
 
 /// The peers of a box. Dropping it closes all connections.
@@ -114,16 +125,19 @@ pub struct Peers {
 struct Peer {
     member: Member,
     orders: mpsc::Sender<Order>,
+    /// Set once it is no peer any more: nothing is sent to it, however late its task ends.
+    gone: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        self.gone.store(true, Ordering::SeqCst);
         self.task.abort();
     }
 }
 
-enum Order {
+pub(super) enum Order {
     /// Send this request.
     Ask(Ask),
     /// Send this note, unless it is too late for it.
@@ -132,7 +146,8 @@ enum Order {
     Check,
 }
 
-struct Ask {
+pub(super) struct Ask {
+    kind: Kind,
     letter: Letter,
     /// What its caller granted, and until when that lasts.
     limit: Duration,
@@ -171,14 +186,25 @@ impl Drop for Recall {
 impl Peers {
     /// Speaks as `me`, with the newest of `tls`, and notes in `heard` who answered.
     pub fn new(log: Log, tls: watch::Receiver<Tls>, me: Me, heard: Heard) -> Peers {
-        let resolver = Resolver::system();
-        Peers { deps: Deps { log, tls, me, heard, resolver }, peers: RwLock::default() }
+        let (resolver, bounds) = (Resolver::system(), Bounds::default());
+        Peers { deps: Deps { log, tls, me, heard, resolver, bounds }, peers: RwLock::default() }
     }
 
     /// The same with names looked up by `resolver`, before there are any members.
     pub fn resolving(mut self, resolver: Resolver) -> Peers {
         self.deps.resolver = resolver;
         self
+    }
+
+    /// The same, within these bounds.
+    pub fn within(mut self, bounds: Bounds) -> Peers {
+        self.deps.bounds = bounds;
+        self
+    }
+
+    /// Within which bounds.
+    pub fn bounds(&self) -> Bounds {
+        self.deps.bounds
     }
 
     /// Makes these the peers; this box's own entry is passed over. A peer that is gone, or whose
@@ -189,8 +215,9 @@ impl Peers {
         for member in members.iter().filter(|member| member.id != self.deps.me.id()) {
             peers.entry(member.id).or_insert_with(|| {
                 let (orders, inbox) = mpsc::channel(MAX_QUEUE);
-                let task = tokio::spawn(keep_line(member.clone(), self.deps.clone(), inbox));
-                Peer { member: member.clone(), orders, task }
+                let gone = Arc::new(AtomicBool::new(false));
+                let line = keep_line(member.clone(), gone.clone(), self.deps.clone(), inbox);
+                Peer { member: member.clone(), orders, gone, task: tokio::spawn(line) }
             });
         }
         self.deps.heard.retain(|id| members.iter().any(|member| member.id == id));
@@ -219,11 +246,10 @@ impl Peers {
         };
         let letter = Letter::new(body);
         let _recall = Recall(letter.clone());
-        orders.try_send(Order::Ask(Ask { letter, limit, deadline, reply })).map_err(|error| {
-            match error {
-                mpsc::error::TrySendError::Full(_) => CallError::Busy,
-                mpsc::error::TrySendError::Closed(_) => gone(),
-            }
+        let ask = Ask { kind: Kind::Request, letter, limit, deadline, reply };
+        orders.try_send(Order::Ask(ask)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => CallError::Busy,
+            mpsc::error::TrySendError::Closed(_) => gone(),
         })?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
@@ -253,11 +279,18 @@ impl Peers {
 }
 
 /// One peer's line, with a new beginning after each panic.
-async fn keep_line(member: Member, deps: Deps, inbox: mpsc::Receiver<Order>) {
+async fn keep_line(
+    member: Member,
+    gone: Arc<AtomicBool>,
+    deps: Deps,
+    inbox: mpsc::Receiver<Order>,
+) {
     let (log, inbox) = (deps.log.clone(), Arc::new(AsyncMutex::new(inbox)));
+    let member = Arc::new(member);
     let what = format!("asking peer {}", member.id);
     let begin = || {
-        let (line, inbox) = (Line::new(member.clone(), deps.clone()), inbox.clone());
+        let line = Line::new(Arc::clone(&member), Arc::clone(&gone), deps.clone());
+        let inbox = inbox.clone();
         async move { line.run(&mut *inbox.lock().await).await }
     };
     kept_alive(&log, &what, begin).await;
@@ -419,7 +452,7 @@ fn refusal(body: &[u8]) -> Refusal {
 }
 
 #[derive(Debug, Error)]
-enum DialError {
+pub(super) enum DialError {
     #[error("cannot resolve the name: {0}")]
     Resolve(Unresolved),
     #[error("cannot connect to {0}: {1}")]
@@ -455,9 +488,22 @@ async fn dial_one(tls: &Tls, addr: SocketAddr) -> Result<Stream, DialError> {
     tls.connect(tcp).await.map_err(|e| DialError::Handshake(addr, e))
 }
 
+/// Says that a peer is dialled where it was before, for want of a newer answer.
+fn tell_stale(log: &Log, member: &Member, found: &Found) {
+    if let Some(why) = &found.stale {
+        let line = format!(
+            "peer {}: cannot resolve the name: {why}; the addresses of an earlier answer are used \
+             meanwhile",
+            format_args!("{} ({}:{})", member.id, member.address, member.port)
+        );
+        log.limited(Level::Warning, &format!("peer {} resolve", member.id), line);
+    }
+}
+
 /// The line to one peer: its task's state between connections.
-struct Line {
-    member: Member,
+pub(super) struct Line {
+    member: Arc<Member>,
+    gone: Arc<AtomicBool>,
     deps: Deps,
     /// Whether the operator was told that the peer is up.
     is_up: bool,
@@ -469,8 +515,9 @@ struct Line {
 }
 
 impl Line {
-    fn new(member: Member, deps: Deps) -> Line {
-        Line { member, deps, is_up: false, pause: REDIAL_MIN, barred: None, failed: Instant::now() }
+    fn new(member: Arc<Member>, gone: Arc<AtomicBool>, deps: Deps) -> Line {
+        let (pause, failed) = (REDIAL_MIN, Instant::now());
+        Line { member, gone, deps, is_up: false, pause, barred: None, failed }
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
@@ -487,24 +534,34 @@ impl Line {
             if ask.reply.is_closed() {
                 continue;
             }
-            let tls = self.deps.tls.borrow().for_member(&self.member);
-            let found = self.deps.resolver.resolve(&self.member.address, self.member.port).await;
-            let unused = Instant::now() + UNUSED_LIMIT;
-            let dialled = match found {
-                Ok(found) => {
-                    self.tell_stale(&found);
-                    dial(&tls, found.addresses).await
-                }
-                Err(error) => Err(DialError::Resolve(error)),
-            };
-            match dialled {
+            match self.dial().await {
                 Err(error) => {
                     let words = error.to_string();
                     self.tell_trouble(&error);
                     self.fail(CallError::Unreachable(words.into()), Some(ask), inbox);
                 }
-                Ok(stream) => self.converse(stream, unused, ask, inbox).await,
+                Ok(dialled) => self.converse(dialled, ask, inbox).await,
             }
+        }
+    }
+
+    /// Makes a connection by the newest certificates.
+    pub(super) fn dial(&self) -> impl Future<Output = Result<Dialled, DialError>> + Send + 'static {
+        let (mut newest, member) = (self.deps.tls.clone(), Arc::clone(&self.member));
+        let tls = newest.borrow_and_update().for_member(&member);
+        let (log, resolver) = (self.deps.log.clone(), self.deps.resolver.clone());
+        async move {
+            let found = resolver.resolve(&member.address, member.port).await;
+            let found = found.map_err(DialError::Resolve)?;
+            tell_stale(&log, &member, &found);
+            let unused = Instant::now() + UNUSED_LIMIT;
+            let stream = dial(&tls, found.addresses).await?;
+            let judged = Trust::new(newest, Some(Arc::clone(&member)), &stream);
+            let trust = judged.map_err(|fault| match stream.get_ref().peer_addr() {
+                Ok(addr) => DialError::Handshake(addr, fault),
+                Err(error) => DialError::Resolve(Unresolved::Failed(error.to_string().into())),
+            })?;
+            Ok(Dialled { stream, trust, leaf: tls.leaf_mark(), unused })
         }
     }
 
@@ -512,22 +569,6 @@ impl Line {
     /// longer would only delay an election or an order.
     fn heard_since_barred(&self) -> bool {
         self.deps.heard.last(self.member.id).is_some_and(|at| at > self.failed)
-    }
-
-    /// Says that the peer is dialled where it was before, for want of a newer answer.
-    fn tell_stale(&self, found: &Found) {
-        if let Some(why) = &found.stale {
-            let line = format!(
-                "peer {}: cannot resolve the name: {why}; the addresses of an earlier answer are \
-                 used meanwhile",
-                self.name()
-            );
-            self.deps.log.limited(
-                Level::Warning,
-                &format!("peer {} resolve", self.member.id),
-                line,
-            );
-        }
     }
 
     /// A peer that is not there is no news; one that does not get along with us is.
@@ -566,41 +607,21 @@ impl Line {
         }
     }
 
-    async fn converse(
-        &mut self,
-        stream: Stream,
-        unused: Instant,
-        first: Ask,
-        inbox: &mut mpsc::Receiver<Order>,
-    ) {
-        let now = Instant::now();
-        let versions = self.deps.me.versions();
-        let mut conversation = Conversation {
-            wire: Wire::new(stream, versions),
-            version: versions.max,
-            parting: None,
-            next: VecDeque::from([first]),
-            open: Vec::new(),
-            last_id: 0,
-            head: None,
-            sent: now,
-            received: now,
-            has_heard: false,
-            suspect: None,
-            unused,
-            alarm: Alarm::new(unused),
-        };
-        let end = poll_fn(|cx| {
+    async fn converse(&mut self, dialled: Dialled, first: Ask, inbox: &mut mpsc::Receiver<Order>) {
+        let mut renewal = Renewal::new(Arc::clone(&dialled.leaf), self.deps.bounds.max_age);
+        let mut conversation = Conversation::new(dialled, first, &self.deps);
+        let end = polled(self.deps.tls.clone(), |cx| {
             fail_point("conversation");
-            conversation.poll(cx, self, inbox)
+            let end = conversation.poll(cx, self, Some(&mut *inbox));
+            if end.is_pending() {
+                renewal.poll(cx, self, &mut conversation);
+            }
+            end
         });
         let end = end.await;
         self.deps.heard.forget_answer(self.member.id);
-        let Conversation { open, next, has_heard, .. } = conversation;
         let error = end.as_error();
-        for open in open {
-            let _ = open.reply.send(Err(error.clone()));
-        }
+        let (next, has_heard) = conversation.part(&end);
         if matches!(end, End::Unused) || has_heard && !matches!(end, End::Refused(_)) {
             // Nothing is wrong with it, or it was good once: it may be dialled again at once.
             for ask in next {
@@ -610,6 +631,33 @@ impl Line {
             self.fail(error, next, inbox);
         }
         self.tell_end(&end);
+    }
+
+    /// Tells of a connection that was to take the place of another, or that another took the
+    /// place of: neither is the end of the line.
+    pub(super) fn tell_spare_end(&self, end: &dyn fmt::Display) {
+        let name = self.name();
+        self.deps.log.debug(format!("peer {name}: a renewed connection ended: {end}"));
+    }
+
+    /// The newest own certificate.
+    pub(super) fn newest_leaf(&self) -> Arc<str> {
+        self.deps.tls.borrow().leaf_mark()
+    }
+
+    /// How long a connection may stand.
+    pub(super) fn max_age(&self) -> Duration {
+        self.deps.bounds.max_age
+    }
+
+    /// A conversation that begins by asking the other end's transport whether it is good, and
+    /// what keeps that question open.
+    pub(super) fn greet(&self, dialled: Dialled) -> (Conversation, Hope) {
+        let (reply, hope) = oneshot::channel();
+        let deadline = Instant::now() + UNUSED_LIMIT;
+        let letter = Letter::new(Body::default());
+        let hello = Ask { kind: Kind::Hello, letter, limit: UNUSED_LIMIT, deadline, reply };
+        (Conversation::new(dialled, hello, &self.deps), hope)
     }
 
     fn heard(&mut self, incarnation: u64, now: Instant) {
@@ -629,7 +677,7 @@ impl Line {
             let line = format!("peer {name}: {words}");
             log.limited(Level::Warning, &format!("peer {id} end"), line);
         }
-        if matches!(end, End::Idle | End::Gone) || !std::mem::take(&mut self.is_up) {
+        if matches!(end, End::Idle | End::Gone | End::Aged) || !std::mem::take(&mut self.is_up) {
             return log.debug(format!("peer {name}: connection ended: {end}"));
         }
         let line = format!("peer {name} is down: {end}");
@@ -639,13 +687,19 @@ impl Line {
 
 /// How a connection that this side dialled ended.
 #[derive(Debug, Error)]
-enum End {
+pub(super) enum End {
     #[error("nothing was asked for a long time")]
     Idle,
     #[error("whoever wanted to ask was gone before it was up")]
     Unused,
     #[error("this box no longer asks it")]
     Gone,
+    #[error("a new connection took its place")]
+    Renewed,
+    #[error("it stood for as long as a connection may")]
+    Aged,
+    #[error("it is no longer trusted: {0}")]
+    Untrusted(HandshakeError),
     #[error("it closed the connection")]
     Closed,
     #[error("the connection was lost: {0}")]
@@ -666,14 +720,17 @@ impl End {
     /// What an operator has to do something about; a peer that stops is not.
     fn trouble(&self) -> Option<String> {
         match self {
-            End::Refused(_) | End::Stranger(_) | End::NoVersion(_) | End::Frame(_) => {
-                Some(self.to_string())
-            }
+            End::Refused(_)
+            | End::Stranger(_)
+            | End::NoVersion(_)
+            | End::Frame(_)
+            | End::Untrusted(_) => Some(self.to_string()),
             // With TLS 1.3 a peer that does not accept our certificate says so only now.
             End::Lost(error) => {
                 alert_in(error).map(|alert| format!("it refuses this box's certificate: {alert}"))
             }
             End::Idle | End::Unused | End::Gone | End::Closed | End::Dead => None,
+            End::Renewed | End::Aged => None,
         }
     }
 
@@ -688,6 +745,7 @@ impl End {
 /// A request that was sent and not yet answered.
 struct Open {
     id: u32,
+    kind: Kind,
     sent: Instant,
     limit: Duration,
     deadline: Instant,
@@ -696,8 +754,23 @@ struct Open {
     reply: oneshot::Sender<Result<Body, CallError>>,
 }
 
+/// What keeps a question open until it is answered.
+pub(super) type Hope = oneshot::Receiver<Result<Body, CallError>>;
+
+/// A connection that was just made.
+pub(super) struct Dialled {
+    stream: Stream,
+    trust: Trust,
+    /// The certificate that this side showed.
+    pub leaf: Arc<str>,
+    unused: Instant,
+}
+
 /// A connection that this side dialled: requests out, responses in.
-struct Conversation {
+pub(super) struct Conversation {
+    trust: Trust,
+    /// Until when it may stand.
+    ends: Instant,
     wire: Wire<Stream>,
     /// The version that is written: the newest, or the one that was agreed on.
     version: u8,
@@ -723,13 +796,63 @@ struct Conversation {
 }
 
 impl Conversation {
-    fn poll(
+    fn new(dialled: Dialled, first: Ask, deps: &Deps) -> Conversation {
+        let (now, versions) = (Instant::now(), deps.me.versions());
+        let Dialled { stream, trust, unused, .. } = dialled;
+        Conversation {
+            trust,
+            ends: now + deps.bounds.max_age,
+            wire: Wire::new(stream, versions),
+            version: versions.max,
+            parting: None,
+            next: VecDeque::from([first]),
+            open: Vec::new(),
+            last_id: 0,
+            head: None,
+            sent: now,
+            received: now,
+            has_heard: false,
+            suspect: None,
+            unused,
+            alarm: Alarm::new(unused),
+        }
+    }
+
+    /// Whether the peer has answered on it.
+    pub(super) fn has_heard(&self) -> bool {
+        self.has_heard
+    }
+
+    /// Gives back what was asked on it and not answered: what was sent is lost, the rest is left.
+    pub(super) fn part(self, end: &End) -> (VecDeque<Ask>, bool) {
+        let error = end.as_error();
+        for open in self.open {
+            let _ = open.reply.send(Err(error.clone()));
+        }
+        (self.next, self.has_heard)
+    }
+
+    /// Nothing more may be sent to an end that would not be let in now.
+    fn judge(&mut self, line: &Line) -> Result<(), End> {
+        if line.gone.load(Ordering::SeqCst) {
+            self.wire.stream().get_ref().discard_unsent();
+            return Err(End::Gone);
+        }
+        let judged = self.trust.check().map(drop).map_err(End::Untrusted);
+        judged.inspect_err(|_| self.wire.stream().get_ref().discard_unsent())
+    }
+
+    /// Without an inbox it takes no more requests, and ends when the last is answered.
+    pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         line: &mut Line,
-        inbox: &mut mpsc::Receiver<Order>,
+        mut inbox: Option<&mut mpsc::Receiver<Order>>,
     ) -> Poll<End> {
         loop {
+            if let Err(end) = self.judge(line) {
+                return Poll::Ready(end);
+            }
             match &mut self.parting {
                 Some(_) if self.wire.is_sending() => {}
                 Some((parted, goodbye)) => match goodbye.take() {
@@ -737,7 +860,8 @@ impl Conversation {
                     None => return Poll::Ready(End::NoVersion(*parted)),
                 },
                 None => {
-                    if let Poll::Ready(Err(end)) = self.poll_orders(cx, line, inbox) {
+                    if let Poll::Ready(Err(end)) = self.poll_orders(cx, line, inbox.as_deref_mut())
+                    {
                         return Poll::Ready(end);
                     }
                 }
@@ -752,7 +876,7 @@ impl Conversation {
                 return Poll::Ready(end);
             }
         }
-        self.poll_alarm(cx)
+        self.poll_alarm(cx, line)
     }
 
     /// Puts one waiting request on the wire, if there is room for it.
@@ -760,12 +884,16 @@ impl Conversation {
         &mut self,
         cx: &mut Context<'_>,
         line: &Line,
-        inbox: &mut mpsc::Receiver<Order>,
+        mut inbox: Option<&mut mpsc::Receiver<Order>>,
     ) -> Poll<Result<(), End>> {
         while !self.wire.is_sending() && self.open.len() < MAX_IN_FLIGHT {
-            let order = match self.next.pop_front() {
-                Some(ask) => Order::Ask(ask),
-                None => match inbox.poll_recv(cx) {
+            let order = match (self.next.pop_front(), &mut inbox) {
+                (Some(ask), _) => Order::Ask(ask),
+                (None, None) if self.open.is_empty() => {
+                    return Poll::Ready(Err(End::Renewed));
+                }
+                (None, None) => return Poll::Pending,
+                (None, Some(inbox)) => match inbox.poll_recv(cx) {
                     Poll::Ready(Some(order)) => order,
                     Poll::Ready(None) => return Poll::Ready(Err(End::Gone)),
                     Poll::Pending => return Poll::Pending,
@@ -796,13 +924,15 @@ impl Conversation {
         let Some(body) = body else { return Ok(()) };
         self.last_id = self.last_id.wrapping_add(1);
         let id = self.last_id;
-        self.write(line, id, Kind::Request, &body)?;
-        let Ask { letter, limit, deadline, reply } = ask;
-        self.open.push(Open { id, sent: self.sent, limit, deadline, letter, reply });
+        self.write(line, id, ask.kind, &body)?;
+        let Ask { kind, letter, limit, deadline, reply } = ask;
+        self.open.push(Open { id, kind, sent: self.sent, limit, deadline, letter, reply });
         Ok(())
     }
 
     fn write(&mut self, line: &Line, id: u32, kind: Kind, body: &[u8]) -> Result<(), End> {
+        // Asked once more: what goes out may be newer than the last look.
+        self.judge(line)?;
         let header = line.deps.me.header(self.version, id, kind);
         self.wire.send(frame::encode(&header, body).map_err(End::Frame)?);
         self.sent = Instant::now();
@@ -821,6 +951,7 @@ impl Conversation {
                 self.version = version;
                 let again = self.open.drain(..);
                 self.next.extend(again.map(|open| Ask {
+                    kind: open.kind,
                     letter: open.letter,
                     limit: open.limit,
                     deadline: open.deadline,
@@ -880,6 +1011,7 @@ impl Conversation {
                     Kind::Refused => Err(End::Refused(refusal(&body))),
                     Kind::Request => Err(End::Frame(FrameError::Kind(0))),
                     Kind::Note => Err(End::Frame(FrameError::Kind(3))),
+                    Kind::Hello => Err(End::Frame(FrameError::Kind(4))),
                 }
             }
         }
@@ -908,7 +1040,7 @@ impl Conversation {
         Ok(())
     }
 
-    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll_alarm(&mut self, cx: &mut Context<'_>, line: &Line) -> Poll<End> {
         loop {
             let oldest = self.open.iter().map(|open| open.deadline + DROPPED_GRACE).min();
             let begun = self.wire.begun().map(|begun| begun + FRAME_LIMIT);
@@ -918,8 +1050,17 @@ impl Conversation {
             };
             let others = begun.into_iter().chain(self.suspect);
             let deadline = oldest.into_iter().chain(others).min().unwrap_or(idle);
-            ready!(self.alarm.poll(cx, deadline));
+            ready!(self.alarm.poll(cx, deadline.min(self.ends).min(self.trust.due)));
             let now = Instant::now();
+            if self.ends <= now {
+                return Poll::Ready(End::Aged);
+            }
+            if let Err(end) = self.judge(line) {
+                return Poll::Ready(end);
+            }
+            if now < deadline {
+                continue;
+            }
             if begun.is_some_and(|limit| limit <= now) {
                 return Poll::Ready(End::Dead);
             }

@@ -9,17 +9,19 @@
 //!   dials demands it in the handshake, the side that is dialled asks [`Tls::is_of`].
 //! - [`Tls::accept`] and [`Tls::connect`] give a stream only after this side verified the other;
 //!   until then no byte of a frame is read or written.
+//! - A connection that stands is judged by the function that judged it at its handshake.
 //! - No session is resumed and no ticket is issued between peers, so that each connection is
 //!   verified anew.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::error::ErrorStack;
@@ -31,12 +33,14 @@ use openssl::ssl::{
     self, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
     SslVerifyMode, SslVersion,
 };
-use openssl::stack::Stack;
+use openssl::stack::{Stack, StackRef};
 use openssl::x509::store::{X509Store, X509StoreBuilder};
+use openssl::x509::verify::X509VerifyParam;
 use openssl::x509::{
     X509NameRef, X509PurposeId, X509Ref, X509StoreContext, X509StoreContextRef, X509VerifyResult,
     X509,
 };
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -71,6 +75,18 @@ const MAX_QUOTED: usize = 200;
 pub struct Socket(Option<TcpStream>);
 
 impl Socket {
+    /// Has the system throw away what it has not sent yet when this is closed.
+    pub(super) fn discard_unsent(&self) {
+        if let Some(tcp) = &self.0 {
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Where the other end is.
+    pub(super) fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.0.as_ref().ok_or(io::ErrorKind::NotConnected)?.peer_addr()
+    }
+
     /// Has the present runtime wait for this socket from now on.
     fn settle(&mut self) -> io::Result<()> {
         if let Some(tcp) = self.0.take() {
@@ -130,6 +146,8 @@ struct Roll {
 struct Inner {
     context: SslContext,
     leaf: X509,
+    /// See [`Tls::leaf_fingerprint`].
+    leaf_mark: Arc<str>,
     /// `cert_verify_str`; empty means any.
     common: String,
     /// The private key once more, for [`Tls::derive_key`].
@@ -235,7 +253,8 @@ impl Tls {
         let context = context(store_of(&roots)?, &leaf, chain, &key)?;
         let roll = Roll { own: BTreeMap::new(), takes_common: true, is_of_one: false };
         let roots_digest = digest_of(&roots)?;
-        let inner = Inner { context, leaf, common, key, roots_digest };
+        let leaf_mark = fingerprint(&leaf).into();
+        let inner = Inner { context, leaf, leaf_mark, common, key, roots_digest };
         Ok(Tls(Arc::new(inner), Arc::new(roll), None))
     }
 
@@ -321,10 +340,7 @@ impl Tls {
     /// How long the own leaf is still valid; zero if it has expired. `None` if OpenSSL cannot
     /// read its date.
     pub fn expires_in(&self) -> Option<Duration> {
-        let now = Asn1Time::days_from_now(0).ok()?;
-        let left = now.diff(self.0.leaf.not_after()).ok()?;
-        let seconds = i64::from(left.days) * 86_400 + i64::from(left.secs);
-        Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+        time_left(self.0.leaf.not_after()).ok()
     }
 
     /// The own leaf's last moment, as OpenSSL writes it.
@@ -334,16 +350,48 @@ impl Tls {
 
     /// SHA-256 over the own leaf, in hex.
     pub fn leaf_fingerprint(&self) -> String {
-        match self.0.leaf.digest(MessageDigest::sha256()) {
-            Ok(digest) => digest.iter().map(|b| format!("{b:02x}")).collect(),
-            Err(_) => "unknown".to_owned(),
-        }
+        self.0.leaf_mark.to_string()
+    }
+
+    /// The same, shared.
+    pub(super) fn leaf_mark(&self) -> Arc<str> {
+        Arc::clone(&self.0.leaf_mark)
     }
 
     /// The first 8 hex digits of a hash over the certificates of the root, in any order, for
     /// comparing boxes at a glance.
     pub fn roots_digest(&self) -> &str {
         &self.0.roots_digest
+    }
+
+    /// Whether an end that shows this leaf, and sends `rest` along, is one of ours now; and for how
+    /// long time alone does not change that: until a certificate of the chain expires.
+    ///
+    /// # Errors
+    /// Why it is none of us.
+    pub fn judge(&self, leaf: &X509Ref, rest: &StackRef<X509>) -> Result<Duration, HandshakeError> {
+        let subject = one_line(leaf.subject_name());
+        let library = HandshakeError::library;
+        let mut context = X509StoreContext::new().map_err(library)?;
+        let verdict = context.init(self.0.context.cert_store(), leaf, rest, |context| {
+            if !context.verify_cert()? {
+                let at = context.current_cert().map(|c| one_line(c.subject_name()));
+                let fault = (at.unwrap_or_default(), context.error().error_string());
+                return Ok(Err(HandshakeError::Untrusted(format!(
+                    "{}: {}",
+                    clip(&fault.0),
+                    fault.1
+                ))));
+            }
+            let chain = context.chain().into_iter().flatten();
+            let left: Vec<_> = chain.map(|c| time_left(c.not_after())).collect::<Result<_, _>>()?;
+            Ok(Ok(left.into_iter().min().unwrap_or_default()))
+        });
+        let left = verdict.map_err(library)??;
+        match self.subject_matches(&subject) {
+            true => Ok(left),
+            false => Err(self.wrong_subject(&subject)),
+        }
     }
 
     /// Shakes hands as the side that was dialled. Sets no time limit of its own.
@@ -412,10 +460,8 @@ impl Tls {
         if ssl.verify_result() != X509VerifyResult::OK {
             return Err(HandshakeError::Untrusted(ssl.verify_result().error_string().to_owned()));
         }
-        let subject = one_line(leaf.subject_name());
-        if !self.subject_matches(&subject) {
-            return Err(self.wrong_subject(&subject));
-        }
+        let rest = Stack::new().map_err(HandshakeError::library)?;
+        self.judge(&leaf, ssl.peer_cert_chain().unwrap_or(&rest))?;
         Ok(stream)
     }
 }
@@ -463,7 +509,7 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
-    fn library(stack: ErrorStack) -> HandshakeError {
+    pub(super) fn library(stack: ErrorStack) -> HandshakeError {
         HandshakeError::Library(clip(&stack.to_string()))
     }
 
@@ -527,6 +573,24 @@ fn digest_of(roots: &[X509]) -> Result<String, ErrorStack> {
     Ok(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// SHA-256 over a certificate, in hex.
+pub(super) fn fingerprint(certificate: &X509Ref) -> String {
+    match certificate.digest(MessageDigest::sha256()) {
+        Ok(digest) => digest.iter().map(|b| format!("{b:02x}")).collect(),
+        Err(_) => "unknown".to_owned(),
+    }
+}
+
+/// How long it is until then; zero if that is past.
+fn time_left(until: &Asn1TimeRef) -> Result<Duration, ErrorStack> {
+    let left = Asn1Time::days_from_now(0)?.diff(until)?;
+    let seconds = i64::from(left.days) * 86_400 + i64::from(left.secs);
+    // OpenSSL's present is a whole second; the rest of it has passed already.
+    let passed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    let left = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    Ok(left.saturating_sub(Duration::from_nanos(passed.into())))
+}
+
 fn matches(wanted: &str, subject: &str) -> bool {
     wanted.is_empty() || wanted == subject
 }
@@ -577,6 +641,11 @@ fn context(
 fn store_of(roots: &[X509]) -> Result<X509Store, ErrorStack> {
     let mut store = X509StoreBuilder::new()?;
     store.set_purpose(X509PurposeId::SSL_SERVER)?;
+    // A handshake asks for as much by itself; whoever is judged later must not get by with less.
+    let level = SslContextBuilder::new(SslMethod::tls())?.build().security_level();
+    let mut wanted = X509VerifyParam::new()?;
+    wanted.set_auth_level(i32::try_from(level).unwrap_or(i32::MAX));
+    store.set_param(&wanted)?;
     for root in roots {
         store.add_cert(root.clone())?;
     }
@@ -647,12 +716,6 @@ fn check_chain(store: &X509Store, leaf: &X509Ref, rest: &[X509]) -> Result<(), T
         None => Ok(()),
         Some((subject, reason)) => Err(TlsError::ChainUntrusted { subject, reason }),
     }
-}
-
-/// The subject of the certificate at the other end, in the one-line form; empty if it has none,
-/// which a verified stream cannot be.
-pub(super) fn peer_subject(stream: &Stream) -> String {
-    stream.ssl().peer_certificate().map(|leaf| subject_line(&leaf)).unwrap_or_default()
 }
 
 /// The one-line form of a certificate's subject, the form of `cert_verify_str`.

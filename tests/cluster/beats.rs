@@ -122,7 +122,8 @@ impl Stage {
             bind_address: None,
             address: settings.address.clone(),
             port: settings.port,
-            max_connections: 64,
+            members: 5,
+            bounds: Default::default(),
         };
         let deps = ListenDeps {
             log: log.clone(),

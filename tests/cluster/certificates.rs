@@ -1,12 +1,15 @@
 //! Entries of the server list that name their server's certificate.
 
+use std::time::Duration;
+
 use stek_share::core::config::Settings;
 use stek_share::core::rotation::Order;
 use stek_share::transport::tls::Tls;
+use stek_share::transport::Bounds;
 
 use kit::pki::Request;
 
-use crate::fleet::{block_on, wait_for, Fleet, SUBJECT};
+use crate::fleet::{block_on, wait_for, Fleet, PATIENCE, SUBJECT};
 
 fn no_common_subject(settings: &mut Settings) {
     settings.cert_verify_str = String::new();
@@ -107,4 +110,43 @@ fn each_box_gets_a_subject_of_its_own_by_reload() {
     fleet.start(3);
     let refused = |id: u32| fleet.boxes[&id].lines.has("is not the one listed");
     wait_for("it to be refused", || refused(1) || refused(2), || fleet.describe());
+}
+
+/// Each connection is renewed several times under heart beats and rotations, and no box notices.
+#[test]
+fn connections_grow_old_and_nobody_misses_a_beat() {
+    let patient = |settings: &mut Settings| {
+        settings.timers.election_lower = Duration::from_millis(1000);
+        settings.timers.election_upper = Duration::from_millis(2000);
+    };
+    let mut fleet = Fleet::new(3, patient);
+    fleet.bounds = Bounds { max_age: Duration::from_secs(2), ..fleet.bounds };
+    for id in 1..=3 {
+        fleet.start(id);
+    }
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    let term = fleet.boxes[&leader].report().term;
+    let status = |id: u32| fleet.boxes[&id].node.status();
+    let before: Vec<_> = (1..=3).map(|id| status(id).accepted).collect();
+    let elections: Vec<_> = (1..=3).map(|id| status(id).group.elections).collect();
+    let begun = std::time::Instant::now();
+    // The leader keeps a connection to each of the others; nobody need have one to the leader.
+    let renewed =
+        || (1..=3).zip(&before).all(|(id, was)| id == leader || status(id).accepted >= was + 6);
+    let mut generation = fleet.boxes[&leader].report().current.0;
+    while !renewed() {
+        block_on(fleet.boxes[&leader].node.order(Order::Rotate)).unwrap();
+        generation += 1;
+        fleet.wait_for_generation(generation);
+        let accepted: Vec<_> = (1..=3).map(|id| status(id).accepted).collect();
+        assert!(begun.elapsed() < PATIENCE, "{before:?} {accepted:?} {}", fleet.describe());
+    }
+    assert_eq!(fleet.boxes[&leader].report().term, term, "{}", fleet.describe());
+    for (at, id) in (0..).zip(1..=3) {
+        assert_eq!(status(id).group.elections, elections[at], "{}", fleet.describe());
+        assert_eq!(fleet.boxes[&id].report().reachable, 3);
+        let lines = &fleet.boxes[&id].lines;
+        assert!(!lines.has("is down") && !lines.has("has not installed"), "{}", fleet.describe());
+    }
 }

@@ -16,7 +16,7 @@ use stek_share::journal::{Journal, Level, Log};
 use stek_share::node::outside::{Outside, ReadList};
 use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
 use stek_share::transport::tls::Tls;
-use stek_share::transport::Versions;
+use stek_share::transport::{Bounds, Versions};
 use tokio::runtime::Runtime;
 
 /// How long a condition may take on a busy machine before a test gives up.
@@ -107,6 +107,8 @@ pub struct Fleet {
     pub files: Files,
     /// Boxes that speak other protocol versions than [`Versions::OURS`].
     pub versions: BTreeMap<u32, Versions>,
+    /// What each box bears of connections.
+    pub bounds: Bounds,
     identities: BTreeMap<u32, Identity>,
 }
 
@@ -129,6 +131,7 @@ impl Fleet {
             relays: None,
             files: Files::default(),
             versions: BTreeMap::new(),
+            bounds: Bounds::default(),
             identities: BTreeMap::new(),
         }
     }
@@ -246,7 +249,8 @@ impl Fleet {
         self.give(&[id], &settings.members);
         let list_file = read_list(self.files.clone(), id);
         let initial = new_key().unwrap();
-        let outside = Outside { suspended: Arc::new(suspended), list_file, ..outside };
+        let outside =
+            Outside { suspended: Arc::new(suspended), list_file, bounds: self.bounds, ..outside };
         let deps = Deps { log, tls, initial, versions, outside };
         let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
         let host = Arc::new(Host::default());

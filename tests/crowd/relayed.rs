@@ -14,7 +14,7 @@ use stek_share::transport::frame::{Body, Header};
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
 };
-use stek_share::transport::{Counters, Heard, Me};
+use stek_share::transport::{Bounds, Counters, Heard, Me};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -67,7 +67,8 @@ fn tell(fleet: &Fleet, runtime: &Runtime, teller: Teller) -> Listener {
         bind_address: None,
         address: "127.0.0.1".to_owned(),
         port: fleet.members[teller.id as usize - 1].port,
-        max_connections: 100,
+        members: COUNT as usize,
+        bounds: Bounds::default(),
     };
     let history = teller.status.history.map_or([0; 16], HistoryId::to_bytes);
     let deps = ListenDeps {

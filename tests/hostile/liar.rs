@@ -72,7 +72,8 @@ pub fn listen(fleet: &mut Fleet) -> (Runtime, Listener, Arc<Liar>) {
         bind_address: None,
         address: "127.0.0.1".to_owned(),
         port,
-        max_connections: 100,
+        members: 5,
+        bounds: Default::default(),
     };
     let history = history(fleet);
     let deps = ListenDeps {

@@ -1,0 +1,229 @@
+//! Places for verified connections that came in.
+//!
+//! Each member of the list has places of its own, by the server id that its first frame names.
+//! Tools, and whoever has not said yet who it is, share the others. What must hold:
+//! - Nobody is kept out because all places are taken: a connection of the same kind gives way.
+//! - One certificate cannot take the places of others: the one that gives way belongs to the
+//!   certificate with the most connections among them, and of these to the address with the most;
+//!   it is the oldest of those.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use tokio::sync::oneshot;
+
+use crate::core::server_id::ServerId;
+
+/// Verified connections that are kept per member: one that stands, one that takes its place, and
+/// one or two of before a power cut, which nobody closed.
+pub const CONNECTIONS_PER_MEMBER: usize = 4;
+
+/// Verified connections that are kept besides those of the members: tools, and whoever has shown
+/// no frame yet, which it has three seconds for.
+pub const SPARE_CONNECTIONS: usize = 64;
+
+/// Whose a place is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Member(ServerId),
+    Anybody,
+}
+
+/// Whom a connection comes from, as far as it can be told before its first frame.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Source {
+    /// The fingerprint of the certificate that it showed.
+    pub leaf: String,
+    pub ip: IpAddr,
+}
+
+struct Taken {
+    of: Of,
+    source: Source,
+    /// Told when it has to give way.
+    give_way: Option<oneshot::Sender<()>>,
+}
+
+/// The places of one listener.
+pub(super) struct Places {
+    spare: usize,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    /// By age: the first is the oldest.
+    taken: BTreeMap<u64, Taken>,
+    last: u64,
+}
+
+impl Places {
+    /// With this many places besides the members'.
+    pub fn new(spare: usize) -> Arc<Places> {
+        Arc::new(Places { spare, table: Mutex::default() })
+    }
+
+    /// How many are taken.
+    pub fn taken(&self) -> usize {
+        self.table().taken.len()
+    }
+
+    /// A place for a connection that has not said yet whose it is.
+    pub fn enter(self: &Arc<Self>, source: Source) -> Place {
+        let (give_way, told) = oneshot::channel();
+        let mut table = self.table();
+        table.last += 1;
+        let serial = table.last;
+        let taken = Taken { of: Of::Anybody, source, give_way: Some(give_way) };
+        table.taken.insert(serial, taken);
+        table.make_room(Of::Anybody, self.spare);
+        Place { places: Arc::clone(self), serial, told, given_up: false }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Has one give way if there are more of this kind than `most`. Whoever was told so before
+    /// does not count any more.
+    fn make_room(&mut self, of: Of, most: usize) {
+        let mut by_leaf: BTreeMap<&str, BTreeMap<IpAddr, Vec<u64>>> = BTreeMap::new();
+        let mut count = 0;
+        for (serial, taken) in &self.taken {
+            if taken.of == of && taken.give_way.is_some() {
+                count += 1;
+                let of_leaf = by_leaf.entry(&taken.source.leaf).or_default();
+                of_leaf.entry(taken.source.ip).or_default().push(*serial);
+            }
+        }
+        if count <= most {
+            return;
+        }
+        // The most first, and among equals the one that began first.
+        let rank = |serials: &[u64]| (serials.len(), std::cmp::Reverse(serials.first().copied()));
+        let whole = |of_leaf: &BTreeMap<IpAddr, Vec<u64>>| {
+            let mut serials: Vec<u64> = of_leaf.values().flatten().copied().collect();
+            serials.sort_unstable();
+            serials
+        };
+        let greedy = by_leaf.values().max_by_key(|of_leaf| rank(&whole(of_leaf)));
+        let from = greedy.and_then(|of_leaf| of_leaf.values().max_by_key(|serials| rank(serials)));
+        let oldest = from.and_then(|serials| serials.first().copied());
+        let gone = oldest.and_then(|serial| self.taken.get_mut(&serial));
+        if let Some(told) = gone.and_then(|taken| taken.give_way.take()) {
+            let _ = told.send(());
+        }
+    }
+}
+
+/// One connection's place; it is free again when this is dropped.
+pub(super) struct Place {
+    places: Arc<Places>,
+    serial: u64,
+    told: oneshot::Receiver<()>,
+    given_up: bool,
+}
+
+impl Place {
+    /// From now on it is one of this member's.
+    pub fn belongs_to(&self, id: ServerId) {
+        let mut table = self.places.table();
+        if let Some(taken) = table.taken.get_mut(&self.serial) {
+            taken.of = Of::Member(id);
+        }
+        table.make_room(Of::Member(id), CONNECTIONS_PER_MEMBER);
+    }
+
+    /// Ready once it has to give way to a newer one.
+    pub fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.given_up && Pin::new(&mut self.told).poll(cx).is_ready() {
+            self.given_up = true;
+        }
+        match self.given_up {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.table().taken.remove(&self.serial);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn source(leaf: &str, host: u8) -> Source {
+        Source { leaf: leaf.to_owned(), ip: Ipv4Addr::new(127, 0, 0, host).into() }
+    }
+
+    fn stands(place: &mut Place) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        place.poll_given_up(&mut cx).is_pending()
+    }
+
+    fn standing(places: &mut [Place]) -> Vec<bool> {
+        places.iter_mut().map(stands).collect()
+    }
+
+    #[test]
+    fn a_member_that_returns_gets_in_and_its_oldest_gives_way() {
+        let places = Places::new(8);
+        let enter = |_| {
+            let place = places.enter(source("a", 1));
+            place.belongs_to(ServerId(1));
+            place
+        };
+        let mut mine: Vec<_> = (0..CONNECTIONS_PER_MEMBER + 1).map(enter).collect();
+        assert_eq!(standing(&mut mine), [false, true, true, true, true]);
+        drop(mine);
+        assert_eq!(places.taken(), 0);
+    }
+
+    #[test]
+    fn a_certificate_that_claims_anothers_id_pushes_out_its_own() {
+        let places = Places::new(8);
+        let enter = |leaf: &str, host| {
+            let place = places.enter(source(leaf, host));
+            place.belongs_to(ServerId(1));
+            place
+        };
+        let mut enemies: Vec<_> = (0..4).map(|_| enter("enemy", 9)).collect();
+        let mut own = vec![enter("own", 1)];
+        enemies.extend((0..20).map(|n| enter("enemy", n)));
+        assert_eq!(standing(&mut own), [true]);
+        own.push(enter("own", 1));
+        assert_eq!(standing(&mut own), [true, true]);
+        assert_eq!(standing(&mut enemies).iter().filter(|stands| **stands).count(), 2);
+        // Where all have one certificate, the address tells them apart.
+        let mut same: Vec<_> = (0..8).map(|_| enter("all", 9)).collect();
+        let mut other = vec![enter("all", 2)];
+        same.extend((0..8).map(|_| enter("all", 9)));
+        assert_eq!(standing(&mut other), [true]);
+    }
+
+    #[test]
+    fn who_says_nothing_takes_no_places_of_members() {
+        let places = Places::new(4);
+        let mut member = vec![places.enter(source("own", 1))];
+        member[0].belongs_to(ServerId(1));
+        let mut silent: Vec<_> = (0..20).map(|_| places.enter(source("enemy", 9))).collect();
+        member.push(places.enter(source("own", 1)));
+        assert_eq!(standing(&mut member), [true, true]);
+        silent.push(places.enter(source("enemy", 9)));
+        assert_eq!(standing(&mut member), [true, true]);
+        assert_eq!(standing(&mut silent).iter().filter(|stands| **stands).count(), 3);
+    }
+}

@@ -1,0 +1,106 @@
+//! Whether a connection that stands would be let in now: what was true at its handshake need not
+//! be true any more.
+//!
+//! What must hold:
+//! - Whenever the certificates, the roots, `cert_verify_str` or the server list change, and when
+//!   a certificate of the other end's chain expires, the connection is judged by the function
+//!   that judges new ones, [`Tls::judge`], before anything else is read or written on it.
+//! - One timer a connection, at the moment when time alone may change the answer.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use openssl::rand::rand_bytes;
+use openssl::stack::Stack;
+use openssl::x509::X509;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::tls::{HandshakeError, Stream, Tls};
+use crate::core::config::Member;
+
+/// How long a connection may stand. Bounds what no check sees, such as a wall clock that was
+/// moved. An hour costs two boxes one handshake an hour.
+pub const MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// Where the end of a certificate has come by this box's reckoning and not yet by OpenSSL's, which
+/// may lie one tick of a clock apart, it is asked again after this.
+const NEXT_LOOK: Duration = Duration::from_millis(50);
+
+/// What the other end of a connection was let in by.
+pub(super) struct Trust {
+    tls: watch::Receiver<Tls>,
+    /// Who was dialled; nobody in particular for a connection that came in.
+    dialled: Option<Arc<Member>>,
+    leaf: X509,
+    /// What it sent along; OpenSSL takes at most 100 KiB of certificates in one handshake.
+    rest: Stack<X509>,
+    /// When time alone may change the answer.
+    pub due: Instant,
+}
+
+impl Trust {
+    /// That of a connection whose handshake used what `tls` had last seen.
+    pub fn new(
+        tls: watch::Receiver<Tls>,
+        dialled: Option<Arc<Member>>,
+        stream: &Stream,
+    ) -> Result<Trust, HandshakeError> {
+        let leaf = stream.ssl().peer_certificate().ok_or(HandshakeError::NoCertificate)?;
+        let mut rest = Stack::new().map_err(HandshakeError::library)?;
+        for certificate in stream.ssl().peer_cert_chain().into_iter().flatten() {
+            rest.push(certificate.to_owned()).map_err(HandshakeError::library)?;
+        }
+        let mut trust = Trust { tls, dialled, leaf, rest, due: Instant::now() };
+        trust.check()?;
+        Ok(trust)
+    }
+
+    /// Judges the connection anew if anything changed since the last time; whether it did.
+    ///
+    /// # Errors
+    /// Why it would not be let in now.
+    pub fn check(&mut self) -> Result<bool, HandshakeError> {
+        let now = Instant::now();
+        // Without a sender nothing changes any more.
+        if !self.tls.has_changed().unwrap_or(false) && now < self.due {
+            return Ok(false);
+        }
+        let tls = self.tls.borrow_and_update().clone();
+        let tls = self.dialled.as_ref().map_or(tls.clone(), |member| tls.for_member(member));
+        let left = tls.judge(&self.leaf, &self.rest)?;
+        self.due = now + left.clamp(NEXT_LOOK, MAX_AGE);
+        Ok(true)
+    }
+
+    /// The certificate at the other end.
+    pub fn leaf(&self) -> &X509 {
+        &self.leaf
+    }
+}
+
+/// Polls until the end, also whenever the certificates or the list change.
+pub(super) async fn polled<T>(
+    mut tls: watch::Receiver<Tls>,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+) -> T {
+    loop {
+        tokio::select! {
+            biased;
+            Ok(()) = tls.changed() => {}
+            end = poll_fn(&mut poll) => return end,
+        }
+    }
+}
+
+/// When the side that dialled renews a connection of at most this age: after three quarters of
+/// it and up to nine tenths, at random, so that not all are renewed at once and that there is
+/// time for a second try.
+pub(super) fn renewal_after(max_age: Duration) -> Duration {
+    let mut byte = [0];
+    // Without randomness they are renewed at the same time, which does no harm.
+    let _ = rand_bytes(&mut byte);
+    max_age.mul_f64(0.75 + 0.15 * f64::from(byte[0]) / 255.0)
+}

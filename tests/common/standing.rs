@@ -1,0 +1,238 @@
+//! Connections that stand: whether they still would be let in, and how long they may stand.
+
+use super::*;
+
+/// Two boxes, each of which dialled the other: four ends of connections.
+async fn linked(one: Tls, two: Tls) -> (Box_, Box_) {
+    let (one, two) = pair(one, two).await;
+    one.ask(2, b"x").await.unwrap();
+    two.ask(1, b"x").await.unwrap();
+    (one, two)
+}
+
+/// Has box two, which would not let box one in now, go on: neither hears the other.
+async fn assert_parted(one: &Box_, two: &Box_) {
+    let (heard_one, heard_two) = (one.begun(), two.begun());
+    let (out, back) = tokio::join!(two.ask(1, b"key"), one.ask(2, b"order"));
+    assert!(matches!(out, Err(CallError::Unreachable(_))), "{out:?}");
+    assert!(matches!(back, Err(CallError::Unreachable(_))), "{back:?}");
+    two.peers.note(ServerId(1), Body::new(b"note".to_vec()), PATIENCE);
+    until("no connection stands", || two.listener.connections() == 0).await;
+    until("nor there", || one.listener.connections() == 0).await;
+    assert_eq!((one.begun(), two.begun()), (heard_one, heard_two), "something was heard");
+    assert!(two.lines.have(Level::Warning, "it is no longer trusted"));
+}
+
+#[tokio::test]
+async fn a_new_root_ends_what_the_old_one_let_in() {
+    let (old, new) = (pki::root("old"), pki::root("new"));
+    let (one, two) = linked(tls(&old, &pki::leaf(&old)), tls(&old, &pki::leaf(&old))).await;
+    // An order that is being served, and a question that waits for its answer.
+    let asking = |peers: &Arc<Peers>, to| {
+        let peers = Arc::clone(peers);
+        tokio::spawn(async move { ask(&peers, to, b"W", PATIENCE).await })
+    };
+    let asked = [asking(&one.peers, 2), asking(&two.peers, 1)];
+    until("both are served", || one.begun() == 2 && two.begun() == 2).await;
+    two.swap.send_replace(tls(&new, &pki::leaf(&new)));
+    two.service.release.notify_one();
+    one.service.release.notify_one();
+    for asked in asked {
+        let answer = timeout(PATIENCE, asked).await.unwrap().unwrap();
+        assert!(matches!(answer, Err(CallError::Unreachable(_))), "{answer:?}");
+    }
+    assert_parted(&one, &two).await;
+}
+
+/// Many threads, so that the change comes in the midst of what the connection's tasks do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_made_after_the_change_is_sent() {
+    let (old, new) = (pki::root("old"), pki::root("new"));
+    for _ in 0..20 {
+        let (one, two) = linked(tls(&old, &pki::leaf(&old)), tls(&old, &pki::leaf(&old))).await;
+        let fresh = tls(&new, &pki::leaf(&new));
+        let mut asking = JoinSet::new();
+        for _ in 0..8 {
+            let peers = two.peers.clone();
+            asking.spawn(async move { while ask(&peers, 1, b"old", PATIENCE).await.is_ok() {} });
+        }
+        let before = one.begun();
+        until("all are at it", || one.begun() > before + 20).await;
+        two.swap.send_replace(fresh);
+        let answer = two.ask(1, b"key").await;
+        assert!(matches!(answer, Err(CallError::Unreachable(_))), "{answer:?}");
+        while asking.join_next().await.is_some() {}
+        let begun = one.service.begun.lock().unwrap();
+        assert!(!begun.iter().any(|(_, body)| body == b"key"), "the key was sent");
+    }
+}
+
+#[tokio::test]
+async fn another_cert_verify_str_ends_what_the_old_one_let_in() {
+    let root = pki::root("root");
+    let (one, two) = linked(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    two.swap.send_replace(tls_as(&root, "/CN=new", "/CN=new"));
+    assert_parted(&one, &two).await;
+}
+
+#[tokio::test]
+async fn who_leaves_the_list_is_cut_off_at_once() {
+    let root = pki::root("root");
+    let leaf = |subject| tls_as(&root, subject, "");
+    let one = Box_::start(1, leaf("/CN=one")).await;
+    let two = Box_::start(2, leaf("/CN=two")).await;
+    let three = Box_::start(3, leaf("/CN=three")).await;
+    let members = [named(&one, "/CN=one"), named(&two, "/CN=two"), named(&three, "/CN=three")];
+    enlist(&[&one, &two, &three], &members);
+    for (from, to) in [(&one, 2), (&two, 1), (&three, 2)] {
+        from.ask(to, b"x").await.unwrap();
+    }
+    // Its subject is another one from now on; box 3 has nothing to do with it.
+    let renamed = Member { subject: Some("/CN=else".to_owned()), ..members[0].clone() };
+    enlist(&[&two], &[renamed, members[1].clone(), members[2].clone()]);
+    until("cut off", || two.listener.connections() == 1 && one.listener.connections() == 0).await;
+    assert!(matches!(two.ask(1, b"key").await, Err(CallError::Unreachable(_))));
+    assert!(matches!(one.ask(2, b"order").await, Err(CallError::Unreachable(_))));
+    assert_eq!(three.ask(2, b"x").await.unwrap(), b"x");
+    assert_eq!((one.begun(), two.begun()), (1, 3));
+}
+
+/// With one subject for all the service alone knows who is a member.
+#[tokio::test]
+async fn a_list_without_a_member_ends_its_connections_though_its_subject_is_good() {
+    let root = pki::root("root");
+    let (one, two) = linked(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    let peers = one.peers.clone();
+    let asked = tokio::spawn(async move { ask(&peers, 2, b"W", PATIENCE).await });
+    until("it is served", || two.begun() == 2).await;
+    two.service.members.lock().unwrap().remove(&1);
+    enlist(&[&two], &[two.member()]);
+    two.service.release.notify_one();
+    let answer = asked.await.unwrap();
+    assert!(matches!(answer, Err(CallError::Unreachable(_))), "{answer:?}");
+    assert_eq!(two.ask(1, b"key").await, Err(CallError::UnknownPeer));
+    until("gone", || one.listener.connections() + two.listener.connections() == 0).await;
+    assert_eq!(one.ask(2, b"order").await, Err(CallError::Refused(Refusal::NotAMember)));
+    assert_eq!((one.begun(), two.begun()), (1, 2));
+}
+
+#[tokio::test]
+async fn an_expired_certificate_ends_its_connections() {
+    let root = pki::root("root");
+    let good = || tls(&root, &pki::leaf(&root));
+    let of_root = Spec { issuer: Some(&root), not_after: 3, ..Spec::default() };
+    // A leaf that lasts below an authority that does not is no better.
+    for has_middle in [false, true] {
+        let (leaf, middle) = match has_middle {
+            false => (of_root.make(), None),
+            true => {
+                let middle = Spec { subject: "/CN=middle", is_ca: true, ..of_root.clone() }.make();
+                (pki::leaf(&middle), Some(middle.cert_pem()))
+            }
+        };
+        let chain = [leaf.cert_pem(), middle.unwrap_or_default()].concat();
+        let brief = Tls::from_pem(&root.cert_pem(), &chain, &leaf.key_pem(), SUBJECT).unwrap();
+        let (one, two) = linked(brief, good()).await;
+        // Nothing is asked meanwhile: time alone ends them, without a look at them before.
+        until("it has expired", || two.lines.have(Level::Warning, "certificate has expired")).await;
+        assert_parted(&one, &two).await;
+    }
+}
+
+#[tokio::test]
+async fn what_has_nothing_to_do_with_a_connection_leaves_it_alone() {
+    let (root, other) = (pki::root("root"), pki::root("other"));
+    let leaf = [pki::leaf(&root), pki::leaf(&root)];
+    let (one, two) = linked(tls(&root, &leaf[0]), tls(&root, &leaf[1])).await;
+    let both = [root.cert_pem(), other.cert_pem()].concat();
+    let more = Tls::from_pem(&both, &leaf[1].cert_pem(), &leaf[1].key_pem(), SUBJECT).unwrap();
+    let members = [one.member(), two.member(), member(3, one.addr)];
+    for _ in 0..10 {
+        two.swap.send_replace(tls(&root, &leaf[1]));
+        enlist(&[&one, &two], &members);
+        two.swap.send_replace(more.clone());
+        enlist(&[&one, &two], &members[..2]);
+        let (a, b) = tokio::join!(one.ask(2, b"x"), two.ask(1, b"y"));
+        assert_eq!((a.unwrap(), b.unwrap()), (b"x".to_vec(), b"y".to_vec()));
+    }
+    assert_eq!((one.counters.accepted(), two.counters.accepted()), (1, 1));
+}
+
+/// A bound of age that a test can wait for.
+fn aging(max_age: Duration) -> Bounds {
+    Bounds { max_age, ..Bounds::default() }
+}
+
+async fn aged_pair(max_age: Duration) -> (Box_, Box_) {
+    let root = pki::root("root");
+    let start = |id| Box_::within(id, tls(&root, &pki::leaf(&root)), aging(max_age));
+    let (one, two) = (start(1).await, start(2).await);
+    let members = [one.member(), two.member()];
+    one.peers.set_members(&members);
+    two.peers.set_members(&members);
+    (one, two)
+}
+
+#[tokio::test]
+async fn a_connection_is_renewed_and_nothing_is_lost() {
+    let (one, two) = aged_pair(Duration::from_millis(1500)).await;
+    one.ask(2, b"x").await.unwrap();
+    let (mut sent, mut most, begun) = (0, 0, Instant::now());
+    while two.counters.accepted() < 5 {
+        assert!(begun.elapsed() < PATIENCE, "it is not renewed");
+        // Requests whose answers come late lie across the changes.
+        let peers = one.peers.clone();
+        let slow = tokio::spawn(async move { ask(&peers, 2, b"W", PATIENCE).await });
+        for _ in 0..10 {
+            one.peers.note(ServerId(2), Body::new(b"note".to_vec()), PATIENCE);
+            sent += 1;
+            assert_eq!(one.ask(2, b"still").await.unwrap(), b"still");
+            most = most.max(two.listener.connections());
+            assert!(one.heard.at_address(ServerId(2)).is_some(), "it counts as away");
+            sleep(Duration::from_millis(10)).await;
+        }
+        two.service.release.notify_one();
+        assert_eq!(slow.await.unwrap().unwrap(), b"W");
+    }
+    let notes = two.service.begun.lock().unwrap().iter().filter(|b| b.1 == b"note").count();
+    assert_eq!(notes, sent);
+    assert!(most <= 3, "{most} connections at a time");
+    until("the old one is gone", || two.listener.connections() == 1).await;
+    assert_eq!((one.counters.all_refused(), two.counters.all_refused()), (0, 0));
+    assert!(!one.lines.have(Level::Note, "is down"));
+    assert_eq!(one.lines.0.lock().unwrap().iter().filter(|l| l.1.contains("is up")).count(), 1);
+}
+
+/// Nothing is asked, so nobody but the timers renews it.
+#[tokio::test]
+async fn a_connection_at_rest_is_renewed_too_and_no_service_is_asked() {
+    let (one, two) = aged_pair(Duration::from_millis(600)).await;
+    one.ask(2, b"x").await.unwrap();
+    until("it was renewed", || two.counters.accepted() >= 4).await;
+    assert_eq!((two.counters.requests(), two.begun()), (1, 1));
+    assert_eq!(two.counters.all_refused(), 0);
+}
+
+#[tokio::test]
+async fn a_certificate_of_its_own_that_is_new_renews_what_a_box_dialled() {
+    let root = pki::root("root");
+    let (one, two) = linked(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    one.swap.send_replace(tls(&root, &pki::leaf(&root)));
+    until("renewed", || two.counters.accepted() == 2 && two.listener.connections() == 1).await;
+    assert_eq!(one.ask(2, b"x").await.unwrap(), b"x");
+    assert_eq!((one.counters.accepted(), two.counters.accepted()), (1, 2));
+    assert!(!one.lines.have(Level::Note, "is down"));
+}
+
+#[tokio::test]
+async fn who_never_renews_is_closed_at_full_age() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let two = Box_::within(2, tls(&root, &leaf), aging(Duration::from_secs(1))).await;
+    let mut stream = raw_connect(&raw_context(Some(&leaf), None), two.addr).await.unwrap();
+    let begun = Instant::now();
+    stream.write_all(&request(1, b"N")).await.unwrap();
+    let got = timeout(PATIENCE, drain(&mut stream)).await.expect("it is closed");
+    assert_eq!(got, b"");
+    assert!(begun.elapsed() >= Duration::from_millis(900));
+}
