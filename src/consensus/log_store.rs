@@ -119,6 +119,16 @@ impl LogStore {
         lists.collect()
     }
 
+    /// Whether entries that follow this one are taken over: it is here, or a snapshot stands for it.
+    /// A leader that does not know how far this log goes tries entries that lie beyond its end.
+    pub fn goes_on_from(&self, previous: Option<LogEnd>) -> bool {
+        let inner = self.lock();
+        let Some(previous) = previous else { return true };
+        let is_here = |entry: &Entry<Types>| log_end_of(&entry.log_id) == previous;
+        let is_purged = inner.purged.is_some_and(|purged| previous.index <= purged.index);
+        is_purged || inner.entries.get(&previous.index).is_some_and(is_here)
+    }
+
     /// Whether a leader whose log has these entries lacks something that this box took for agreed.
     ///
     /// In Raft no leader does, as long as a majority remembers. Where fewer did, the group may have

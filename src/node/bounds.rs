@@ -8,7 +8,8 @@
 //! what this server knows.
 //!
 //! A server that is catching up knows nothing to hold it against and takes what it is sent. Nobody
-//! counts on it, and it asks around again if that leads nowhere.
+//! counts on it, and it asks around again if that leads nowhere. The same goes for a cold start,
+//! until a first list is agreed on.
 
 use std::collections::BTreeSet;
 
@@ -24,6 +25,9 @@ use crate::journal::Level;
 /// away for as many changes asks around first.
 const MAX_VERSION_LEAP: u64 = 1 << 20;
 
+/// The most voters that a line names.
+const MAX_NAMED: usize = 16;
+
 /// Whether a snapshot is one that a leader could have come to from what this server knows.
 ///
 /// # Errors
@@ -38,7 +42,7 @@ pub(super) fn admit_snapshot(
     if !shared.horizon().has_generation(generation) {
         return refuse(shared, from, &format!("a key of generation {generation}"));
     }
-    if is_catching_up(shared) {
+    if knows_nothing(shared) {
         return Ok(());
     }
     let list = snapshot.agreed.roster.as_ref();
@@ -60,7 +64,8 @@ pub(super) fn admit_append(
     from: ServerId,
     append: &WireAppend,
 ) -> Result<(), Unable> {
-    if is_catching_up(shared) {
+    // What Raft will not take over cannot be judged: the lists that it rests on may be missing.
+    if knows_nothing(shared) || !running.log.goes_on_from(append.previous) {
         return Ok(());
     }
     let mut listed: Option<Vec<BTreeSet<ServerId>>> = None;
@@ -78,8 +83,11 @@ pub(super) fn admit_append(
     Ok(())
 }
 
-fn is_catching_up(shared: &Shared) -> bool {
-    *shared.quarantine.borrow() != Quarantine::Lifted
+/// Whether this server has nothing to hold a leader's word against: it is catching up, or no list is
+/// agreed on yet, so that servers that start together may have lists of different files.
+fn knows_nothing(shared: &Shared) -> bool {
+    let nothing_agreed = shared.views.borrow().agreed.roster.is_none();
+    nothing_agreed || *shared.quarantine.borrow() != Quarantine::Lifted
 }
 
 /// Whether each set of voters is that of a list: one of `listed`, one that the group had, the one
@@ -103,9 +111,13 @@ fn admit_membership(
             || agreed.has_had(voters)
             || *voters == file()
     };
-    match membership.configs.iter().all(is_known) {
-        true => Ok(()),
-        false => refuse(shared, from, "voters that no server list has"),
+    match membership.configs.iter().find(|voters| !is_known(voters)) {
+        None => Ok(()),
+        Some(voters) => {
+            let ids: Vec<String> = voters.iter().take(MAX_NAMED).map(ServerId::to_string).collect();
+            let what = format!("voters that no server list has ({})", ids.join(", "));
+            refuse(shared, from, &what)
+        }
     }
 }
 

@@ -154,6 +154,7 @@ impl World {
             0 => machine.set_paused(now, true),
             _ => machine.suspend(now),
         }
+        self.sight.pauses.push((id, now, now + lasts));
         if let Some(view) = self.sight.boxes.get_mut(&id) {
             view.awake = false;
             view.trouble.begin();

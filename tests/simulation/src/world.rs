@@ -168,6 +168,7 @@ impl World {
             files_failed: None,
             clock_lied: false,
             slowest: 0,
+            pauses: Vec::new(),
             annals: Annals::default(),
         };
         let mut world = World {

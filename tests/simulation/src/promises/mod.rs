@@ -186,6 +186,8 @@ pub struct Sight {
     pub clock_lied: bool,
     /// The longest that any message was under way for.
     pub slowest: u64,
+    /// Which box stood still, from when to when: what it was told waited for it.
+    pub pauses: Vec<(u32, u64, u64)>,
     /// What is known of keys.
     pub annals: Annals,
 }

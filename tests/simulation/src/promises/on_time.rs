@@ -75,8 +75,12 @@ fn young(sight: &Sight) -> Verdict {
         };
         let known = known.map(|since| notes(since).copied().max().map_or(since, |n| n.max(since)));
         let age = sight.now - known.unwrap_or(sight.now);
-        // An age is told as it was when the message was sent.
-        if told + age / 100 + SECOND + sight.slowest < age {
+        // An age is told as it was when the message was sent, and a message waits for a box that
+        // stands still.
+        let since = sight.now - age;
+        let pauses = sight.pauses.iter().filter(|(other, _, to)| other == id && *to > since);
+        let waited = pauses.map(|(_, from, to)| to - from.max(&since)).max().unwrap_or(0);
+        if told + age / 100 + SECOND + sight.slowest + waited < age {
             return Err(format!(
                 "box {id} takes generation {generation}, {} old, for {} old",
                 seconds(age),
