@@ -19,9 +19,10 @@
 //!   look at the clock when the answer is there ([`crate::consensus::network`]). Requests in which
 //!   X's vote of before counts were sent before X forgot. So each vote that makes a majority with
 //!   X's was given before X has been back for that time.
-//! - After that time X asks again, and waits for a majority besides itself that remembers
-//!   everything. Each majority that elects a leader with X's vote has one of them in it, which has
-//!   given its vote by then and says so: X learns of the term. It then starts anew in that term.
+//! - After that time X asks again, and waits until half of all or more, without itself, that
+//!   remember everything have answered. Each majority that elects a leader with X's vote has one of
+//!   them in it, which has given its vote by then and says so: X learns of the term. It then starts
+//!   anew in that term.
 //! - Until it knows, it votes for nobody, and acknowledges to a leader only what that leader says
 //!   is agreed already ([`acknowledged_end`]): no majority needs it for that.
 //!
@@ -236,7 +237,7 @@ pub fn judge_at(
 ) -> Verdict {
     let majority = members / 2 + 1;
     let asked_for = now.since(asked_since);
-    let full = answers.values().filter(|s| s.full).count();
+    let full = remembering(answers);
     let ballot = highest_believed(answers);
     if full >= majority {
         return Verdict::Safe { ballot };
@@ -260,6 +261,16 @@ pub fn judge_at(
         return Verdict::BestEffort { ballot, log_end };
     }
     Verdict::Ask
+}
+
+/// How many remember everything of one and the same history: those of two histories are no
+/// majority together, since they elect nobody in common.
+fn remembering(answers: &BTreeMap<ServerId, Status>) -> usize {
+    let mut counts: BTreeMap<Option<HistoryId>, usize> = BTreeMap::new();
+    for status in answers.values().filter(|s| s.full) {
+        *counts.entry(status.history).or_default() += 1;
+    }
+    counts.into_values().max().unwrap_or(0)
 }
 
 /// Whether a majority of the list could still be found, given how many others cannot be reached
@@ -393,8 +404,7 @@ pub enum Proof {
 /// Judges what a server that knows of `ballot` has found out from `answers`, each of them given
 /// after votes that it may have forgotten have ceased to count; `members` as in [`judge_at`].
 pub fn prove(ballot: Ballot, members: usize, answers: &BTreeMap<ServerId, Status>) -> Proof {
-    let full = answers.values().filter(|s| s.full).count();
-    match full > members / 2 {
+    match remembering(answers) * 2 >= members {
         false => Proof::Ask,
         true if highest_believed(answers) > ballot => Proof::Outvoted,
         true => Proof::Given,
@@ -436,6 +446,16 @@ mod tests {
         let seen = [(2, full(3, 9)), (3, full(5, 8)), (4, full(4, 8))];
         let ballot = Ballot { term: 5, node: ServerId(1) };
         assert_eq!(judge(0, 5, &seen), Verdict::Safe { ballot });
+    }
+
+    #[test]
+    fn those_of_two_histories_are_no_majority_together() {
+        let other = Status { history: HistoryId::from_bytes([2; 16]), ..full(4, 7) };
+        let seen = [(2, full(3, 9)), (3, other)];
+        assert_eq!(judge(599, 3, &seen), Verdict::Ask);
+        let log_end = full(4, 7).log_end;
+        let ballot = Ballot { term: 4, node: ServerId(1) };
+        assert_eq!(judge(600, 3, &seen), Verdict::BestEffort { ballot, log_end });
     }
 
     #[test]
@@ -549,6 +569,13 @@ mod tests {
         assert_eq!(prove(&[(2, full(3, 9)), (3, full(4, 9)), (4, empty)]), Proof::Ask);
         assert_eq!(prove(&[(2, full(3, 9)), (3, full(4, 8)), (4, full(3, 9))]), Proof::Outvoted);
         assert_eq!(prove(&[(2, full(3, 9)), (3, full(2, 8)), (4, full(3, 9))]), Proof::Given);
+        let of = |members, list: &[(u32, Status)]| super::prove(ours, members, &answers(list));
+        // With an even number half of all is in every majority that has this server in it.
+        assert_eq!(of(2, &[(2, full(3, 9))]), Proof::Given);
+        assert_eq!(of(2, &[(2, full(4, 9))]), Proof::Outvoted);
+        assert_eq!(of(2, &[]), Proof::Ask);
+        assert_eq!(of(4, &[(2, full(3, 9)), (3, full(3, 9))]), Proof::Given);
+        assert_eq!(of(4, &[(2, full(3, 9))]), Proof::Ask);
     }
 
     #[test]
