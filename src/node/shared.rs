@@ -33,7 +33,7 @@ use crate::core::crowd::SMALL;
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::moment::Moment;
 use crate::core::record::Record;
-use crate::core::rejoin::{with_hearsay, Ballot, Horizon, LogEnd, Quarantine, Status};
+use crate::core::rejoin::{with_hearsay, yields, Ballot, Horizon, LogEnd, Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
@@ -908,7 +908,13 @@ impl Courier for PeerCourier {
             self.0.log.limited(Level::Warning, "senseless answer", line);
             CallFailure::Senseless
         })?;
-        if matches!(answer, Response::Unable(Unable::OtherHistory)) {
+        let is_foreign = match &answer {
+            Response::Unable(Unable::OtherHistory) => true,
+            // A server that finds no leader asks for no more than this, and may hear nobody else.
+            Response::Status(theirs) => yields(&self.0.status(), theirs),
+            _ => false,
+        };
+        if is_foreign {
             self.0.note_foreigner(to);
         }
         let told = answer.ballot();
