@@ -27,6 +27,7 @@ pub fn run(mut bytes: &[u8]) {
             }
             Ok(_) => {}
         }
+        let founded = matches!(outcome, Ok(Change::Key(KeyChange::Founded)));
         if let (
             Ok(Change::Key(KeyChange::Staged(generation))),
             Command::Key(KeyCommand::Stage { held, .. }),
@@ -34,6 +35,11 @@ pub fn run(mut bytes: &[u8]) {
         {
             assert!(held.stek.check().is_ok(), "a weak key got in");
             assert!(keys.insert(generation.0, *held.stek.expose()).is_none(), "a second key");
+        }
+        if founded {
+            // A history may go on from the keys of an earlier one; that is where its keys begin.
+            assert!(keys.is_empty(), "a history began over keys");
+            keys.extend(one.ring.all().map(|held| (held.generation.0, *held.stek.expose())));
         }
         assert!(one.ring.newest() >= newest, "generations went back");
         one.check().expect("commands made an impossible state");

@@ -123,7 +123,8 @@ pub fn hold_agreed(agreed: &Agreed) {
     assert_eq!(names.len(), generations.len(), "a name is there twice");
     assert!(generations.windows(2).all(|pair| pair[0] == pair[1] + 1), "out of order, or a gap");
     assert!(ring.newest() <= MAX_GENERATION, "nothing is left to count on with");
-    assert!(ring.current().map(|held| held.generation).unwrap_or_default() >= ring.revoked());
+    // Also of keys of an earlier history, none of which is current yet.
+    assert!(generations.last().copied().unwrap_or_default() >= ring.revoked().0, "a revoked key");
     let list = agreed.roster.as_ref().map_or(0, |list| list.version);
     assert!(list <= MAX_VERSION, "no list can follow");
     assert!(generations.len() <= MAX_KEYS + 1, "{} keys", generations.len());

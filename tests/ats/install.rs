@@ -82,7 +82,9 @@ fn a_configured_ticket_key_file_is_warned_of_and_overridden() -> Result<()> {
     let warnings = lines_of(&site.ats, "WARNING");
     let expected = format!(
         "proxy.config.ssl.server.ticket_key.filename is \"{}\": Traffic Server puts that file's \
-         keys in place of the shared ones at each reload that finds it changed; unset it",
+         keys in place of the shared ones when the record changes and when it reloads its \
+         configuration; the shared ones are given to it again every 5 s, and tickets of the time \
+         between resume nowhere else; unset it",
         file.display()
     );
     assert_eq!(warnings, [expected]);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kit::fleet::{self, Fleet, Plan, PEER_SUBJECT};
-use kit::pki::Identity;
+use kit::pki::{Authority, Identity, Request};
 use kit::run_dir::RunDir;
 use kit::tickets::{self, TlsVersion};
 use kit::{wait, Result};
@@ -87,13 +87,16 @@ fn a_bad_file_changes_nothing(fleet: &Fleet) -> Result<()> {
 fn new_certificates_are_taken_over_by_themselves_and_by_reload() -> Result<()> {
     // Out of turn: it mostly waits for the next look at the files, and disturbs nobody.
     let dir = RunDir::new("reload-certificates")?;
-    let plan = Plan::new(2, &stage::plugin()?, Duration::from_secs(3600)).one_certificate();
+    let plan = Plan::new(2, &stage::plugin()?, Duration::from_secs(3600));
     let fleet = plan.manager().start(dir.path())?;
     let key = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
     let marks: Vec<usize> = fleet.boxes.iter().map(|ats| ats.diags().len()).collect();
 
     let pki = dir.path().join("pki");
-    Identity::self_signed(PEER_SUBJECT)?.write(&pki, "peer")?;
+    let authority = Authority::read(&pki, "root")?;
+    for id in 1..=2 {
+        authority.issue(&Request::new(PEER_SUBJECT))?.write(&pki, &format!("peer-{id}"))?;
+    }
     send(&fleet.boxes[0], "reload", "reload: done; changed: the certificate, ")?;
     // The other one is told nothing, and the connections between them stay.
     wait_line(&fleet.boxes[1], marks[1], "files changed; new connections use ")?;
@@ -104,5 +107,30 @@ fn new_certificates_are_taken_over_by_themselves_and_by_reload() -> Result<()> {
         let news = &diags[mark..];
         assert!(!news.contains(" is down"), "connections stay up\n{news}");
     }
+    dir.done()
+}
+
+/// A certificate that is its own root: until the other one has read it, neither trusts the other,
+/// and no connection outlives the trust that it was made with.
+#[test]
+fn a_new_root_parts_servers_until_both_have_it() -> Result<()> {
+    // Out of turn, as the one above.
+    let dir = RunDir::new("reload-root")?;
+    let plan = Plan::new(2, &stage::plugin()?, Duration::from_secs(3600)).one_certificate();
+    let fleet = plan.manager().start(dir.path())?;
+    let key = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
+    let marks: Vec<usize> = fleet.boxes.iter().map(|ats| ats.diags().len()).collect();
+
+    Identity::self_signed(PEER_SUBJECT)?.write(&dir.path().join("pki"), "peer")?;
+    send(&fleet.boxes[0], "reload", "reload: done; changed: the certificate, ")?;
+    wait_line(&fleet.boxes[0], marks[0], "is down: it is no longer trusted: its certificate")?;
+    wait_line(&fleet.boxes[1], marks[1], "files changed; new connections use ")?;
+    wait::until(PATIENCE, "both to be one group again", || {
+        let diags = fleet.boxes[0].diags();
+        let after = diags[marks[0]..].rsplit(" is down").next().unwrap_or_default();
+        Ok(after.contains("is up").then_some(()))
+    })?;
+    send(&fleet.boxes[1], "rotate", "is in use")?;
+    fleet::wait_one_key(&fleet.https(), Some(&key), PATIENCE)?;
     dir.done()
 }

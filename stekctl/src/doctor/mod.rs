@@ -1,7 +1,8 @@
 //! `doctor`: finds what keeps sessions from being resumed although the key is shared.
 //!
 //! A finding is a [`Problem`], one line with file or server, reason and remedy; an error among them
-//! means that sessions do not resume. What must hold: a fleet that is well has no finding.
+//! means that sessions do not resume. What must hold: a fleet that is well has no finding; what is
+//! only worth a note is said by `check`.
 
 mod ats;
 mod machine;
@@ -58,8 +59,6 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     }
     found.sort_by_key(|problem| !problem.is_error());
     found.iter().try_for_each(|problem| print(&told(problem)))?;
-    let notes = loaded.iter().flat_map(|loaded| &loaded.notes);
-    notes.into_iter().try_for_each(|note| print(&told(note)))?;
     Ok(match found.first() {
         None => Outcome::Healthy,
         Some(worst) if worst.is_error() => Outcome::Broken,

@@ -177,6 +177,20 @@ impl Authority {
         Ok(Self { identity: Identity { certificate: builder.build(), key } })
     }
 
+    /// The one that was written as `NAME.pem` and `NAME.key` into `dir`.
+    ///
+    /// # Errors
+    /// When a file is not there or is no PEM.
+    pub fn read(dir: &Path, name: &str) -> Result<Self> {
+        let read = |end: &str| {
+            let file = dir.join(format!("{name}.{end}"));
+            fs::read(&file).context(file.display())
+        };
+        let certificate = X509::from_pem(&read("pem")?)?;
+        let key = PKey::private_key_from_pem(&read("key")?)?;
+        Ok(Self { identity: Identity { certificate, key } })
+    }
+
     /// Issues a certificate with a new key.
     ///
     /// # Errors
