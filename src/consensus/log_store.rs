@@ -63,17 +63,18 @@ impl LogStore {
         LogStore(Arc::new(Mutex::new(Inner { vote, ..Inner::default() })))
     }
 
-    /// The log of a box that begins a history: its one entry says who the members are, and is the
-    /// same at every box that begins with the same list.
+    /// The log of a box that begins a history, and the vote that it may have given before it
+    /// forgot: its one entry says who the members are, and is the same at every box that begins
+    /// with the same list.
     ///
     /// openraft's `initialize` writes that entry too, but also has each box stand for election at
     /// once, which asks everybody for a vote: a storm of handshakes where the list is long.
-    pub fn founding(members: BTreeSet<ServerId>) -> LogStore {
+    pub fn founding(members: BTreeSet<ServerId>, vote: Option<Vote<ServerId>>) -> LogStore {
         let membership = Membership::new(vec![members], None);
         let payload = EntryPayload::Membership(membership);
         let entry = Entry { log_id: LogId::default(), payload };
         let entries = BTreeMap::from([(entry.log_id.index, entry)]);
-        LogStore(Arc::new(Mutex::new(Inner { entries, ..Inner::default() })))
+        LogStore(Arc::new(Mutex::new(Inner { entries, vote, ..Inner::default() })))
     }
 
     /// A log of these entries.

@@ -207,8 +207,16 @@ pub enum Verdict {
         /// The highest ballot that anybody knows; to be remembered before Raft starts.
         ballot: Ballot,
     },
-    /// Nobody remembers anything: begin a history with the members of the list.
-    Cold,
+    /// Nobody remembers any key: begin a history with the members of the list.
+    ///
+    /// A group may be about to begin one all the same, and this box may have been of it before a
+    /// restart: what it voted for then is not taken back either.
+    Cold {
+        /// As in [`Verdict::Safe`].
+        ballot: Ballot,
+        /// The longest log that was seen, if it is longer than the one that all begin with.
+        log_end: Option<LogEnd>,
+    },
     /// Some remember, but fewer than a majority: join, never stand, and vote only for those who
     /// hold at least `log_end`.
     BestEffort {
@@ -239,6 +247,7 @@ pub fn judge_at(
     let asked_for = now.since(asked_since);
     let full = remembering(answers);
     let ballot = highest_believed(answers);
+    let log_end = answers.values().filter_map(|s| s.log_end).max();
     if full >= majority {
         return Verdict::Safe { ballot };
     }
@@ -251,13 +260,13 @@ pub fn judge_at(
             return Verdict::Ask;
         }
         let patience_over = asked_for >= election_upper * 3;
+        let log_end = log_end.filter(|end| *end > LogEnd::default());
         return match all_answered || (enough_answered && patience_over) {
-            true => Verdict::Cold,
+            true => Verdict::Cold { ballot, log_end },
             false => Verdict::Ask,
         };
     }
     if enough_answered && asked_for >= election_upper * 3 / 2 {
-        let log_end = answers.values().filter_map(|s| s.log_end).max();
         return Verdict::BestEffort { ballot, log_end };
     }
     Verdict::Ask
@@ -340,8 +349,10 @@ impl Quarantine {
     /// That of a box which begins with nothing, by what it may do.
     pub fn after(verdict: &Verdict) -> Quarantine {
         match verdict {
-            Verdict::Cold => Quarantine::Lifted,
-            Verdict::BestEffort { log_end, .. } => Quarantine::OnlyFor(*log_end),
+            Verdict::Cold { log_end: None, .. } => Quarantine::Lifted,
+            Verdict::Cold { log_end, .. } | Verdict::BestEffort { log_end, .. } => {
+                Quarantine::OnlyFor(*log_end)
+            }
             Verdict::Ask | Verdict::Safe { .. } => Quarantine::Silent,
         }
     }
@@ -468,10 +479,27 @@ mod tests {
     #[test]
     fn all_empty_is_a_cold_start_at_once() {
         let empty = Status::default();
-        assert_eq!(judge(0, 3, &[(2, empty.clone()), (3, empty.clone())]), Verdict::Cold);
-        assert_eq!(judge(0, 1, &[]), Verdict::Cold);
+        let cold = Verdict::Cold { ballot: Ballot::default(), log_end: None };
+        assert_eq!(judge(0, 3, &[(2, empty.clone()), (3, empty.clone())]), cold);
+        assert_eq!(judge(0, 1, &[]), cold);
         assert_eq!(judge(1199, 3, &[(2, empty.clone())]), Verdict::Ask);
-        assert_eq!(judge(1200, 3, &[(2, empty)]), Verdict::Cold);
+        assert_eq!(judge(1200, 3, &[(2, empty.clone())]), cold);
+        // One that began with its list already, and waits for a leader, has only that in its log.
+        let began = Status { log_end: Some(LogEnd::default()), may_vote: true, ..empty };
+        assert_eq!(judge(0, 2, &[(2, began)]), cold);
+    }
+
+    #[test]
+    fn what_a_box_did_for_a_group_that_has_no_key_yet_is_not_taken_back() {
+        // Both followed a leader, which may have been the box that asks now.
+        let keyless = |term, index| Status { full: false, history: None, ..full(term, index) };
+        let seen = [(2, keyless(1, 1)), (3, keyless(2, 1))];
+        let (ballot, log_end) = (keyless(2, 1).ballot, keyless(2, 1).log_end);
+        let verdict = judge(0, 3, &seen);
+        assert_eq!(verdict, Verdict::Cold { ballot, log_end });
+        let quarantine = Quarantine::after(&verdict);
+        assert!(!quarantine.admits(keyless(1, 1).log_end) && quarantine.admits(log_end));
+        assert_eq!(quarantine.caught_up(), Quarantine::Lifted);
     }
 
     #[test]
@@ -586,7 +614,8 @@ mod tests {
         assert_eq!(some, Quarantine::OnlyFor(log_end));
         assert_eq!(Quarantine::after(&Verdict::Safe { ballot }), Quarantine::Silent);
         assert_eq!(Quarantine::after(&Verdict::Ask), Quarantine::Silent);
-        assert_eq!(Quarantine::after(&Verdict::Cold), Quarantine::Lifted);
+        let cold = Verdict::Cold { ballot: Ballot::default(), log_end: None };
+        assert_eq!(Quarantine::after(&cold), Quarantine::Lifted);
     }
 
     #[test]

@@ -9,13 +9,14 @@
 //!
 //! A server that is catching up knows nothing to hold it against and takes what it is sent. Nobody
 //! counts on it, and it asks around again if that leads nowhere. The same goes for a cold start,
-//! until a first list is agreed on.
+//! until the voters are others than those that its log began with.
 
 use std::collections::BTreeSet;
 
+use super::roster::is_first_membership;
 use super::shared::{Running, Shared};
 use crate::consensus::wire::{Unable, WireAppend, WireMembership, WirePayload, WireSnapshot};
-use crate::core::agreed::Command;
+use crate::core::agreed::{Agreed, Command};
 use crate::core::rejoin::Quarantine;
 use crate::core::roster::Roster;
 use crate::core::server_id::ServerId;
@@ -42,7 +43,7 @@ pub(super) fn admit_snapshot(
     if !shared.horizon().has_generation(generation) {
         return refuse(shared, from, &format!("a key of generation {generation}"));
     }
-    if knows_nothing(shared) {
+    if knows_nothing(shared, running) {
         return Ok(());
     }
     let list = snapshot.agreed.roster.as_ref();
@@ -51,7 +52,8 @@ pub(super) fn admit_snapshot(
         return refuse(shared, from, &format!("a server list of version {}", list.version));
     }
     let listed: Vec<_> = list.map(Roster::ids).into_iter().collect();
-    admit_membership(shared, running, from, &snapshot.membership, &listed)
+    let told = Some(&snapshot.agreed);
+    admit_membership(shared, running, from, &snapshot.membership, &listed, told)
 }
 
 /// Whether the memberships among new entries are ones that a leader could have come to.
@@ -65,7 +67,7 @@ pub(super) fn admit_append(
     append: &WireAppend,
 ) -> Result<(), Unable> {
     // What Raft will not take over cannot be judged: the lists that it rests on may be missing.
-    if knows_nothing(shared) || !running.log.goes_on_from(append.previous) {
+    if knows_nothing(shared, running) || !running.log.goes_on_from(append.previous) {
         return Ok(());
     }
     let mut listed: Option<Vec<BTreeSet<ServerId>>> = None;
@@ -78,28 +80,31 @@ pub(super) fn admit_append(
             });
             running.log.lists().into_iter().chain(lists).collect()
         });
-        admit_membership(shared, running, from, membership, listed)?;
+        admit_membership(shared, running, from, membership, listed, None)?;
     }
     Ok(())
 }
 
-/// Whether this server has nothing to hold a leader's word against: it is catching up, or no list is
-/// agreed on yet, so that servers that start together may have lists of different files.
-fn knows_nothing(shared: &Shared) -> bool {
-    let nothing_agreed = shared.views.borrow().agreed.roster.is_none();
-    nothing_agreed || *shared.quarantine.borrow() != Quarantine::Lifted
+/// Whether this server has nothing to hold a leader's word against: it is catching up, or only
+/// those vote yet that its log began with. Servers that start together may have begun with lists of
+/// different files, and the leader comes from its own to the agreed one in steps.
+fn knows_nothing(shared: &Shared, running: &Running) -> bool {
+    is_first_membership(running) || *shared.quarantine.borrow() != Quarantine::Lifted
 }
 
-/// Whether each set of voters is that of a list: one of `listed`, one that the group had, the one
-/// of this server's file, or the one that counts at present. A change goes from the voters of one
-/// list to those of another, with lists in between that never came to vote, so that no more can be
-/// said of which two they are. Learners do not vote; how many there are is bounded.
+/// Whether each set of voters is that of a list: one of `listed`, one that the group had, by what
+/// this server knows or by the state that comes with it (of the lists that this server missed the
+/// last one may not have come to vote yet), the one of this server's file, or the one that counts
+/// at present. A change goes from the voters of one list to those of another, with lists in between
+/// that never came to vote, so that no more can be said of which two they are. Learners do not
+/// vote; how many there are is bounded.
 fn admit_membership(
     shared: &Shared,
     running: &Running,
     from: ServerId,
     membership: &WireMembership,
     listed: &[BTreeSet<ServerId>],
+    told: Option<&Agreed>,
 ) -> Result<(), Unable> {
     let agreed = shared.views.borrow().agreed.clone();
     let present = running.raft.server_metrics().borrow().membership_config.clone();
@@ -109,6 +114,7 @@ fn admit_membership(
         listed.contains(voters)
             || present.contains(voters)
             || agreed.has_had(voters)
+            || told.is_some_and(|told| told.has_had(voters))
             || *voters == file()
     };
     match membership.configs.iter().find(|voters| !is_known(voters)) {

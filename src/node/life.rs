@@ -29,7 +29,8 @@ use crate::core::crowd::{hubs, relays, whom_to_ask, SMALL};
 use crate::core::key_ring::Change as KeyChange;
 use crate::core::moment::Moment;
 use crate::core::rejoin::{
-    judge_at, majority_possible, prove, with_hearsay, yields, Proof, Quarantine, Status, Verdict,
+    judge_at, majority_possible, prove, with_hearsay, yields, Ballot, Proof, Quarantine, Status,
+    Verdict,
 };
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
@@ -293,21 +294,26 @@ async fn ask(
 /// Starts Raft with an empty store, as the verdict allows.
 async fn start(shared: &Arc<Shared>, verdict: Verdict) -> Result<Running, String> {
     let ballot = match &verdict {
-        Verdict::Ask | Verdict::Cold => None,
-        Verdict::Safe { ballot } | Verdict::BestEffort { ballot, .. } => Some(*ballot),
+        Verdict::Ask => None,
+        Verdict::Safe { ballot }
+        | Verdict::Cold { ballot, .. }
+        | Verdict::BestEffort { ballot, .. } => Some(*ballot),
     };
-    let cold = verdict == Verdict::Cold;
+    // The highest ballot is remembered before Raft starts, so that this box cannot follow or vote
+    // below what it may have promised in its earlier life.
+    let vote = ballot.filter(|ballot| *ballot != Ballot::default()).map(vote_of);
+    let cold = matches!(verdict, Verdict::Cold { .. });
     let log = match cold {
-        true => LogStore::founding(shared.ids()),
-        // The highest ballot is remembered before Raft starts, so that this box cannot follow or
-        // vote below what it may have promised in its earlier life.
-        false => LogStore::with_vote(ballot.map(vote_of)),
+        true => LogStore::founding(shared.ids(), vote),
+        false => LogStore::with_vote(vote),
     };
     let machine = new_machine(shared);
     let running = run_raft(shared, Memory { log, machine, cold }).await?;
     shared.quarantine.send_replace(Quarantine::after(&verdict));
     shared.log.debug(match verdict {
-        Verdict::Cold => "nobody remembers any key; beginning a history with the list's members",
+        Verdict::Cold { .. } => {
+            "nobody remembers any key; beginning a history with the list's members"
+        }
         Verdict::BestEffort { .. } => {
             "fewer than a majority remember the keys; joining them all the same"
         }

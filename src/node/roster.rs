@@ -465,7 +465,7 @@ fn voters(running: &Running) -> Vec<BTreeSet<ServerId>> {
 /// Whether Raft's membership is still the one that a cold start began the log with. Each box wrote
 /// that itself, from its own file, under one and the same log id: boxes with different files then
 /// differ in it, and Raft does not see it. So the leader writes it once more.
-fn is_first_membership(running: &Running) -> bool {
+pub(super) fn is_first_membership(running: &Running) -> bool {
     let server = running.raft.server_metrics();
     let metrics = server.borrow();
     metrics.membership_config.log_id().index() == Some(0)

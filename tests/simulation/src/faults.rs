@@ -28,12 +28,14 @@ impl World {
         match entry {
             Entry::Fault => self.fault(),
             Entry::Revive(id) => self.start(id),
+            Entry::Restart(id) => self.restart(id),
             Entry::Resume(id) => self.resume(id),
             Entry::MendLinks(pairs) => self.mend_links(&pairs),
             Entry::MendDisk(id) => self.mend_disk(id),
             Entry::RollBack(id) => self.roll_back(id),
             Entry::MendHost(id) => self.mend_host(id),
             Entry::Order => self.order(),
+            Entry::OrderOf(id) => self.give_order(id),
             Entry::ChangeList => self.change_list(),
             Entry::TellList(id, target) => self.tell_list(id, target),
             Entry::Retire(id) => {
@@ -56,11 +58,7 @@ impl World {
         match kind {
             Kind::Kill => self.crash(id, lasts, true),
             Kind::KillEmpty => self.crash(id, lasts, false),
-            Kind::Restart => {
-                let keeps = self.dice.chance(500);
-                let after = self.dice.below(20) * MS;
-                self.crash(id, after, keeps);
-            }
+            Kind::Restart => self.restart(id),
             Kind::KillMany => self.crash_many(lasts),
             Kind::Stop => self.stop(id, lasts),
             Kind::Boot => self.boot(id, lasts),
@@ -78,7 +76,42 @@ impl World {
             Kind::SlowDisk | Kind::BrokenDisk => self.hurt_disk(kind, id, lasts),
             Kind::OldFile => self.back_up(id, lasts),
             Kind::SlowHost | Kind::BrokenHost => self.hurt_host(kind, id, lasts),
+            Kind::LateVotes => self.vote_late(),
         }
+    }
+
+    /// A vote request that arrives when one who granted it has begun anew: the leader is cut off
+    /// from a half of the others until one of them stands for election, which one more server,
+    /// heard by both halves, votes for; that one is back at once and with the leader, who is told
+    /// to make a key, while the request is still on its way to the rest.
+    fn vote_late(&mut self) {
+        let (lower, upper) = (self.plan.lower, self.plan.upper);
+        let Some(leader) = self.sight.leaders.last().map(|leader| leader.id) else { return };
+        let mut others: Vec<u32> = self.listed.iter().copied().filter(|id| *id != leader).collect();
+        let turns = self.dice.below(others.len() as u64) as usize;
+        others.rotate_left(turns);
+        let Some(between) = others.pop() else { return };
+        let apart = others.split_off(others.len() / 2);
+        others.push(leader);
+        let cut = Link { cut: true, ..self.plan.link };
+        let slow = Link { delay: (lower / 2, lower), ..self.plan.link };
+        let again = lower + self.dice.below((upper + lower) / MS) * MS;
+        let ways = |from: &[u32], to: &[u32]| -> Vec<(u32, u32)> {
+            from.iter()
+                .flat_map(|a| to.iter().map(move |b| (*a, *b)))
+                .filter(|(a, b)| a != b)
+                .collect()
+        };
+        let lasts = again + 2 * upper;
+        self.set_links(ways(&others, &apart), cut, lasts);
+        self.set_links(ways(&others, &[between]), cut, again);
+        // What they answer each other is in time.
+        let later: Vec<(u32, u32)> =
+            ways(&apart, &apart).into_iter().filter(|(a, b)| a < b).collect();
+        self.set_links([ways(&apart, &others), later].concat(), slow, lasts);
+        self.at(again, Entry::Restart(between));
+        let told = again + self.dice.below(lower / MS) * MS;
+        self.at(told, Entry::OrderOf(leader));
     }
 
     /// Kills a process that comes back `after` so long.
@@ -92,6 +125,12 @@ impl World {
             self.sight.files_failed = Some(self.now);
         }
         self.at(after, Entry::Revive(id));
+    }
+
+    fn restart(&mut self, id: u32) {
+        let keeps = self.dice.chance(500);
+        let after = self.dice.below(20) * MS;
+        self.crash(id, after, keeps);
     }
 
     fn crash_many(&mut self, lasts: u64) {
@@ -329,6 +368,13 @@ impl World {
             self.at(gap, Entry::Order);
         }
         let Some(id) = self.some_member() else { return };
+        self.give_order(id);
+    }
+
+    fn give_order(&mut self, id: u32) {
+        if !self.machines.get(&id).is_some_and(|machine| machine.is_awake()) {
+            return;
+        }
         let order = if self.dice.chance(300) { Order::Revoke } else { Order::Rotate };
         self.faults += 1;
         let number = self.begin_deed(id, Pending::Order(self.sight.orders.len(), order));

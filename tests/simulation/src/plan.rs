@@ -59,10 +59,13 @@ pub enum Kind {
     SlowHost,
     /// A host takes no keys.
     BrokenHost,
+    /// A vote request arrives when one who granted it has begun anew.
+    LateVotes,
 }
 
 impl Kind {
-    /// All that any box can have; [`Kind::OldFile`] is for those with files.
+    /// All that any box can have; [`Kind::OldFile`] is for those with files, [`Kind::LateVotes`]
+    /// for groups where some may vote without the others.
     pub const ALL: [Kind; 19] = [
         Kind::Kill,
         Kind::KillEmpty,
@@ -167,6 +170,10 @@ impl Plan {
         };
         if plan.keeps_state && dice.chance(400) {
             plan.faults.push(Kind::OldFile);
+        }
+        // By what is there already: one more draw would make every seed another story.
+        if plan.boxes >= 4 && plan.unrest / MS % 3 == 0 {
+            plan.faults.push(Kind::LateVotes);
         }
         plan
     }

@@ -46,6 +46,8 @@ pub enum Entry {
     Fault,
     /// A process comes back.
     Revive(u32),
+    /// A process dies and is back at once.
+    Restart(u32),
     /// A paused process goes on.
     Resume(u32),
     /// These links are well again, each in one direction.
@@ -58,6 +60,8 @@ pub enum Entry {
     MendHost(u32),
     /// An operator gives an order.
     Order,
+    /// One box is given an order.
+    OrderOf(u32),
     /// An operator changes the list.
     ChangeList,
     /// The operator's files are in place: one box is told.
@@ -554,6 +558,14 @@ impl World {
                 ));
             }
             self.note_amnesia(id);
+        }
+        if line.ends_with("installed keys stay in use until then") {
+            // It joins again, as one that has just started does.
+            let now = self.now;
+            if let Some(view) = self.sight.boxes.get_mut(&id) {
+                view.trouble.begin();
+                view.trouble.end(now);
+            }
         }
         if line.starts_with("fewer than a majority remember") {
             let file = self.machines.get(&id).map(Machine::file);

@@ -71,7 +71,7 @@ fn erased(sight: &Sight) -> Verdict {
         let in_history = set.is_some_and(|set| set.agreed && set.history == Some(history));
         let Some(gone) = retired(sight, history, generation) else { return };
         let since = sight.now - gone;
-        if in_history && since > grace(sight) && sight.settled(owner) {
+        if in_history && since > grace(sight) && sight.settled(owner) && sight.has_company(owner) {
             verdict = Err(format!(
                 "box {owner} holds the key of generation {generation}, which retired {} ago",
                 seconds(since)

@@ -26,9 +26,10 @@ pub fn judge(sight: &Sight, event: &Event) -> Verdict {
 
 /// What was agreed reaches the host.
 fn in_step(sight: &Sight) -> Verdict {
+    let limit = sight.plan.installing + 2 * SECOND;
     for (id, view) in &sight.boxes {
         let lag = view.lags_since.map_or(0, |since| sight.now - since);
-        if lag > sight.plan.installing + 2 * SECOND && sight.settled(*id) {
+        if lag > limit && sight.settled(*id) && sight.has_company(*id) {
             return Err(format!(
                 "the host of box {id} has used another key than its ring for {}",
                 seconds(lag)

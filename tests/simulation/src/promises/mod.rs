@@ -352,6 +352,18 @@ impl Sight {
             })
     }
 
+    /// Whether a box has been connected for long enough with a majority of those that may count,
+    /// all of them well.
+    pub fn has_company(&self, id: u32) -> bool {
+        let enough = self.settling();
+        let counting = || self.boxes.iter().filter(|(_, view)| view.may_count());
+        let together = counting().filter(|(other, _)| {
+            let linked = **other == id || self.linked_for(id, **other) >= enough;
+            linked && self.up_for(**other) >= enough
+        });
+        2 * together.count() > counting().count()
+    }
+
     /// For how long all has been well everywhere, that is with all that the group may count on:
     /// with those as well of which nobody knows whether a change of the list came true.
     pub fn all_well_for(&self) -> u64 {
