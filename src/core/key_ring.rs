@@ -30,6 +30,10 @@ const MAX_REMEMBERED: usize = 64;
 /// kept from being led there in leaps is in [`crate::core::rejoin::Horizon`].
 pub const MAX_GENERATION: Generation = Generation(1 << 62);
 
+/// The highest epoch of a history, far beyond what any clock says; see
+/// [`crate::core::record::next_epoch`].
+pub const MAX_EPOCH: u64 = 1 << 40;
+
 /// A key's place in the agreed order, from 1.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -180,6 +184,9 @@ pub enum Refusal {
     /// Beyond it there is nothing to count on with.
     #[error("generation {0} is beyond all reason")]
     Absurd(Generation),
+    /// As above.
+    #[error("a history founded in epoch {0} is beyond all reason")]
+    Epoch(u64),
     /// A revoked generation is one that became current, and takes every older key with it.
     #[error("generation {0} cannot have revoked the others")]
     Revoked(Generation),
@@ -321,6 +328,9 @@ impl KeyRing {
         if self.newest() > MAX_GENERATION {
             return Err(Refusal::Absurd(self.newest()));
         }
+        if self.epoch > MAX_EPOCH {
+            return Err(Refusal::Epoch(self.epoch));
+        }
         if self.imported && self.staged.is_none() {
             return Err(Refusal::NotStaged(self.newest()));
         }
@@ -383,6 +393,7 @@ impl KeyRing {
         from: Option<Box<Record>>,
     ) -> Result<Change, Refusal> {
         match self.history {
+            None if epoch > MAX_EPOCH => Err(Refusal::Epoch(epoch)),
             None => {
                 if let Some(record) = from {
                     record.ring.check()?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::key_ring::KeyRing;
+use super::key_ring::{KeyRing, MAX_EPOCH};
 use super::rejoin::LogEnd;
 
 /// See the module's head.
@@ -42,8 +42,9 @@ impl Record {
 /// The epoch of a history that is founded now, `wall` seconds after 1970, by one who knows of the
 /// epoch `known`. The clock orders histories that know nothing of each other; a clock that went
 /// back cannot put a history before the one that it goes on from.
+/// At [`MAX_EPOCH`] it stays.
 pub fn next_epoch(known: u64, wall: u64) -> u64 {
-    known.saturating_add(1).max(wall)
+    known.saturating_add(1).max(wall).min(MAX_EPOCH)
 }
 
 #[cfg(test)]
@@ -157,6 +158,10 @@ mod tests {
         assert!(of(&new, at(1, 1)) > of(&old, at(9, 99)));
         assert!(of(&old, at(2, 1)) > of(&old, at(1, 99)));
         assert_eq!((next_epoch(7, 3), next_epoch(7, 1000)), (8, 1000));
-        assert_eq!(next_epoch(u64::MAX, 3), u64::MAX);
+        assert_eq!((next_epoch(MAX_EPOCH, 3), next_epoch(3, u64::MAX)), (MAX_EPOCH, MAX_EPOCH));
+        assert!(ring([found(2, MAX_EPOCH, None)]).check().is_ok());
+        let mut none = KeyRing::default();
+        let refused = Err(Refusal::Epoch(MAX_EPOCH + 1));
+        assert_eq!(none.apply(found(2, MAX_EPOCH + 1, None)), refused);
     }
 }

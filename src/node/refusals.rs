@@ -75,6 +75,7 @@ impl Reason {
             | Refusal::NotStaged(_)
             | Refusal::TooMany(..)
             | Refusal::Absurd(_)
+            | Refusal::Epoch(_)
             | Refusal::Revoked(_) => None,
         }
     }
