@@ -391,7 +391,7 @@ impl Tls {
                 ))));
             }
             let chain = context.chain().into_iter().flatten();
-            let all: Vec<_> = chain.map(|link| validity(link)).collect::<Result<_, _>>()?;
+            let all: Vec<_> = chain.map(validity).collect::<Result<_, _>>()?;
             let common = all.into_iter().reduce(|a, b| a.start.max(b.start)..a.end.min(b.end));
             Ok(Ok(common.unwrap_or(UNIX_EPOCH..UNIX_EPOCH)))
         });
