@@ -423,7 +423,7 @@ fn check_expiry(blame: &dyn Blame, chain: &str, tls: &Tls) -> Option<Problem> {
     let left = tls.expires_in().filter(|left| *left < EXPIRES_SOON)?;
     if left.is_zero() {
         let reason = format!("holds a certificate that expired at {}", tls.not_after());
-        let remedy = "renew it: the other servers refuse this one with each new connection";
+        let remedy = "renew it: the other servers refuse this one";
         return Some(blame.warning("server_cert_file", reason, remedy).value(chain.to_owned()));
     }
     let soon = match left.as_secs() / 86_400 {

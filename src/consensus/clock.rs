@@ -7,7 +7,7 @@
 //! at the same time here.
 //!
 //! What must hold: the clock never goes back on one thread, which all Raft of a plugin's node runs
-//! on (between threads it may differ by a step), and is at most [`STEP`] slow. openraft measures one
+//! on (between threads it may differ by a step), and is at most `STEP` slow. openraft measures one
 //! lease with it: for the lower election bound after the last append a follower votes for nobody
 //! else, which may last a step longer here. What keeps time for keys is [`crate::core::moment`].
 

@@ -155,8 +155,7 @@ fn certificate(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
         None => say(Severity::Degraded, "the end of its certificate cannot be read".to_owned()),
         Some(0) => say(
             Severity::Broken,
-            "its certificate has expired: other boxes refuse its next connection; renew it"
-                .to_owned(),
+            "its certificate has expired: other boxes refuse it; renew it".to_owned(),
         ),
         Some(left) if left < EXPIRY_DAYS * DAY_S => {
             let words = format!("its certificate expires in {} days; renew it", left / DAY_S);

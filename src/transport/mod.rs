@@ -30,7 +30,7 @@ use tokio::time::{sleep_until, Instant, Sleep};
 
 pub use frame::{Body, HistoryId, Versions};
 pub use one_line::one_line;
-pub use trust::MAX_AGE;
+pub use trust::{CLOCK_LOOK, MAX_AGE};
 
 use crate::core::server_id::ServerId;
 use frame::{FrameError, Header, Kind, Role, NOTICE};

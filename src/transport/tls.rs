@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -340,7 +341,8 @@ impl Tls {
     /// How long the own leaf is still valid; zero if it has expired. `None` if OpenSSL cannot
     /// read its date.
     pub fn expires_in(&self) -> Option<Duration> {
-        time_left(self.0.leaf.not_after()).ok()
+        let until = moment(self.0.leaf.not_after()).ok()?;
+        Some(until.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
     /// The own leaf's last moment, as OpenSSL writes it.
@@ -364,12 +366,17 @@ impl Tls {
         &self.0.roots_digest
     }
 
-    /// Whether an end that shows this leaf, and sends `rest` along, is one of ours now; and for how
-    /// long time alone does not change that: until a certificate of the chain expires.
+    /// Whether an end that shows this leaf, and sends `rest` along, is one of ours now; and while
+    /// the wall clock shows what time it remains so: as long as all certificates of the chain are
+    /// valid.
     ///
     /// # Errors
     /// Why it is none of us.
-    pub fn judge(&self, leaf: &X509Ref, rest: &StackRef<X509>) -> Result<Duration, HandshakeError> {
+    pub fn judge(
+        &self,
+        leaf: &X509Ref,
+        rest: &StackRef<X509>,
+    ) -> Result<Range<SystemTime>, HandshakeError> {
         let subject = one_line(leaf.subject_name());
         let library = HandshakeError::library;
         let mut context = X509StoreContext::new().map_err(library)?;
@@ -384,12 +391,13 @@ impl Tls {
                 ))));
             }
             let chain = context.chain().into_iter().flatten();
-            let left: Vec<_> = chain.map(|c| time_left(c.not_after())).collect::<Result<_, _>>()?;
-            Ok(Ok(left.into_iter().min().unwrap_or_default()))
+            let all: Vec<_> = chain.map(validity).collect::<Result<_, _>>()?;
+            let common = all.into_iter().reduce(|a, b| a.start.max(b.start)..a.end.min(b.end));
+            Ok(Ok(common.unwrap_or(UNIX_EPOCH..UNIX_EPOCH)))
         });
-        let left = verdict.map_err(library)??;
+        let valid = verdict.map_err(library)??;
         match self.subject_matches(&subject) {
-            true => Ok(left),
+            true => Ok(valid),
             false => Err(self.wrong_subject(&subject)),
         }
     }
@@ -581,14 +589,19 @@ pub(super) fn fingerprint(certificate: &X509Ref) -> String {
     }
 }
 
-/// How long it is until then; zero if that is past.
-fn time_left(until: &Asn1TimeRef) -> Result<Duration, ErrorStack> {
-    let left = Asn1Time::days_from_now(0)?.diff(until)?;
-    let seconds = i64::from(left.days) * 86_400 + i64::from(left.secs);
-    // OpenSSL's present is a whole second; the rest of it has passed already.
-    let passed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
-    let left = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-    Ok(left.saturating_sub(Duration::from_nanos(passed.into())))
+/// When the wall clock has a certificate valid. OpenSSL refuses it at the very second that it names
+/// as its end, as the range does.
+fn validity(certificate: &X509Ref) -> Result<Range<SystemTime>, ErrorStack> {
+    Ok(moment(certificate.not_before())?..moment(certificate.not_after())?)
+}
+
+/// What the wall clock shows then; a moment before 1970 is taken for 1970.
+fn moment(at: &Asn1TimeRef) -> Result<SystemTime, ErrorStack> {
+    let since = Asn1Time::from_unix(0)?.diff(at)?;
+    let seconds = i64::from(since.days) * 86_400 + i64::from(since.secs);
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    // A certificate's year has four digits.
+    Ok(UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH))
 }
 
 fn matches(wanted: &str, subject: &str) -> bool {
@@ -686,11 +699,11 @@ fn check_leaf(leaf: &X509Ref, key: &PKey<Private>, wanted: &str) -> Result<(), T
         return Err(TlsError::KeyMismatch { subject });
     }
     let now = Asn1Time::days_from_now(0)?;
-    let past = |time: &Asn1TimeRef| time.compare(&now).map(|order| order.is_lt());
-    if past(leaf.not_after())? {
+    let has_come = |time: &Asn1TimeRef| time.compare(&now).map(|order| order.is_le());
+    if has_come(leaf.not_after())? {
         return Err(TlsError::Expired { subject, not_after: leaf.not_after().to_string() });
     }
-    if !past(leaf.not_before())? && leaf.not_before() != now {
+    if !has_come(leaf.not_before())? {
         return Err(TlsError::NotYetValid { subject, not_before: leaf.not_before().to_string() });
     }
     if !matches(wanted, &subject) {

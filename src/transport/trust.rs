@@ -3,14 +3,17 @@
 //!
 //! What must hold:
 //! - Whenever the certificates, the roots, `cert_verify_str` or the server list change, and when
-//!   a certificate of the other end's chain expires, the connection is judged by the function
-//!   that judges new ones, [`Tls::judge`], before anything else is read or written on it.
-//! - One timer a connection, at the moment when time alone may change the answer.
+//!   the wall clock leaves the time in which the other end's chain is valid, the connection is
+//!   judged by the function that judges new ones, [`Tls::judge`], before anything else is read or
+//!   written on it.
+//! - A connection at rest ends with its chain as well: one timer a connection, at the end of the
+//!   chain, and until then often enough to notice a wall clock that was set.
 
 use std::future::poll_fn;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openssl::rand::rand_bytes;
 use openssl::stack::Stack;
@@ -21,12 +24,16 @@ use tokio::time::Instant;
 use super::tls::{HandshakeError, Stream, Tls};
 use crate::core::config::Member;
 
-/// How long a connection may stand. Bounds what no check sees, such as a wall clock that was
-/// moved. An hour costs two boxes one handshake an hour.
+/// How long a connection may stand. Bounds what no check sees. An hour costs two servers one
+/// handshake an hour.
 pub const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// Where the end of a certificate has come by this box's reckoning and not yet by OpenSSL's, which
-/// may lie one tick of a clock apart, it is asked again after this.
+/// How often a connection at rest looks at the wall clock, which may be set at any time. One that
+/// is in use looks with each frame.
+pub const CLOCK_LOOK: Duration = Duration::from_secs(5);
+
+/// Where the end of a certificate has come by this server's reckoning and not yet by OpenSSL's,
+/// which may lie one tick of a clock apart, it is asked again after this.
 const NEXT_LOOK: Duration = Duration::from_millis(50);
 
 /// What the other end of a connection was let in by.
@@ -37,7 +44,9 @@ pub(super) struct Trust {
     leaf: X509,
     /// What it sent along; OpenSSL takes at most 100 KiB of certificates in one handshake.
     rest: Stack<X509>,
-    /// When time alone may change the answer.
+    /// While the wall clock shows this, time alone does not change the answer.
+    valid: Range<SystemTime>,
+    /// When to look again at the latest.
     pub due: Instant,
 }
 
@@ -53,32 +62,41 @@ impl Trust {
         for certificate in stream.ssl().peer_cert_chain().into_iter().flatten() {
             rest.push(certificate.to_owned()).map_err(HandshakeError::library)?;
         }
-        let mut trust = Trust { tls, dialled, leaf, rest, due: Instant::now() };
+        let valid = UNIX_EPOCH..UNIX_EPOCH;
+        let mut trust = Trust { tls, dialled, leaf, rest, valid, due: Instant::now() };
         trust.check()?;
         Ok(trust)
     }
 
-    /// Judges the connection anew if anything changed since the last time; whether it did.
+    /// Judges the connection anew if anything changed since the last time, the wall clock
+    /// included; whether it did.
     ///
     /// # Errors
     /// Why it would not be let in now.
     pub fn check(&mut self) -> Result<bool, HandshakeError> {
-        let now = Instant::now();
+        let (now, wall) = (Instant::now(), SystemTime::now());
         // Without a sender nothing changes any more.
-        if !self.tls.has_changed().unwrap_or(false) && now < self.due {
-            return Ok(false);
+        let changed = self.tls.has_changed().unwrap_or(false) || !self.valid.contains(&wall);
+        if changed {
+            let tls = self.tls.borrow_and_update().clone();
+            let tls = self.dialled.as_ref().map_or(tls.clone(), |member| tls.for_member(member));
+            self.valid = tls.judge(&self.leaf, &self.rest)?;
         }
-        let tls = self.tls.borrow_and_update().clone();
-        let tls = self.dialled.as_ref().map_or(tls.clone(), |member| tls.for_member(member));
-        let left = tls.judge(&self.leaf, &self.rest)?;
-        self.due = now + left.clamp(NEXT_LOOK, MAX_AGE);
-        Ok(true)
+        if changed || self.due <= now {
+            self.due = now + pause(self.valid.end, wall);
+        }
+        Ok(changed)
     }
 
     /// The certificate at the other end.
     pub fn leaf(&self) -> &X509 {
         &self.leaf
     }
+}
+
+/// How long a connection at rest need not look at the wall clock, whose chain ends then.
+fn pause(end: SystemTime, wall: SystemTime) -> Duration {
+    end.duration_since(wall).unwrap_or_default().clamp(NEXT_LOOK, CLOCK_LOOK)
 }
 
 /// Polls until the end, also whenever the certificates or the list change.
@@ -103,4 +121,21 @@ pub(super) fn renewal_after(max_age: Duration) -> Duration {
     // Without randomness they are renewed at the same time, which does no harm.
     let _ = rand_bytes(&mut byte);
     max_age.mul_f64(0.75 + 0.15 * f64::from(byte[0]) / 255.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_is_looked_at_when_a_chain_ends_and_often_before() {
+        let wall = UNIX_EPOCH + Duration::from_millis(1_700_000_000_250);
+        let until = |left: Duration| pause(wall + left, wall);
+        for exactly in [750, 1750, 4999].map(Duration::from_millis) {
+            assert_eq!(until(exactly), exactly);
+        }
+        assert_eq!(until(Duration::from_secs(86_400)), CLOCK_LOOK);
+        assert_eq!(until(Duration::ZERO), NEXT_LOOK);
+        assert_eq!(pause(UNIX_EPOCH, wall), NEXT_LOOK);
+    }
 }

@@ -77,12 +77,12 @@ fn an_address_elsewhere_means_all_interfaces_and_bind_address_overrides() -> Res
     site.ats.start()?;
     site.ats.wait_ready()?;
     works(&site.ats)?;
-    let note = format!(
-        "address {ELSEWHERE} is no address of this machine: listening on all interfaces; set \
-         bind_address to choose one"
+    let warning = format!(
+        "address {ELSEWHERE} is no address of this machine: listening on all interfaces until it is \
+         one of this machine's; set bind_address to choose one"
     );
-    wait::until(PATIENCE, "the note", || {
-        Ok(lines_of(&site.ats, "NOTE").contains(&note).then_some(()))
+    wait::until(PATIENCE, "the warning", || {
+        Ok(lines_of(&site.ats, "WARNING").contains(&warning).then_some(()))
     })?;
     assert!(accepts(Ipv4Addr::LOCALHOST.into(), site.port) && accepts(OTHER, site.port));
     site.ats.kill9();
@@ -94,7 +94,8 @@ fn an_address_elsewhere_means_all_interfaces_and_bind_address_overrides() -> Res
     site.ats.wait_diags(&format!("listening for peers on 127.0.0.1:{}", site.port), PATIENCE)?;
     assert!(accepts(Ipv4Addr::LOCALHOST.into(), site.port));
     assert!(!accepts(OTHER, site.port));
-    let notes = lines_of(&site.ats, "NOTE");
-    assert_eq!(notes.iter().filter(|line| **line == note).count(), 1, "{notes:#?}");
+    // Of the first start alone.
+    let warnings = lines_of(&site.ats, "WARNING");
+    assert_eq!(warnings.iter().filter(|line| **line == warning).count(), 1, "{warnings:#?}");
     dir.done()
 }

@@ -1,6 +1,12 @@
 //! Connections that stand: whether they still would be let in, and how long they may stand.
 
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use openssl::stack::Stack;
+
 use super::*;
+use stek_share::transport::CLOCK_LOOK;
 
 /// Two boxes, each of which dialled the other: four ends of connections.
 async fn linked(one: Tls, two: Tls) -> (Box_, Box_) {
@@ -136,6 +142,132 @@ async fn an_expired_certificate_ends_its_connections() {
         // Nothing is asked meanwhile: time alone ends them, without a look at them before.
         until("it has expired", || two.lines.have(Level::Warning, "certificate has expired")).await;
         assert_parted(&one, &two).await;
+    }
+}
+
+/// A wall clock that stands still, and shows what it is told to.
+struct Clock(PathBuf);
+
+impl Clock {
+    const FILE: &str = "STEK_TEST_CLOCK_FILE";
+
+    /// Runs this very test once more under such a clock. `None` in the test that did so.
+    fn of_its_own(test: &str) -> Option<Clock> {
+        if let Some(file) = std::env::var_os(Clock::FILE) {
+            return Some(Clock(file.into()));
+        }
+        let dirs = std::fs::read_dir("/usr/lib").unwrap().flatten();
+        let mut libs = dirs.map(|dir| dir.path().join("faketime/libfaketime.so.1"));
+        let lib = libs.find(|lib| lib.exists());
+        let lib = lib.expect("`make deps` installs Debian's faketime");
+        let dir = kit::run_dir::RunDir::new("clock").unwrap();
+        let clock = Clock(dir.path().join("clock"));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        clock.show(now.as_secs());
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", test, "--nocapture"]).env(Clock::FILE, &clock.0);
+        again.env("LD_PRELOAD", lib).env("FAKETIME_TIMESTAMP_FILE", &clock.0);
+        again.env("FAKETIME_FMT", "%s").env("TZ", "UTC");
+        again.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        let ran = again.output().unwrap();
+        let words = [ran.stdout, ran.stderr].concat();
+        let words = String::from_utf8_lossy(&words);
+        assert!(ran.status.success() && words.contains("1 passed"), "{words}");
+        dir.done().unwrap();
+        None
+    }
+
+    /// Renamed into place, so that no reader meets a half written file.
+    fn show(&self, seconds: u64) {
+        let fresh = self.0.with_extension("new");
+        std::fs::write(&fresh, format!("{seconds}\n")).unwrap();
+        std::fs::rename(&fresh, &self.0).unwrap();
+    }
+
+    fn now(&self) -> u64 {
+        let shown = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        assert_eq!(shown.subsec_nanos(), 0, "it does not stand still");
+        shown.as_secs()
+    }
+}
+
+/// Lets the timers run so far ahead, and with them nothing but the timers; whom they wake has its
+/// turn.
+async fn ahead(by: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(by).await;
+    tokio::time::resume();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The wall clock is set to the last second in which a chain is valid, and to the next one; or, as
+/// time servers may have it, to the first one and to the one before.
+#[tokio::test]
+async fn a_certificate_ends_its_connections_to_the_second() {
+    let test = "standing::a_certificate_ends_its_connections_to_the_second";
+    let Some(clock) = Clock::of_its_own(test) else { return };
+    let (begin, end) = (clock.now() - 1000, clock.now() + 1000);
+    let root = pki::root("root");
+    let brief = Spec { issuer: Some(&root), not_before: -1000, not_after: 1000, ..Spec::default() };
+    let brief = brief.make();
+    for (stands, ends) in [(end - 1, end), (begin, begin - 1)] {
+        for at_rest in [true, false] {
+            let (one, two) = linked(tls(&root, &brief), tls(&root, &pki::leaf(&root))).await;
+            let middle = clock.now();
+            clock.show(stands);
+            ahead(CLOCK_LOOK).await;
+            let (a, b) = tokio::join!(one.ask(2, b"x"), two.ask(1, b"y"));
+            assert_eq!((a.unwrap(), b.unwrap()), (b"x".to_vec(), b"y".to_vec()));
+            assert_eq!((one.counters.accepted(), two.counters.accepted()), (1, 1));
+            // All that the questions had timers set for is over.
+            ahead(Duration::from_secs(120)).await;
+            clock.show(ends);
+            if at_rest {
+                ahead(CLOCK_LOOK).await;
+                until("none stands", || two.lines.have(Level::Warning, "no longer trusted")).await;
+            }
+            assert_parted(&one, &two).await;
+            clock.show(middle);
+        }
+    }
+}
+
+#[test]
+fn a_chain_is_judged_valid_while_each_of_its_certificates_is() {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let root = Spec { subject: "/CN=root", is_ca: true, not_after: 900, ..Spec::default() };
+    let judged = |times: [i64; 4]| {
+        let root = root.make();
+        let of = |issuer, not_before, not_after| Spec {
+            issuer: Some(issuer),
+            not_before,
+            not_after,
+            ..Spec::default()
+        };
+        let middle = Spec { subject: "/CN=middle", is_ca: true, ..of(&root, times[0], times[1]) };
+        let middle = middle.make();
+        let leaf = of(&middle, times[2], times[3]).make();
+        let mut rest = Stack::new().unwrap();
+        rest.push(middle.cert).unwrap();
+        tls(&root, &pki::leaf(&root)).judge(&leaf.cert, &rest).unwrap()
+    };
+    for (times, from, to) in [
+        ([-200, 500, -300, 400], -200, 400),
+        ([-200, 300, -100, 400], -100, 300),
+        ([-200, 5000, -9000, 4000], -200, 900),
+    ] {
+        // Made within one second, on a machine that has one to spare.
+        let (now, valid) = loop {
+            let begun = now();
+            let valid = judged(times);
+            if now() == begun {
+                break (begun, valid);
+            }
+        };
+        let at = |offset| UNIX_EPOCH + Duration::from_secs(now.checked_add_signed(offset).unwrap());
+        assert_eq!(valid, at(from)..at(to), "{times:?}");
     }
 }
 

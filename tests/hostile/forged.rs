@@ -28,6 +28,8 @@ struct Forged {
     keys: Vec<Held>,
     retired: Vec<Fingerprint>,
     revoked: Generation,
+    epoch: u64,
+    imported: bool,
     list: Option<Roster>,
     past: Vec<([u8; 32], [u8; 32])>,
 }
@@ -41,6 +43,8 @@ impl Forged {
             keys: vec![Held { generation: Generation(generation), stek: new_key().unwrap() }],
             retired: Vec::new(),
             revoked: Generation(0),
+            epoch: 1,
+            imported: false,
             list: Some(Roster::new(1, &fleet.members).unwrap()),
             past: Vec::new(),
         }

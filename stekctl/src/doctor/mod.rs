@@ -138,7 +138,7 @@ fn roots(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
                 standard.certificate.roots_digest
             );
             let remedy = "give all boxes the same, unless a change of the root is under way: one \
-                          box may refuse another's next connection";
+                          box may refuse another";
             found.push(Problem::warning(&named(server), reason, remedy));
         }
     }
