@@ -35,6 +35,7 @@ pub struct Log {
 
 struct Seen {
     since: Instant,
+    quiet: Duration,
     suppressed: u64,
 }
 
@@ -74,11 +75,16 @@ impl Log {
     /// Writes a line about `subject` unless one about the same subject was written less than
     /// [`QUIET`] ago; the next line that passes tells how many were held back.
     pub fn limited(&self, level: Level, subject: &str, line: impl AsRef<str>) {
+        self.limited_to(QUIET, level, subject, line);
+    }
+
+    /// The same with another time of silence, always the same one for a subject.
+    pub fn limited_to(&self, quiet: Duration, level: Level, subject: &str, line: impl AsRef<str>) {
         let now = Instant::now();
         let held_back = {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             match seen.get_mut(subject) {
-                Some(s) if now.duration_since(s.since) < QUIET => {
+                Some(s) if now.duration_since(s.since) < s.quiet => {
                     s.suppressed += 1;
                     return;
                 }
@@ -88,10 +94,10 @@ impl Log {
                 }
                 None => {
                     if seen.len() >= MAX_SUBJECTS {
-                        seen.retain(|_, s| now.duration_since(s.since) < QUIET);
+                        seen.retain(|_, s| now.duration_since(s.since) < s.quiet);
                     }
                     if seen.len() < MAX_SUBJECTS {
-                        seen.insert(subject.to_owned(), Seen { since: now, suppressed: 0 });
+                        seen.insert(subject.to_owned(), Seen { since: now, quiet, suppressed: 0 });
                     }
                     0
                 }

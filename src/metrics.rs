@@ -365,6 +365,12 @@ pub const METRICS: &[Metric] = &[
         "those that came when there were too many already",
         "a rise: a flood; close the port to strangers",
     ),
+    refused(
+        "refused_peers_over_rate",
+        "over_rate",
+        "those that were closed unheard, since too many handshakes with their address came to nothing",
+        "a rise: a flood, or a member that tries in vain; diags.log has an address",
+    ),
 ];
 
 fn whole(count: u64) -> i64 {

@@ -22,7 +22,7 @@ use openssl::ssl::{
 use openssl::symm::Cipher;
 use openssl::x509::{X509Name, X509};
 use tokio::io::{copy_bidirectional, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{watch, Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
@@ -31,6 +31,7 @@ use zeroize::Zeroizing;
 
 use pki::{Identity, Spec, SUBJECT};
 use stek_share::core::config::Member;
+use stek_share::core::knocks::{Allowance, STRANGERS};
 use stek_share::core::server_id::ServerId;
 use stek_share::journal::{Journal, Level, Log};
 use stek_share::transport::frame::{self, Body, Header, Kind, Role};
@@ -158,7 +159,7 @@ impl Box_ {
             bind_address: None,
             address: at.ip().to_string(),
             port: at.port(),
-            members: 5,
+            members: (1..=5).map(|id| member(id, at)).collect(),
             bounds,
         };
         let deps = ListenDeps {
@@ -240,11 +241,29 @@ fn raw_context(identity: Option<&Identity>, newest: Option<SslVersion>) -> SslCo
     context.build()
 }
 
+/// A connection from another address of loopback each time, a thousand in turn: each of them may
+/// fail as often as one stranger may.
+async fn connect_from_anywhere(addr: SocketAddr) -> TcpStream {
+    static LAST: AtomicUsize = AtomicUsize::new(0);
+    let number = LAST.fetch_add(1, Ordering::Relaxed) % 1000;
+    let host = [127, 1, 1 + (number / 250) as u8, 1 + (number % 250) as u8];
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((host, 0).into()).unwrap();
+    socket.connect(addr).await.unwrap()
+}
+
 async fn raw_connect(
     context: &SslContext,
     addr: SocketAddr,
 ) -> Result<SslStream<TcpStream>, openssl::ssl::Error> {
     let tcp = TcpStream::connect(addr).await.unwrap();
+    raw_connect_by(context, tcp).await
+}
+
+async fn raw_connect_by(
+    context: &SslContext,
+    tcp: TcpStream,
+) -> Result<SslStream<TcpStream>, openssl::ssl::Error> {
     let mut stream = SslStream::new(Ssl::new(context).unwrap(), tcp).unwrap();
     Pin::new(&mut stream).connect().await.map(|()| stream)
 }
@@ -278,7 +297,7 @@ async fn drain(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
 /// Dials as a stranger, sends a well-formed request if it gets that far, and tells the
 /// application bytes that came back before it was closed.
 async fn intrude(context: &SslContext, addr: SocketAddr) -> Vec<u8> {
-    match raw_connect(context, addr).await {
+    match raw_connect_by(context, connect_from_anywhere(addr).await).await {
         Ok(mut stream) => {
             let _ = stream.write_all(&request(2, b"let me in")).await;
             drain(&mut stream).await
@@ -288,7 +307,7 @@ async fn intrude(context: &SslContext, addr: SocketAddr) -> Vec<u8> {
 }
 
 async fn intrude_in_clear(bytes: &[u8], addr: SocketAddr) -> Vec<u8> {
-    let mut tcp = TcpStream::connect(addr).await.unwrap();
+    let mut tcp = connect_from_anywhere(addr).await;
     let _ = tcp.write_all(bytes).await;
     let got = drain(&mut tcp).await;
     // What may come back is a TLS alert (record type 21), never a frame.
@@ -1129,6 +1148,77 @@ async fn silent_strangers_cannot_keep_a_member_out() {
     assert!(two.counters.refused(Cause::OverLimit) >= 10, "the oldest gave way");
 }
 
+#[tokio::test]
+async fn an_address_that_tries_in_vain_is_closed_unheard_and_no_other() {
+    let root = pki::root("root");
+    let leaf = || tls(&root, &pki::leaf(&root));
+    let (one, two) = pair(leaf(), leaf()).await;
+    let from = |host: [u8; 4]| async move {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((host, 0).into()).unwrap();
+        socket.connect(two.addr).await.unwrap()
+    };
+    let (stranger, other) = ([127, 2, 0, 1], [127, 2, 0, 2]);
+    let bad = raw_context(None, None);
+    let knock = |host| {
+        let bad = &bad;
+        async move {
+            if let Ok(mut stream) = raw_connect_by(bad, from(host).await).await {
+                drain(&mut stream).await;
+            }
+        }
+    };
+    let judged = || two.counters.refused(Cause::NoCertificate);
+    let begun = Instant::now();
+    let mut tries = 0;
+    while two.counters.refused(Cause::OverRate) < 20 {
+        knock(stranger).await;
+        tries += 1;
+        assert!(begun.elapsed() < PATIENCE, "{tries} in vain and none over the rate");
+    }
+    // One more than may be in the time that it took: the last one may come before its second.
+    let filled = STRANGERS.per_second * (begun.elapsed().as_secs() as u32 + 1);
+    let heard = u32::try_from(judged()).unwrap();
+    assert!((STRANGERS.burst..=STRANGERS.burst + filled).contains(&heard), "{heard} of {tries}");
+    let before = judged();
+    knock(other).await;
+    assert_eq!(judged(), before + 1, "another address is heard");
+    assert_eq!(one.ask(2, b"x").await.unwrap(), b"x");
+    assert!(two.lines.have(Level::Warning, "refused 127.2.0.1:"));
+    assert!(two.lines.have(Level::Warning, "64 at once and 10 a second may"));
+
+    // Whoever is let in may come as often as it likes, as a tool does from a stranger's address.
+    let good = raw_context(Some(&pki::leaf(&root)), None);
+    let over = two.counters.refused(Cause::OverRate);
+    let ask = |role| {
+        let good = &good;
+        async move {
+            let mut stream = raw_connect_by(good, from([127, 2, 0, 3]).await).await.unwrap();
+            let asked = frame::encode(&Header { role, ..header(1, 1) }, b"x").unwrap();
+            stream.write_all(&asked).await.unwrap();
+            stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.map(drop)
+        }
+    };
+    for number in 0..4 * STRANGERS.burst {
+        ask(Role::Tool).await.unwrap_or_else(|error| panic!("number {number}: {error}"));
+    }
+    assert_eq!(two.counters.refused(Cause::OverRate), over);
+    assert!(!two.heard.is_at([127, 2, 0, 3].into()), "a tool is no member");
+    // Where a member dialled from, there is a member's bucket from then on.
+    ask(Role::Member).await.unwrap();
+    assert!(two.heard.is_at([127, 2, 0, 3].into()) && !two.heard.is_at(stranger.into()));
+    // And so has one that the list names: a fleet may be behind it.
+    let burst = u64::from(Allowance::of_members(5).burst);
+    for host in [[127, 2, 0, 3], [127, 0, 0, 1]] {
+        let (over, before) = (two.counters.refused(Cause::OverRate), judged());
+        while two.counters.refused(Cause::OverRate) == over {
+            knock(host).await;
+            assert!(begun.elapsed() < 2 * PATIENCE, "none over the rate");
+        }
+        assert!(judged() - before >= burst, "{host:?}: {} of {burst}", judged() - before);
+    }
+}
+
 /// The figure of the acceptance: a thousand of each kind, while a member goes on asking.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_strangers_of_each_kind() {
@@ -1329,7 +1419,7 @@ fn start_listener(
         bind_address: bind.map(str::to_owned),
         address: address.to_owned(),
         port,
-        members: 5,
+        members: Vec::new(),
         bounds: Bounds::default(),
     };
     let deps = ListenDeps {

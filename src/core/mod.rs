@@ -8,6 +8,7 @@ pub mod config;
 pub mod crowd;
 pub mod health;
 pub mod key_ring;
+pub mod knocks;
 pub mod moment;
 pub mod multicert;
 pub mod record;

@@ -34,6 +34,7 @@ use super::boot_clock;
 use super::files::Files;
 use super::guard::Again;
 use super::operator::{Operator, Source, Verb, MESSAGE_QUEUE};
+use super::priority;
 use super::reader::Reader;
 use super::secret_pages::{SetBuffer, MAX_SET};
 use super::stats::{self, Looks, Stats};
@@ -297,7 +298,7 @@ fn live(mut installer: Installer<HostTickets>, loaded: Loaded, source: Source, h
     };
     log.debug(format!("Generate initial STEK succeeded: {}", initial.fingerprint()));
     installer.install(&KeySet::own(initial.clone()));
-    let runtimes = own_runtime().and_then(|own| Ok((own, self::workers(workers)?)));
+    let runtimes = own_runtime().and_then(|own| Ok((own, self::workers(workers, &log)?)));
     let (runtime, pool) = match runtimes {
         Ok(runtimes) => runtimes,
         Err(why) => {
@@ -398,9 +399,22 @@ fn own_runtime() -> io::Result<Runtime> {
 }
 
 /// The threads of `asio_thread_pool_size`. They compute TLS handshakes, the only thing here that
-/// takes time, and sleep otherwise.
-fn workers(count: usize) -> io::Result<Runtime> {
+/// takes time and that strangers can ask for, and so give way to Traffic Server's; they sleep
+/// otherwise.
+fn workers(count: usize, log: &Log) -> io::Result<Runtime> {
+    let log = log.clone();
+    let give_way = move || {
+        if let Err(error) = priority::give_way() {
+            let line = format!(
+                "the threads for TLS handshakes between servers keep the priority of Traffic \
+                 Server's own: setpriority: {error}; allow that system call, or close the port to \
+                 strangers with a firewall"
+            );
+            log.limited(Level::Warning, "priority of workers", line);
+        }
+    };
     Builder::new_multi_thread()
+        .on_thread_start(give_way)
         .worker_threads(count.max(1))
         .max_blocking_threads(1)
         .thread_stack_size(WORKER_STACK)
@@ -667,6 +681,7 @@ fn fit(keys: &[Stek]) -> Result<(), Unfit> {
 #[cfg(test)]
 #[allow(clippy::expect_used, clippy::unwrap_used)]
 mod tests {
+    use super::super::priority::tests::step;
     use super::*;
 
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -738,6 +753,24 @@ mod tests {
 
     fn set(serial: u64, marks: &[u8]) -> KeySet {
         KeySet { serial, keys: marks.iter().map(|&m| key(m)).collect(), ..KeySet::own(key(0)) }
+    }
+
+    #[test]
+    fn workers_give_way_to_the_host_and_the_nodes_thread_does_not() {
+        let before = step();
+        let lines = Arc::new(Lines::default());
+        let pool = workers(2, &Log::new(lines.clone())).expect("two threads");
+        let own = own_runtime().expect("this thread");
+        // More at a time than there are workers, so that each has some.
+        let tasks: Vec<_> = (0..64).map(|_| pool.spawn(async { step() })).collect();
+        for task in tasks {
+            let worker = own.block_on(task).expect("no panic");
+            assert_eq!(worker, (before + priority::STEPS).min(19));
+        }
+        assert_eq!(own.block_on(async { step() }), before, "the node's thread");
+        let reader = own.block_on(async { tokio::task::spawn_blocking(step).await });
+        assert_eq!(reader.expect("no panic"), before, "a thread for files");
+        assert!(lines.0.lock().expect("no test panics with it").is_empty());
     }
 
     #[test]

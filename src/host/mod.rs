@@ -4,7 +4,7 @@
 //! [`guard`] what gives it them again, [`operator`] what answers operators' messages, [`files`] what
 //! looks after files that change, read by [`reader`], [`stats`] its metrics, [`surroundings`] what
 //! its own settings say, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which
-//! keys live, `boot_clock` the clock that goes on while the machine is suspended.
+//! keys live, [`priority`] what has workers give way to the host, `boot_clock` the clock that goes on while the machine is suspended.
 
 pub mod ats;
 mod boot_clock;
@@ -13,6 +13,7 @@ pub mod guard;
 pub mod installer;
 pub mod operator;
 pub mod plugin;
+pub mod priority;
 pub mod reader;
 pub mod secret_pages;
 pub mod stats;

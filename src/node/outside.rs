@@ -238,7 +238,7 @@ impl Post {
             bind_address: shared.settings().bind_address.clone(),
             address: shared.settings().address.clone(),
             port: shared.settings().port,
-            members: shared.members().len(),
+            members: shared.members().to_vec(),
             bounds,
         };
         let deps = ListenDeps {
@@ -260,7 +260,7 @@ pub(super) enum Ears {
 }
 
 impl Ears {
-    pub fn set_members(&self, members: usize) {
+    pub fn set_members(&self, members: &[Member]) {
         if let Ears::Tls(listener) = self {
             listener.set_members(members);
         }

@@ -352,7 +352,7 @@ impl Shared {
         self.tls.send_modify(|tls| *tls = tls.with_members(&self.members()));
         self.post.set_members(members);
         if let Some(listener) = lock(&self.listener).as_ref() {
-            listener.set_members(members.len());
+            listener.set_members(members);
         }
     }
 

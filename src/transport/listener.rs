@@ -9,19 +9,21 @@
 //! - Whoever shows no first frame in time is closed; connections, handshakes and requests are
 //!   bounded in number. When there are too many handshakes the oldest one gives way, so that
 //!   silent strangers cannot keep a member out.
+//! - An address whose handshakes come to nothing too often is closed before anything is computed
+//!   for it ([`Knocks`]).
 //! - Whoever begins with a version that is not spoken here is told which ones are; an answer is in
 //!   the version of its request.
 //! - One task per connection; requests are begun in the order in which they came, and a note is
 //!   dealt with before anything that came after it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::{poll_fn, Future};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
@@ -43,6 +45,9 @@ use super::{
     tune, Alarm, Bounds, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
     MAX_IN_FLIGHT,
 };
+use crate::core::config::Member;
+use crate::core::knocks::{Allowance, Knocks, Token, STRANGERS};
+use crate::core::moment::Moment;
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::{Level, Log};
@@ -53,6 +58,9 @@ pub const MAX_HANDSHAKES: usize = 64;
 
 /// The pause after the system could not accept, for instance for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
+
+/// How long the log says nothing more of addresses that are over their rate: a flood goes on.
+const OVER_RATE_QUIET: Duration = Duration::from_secs(60);
 
 /// The most verified connections that are kept for a list of this many members.
 pub const fn max_connections(members: usize) -> usize {
@@ -68,8 +76,8 @@ pub struct ListenSettings {
     pub address: String,
     /// TCP port; 0 lets the system pick one.
     pub port: u16,
-    /// How many members the list has.
-    pub members: usize,
+    /// The members of the list.
+    pub members: Vec<Member>,
     /// The other bounds.
     pub bounds: Bounds,
 }
@@ -206,7 +214,7 @@ impl Listener {
         service: Arc<S>,
     ) -> Listener {
         let (tell, bound) = watch::channel(Vec::new());
-        let gate = Arc::new(Gate::new(&settings, Arc::clone(&deps.counters)));
+        let gate = Arc::new(Gate::new(&settings, &deps));
         let log = deps.log.clone();
         let bounds = settings.bounds;
         let door = Arc::new(Door { deps, service, gate: Arc::clone(&gate), bounds });
@@ -234,9 +242,9 @@ impl Listener {
         addresses.map(|addresses| addresses.clone()).unwrap_or_default()
     }
 
-    /// Tells how many members the list has now.
-    pub fn set_members(&self, members: usize) {
-        self.gate.members.store(members, Ordering::Relaxed);
+    /// Tells which members the list has now.
+    pub fn set_members(&self, members: &[Member]) {
+        *self.gate.list() = Listed::of(members);
     }
 
     /// Verified connections at this moment.
@@ -263,18 +271,61 @@ struct Door<S> {
 struct Gate {
     handshakes: Mutex<BTreeMap<u64, AbortHandle>>,
     places: Arc<Places>,
-    members: AtomicUsize,
+    list: Mutex<Listed>,
+    knocks: Mutex<Knocks>,
+    /// The zero of the clock that `knocks` goes by.
+    since: Instant,
+    heard: Heard,
     counters: Arc<Counters>,
 }
 
+/// What a gate knows of the server list.
+struct Listed {
+    count: usize,
+    /// The addresses in it that are no names. Where a name leads is known once its member was
+    /// heard there.
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl Listed {
+    fn of(members: &[Member]) -> Listed {
+        let addresses = members.iter().filter_map(|member| member.address.parse::<IpAddr>().ok());
+        let addresses = addresses.map(|ip| ip.to_canonical()).collect();
+        Listed { count: members.len(), addresses }
+    }
+}
+
 impl Gate {
-    fn new(settings: &ListenSettings, counters: Arc<Counters>) -> Gate {
+    fn new(settings: &ListenSettings, deps: &ListenDeps) -> Gate {
         Gate {
             handshakes: Mutex::default(),
             places: Places::new(settings.bounds.spare),
-            members: AtomicUsize::new(settings.members),
-            counters,
+            list: Mutex::new(Listed::of(&settings.members)),
+            knocks: Mutex::default(),
+            since: Instant::now(),
+            heard: deps.heard.clone(),
+            counters: Arc::clone(&deps.counters),
         }
+    }
+
+    fn list(&self) -> MutexGuard<'_, Listed> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many members the list has, if one of them is at this address.
+    fn members_at(&self, ip: IpAddr) -> Option<usize> {
+        let list = self.list();
+        let is_listed = list.addresses.contains(&ip.to_canonical());
+        (is_listed || self.heard.is_at(ip)).then_some(list.count)
+    }
+
+    /// Asks for a handshake with this address; how many it may have if it had too many.
+    fn knock(&self, ip: IpAddr) -> Result<Token, Allowance> {
+        let members = self.members_at(ip);
+        let now = Moment::from_start(self.since.elapsed());
+        let mut knocks = self.knocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = knocks.take(ip, members, now);
+        token.ok_or_else(|| members.map_or(STRANGERS, Allowance::of_members))
     }
 
     /// Notes the handshake that `spawn` begins; if there are too many, the oldest one ends.
@@ -283,7 +334,7 @@ impl Gate {
             // Locked while the task is made, so that its end cannot be noted before its begin.
             let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
             handshakes.insert(serial, spawn());
-            let members = self.members.load(Ordering::Relaxed);
+            let members = self.list().count;
             if handshakes.len() > members.max(MAX_HANDSHAKES) {
                 handshakes.pop_first()
             } else {
@@ -302,11 +353,24 @@ impl Gate {
 }
 
 /// A handshake under way; it is over when this is dropped.
-struct Handshake(Arc<Gate>, u64);
+struct Handshake {
+    gate: Arc<Gate>,
+    serial: u64,
+    token: Option<Token>,
+}
+
+impl Handshake {
+    /// It ended well, and so costs its address nothing.
+    fn succeed(mut self) {
+        if let Some(token) = self.token.take() {
+            self.gate.knocks.lock().unwrap_or_else(PoisonError::into_inner).give_back(token);
+        }
+    }
+}
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.0.end(self.1);
+        self.gate.end(self.serial);
     }
 }
 
@@ -338,10 +402,17 @@ async fn accept<S: Service>(
         match accepted {
             Ok((tcp, addr)) => {
                 fail_point("accept");
+                let token = match door.gate.knock(addr.ip()) {
+                    Ok(token) => Some(token),
+                    Err(allowance) => {
+                        door.turn_away(addr, allowance);
+                        continue;
+                    }
+                };
                 serial += 1;
-                let (door, handshake) =
-                    (Arc::clone(&door), Handshake(Arc::clone(&door.gate), serial));
                 let gate = Arc::clone(&door.gate);
+                let handshake = Handshake { gate: Arc::clone(&gate), serial, token };
+                let door = Arc::clone(&door);
                 gate.begin(serial, || connections.spawn(door.receive(tcp, addr, handshake)));
             }
             // Whoever dialled is gone already; the next one may be waiting.
@@ -451,6 +522,18 @@ fn cause_of(error: &HandshakeError) -> Cause {
 }
 
 impl<S: Service> Door<S> {
+    /// Tells of a connection that is closed before anything was computed for it.
+    fn turn_away(&self, addr: SocketAddr, allowance: Allowance) {
+        self.deps.counters.count(Cause::OverRate);
+        let Allowance { burst, per_second } = allowance;
+        let line = format!(
+            "refused {addr}: too many handshakes with its address came to nothing; {burst} at once \
+             and {per_second} a second may; close the port to strangers with a firewall, and if it \
+             is a server of the list look why it is refused"
+        );
+        self.deps.log.limited_to(OVER_RATE_QUIET, Level::Warning, "refused OverRate", line);
+    }
+
     /// One connection from its first byte to its end.
     async fn receive(self: Arc<Self>, tcp: TcpStream, addr: SocketAddr, handshake: Handshake) {
         let end = self.converse(tcp, addr, handshake).await;
@@ -478,7 +561,7 @@ impl<S: Service> Door<S> {
             Ok(Err(error)) => return End::Handshake(error),
             Err(_) => return End::TooSlow("its TLS handshake"),
         };
-        drop(handshake);
+        handshake.succeed();
         self.deps.counters.accepted.fetch_add(1, Ordering::Relaxed);
         let trust = match Trust::new(newest, None, &stream) {
             Ok(trust) => trust,
@@ -690,7 +773,7 @@ impl<S: Service> Conversation<'_, S> {
         // A body always follows its header, which set the caller unless it was a foreign one.
         let Some(caller) = self.caller.clone() else { return Ok(()) };
         if caller.role == Role::Member {
-            self.door.deps.heard.note(caller.id, self.last);
+            self.door.deps.heard.note_from(caller.id, self.last, self.addr.ip());
         }
         let request = match self.request {
             (Kind::Request, request) => request,

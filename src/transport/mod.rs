@@ -17,7 +17,7 @@ mod trust;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -153,6 +153,16 @@ struct Voice {
     /// The run of the process that answers at the member's listed address, while a connection to
     /// it is up.
     at_address: Option<u64>,
+    /// Where it dialled from last.
+    dialled_from: Option<IpAddr>,
+    /// Where it answered last.
+    answered_at: Option<IpAddr>,
+}
+
+impl Voice {
+    fn at(last: Instant) -> Voice {
+        Voice { last, at_address: None, dialled_from: None, answered_at: None }
+    }
 }
 
 impl Heard {
@@ -179,14 +189,36 @@ impl Heard {
         self.voices().retain(|&id, _| keep(id));
     }
 
+    /// Whether a member of the list was heard from this address, or answered there.
+    pub fn is_at(&self, ip: IpAddr) -> bool {
+        let is = |known: Option<IpAddr>| known.is_some_and(|known| known == ip.to_canonical());
+        self.voices().values().any(|voice| is(voice.dialled_from) || is(voice.answered_at))
+    }
+
     /// Notes that this member was heard `now`, by a connection that it dialled.
     pub fn note(&self, id: ServerId, now: Instant) {
-        self.voices().entry(id).or_insert(Voice { last: now, at_address: None }).last = now;
+        self.voices().entry(id).or_insert(Voice::at(now)).last = now;
+    }
+
+    /// The same, and where it dialled from.
+    fn note_from(&self, id: ServerId, now: Instant, ip: IpAddr) {
+        let mut voices = self.voices();
+        let voice = voices.entry(id).or_insert(Voice::at(now));
+        (voice.last, voice.dialled_from) = (now, Some(ip.to_canonical()));
+    }
+
+    /// Notes where it answered.
+    fn note_answered_at(&self, id: ServerId, ip: IpAddr) {
+        if let Some(voice) = self.voices().get_mut(&id) {
+            voice.answered_at = Some(ip.to_canonical());
+        }
     }
 
     /// Notes that the member answered at its listed address `now`, and which run of it that was.
     pub fn note_answer(&self, id: ServerId, incarnation: u64, now: Instant) {
-        self.voices().insert(id, Voice { last: now, at_address: Some(incarnation) });
+        let mut voices = self.voices();
+        let voice = voices.entry(id).or_insert(Voice::at(now));
+        (voice.last, voice.at_address) = (now, Some(incarnation));
     }
 
     /// The connection to the member's address is gone.
@@ -233,11 +265,13 @@ pub enum Cause {
     TooSlow,
     /// There were too many connections or handshakes already.
     OverLimit,
+    /// Too many handshakes with its address came to nothing; see [`crate::core::knocks`].
+    OverRate,
 }
 
 impl Cause {
     /// All causes with the words that name them in metrics.
-    pub const ALL: [(Cause, &'static str); 14] = [
+    pub const ALL: [(Cause, &'static str); 15] = [
         (Cause::NoCertificate, "no_certificate"),
         (Cause::Untrusted, "untrusted"),
         (Cause::WrongSubject, "wrong_subject"),
@@ -252,6 +286,7 @@ impl Cause {
         (Cause::Version, "version"),
         (Cause::TooSlow, "too_slow"),
         (Cause::OverLimit, "over_limit"),
+        (Cause::OverRate, "over_rate"),
     ];
 }
 

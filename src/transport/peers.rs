@@ -660,6 +660,13 @@ impl Line {
         (Conversation::new(dialled, hello, &self.deps), hope)
     }
 
+    /// The peer answered here.
+    fn heard_at(&self, addr: io::Result<SocketAddr>) {
+        if let Ok(addr) = addr {
+            self.deps.heard.note_answered_at(self.member.id, addr.ip());
+        }
+    }
+
     fn heard(&mut self, incarnation: u64, now: Instant) {
         self.deps.heard.note_answer(self.member.id, incarnation, now);
         self.pause = REDIAL_MIN;
@@ -995,11 +1002,15 @@ impl Conversation {
                 let Some(header) = self.head.take() else { return Err(End::Closed) };
                 match header.kind {
                     Kind::Response => {
-                        if !std::mem::replace(&mut self.has_heard, true) {
+                        let is_first = !std::mem::replace(&mut self.has_heard, true);
+                        if is_first {
                             // The version is settled; nothing goes again.
                             self.open.iter().for_each(|open| drop(open.letter.take()));
                         }
                         line.heard(header.incarnation, now);
+                        if is_first {
+                            line.heard_at(self.wire.stream().get_ref().peer_addr());
+                        }
                         self.close(header.request, body);
                         Ok(())
                     }

@@ -12,6 +12,7 @@ mod life;
 mod listening;
 mod metrics;
 mod options;
+mod priority;
 mod secrecy;
 mod stage;
 mod startup;

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
 use kit::ats::Ats;
 use kit::fleet::{self, Fleet, Plan};
 use kit::pki::{Authority, Identity, Request};
+use kit::ports::connect_from;
 use kit::run_dir::RunDir;
 use kit::{wait, Context, Error, Result};
 use openssl::pkey::PKey;
@@ -31,7 +32,7 @@ use crate::stage::{plugin, reserve, PATIENCE, PEER_SUBJECT};
 const INTERVAL: Duration = Duration::from_secs(12);
 
 /// Silent strangers at once: more than the listener bears.
-const CROWD: usize = 80;
+const CROWD: u8 = 80;
 
 type Numbers = BTreeMap<String, i64>;
 
@@ -226,8 +227,12 @@ fn strangers_are_counted(fleet: &Fleet, index: usize, dir: &Path) -> Result<()> 
         )?;
         let _ = stream.ssl_read(&mut [0; 64]);
     }
-    let crowd =
-        (0..CROWD).map(|_| TcpStream::connect(door)).collect::<std::io::Result<Vec<_>>>()?;
+    // One address that comes too often, and then many that say nothing.
+    for _ in 0..4 * u32::from(CROWD) {
+        drop(connect_from(Ipv4Addr::new(127, 5, 0, 1), door)?);
+    }
+    let from = |number| connect_from(Ipv4Addr::new(127, 5, 1, number), door);
+    let crowd = (1..=CROWD).map(from).collect::<std::io::Result<Vec<_>>>()?;
 
     let causes = [
         "no_certificate",
@@ -241,6 +246,7 @@ fn strangers_are_counted(fleet: &Fleet, index: usize, dir: &Path) -> Result<()> 
         "version",
         "too_slow",
         "over_limit",
+        "over_rate",
     ];
     let name = |cause: &str| format!("refused_peers_{cause}");
     let after = until(ats, "every stranger to be counted", |n| {

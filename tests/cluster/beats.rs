@@ -122,7 +122,7 @@ impl Stage {
             bind_address: None,
             address: settings.address.clone(),
             port: settings.port,
-            members: 5,
+            members: fleet.members.clone(),
             bounds: Default::default(),
         };
         let deps = ListenDeps {

@@ -42,6 +42,9 @@ impl Lines {
     }
 }
 
+/// Boxes that this program has started.
+static STARTED: AtomicU64 = AtomicU64::new(0);
+
 /// What stands in for the host: takes sets as a ticket context would, and can be told to fail.
 #[derive(Default)]
 pub struct Host {
@@ -75,6 +78,9 @@ pub struct Running {
     pub lines: Arc<Lines>,
     /// How long its machine has been suspended, in seconds.
     pub slept: Arc<AtomicU64>,
+    /// The name of its threads, which no other box of this program has.
+    #[allow(dead_code)]
+    pub threads: String,
     pub runtime: Option<Runtime>,
 }
 
@@ -235,8 +241,10 @@ impl Fleet {
         tls: Tls,
         outside: Outside,
     ) -> &Running {
+        let threads = format!("box-{}", STARTED.fetch_add(1, Ordering::Relaxed));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(settings.workers)
+            .thread_name(&threads)
             .enable_all()
             .build()
             .unwrap();
@@ -255,7 +263,7 @@ impl Fleet {
         let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
         let host = Arc::new(Host::default());
         runtime.spawn(play_host(node.clone(), host.clone()));
-        let running = Running { node, host, lines, slept, runtime: Some(runtime) };
+        let running = Running { node, host, lines, slept, threads, runtime: Some(runtime) };
         self.boxes.insert(id, running);
         &self.boxes[&id]
     }

@@ -67,7 +67,7 @@ fn tell(fleet: &Fleet, runtime: &Runtime, teller: Teller) -> Listener {
         bind_address: None,
         address: "127.0.0.1".to_owned(),
         port: fleet.members[teller.id as usize - 1].port,
-        members: COUNT as usize,
+        members: fleet.members.clone(),
         bounds: Bounds::default(),
     };
     let history = teller.status.history.map_or([0; 16], HistoryId::to_bytes);

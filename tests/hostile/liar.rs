@@ -72,7 +72,7 @@ pub fn listen(fleet: &mut Fleet) -> (Runtime, Listener, Arc<Liar>) {
         bind_address: None,
         address: "127.0.0.1".to_owned(),
         port,
-        members: 5,
+        members: fleet.members.clone(),
         bounds: Default::default(),
     };
     let history = history(fleet);

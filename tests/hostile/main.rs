@@ -5,6 +5,7 @@
 //! Traffic Server makes of strangers in `tests/ats/strangers.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod cost;
 #[path = "../cluster/fleet.rs"]
 #[allow(dead_code)]
 mod fleet;

@@ -1,5 +1,6 @@
 //! A member that says what no sound box would say.
 
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use stek_share::consensus::wire::{
@@ -263,7 +264,10 @@ fn a_recorded_order_cannot_be_given_again() {
     let recorded = recorder.recorded();
     assert!(recorded.len() > 500, "{} bytes were recorded", recorded.len());
     for _ in 0..20 {
-        crate::strangers::say_in_clear(crate::insider::door(&fleet, leader), &recorded);
+        crate::strangers::say_in_clear(
+            TcpStream::connect(crate::insider::door(&fleet, leader)),
+            &recorded,
+        );
     }
     // An order that comes after them is the next one.
     let next = block_on(fleet.boxes[&leader].node.order(Order::Rotate)).unwrap();

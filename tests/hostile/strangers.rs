@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kit::pki::{Authority, Request};
+use kit::ports::connect_from;
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use stek_share::transport::listener::max_connections;
 
@@ -19,6 +20,9 @@ use crate::{reign, rotate, three_of_four, ENEMY};
 const CONNECTIONS: usize = 5_000;
 /// Connections that are held open at a time.
 const HELD: usize = 1_000;
+/// Addresses that the strangers come from, in turn: none comes so often that it would be closed
+/// unheard, up to the number that `make prove-attack` has.
+const ADDRESSES: usize = 2_000;
 /// What the process may grow by, strangers' own ends included. It is all of the cluster.
 const GROWTH_KIB: u64 = 48 * 1024;
 
@@ -33,10 +37,16 @@ fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// Where this stranger comes from.
+fn home(number: usize) -> Ipv4Addr {
+    let number = number % ADDRESSES;
+    Ipv4Addr::new(127, 4, 1 + (number / 250) as u8, 1 + (number % 250) as u8)
+}
+
 /// Says these bytes, and reads until the other side closes; what came.
-pub fn say_in_clear(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+pub fn say_in_clear(tcp: std::io::Result<TcpStream>, bytes: &[u8]) -> Vec<u8> {
     let mut got = Vec::new();
-    if let Ok(mut tcp) = TcpStream::connect(to) {
+    if let Ok(mut tcp) = tcp {
         tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let _ = tcp.write_all(bytes);
         let _ = tcp.shutdown(Shutdown::Write);
@@ -88,15 +98,16 @@ impl Recorder {
 
 /// What one stranger does; they take turns.
 fn knock(number: usize, to: SocketAddr, tls: &[SslConnector]) {
+    let tcp = connect_from(home(number), to);
     match number % 8 {
         // Bytes in clear, and bytes that begin as TLS does.
-        0..=3 => drop(say_in_clear(to, b"GET / HTTP/1.1\r\nHost: box\r\n\r\n")),
-        4 => drop(say_in_clear(to, &[22, 3, 1, 255, 255, 1, 2, 3])),
+        0..=3 => drop(say_in_clear(tcp, b"GET / HTTP/1.1\r\nHost: box\r\n\r\n")),
+        4 => drop(say_in_clear(tcp, &[22, 3, 1, 255, 255, 1, 2, 3])),
         // Comes and goes.
-        5 | 6 => drop(TcpStream::connect(to)),
+        5 | 6 => drop(tcp),
         // TLS without a certificate, with a stranger's, and with a wrong subject.
         _ => {
-            let Ok(tcp) = TcpStream::connect(to) else { return };
+            let Ok(tcp) = tcp else { return };
             tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             let config = tls[number / 8 % tls.len()].configure().unwrap();
             let config = config.verify_hostname(false).use_server_name_indication(false);
@@ -142,7 +153,7 @@ fn a_storm_of_connections_and_a_thousand_held_change_nothing() {
 
     // Held open by those who come and say nothing: the box lets go of them, they do not.
     let begun = Instant::now();
-    let held: Vec<TcpStream> = (0..HELD).map(|_| TcpStream::connect(to).unwrap()).collect();
+    let held: Vec<TcpStream> = (0..HELD).map(|n| connect_from(home(n), to).unwrap()).collect();
     let bound = max_connections(ENEMY as usize) + stek_share::transport::listener::MAX_HANDSHAKES;
     wait_for(
         "the box to keep no more of them than it should",
@@ -172,6 +183,13 @@ fn a_storm_of_connections_and_a_thousand_held_change_nothing() {
         }
     });
     let took = begun.elapsed();
+    // Each was judged by what it showed, not by how often its address came.
+    let refused = fleet.boxes[&leader].node.status().refused_peers;
+    let count = |word: &str| refused.iter().find(|(w, _)| w == word).map_or(0, |(_, n)| *n);
+    let judged = count("not_our_tls") + count("no_certificate") + count("untrusted");
+    let judged = usize::try_from(judged + count("wrong_subject")).unwrap();
+    assert_eq!(count("over_rate"), 0, "{refused:?}");
+    assert!(judged >= connections / 2, "{judged} of {connections}: {refused:?}");
     let grown = peak.0.saturating_sub(rss);
     println!(
         "{connections} connections and {HELD} held in {took:?}: {grown} KiB more at most, {} \

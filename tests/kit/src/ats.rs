@@ -233,9 +233,24 @@ pub struct Usage {
 /// # Errors
 /// When there is none with this id.
 pub fn cpu_of(pid: u32) -> Result<Duration> {
+    cpu_of_tasks(pid, |_| true)
+}
+
+/// The same of those threads that have this name, of which the kernel keeps 15 bytes.
+///
+/// # Errors
+/// When there is none with this id.
+pub fn cpu_of_threads(pid: u32, name: &str) -> Result<Duration> {
+    cpu_of_tasks(pid, |task| {
+        fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    })
+}
+
+fn cpu_of_tasks(pid: u32, counts: impl Fn(&Path) -> bool) -> Result<Duration> {
     // The kernel counts nanoseconds here; the ticks in `stat` are too coarse for an idle box.
     let nanos = fs::read_dir(format!("/proc/{pid}/task"))?.flatten().filter_map(|task| {
-        let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let task = task.path();
+        let times = fs::read_to_string(task.join("schedstat")).ok().filter(|_| counts(&task))?;
         times.split_whitespace().next()?.parse::<u64>().ok()
     });
     Ok(Duration::from_nanos(nanos.sum()))

@@ -1,9 +1,12 @@
 //! Loopback ports that nobody else gets, neither another test of this process nor another process.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::{self as unix, UnixListener};
 use std::sync::Mutex;
+
+use socket2::{Domain, Socket, Type};
 
 use crate::sys::lock;
 use crate::{Error, Result};
@@ -30,7 +33,7 @@ pub fn take() -> Result<u16> {
     for step in 0..span {
         let offset = (start + step) % span;
         let port = FIRST + u16::try_from(offset).unwrap_or(0);
-        let name = SocketAddr::from_abstract_name(format!("stek_share-kit-port-{port}"))?;
+        let name = unix::SocketAddr::from_abstract_name(format!("stek_share-kit-port-{port}"))?;
         let Ok(claim) = UnixListener::bind_addr(&name) else { continue };
         // Programs that know nothing of the claims may sit on the port too.
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
@@ -47,4 +50,15 @@ pub fn take() -> Result<u16> {
 /// When the whole range is taken.
 pub fn take_many(count: usize) -> Result<Vec<u16>> {
     (0..count).map(|_| take()).collect()
+}
+
+/// Connects from this address of loopback: a stranger of many, each of whom has one of its own.
+///
+/// # Errors
+/// As connect(2).
+pub fn connect_from(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    socket.connect(&to.into())?;
+    Ok(socket.into())
 }
