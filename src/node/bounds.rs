@@ -135,3 +135,59 @@ fn refuse(shared: &Shared, from: ServerId, what: &str) -> Result<(), Unable> {
     shared.log.limited(Level::Warning, "not believed", line);
     Err(Unable::Malformed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::config::Member;
+    use crate::node::bench::Bench;
+    use std::sync::Arc;
+
+    fn ids(of: &[u32]) -> BTreeSet<ServerId> {
+        of.iter().map(|id| ServerId(*id)).collect()
+    }
+
+    fn enlist(agreed: &mut Agreed, version: u64, of: &[u32]) {
+        let member = |id: &u32| Member {
+            id: ServerId(*id),
+            address: "a".into(),
+            port: *id as u16,
+            subject: None,
+        };
+        let members: Vec<Member> = of.iter().map(member).collect();
+        agreed.apply(Command::Enlist(Roster::new(version, &members).unwrap())).unwrap();
+    }
+
+    /// The leader's snapshot is of between two changes that this server missed: of the list before
+    /// are the voters, and the newest one has not come to vote yet.
+    #[tokio::test]
+    async fn voters_of_a_list_that_this_server_missed_are_known_by_the_state_that_comes_with_them()
+    {
+        let bench = Bench::new();
+        let running = bench.running(None).await;
+        let shared = &bench.shared;
+        shared.quarantine.send_replace(Quarantine::Lifted);
+        let mut agreed = Agreed::default();
+        enlist(&mut agreed, 1, &[1, 2, 3]);
+        shared.views.send_modify(|view| view.agreed = Arc::new(agreed.clone()));
+        enlist(&mut agreed, 2, &[2, 3, 4]);
+        enlist(&mut agreed, 3, &[1, 2, 3, 4]);
+        let snapshot = |voters: &[u32]| WireSnapshot {
+            vote: (Default::default(), true),
+            last: None,
+            membership_at: None,
+            membership: WireMembership { configs: vec![ids(voters)], members: ids(voters) },
+            id: String::new(),
+            agreed: agreed.clone(),
+            current_age_ms: 0,
+            staged_age_ms: 0,
+        };
+        let admits = |voters| admit_snapshot(shared, &running, ServerId(2), &snapshot(voters));
+        for listed in [&[1, 2, 3][..], &[2, 3, 4], &[1, 2, 3, 4]] {
+            assert_eq!(admits(listed), Ok(()), "{listed:?}");
+        }
+        for never in [&[2][..], &[3, 4], &[2, 3]] {
+            assert_eq!(admits(never), Err(Unable::Malformed), "{never:?}");
+        }
+    }
+}
