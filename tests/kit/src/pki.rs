@@ -22,10 +22,12 @@ use openssl::x509::{X509Builder, X509Name, X509NameRef, X509};
 
 use crate::{Context, Error, Result};
 
-/// One hour in seconds: how far certificates reach into the past and bad ones miss the present.
+/// One hour in seconds: how far bad certificates miss the present.
 const HOUR: i64 = 3600;
 /// One day in seconds.
 const DAY: i64 = 24 * HOUR;
+/// How far certificates reach into the past, in seconds: a wall clock may be set back by hours.
+const GOOD_SINCE: i64 = DAY;
 /// How long certificates are good, in seconds: one that expires soon is worth a warning.
 const GOOD_FOR: i64 = 365 * DAY;
 
@@ -58,7 +60,7 @@ impl Request {
             subject: subject.into(),
             purposes: vec![Purpose::Server, Purpose::Client],
             names: vec!["localhost".into(), "127.0.0.1".into()],
-            from: -HOUR,
+            from: -GOOD_SINCE,
             to: GOOD_FOR,
             is_rsa: false,
         }
@@ -125,7 +127,7 @@ impl Identity {
     pub fn self_signed(subject: &str) -> Result<Self> {
         let key = new_key()?;
         let name = parse_subject(subject)?;
-        let mut builder = start(&name, &name, &key, -HOUR, GOOD_FOR)?;
+        let mut builder = start(&name, &name, &key, -GOOD_SINCE, GOOD_FOR)?;
         builder.append_extension(BasicConstraints::new().critical().ca().build()?)?;
         builder.sign(&key, MessageDigest::sha256())?;
         Ok(Self { certificate: builder.build(), key })
@@ -178,7 +180,7 @@ impl Authority {
     pub fn new(subject: &str) -> Result<Self> {
         let key = new_key()?;
         let name = parse_subject(subject)?;
-        let mut builder = start(&name, &name, &key, -HOUR, GOOD_FOR)?;
+        let mut builder = start(&name, &name, &key, -GOOD_SINCE, GOOD_FOR)?;
         builder.append_extension(BasicConstraints::new().critical().ca().build()?)?;
         let usage = KeyUsage::new().critical().key_cert_sign().crl_sign().build()?;
         builder.append_extension(usage)?;
