@@ -92,12 +92,13 @@ fn knows_nothing(shared: &Shared, running: &Running) -> bool {
     is_first_membership(running) || *shared.quarantine.borrow() != Quarantine::Lifted
 }
 
-/// Whether each set of voters is that of a list: one of `listed`, one that the group had, by what
-/// this server knows or by the state that comes with it (of the lists that this server missed the
-/// last one may not have come to vote yet), the one of this server's file, or the one that counts
-/// at present. A change goes from the voters of one list to those of another, with lists in between
-/// that never came to vote, so that no more can be said of which two they are. Learners do not
-/// vote; how many there are is bounded.
+/// Whether each set of voters is believable: that of a list that the group had, by what this server
+/// knows or by the state that comes with it (of the lists that this server missed the last one may
+/// not have come to vote yet), or [`near`] one of `listed`, the one of this server's file and the
+/// ones that count at present. More cannot be asked: a change goes from the voters of one list to
+/// those of another, with lists in between that never came to vote, and servers that founded the
+/// group with files that differ began with voters that differ. Learners do not vote; how many there
+/// are is bounded.
 fn admit_membership(
     shared: &Shared,
     running: &Running,
@@ -109,22 +110,28 @@ fn admit_membership(
     let agreed = shared.views.borrow().agreed.clone();
     let present = running.raft.server_metrics().borrow().membership_config.clone();
     let present = present.membership().get_joint_config();
-    let file = || shared.settings().members.iter().map(|member| member.id).collect();
+    let file: BTreeSet<_> = shared.settings().members.iter().map(|member| member.id).collect();
     let is_known = |voters: &BTreeSet<ServerId>| {
-        listed.contains(voters)
-            || present.contains(voters)
-            || agreed.has_had(voters)
+        agreed.has_had(voters)
             || told.is_some_and(|told| told.has_had(voters))
-            || *voters == file()
+            || listed.iter().chain(present).chain([&file]).any(|list| near(voters, list))
     };
     match membership.configs.iter().find(|voters| !is_known(voters)) {
         None => Ok(()),
         Some(voters) => {
             let ids: Vec<String> = voters.iter().take(MAX_NAMED).map(ServerId::to_string).collect();
-            let what = format!("voters that no server list has ({})", ids.join(", "));
+            let what = format!("voters that are far from every server list ({})", ids.join(", "));
             refuse(shared, from, &what)
         }
     }
+}
+
+/// Whether these voters are a list or a little more or less: the members of `list` among them are
+/// more than half of both. Those alone can elect a leader then, who makes them the agreed list's
+/// again; and nobody can make itself one of a few.
+fn near(voters: &BTreeSet<ServerId>, list: &BTreeSet<ServerId>) -> bool {
+    let common = voters.intersection(list).count();
+    2 * common > voters.len() && 2 * common > list.len()
 }
 
 fn refuse(shared: &Shared, from: ServerId, what: &str) -> Result<(), Unable> {
@@ -170,8 +177,8 @@ mod tests {
         let mut agreed = Agreed::default();
         enlist(&mut agreed, 1, &[1, 2, 3]);
         shared.views.send_modify(|view| view.agreed = Arc::new(agreed.clone()));
-        enlist(&mut agreed, 2, &[2, 3, 4]);
-        enlist(&mut agreed, 3, &[1, 2, 3, 4]);
+        enlist(&mut agreed, 2, &[4, 5, 6]);
+        enlist(&mut agreed, 3, &[7, 8, 9]);
         let snapshot = |voters: &[u32]| WireSnapshot {
             vote: (Default::default(), true),
             last: None,
@@ -183,11 +190,22 @@ mod tests {
             staged_age_ms: 0,
         };
         let admits = |voters| admit_snapshot(shared, &running, ServerId(2), &snapshot(voters));
-        for listed in [&[1, 2, 3][..], &[2, 3, 4], &[1, 2, 3, 4]] {
+        for listed in [&[1, 2, 3][..], &[4, 5, 6], &[7, 8, 9], &[1, 2], &[7, 8, 9, 10]] {
             assert_eq!(admits(listed), Ok(()), "{listed:?}");
         }
-        for never in [&[2][..], &[3, 4], &[2, 3]] {
+        for never in [&[2][..], &[4, 5], &[3, 4, 7], &[1, 2, 3, 5, 6, 7]] {
             assert_eq!(admits(never), Err(Unable::Malformed), "{never:?}");
+        }
+    }
+
+    #[test]
+    fn voters_are_near_a_list_whose_members_can_elect_without_the_others() {
+        let list = ids(&[1, 2, 3, 4, 5]);
+        for voters in [&[1, 2, 3, 4, 5][..], &[1, 2, 3], &[1, 2, 3, 6, 7], &[1, 2, 3, 4, 5, 6]] {
+            assert!(near(&ids(voters), &list), "{voters:?}");
+        }
+        for voters in [&[][..], &[4], &[1, 2], &[1, 2, 3, 6, 7, 8], &[6, 7, 8]] {
+            assert!(!near(&ids(voters), &list), "{voters:?}");
         }
     }
 }

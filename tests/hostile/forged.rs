@@ -130,7 +130,7 @@ fn nobody_makes_itself_the_only_voter() {
             assert!(refused, "{answer:?}");
         }
     }
-    assert!(fleet.boxes[&1].lines.has("voters that no server list has"));
+    assert!(fleet.boxes[&1].lines.has("voters that are far from every server list"));
     is_well(&mut fleet, before);
 }
 
