@@ -45,6 +45,10 @@ IMPORT(struct tsapi_cont *, TSContCreate,
        struct tsapi_mutex *);
 IMPORT(void, TSLifecycleHookAdd, "_Z18TSLifecycleHookAdd17TSLifecycleHookIDP10tsapi_cont", int,
        struct tsapi_cont *);
+IMPORT(void, TSHttpHookAdd, "_Z13TSHttpHookAdd12TSHttpHookIDP10tsapi_cont", int,
+       struct tsapi_cont *);
+IMPORT(void *, TSVConnSslConnectionGet, "_Z23TSVConnSslConnectionGetP10tsapi_cont", void *);
+IMPORT(void, TSVConnReenable, "_Z15TSVConnReenableP10tsapi_cont", void *);
 IMPORT(const char *, TSInstallDirGet, "_Z15TSInstallDirGetv", void);
 IMPORT(const char *, TSConfigDirGet, "_Z14TSConfigDirGetv", void);
 IMPORT(const char *, TSTrafficServerVersionGet, "_Z25TSTrafficServerVersionGetv", void);
@@ -169,6 +173,34 @@ bool stek_ats_on_lifecycle(enum stek_ats_hook hook, stek_ats_handler handler)
     }
     HOST(TSLifecycleHookAdd)((int)hook, cont);
     return true;
+}
+
+bool stek_ats_on_client_hello(enum stek_ats_hello_hook hook, stek_ats_handler handler)
+{
+    struct tsapi_cont *cont;
+
+    if (HOST(TSContCreate) == NULL || HOST(TSHttpHookAdd) == NULL ||
+        HOST(TSVConnSslConnectionGet) == NULL || HOST(TSVConnReenable) == NULL) {
+        return false;
+    }
+    cont = HOST(TSContCreate)(handler, NULL);
+    if (cont == NULL) {
+        return false;
+    }
+    HOST(TSHttpHookAdd)((int)hook, cont);
+    return true;
+}
+
+void *stek_ats_ssl(void *connection)
+{
+    return HOST(TSVConnSslConnectionGet) != NULL ? HOST(TSVConnSslConnectionGet)(connection) : NULL;
+}
+
+void stek_ats_reenable(void *connection)
+{
+    if (HOST(TSVConnReenable) != NULL) {
+        HOST(TSVConnReenable)(connection);
+    }
 }
 
 const char *stek_ats_install_dir(void)

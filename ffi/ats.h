@@ -61,6 +61,27 @@ bool stek_ats_ticket_key_update(char *data, int len);
 /* TSLifecycleHookAdd with a new continuation without a mutex, which is what these hooks want. */
 bool stek_ats_on_lifecycle(enum stek_ats_hook hook, stek_ats_handler handler);
 
+/* The hook at each ClientHello, before OpenSSL decides about resumption, by the host's numbers
+ * (TSHttpHookID, TS_SSL_CLIENT_HELLO_HOOK). They differ from one version to another. */
+enum stek_ats_hello_hook {
+    STEK_ATS_CLIENT_HELLO_9 = 19,
+    STEK_ATS_CLIENT_HELLO_10 = 22,
+};
+
+/* The number of its event (TS_EVENT_SSL_CLIENT_HELLO), the same in all versions. Its data is the
+ * connection. */
+enum { STEK_ATS_CLIENT_HELLO_EVENT = 60207 };
+
+/* TSHttpHookAdd with a new continuation without a mutex. False, and nothing added, where the host
+ * lacks one of the functions that the handler needs. */
+bool stek_ats_on_client_hello(enum stek_ats_hello_hook hook, stek_ats_handler handler);
+
+/* TSVConnSslConnectionGet: the connection's SSL, OpenSSL's structure; NULL if it has none. */
+void *stek_ats_ssl(void *connection);
+
+/* TSVConnReenable: lets the handshake go on, which waits at the hook. */
+void stek_ats_reenable(void *connection);
+
 /* TSInstallDirGet, TSConfigDirGet, TSTrafficServerVersionGet. NULL if the host cannot say; the
  * string belongs to the host and stays. */
 const char *stek_ats_install_dir(void);

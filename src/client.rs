@@ -34,6 +34,7 @@ pub use crate::core::box_status::{
     ListStatus, MemberStatus, Role,
 };
 pub use crate::core::rotation::Order;
+pub use crate::core::ticket_scope::TicketScope;
 
 /// How long a question about a box's status may take unless the caller knows better: a dial to a
 /// host that is down takes the longest, 3 s.

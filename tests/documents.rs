@@ -29,7 +29,8 @@ fn read(name: &str) -> String {
 
 /// Every Markdown file of the repository, by its path from the root.
 fn pages() -> Vec<String> {
-    let mut found = vec!["README.md".to_owned(), "CHANGELOG.md".to_owned()];
+    let mut found =
+        vec!["README.md".to_owned(), "CHANGELOG.md".to_owned(), "SECURITY.md".to_owned()];
     let mut todo = vec![PathBuf::from("docs"), PathBuf::from("packaging")];
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(Path::new(ROOT).join(&dir)).unwrap().flatten() {

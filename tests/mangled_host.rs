@@ -83,7 +83,7 @@ fn host(names: Names) -> &'static Path {
             .arg("-o")
             .arg(&program)
             .arg(source)
-            .arg("-ldl")
+            .args(["-ldl", "-Wl,--no-as-needed", "-lssl", "-lcrypto"])
             .output()
             .expect("a C++ compiler");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
@@ -205,6 +205,70 @@ fn assert_metrics_are_made(life: &Life) {
     let names: Vec<String> = METRICS.iter().map(Metric::host_name).collect();
     assert_eq!(early.collect::<Vec<_>>(), names);
     assert_eq!(life.count("made plugin."), names.len(), "{:?}", life.0);
+}
+
+/// Adds an option to the configuration of [`one_box`].
+fn option(scratch: &Scratch, line: &str) -> PathBuf {
+    let text = fs::read_to_string(scratch.0.join("conf.yaml")).expect("a configuration");
+    scratch.write("conf.yaml", format!("{text}{line}\n"))
+}
+
+#[test]
+fn each_client_hello_goes_on_once_and_sessions_stay_with_their_site() {
+    for names in BOTH {
+        let scratch = Scratch::new(&format!("sites-{names:?}"));
+        let config = one_box(&scratch);
+        let tls = [("HOST_TLS", scratch.0.to_str().unwrap())];
+        let life = Life::of(names, &[&config], &tls);
+        life.has_no("ticket_scope");
+        let added = life.has("hook at a ClientHello: right");
+        assert!(added < life.has("TSPluginInit returned"), "{:?}", life.0);
+        assert_eq!(life.count("hook at a ClientHello"), 1);
+        life.has("TLS to a.test at first: in full, went on 1 time(s)");
+        life.has("TLS to a.test again: resumed, went on 1 time(s)");
+        life.has("TLS to A.TEST. in other letters: resumed, went on 1 time(s)");
+        life.has("TLS to b.test with another's session: in full, went on 1 time(s)");
+
+        let config = option(&scratch, "ticket_scope: host");
+        let life = Life::of(names, &[&config], &tls);
+        life.has_no("hook at a ClientHello");
+        life.has("TLS to b.test with another's session: resumed, went on 0 time(s)");
+    }
+}
+
+#[test]
+fn a_late_start_binds_sessions_from_then_on_if_that_is_wanted() {
+    for (scope, words) in [("site", "in full"), ("host", "resumed")] {
+        let scratch = Scratch::new(&format!("late-sites-{scope}"));
+        one_box(&scratch);
+        let good = option(&scratch, &format!("ticket_scope: {scope}"));
+        let config = scratch.write("bad.yaml", "server_id: many\n");
+        let mut environment = vec![("HOST_TLS", scratch.0.to_str().unwrap()), ("HOST_KEYS", "0")];
+        let life = Life::of(Names::Mangled, &[&config], &environment);
+        life.has("hook at a ClientHello: right");
+        life.has("TLS to b.test with another's session: resumed, went on 1 time(s)");
+
+        environment.extend([
+            ("HOST_MESSAGE", "reload"),
+            ("HOST_FILE", config.to_str().unwrap()),
+            ("HOST_FILE_BECOMES", good.to_str().unwrap()),
+        ]);
+        let life = Life::of(Names::Mangled, &[&config], &environment);
+        life.has(&format!("TLS to b.test with another's session: {words}, went on 1 time(s)"));
+    }
+}
+
+#[test]
+fn a_host_whose_hooks_are_unknown_is_left_alone_and_told_of() {
+    let scratch = Scratch::new("unknown-hooks");
+    let config = one_box(&scratch);
+    let environment = [("HOST_VERSION", "12.0.0"), ("HOST_TLS", scratch.0.to_str().unwrap())];
+    let life = Life::of(Names::Mangled, &[&config], &environment);
+    life.has_no("hook at a ClientHello");
+    life.has("WARNING: [stek_share] ticket_scope: site has no effect in Traffic Server 12.0.0");
+    life.has("TLS to b.test with another's session: resumed, went on 0 time(s)");
+    option(&scratch, "ticket_scope: host");
+    Life::of(Names::Mangled, &[&config], &environment).has_no("ticket_scope");
 }
 
 #[test]

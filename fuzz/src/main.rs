@@ -10,6 +10,7 @@
 
 mod commands;
 mod frames;
+mod hello;
 mod memory;
 mod messages;
 mod seeds;
@@ -40,7 +41,7 @@ const MIB: usize = 1 << 20;
 /// for each level on which there are lists.
 const CLAIMED: usize = 4 * MIB;
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 11] = [
     Target { name: "frame", judge: frames::whole, bound: (4 * KIB, 4) },
     // A claimed length is honoured up to the longest frame, three times: read, written, reference.
     Target { name: "stream", judge: frames::stream, bound: (4 * MIB, 16) },
@@ -52,6 +53,7 @@ const TARGETS: [Target; 10] = [
     Target { name: "state", judge: state::content, bound: (CLAIMED, 64) },
     Target { name: "subject", judge: subjects::compare, bound: (64 * KIB, 200) },
     Target { name: "verb", judge: verbs::parse, bound: (4 * KIB, 64) },
+    Target { name: "hello", judge: hello::name, bound: (KIB, 4) },
 ];
 
 fn target() -> &'static Target {

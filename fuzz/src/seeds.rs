@@ -87,11 +87,10 @@ fn list() -> Roster {
 
 /// What a history of so many generations consists of.
 fn story(generations: u64) -> Vec<Command> {
-    let mut commands =
-        vec![
-            Command::Key(KeyCommand::Found { history: history(), epoch: 1, from: None }),
-            Command::Enlist(list()),
-        ];
+    let mut commands = vec![
+        Command::Key(KeyCommand::Found { history: history(), epoch: 1, from: None }),
+        Command::Enlist(list()),
+    ];
     for g in 1..=generations {
         let stage = KeyCommand::Stage { held: held(g), revokes: g == 3 };
         let activate = KeyCommand::Activate { generation: Generation(g), keep: 2 };
@@ -259,6 +258,19 @@ fn names() -> Vec<Vec<u8>> {
     ]
 }
 
+/// A server_name extension, and ClientHellos with one, alone and behind another extension.
+fn hellos() -> Vec<Vec<u8>> {
+    let name = b"\0\x0c\0\0\x09site.test";
+    let own = [&[0, 0, 0, 14][..], name].concat();
+    let hello = |extensions: &[u8]| {
+        let head = [&[1, 0, 0, 0, 3, 3][..], &[7; 32], b"\x02id\0\x02\x13\x01\x01\0"].concat();
+        let len = u16::try_from(extensions.len()).expect("short").to_be_bytes();
+        [&head[..], &len, extensions].concat()
+    };
+    let behind = [&[0, 43, 0, 3, 2, 3, 4][..], &own].concat();
+    vec![name.to_vec(), hello(&own), hello(&behind)]
+}
+
 /// Writes the seeds of each target into a directory of its name under `dir`.
 pub fn write(dir: &Path) {
     let bytes = |message| encode(message).expect("it can be encoded").to_vec();
@@ -286,6 +298,7 @@ pub fn write(dir: &Path) {
         ("state", [&saved[..], &[vec![8, 0, 9, 1], vec![0; 70]]].concat()),
         ("subject", names()),
         ("verb", verbs.to_vec()),
+        ("hello", hellos()),
     ] {
         let dir = dir.join(target);
         fs::create_dir_all(&dir).expect("a directory");

@@ -15,6 +15,7 @@ use super::config::MAX_MEMBERS;
 use super::key_ring::{Generation, HistoryId, MAX_KEYS};
 use super::server_id::ServerId;
 use super::stek::Fingerprint;
+use super::ticket_scope::TicketScope;
 
 /// The most characters of one text in a status; a certificate's subject is the longest.
 pub const MAX_WORDS: usize = 1024;
@@ -237,8 +238,8 @@ impl fmt::Display for Hint {
                 f,
                 "ssl_multicert.config line {line} has a dest_ip other than *: some versions of \
                  Traffic Server give its sites ticket keys of their own (apache/trafficserver issue \
-                 8734), and in all others their sessions resume only on boxes whose lines are of \
-                 the same kind; tell sites apart by server name"
+                 8734), and with ticket_scope: host their sessions resume only on boxes whose \
+                 lines are of the same kind; tell sites apart by server name"
             ),
             Hint::Unlocked(errno) => write!(
                 f,
@@ -275,6 +276,8 @@ pub struct HostStatus {
     /// The first 8 hex digits of SHA-256 over the file of `proxy.config.ssl.CA.cert.filename`,
     /// which is part of what a session is bound to; `None` if the record is unset.
     pub ca_digest: Option<String>,
+    /// What sessions are bound to, in effect; `None` where there is no Traffic Server.
+    pub ticket_scope: Option<TicketScope>,
 }
 
 /// See the module's head.

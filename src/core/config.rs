@@ -23,12 +23,13 @@ use self::reader::{Given, Numbers, Reader};
 use self::yaml::{Node, Places};
 use super::roster::MAX_SUBJECT;
 use super::server_id::ServerId;
+use super::ticket_scope::TicketScope;
 
 pub use self::problem::{printable, Problem, Severity};
 pub use self::yaml::MAX_TEXT;
 
 /// Every option of the server configuration, the original's sixteen first.
-pub const OPTIONS: [&str; 22] = [
+pub const OPTIONS: [&str; 23] = [
     "server_id",
     "address",
     "port",
@@ -51,6 +52,7 @@ pub const OPTIONS: [&str; 22] = [
     "ticket_keys",
     "max_key_age",
     "state_dir",
+    "ticket_scope",
 ];
 
 /// Every field of an entry of the server list.
@@ -159,6 +161,8 @@ pub struct Settings {
     pub max_key_age: Duration,
     /// `state_dir`, if given: the group's keys are kept there, sealed.
     pub state_dir: Option<PathBuf>,
+    /// `ticket_scope`: which connections resume a session.
+    pub ticket_scope: TicketScope,
     /// `root_cert_file`, resolved.
     pub root_cert_file: PathBuf,
     /// `server_cert_file`, resolved.
@@ -205,6 +209,7 @@ pub struct Conf {
     ticket_keys: Option<usize>,
     max_key_age: Option<Duration>,
     state_dir: Option<Option<PathBuf>>,
+    ticket_scope: Option<TicketScope>,
     /// Whether there is no error in the file.
     usable: bool,
     places: Places,
@@ -410,6 +415,7 @@ impl Conf {
             ticket_keys: self.ticket_keys?,
             max_key_age: self.max_key_age?,
             state_dir: self.state_dir?,
+            ticket_scope: self.ticket_scope?,
             root_cert_file: paths.root_cert_file,
             server_cert_file: paths.server_cert_file,
             server_key_file: paths.server_key_file,
@@ -480,6 +486,7 @@ fn conf_of(text: &str, file: &str, pairs: &[(Node, Node)], problems: &mut Vec<Pr
     let server_key_file = path(&mut r, "server_key_file", "the key of this server's certificate");
     let cert_verify_str = cert_verify_str(&mut r);
     let state_dir = state_dir(&mut r);
+    let ticket_scope = ticket_scope(&mut r);
     Conf {
         file: file.to_owned(),
         server_id,
@@ -502,6 +509,7 @@ fn conf_of(text: &str, file: &str, pairs: &[(Node, Node)], problems: &mut Vec<Pr
         ticket_keys,
         max_key_age,
         state_dir,
+        ticket_scope,
         usable: !problems.iter().any(Problem::is_error),
         places,
     }
@@ -612,6 +620,21 @@ fn state_dir(r: &mut Reader<'_>) -> Option<Option<PathBuf>> {
             debug_assert!(matches!(wrong, Given::Wrong));
             None
         }
+    }
+}
+
+/// `ticket_scope`: one of two words.
+fn ticket_scope(r: &mut Reader<'_>) -> Option<TicketScope> {
+    let (name, remedy) =
+        ("ticket_scope", "give site or host, or remove the line, which means site");
+    match r.text(name, remedy) {
+        Given::Nothing => Some(TicketScope::Site),
+        Given::Wrong => None,
+        Given::Value(word) => TicketScope::parse(&word).or_else(|| {
+            let problem = r.error(name, "is neither site nor host", remedy);
+            r.problems.push(problem);
+            None
+        }),
     }
 }
 

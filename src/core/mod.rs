@@ -17,3 +17,4 @@ pub mod roster;
 pub mod rotation;
 pub mod server_id;
 pub mod stek;
+pub mod ticket_scope;

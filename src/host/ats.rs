@@ -154,6 +154,43 @@ pub fn on_lifecycle(moment: Lifecycle, handler: Handler) -> bool {
     unsafe { sys::stek_ats_on_lifecycle(hook, Some(handler)) }
 }
 
+/// Has `handler` called at each ClientHello of a client over TCP, on the thread that serves it
+/// (`TSHttpHookAdd`). The handshake waits until [`go_on`]. For TSPluginInit only. False if this
+/// version of the host is not known to have the hook.
+pub fn on_client_hello(handler: Handler) -> bool {
+    let Some(hook) = version().as_deref().and_then(hello_hook) else { return false };
+    // SAFETY: the handler is a function of this library, which is never unmapped.
+    unsafe { sys::stek_ats_on_client_hello(hook, Some(handler)) }
+}
+
+/// The number of the hook at a ClientHello in this version of the host. A wrong one would be
+/// another hook, so that none is guessed.
+fn hello_hook(version: &str) -> Option<sys::stek_ats_hello_hook> {
+    match version.split('.').next()?.parse::<u32>().ok()? {
+        9 => Some(sys::STEK_ATS_CLIENT_HELLO_9),
+        10 | 11 => Some(sys::STEK_ATS_CLIENT_HELLO_10),
+        _ => None,
+    }
+}
+
+/// The SSL of a connection (`TSVConnSslConnectionGet`), null if it has none.
+///
+/// # Safety
+/// `connection` is what the host hands over with the event of [`on_client_hello`].
+pub unsafe fn ssl_of(connection: *mut c_void) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { sys::stek_ats_ssl(connection) }
+}
+
+/// Lets a handshake go on (`TSVConnReenable`). Once for each event.
+///
+/// # Safety
+/// As [`ssl_of`]; the connection may be gone afterwards.
+pub unsafe fn go_on(connection: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe { sys::stek_ats_reenable(connection) }
+}
+
 /// The first [`MAX_MESSAGE`] bytes of an operator's message, and how many there were; `None` if it
 /// is for another plugin.
 ///
@@ -299,6 +336,21 @@ mod tests {
     }
 
     #[test]
+    fn the_hook_at_a_client_hello_is_known_for_known_versions_only() {
+        for (version, hook) in [
+            ("9.2.9", Some(19)),
+            ("10.2.1", Some(22)),
+            ("11.0.0", Some(22)),
+            ("12.0.0", None),
+            ("8.1.11", None),
+            ("", None),
+            ("x", None),
+        ] {
+            assert_eq!(hello_hook(version), hook, "{version:?}");
+        }
+    }
+
+    #[test]
     fn without_a_host_every_call_says_so() {
         assert!(!register());
         assert_eq!(ticket_key_update(&[1; STEK_LEN]), Err(Rejected::Host));
@@ -308,5 +360,9 @@ mod tests {
         assert_eq!(record_string("proxy.config.ssl.server.ticket_key.filename"), None);
         assert_eq!(record_int("proxy.config.ssl.server.session_ticket.enable"), None);
         assert_eq!(Stat::new("x").0, -1);
+        unsafe extern "C" fn never(_: *mut sys::tsapi_cont, _: c_int, _: *mut c_void) -> c_int {
+            0
+        }
+        assert!(!on_client_hello(never));
     }
 }

@@ -365,6 +365,7 @@ fn changes(old: &Settings, new: &Settings) -> Vec<String> {
         ("ticket_keys", old.ticket_keys != new.ticket_keys),
         ("max_key_age", old.max_key_age != new.max_key_age),
         ("state_dir", old.state_dir != new.state_dir),
+        ("ticket_scope", old.ticket_scope != new.ticket_scope),
         ("root_cert_file", old.root_cert_file != new.root_cert_file),
         ("server_cert_file", old.server_cert_file != new.server_cert_file),
         ("server_key_file", old.server_key_file != new.server_key_file),
@@ -374,10 +375,10 @@ fn changes(old: &Settings, new: &Settings) -> Vec<String> {
     options.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()).collect()
 }
 
-/// Those among them that a running box cannot follow: its threads, and the place of what it
-/// remembers, are settled at start.
+/// Those among them that a running box cannot follow: its threads, the place of what it remembers
+/// and its hooks in the host are settled at start.
 fn at_restart(old: &Settings, new: &Settings) -> Vec<String> {
-    const FIXED: [&str; 2] = ["asio_thread_pool_size", "state_dir"];
+    const FIXED: [&str; 3] = ["asio_thread_pool_size", "state_dir", "ticket_scope"];
     let mut changed = changes(old, new);
     changed.retain(|name| FIXED.contains(&name.as_str()));
     changed
@@ -458,6 +459,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
+    use crate::core::ticket_scope::TicketScope;
     use crate::journal::Journal;
 
     #[derive(Default)]
@@ -564,12 +566,14 @@ mod tests {
         let new = Settings {
             workers: old.workers + 1,
             key_update_interval: old.key_update_interval * 2,
+            ticket_scope: TicketScope::Host,
             members: Vec::new(),
             ..old.clone()
         };
-        let names = ["asio_thread_pool_size", "key_update_interval", "server_list_file"];
+        let names =
+            ["asio_thread_pool_size", "key_update_interval", "ticket_scope", "server_list_file"];
         assert_eq!(changes(&old, &new), names);
-        assert_eq!(at_restart(&old, &new), ["asio_thread_pool_size"]);
+        assert_eq!(at_restart(&old, &new), ["asio_thread_pool_size", "ticket_scope"]);
     }
 
     fn settings(dir: &std::path::Path) -> Settings {

@@ -4,7 +4,8 @@
 //! [`guard`] what gives it them again, [`operator`] what answers operators' messages, [`files`] what
 //! looks after files that change, read by [`reader`], [`stats`] its metrics, [`surroundings`] what
 //! its own settings say, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which
-//! keys live, [`priority`] what has workers give way to the host, `boot_clock` the clock that goes on while the machine is suspended.
+//! keys live, [`ticket_scope`] what binds sessions to their site, [`priority`] what has workers give
+//! way to the host, `boot_clock` the clock that goes on while the machine is suspended.
 
 pub mod ats;
 mod boot_clock;
@@ -19,3 +20,4 @@ pub mod secret_pages;
 pub mod stats;
 pub mod surroundings;
 mod sys;
+pub mod ticket_scope;

@@ -234,9 +234,11 @@ fn key_line(status: &BoxStatus) -> String {
         Some(staged) => format!("handover to generation {} under way", staged.generation),
         None => format!("next rotation in {} s", keys.next_ms / 1000),
     };
+    let scope = status.host.ticket_scope;
+    let scope = scope.map_or_else(String::new, |scope| format!("; ticket_scope {}", scope.word()));
     format!(
         "status: current {} (generation {}) is {} s old, {handover}; newest installed generation \
-         {}",
+         {}{scope}",
         current.fingerprint,
         current.generation,
         keys.age_ms / 1000,
@@ -291,6 +293,7 @@ mod tests {
     fn a_status_is_three_lines_the_last_of_which_judges() {
         let mut box_ = crate::core::box_status::tests::sample();
         box_.host.hints.clear();
+        box_.host.ticket_scope = Some(crate::core::ticket_scope::TicketScope::Site);
         box_.refused_keys.clear();
         box_.certificate.expires_s = Some(365 * 86_400);
         let fingerprint = box_.keys.current.unwrap().fingerprint;
@@ -302,7 +305,7 @@ mod tests {
                     .to_owned(),
                 format!(
                     "status: current {fingerprint} (generation 9) is 1 s old, next rotation in \
-                     2 s; newest installed generation 9"
+                     2 s; newest installed generation 9; ticket_scope site"
                 ),
                 "status: all is well".to_owned(),
             ]

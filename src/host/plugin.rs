@@ -22,7 +22,7 @@ use super::installer::{Handle, Meters, Start};
 use super::operator::{unknown, Source, Verb};
 use super::stats::Stats;
 use super::surroundings::Around;
-use super::{secret_pages, sys};
+use super::{secret_pages, sys, ticket_scope};
 use crate::core::stek;
 use crate::fault::fail_point;
 use crate::journal::Log;
@@ -219,7 +219,9 @@ fn init(arguments: &[String]) {
     // `SEEN` lets only one call come this far, so the place is empty.
     let means = MEANS.get_or_init(|| Means { source, log, stats: Stats::new() });
     fail_point("init");
-    match load::load(&means.source.argument, &means.source.dirs) {
+    let loaded = load::load(&means.source.argument, &means.source.dirs);
+    ticket_scope::add_hook(loaded.as_ref().ok().map(|loaded| loaded.settings.ticket_scope));
+    match loaded {
         Ok(loaded) => {
             start(loaded, Start::WithHost, means);
         }
@@ -275,6 +277,7 @@ fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
         env!("CARGO_PKG_VERSION"),
         around.latest().version.as_deref().unwrap_or("of unknown version")
     ));
+    ticket_scope::begin(loaded.settings.ticket_scope, log);
     let meters = Meters { stats: means.stats.clone(), around };
     match Handle::start(start, loaded, means.source.clone(), log.clone(), meters) {
         Ok(handle) => {

@@ -15,8 +15,8 @@ use tokio::time::{sleep_until, Instant};
 
 use super::ats::Stat;
 use super::guard::{Again, Guard};
-use super::secret_pages;
 use super::surroundings::{self, Around, Surroundings};
+use super::{secret_pages, ticket_scope};
 use crate::core::box_status::{BoxStatus, Hint, HostStatus};
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::Log;
@@ -102,6 +102,7 @@ impl Stats {
             install_pending: self.0.pending.load(Ordering::Relaxed),
             hints,
             ca_digest: around.files.ca_digest.clone(),
+            ticket_scope: Some(ticket_scope::in_effect()),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::consensus::{append_limit, raft_config, Raft};
 use crate::core::config::{Member, Settings, Timers};
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Stek, STEK_LEN};
+use crate::core::ticket_scope::TicketScope;
 use crate::journal::{Journal, Level, Log};
 use crate::transport::tls::Tls;
 use crate::transport::Versions;
@@ -97,6 +98,7 @@ pub(super) fn settings() -> Settings {
         ticket_keys: 2,
         max_key_age: Duration::from_secs(86_400),
         state_dir: None,
+        ticket_scope: TicketScope::Site,
         root_cert_file: "root.pem".into(),
         server_cert_file: "cert.pem".into(),
         server_key_file: "key.pem".into(),

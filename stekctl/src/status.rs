@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{json, Value};
-use stek_share::client::{BoxStatus, KeyInUse, Role};
+use stek_share::client::{BoxStatus, KeyInUse, Role, TicketScope};
 
 use crate::cli::{Place, StatusArgs};
 use crate::fleet::{address, Fleet, Server};
@@ -91,7 +91,7 @@ fn summary(look: &Look) -> String {
     let newest = answers.iter().filter_map(|status| status.keys.current.map(|k| k.generation));
     let leader = answers.iter().find(|status| status.group.role == Role::Leader);
     format!(
-        "{} of {} servers answer, {}, {}",
+        "{} of {} servers answer, {}, {}{}",
         answers.len(),
         look.servers.len(),
         match newest.max() {
@@ -101,8 +101,21 @@ fn summary(look: &Look) -> String {
         match leader {
             Some(leader) => format!("server {} leads", leader.id),
             None => "nobody leads".to_owned(),
-        }
+        },
+        scopes(&answers),
     )
+}
+
+/// What the servers bind sessions to; nothing where none is in a Traffic Server.
+fn scopes(answers: &[&BoxStatus]) -> String {
+    let scopes = answers.iter().filter_map(|status| status.host.ticket_scope);
+    let mut words: Vec<&str> = scopes.map(TicketScope::word).collect();
+    words.sort_unstable();
+    words.dedup();
+    match words.is_empty() {
+        true => String::new(),
+        false => format!(", ticket_scope {}", words.join(" and ")),
+    }
 }
 
 fn table(servers: &[Server]) -> Table {
@@ -246,6 +259,7 @@ fn answer_json(status: &BoxStatus, took: Duration) -> Value {
             "expires_s": certificate.expires_s,
         },
         "traffic_server": host.version,
+        "ticket_scope": host.ticket_scope.map(TicketScope::word),
         "installs": host.installs,
         "install_failures": host.install_failures,
         "refused_keys": counts(&status.refused_keys),

@@ -4,7 +4,7 @@
 //! between servers is found here. Asks nobody and prints nothing. What must hold: nothing is said
 //! of a fleet that is well, and everything that is said names the servers that it is about.
 
-use stek_share::client::{BoxStatus, Failure as Unanswered, KeyInUse, Role};
+use stek_share::client::{BoxStatus, Failure as Unanswered, KeyInUse, Role, TicketScope};
 use stek_share::core::health::{complaints, Severity};
 use stek_share::core::server_id::ServerId;
 
@@ -172,6 +172,16 @@ fn look_at_lists(answers: &[&BoxStatus], reasons: &mut Reasons) {
             "not all servers have the same options, such as key_update_interval: {}; compare their \
              server_conf.yaml",
             options.describe(|digest| format!("have {digest}"))
+        ));
+    }
+    let hosted = answers.iter().copied().filter(|status| status.host.ticket_scope.is_some());
+    let hosted: Vec<&BoxStatus> = hosted.collect();
+    let scopes = Sides::of(&hosted, |status| status.host.ticket_scope);
+    if scopes.differ() {
+        reasons.degraded(format!(
+            "not all servers have the same ticket_scope, so that sessions of one do not resume on \
+             another: {}; give all the same one in server_conf.yaml and restart Traffic Server",
+            scopes.describe(|scope| format!("have {}", scope.map_or("none", TicketScope::word)))
         ));
     }
     let versions = Sides::of(answers, |status| status.software.clone());
@@ -425,7 +435,7 @@ mod tests {
     #[test]
     fn each_difference_is_said_once_with_the_servers_names() {
         type Spoil = fn(&mut [BoxStatus; 3]);
-        let cases: [(Spoil, Outcome, &str); 9] = [
+        let cases: [(Spoil, Outcome, &str); 10] = [
             (
                 |all| {
                     all[2].keys.current = key(6);
@@ -456,6 +466,15 @@ mod tests {
                 |all| all[1].list.options_digest = "89abcdef".to_owned(),
                 Outcome::Degraded,
                 "server 2 has 89abcdef, servers 1 and 3 have 4567abcd",
+            ),
+            (
+                |all| {
+                    all[0].host.ticket_scope = Some(TicketScope::Site);
+                    all[1].host.ticket_scope = Some(TicketScope::Host);
+                    all[2].host.ticket_scope = Some(TicketScope::Site);
+                },
+                Outcome::Degraded,
+                "server 2 has host, servers 1 and 3 have site; give all the same one",
             ),
             (
                 |all| all[2].software = "1.1.0".to_owned(),

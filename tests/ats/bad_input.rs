@@ -138,6 +138,7 @@ const VALUES: &[Row] = &[
         "make it half of the lower bound or less",
     ),
     (|s| add(s, "max_key_age: 3599"), "CONF line 10: max_key_age: 3599 is below key_update_interval, 3600 s", "give at least twice"),
+    (|s| add(s, "ticket_scope: all"), "CONF line 10: ticket_scope: \"all\" is neither site nor host", "give site or host"),
 ];
 
 const LISTS: &[Row] = &[

@@ -14,6 +14,7 @@ mod metrics;
 mod options;
 mod priority;
 mod secrecy;
+mod sites;
 mod stage;
 mod startup;
 mod strangers;

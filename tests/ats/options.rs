@@ -93,6 +93,11 @@ const TESTED: [(&str, &str, &str); OPTIONS.len()] = [
         "without_a_quorum_a_box_goes_on_with_keys_of_its_own_and_comes_back_by_itself",
     ),
     ("state_dir", "tests/cluster/state.rs", "all_restarted_at_once_keep_both_keys"),
+    (
+        "ticket_scope",
+        "tests/ats/sites.rs",
+        "a_session_opens_its_own_site_on_every_server_and_no_other",
+    ),
 ];
 
 #[test]

@@ -12,6 +12,7 @@ use kit::pki::{Authority, Identity, Request};
 use stek_share::core::config::{Member, Settings, Timers};
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::Fingerprint;
+use stek_share::core::ticket_scope::TicketScope;
 use stek_share::journal::{Journal, Level, Log};
 use stek_share::node::outside::{Outside, ReadList};
 use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
@@ -194,6 +195,7 @@ impl Fleet {
             ticket_keys: 2,
             max_key_age: Duration::from_secs(86_400),
             state_dir: None,
+            ticket_scope: TicketScope::Site,
             root_cert_file: "root.pem".into(),
             server_cert_file: "cert.pem".into(),
             server_key_file: "key.pem".into(),

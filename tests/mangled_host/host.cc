@@ -13,7 +13,10 @@
 // HOST_MESSAGE=W      sends the message W, once without and once with a NUL behind it, then others
 // HOST_FILE=F HOST_FILE_BECOMES=G   puts G in the place of F before that
 // HOST_TICKET_FILE=F  proxy.config.ssl.server.ticket_key.filename
+// HOST_VERSION=V      Traffic Server's version, if it is to be another one than 9.2.9 or 10.2.0
+// HOST_TLS=DIR        makes TLS handshakes with cert.pem and key.pem of DIR, the plugin's hook in them
 #include <dlfcn.h>
+#include <openssl/ssl.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -32,6 +35,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #ifdef C_NAMES
 #define API extern "C"
@@ -56,8 +60,14 @@ enum TSEvent {
   TS_EVENT_LIFECYCLE_PORTS_INITIALIZED = 60100,
   TS_EVENT_LIFECYCLE_MSG               = 60105,
   TS_EVENT_LIFECYCLE_SHUTDOWN          = 60107,
+  TS_EVENT_SSL_CLIENT_HELLO            = 60207,
 };
 enum TSLifecycleHookID { PORTS_INITIALIZED = 0, MSG = 5, SHUTDOWN = 7 };
+#ifdef C_NAMES
+enum TSHttpHookID { TS_SSL_CLIENT_HELLO_HOOK = 19 };
+#else
+enum TSHttpHookID { TS_SSL_CLIENT_HELLO_HOOK = 22 };
+#endif
 enum TSRecordDataType { RECORD_NULL, RECORD_INT };
 enum TSStatPersistence { STAT_PERSISTENT = 1, STAT_NON_PERSISTENT };
 enum TSStatSync { STAT_SYNC_SUM };
@@ -67,8 +77,17 @@ struct tsapi_cont {
   Handler handler;
 };
 
+struct tsapi_ssl_obj;
+
 namespace
 {
+// What the plugin takes for a connection of the host's.
+struct Connection {
+  SSL *ssl   = nullptr;
+  int let_go = 0;
+};
+
+std::vector<tsapi_cont *> hello_hooks;
 std::mutex lock;
 std::condition_variable changed;
 int refusals_left                              = 0;
@@ -181,7 +200,31 @@ TSConfigDirGet()
 API const char *
 TSTrafficServerVersionGet()
 {
-  return "0.0.0";
+  const char *version = getenv("HOST_VERSION");
+#ifdef C_NAMES
+  return version != nullptr ? version : "9.2.9";
+#else
+  return version != nullptr ? version : "10.2.0";
+#endif
+}
+
+API void
+TSHttpHookAdd(TSHttpHookID hook, tsapi_cont *cont)
+{
+  say("hook at a ClientHello: %s", hook == TS_SSL_CLIENT_HELLO_HOOK ? "right" : "wrong");
+  hello_hooks.push_back(cont);
+}
+
+API tsapi_ssl_obj *
+TSVConnSslConnectionGet(tsapi_cont *connection)
+{
+  return reinterpret_cast<tsapi_ssl_obj *>(reinterpret_cast<Connection *>(connection)->ssl);
+}
+
+API void
+TSVConnReenable(tsapi_cont *connection)
+{
+  ++reinterpret_cast<Connection *>(connection)->let_go;
 }
 
 API TSReturnCode
@@ -359,6 +402,83 @@ send_all(const char *word)
   send("stek_share", much.data(), much.size(), false);
 }
 
+int
+at_hello(SSL *, int *, void *connection)
+{
+  for (tsapi_cont *cont : hello_hooks) {
+    cont->handler(cont, TS_EVENT_SSL_CLIENT_HELLO, connection);
+  }
+  return SSL_CLIENT_HELLO_SUCCESS;
+}
+
+SSL_SESSION *latest = nullptr;
+
+int
+keep(SSL *, SSL_SESSION *session)
+{
+  SSL_SESSION_free(latest);
+  latest = session;
+  return 1;
+}
+
+// One connection to `name`, with the session of an earlier one or without.
+void
+connect_to(SSL_CTX *server, SSL_CTX *client, const char *name, SSL_SESSION *session, const char *what)
+{
+  Connection connection;
+  SSL *there = SSL_new(client);
+  BIO *near = nullptr, *far = nullptr;
+  connection.ssl = SSL_new(server);
+  BIO_new_bio_pair(&near, 0, &far, 0);
+  SSL_set_bio(there, near, near);
+  SSL_set_bio(connection.ssl, far, far);
+  SSL_set_connect_state(there);
+  SSL_set_accept_state(connection.ssl);
+  SSL_set_tlsext_host_name(there, name);
+  if (session != nullptr) {
+    // A copy, since OpenSSL uses a session of TLS 1.3 once.
+    SSL_SESSION *copy = SSL_SESSION_dup(session);
+    SSL_set_session(there, copy);
+    SSL_SESSION_free(copy);
+  }
+  SSL_CTX_set_client_hello_cb(server, at_hello, &connection);
+  char byte;
+  for (int i = 0; i < 10; ++i) {
+    SSL_do_handshake(there);
+    SSL_do_handshake(connection.ssl);
+    SSL_read(there, &byte, 1);
+  }
+  bool done = SSL_is_init_finished(there) && SSL_is_init_finished(connection.ssl);
+  say("TLS to %s %s: %s, went on %d time(s)", name, what,
+      !done ? "failed" : (SSL_session_reused(there) ? "resumed" : "in full"), connection.let_go);
+  // Without a word of farewell OpenSSL would not resume the session.
+  SSL_shutdown(there);
+  SSL_shutdown(connection.ssl);
+  SSL_free(there);
+  SSL_free(connection.ssl);
+}
+
+void
+make_handshakes(const std::string &dir)
+{
+  SSL_CTX *server = SSL_CTX_new(TLS_server_method()), *client = SSL_CTX_new(TLS_client_method());
+  SSL_CTX_use_certificate_file(server, (dir + "/cert.pem").c_str(), SSL_FILETYPE_PEM);
+  SSL_CTX_use_PrivateKey_file(server, (dir + "/key.pem").c_str(), SSL_FILETYPE_PEM);
+  SSL_CTX_set_session_id_context(server, reinterpret_cast<const unsigned char *>("host"), 4);
+  SSL_CTX_set_session_cache_mode(client, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+  SSL_CTX_sess_set_new_cb(client, keep);
+  connect_to(server, client, "a.test", nullptr, "at first");
+  SSL_SESSION *first = latest;
+  latest             = nullptr;
+  connect_to(server, client, "a.test", first, "again");
+  connect_to(server, client, "A.TEST.", first, "in other letters");
+  connect_to(server, client, "b.test", first, "with another's session");
+  SSL_SESSION_free(first);
+  SSL_SESSION_free(latest);
+  SSL_CTX_free(server);
+  SSL_CTX_free(client);
+}
+
 // The names of all threads but the first one, each after a blank.
 std::string
 others()
@@ -403,6 +523,10 @@ main(int argc, char **argv)
   const char *word = getenv("HOST_MESSAGE");
   if (word != nullptr) {
     send_all(word);
+  }
+  const char *tls = getenv("HOST_TLS");
+  if (tls != nullptr) {
+    make_handshakes(tls);
   }
   if (!hooks.empty() && number("HOST_KEYS", 1) != 0) {
     std::unique_lock<std::mutex> guard(lock);

@@ -9,6 +9,8 @@ use crate::stage::{serves, Stage};
 enum Trigger {
     /// A rotation, on whichever box passes it first.
     Rotation,
+    /// A client's handshake.
+    Handshake,
     /// A message to the box.
     Message(&'static str),
     /// Another box's return, which dials and is dialled.
@@ -21,10 +23,11 @@ enum Trigger {
     Death,
 }
 
-use Trigger::{Death, EmptyReturn, Message, OwnReturn, Return, Rotation};
+use Trigger::{Death, EmptyReturn, Handshake, Message, OwnReturn, Return, Rotation};
 
 /// Every place where a panic can be planted in a running box.
 const POINTS: &[(&str, Trigger)] = &[
+    ("hook-hello", Handshake),
     ("line", Return),
     ("snapshot", EmptyReturn),
     ("vote", Death),
@@ -80,6 +83,10 @@ fn survive(stage: &mut Stage, point: &str, trigger: Trigger) -> Result<()> {
     let plant = |stage: &Stage| among.iter().try_for_each(|index| stage.plant(*index, point));
     match trigger {
         Rotation => plant(stage)?,
+        Handshake => {
+            plant(stage)?;
+            stage.handshake(0)?;
+        }
         Message(verb) => {
             plant(stage)?;
             stage.send(0, verb)?;

@@ -107,6 +107,11 @@ impl Stage {
         self.fleet.boxes[index].ctl(&["plugin", "msg", "stek_share", verb]).map(drop)
     }
 
+    /// A client comes to a box, whatever that makes of its session.
+    pub fn handshake(&self, index: usize) -> Result<()> {
+        tickets::take(self.fleet.boxes[index].https(), TlsVersion::V12).map(drop)
+    }
+
     /// Kills a box, and waits until its port is free: its manager may be gone before it.
     pub fn kill(&mut self, index: usize) -> Result<()> {
         let ats = &mut self.fleet.boxes[index];

@@ -79,6 +79,7 @@ fn defaults_are_the_originals() {
         ticket_keys: 2,
         max_key_age: Duration::from_secs(86400),
         state_dir: None,
+        ticket_scope: TicketScope::Site,
         root_cert_file: "root.pem".into(),
         server_cert_file: "cert.pem".into(),
         server_key_file: "key.pem".into(),
@@ -120,6 +121,10 @@ fn each_option_reaches_its_setting() {
     assert_eq!(s.max_key_age, Duration::from_secs(15));
     let (s, _) = settings_with("state_dir: /run/stek_share");
     assert_eq!(s.state_dir, Some(PathBuf::from("/run/stek_share")));
+    let (s, _) = settings_with("ticket_scope: host");
+    assert_eq!(s.ticket_scope, TicketScope::Host);
+    let (s, _) = settings_with("ticket_scope: site");
+    assert_eq!(s.ticket_scope, TicketScope::Site);
 }
 
 #[test]
@@ -211,6 +216,8 @@ fn each_wrong_option_is_one_line() {
             "state_dir: run/stek_share",
             "\"run/stek_share\" is not an absolute path; give the absolute path of a dir",
         ),
+        ("ticket_scope: sites", "\"sites\" is neither site nor host; give site or host, or remove"),
+        ("ticket_scope: [site]", "is a list, not plain text; give site or host"),
         ("root_cert_file: ''", "is empty; give the path of a file with the certificates"),
         ("server_list_file: 5", "5 is a number, not plain text; give the path of a file with the"),
         (

@@ -102,9 +102,9 @@ fn in_multicert(file: &str, text: &str) -> Vec<Problem> {
         }
         if let Some(value) = has("dest_ip").filter(|value| *value != "*") {
             let reason = "binds this line to an address: some versions of Traffic Server give it \
-                          a ticket key of its own (apache/trafficserver issue 8734), and in all \
-                          others its sessions resume only on boxes whose lines are all of the \
-                          same kind";
+                          a ticket key of its own (apache/trafficserver issue 8734), and with \
+                          ticket_scope: host its sessions resume only on boxes whose lines are \
+                          all of the same kind";
             let remedy = "write dest_ip=* wherever one certificate serves all addresses";
             push(Problem::warning(file, reason, remedy), "dest_ip", value);
         }

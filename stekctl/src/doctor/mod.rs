@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use stek_share::client::{BoxStatus, Hint};
+use stek_share::client::{BoxStatus, Hint, TicketScope};
 use stek_share::core::config::Problem;
 use stek_share::load::Loaded;
 
@@ -144,10 +144,12 @@ fn roots(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
     }
 }
 
-/// Boxes whose Traffic Server binds sessions to another CA bundle. It puts the names of that
-/// file's certificates into what a session is bound to, even where clients show no certificate.
+/// Boxes whose Traffic Server binds sessions to another CA bundle. With `ticket_scope: host` the
+/// names of that file's certificates are part of what a session is bound to, even where clients
+/// show no certificate.
 fn bundles(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
-    let mut hosted = answers.iter().filter(|(_, status)| status.host.version.is_some());
+    let binds = |status: &BoxStatus| status.host.ticket_scope == Some(TicketScope::Host);
+    let mut hosted = answers.iter().filter(|(_, status)| binds(status));
     let Some((first, standard)) = hosted.next() else { return };
     let words = |digest: &Option<String>| digest.clone().unwrap_or_else(|| "none".to_owned());
     for (server, status) in hosted {
@@ -159,7 +161,7 @@ fn bundles(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
                 named(first),
                 words(&standard.host.ca_digest)
             );
-            let remedy = "give all boxes the same file, or none";
+            let remedy = "give all boxes the same file, or none, or ticket_scope: site";
             found.push(Problem::error(&named(server), reason, remedy));
         }
     }
@@ -330,9 +332,11 @@ fn refusals(
                 "does not resume sessions of {}, although both use one key",
                 givers(&same_key)
             );
-            let remedy = "make the first ssl_cert_name in ssl_multicert.config the same on both, \
-                          to the letter, the file of proxy.config.ssl.CA.cert.filename too, and \
-                          set their clocks";
+            let remedy = "give both the same ticket_scope: stekctl status; if that is host, make \
+                          ssl_cert_name in the first line of ssl_multicert.config with dest_ip=* \
+                          the same on both, to the letter, the file of \
+                          proxy.config.ssl.CA.cert.filename too; if it is site, what the site asks \
+                          of its clients; and set their clocks";
             found.push(Problem::error(&place.name, reason, remedy));
         }
         if !other_key.is_empty() {

@@ -48,6 +48,7 @@ fn multicert(etc: &Path, from: &str, to: &str) -> Result<()> {
 
 const NO_TICKET_12: &[&str] = &["error: ", "gives out no session ticket in TLS 1.2"];
 
+/// With `ticket_scope: host`.
 const CAUSES: &[Cause] = &[
     Cause {
         plant: |etc, _| record(etc, "proxy.config.ssl.server.session_ticket.enable", "INT 0"),
@@ -111,8 +112,8 @@ const CAUSES: &[Cause] = &[
             multicert(etc, text(&plant.site.certificate), text(&copy))
         },
         lines: &[
-            &["error: ", "although both use one key; make the first ssl_cert_name"],
-            &["error: ", "although both use one key; make the first ssl_cert_name"],
+            &["error: ", "although both use one key; give both the same ticket_scope"],
+            &["error: ", "although both use one key; give both the same ticket_scope"],
         ],
         code: 2,
     },
@@ -123,8 +124,8 @@ const CAUSES: &[Cause] = &[
         },
         lines: &[
             &["warning: ", "shows another certificate (", "/CN=other", " than ", "/CN=localhost"],
-            &["error: ", "although both use one key; make the first ssl_cert_name"],
-            &["error: ", "although both use one key; make the first ssl_cert_name"],
+            &["error: ", "although both use one key; give both the same ticket_scope"],
+            &["error: ", "although both use one key; give both the same ticket_scope"],
         ],
         code: 2,
     },
@@ -141,8 +142,44 @@ const CAUSES: &[Cause] = &[
     },
 ];
 
+/// What keeps sessions from being resumed with `ticket_scope: host` alone, and is nothing to
+/// complain of with `site`.
+const HARMLESS: &[Cause] = &[
+    Cause {
+        plant: |etc, _| multicert(etc, "dest_ip=*", "dest_ip=127.0.0.1"),
+        lines: &[&["warning: ", "ssl_multicert.config line 1: dest_ip: 127.0.0.1 binds"]],
+        code: 1,
+    },
+    Cause {
+        plant: |etc, plant| {
+            let copy = etc.join("copy.pem");
+            fs::copy(&plant.site.certificate, &copy).context(copy.display())?;
+            multicert(etc, text(&plant.site.certificate), text(&copy))
+        },
+        lines: &[],
+        code: 0,
+    },
+    Cause {
+        plant: |etc, plant| {
+            let file = format!("STRING {}", plant.bundle.display());
+            record(etc, "proxy.config.ssl.CA.cert.filename", &file)
+        },
+        lines: &[],
+        code: 0,
+    },
+];
+
 #[test]
 fn what_traffic_server_is_told_wrongly_is_found_one_by_one() -> Result<()> {
+    found_one_by_one("host", CAUSES)
+}
+
+#[test]
+fn what_does_not_matter_to_sessions_bound_to_their_site_is_no_fault() -> Result<()> {
+    found_one_by_one("site", HARMLESS)
+}
+
+fn found_one_by_one(scope: &str, causes: &[Cause]) -> Result<()> {
     let _turn = turn();
     let dir = RunDir::new("ctl-causes")?;
     let other = Identity::self_signed("/CN=other")?.write(dir.path(), "other")?;
@@ -150,7 +187,8 @@ fn what_traffic_server_is_told_wrongly_is_found_one_by_one() -> Result<()> {
     let keys = dir.join("ticket.keys");
     kit::pki::write_private(&keys, &(1..=48).collect::<Vec<u8>>())?;
     // So many starting at once on a small machine would call for one election after the other.
-    let calm = plan(1 + CAUSES.len())?
+    let calm = plan(1 + causes.len())?
+        .option("ticket_scope", scope)
         .option("heart_beat_interval", "500")
         .option("election_timeout_lower_bound", "2000")
         .option("election_timeout_upper_bound", "4000");
@@ -158,7 +196,7 @@ fn what_traffic_server_is_told_wrongly_is_found_one_by_one() -> Result<()> {
     let pki = dir.join("pki");
     let site = Files { certificate: pki.join("site.pem"), key: pki.join("site.key") };
     let plant = Plant { site, other, bundle, keys };
-    for (cause, ats) in CAUSES.iter().zip(&fleet.boxes[1..]) {
+    for (cause, ats) in causes.iter().zip(&fleet.boxes[1..]) {
         (cause.plant)(&ats.etc(), &plant)?;
     }
     fleet.boxes.iter_mut().try_for_each(Ats::start)?;
@@ -171,7 +209,7 @@ fn what_traffic_server_is_told_wrongly_is_found_one_by_one() -> Result<()> {
     let boxes: Vec<&Ats> = fleet.boxes.iter().collect();
     let proc = machine(dir.path(), &boxes)?;
     let addresses = addresses(&fleet);
-    for (index, cause) in (1..).zip(CAUSES) {
+    for (index, cause) in (1..).zip(causes) {
         let tls = [addresses[0].as_str(), addresses[index].as_str()];
         let words = ["doctor", "--offline", "--proc", text(&proc), "--sni", "localhost", "--tls"];
         let said = on(&fleet.boxes[index], &[&words[..], &tls].concat())?;
@@ -253,7 +291,7 @@ fn what_differs_between_boxes_is_found_with_their_names() -> Result<()> {
 fn three_that_differ(dir: &RunDir) -> Result<Fleet> {
     let place = |wrapper: Vec<String>| Place { address: Ipv4Addr::LOCALHOST.into(), wrapper };
     let places = [place(Vec::new()), place(Vec::new()), place(ahead("+120s")?)];
-    let mut fleet = plan(3)?.places(&places).prepare(dir.path())?;
+    let mut fleet = plan(3)?.option("ticket_scope", "host").places(&places).prepare(dir.path())?;
     record(&fleet.boxes[1].etc(), "proxy.config.core_limit", "INT -1")?;
     let third = fleet.boxes[2].etc();
     record(&third, "proxy.config.ssl.server.session_ticket.enable", "INT 0")?;

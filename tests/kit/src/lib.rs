@@ -17,6 +17,7 @@
 //! | [`origin`] | a web server that answers every request alike |
 //! | [`pki`] | authorities and certificates, good and bad |
 //! | [`ports`] | loopback ports that nobody else gets |
+//! | [`sites`] | a TLS client that asks one site for a page, with what it has of another |
 //! | [`tickets`] | a TLS client that takes and offers session tickets; who resumes whose |
 //! | [`plot`] | charts as SVG |
 //! | [`run_dir`], [`wait`], [`sys`] | directories, waiting for conditions, system calls |
@@ -36,6 +37,7 @@ pub mod plot;
 pub mod ports;
 pub mod progress;
 pub mod run_dir;
+pub mod sites;
 pub mod sys;
 pub mod tickets;
 pub mod wait;

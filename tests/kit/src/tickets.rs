@@ -88,7 +88,7 @@ impl fmt::Debug for Ticket {
 }
 
 impl Ticket {
-    fn from_session(version: TlsVersion, session: Vec<u8>) -> Result<Self> {
+    pub(crate) fn from_session(version: TlsVersion, session: Vec<u8>) -> Result<Self> {
         let bytes = ticket_in_session(&session)
             .ok_or_else(|| Error::new(format!("the server gave no {version} ticket")))?
             .to_vec();

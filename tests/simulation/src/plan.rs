@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use stek_share::core::config::{Member, Settings, Timers};
 use stek_share::core::server_id::ServerId;
+use stek_share::core::ticket_scope::TicketScope;
 
 use crate::dice::Dice;
 use crate::machine::state_dir;
@@ -206,6 +207,7 @@ impl Plan {
             ticket_keys: self.ticket_keys as usize,
             max_key_age: Duration::from_nanos(self.max_key_age),
             state_dir: self.keeps_state.then(state_dir),
+            ticket_scope: TicketScope::Site,
             root_cert_file: "root.pem".into(),
             server_cert_file: "cert.pem".into(),
             server_key_file: "key.pem".into(),

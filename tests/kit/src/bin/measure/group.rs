@@ -31,6 +31,8 @@ const PASSWORD: &str = "bench";
 pub enum System {
     /// Traffic Server with this plugin.
     StekShare,
+    /// The same with `ticket_scope: host`, where that may matter.
+    HostScope,
     /// Traffic Server without any plugin.
     Plain,
     /// Traffic Server with ssl_session_reuse and one Redis.
@@ -40,13 +42,14 @@ pub enum System {
 }
 
 impl System {
-    /// All of them.
+    /// All of them, as far as they are systems of their own.
     pub const ALL: [Self; 4] = [Self::StekShare, Self::Plain, Self::SessionReuse, Self::Caddy];
 
     /// As figures name it.
     pub fn name(self) -> &'static str {
         match self {
             Self::StekShare => "",
+            Self::HostScope => "ticket_scope host",
             Self::Plain => "plain",
             Self::SessionReuse => "ssl_session_reuse",
             Self::Caddy => "caddy",
@@ -56,7 +59,7 @@ impl System {
     /// Whether it is on this machine.
     pub fn is_there(self) -> bool {
         let needed: &[&str] = match self {
-            Self::StekShare | Self::Plain => &[],
+            Self::StekShare | Self::HostScope | Self::Plain => &[],
             Self::SessionReuse => &[SESSION_REUSE, REDIS],
             Self::Caddy => &[CADDY],
         };
@@ -98,6 +101,10 @@ impl Group {
         match system {
             System::StekShare => {
                 group.fleet = Some(Plan::new(size, plugin, interval).prepare(dir)?);
+            }
+            System::HostScope => {
+                let plan = Plan::new(size, plugin, interval).option("ticket_scope", "host");
+                group.fleet = Some(plan.prepare(dir)?);
             }
             System::Plain => {
                 group.fleet = Some(Plan::new(size, plugin, interval).plain().prepare(dir)?);
@@ -272,7 +279,7 @@ impl Group {
     /// The TCP ports on which they speak to each other or to their helper.
     pub fn inner_ports(&self) -> Vec<u16> {
         match (self.system, &self.fleet, &self.redis) {
-            (System::StekShare, Some(fleet), _) => fleet.raft_ports.clone(),
+            (System::StekShare | System::HostScope, Some(fleet), _) => fleet.raft_ports.clone(),
             (_, _, Some(redis)) => vec![redis.port],
             _ => Vec::new(),
         }

@@ -46,14 +46,16 @@ pub fn measure(
     pairs: usize,
     figures: &mut Figures,
 ) -> Result<()> {
+    let host = systems.contains(&System::StekShare).then_some(System::HostScope);
+    let systems: Vec<System> = systems.iter().copied().chain(host).collect();
     let dir = RunDir::new("measure")?;
     let mut groups = Vec::new();
-    for system in systems {
+    for system in &systems {
         let home = dir.join(&format!("{system:?}"));
         std::fs::create_dir_all(&home)?;
         let mut group = Group::prepare(*system, plugin, size, INTERVAL, &home)?;
         group.start_nursed()?;
-        if *system == System::StekShare {
+        if matches!(system, System::StekShare | System::HostScope) {
             fleet::wait_one_key(&group.https(), None, START_LIMIT)?;
         }
         groups.push(group);
@@ -69,7 +71,7 @@ pub fn measure(
                 }
             }
             let what = if resumed { "resumed" } else { "full" };
-            report(systems, &slices, &format!("handshakes, {version}, {what}"), figures);
+            report(&systems, &slices, &format!("handshakes, {version}, {what}"), figures);
         }
     }
     dir.done()

@@ -185,7 +185,7 @@ fn size(plugin: &Path, systems: &[System], figures: &mut Figures) -> Result<()> 
             System::StekShare => plugin,
             System::SessionReuse => Path::new(group::SESSION_REUSE),
             System::Caddy => Path::new(group::CADDY),
-            System::Plain => continue,
+            System::HostScope | System::Plain => continue,
         };
         let bytes = fs::metadata(file).context(file.display())?.len();
         figures.of(system.name()).add("size: file", bytes as f64 / 1024.0, "KiB");
