@@ -101,9 +101,10 @@ soak: build ## an hour of faults under load, in network namespaces (root); MINUT
 	cargo run --locked -q -p kit --bin soak -- --minutes $(or $(MINUTES),60) \
 	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
 
-simulate: ## seeds of the simulation: SEEDS=10000 FROM=1; or SEED=7 for the story of one
+simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1; or SEED=7 for the story of one
 	SIMULATE_AGAIN='make simulate SEED={}' \
 	    cargo run --profile simulation --locked -q -p simulation -- \
+	    $(if $(LATE_VOTES),--late-votes) \
 	    $(if $(SEED),--seed $(SEED) --log,--seeds $(or $(SEEDS),1000) --from $(or $(FROM),1))
 
 fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60, TARGETS="list conf"

@@ -178,8 +178,6 @@ impl World {
         }
         if steps {
             self.step_wall(id);
-            // Only a wall clock tells how long a machine was off: it is believed within bounds.
-            self.sight.clock_lied |= self.plan.keeps_state;
         }
         self.at(lasts, Entry::Revive(id));
     }
@@ -218,6 +216,8 @@ impl World {
         let seconds = self.dice.between(0, 2 * WALL_STEP) as i64 - WALL_STEP as i64;
         if let Some(machine) = self.machines.get_mut(&id) {
             machine.step_wall(seconds * SECOND as i64);
+            // Only a wall clock tells how long a machine was off: it is believed within bounds.
+            self.sight.clock_lied |= self.plan.keeps_state && !machine.runs();
         }
     }
 
@@ -583,14 +583,16 @@ impl World {
 
     /// All faults end: what is ill mends, what is down comes back.
     pub(crate) fn end_faults(&mut self) {
+        let everybody: BTreeSet<u32> = self.machines.keys().copied().collect();
+        for id in everybody.clone() {
+            self.write_file(id, &everybody);
+        }
         for entry in self.take_mends() {
             if !matches!(entry, Entry::Retire(_)) {
                 self.do_entry(entry);
             }
         }
-        let everybody: BTreeSet<u32> = self.machines.keys().copied().collect();
-        for id in everybody.clone() {
-            self.write_file(id, &everybody);
+        for id in everybody {
             self.start(id);
         }
         self.list_busy = false;

@@ -1,6 +1,7 @@
 //! Runs seeds of the simulation and says how they went.
 //!
 //!     simulation [--seed N] [--seeds COUNT] [--from N] [--jobs N] [--log] [--digests] [--until-broken]
+//!                [--late-votes]
 //!
 //! Each seed runs in a process of its own, forked from this one: nothing that one leaves behind can
 //! reach the next, not even a counter in a library, and a crash is one seed's.
@@ -23,6 +24,7 @@ mod workers;
 mod world;
 
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use kit::pki::{Authority, Request};
@@ -63,6 +65,7 @@ impl Options {
                 "--log" => options.log = true,
                 "--digests" => options.digests = true,
                 "--until-broken" => options.until_broken = true,
+                "--late-votes" => plan::LATE_VOTES.store(true, Ordering::Relaxed),
                 _ => return Err(format!("there is no option {word}")),
             }
         }

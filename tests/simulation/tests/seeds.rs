@@ -37,6 +37,14 @@ fn all_promises_are_kept_and_all_boxes_become_one() {
     assert!(owed.and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n > 0), "{words}");
 }
 
+/// Requests for votes that arrive when one who granted them has begun anew: rare among the seeds of
+/// above, and the one schedule that breaks a server which counts as soon as it has caught up.
+#[test]
+fn no_vote_that_was_given_before_a_restart_elects_anybody() {
+    let output = simulation(&["--late-votes", "--from", "201", "--seeds", "40", "--until-broken"]);
+    assert!(output.status.success(), "{}", words(&output));
+}
+
 #[test]
 fn a_seed_has_the_same_events_each_time() {
     let run = |jobs| {

@@ -70,6 +70,12 @@ fn erased(sight: &Sight) -> Verdict {
         let set = sight.boxes.get(&owner).and_then(|view| view.set.as_ref());
         let in_history = set.is_some_and(|set| set.agreed && set.history == Some(history));
         let Some(gone) = retired(sight, history, generation) else { return };
+        // What replaced it may be forgotten: then it counts again, until another one comes.
+        let forgotten = sight.majority_forgot.is_some_and(|at| at >= gone);
+        let replaced = set.is_some_and(|set| generation + sight.plan.ticket_keys <= set.current);
+        if forgotten && !replaced {
+            return;
+        }
         let since = sight.now - gone;
         if in_history && since > grace(sight) && sight.settled(owner) && sight.has_company(owner) {
             verdict = Err(format!(

@@ -54,7 +54,8 @@ fn goes_on(sight: &Sight, set: &Set, history: super::History) -> Verdict {
         *other != history && age > KEPT_AFTER && age < may_use
     });
     // A slow host may be given first what came after that key.
-    let imported = sight.annals.resumed.range((history, 0)..=(history, set.current)).next().is_some();
+    let imported =
+        sight.annals.resumed.range((history, 0)..=(history, set.current)).next().is_some();
     match is_new && files_are_good && could && !imported {
         true => Err("a new history begins with a new key, though there were state files with a \
                      young one"

@@ -15,7 +15,11 @@ pub fn judge(sight: &Sight, event: &Event) -> Verdict {
         let Some(set) = &view.set else { continue };
         let (true, Some(history)) = (set.agreed, set.history) else { continue };
         let since = sight.annals.current.get(&(history, set.current)).copied();
-        let age = sight.now - since.unwrap_or(sight.now);
+        let since = since.unwrap_or(sight.now);
+        // What a box is told while it stands still waits for it, and is as old as it was when sent.
+        let pauses = sight.pauses.iter().filter(|(at, _, until)| at == id && *until > since);
+        let stood: u64 = pauses.map(|(_, from, until)| (*until).min(sight.now) - from).sum();
+        let age = (sight.now - since).saturating_sub(stood);
         // A host that does not take keys, and a process that was just woken, cannot do better.
         let can = view.install_trouble.free_for(sight.now).min(view.trouble.free_for(sight.now));
         if age > limit && can > 2 * SECOND && !sight.clock_lied {
