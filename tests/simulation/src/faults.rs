@@ -611,7 +611,13 @@ impl World {
         if surely || busy || !self.is_calm() {
             return;
         }
-        let Some(id) = self.some_member() else { return };
+        // Also one that was let go and runs with a list of before, which keeps others out.
+        let awake: Vec<u32> =
+            self.machines.iter().filter(|(_, m)| m.is_awake()).map(|(id, _)| *id).collect();
+        if awake.is_empty() {
+            return;
+        }
+        let id = *self.dice.pick(&awake);
         self.tell_list(id, everybody);
     }
 }
