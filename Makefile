@@ -44,7 +44,7 @@ deps: ## install what building and testing need (Debian 12; root or sudo)
 
 build: ## the plugin, target/release/stek_share.so, and the command, target/release/stekctl
 	cargo build --release --locked -p stek_share -p stekctl
-	@cp $(TARGET)/release/libstek_share.so $(PLUGIN)
+	@cp --remove-destination $(TARGET)/release/libstek_share.so $(PLUGIN)
 
 demo: deps build ## three Traffic Servers on this machine share a key, before your eyes
 	cargo run --release --locked -p kit --bin demo -- $(PLUGIN)
