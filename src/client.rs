@@ -33,6 +33,7 @@ pub use crate::core::box_status::{
     BoxStatus, CertificateStatus, Count, GroupStatus, Hint, HostStatus, KeyInUse, KeyStatus, Keys,
     ListStatus, MemberStatus, Role,
 };
+pub use crate::core::client_policy::{ClientPolicy, SitePolicy};
 pub use crate::core::rotation::Order;
 pub use crate::core::ticket_scope::TicketScope;
 

@@ -11,6 +11,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::client_policy::{ClientPolicy, MAX_SITES};
 use super::config::MAX_MEMBERS;
 use super::key_ring::{Generation, HistoryId, MAX_KEYS};
 use super::server_id::ServerId;
@@ -276,6 +277,8 @@ pub struct HostStatus {
     /// The first 8 hex digits of SHA-256 over the file of `proxy.config.ssl.CA.cert.filename`,
     /// which is part of what a session is bound to; `None` if the record is unset.
     pub ca_digest: Option<String>,
+    /// What its clients are asked for; `None` where there is no Traffic Server.
+    pub client_policy: Option<ClientPolicy>,
     /// What sessions are bound to, in effect; `None` where there is no Traffic Server.
     pub ticket_scope: Option<TicketScope>,
 }
@@ -332,6 +335,7 @@ impl BoxStatus {
             (self.keys.previous.len(), MAX_KEYS, "keys"),
             (self.list.others.len(), MAX_MEMBERS, "members"),
             (self.host.hints.len(), MAX_HINTS, "hints"),
+            (self.host.client_policy.as_ref().map_or(0, |p| p.sites.len()), MAX_SITES, "sites"),
             (self.refused_keys.len(), MAX_COUNTS, "counts"),
             (self.refused_peers.len(), MAX_COUNTS, "counts"),
         ];
@@ -362,6 +366,7 @@ impl BoxStatus {
         .chain(&self.list.digest)
         .chain(&self.host.version)
         .chain(&self.host.ca_digest)
+        .chain(self.host.client_policy.iter().flat_map(ClientPolicy::texts))
         .chain(self.refused_keys.iter().chain(&self.refused_peers).map(|(word, _)| word))
         .chain(files)
     }

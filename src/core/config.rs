@@ -11,7 +11,7 @@
 mod address;
 mod problem;
 mod reader;
-mod yaml;
+pub(super) mod yaml;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

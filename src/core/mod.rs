@@ -4,6 +4,7 @@
 
 pub mod agreed;
 pub mod box_status;
+pub mod client_policy;
 pub mod config;
 pub mod crowd;
 pub mod health;

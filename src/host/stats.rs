@@ -102,6 +102,7 @@ impl Stats {
             install_pending: self.0.pending.load(Ordering::Relaxed),
             hints,
             ca_digest: around.files.ca_digest.clone(),
+            client_policy: around.files.client_policy.clone(),
             ticket_scope: Some(ticket_scope::in_effect()),
         }
     }

@@ -5,11 +5,15 @@
 //! host's records with the metrics, its files with ours and at each reload. Invariants: a file that
 //! cannot be read is no reason not to start; what came and what went is told once.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use openssl::x509::X509;
+
 use super::ats;
 use crate::core::box_status::{readable, Hint};
+use crate::core::client_policy::ClientPolicy;
 use crate::core::multicert;
 use crate::journal::Log;
 use crate::load::{self, Dirs};
@@ -32,6 +36,8 @@ pub struct HostFiles {
     pub hints: Vec<Hint>,
     /// See [`crate::core::box_status::HostStatus::ca_digest`].
     pub ca_digest: Option<String>,
+    /// See [`crate::core::box_status::HostStatus::client_policy`].
+    pub client_policy: Option<ClientPolicy>,
 }
 
 /// What was found last. Cloning makes another handle.
@@ -93,7 +99,7 @@ impl HostFiles {
         let multicert = load::host_file(&multicert_path(dirs));
         let text = multicert.as_ref().and_then(|bytes| std::str::from_utf8(bytes).ok());
         let hints = text.map(multicert::hints).unwrap_or_default();
-        HostFiles { hints, ca_digest: ca_digest(dirs) }
+        HostFiles { hints, ca_digest: ca_digest(dirs), client_policy: Some(client_policy(dirs)) }
     }
 }
 
@@ -112,6 +118,28 @@ fn records() -> Vec<Hint> {
 fn multicert_path(dirs: &Dirs) -> PathBuf {
     let name = ats::record_string("proxy.config.ssl.server.multicert.filename");
     dirs.config.join(name.unwrap_or_else(|| "ssl_multicert.config".to_owned()))
+}
+
+/// What the host asks of its clients, by the record and by sni.yaml.
+fn client_policy(dirs: &Dirs) -> ClientPolicy {
+    let level = ats::record_int("proxy.config.ssl.client.certification_level").unwrap_or_default();
+    let name = ats::record_string("proxy.config.ssl.servername.filename");
+    let file = dirs.config.join(name.unwrap_or_else(|| "sni.yaml".to_owned()));
+    let text = load::host_file(&file).unwrap_or_default();
+    ClientPolicy::read(level, &String::from_utf8_lossy(&text), |file| {
+        let certificates = load::host_file(&dirs.config.join(file)).unwrap_or_default();
+        subjects_digest(&certificates)
+    })
+}
+
+/// The first 8 hex digits of SHA-256 over the subjects of the certificates in a PEM text, whatever
+/// their order and however often each stands there.
+fn subjects_digest(pem: &[u8]) -> String {
+    let certificates = X509::stack_from_pem(pem).unwrap_or_default();
+    let subjects = certificates.iter().filter_map(|c| c.subject_name().to_der().ok());
+    let subjects: BTreeSet<Vec<u8>> = subjects.collect();
+    let digest = openssl::sha::sha256(&subjects.into_iter().collect::<Vec<_>>().concat());
+    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The host takes the path to be relative to its prefix, and the name to be relative to the path.
@@ -148,7 +176,7 @@ mod tests {
         around.take_records(vec![file("a")]);
         around.take_records(vec![file("a")]);
         assert_eq!(told(), [(Level::Warning, file("a").to_string())]);
-        around.take_files(HostFiles { hints: vec![Hint::LineWithKeys(3)], ca_digest: None });
+        around.take_files(HostFiles { hints: vec![Hint::LineWithKeys(3)], ..HostFiles::default() });
         assert_eq!(around.latest().records, [file("a")]);
         assert_eq!(told(), [(Level::Warning, Hint::LineWithKeys(3).to_string())]);
         around.take_records(vec![file("b")]);

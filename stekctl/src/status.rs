@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{json, Value};
-use stek_share::client::{BoxStatus, KeyInUse, Role, TicketScope};
+use stek_share::client::{BoxStatus, ClientPolicy, KeyInUse, Role, SitePolicy, TicketScope};
 
 use crate::cli::{Place, StatusArgs};
 use crate::fleet::{address, Fleet, Server};
@@ -260,9 +260,24 @@ fn answer_json(status: &BoxStatus, took: Duration) -> Value {
         },
         "traffic_server": host.version,
         "ticket_scope": host.ticket_scope.map(TicketScope::word),
+        "client_policy": host.client_policy.as_ref().map(client_policy),
         "installs": host.installs,
         "install_failures": host.install_failures,
         "refused_keys": counts(&status.refused_keys),
         "refused_peers": counts(&status.refused_peers),
+    })
+}
+fn client_policy(policy: &ClientPolicy) -> Value {
+    let site = |site: &SitePolicy| {
+        json!({
+            "name": site.name,
+            "verify_client": site.asks,
+            "authorities": site.authorities,
+        })
+    };
+    json!({
+        "certification_level": policy.level,
+        "sites": policy.sites.iter().map(site).collect::<Vec<_>>(),
+        "digest": policy.digest,
     })
 }

@@ -184,6 +184,7 @@ fn look_at_lists(answers: &[&BoxStatus], reasons: &mut Reasons) {
             scopes.describe(|scope| format!("have {}", scope.map_or("none", TicketScope::word)))
         ));
     }
+    look_at_client_policies(&hosted, reasons);
     let versions = Sides::of(answers, |status| status.software.clone());
     if versions.differ() {
         reasons.degraded(format!(
@@ -191,6 +192,43 @@ fn look_at_lists(answers: &[&BoxStatus], reasons: &mut Reasons) {
             versions.describe(|version| format!("run {version}"))
         ));
     }
+}
+
+/// Whether all ask the same of their clients: a session is not resumed where something else is
+/// asked, and with `ticket_scope: host` it is, although it must not be.
+fn look_at_client_policies(hosted: &[&BoxStatus], reasons: &mut Reasons) {
+    let hosted: Vec<&BoxStatus> =
+        hosted.iter().copied().filter(|status| status.host.client_policy.is_some()).collect();
+    let policy = |status: &BoxStatus| status.host.client_policy.clone().unwrap_or_default();
+    let by_host = hosted.iter().any(|status| status.host.ticket_scope == Some(TicketScope::Host));
+    let means = match by_host {
+        true => "a session of a server that demands no certificate opens one that does",
+        false => "sessions of one do not resume on another",
+    };
+    let levels = Sides::of(&hosted, |status| policy(status).level);
+    if levels.differ() {
+        reasons.degraded(format!(
+            "not all servers ask the same of their clients, so that {means}: {}; give all the same \
+             proxy.config.ssl.client.certification_level",
+            levels.describe(|level| format!("have certification_level {level}"))
+        ));
+    }
+    let sites = Sides::of(&hosted, |status| policy(status).digest);
+    let [(_, most), (_, few), ..] = &sites.0[..] else { return };
+    let of = |ids: &[ServerId]| {
+        hosted.iter().find(|status| ids.first() == Some(&status.id)).copied().map(policy)
+    };
+    let (Some(most), Some(few)) = (of(most), of(few)) else { return };
+    let name = few.differs_in(&most).unwrap_or("a name further on").to_owned();
+    let sides = Sides::of(&hosted, |status| policy(status).of(&name));
+    let told = match sides.differ() {
+        true => sides.describe(Clone::clone),
+        false => sites.describe(|digest| format!("have {digest}")),
+    };
+    reasons.degraded(format!(
+        "not all servers ask the same of their clients, so that {means}: for {name}, in sni.yaml, {told}; \
+         give all the same verify_client and verify_client_ca_certs in sni.yaml"
+    ));
 }
 
 /// What concerns one server alone; servers of which the same is to be said share a line.
@@ -269,6 +307,7 @@ impl<T: PartialEq> Sides<T> {
                 ("belong", 1) => "belongs",
                 ("hold", 1) => "holds",
                 ("run", 1) => "runs",
+                ("say", 1) => "says",
                 _ => verb,
             };
             format!("{} {verb} {rest}", servers_named(ids))
@@ -340,6 +379,7 @@ pub fn seconds(seconds: u64) -> String {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use stek_share::client::ClientPolicy;
 
     use stek_share::client::{
         CertificateStatus, GroupStatus, HostStatus, KeyStatus, Keys, ListStatus,
@@ -435,7 +475,7 @@ mod tests {
     #[test]
     fn each_difference_is_said_once_with_the_servers_names() {
         type Spoil = fn(&mut [BoxStatus; 3]);
-        let cases: [(Spoil, Outcome, &str); 10] = [
+        let cases: [(Spoil, Outcome, &str); 12] = [
             (
                 |all| {
                     all[2].keys.current = key(6);
@@ -475,6 +515,38 @@ mod tests {
                 },
                 Outcome::Degraded,
                 "server 2 has host, servers 1 and 3 have site; give all the same one",
+            ),
+            (
+                |all| {
+                    let policy = |level, asks: &str| {
+                        let text = format!("sni:\n- {{fqdn: a.example, verify_client: {asks}}}");
+                        Some(ClientPolicy::read(level, &text, str::to_owned))
+                    };
+                    all.iter_mut().for_each(|one| {
+                        one.host.ticket_scope = Some(TicketScope::Site);
+                        one.host.client_policy = policy(2, "STRICT");
+                    });
+                    all[2].host.client_policy = policy(0, "STRICT");
+                },
+                Outcome::Degraded,
+                "sessions of one do not resume on another: server 3 has certification_level 0, servers \
+                 1 and 2 have certification_level 2; give all the same proxy.config",
+            ),
+            (
+                |all| {
+                    let policy = |asks: &str| {
+                        let text = format!("sni:\n- {{fqdn: a.example, verify_client: {asks}}}");
+                        Some(ClientPolicy::read(0, &text, str::to_owned))
+                    };
+                    all.iter_mut().for_each(|one| {
+                        one.host.ticket_scope = Some(TicketScope::Host);
+                        one.host.client_policy = policy("STRICT");
+                    });
+                    all[0].host.client_policy = policy("NONE");
+                },
+                Outcome::Degraded,
+                "demands no certificate opens one that does: for a.example, in sni.yaml, server 1 has \
+                 NONE, servers 2 and 3 have STRICT; give all the same verify_client",
             ),
             (
                 |all| all[2].software = "1.1.0".to_owned(),

@@ -27,7 +27,7 @@ const MAX_TAG_DIRECTIVES: usize = 100;
 
 /// One node of a YAML document.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Node {
+pub(in crate::core) enum Node {
     Null,
     Bool(bool),
     Int(i128),
@@ -66,14 +66,14 @@ impl fmt::Display for Node {
 
 /// Why a text is no YAML.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NotYaml {
+pub(in crate::core) struct NotYaml {
     pub(super) line: Option<usize>,
     pub(super) reason: String,
 }
 
 /// Reads the first document of `text`, as the original's parser does, and tells whether another
 /// one follows. An empty text is [`Node::Null`].
-pub(super) fn parse(text: &str) -> Result<(Node, bool), NotYaml> {
+pub(in crate::core) fn parse(text: &str) -> Result<(Node, bool), NotYaml> {
     if text.len() > MAX_TEXT {
         let reason = format!("is larger than {MAX_TEXT} bytes");
         return Err(NotYaml { line: None, reason });

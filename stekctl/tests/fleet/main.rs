@@ -4,5 +4,6 @@
 
 mod causes;
 mod first_day;
+mod policies;
 mod stage;
 mod whole;
