@@ -512,7 +512,7 @@ mod tests {
         assert!(matches!(stand, Ok(Response::WillStand)), "{stand:?}");
         let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
         assert!(inbox.answer(&other, Request::Stand).await.is_err());
-        let _ = running.raft.shutdown().await;
+        shared.stop_raft().await;
     }
 
     #[tokio::test]
@@ -558,7 +558,7 @@ mod tests {
         shared.quarantine.send_replace(Quarantine::Lifted);
         let answer = inbox.answer(&leader, append(Some(3), 4..9, 3)).await;
         assert!(matches!(answer, Ok(Response::Append(AppendAnswer::Success))), "{answer:?}");
-        let _ = running.raft.shutdown().await;
+        shared.stop_raft().await;
     }
 
     #[tokio::test]
