@@ -170,6 +170,12 @@ pub struct DoctorArgs {
     /// The server name that clients send, for the addresses of --tls [default: none]
     #[arg(long, value_name = "NAME", requires = "tls")]
     pub sni: Option<String>,
+    /// A client certificate for the addresses of --tls, in PEM, where sites demand one
+    #[arg(long, value_name = "FILE", requires = "tls", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// The private key of --cert, in PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
     /// Also print who resumes whose tickets, which is said otherwise only where it goes wrong
     #[arg(long, requires = "tls")]
     pub matrix: bool,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kit::ats::Ats;
 use kit::fleet::{Fleet, Place};
-use kit::pki::{Authority, Files, Identity};
+use kit::pki::{Authority, Files, Identity, Request};
 use kit::run_dir::RunDir;
 use kit::sys::Signal;
 use kit::{ports, Context, Error, Result};
@@ -27,7 +27,10 @@ struct Cause {
 struct Plant {
     site: Files,
     other: Files,
+    /// Authorities of clients.
     bundle: PathBuf,
+    /// A client with a certificate of theirs.
+    client: Files,
     keys: PathBuf,
 }
 
@@ -44,6 +47,21 @@ fn record(etc: &Path, name: &str, value: &str) -> Result<()> {
 
 fn multicert(etc: &Path, from: &str, to: &str) -> Result<()> {
     rewrite(&etc.join(MULTICERT), |old| old.replace(from, to))
+}
+
+fn speak(etc: &Path, version: &str, value: &str) -> Result<()> {
+    record(etc, &format!("proxy.config.ssl.{version}"), value)
+}
+
+fn demand(etc: &Path, plant: &Plant) -> Result<()> {
+    record(etc, "proxy.config.ssl.client.certification_level", "INT 2")?;
+    let file = format!("STRING {}", plant.bundle.display());
+    record(etc, "proxy.config.ssl.CA.cert.filename", &file)
+}
+
+fn only_aes_128(etc: &Path) -> Result<()> {
+    let suite = "STRING TLS_AES_128_GCM_SHA256";
+    record(etc, "proxy.config.ssl.server.TLSv1_3.cipher_suites", suite)
 }
 
 const NO_TICKET_12: &[&str] = &["error: ", "gives out no session ticket in TLS 1.2"];
@@ -169,6 +187,55 @@ const HARMLESS: &[Cause] = &[
     },
 ];
 
+/// What the tickets themselves tell, whatever they are bound to.
+const TOLD_BY_TICKETS: &[Cause] = &[
+    Cause {
+        plant: |etc, _| speak(etc, "TLSv1_3", "INT 0"),
+        lines: &[&["error: ", "does not speak TLS 1.3, unlike ", "proxy.config.ssl.TLSv1_3"]],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, _| speak(etc, "TLSv1_2", "INT 0"),
+        lines: &[&["error: ", "does not speak TLS 1.2, unlike ", "proxy.config.ssl.TLSv1_2"]],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, _| only_aes_128(etc),
+        lines: &[&[
+            "error: ",
+            "uses TLS_AES_128_GCM_SHA256 with a client of TLS 1.3 that wants ",
+            " uses TLS_AES_256_GCM_SHA384: suites of different hashes",
+            "TLSv1_3.cipher_suites",
+        ]],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, _| record(etc, "proxy.config.ssl.server.honor_cipher_order", "INT 0"),
+        lines: &[&[
+            "error: ",
+            "uses TLS_AES_128_GCM_SHA256 with a client of TLS 1.3 that wants TLS_AES_128",
+            " uses TLS_AES_256_GCM_SHA384: suites of different hashes",
+            "honor_cipher_order",
+        ]],
+        code: 2,
+    },
+    Cause {
+        plant: demand,
+        lines: &[&[
+            "error: ",
+            "a client certificate is demanded there, unlike ",
+            "certification_level",
+            "--cert FILE",
+        ]],
+        code: 2,
+    },
+];
+
+#[test]
+fn what_tickets_tell_is_called_by_its_name() -> Result<()> {
+    found_one_by_one("site", TOLD_BY_TICKETS)
+}
+
 #[test]
 fn what_traffic_server_is_told_wrongly_is_found_one_by_one() -> Result<()> {
     found_one_by_one("host", CAUSES)
@@ -182,12 +249,32 @@ fn what_does_not_matter_to_sessions_bound_to_their_site_is_no_fault() -> Result<
 fn found_one_by_one(scope: &str, causes: &[Cause]) -> Result<()> {
     let _turn = turn();
     let dir = RunDir::new("ctl-causes")?;
+    let plants: Vec<fn(&Path, &Plant) -> Result<()>> =
+        std::iter::once::<fn(&Path, &Plant) -> _>(|_, _| Ok(()))
+            .chain(causes.iter().map(|cause| cause.plant))
+            .collect();
+    let (fleet, _) = planted(&dir, scope, &plants)?;
+    for (index, cause) in (1..).zip(causes) {
+        let said = doctor(&dir, &fleet, &[0, index], &[])?;
+        assert_says(&said, cause.lines, cause.code)?;
+    }
+    dir.done()
+}
+
+/// A running fleet with one box for each plant.
+fn planted(
+    dir: &RunDir,
+    scope: &str,
+    plants: &[fn(&Path, &Plant) -> Result<()>],
+) -> Result<(Fleet, Plant)> {
     let other = Identity::self_signed("/CN=other")?.write(dir.path(), "other")?;
-    let bundle = Authority::new("/CN=bundle")?.identity.write(dir.path(), "bundle")?.certificate;
+    let authority = Authority::new("/CN=bundle")?;
+    let bundle = authority.identity.write(dir.path(), "bundle")?.certificate;
+    let client = authority.issue(&Request::new("/CN=client"))?.write(dir.path(), "client")?;
     let keys = dir.join("ticket.keys");
     kit::pki::write_private(&keys, &(1..=48).collect::<Vec<u8>>())?;
     // So many starting at once on a small machine would call for one election after the other.
-    let calm = plan(1 + causes.len())?
+    let calm = plan(plants.len())?
         .option("ticket_scope", scope)
         .option("heart_beat_interval", "500")
         .option("election_timeout_lower_bound", "2000")
@@ -195,9 +282,9 @@ fn found_one_by_one(scope: &str, causes: &[Cause]) -> Result<()> {
     let mut fleet = calm.prepare(dir.path())?;
     let pki = dir.join("pki");
     let site = Files { certificate: pki.join("site.pem"), key: pki.join("site.key") };
-    let plant = Plant { site, other, bundle, keys };
-    for (cause, ats) in causes.iter().zip(&fleet.boxes[1..]) {
-        (cause.plant)(&ats.etc(), &plant)?;
+    let plant = Plant { site, other, bundle, client, keys };
+    for (put, ats) in plants.iter().zip(&fleet.boxes) {
+        put(&ats.etc(), &plant)?;
     }
     fleet.boxes.iter_mut().try_for_each(Ats::start)?;
     for ats in &mut fleet.boxes {
@@ -205,16 +292,51 @@ fn found_one_by_one(scope: &str, causes: &[Cause]) -> Result<()> {
         // Not all of them give TLS 1.2 tickets; and the key is there before the port listens.
         ats.wait_first(|address| Ok(TcpStream::connect(address)?))?;
     }
-    fleet.boxes[0].wait_ready()?;
-    let boxes: Vec<&Ats> = fleet.boxes.iter().collect();
-    let proc = machine(dir.path(), &boxes)?;
-    let addresses = addresses(&fleet);
-    for (index, cause) in (1..).zip(causes) {
-        let tls = [addresses[0].as_str(), addresses[index].as_str()];
-        let words = ["doctor", "--offline", "--proc", text(&proc), "--sni", "localhost", "--tls"];
-        let said = on(&fleet.boxes[index], &[&words[..], &tls].concat())?;
-        assert_says(&said, cause.lines, cause.code)?;
+    Ok((fleet, plant))
+}
+
+/// Runs doctor on the last of these boxes, with the addresses of all of them.
+fn doctor(dir: &RunDir, fleet: &Fleet, boxes: &[usize], more: &[&str]) -> Result<Said> {
+    let all: Vec<&Ats> = fleet.boxes.iter().collect();
+    let proc = machine(dir.path(), &all)?;
+    let addresses = addresses(fleet);
+    let mut words = vec!["doctor", "--proc", text(&proc), "--sni", "localhost", "--tls"];
+    words.extend(boxes.iter().map(|index| addresses[*index].as_str()));
+    words.extend(more);
+    if boxes.len() < all.len() {
+        words.push("--offline");
     }
+    let last = boxes.last().map_or(&fleet.boxes[0], |index| &fleet.boxes[*index]);
+    on(last, &words)
+}
+
+#[test]
+fn what_all_boxes_have_in_common_is_no_fault() -> Result<()> {
+    /// Pairs of boxes that are the same.
+    const COMMON: [fn(&Path, &Plant) -> Result<()>; 4] = [
+        |etc, _| speak(etc, "TLSv1_2", "INT 0"),
+        |etc, _| speak(etc, "TLSv1_3", "INT 0"),
+        |etc, _| only_aes_128(etc),
+        demand,
+    ];
+    let _turn = turn();
+    let dir = RunDir::new("ctl-common")?;
+    let twice: Vec<_> = COMMON.into_iter().flat_map(|plant| [plant, plant]).collect();
+    let (fleet, plant) = planted(&dir, "site", &twice)?;
+    let client = ["--cert", text(&plant.client.certificate), "--key", text(&plant.client.key)];
+    for pair in [[0, 1], [2, 3], [4, 5]] {
+        assert_says(&doctor(&dir, &fleet, &pair, &[])?, &[], 0)?;
+    }
+    assert_says(&doctor(&dir, &fleet, &[6, 7], &client)?, &[], 0)?;
+    let said = doctor(&dir, &fleet, &[6, 7], &[&client[..], &["--matrix"]].concat())?;
+    assert_eq!(said.out.matches("resumed").count(), 2 * 4, "{said:#?}");
+    let demanded =
+        ["warning: ", "a client certificate is demanded there", "give --cert FILE --key"];
+    assert_says(&doctor(&dir, &fleet, &[6, 7], &[])?, &[&demanded], 1)?;
+    // A client that the sites do not know.
+    let other = ["--cert", text(&plant.other.certificate), "--key", text(&plant.other.key)];
+    let refused: &[&str] = &["warning: ", "refuses the certificate of --cert: ", "lets in"];
+    assert_says(&doctor(&dir, &fleet, &[6, 7], &other)?, &[refused, refused], 1)?;
     dir.done()
 }
 
