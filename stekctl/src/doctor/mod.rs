@@ -155,7 +155,8 @@ fn bundles(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
     for (server, status) in hosted {
         if status.host.ca_digest != standard.host.ca_digest {
             let reason = format!(
-                "proxy.config.ssl.CA.cert.filename names another CA bundle ({}) than on {} ({}): \
+                "proxy.config.ssl.CA.cert.filename names other authorities, or in another order \
+                 ({}), than on {} ({}): \
                  sessions of one do not resume on the other",
                 words(&status.host.ca_digest),
                 named(first),
