@@ -30,6 +30,9 @@ use crate::verdict::seconds;
 /// synchronisation is far below it.
 const CLOCK_MARGIN_MS: i64 = 30_000;
 
+/// The same where clients may send early data, of which OpenSSL compares the age.
+const EARLY_CLOCK_MARGIN_MS: i64 = 2_000;
+
 /// Looks at everything and prints what it found.
 pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     let config = place::ats_config(place)?;
@@ -38,7 +41,8 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     match &config {
         Some(dir) => {
             let conf = PathBuf::from(&source.argument);
-            found.extend(ats::findings(dir, conf.is_file().then_some(&conf)));
+            let scope = loaded.as_ref().map(|loaded| loaded.settings.ticket_scope);
+            found.extend(ats::findings(dir, conf.is_file().then_some(&conf), scope));
         }
         None => found.push(Problem::warning(
             "Traffic Server",
@@ -54,6 +58,8 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
         _ => Vec::new(),
     };
     let matrices = try_tickets(args, place.timeout, &servers, &mut found)?;
+    let early = early_data(&matrices, &args.tls, &mut found);
+    clocks(&servers, early, &mut found);
     if args.matrix {
         matrices.iter().try_for_each(|matrix| print(&shown(matrix, &args.tls)))?;
     }
@@ -90,7 +96,6 @@ fn ask(
             _ => Problem::warning("fleet", what, remedy),
         }
     }));
-    clocks(&look.servers, found);
     let answers: Vec<(&Server, &BoxStatus)> =
         look.servers.iter().filter_map(|server| Some((server, server.status()?))).collect();
     roots(&answers, found);
@@ -102,8 +107,28 @@ fn named(server: &Server) -> String {
     format!("server {} ({})", server.id(), address(&server.member))
 }
 
-/// Clocks that differ from the one in the middle.
-fn clocks(servers: &[Server], found: &mut Vec<Problem>) {
+/// Whether clients may send early data: by this box's files, or else by the tickets of any place.
+fn early_data(matrices: &[Matrix], places: &[String], found: &mut Vec<Problem>) -> bool {
+    if ats::is_early(found) {
+        return true;
+    }
+    let is_early = |index: usize| {
+        let mut taken = matrices.iter().filter_map(|matrix| matrix.taken.get(index));
+        taken.any(|taken| taken.as_ref().is_ok_and(|taken| taken.early))
+    };
+    let early = places.iter().enumerate().filter(|(index, _)| is_early(*index));
+    let early: Vec<&str> = early.map(|(_, name)| name.as_str()).collect();
+    if !early.is_empty() {
+        let (why, remedy) = ats::REPEATED;
+        let reason =
+            format!("proxy.config.ssl.server.max_early_data allows early data (0-RTT): {why}");
+        found.push(Problem::warning(&early.join(", "), reason, remedy));
+    }
+    !early.is_empty()
+}
+
+/// Clocks that differ from the one in the middle, where that hurts.
+fn clocks(servers: &[Server], early: bool, found: &mut Vec<Problem>) {
     let mut offsets: Vec<(i64, &Server)> =
         servers.iter().filter_map(|server| Some((server.clock_offset_ms?, server))).collect();
     offsets.sort_by_key(|(offset, _)| *offset);
@@ -113,16 +138,22 @@ fn clocks(servers: &[Server], found: &mut Vec<Problem>) {
     };
     for (offset, server) in offsets {
         let off = offset - middle;
-        if off.abs() > CLOCK_MARGIN_MS {
-            let reason = format!(
-                "its clock is {} {} that of the other servers: tickets seem older or newer there \
-                 than they are, and certificates not valid yet or expired",
-                seconds(off.unsigned_abs() / 1000),
-                if off > 0 { "ahead of" } else { "behind" },
-            );
-            let remedy = "synchronise the clocks of all boxes, for example with chrony";
-            found.push(Problem::warning(&named(server), reason, remedy));
-        }
+        let hurts = if off.abs() > CLOCK_MARGIN_MS {
+            "tickets seem older or newer there than they are, and certificates not valid yet or \
+             expired"
+        } else if early && off.abs() > EARLY_CLOCK_MARGIN_MS {
+            "early data is refused on a box whose clock is more than a second behind that of the \
+             box that gave the ticket, or some ten ahead of it"
+        } else {
+            continue;
+        };
+        let reason = format!(
+            "its clock is {} {} that of the other servers: {hurts}",
+            seconds(off.unsigned_abs() / 1000),
+            if off > 0 { "ahead of" } else { "behind" },
+        );
+        let remedy = "synchronise the clocks of all boxes, for example with chrony";
+        found.push(Problem::warning(&named(server), reason, remedy));
     }
 }
 

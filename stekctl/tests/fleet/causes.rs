@@ -8,7 +8,9 @@ use kit::ats::Ats;
 use kit::fleet::{Fleet, Place};
 use kit::pki::{Authority, Files, Identity, Request};
 use kit::run_dir::RunDir;
+use kit::sites::Visit;
 use kit::sys::Signal;
+use kit::tickets::TlsVersion;
 use kit::{ports, Context, Error, Result};
 
 use crate::stage::{
@@ -232,6 +234,66 @@ const TOLD_BY_TICKETS: &[Cause] = &[
         code: 2,
     },
 ];
+
+#[test]
+fn what_lets_more_through_than_is_meant_is_told() -> Result<()> {
+    let opened: &[&str] = &["warning: ", "with ticket_scope: host a session", "ticket_scope: site"];
+    let _turn = turn();
+    let dir = RunDir::new("ctl-through")?;
+    let asking = |etc: &Path, _: &Plant| {
+        let sni = "sni:\n- fqdn: closed.test\n  verify_client: STRICT\n";
+        fs::write(etc.join("sni.yaml"), sni).context("sni.yaml")
+    };
+    let (fleet, plant) = planted(&dir, "host", &[asking, asking, demand, demand])?;
+    let client = ["--cert", text(&plant.client.certificate), "--key", text(&plant.client.key)];
+    let said = doctor(&dir, &fleet, &[0, 1], &[])?;
+    assert_says(&said, &[opened], 1)?;
+    said.line(&["sni.yaml line 3: verify_client: STRICT asks"])?;
+    let said = doctor(&dir, &fleet, &[2, 3], &client)?;
+    assert_says(&said, &[opened], 1)?;
+    said.line(&["records.config line ", "certification_level: 2 asks"])?;
+    dir.done()
+}
+
+#[test]
+fn early_data_is_told_and_the_clocks_that_it_needs() -> Result<()> {
+    const REPEATED: &str =
+        "allows early data (0-RTT): a copy of a client's first flight is accepted";
+    let _turn = turn();
+    let dir = RunDir::new("ctl-early")?;
+    let place = |wrapper: Vec<String>| Place { address: Ipv4Addr::LOCALHOST.into(), wrapper };
+    let places = [place(Vec::new()), place(Vec::new()), place(ahead("+20s")?)];
+    let mut fleet = plan(3)?.places(&places).prepare(dir.path())?;
+    const RECORD: &str = "proxy.config.ssl.server.max_early_data";
+    for ats in &fleet.boxes {
+        record(&ats.etc(), RECORD, "INT 16384")?;
+    }
+    fleet.start()?;
+    wait_healthy(&fleet.boxes[0])?;
+    let early: &[&str] = &["warning: ", REPEATED, "Early-Data: 1"];
+    let third = format!("server 3 (127.0.0.1:{})", fleet.raft_ports[2]);
+    let clock: &[&str] =
+        &["warning: ", &third, "its clock is ", " ahead of", "early data is refused"];
+    let said = doctor(&dir, &fleet, &[1, 2, 0], &[])?;
+    assert_says(&said, &[early, clock], 1)?;
+    said.line(&["records.config line ", RECORD, ": 16384 allows"])?;
+    // Where this box's own files do not say so, the tickets do.
+    record(&fleet.boxes[0].etc(), RECORD, "INT 0")?;
+    let said = doctor(&dir, &fleet, &[1, 2, 0], &[])?;
+    assert_says(&said, &[early, clock], 1)?;
+    let addresses = addresses(&fleet);
+    said.line(&[&[1, 2, 0].map(|index| addresses[index].as_str()).join(", "), RECORD])?;
+
+    // And so it is: one ticket's early data counts again and again, but where the clock forbids it.
+    let visit = |index: usize| Visit::new(fleet.https()[index], TlsVersion::V13, "localhost");
+    let ticket = visit(0).go()?.ticket.ok_or_else(|| Error::new("no ticket"))?;
+    for (index, taken) in [(0, true), (1, true), (1, true), (2, false)] {
+        let visited = visit(index).ticket(&ticket).early().go()?;
+        assert!(visited.resumed, "{index}: {visited:?}");
+        assert_eq!(visited.early, taken, "{index}: {visited:?}");
+    }
+    dir.done()
+}
 
 #[test]
 fn what_tickets_tell_is_called_by_its_name() -> Result<()> {
