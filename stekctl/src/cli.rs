@@ -97,7 +97,9 @@ pub enum Command {
     ///
     /// Looks at this box's configuration, at Traffic Server's files, at the machine (swap, core
     /// dumps), and asks every server of the list. With --tls it really takes a ticket from each
-    /// address and offers it to every other, in TLS 1.2 and TLS 1.3. Prints one line for each
+    /// address and offers it to every other, in TLS 1.2 and TLS 1.3; sites that demand a
+    /// certificate of their clients need --cert and --key. Also says what lets clients do more
+    /// under a shared key than is meant. Prints one line for each
     /// finding: what, where, why it hurts, and the remedy; and nothing at all if there is none.
     /// Exit code 0: nothing was found. 1: there are findings, but sessions resume. 2: some
     /// sessions do not resume, or soon will not.

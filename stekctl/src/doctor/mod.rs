@@ -328,11 +328,14 @@ fn spoken(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<Problem
                 "does not speak {version}, unlike {}: sessions of {version} do not resume on it",
                 others.join(", "),
             );
-            let (old, new) = match version {
-                Version::Tls12 => ("proxy.config.ssl.TLSv1_2", "TLSv1_2.enabled"),
-                Version::Tls13 => ("proxy.config.ssl.TLSv1_3", "TLSv1_3.enabled"),
+            let record = match version {
+                Version::Tls12 => "proxy.config.ssl.TLSv1_2",
+                Version::Tls13 => "proxy.config.ssl.TLSv1_3 (from 10 on .TLSv1_3.enabled)",
             };
-            let remedy = format!("give all boxes the same {old} (Traffic Server 10: {new})");
+            let remedy = format!(
+                "give all boxes the same {record}, and from Traffic Server 10 on the same \
+                 proxy.config.ssl.server.version.min and .max"
+            );
             found.push(Problem::error(&place.name, reason, remedy));
         }
     }
@@ -355,11 +358,12 @@ fn asked_of_clients(matrices: &[Matrix], places: &[resume::Place], found: &mut V
             found.push(Problem::warning(&place.name, reason, remedy));
         }
     }
-    let demanding = names(places, |index| has(index, |taken| *taken == Err(Miss::Certificate)));
+    let demands = |index| has(index, |taken| *taken == Err(Miss::Certificate));
+    let demanding = names(places, demands);
     if demanding.is_empty() {
         return;
     }
-    let open = names(places, |index| has(index, |taken| taken.is_ok()));
+    let open = names(places, |index| !demands(index) && has(index, |taken| taken.is_ok()));
     let who = demanding.join(", ");
     if open.is_empty() {
         let reason = "a client certificate is demanded there, so tickets were not tried";

@@ -195,7 +195,7 @@ const HARMLESS: &[Cause] = &[
 const TOLD_BY_TICKETS: &[Cause] = &[
     Cause {
         plant: |etc, _| speak(etc, "TLSv1_3", "INT 0"),
-        lines: &[&["error: ", "does not speak TLS 1.3, unlike ", "proxy.config.ssl.TLSv1_3"]],
+        lines: &[&["error: ", "does not speak TLS 1.3, unlike ", "proxy.config.ssl.TLSv1_3 "]],
         code: 2,
     },
     Cause {
