@@ -245,7 +245,15 @@ fn try_tickets(
         .map(|key| key.fingerprint.to_string())
         .collect();
     judge(&matrices, &places, &group, found);
-    suites(&client.suites(&places), &places, found);
+    // Who did not answer would only be waited for.
+    let answers = |index: usize| {
+        let newest = matrices.iter().find(|matrix| matrix.version == Version::Tls13);
+        let taken = newest.and_then(|matrix| matrix.taken.get(index));
+        !matches!(taken, None | Some(Err(Miss::Version | Miss::Other(_))))
+    };
+    let answering = places.iter().enumerate().filter(|(index, _)| answers(*index));
+    let answering: Vec<resume::Place> = answering.map(|(_, place)| place.clone()).collect();
+    suites(&client.suites(&answering), &answering, found);
     Ok(matrices)
 }
 
