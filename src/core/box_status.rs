@@ -274,8 +274,9 @@ pub struct HostStatus {
     pub install_pending: bool,
     /// What the operator has to look at.
     pub hints: Vec<Hint>,
-    /// The first 8 hex digits of SHA-256 over the file of `proxy.config.ssl.CA.cert.filename`,
-    /// which is part of what a session is bound to; `None` if the record is unset.
+    /// The first 8 hex digits of SHA-256 over the subjects in the file of
+    /// `proxy.config.ssl.CA.cert.filename`, in their order, each once: with `ticket_scope: host` a
+    /// part of what a session is bound to. `None` if the record is unset or the file no PEM.
     pub ca_digest: Option<String>,
     /// What its clients are asked for; `None` where there is no Traffic Server.
     pub client_policy: Option<ClientPolicy>,

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use openssl::error::ErrorStack;
+use openssl::sha::Sha256;
 use openssl::x509::X509;
 
 use super::ats;
@@ -147,8 +149,22 @@ fn ca_digest(dirs: &Dirs) -> Option<String> {
     let name = ats::record_string("proxy.config.ssl.CA.cert.filename")?;
     let path = ats::record_string("proxy.config.ssl.CA.cert.path").unwrap_or_default();
     let bytes = load::host_file(&dirs.install.join(path).join(name))?;
-    let digest = openssl::sha::sha256(&bytes);
-    Some(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+    subjects_digest(&bytes).ok()
+}
+
+/// Takes what the host takes of it: the certificates' subjects in their order, each once.
+fn subjects_digest(pem: &[u8]) -> Result<String, ErrorStack> {
+    let mut seen = BTreeSet::new();
+    let mut hash = Sha256::new();
+    for certificate in X509::stack_from_pem(pem)? {
+        let subject = certificate.subject_name().to_der()?;
+        if !seen.contains(&subject) {
+            // DER tells where it ends.
+            hash.update(&subject);
+            seen.insert(subject);
+        }
+    }
+    Ok(hash.finish().iter().take(4).map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
@@ -165,6 +181,26 @@ mod tests {
             let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             lines.push((level, line.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_bundle_is_its_subjects_in_their_order() -> kit::Result<()> {
+        let pem = |subject: &str| -> kit::Result<String> {
+            let pem = kit::pki::Authority::new(subject)?.identity.certificate.to_pem()?;
+            Ok(String::from_utf8_lossy(&pem).into_owned())
+        };
+        let (a, b, a_again) = (pem("/CN=a")?, pem("/CN=b")?, pem("/CN=a")?);
+        let digest = |text: String| subjects_digest(text.as_bytes()).ok();
+        let plain = digest(format!("{a}{b}"));
+        assert!(plain.as_ref().is_some_and(|digest| digest.len() == 8), "{plain:?}");
+        for same in [format!("# x\n\n{a}\n{b}"), format!("{a}{b}{a}"), format!("{a_again}{b}")] {
+            assert_eq!(digest(same), plain);
+        }
+        for other in [a.clone(), format!("{b}{a}"), String::new()] {
+            assert_ne!(digest(other), plain);
+        }
+        assert_eq!(digest(format!("{a}-----BEGIN CERTIFICATE-----\nAA\n")), None);
+        Ok(())
     }
 
     #[test]

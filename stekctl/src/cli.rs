@@ -97,7 +97,9 @@ pub enum Command {
     ///
     /// Looks at this box's configuration, at Traffic Server's files, at the machine (swap, core
     /// dumps), and asks every server of the list. With --tls it really takes a ticket from each
-    /// address and offers it to every other, in TLS 1.2 and TLS 1.3. Prints one line for each
+    /// address and offers it to every other, in TLS 1.2 and TLS 1.3; sites that demand a
+    /// certificate of their clients need --cert and --key. Also says what lets clients do more
+    /// under a shared key than is meant. Prints one line for each
     /// finding: what, where, why it hurts, and the remedy; and nothing at all if there is none.
     /// Exit code 0: nothing was found. 1: there are findings, but sessions resume. 2: some
     /// sessions do not resume, or soon will not.
@@ -170,6 +172,12 @@ pub struct DoctorArgs {
     /// The server name that clients send, for the addresses of --tls [default: none]
     #[arg(long, value_name = "NAME", requires = "tls")]
     pub sni: Option<String>,
+    /// A client certificate for the addresses of --tls, in PEM, where sites demand one
+    #[arg(long, value_name = "FILE", requires = "tls", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// The private key of --cert, in PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
     /// Also print who resumes whose tickets, which is said otherwise only where it goes wrong
     #[arg(long, requires = "tls")]
     pub matrix: bool,

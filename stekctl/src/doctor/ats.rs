@@ -1,11 +1,13 @@
 //! What in Traffic Server's own files keeps sessions from being resumed although the key is
-//! shared: records.config (or records.yaml), ssl_multicert.config and plugin.config.
+//! shared, or lets more through under a shared key than is meant: records.config (or records.yaml),
+//! ssl_multicert.config, sni.yaml and plugin.config.
 //!
 //! What the settings do was measured on Traffic Server 9.2.9. Reads no file but these, and
 //! understands no more of them than it needs.
 
 use std::path::Path;
 
+use stek_share::client::TicketScope;
 use stek_share::core::config::Problem;
 
 use crate::place;
@@ -18,6 +20,27 @@ const NUMBER: &str = "proxy.config.ssl.server.session_ticket.number";
 const KEY_FILE: &str = "proxy.config.ssl.server.ticket_key.filename";
 /// The name of ssl_multicert.config.
 const MULTICERT: &str = "proxy.config.ssl.server.multicert.filename";
+/// How much early data a client may send.
+const EARLY: &str = "proxy.config.ssl.server.max_early_data";
+/// Whether clients are asked for a certificate (1), and have to show one (2).
+const LEVEL: &str = "proxy.config.ssl.client.certification_level";
+/// The name of sni.yaml.
+const SNI: &str = "proxy.config.ssl.servername.filename";
+
+/// What early data means under a shared key, and the ways out.
+pub const REPEATED: (&str, &str) = (
+    "a copy of a client's first flight is accepted again by every box that shares the key, as \
+     Traffic Server switches OpenSSL's protection against that off",
+    "take it out; or see that origins refuse with 425 what must not happen twice, where a request \
+     has the header Early-Data: 1",
+);
+
+/// What is said where clients are asked for a certificate with `ticket_scope: host`.
+const OPENED: (&str, &str) = (
+    "asks clients for a certificate, but with ticket_scope: host a session of a name or a box that \
+     asks for none is resumed there too, and with TLS 1.3 lets its client in without one",
+    "set ticket_scope: site on all boxes",
+);
 
 /// One setting, and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,20 +62,34 @@ impl Record {
 }
 
 /// All findings about the files in Traffic Server's configuration directory. `conf` is the
-/// configuration that is in use, if it is known by a path.
-pub fn findings(dir: &Path, conf: Option<&Path>) -> Vec<Problem> {
+/// configuration that is in use, if it is known by a path, and `scope` its `ticket_scope`.
+pub fn findings(dir: &Path, conf: Option<&Path>, scope: Option<TicketScope>) -> Vec<Problem> {
     let records = read_records(dir);
-    let mut found = in_records(&records);
+    let mut found = in_records(&records, scope);
     let name = last(&records, MULTICERT).map_or("ssl_multicert.config", |record| &record.value);
     let multicert = dir.join(name);
     if let Ok(text) = place::read(&multicert) {
         found.extend(in_multicert(&shown(&multicert), &text));
     }
+    let name = last(&records, SNI).map_or("sni.yaml", |record| &record.value);
+    let sni = dir.join(name);
+    if let Ok(text) = place::read(&sni) {
+        found.extend(in_sni(&shown(&sni), &text, scope));
+    }
     found.extend(in_plugin_config(dir, conf));
     found
 }
 
-fn in_records(records: &[Record]) -> Vec<Problem> {
+/// Whether one of the findings is about early data.
+pub fn is_early(found: &[Problem]) -> bool {
+    found.iter().any(|problem| problem.to_string().contains(REPEATED.0))
+}
+
+fn is_above_zero(value: &str) -> bool {
+    value.parse::<i64>().is_ok_and(|number| number > 0)
+}
+
+fn in_records(records: &[Record], scope: Option<TicketScope>) -> Vec<Problem> {
     let mut found = Vec::new();
     if let Some(record) = last(records, ENABLE).filter(|record| record.value == "0") {
         found.push(record.error(
@@ -74,7 +111,46 @@ fn in_records(records: &[Record]) -> Vec<Problem> {
             "take the line out",
         ));
     }
+    let is_on = |record: &&Record| is_above_zero(&record.value);
+    if let Some(record) = last(records, EARLY).filter(is_on) {
+        let reason = format!("allows early data (0-RTT): {}", REPEATED.0);
+        found.push(record.at(Problem::warning(&record.file, reason, REPEATED.1)));
+    }
+    let asks = last(records, LEVEL).filter(is_on);
+    if let Some(record) = asks.filter(|_| scope == Some(TicketScope::Host)) {
+        found.push(record.at(Problem::warning(&record.file, OPENED.0, OPENED.1)));
+    }
     found
+}
+
+/// The first line that asks clients for a certificate, where that is told, and the first that
+/// allows early data.
+fn in_sni(file: &str, text: &str, scope: Option<TicketScope>) -> Vec<Problem> {
+    let (mut asks, mut early) = (None, None);
+    for (index, line) in text.lines().enumerate() {
+        let said = line.trim_start();
+        let said = said.strip_prefix("- ").unwrap_or(said).trim_start();
+        let Some((key, value)) = yaml_pair(said) else { continue };
+        let at = |reason: &str, remedy: &str| {
+            let problem = Problem::warning(file, reason, remedy);
+            problem.at(Some(index + 1)).field(key).value(value)
+        };
+        let is_asked = || {
+            let value = value.to_ascii_uppercase();
+            scope == Some(TicketScope::Host) && matches!(value.as_str(), "STRICT" | "MODERATE")
+        };
+        match key {
+            "verify_client" if asks.is_none() && is_asked() => {
+                asks = Some(at(OPENED.0, OPENED.1));
+            }
+            "server_max_early_data" if early.is_none() && is_above_zero(value) => {
+                let reason = format!("allows early data (0-RTT): {}", REPEATED.0);
+                early = Some(at(&reason, REPEATED.1));
+            }
+            _ => {}
+        }
+    }
+    asks.into_iter().chain(early).collect()
 }
 
 fn in_multicert(file: &str, text: &str) -> Vec<Problem> {
@@ -282,18 +358,44 @@ mod tests {
     #[test]
     fn settings_that_stop_tickets_are_found() {
         let records = format!("CONFIG {ENABLE} INT 1\nCONFIG {NUMBER} INT 2\n");
-        assert_eq!(in_records(&config_records("f", &records)), []);
+        assert_eq!(in_records(&config_records("f", &records), None), []);
         let unset = format!("CONFIG {KEY_FILE} STRING NULL\n");
-        assert_eq!(in_records(&config_records("f", &unset)), []);
+        assert_eq!(in_records(&config_records("f", &unset), None), []);
         let records = format!(
             "CONFIG {ENABLE} INT 1\nCONFIG {ENABLE} INT 0\nCONFIG {NUMBER} INT 0\n\
              CONFIG {KEY_FILE} STRING keys\n"
         );
-        let found = lines(&in_records(&config_records("f", &records)));
+        let found = lines(&in_records(&config_records("f", &records), None));
         let [enable, number, file] = found.as_slice() else { panic!("{found:?}") };
         assert!(enable.starts_with(&format!("f line 2: {ENABLE}: 0 means")), "{enable}");
         assert!(number.starts_with(&format!("f line 3: {NUMBER}: 0 means")), "{number}");
         assert!(file.starts_with(&format!("f line 4: {KEY_FILE}: keys makes")), "{file}");
+    }
+
+    #[test]
+    fn what_lets_more_through_is_found_where_it_does() {
+        let host = Some(TicketScope::Host);
+        let records = config_records("f", &format!("CONFIG {LEVEL} INT 2\nCONFIG {EARLY} INT 0\n"));
+        assert_eq!(in_records(&records, Some(TicketScope::Site)), []);
+        let found = lines(&in_records(&records, host));
+        let [level] = found.as_slice() else { panic!("{found:?}") };
+        assert!(level.starts_with(&format!("f line 1: {LEVEL}: 2 asks")), "{level}");
+        assert!(level.ends_with("; set ticket_scope: site on all boxes"), "{level}");
+        let records = config_records("f", &format!("CONFIG {LEVEL} INT 0\nCONFIG {EARLY} INT 9\n"));
+        let problems = in_records(&records, host);
+        assert!(is_early(&problems), "{problems:?}");
+        let found = lines(&problems);
+        let [early] = found.as_slice() else { panic!("{found:?}") };
+        assert!(early.starts_with(&format!("f line 2: {EARLY}: 9 allows early")), "{early}");
+        let sni =
+            "sni:\n- fqdn: a\n  verify_client: NONE\n- fqdn: b\n  verify_client: STRICT # x\n\
+                   - verify_client: MODERATE\n  fqdn: c\n  server_max_early_data: 7\n";
+        let found = lines(&in_sni("s", sni, host));
+        let [asks, early] = found.as_slice() else { panic!("{found:?}") };
+        assert!(asks.starts_with("s line 5: verify_client: STRICT asks"), "{asks}");
+        assert!(early.starts_with("s line 8: server_max_early_data: 7 allows"), "{early}");
+        let found = lines(&in_sni("s", sni, Some(TicketScope::Site)));
+        assert_eq!(found, [early.as_str()]);
     }
 
     #[test]

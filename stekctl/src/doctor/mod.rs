@@ -16,7 +16,7 @@ use stek_share::client::{BoxStatus, Hint, TicketScope};
 use stek_share::core::config::Problem;
 use stek_share::load::Loaded;
 
-use self::resume::{Client, Matrix, Offer, Version};
+use self::resume::{Client, Matrix, Miss, Offer, Version};
 use crate::check::told;
 use crate::cli::{DoctorArgs, Place};
 use crate::fleet::{address, Fleet, Server};
@@ -30,6 +30,9 @@ use crate::verdict::seconds;
 /// synchronisation is far below it.
 const CLOCK_MARGIN_MS: i64 = 30_000;
 
+/// The same where clients may send early data, of which OpenSSL compares the age.
+const EARLY_CLOCK_MARGIN_MS: i64 = 2_000;
+
 /// Looks at everything and prints what it found.
 pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     let config = place::ats_config(place)?;
@@ -38,7 +41,8 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     match &config {
         Some(dir) => {
             let conf = PathBuf::from(&source.argument);
-            found.extend(ats::findings(dir, conf.is_file().then_some(&conf)));
+            let scope = loaded.as_ref().map(|loaded| loaded.settings.ticket_scope);
+            found.extend(ats::findings(dir, conf.is_file().then_some(&conf), scope));
         }
         None => found.push(Problem::warning(
             "Traffic Server",
@@ -54,6 +58,8 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
         _ => Vec::new(),
     };
     let matrices = try_tickets(args, place.timeout, &servers, &mut found)?;
+    let early = early_data(&matrices, &args.tls, &mut found);
+    clocks(&servers, early, &mut found);
     if args.matrix {
         matrices.iter().try_for_each(|matrix| print(&shown(matrix, &args.tls)))?;
     }
@@ -90,7 +96,6 @@ fn ask(
             _ => Problem::warning("fleet", what, remedy),
         }
     }));
-    clocks(&look.servers, found);
     let answers: Vec<(&Server, &BoxStatus)> =
         look.servers.iter().filter_map(|server| Some((server, server.status()?))).collect();
     roots(&answers, found);
@@ -102,8 +107,28 @@ fn named(server: &Server) -> String {
     format!("server {} ({})", server.id(), address(&server.member))
 }
 
-/// Clocks that differ from the one in the middle.
-fn clocks(servers: &[Server], found: &mut Vec<Problem>) {
+/// Whether clients may send early data: by this box's files, or else by the tickets of any place.
+fn early_data(matrices: &[Matrix], places: &[String], found: &mut Vec<Problem>) -> bool {
+    if ats::is_early(found) {
+        return true;
+    }
+    let is_early = |index: usize| {
+        let mut taken = matrices.iter().filter_map(|matrix| matrix.taken.get(index));
+        taken.any(|taken| taken.as_ref().is_ok_and(|taken| taken.early))
+    };
+    let early = places.iter().enumerate().filter(|(index, _)| is_early(*index));
+    let early: Vec<&str> = early.map(|(_, name)| name.as_str()).collect();
+    if !early.is_empty() {
+        let (why, remedy) = ats::REPEATED;
+        let reason =
+            format!("proxy.config.ssl.server.max_early_data allows early data (0-RTT): {why}");
+        found.push(Problem::warning(&early.join(", "), reason, remedy));
+    }
+    !early.is_empty()
+}
+
+/// Clocks that differ from the one in the middle, where that hurts.
+fn clocks(servers: &[Server], early: bool, found: &mut Vec<Problem>) {
     let mut offsets: Vec<(i64, &Server)> =
         servers.iter().filter_map(|server| Some((server.clock_offset_ms?, server))).collect();
     offsets.sort_by_key(|(offset, _)| *offset);
@@ -113,16 +138,22 @@ fn clocks(servers: &[Server], found: &mut Vec<Problem>) {
     };
     for (offset, server) in offsets {
         let off = offset - middle;
-        if off.abs() > CLOCK_MARGIN_MS {
-            let reason = format!(
-                "its clock is {} {} that of the other servers: tickets seem older or newer there \
-                 than they are, and certificates not valid yet or expired",
-                seconds(off.unsigned_abs() / 1000),
-                if off > 0 { "ahead of" } else { "behind" },
-            );
-            let remedy = "synchronise the clocks of all boxes, for example with chrony";
-            found.push(Problem::warning(&named(server), reason, remedy));
-        }
+        let hurts = if off.abs() > CLOCK_MARGIN_MS {
+            "tickets seem older or newer there than they are, and certificates not valid yet or \
+             expired"
+        } else if early && off.abs() > EARLY_CLOCK_MARGIN_MS {
+            "early data is refused on a box whose clock is more than a second behind that of the \
+             box that gave the ticket, or some ten ahead of it"
+        } else {
+            continue;
+        };
+        let reason = format!(
+            "its clock is {} {} that of the other servers: {hurts}",
+            seconds(off.unsigned_abs() / 1000),
+            if off > 0 { "ahead of" } else { "behind" },
+        );
+        let remedy = "synchronise the clocks of all boxes, for example with chrony";
+        found.push(Problem::warning(&named(server), reason, remedy));
     }
 }
 
@@ -155,7 +186,8 @@ fn bundles(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
     for (server, status) in hosted {
         if status.host.ca_digest != standard.host.ca_digest {
             let reason = format!(
-                "proxy.config.ssl.CA.cert.filename names another CA bundle ({}) than on {} ({}): \
+                "proxy.config.ssl.CA.cert.filename names other authorities, or in another order \
+                 ({}), than on {} ({}): \
                  sessions of one do not resume on the other",
                 words(&status.host.ca_digest),
                 named(first),
@@ -193,13 +225,15 @@ fn try_tickets(
         resume::Place::find(name).map_err(|why| Failure::new(format!("--tls {name}: {why}")))
     };
     let places: Vec<resume::Place> = args.tls.iter().map(find).collect::<Result<_, _>>()?;
-    let client = Client::new(args.sni.as_deref(), limit)
-        .map_err(|error| Failure::new(format!("OpenSSL: {error}")))?;
+    let pair = args.cert.clone().zip(args.key.clone());
+    let identity = pair.map(|(certificate, key)| resume::Identity { certificate, key });
+    let client =
+        Client::new(args.sni.as_deref(), limit, identity.as_ref()).map_err(Failure::new)?;
     let mut matrices = Vec::new();
     for version in Version::ALL {
         let mut matrix = client.matrix(&places, version);
         // A rotation in the middle of it makes keys differ for a moment.
-        if !is_whole(&matrix) {
+        if may_be_a_moment(&matrix) {
             matrix = client.matrix(&places, version);
         }
         matrices.push(matrix);
@@ -211,11 +245,21 @@ fn try_tickets(
         .map(|key| key.fingerprint.to_string())
         .collect();
     judge(&matrices, &places, &group, found);
+    // Who did not answer would only be waited for.
+    let answers = |index: usize| {
+        let newest = matrices.iter().find(|matrix| matrix.version == Version::Tls13);
+        let taken = newest.and_then(|matrix| matrix.taken.get(index));
+        !matches!(taken, None | Some(Err(Miss::Version | Miss::Other(_))))
+    };
+    let answering = places.iter().enumerate().filter(|(index, _)| answers(*index));
+    let answering: Vec<resume::Place> = answering.map(|(_, place)| place.clone()).collect();
+    suites(&client.suites(&answering), &answering, found);
     Ok(matrices)
 }
 
-fn is_whole(matrix: &Matrix) -> bool {
-    matrix.offers.iter().flatten().all(|offer| *offer == Offer::Resumed)
+fn may_be_a_moment(matrix: &Matrix) -> bool {
+    let passes = |offer: &Offer| matches!(offer, Offer::Refused | Offer::Failed(Miss::Other(_)));
+    matrix.offers.iter().flatten().any(passes)
 }
 
 /// What the matrices say. `group` has the fingerprints of the group's keys, if they are known.
@@ -232,7 +276,7 @@ fn judge(
         let mut silent = Vec::new();
         for matrix in matrices {
             match matrix.taken.get(index) {
-                Some(Err(why)) => found.push(Problem::error(
+                Some(Err(Miss::Other(why))) => found.push(Problem::error(
                     &place.name,
                     why.clone(),
                     "see that Traffic Server serves TLS there, and --sni and --timeout",
@@ -252,8 +296,123 @@ fn judge(
             foreign_key(matrices, index, place, group, found);
         }
     }
+    spoken(matrices, places, found);
+    asked_of_clients(matrices, places, found);
     certificates(matrices, places, found);
     refusals(matrices, places, &without, found);
+}
+
+/// The names of the places for which this is so.
+fn names(places: &[resume::Place], is_so: impl Fn(usize) -> bool) -> Vec<&str> {
+    let all = places.iter().enumerate().filter(|(index, _)| is_so(*index));
+    all.map(|(_, place)| place.name.as_str()).collect()
+}
+
+/// Versions of TLS that some places speak and others do not. What none speaks is nothing to
+/// complain of.
+fn spoken(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<Problem>) {
+    let is_off =
+        |matrix: &Matrix, index: usize| matches!(matrix.taken.get(index), Some(Err(Miss::Version)));
+    for (index, place) in places.iter().enumerate() {
+        if matrices.iter().all(|matrix| is_off(matrix, index)) {
+            let reason = "speaks neither TLS 1.2 nor TLS 1.3";
+            let remedy = "see proxy.config.ssl.TLSv1_2 and proxy.config.ssl.TLSv1_3 there";
+            found.push(Problem::error(&place.name, reason, remedy));
+            continue;
+        }
+        for matrix in matrices.iter().filter(|matrix| is_off(matrix, index)) {
+            let speak = |index| {
+                matches!(
+                    matrix.taken.get(index),
+                    Some(Ok(_) | Err(Miss::Certificate | Miss::Refused(_)))
+                )
+            };
+            let others = names(places, speak);
+            if others.is_empty() {
+                continue;
+            }
+            let version = matrix.version;
+            let reason = format!(
+                "does not speak {version}, unlike {}: sessions of {version} do not resume on it",
+                others.join(", "),
+            );
+            let record = match version {
+                Version::Tls12 => "proxy.config.ssl.TLSv1_2",
+                Version::Tls13 => "proxy.config.ssl.TLSv1_3 (from 10 on .TLSv1_3.enabled)",
+            };
+            let remedy = format!(
+                "give all boxes the same {record}, and from Traffic Server 10 on the same \
+                 proxy.config.ssl.server.version.min and .max"
+            );
+            found.push(Problem::error(&place.name, reason, remedy));
+        }
+    }
+}
+
+/// Certificates that are demanded of clients, where doctor has none that will do.
+fn asked_of_clients(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<Problem>) {
+    let has = |index: usize, is_it: fn(&Result<resume::Taken, Miss>) -> bool| {
+        matrices.iter().filter_map(|matrix| matrix.taken.get(index)).any(is_it)
+    };
+    for (index, place) in places.iter().enumerate() {
+        let mut taken = matrices.iter().filter_map(|matrix| matrix.taken.get(index));
+        let refused = taken.find_map(|taken| match taken {
+            Err(Miss::Refused(words)) => Some(words),
+            _ => None,
+        });
+        if let Some(words) = refused {
+            let reason = format!("refuses the certificate of --cert: {words}");
+            let remedy = "give --cert and --key of a client that the site lets in";
+            found.push(Problem::warning(&place.name, reason, remedy));
+        }
+    }
+    let demands = |index| has(index, |taken| *taken == Err(Miss::Certificate));
+    let demanding = names(places, demands);
+    if demanding.is_empty() {
+        return;
+    }
+    let open = names(places, |index| !demands(index) && has(index, |taken| taken.is_ok()));
+    let who = demanding.join(", ");
+    if open.is_empty() {
+        let reason = "a client certificate is demanded there, so tickets were not tried";
+        let remedy = "give --cert FILE --key FILE of a client that is let in";
+        found.push(Problem::warning(&who, reason, remedy));
+    } else {
+        let reason = format!(
+            "a client certificate is demanded there, unlike {}: with ticket_scope: site sessions \
+             of one do not resume on the other, with host they may open it to clients that have \
+             none",
+            open.join(", ")
+        );
+        let remedy = "give all boxes the same proxy.config.ssl.client.certification_level, and \
+                      the same verify_client in sni.yaml; to try tickets there give --cert FILE \
+                      --key FILE of a client that is let in";
+        found.push(Problem::error(&who, reason, remedy));
+    }
+}
+
+/// Places that agree with the first one on a suite of TLS 1.3 with another hash, for some client.
+fn suites(taken: &[Vec<Option<&str>>], places: &[resume::Place], found: &mut Vec<Problem>) {
+    let mut speaking =
+        taken.iter().zip(places).filter(|(suites, _)| suites.iter().any(Option::is_some));
+    let Some((standard, first)) = speaking.next() else { return };
+    for (suites, place) in speaking {
+        let mut pairs = suites.iter().zip(standard).zip(resume::PREFERENCES);
+        let differs = pairs.find_map(|((own, its), wanted)| match (own, its) {
+            (Some(own), Some(its)) if !resume::same_hash(own, its) => Some((own, its, wanted)),
+            _ => None,
+        });
+        let Some((own, its, wanted)) = differs else { continue };
+        let wanted = wanted.split(':').next().unwrap_or_default();
+        let reason = format!(
+            "uses {own} with a client of TLS 1.3 that wants {wanted} first, and {} uses {its}: \
+             suites of different hashes never resume each other's sessions",
+            first.name
+        );
+        let remedy = "give all boxes the same proxy.config.ssl.server.TLSv1_3.cipher_suites, \
+                      proxy.config.ssl.server.honor_cipher_order and prioritize_chacha";
+        found.push(Problem::error(&place.name, reason, remedy));
+    }
 }
 
 /// A box whose tickets are not under one of the group's keys.
@@ -311,14 +470,23 @@ fn refusals(
         let mut same_key: Vec<(&str, Version)> = Vec::new();
         let mut other_key: Vec<(&str, Version)> = Vec::new();
         for matrix in matrices {
-            let key = |index: usize| matrix.taken.get(index)?.as_ref().ok()?.key();
+            let taken = |index: usize| matrix.taken.get(index)?.as_ref().ok();
+            let key = |index: usize| taken(index)?.key();
+            // What of this is said elsewhere, with its cause.
+            let other_hash = |from: usize| match (taken(from), taken(to), matrix.version) {
+                (Some(from), Some(to), Version::Tls13) => !resume::same_hash(from.suite, to.suite),
+                _ => false,
+            };
             for (from, (row, giver)) in matrix.offers.iter().zip(places).enumerate() {
                 match row.get(to).filter(|_| !without.contains(&from)) {
+                    Some(Offer::Refused) if key(from) == key(to) && other_hash(from) => {}
                     Some(Offer::Refused) if key(from) == key(to) => {
                         same_key.push((&giver.name, matrix.version));
                     }
+                    // Nothing was taken there, and why is said elsewhere.
+                    Some(Offer::Refused) if taken(to).is_none() => {}
                     Some(Offer::Refused) => other_key.push((&giver.name, matrix.version)),
-                    Some(Offer::Failed(why)) => found.push(Problem::error(
+                    Some(Offer::Failed(Miss::Other(why))) => found.push(Problem::error(
                         &place.name,
                         format!("a ticket of {} was offered and it {why}", giver.name),
                         "see its diags.log, and --timeout",
@@ -371,12 +539,15 @@ fn versions(versions: &[Version]) -> String {
 fn shown(matrix: &Matrix, places: &[String]) -> String {
     let title = format!("{} ticket of", matrix.version);
     let mut table = Table::new(std::iter::once(&*title).chain(places.iter().map(String::as_str)));
-    for (place, row) in places.iter().zip(&matrix.offers) {
-        let offers = row.iter().map(|offer| match offer {
-            Offer::Resumed => Field::new("resumed").style(GOOD),
-            Offer::Refused => Field::new("refused").style(BAD),
-            Offer::NoTicket => Field::new("no ticket").style(BAD),
-            Offer::Failed(_) => Field::new("failed").style(BAD),
+    for ((place, row), taken) in places.iter().zip(&matrix.offers).zip(&matrix.taken) {
+        let offers = row.iter().map(|offer| match (offer, taken) {
+            (Offer::Resumed, _) => Field::new("resumed").style(GOOD),
+            (Offer::Refused, _) => Field::new("refused").style(BAD),
+            (Offer::Failed(Miss::Version), _) | (Offer::NoTicket, Err(Miss::Version)) => {
+                Field::new("not spoken")
+            }
+            (Offer::NoTicket, _) => Field::new("no ticket").style(BAD),
+            (Offer::Failed(_), _) => Field::new("failed").style(BAD),
         });
         table.push(std::iter::once(Field::new(place)).chain(offers).collect());
     }

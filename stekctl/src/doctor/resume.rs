@@ -8,6 +8,8 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,8 +19,8 @@ use openssl::ex_data::Index;
 use openssl::hash::MessageDigest;
 use openssl::sha::sha256;
 use openssl::ssl::{
-    Ssl, SslContext, SslContextBuilder, SslMethod, SslSession, SslSessionCacheMode, SslStream,
-    SslVerifyMode, SslVersion,
+    self, Ssl, SslContext, SslContextBuilder, SslFiletype, SslMethod, SslRef, SslSession,
+    SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion,
 };
 use stek_share::client::NAME_LIMIT;
 use stek_share::transport::resolver::look_up;
@@ -32,6 +34,14 @@ const TICKET_WAIT: Duration = Duration::from_secs(1);
 
 /// Bytes of a key's name at the beginning of a ticket, as RFC 5077 recommends and OpenSSL does.
 const NAME_LEN: usize = 16;
+
+/// The suites of TLS 1.3 in the orders in which clients are known to want them: those with the
+/// processor's help for AES, those without, and OpenSSL's own.
+pub const PREFERENCES: [&str; 3] = [
+    "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384",
+    "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256",
+];
 
 /// The versions of TLS in which tickets differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +88,14 @@ impl Place {
 }
 
 /// What a full handshake brought.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Taken {
     /// SHA-256 over the certificate that was shown, in hex, and its subject.
     pub certificate: (String, String),
+    /// The cipher suite.
+    pub suite: &'static str,
+    /// Whether early data may come with the ticket.
+    pub early: bool,
     /// The session with its ticket, and the fingerprint of the ticket's key; `None` if no ticket
     /// was given.
     ticket: Option<(Vec<u8>, String)>,
@@ -91,6 +105,32 @@ impl Taken {
     /// The fingerprint of the key that the ticket is encrypted with.
     pub fn key(&self) -> Option<&str> {
         self.ticket.as_ref().map(|(_, key)| key.as_str())
+    }
+}
+
+/// Whether a session with this suite of TLS 1.3 may be resumed with that one: the hash has to be
+/// the same (RFC 8446, section 4.2.11).
+pub fn same_hash(one: &str, other: &str) -> bool {
+    let is_long = |suite: &str| suite.ends_with("SHA384");
+    is_long(one) == is_long(other)
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// This version of TLS is not spoken there.
+    Version,
+    /// A client certificate is demanded, and this client has none.
+    Certificate,
+    /// The client certificate was refused, and with which words.
+    Refused(String),
+    /// Anything else, in words that follow the place's name.
+    Other(String),
+}
+
+impl From<String> for Miss {
+    fn from(why: String) -> Self {
+        Miss::Other(why)
     }
 }
 
@@ -104,7 +144,7 @@ pub enum Offer {
     /// There was no ticket to offer.
     NoTicket,
     /// No handshake, and why.
-    Failed(String),
+    Failed(Miss),
 }
 
 /// The matrix of one version.
@@ -112,7 +152,7 @@ pub struct Matrix {
     /// In which version.
     pub version: Version,
     /// What was taken at each place, or why nothing was.
-    pub taken: Vec<Result<Taken, String>>,
+    pub taken: Vec<Result<Taken, Miss>>,
     /// `offers[i][j]`: what the place `j` did with the ticket of the place `i`.
     pub offers: Vec<Vec<Offer>>,
 }
@@ -121,20 +161,62 @@ pub struct Matrix {
 pub struct Client {
     sni: Option<String>,
     limit: Duration,
+    has_certificate: bool,
     contexts: [Context; 2],
+    preferring: Vec<Context>,
+}
+
+/// A client certificate, with those behind it, and its key.
+pub struct Identity {
+    /// PEM.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
 }
 
 type Sessions = Arc<Mutex<Vec<Vec<u8>>>>;
 type Context = (SslContext, Index<Ssl, Sessions>);
 
 impl Client {
-    /// One that sends this server name, and gives each exchange this much time.
+    /// One that sends this server name, gives each exchange this much time, and shows this
+    /// certificate where it is asked for one.
     ///
     /// # Errors
-    /// OpenSSL failed.
-    pub fn new(sni: Option<&str>, limit: Duration) -> Result<Client, ErrorStack> {
-        let contexts = [context(SslVersion::TLS1_2)?, context(SslVersion::TLS1_3)?];
-        Ok(Client { sni: sni.map(str::to_owned), limit, contexts })
+    /// Why OpenSSL refuses.
+    pub fn new(
+        sni: Option<&str>,
+        limit: Duration,
+        identity: Option<&Identity>,
+    ) -> Result<Client, String> {
+        let make = |version, suites| context(version, suites, identity);
+        let preferring = PREFERENCES.iter().map(|suites| make(SslVersion::TLS1_3, Some(*suites)));
+        Ok(Client {
+            sni: sni.map(str::to_owned),
+            limit,
+            has_certificate: identity.is_some(),
+            contexts: [make(SslVersion::TLS1_2, None)?, make(SslVersion::TLS1_3, None)?],
+            preferring: preferring.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Which suite of TLS 1.3 each place takes, for each of [`PREFERENCES`].
+    pub fn suites(&self, places: &[Place]) -> Vec<Vec<Option<&'static str>>> {
+        in_parallel(places, |place| {
+            let take = |context| {
+                let connection = self.connect(place, Version::Tls13, context, None).ok()?;
+                Some(suite(connection.stream.ssl()))
+            };
+            self.preferring.iter().map(take).collect()
+        })
+    }
+
+    fn context(&self, version: Version) -> &Context {
+        let [v12, v13] = &self.contexts;
+        if version == Version::Tls12 {
+            v12
+        } else {
+            v13
+        }
     }
 
     /// Takes a ticket at each place and offers it at every place.
@@ -151,24 +233,28 @@ impl Client {
         Matrix { version, taken, offers }
     }
 
-    fn take(&self, place: &Place, version: Version) -> Result<Taken, String> {
-        let mut connection = self.connect(place, version, None)?;
-        let session = connection.session()?;
+    fn take(&self, place: &Place, version: Version) -> Result<Taken, Miss> {
+        let mut connection = self.connect(place, version, self.context(version), None)?;
+        let session = connection.session(self.has_certificate)?;
+        let early = session.as_deref().is_some_and(|der| {
+            SslSession::from_der(der).is_ok_and(|session| session.max_early_data() > 0)
+        });
         let ticket = session.and_then(|der| {
             let key = key_of(ticket_in_session(&der)?)?;
             Some((der, key))
         });
-        let leaf = connection.stream.ssl().peer_certificate().ok_or("shows no certificate")?;
+        let ssl = connection.stream.ssl();
+        let leaf = ssl.peer_certificate().ok_or_else(|| "shows no certificate".to_owned())?;
         let digest = leaf.digest(MessageDigest::sha256()).map_err(|error| error.to_string())?;
         let subject = stek_share::transport::tls::subject_line(&leaf);
-        Ok(Taken { certificate: (hex(&digest), subject), ticket })
+        Ok(Taken { certificate: (hex(&digest), subject), suite: suite(ssl), early, ticket })
     }
 
     fn offer(&self, place: &Place, version: Version, session: &[u8]) -> Offer {
-        match self.connect(place, version, Some(session)) {
+        match self.connect(place, version, self.context(version), Some(session)) {
             Ok(connection) if connection.stream.ssl().session_reused() => Offer::Resumed,
             Ok(_) => Offer::Refused,
-            Err(why) => Offer::Failed(why),
+            Err(miss) => Offer::Failed(miss),
         }
     }
 
@@ -176,12 +262,11 @@ impl Client {
         &self,
         place: &Place,
         version: Version,
+        (context, index): &Context,
         session: Option<&[u8]>,
-    ) -> Result<Connection, String> {
+    ) -> Result<Connection, Miss> {
         let deadline = Instant::now() + self.limit;
         let openssl = |error: ErrorStack| format!("OpenSSL: {error}");
-        let [v12, v13] = &self.contexts;
-        let (context, index) = if version == Version::Tls12 { v12 } else { v13 };
         let mut ssl = Ssl::new(context).map_err(openssl)?;
         let sessions = Sessions::default();
         ssl.set_ex_data(*index, Arc::clone(&sessions));
@@ -197,8 +282,47 @@ impl Client {
             .map_err(|error| format!("cannot be reached: {error}"))?;
         let timed = Timed { tcp, deadline };
         let mut stream = SslStream::new(ssl, timed).map_err(openssl)?;
-        stream.connect().map_err(|error| format!("{version} handshake failed: {error}"))?;
+        if let Err(error) = stream.connect() {
+            let miss = miss(version, stream.ssl(), &error, self.has_certificate);
+            return Err(
+                miss.unwrap_or_else(|| format!("{version} handshake failed: {error}").into())
+            );
+        }
         Ok(Connection { version, stream, sessions })
+    }
+}
+
+fn suite(ssl: &SslRef) -> &'static str {
+    ssl.current_cipher().map_or("none", |cipher| cipher.standard_name().unwrap_or(cipher.name()))
+}
+
+/// What the server says with its alert, or OpenSSL of its answer, if it is known.
+fn miss(version: Version, ssl: &SslRef, error: &ssl::Error, has_certificate: bool) -> Option<Miss> {
+    /// OpenSSL's `SSL_R_UNSUPPORTED_PROTOCOL`; and what it adds to an alert's number.
+    const UNSUPPORTED: i32 = 258;
+    const ALERT: i32 = 1000;
+    // RFC 8446, section 6.
+    const HANDSHAKE_FAILURE: i32 = 40;
+    const PROTOCOL_VERSION: i32 = 70;
+    const CERTIFICATE_REQUIRED: i32 = 116;
+    const BAD_CERTIFICATE: RangeInclusive<i32> = 42..=46;
+    const UNKNOWN_CA: i32 = 48;
+    let errors = error.ssl_error()?.errors();
+    if errors.iter().any(|error| error.reason_code() == UNSUPPORTED) {
+        return Some(Miss::Version);
+    }
+    let alerted = errors.iter().find(|error| error.reason_code() > ALERT)?;
+    // In TLS 1.2 a missing certificate is no alert of its own. Before the server has shown its own
+    // certificate it means something else.
+    let is_past = || version == Version::Tls12 && ssl.peer_certificate().is_some();
+    match alerted.reason_code() - ALERT {
+        PROTOCOL_VERSION => Some(Miss::Version),
+        CERTIFICATE_REQUIRED => Some(Miss::Certificate),
+        HANDSHAKE_FAILURE if !has_certificate && is_past() => Some(Miss::Certificate),
+        alert if has_certificate && (BAD_CERTIFICATE.contains(&alert) || alert == UNKNOWN_CA) => {
+            Some(Miss::Refused(alerted.reason().unwrap_or("refused").to_owned()))
+        }
+        _ => None,
     }
 }
 
@@ -211,17 +335,24 @@ struct Connection {
 
 impl Connection {
     /// The session in DER, for TLS 1.3 the first that arrives with a ticket.
-    fn session(&mut self) -> Result<Option<Vec<u8>>, String> {
+    fn session(&mut self, has_certificate: bool) -> Result<Option<Vec<u8>>, Miss> {
         if self.version == Version::Tls12 {
             let session = self.stream.ssl().session().map(|session| session.to_der());
-            return session.transpose().map_err(|error| error.to_string());
+            return Ok(session.transpose().map_err(|error| error.to_string())?);
         }
         let wait = Instant::now() + TICKET_WAIT;
         let timed = self.stream.get_mut();
         timed.deadline = timed.deadline.min(wait);
-        // Nothing was asked, so there is nothing to read but tickets; the read ends with the first
-        // error, which is the deadline at the latest.
-        while self.first().is_none() && self.stream.ssl_read(&mut [0; 64]).is_ok() {}
+        // Nothing was asked, so there is nothing to read but tickets, and what the server says of
+        // the client's certificate; the read ends with the first error, which is the deadline at
+        // the latest.
+        while self.first().is_none() {
+            if let Err(error) = self.stream.ssl_read(&mut [0; 64]) {
+                let miss = miss(self.version, self.stream.ssl(), &error, has_certificate);
+                // A ticket may have come before it.
+                return miss.map_or_else(|| Ok(self.first()), Err);
+            }
+        }
         Ok(self.first())
     }
 
@@ -281,11 +412,44 @@ impl Write for Timed {
     }
 }
 
-fn context(version: SslVersion) -> Result<Context, ErrorStack> {
+fn context(
+    version: SslVersion,
+    suites: Option<&str>,
+    identity: Option<&Identity>,
+) -> Result<Context, String> {
+    let openssl = |error: ErrorStack| format!("OpenSSL: {error}");
+    let (mut context, index) = builder(version, suites).map_err(openssl)?;
+    if let Some(identity) = identity {
+        let file = |path: &Path| path.display().to_string();
+        let refused = |option: &str, path: &Path, remedy: &str, error: ErrorStack| {
+            format!("{option} {}: cannot be used: {error}; {remedy}", file(path))
+        };
+        let certificate = &identity.certificate;
+        context.set_certificate_chain_file(certificate).map_err(|error| {
+            let remedy = "give a file with a certificate in PEM";
+            refused("--cert", certificate, remedy, error)
+        })?;
+        let wrong = |error| {
+            let remedy = "give the file with the private key of --cert's certificate, in PEM";
+            refused("--key", &identity.key, remedy, error)
+        };
+        context.set_private_key_file(&identity.key, SslFiletype::PEM).map_err(wrong)?;
+        context.check_private_key().map_err(wrong)?;
+    }
+    Ok((context.build(), index))
+}
+
+fn builder(
+    version: SslVersion,
+    suites: Option<&str>,
+) -> Result<(SslContextBuilder, Index<Ssl, Sessions>), ErrorStack> {
     let index: Index<Ssl, Sessions> = Ssl::new_ex_index()?;
     let mut context = SslContextBuilder::new(SslMethod::tls_client())?;
     context.set_min_proto_version(Some(version))?;
     context.set_max_proto_version(Some(version))?;
+    if let Some(suites) = suites {
+        context.set_ciphersuites(suites)?;
+    }
     context.set_verify(SslVerifyMode::NONE);
     context.set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
     context.set_new_session_callback(move |ssl, session| {
@@ -293,7 +457,7 @@ fn context(version: SslVersion) -> Result<Context, ErrorStack> {
             sessions.lock().unwrap_or_else(PoisonError::into_inner).push(der);
         }
     });
-    Ok((context.build(), index))
+    Ok((context, index))
 }
 
 /// Does the work for all items at a time; there are at most [`MAX_ADDRESSES`].
@@ -374,12 +538,14 @@ mod tests {
     fn a_place_that_says_nothing_costs_no_more_than_the_limit() -> io::Result<()> {
         let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
         let place = Place::find(&silent.local_addr()?.to_string()).map_err(io::Error::other)?;
-        let client = Client::new(None, Duration::from_millis(200)).map_err(io::Error::other)?;
+        let client =
+            Client::new(None, Duration::from_millis(200), None).map_err(io::Error::other)?;
         let begun = Instant::now();
         let matrix = client.matrix(&[place], Version::Tls13);
         assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
         let why = matrix.taken.into_iter().next().and_then(Result::err);
-        assert!(why.as_ref().is_some_and(|why| why.contains("took too long")), "{why:?}");
+        let Some(Miss::Other(why)) = why else { panic!("{why:?}") };
+        assert!(why.contains("took too long"), "{why}");
         Ok(())
     }
 }

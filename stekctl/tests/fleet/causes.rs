@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 
 use kit::ats::Ats;
 use kit::fleet::{Fleet, Place};
-use kit::pki::{Authority, Files, Identity};
+use kit::pki::{Authority, Files, Identity, Request};
 use kit::run_dir::RunDir;
+use kit::sites::Visit;
 use kit::sys::Signal;
+use kit::tickets::TlsVersion;
 use kit::{ports, Context, Error, Result};
 
-use crate::stage::{addresses, machine, on, plan, rewrite, text, turn, Said, PATIENCE};
+use crate::stage::{
+    addresses, machine, on, plan, rewrite, text, turn, wait_healthy, Said, PATIENCE,
+};
 
 /// Boxes of one fleet, each with one fault but the first; the order is that of [`CAUSES`].
 struct Cause {
@@ -27,7 +31,10 @@ struct Cause {
 struct Plant {
     site: Files,
     other: Files,
+    /// Authorities of clients.
     bundle: PathBuf,
+    /// A client with a certificate of theirs.
+    client: Files,
     keys: PathBuf,
 }
 
@@ -44,6 +51,21 @@ fn record(etc: &Path, name: &str, value: &str) -> Result<()> {
 
 fn multicert(etc: &Path, from: &str, to: &str) -> Result<()> {
     rewrite(&etc.join(MULTICERT), |old| old.replace(from, to))
+}
+
+fn speak(etc: &Path, version: &str, value: &str) -> Result<()> {
+    record(etc, &format!("proxy.config.ssl.{version}"), value)
+}
+
+fn demand(etc: &Path, plant: &Plant) -> Result<()> {
+    record(etc, "proxy.config.ssl.client.certification_level", "INT 2")?;
+    let file = format!("STRING {}", plant.bundle.display());
+    record(etc, "proxy.config.ssl.CA.cert.filename", &file)
+}
+
+fn only_aes_128(etc: &Path) -> Result<()> {
+    let suite = "STRING TLS_AES_128_GCM_SHA256";
+    record(etc, "proxy.config.ssl.server.TLSv1_3.cipher_suites", suite)
 }
 
 const NO_TICKET_12: &[&str] = &["error: ", "gives out no session ticket in TLS 1.2"];
@@ -169,6 +191,115 @@ const HARMLESS: &[Cause] = &[
     },
 ];
 
+/// What the tickets themselves tell, whatever they are bound to.
+const TOLD_BY_TICKETS: &[Cause] = &[
+    Cause {
+        plant: |etc, _| speak(etc, "TLSv1_3", "INT 0"),
+        lines: &[&["error: ", "does not speak TLS 1.3, unlike ", "proxy.config.ssl.TLSv1_3 "]],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, _| speak(etc, "TLSv1_2", "INT 0"),
+        lines: &[&["error: ", "does not speak TLS 1.2, unlike ", "proxy.config.ssl.TLSv1_2"]],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, _| only_aes_128(etc),
+        lines: &[&[
+            "error: ",
+            "uses TLS_AES_128_GCM_SHA256 with a client of TLS 1.3 that wants ",
+            " uses TLS_AES_256_GCM_SHA384: suites of different hashes",
+            "TLSv1_3.cipher_suites",
+        ]],
+        code: 2,
+    },
+    Cause {
+        plant: |etc, _| record(etc, "proxy.config.ssl.server.honor_cipher_order", "INT 0"),
+        lines: &[&[
+            "error: ",
+            "uses TLS_AES_128_GCM_SHA256 with a client of TLS 1.3 that wants TLS_AES_128",
+            " uses TLS_AES_256_GCM_SHA384: suites of different hashes",
+            "honor_cipher_order",
+        ]],
+        code: 2,
+    },
+    Cause {
+        plant: demand,
+        lines: &[&[
+            "error: ",
+            "a client certificate is demanded there, unlike ",
+            "certification_level",
+            "--cert FILE",
+        ]],
+        code: 2,
+    },
+];
+
+#[test]
+fn what_lets_more_through_than_is_meant_is_told() -> Result<()> {
+    let opened: &[&str] = &["warning: ", "with ticket_scope: host a session", "ticket_scope: site"];
+    let _turn = turn();
+    let dir = RunDir::new("ctl-through")?;
+    let asking = |etc: &Path, _: &Plant| {
+        let sni = "sni:\n- fqdn: closed.test\n  verify_client: STRICT\n";
+        fs::write(etc.join("sni.yaml"), sni).context("sni.yaml")
+    };
+    let (fleet, plant) = planted(&dir, "host", &[asking, asking, demand, demand])?;
+    let client = ["--cert", text(&plant.client.certificate), "--key", text(&plant.client.key)];
+    let said = doctor(&dir, &fleet, &[0, 1], &[])?;
+    assert_says(&said, &[opened], 1)?;
+    said.line(&["sni.yaml line 3: verify_client: STRICT asks"])?;
+    let said = doctor(&dir, &fleet, &[2, 3], &client)?;
+    assert_says(&said, &[opened], 1)?;
+    said.line(&["records.config line ", "certification_level: 2 asks"])?;
+    dir.done()
+}
+
+#[test]
+fn early_data_is_told_and_the_clocks_that_it_needs() -> Result<()> {
+    const REPEATED: &str =
+        "allows early data (0-RTT): a copy of a client's first flight is accepted";
+    let _turn = turn();
+    let dir = RunDir::new("ctl-early")?;
+    let place = |wrapper: Vec<String>| Place { address: Ipv4Addr::LOCALHOST.into(), wrapper };
+    let places = [place(Vec::new()), place(Vec::new()), place(ahead("+20s")?)];
+    let mut fleet = plan(3)?.places(&places).prepare(dir.path())?;
+    const RECORD: &str = "proxy.config.ssl.server.max_early_data";
+    for ats in &fleet.boxes {
+        record(&ats.etc(), RECORD, "INT 16384")?;
+    }
+    fleet.start()?;
+    wait_healthy(&fleet.boxes[0])?;
+    let early: &[&str] = &["warning: ", REPEATED, "Early-Data: 1"];
+    let third = format!("server 3 (127.0.0.1:{})", fleet.raft_ports[2]);
+    let clock: &[&str] =
+        &["warning: ", &third, "its clock is ", " ahead of", "early data is refused"];
+    let said = doctor(&dir, &fleet, &[1, 2, 0], &[])?;
+    assert_says(&said, &[early, clock], 1)?;
+    said.line(&["records.config line ", RECORD, ": 16384 allows"])?;
+    // Where this box's own files do not say so, the tickets do.
+    record(&fleet.boxes[0].etc(), RECORD, "INT 0")?;
+    let said = doctor(&dir, &fleet, &[1, 2, 0], &[])?;
+    assert_says(&said, &[early, clock], 1)?;
+    let addresses = addresses(&fleet);
+    said.line(&[&[1, 2, 0].map(|index| addresses[index].as_str()).join(", "), RECORD])?;
+
+    // And so it is: one ticket's early data counts again and again, but where the clock forbids it.
+    let visit = |index: usize| Visit::new(fleet.https()[index], TlsVersion::V13, "localhost");
+    let ticket = visit(0).go()?.ticket.ok_or_else(|| Error::new("no ticket"))?;
+    for (index, taken) in [(0, true), (1, true), (1, true), (2, false)] {
+        let visited = visit(index).ticket(&ticket).early().go()?;
+        assert!(visited.resumed, "{index}: {visited:?}");
+        assert_eq!(visited.early, taken, "{index}: {visited:?}");
+    }
+    dir.done()
+}
+
+#[test]
+fn what_tickets_tell_is_called_by_its_name() -> Result<()> {
+    found_one_by_one("site", TOLD_BY_TICKETS)
+}
+
 #[test]
 fn what_traffic_server_is_told_wrongly_is_found_one_by_one() -> Result<()> {
     found_one_by_one("host", CAUSES)
@@ -182,12 +313,32 @@ fn what_does_not_matter_to_sessions_bound_to_their_site_is_no_fault() -> Result<
 fn found_one_by_one(scope: &str, causes: &[Cause]) -> Result<()> {
     let _turn = turn();
     let dir = RunDir::new("ctl-causes")?;
+    let plants: Vec<fn(&Path, &Plant) -> Result<()>> =
+        std::iter::once::<fn(&Path, &Plant) -> _>(|_, _| Ok(()))
+            .chain(causes.iter().map(|cause| cause.plant))
+            .collect();
+    let (fleet, _) = planted(&dir, scope, &plants)?;
+    for (index, cause) in (1..).zip(causes) {
+        let said = doctor(&dir, &fleet, &[0, index], &[])?;
+        assert_says(&said, cause.lines, cause.code)?;
+    }
+    dir.done()
+}
+
+/// A running fleet with one box for each plant.
+fn planted(
+    dir: &RunDir,
+    scope: &str,
+    plants: &[fn(&Path, &Plant) -> Result<()>],
+) -> Result<(Fleet, Plant)> {
     let other = Identity::self_signed("/CN=other")?.write(dir.path(), "other")?;
-    let bundle = Authority::new("/CN=bundle")?.identity.write(dir.path(), "bundle")?.certificate;
+    let authority = Authority::new("/CN=bundle")?;
+    let bundle = authority.identity.write(dir.path(), "bundle")?.certificate;
+    let client = authority.issue(&Request::new("/CN=client"))?.write(dir.path(), "client")?;
     let keys = dir.join("ticket.keys");
     kit::pki::write_private(&keys, &(1..=48).collect::<Vec<u8>>())?;
     // So many starting at once on a small machine would call for one election after the other.
-    let calm = plan(1 + causes.len())?
+    let calm = plan(plants.len())?
         .option("ticket_scope", scope)
         .option("heart_beat_interval", "500")
         .option("election_timeout_lower_bound", "2000")
@@ -195,9 +346,9 @@ fn found_one_by_one(scope: &str, causes: &[Cause]) -> Result<()> {
     let mut fleet = calm.prepare(dir.path())?;
     let pki = dir.join("pki");
     let site = Files { certificate: pki.join("site.pem"), key: pki.join("site.key") };
-    let plant = Plant { site, other, bundle, keys };
-    for (cause, ats) in causes.iter().zip(&fleet.boxes[1..]) {
-        (cause.plant)(&ats.etc(), &plant)?;
+    let plant = Plant { site, other, bundle, client, keys };
+    for (put, ats) in plants.iter().zip(&fleet.boxes) {
+        put(&ats.etc(), &plant)?;
     }
     fleet.boxes.iter_mut().try_for_each(Ats::start)?;
     for ats in &mut fleet.boxes {
@@ -205,16 +356,74 @@ fn found_one_by_one(scope: &str, causes: &[Cause]) -> Result<()> {
         // Not all of them give TLS 1.2 tickets; and the key is there before the port listens.
         ats.wait_first(|address| Ok(TcpStream::connect(address)?))?;
     }
-    fleet.boxes[0].wait_ready()?;
-    let boxes: Vec<&Ats> = fleet.boxes.iter().collect();
-    let proc = machine(dir.path(), &boxes)?;
-    let addresses = addresses(&fleet);
-    for (index, cause) in (1..).zip(causes) {
-        let tls = [addresses[0].as_str(), addresses[index].as_str()];
-        let words = ["doctor", "--offline", "--proc", text(&proc), "--sni", "localhost", "--tls"];
-        let said = on(&fleet.boxes[index], &[&words[..], &tls].concat())?;
-        assert_says(&said, cause.lines, cause.code)?;
+    Ok((fleet, plant))
+}
+
+/// Runs doctor on the last of these boxes, with the addresses of all of them.
+fn doctor(dir: &RunDir, fleet: &Fleet, boxes: &[usize], more: &[&str]) -> Result<Said> {
+    let all: Vec<&Ats> = fleet.boxes.iter().collect();
+    let proc = machine(dir.path(), &all)?;
+    let addresses = addresses(fleet);
+    let mut words = vec!["doctor", "--proc", text(&proc), "--sni", "localhost", "--tls"];
+    words.extend(boxes.iter().map(|index| addresses[*index].as_str()));
+    words.extend(more);
+    if boxes.len() < all.len() {
+        words.push("--offline");
     }
+    let last = boxes.last().map_or(&fleet.boxes[0], |index| &fleet.boxes[*index]);
+    on(last, &words)
+}
+
+#[test]
+fn what_all_boxes_have_in_common_is_no_fault() -> Result<()> {
+    /// Pairs of boxes that are the same.
+    const COMMON: [fn(&Path, &Plant) -> Result<()>; 4] = [
+        |etc, _| speak(etc, "TLSv1_2", "INT 0"),
+        |etc, _| speak(etc, "TLSv1_3", "INT 0"),
+        |etc, _| only_aes_128(etc),
+        demand,
+    ];
+    let _turn = turn();
+    let dir = RunDir::new("ctl-common")?;
+    let twice: Vec<_> = COMMON.into_iter().flat_map(|plant| [plant, plant]).collect();
+    let (fleet, plant) = planted(&dir, "site", &twice)?;
+    let client = ["--cert", text(&plant.client.certificate), "--key", text(&plant.client.key)];
+    for pair in [[0, 1], [2, 3], [4, 5]] {
+        assert_says(&doctor(&dir, &fleet, &pair, &[])?, &[], 0)?;
+    }
+    assert_says(&doctor(&dir, &fleet, &[6, 7], &client)?, &[], 0)?;
+    let said = doctor(&dir, &fleet, &[6, 7], &[&client[..], &["--matrix"]].concat())?;
+    assert_eq!(said.out.matches("resumed").count(), 2 * 4, "{said:#?}");
+    let demanded =
+        ["warning: ", "a client certificate is demanded there", "give --cert FILE --key"];
+    assert_says(&doctor(&dir, &fleet, &[6, 7], &[])?, &[&demanded], 1)?;
+    // A client that the sites do not know.
+    let other = ["--cert", text(&plant.other.certificate), "--key", text(&plant.other.key)];
+    let refused: &[&str] = &["warning: ", "refuses the certificate of --cert: ", "lets in"];
+    assert_says(&doctor(&dir, &fleet, &[6, 7], &other)?, &[refused, refused], 1)?;
+    dir.done()
+}
+
+#[test]
+fn a_bundle_of_the_same_authorities_is_the_same() -> Result<()> {
+    let _turn = turn();
+    let dir = RunDir::new("ctl-bundles")?;
+    let plain = |etc: &Path, plant: &Plant| {
+        let file = format!("STRING {}", plant.bundle.display());
+        record(etc, "proxy.config.ssl.CA.cert.filename", &file)
+    };
+    // Another file, with a remark, a blank line, and one authority twice.
+    let adorned = |etc: &Path, plant: &Plant| {
+        let (file, one) = (etc.join("bundle.pem"), fs::read_to_string(&plant.bundle)?);
+        fs::write(&file, format!("# Whom we trust.\n\n{one}\n{one}"))?;
+        let file = format!("STRING {}", file.display());
+        record(etc, "proxy.config.ssl.CA.cert.filename", &file)
+    };
+    let (fleet, _) = planted(&dir, "host", &[plain, adorned])?;
+    wait_healthy(&fleet.boxes[0])?;
+    let said = doctor(&dir, &fleet, &[0, 1], &["--matrix"])?;
+    assert_eq!(said.out.matches("resumed").count(), 2 * 4, "{said:#?}");
+    assert_says(&doctor(&dir, &fleet, &[0, 1], &[])?, &[], 0)?;
     dir.done()
 }
 
@@ -259,7 +468,12 @@ fn what_differs_between_boxes_is_found_with_their_names() -> Result<()> {
         &["warning: fleet: server 2: its file's server list is not the agreed one"],
         &["warning: ", &third, "its clock is ", " ahead of", "synchronise"],
         &["error: fleet: server 3: proxy.config.ssl.server.session_ticket.enable is 0"],
-        &["error: ", &third, "CA.cert.filename names another CA bundle (", "(none)"],
+        &[
+            "error: ",
+            &third,
+            "CA.cert.filename names other authorities, or in another order (",
+            "(none)",
+        ],
     ];
     assert_says(&said, &expected, 2)?;
 
