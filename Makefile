@@ -31,8 +31,8 @@ export STEK_SHARE_SO = $(PLUGIN)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help deps build build-tests demo test test-quick verify fix autest prove prove-rotation \
-        prove-restarts prove-network soak simulate mutants measure deny deny-tool \
-        deny-advisories install uninstall absolute man check-fresh package package-check \
+        prove-restarts prove-network prove-clients deps-clients soak simulate mutants measure deny \
+        deny-tool deny-advisories install uninstall absolute man check-fresh package package-check \
         check-examples clean deps-bench bench bench-quick bench-compare bench-scale fuzz prove-attack \
         panics valgrind sanitize mutants-core mutants-tool
 
@@ -81,8 +81,8 @@ autest: ## the AuTest tests with the built plugin (after deps and build)
 	@tools/autest.sh $(VENV) $(TARGET)/autest $(PLUGIN)
 
 prove: ## all of the long proofs, one after another; some five hours, root
-	@tools/test.sh $(foreach proof,prove-rotation prove-restarts prove-network prove-attack \
-	    simulate soak panics valgrind sanitize mutants mutants-core, \
+	@tools/test.sh $(foreach proof,prove-rotation prove-restarts prove-network prove-clients \
+	    prove-attack simulate soak panics valgrind sanitize mutants mutants-core, \
 	    "$(proof)=$(MAKE) --no-print-directory $(proof) SEEDS=10000")
 
 prove-rotation: build ## the rotation tests in full: 10 s interval, 20 rotations; some 8 minutes
@@ -96,6 +96,12 @@ prove-network: build ## parted, slow and lossy networks in network namespaces (r
 	cargo test --locked --test network -- --ignored --nocapture --test-threads=1
 	cargo test --locked --test cluster -- --ignored --nocapture --exact \
 	    network::a_slow_network_that_loses_one_piece_in_twenty
+
+deps-clients: ## what `make prove-clients` needs besides: GnuTLS, NSS, Go, Java, Node.js, Chromium
+	@tools/deps.sh $(VENV) clients
+
+prove-clients: deps-clients build ## TLS clients of others resume on three servers as on one; some 2 minutes
+	cargo test --locked --test clients -- --ignored --nocapture
 
 soak: build ## an hour of faults under load, in network namespaces (root); MINUTES=5, SEED=1
 	cargo run --locked -q -p kit --bin soak -- --minutes $(or $(MINUTES),60) \

@@ -7,6 +7,7 @@
 #   tools/deps.sh VENV packaging   also what the Debian package is made with
 #   tools/deps.sh VENV bench       also the rivals that `make bench` measures
 #   tools/deps.sh VENV valgrind    also that
+#   tools/deps.sh VENV clients     also the clients of `make prove-clients`
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
@@ -29,6 +30,16 @@ case $purpose in
 "") ;;
 packaging) packages+=(dpkg-dev debhelper lintian) ;;
 valgrind) packages+=(valgrind) ;;
+clients)
+    packages+=(
+        gnutls-bin                           # gnutls-cli
+        libnss3-tools                        # tstclnt
+        golang-go
+        openjdk-17-jdk-headless
+        nodejs
+        chromium
+    )
+    ;;
 bench)
     packages+=(
         trafficserver-experimental-plugins   # ssl_session_reuse.so

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::Result;
 
-/// What every answer carries.
+/// What every answer carries, unless it is a page.
 pub const BODY: &str = "hello from the origin\n";
 /// A client that sends nothing for so long is let go; the boxes are quick.
 const IDLE: Duration = Duration::from_secs(10);
@@ -21,8 +21,10 @@ pub struct Origin {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    kind: &'static str,
+    body: &'static str,
     over: AtomicBool,
     answered: AtomicU64,
 }
@@ -33,9 +35,22 @@ impl Origin {
     /// # Errors
     /// When it cannot listen.
     pub fn start() -> Result<Self> {
+        Self::of("text/plain", BODY)
+    }
+
+    /// The same, but each answer is this page of HTML.
+    ///
+    /// # Errors
+    /// As [`Origin::start`].
+    pub fn of_page(page: &'static str) -> Result<Self> {
+        Self::of("text/html", page)
+    }
+
+    fn of(kind: &'static str, body: &'static str) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, crate::ports::take()?))?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::default());
+        let (over, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+        let shared = Arc::new(Shared { kind, body, over, answered });
         let theirs = Arc::clone(&shared);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -77,7 +92,8 @@ fn answer(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         line.clear();
     }
     shared.answered.fetch_add(1, Ordering::Relaxed);
-    let length = BODY.len();
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close";
-    write!(&mut &*stream, "{head}\r\nContent-Length: {length}\r\n\r\n{BODY}")
+    let Shared { kind, body, .. } = shared;
+    let length = body.len();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close");
+    write!(&mut &*stream, "{head}\r\nContent-Length: {length}\r\n\r\n{body}")
 }
