@@ -130,13 +130,13 @@ fn client_policy(dirs: &Dirs) -> ClientPolicy {
     let text = load::host_file(&file).unwrap_or_default();
     ClientPolicy::read(level, &String::from_utf8_lossy(&text), |file| {
         let certificates = load::host_file(&dirs.config.join(file)).unwrap_or_default();
-        subjects_digest(&certificates)
+        authorities_digest(&certificates)
     })
 }
 
 /// The first 8 hex digits of SHA-256 over the subjects of the certificates in a PEM text, whatever
 /// their order and however often each stands there.
-fn subjects_digest(pem: &[u8]) -> String {
+fn authorities_digest(pem: &[u8]) -> String {
     let certificates = X509::stack_from_pem(pem).unwrap_or_default();
     let subjects = certificates.iter().filter_map(|c| c.subject_name().to_der().ok());
     let subjects: BTreeSet<Vec<u8>> = subjects.collect();
