@@ -337,7 +337,11 @@ mod tests {
 
     /// A pool that no other test takes cells from.
     fn pool() -> &'static Pool {
-        Box::leak(Box::new(Pool::new()))
+        // Where a leak checker finds them: they are meant to stay.
+        static POOLS: Mutex<Vec<&'static Pool>> = Mutex::new(Vec::new());
+        let pool = Box::leak(Box::new(Pool::new()));
+        POOLS.lock().unwrap().push(pool);
+        pool
     }
 
     /// The bytes at `start`, after the slot that owned them is gone.
