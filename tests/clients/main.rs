@@ -24,7 +24,7 @@ use kit::fleet::{self, Fleet, Plan};
 use kit::origin::Origin;
 use kit::run_dir::RunDir;
 use kit::tickets::TlsVersion;
-use kit::{Context, Result};
+use kit::{Context, Error, Result};
 
 use programs::{Client, CLIENTS, CONNECTIONS};
 use relay::{Event, Found, Relay, Seen};
@@ -130,8 +130,10 @@ fn visit(
 
 /// Changes the key of all servers, and returns the one before.
 fn rotation(fleet: &Arc<Fleet>) -> Event {
-    let fleet = Arc::clone(fleet);
+    // A relay's last thread may outlive the test, and must not keep the servers alive.
+    let fleet = Arc::downgrade(fleet);
     Box::new(move || {
+        let fleet = fleet.upgrade().ok_or_else(|| Error::new("the servers have ended"))?;
         let old = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
         fleet.boxes[0].ctl(&["plugin", "msg", "stek_share", "rotate"])?;
         fleet::wait_one_key(&fleet.https(), Some(&old), PATIENCE)?;
