@@ -404,10 +404,22 @@ impl Ats {
     /// Kills the server with SIGKILL (and its manager, if any) and waits for its end. Does nothing
     /// when it does not run.
     pub fn kill9(&mut self) {
+        let server = self.pid().ok();
         if let Some(mut child) = self.process.take() {
             // The child is not reaped, so that the group is still ours; errors mean it is gone.
             let _ = sys::kill_group(child.id(), Signal::Kill);
             let _ = child.wait();
+        }
+        // A server under a manager is not our child. It holds its lock until its files are closed,
+        // which they are once it is a zombie.
+        let has_ended = |pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+        };
+        if let Some(pid) = server {
+            let _ = wait::until(STOP_LIMIT, "the killed server's end", || {
+                Ok(has_ended(pid).then_some(()))
+            });
         }
     }
 
