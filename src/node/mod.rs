@@ -429,7 +429,9 @@ impl Node {
             while tasks.join_next().await.is_some() {}
             self.shared.stop_raft().await;
         };
-        // Whatever is left after the limit dies with the runtime.
+        // Whatever is left after the limit dies with the runtime. Raft holds this box, and must not be
+        // held by it any more, or its keys would outlive both.
         let _ = timeout(END_LIMIT, end).await;
+        self.shared.set_running(None);
     }
 }
