@@ -411,10 +411,12 @@ impl Ats {
             let _ = child.wait();
         }
         // A server under a manager is not our child. It holds its lock until its files are closed,
-        // which they are once it is a zombie.
+        // which they are once it is a zombie and none of its threads is left.
         let has_ended = |pid| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+            let zombie = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'));
+            zombie && threads <= 1
         };
         if let Some(pid) = server {
             let _ = wait::until(STOP_LIMIT, "the killed server's end", || {
