@@ -20,6 +20,7 @@ mod verbs;
 mod yaml;
 
 use std::sync::OnceLock;
+use stek_share::core::config::MAX_PROBLEMS;
 
 use libfuzzer_sys::fuzz_target;
 
@@ -41,6 +42,9 @@ const MIB: usize = 1 << 20;
 /// for each level on which there are lists.
 const CLAIMED: usize = 4 * MIB;
 
+/// What is said of a file: so many lines at most, each of them there as a whole and in its parts.
+const TOLD: usize = 4 * MAX_PROBLEMS * yaml::MAX_LINE;
+
 const TARGETS: [Target; 11] = [
     Target { name: "frame", judge: frames::whole, bound: (4 * KIB, 4) },
     // A claimed length is honoured up to the longest frame, three times: read, written, reference.
@@ -48,8 +52,8 @@ const TARGETS: [Target; 11] = [
     Target { name: "request", judge: messages::request, bound: (CLAIMED, 64) },
     Target { name: "response", judge: messages::response, bound: (CLAIMED, 64) },
     Target { name: "commands", judge: commands::run, bound: (CLAIMED, 64) },
-    Target { name: "conf", judge: yaml::conf, bound: (256 * KIB, 1000) },
-    Target { name: "list", judge: yaml::list, bound: (256 * KIB, 1000) },
+    Target { name: "conf", judge: yaml::conf, bound: (256 * KIB + TOLD, 1000) },
+    Target { name: "list", judge: yaml::list, bound: (256 * KIB + TOLD, 1000) },
     Target { name: "state", judge: state::content, bound: (CLAIMED, 64) },
     Target { name: "subject", judge: subjects::compare, bound: (64 * KIB, 200) },
     Target { name: "verb", judge: verbs::parse, bound: (4 * KIB, 64) },

@@ -7,7 +7,7 @@ use stek_share::core::config::{
 };
 
 /// Characters that one line about a file may have; see `core/config/problem.rs`.
-const MAX_LINE: usize = 2_200;
+pub const MAX_LINE: usize = 2_200;
 
 /// `server_conf.yaml`: what is usable has all that a box needs, within its bounds.
 pub fn conf(bytes: &[u8]) {
