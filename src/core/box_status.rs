@@ -377,6 +377,11 @@ fn is_readable(text: &str) -> bool {
     text.len() <= MAX_WORDS && !text.chars().any(char::is_control)
 }
 
+/// The first 8 hex digits of a digest, which is as much of it as a person compares.
+pub fn short_digest(digest: &[u8]) -> String {
+    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A text as a status may carry it: cut at [`MAX_WORDS`], control characters replaced.
 pub fn readable(text: &str) -> String {
     let mut readable = String::new();

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
 
-use super::box_status::readable;
+use super::box_status::{readable, short_digest};
 use super::config::yaml::{parse, Node};
 
 /// The most names that a status carries; the digest is over all.
@@ -67,13 +67,14 @@ impl ClientPolicy {
         }
         let mut hash = Sha256::new();
         for site in sites.values() {
-            for part in [&site.name, &site.asks, site.authorities.as_ref().unwrap_or(&site.asks)] {
-                hash.update(&(part.len() as u64).to_be_bytes());
+            // No text has a NUL in it, which `readable` replaces.
+            let authorities = site.authorities.as_deref().unwrap_or_default();
+            for part in [site.name.as_str(), site.asks.as_str(), authorities] {
                 hash.update(part.as_bytes());
+                hash.update(&[0]);
             }
-            hash.update(&[u8::from(site.authorities.is_some())]);
         }
-        let digest = hash.finish().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let digest = short_digest(&hash.finish());
         let sites = sites.into_values().take(MAX_SITES).collect();
         ClientPolicy { level, sites, digest }
     }

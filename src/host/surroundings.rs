@@ -5,16 +5,17 @@
 //! host's records with the metrics, its files with ours and at each reload. Invariants: a file that
 //! cannot be read is no reason not to start; what came and what went is told once.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openssl::error::ErrorStack;
-use openssl::sha::Sha256;
+use openssl::sha::sha256;
 use openssl::x509::X509;
 
 use super::ats;
-use crate::core::box_status::{readable, Hint};
+use crate::core::box_status::{readable, short_digest, Hint};
 use crate::core::client_policy::ClientPolicy;
 use crate::core::multicert;
 use crate::journal::Log;
@@ -128,20 +129,19 @@ fn client_policy(dirs: &Dirs) -> ClientPolicy {
     let name = ats::record_string("proxy.config.ssl.servername.filename");
     let file = dirs.config.join(name.unwrap_or_else(|| "sni.yaml".to_owned()));
     let text = load::host_file(&file).unwrap_or_default();
+    // Many names may have the same authorities; each file is read once.
+    let read = RefCell::new(BTreeMap::new());
     ClientPolicy::read(level, &String::from_utf8_lossy(&text), |file| {
-        let certificates = load::host_file(&dirs.config.join(file)).unwrap_or_default();
-        authorities_digest(&certificates)
+        let mut read = read.borrow_mut();
+        let digest = read.entry(file.to_owned()).or_insert_with(|| {
+            let certificates = load::host_file(&dirs.config.join(file)).unwrap_or_default();
+            let mut subjects = subjects(&certificates).unwrap_or_default();
+            // OpenSSL looks one up by its subject, so that their order is none of the host's.
+            subjects.sort_unstable();
+            digest_of(&subjects)
+        });
+        digest.clone()
     })
-}
-
-/// The first 8 hex digits of SHA-256 over the subjects of the certificates in a PEM text, whatever
-/// their order and however often each stands there.
-fn authorities_digest(pem: &[u8]) -> String {
-    let certificates = X509::stack_from_pem(pem).unwrap_or_default();
-    let subjects = certificates.iter().filter_map(|c| c.subject_name().to_der().ok());
-    let subjects: BTreeSet<Vec<u8>> = subjects.collect();
-    let digest = openssl::sha::sha256(&subjects.into_iter().collect::<Vec<_>>().concat());
-    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The host takes the path to be relative to its prefix, and the name to be relative to the path.
@@ -149,22 +149,25 @@ fn ca_digest(dirs: &Dirs) -> Option<String> {
     let name = ats::record_string("proxy.config.ssl.CA.cert.filename")?;
     let path = ats::record_string("proxy.config.ssl.CA.cert.path").unwrap_or_default();
     let bytes = load::host_file(&dirs.install.join(path).join(name))?;
-    subjects_digest(&bytes).ok()
+    subjects(&bytes).ok().as_deref().map(digest_of)
 }
 
-/// Takes what the host takes of it: the certificates' subjects in their order, each once.
-fn subjects_digest(pem: &[u8]) -> Result<String, ErrorStack> {
-    let mut seen = BTreeSet::new();
-    let mut hash = Sha256::new();
+/// What the host takes of a file of authorities: the certificates' subjects in their order, each
+/// once.
+fn subjects(pem: &[u8]) -> Result<Vec<Vec<u8>>, ErrorStack> {
+    let mut subjects = Vec::new();
     for certificate in X509::stack_from_pem(pem)? {
         let subject = certificate.subject_name().to_der()?;
-        if !seen.contains(&subject) {
-            // DER tells where it ends.
-            hash.update(&subject);
-            seen.insert(subject);
+        if !subjects.contains(&subject) {
+            subjects.push(subject);
         }
     }
-    Ok(hash.finish().iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+    Ok(subjects)
+}
+
+/// DER tells where it ends, so that the subjects need nothing between them.
+fn digest_of(subjects: &[Vec<u8>]) -> String {
+    short_digest(&sha256(&subjects.concat()))
 }
 
 #[cfg(test)]
@@ -190,7 +193,7 @@ mod tests {
             Ok(String::from_utf8_lossy(&pem).into_owned())
         };
         let (a, b, a_again) = (pem("/CN=a")?, pem("/CN=b")?, pem("/CN=a")?);
-        let digest = |text: String| subjects_digest(text.as_bytes()).ok();
+        let digest = |text: String| subjects(text.as_bytes()).ok().as_deref().map(digest_of);
         let plain = digest(format!("{a}{b}"));
         assert!(plain.as_ref().is_some_and(|digest| digest.len() == 8), "{plain:?}");
         for same in [format!("# x\n\n{a}\n{b}"), format!("{a}{b}{a}"), format!("{a_again}{b}")] {

@@ -15,8 +15,8 @@ use super::shared::{lock, Shared};
 use super::Report;
 use crate::consensus::wire::millis;
 use crate::core::box_status::{
-    readable, BoxStatus, CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus,
-    Keys, ListStatus, MemberStatus,
+    readable, short_digest, BoxStatus, CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse,
+    KeyStatus, Keys, ListStatus, MemberStatus,
 };
 use crate::core::config::Settings;
 use crate::core::key_ring::Held;
@@ -171,7 +171,7 @@ fn options_digest(settings: &Settings) -> String {
     );
     let mut hash = Sha256::new();
     hash.update(words.as_bytes());
-    hash.finish().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    short_digest(&hash.finish())
 }
 
 fn certificate(shared: &Shared) -> CertificateStatus {

@@ -51,6 +51,7 @@ use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
 use super::one_line::one_line;
+use crate::core::box_status::short_digest;
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
 use crate::fault::fail_point;
@@ -577,8 +578,7 @@ fn digest_of(roots: &[X509]) -> Result<String, ErrorStack> {
         roots.iter().map(|root| root.to_der()).collect::<Result<_, _>>()?;
     ders.sort_unstable();
     ders.dedup();
-    let digest = openssl::sha::sha256(&ders.concat());
-    Ok(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+    Ok(short_digest(&openssl::sha::sha256(&ders.concat())))
 }
 
 /// SHA-256 over a certificate, in hex.
