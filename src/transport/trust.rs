@@ -29,8 +29,9 @@ use crate::core::config::Member;
 pub const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// How often a connection at rest looks at the wall clock, which may be set at any time. One that
-/// is in use looks with each frame.
-pub const CLOCK_LOOK: Duration = Duration::from_secs(5);
+/// is in use looks with each frame, and nothing goes over one at rest, so that this may be seldom:
+/// each look wakes the process, once for each connection.
+pub const CLOCK_LOOK: Duration = Duration::from_secs(60);
 
 /// Where the end of a certificate has come by this server's reckoning and not yet by OpenSSL's,
 /// which may lie one tick of a clock apart, it is asked again after this.
