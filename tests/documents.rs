@@ -13,7 +13,7 @@ use std::process::Command;
 use kit::pki::Identity;
 use kit::run_dir::RunDir;
 use serde_yaml::Value;
-use stek_share::core::config::OPTIONS;
+use stek_share::core::config::{Absent, Change, ConfigOption, Servers, OPTIONS};
 use stek_share::load::{load, Dirs};
 use stek_share::metrics::METRICS;
 
@@ -94,18 +94,61 @@ fn each_option_is_in_each_place_that_promises_all() {
     });
     let defined: BTreeSet<&str> = defined.map(|pair| pair[0]).collect();
     let verbs = ["reload", "rotate", "revoke", "status"];
-    let options: BTreeSet<&str> = OPTIONS.into_iter().collect();
-    let wanted: BTreeSet<&str> = options.iter().copied().chain(verbs).collect();
+    let wanted: BTreeSet<&str> = OPTIONS.iter().map(|o| o.name).chain(verbs).collect();
     assert_eq!(defined, wanted, "{MANUAL}");
 
-    let table = read("README.md");
-    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    let rows: BTreeSet<&str> = rows.collect();
+    let readme = read("README.md");
     let example = read("example_server_conf.yaml");
     for option in OPTIONS {
-        assert!(rows.contains(option), "README.md has no row for {option}");
-        let line = |line: &str| line.trim_start_matches('#').starts_with(&format!("{option}: "));
-        assert!(example.lines().any(line), "example_server_conf.yaml does not show {option}");
+        let name = option.name;
+        let row = readme.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("README.md has no row for {name}"));
+        let cells: Vec<&str> = row.split(" | ").map(|cell| cell.trim_matches([' ', '|'])).collect();
+        let (range, default) = (cells[cells.len() - 2], cells[cells.len() - 1]);
+        assert_eq!(default, in_documents(option), "README.md, default of {name}");
+        let takes = option.range().unwrap_or_else(|| range.to_owned());
+        assert_eq!(range, takes, "README.md, unit of {name}");
+
+        let uncommented = example.lines().map(|line| line.trim_start_matches('#'));
+        let said = uncommented.filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let said: Vec<&str> = said.collect();
+        assert_eq!(said.len(), 1, "example_server_conf.yaml and {name}");
+        if let Absent::Number(_) = option.absent {
+            assert_eq!(said[0], in_documents(option), "example_server_conf.yaml, {name}");
+        }
+    }
+}
+
+/// An option's default as the documents have it.
+fn in_documents(option: &ConfigOption) -> String {
+    match option.absent {
+        Absent::Required(_) => "required".to_owned(),
+        Absent::Number(number) => number.to_string(),
+        Absent::Words(words) => words.to_owned(),
+    }
+}
+
+/// Which options wait for a restart, and which may differ from server to server, is said in full.
+#[test]
+fn what_waits_for_a_restart_and_what_may_differ_is_named() {
+    let (readme, manual) = (read("README.md"), read(MANUAL));
+    let row = readme.lines().find(|line| line.starts_with("| `reload` |")).unwrap();
+    let manual = manual.split("\nreload\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let own = readme.split("values for everything but ").nth(1).unwrap();
+    let own = own.split(". ").next().unwrap();
+    for option in OPTIONS {
+        let named = |text: &str| text.contains(&format!("`{}`", option.name));
+        let (at_restart, is_own) =
+            (option.change == Change::AtRestart, option.servers == Servers::Own);
+        assert_eq!(
+            named(row),
+            option.change != Change::AtReload,
+            "README, reload: {}",
+            option.name
+        );
+        assert_eq!(named(manual), option.change != Change::AtReload, "{MANUAL}: {}", option.name);
+        assert!(!at_restart || row.find("at the next start") > row.find(option.name));
+        assert_eq!(named(own), is_own, "README, what may differ: {}", option.name);
     }
 }
 

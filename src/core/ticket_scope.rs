@@ -24,9 +24,10 @@ const LABEL: &[u8] = b"stek_share ticket scope";
 const VERSION: u8 = 1;
 
 /// `ticket_scope`: which connections resume a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TicketScope {
     /// Those to the name that issued it, where clients are asked for the same certificates.
+    #[default]
     Site,
     /// What Traffic Server itself binds sessions to.
     Host,

@@ -21,7 +21,7 @@ use super::guard::Again;
 use super::operator::Source;
 use super::reader::{Reader, Unread};
 use super::surroundings::{Around, HostFiles};
-use crate::core::config::{Problem, Settings};
+use crate::core::config::{changes, Change, Problem, Settings};
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::{Level, Log};
 use crate::load::{self, Certificates, Loaded, Refused, Stamps};
@@ -220,7 +220,8 @@ impl Files {
         let taken = self.node.reload(settings.clone(), tls.clone());
         match told_if_slow(&self.log, "the group is asked about the server list", taken).await {
             Ok(reloaded) => {
-                let mut changes = changes(&self.settings, &settings);
+                let options = changes(&self.settings, &settings);
+                let mut changes: Vec<String> = options.iter().map(|o| o.name.to_owned()).collect();
                 if let Some(version) = reloaded.list {
                     changes.push(format!("the group's server list, version {version} now"));
                 }
@@ -234,10 +235,11 @@ impl Files {
                         .to_owned(),
                     false => format!("reload: done; changed: {}", changes.join(", ")),
                 });
-                for option in at_restart(&self.settings, &settings) {
+                for option in options.iter().filter(|o| o.change == Change::AtRestart) {
                     self.log.warning(format!(
-                        "reload: {option} has changed, which takes effect when Traffic Server is \
-                         restarted"
+                        "reload: {} has changed, which takes effect when Traffic Server is \
+                         restarted",
+                        option.name
                     ));
                 }
                 self.settings = Arc::new(settings);
@@ -346,44 +348,6 @@ fn described(tls: &Tls) -> String {
     format!("{}, valid until {}", tls.subject(), tls.not_after())
 }
 
-/// The options that differ, by name.
-fn changes(old: &Settings, new: &Settings) -> Vec<String> {
-    let options = [
-        ("address", old.address != new.address),
-        ("port", old.port != new.port),
-        ("bind_address", old.bind_address != new.bind_address),
-        ("asio_thread_pool_size", old.workers != new.workers),
-        ("heart_beat_interval", old.timers.heart_beat != new.timers.heart_beat),
-        ("election_timeout_lower_bound", old.timers.election_lower != new.timers.election_lower),
-        ("election_timeout_upper_bound", old.timers.election_upper != new.timers.election_upper),
-        ("reserved_log_items", old.reserved_log_items != new.reserved_log_items),
-        ("snapshot_distance", old.snapshot_distance != new.snapshot_distance),
-        ("client_req_timeout", old.request_timeout != new.request_timeout),
-        ("key_update_interval", old.key_update_interval != new.key_update_interval),
-        ("handover_timeout", old.handover_timeout != new.handover_timeout),
-        ("startup_wait", old.startup_wait != new.startup_wait),
-        ("ticket_keys", old.ticket_keys != new.ticket_keys),
-        ("max_key_age", old.max_key_age != new.max_key_age),
-        ("state_dir", old.state_dir != new.state_dir),
-        ("ticket_scope", old.ticket_scope != new.ticket_scope),
-        ("root_cert_file", old.root_cert_file != new.root_cert_file),
-        ("server_cert_file", old.server_cert_file != new.server_cert_file),
-        ("server_key_file", old.server_key_file != new.server_key_file),
-        ("cert_verify_str", old.cert_verify_str != new.cert_verify_str),
-        ("server_list_file", old.members != new.members),
-    ];
-    options.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()).collect()
-}
-
-/// Those among them that a running box cannot follow: its threads, the place of what it remembers
-/// and its hooks in the host are settled at start.
-fn at_restart(old: &Settings, new: &Settings) -> Vec<String> {
-    const FIXED: [&str; 3] = ["asio_thread_pool_size", "state_dir", "ticket_scope"];
-    let mut changed = changes(old, new);
-    changed.retain(|name| FIXED.contains(&name.as_str()));
-    changed
-}
-
 /// Which warnings about the certificate's end were given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Expiry {
@@ -459,7 +423,6 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use crate::core::ticket_scope::TicketScope;
     use crate::journal::Journal;
 
     #[derive(Default)]
@@ -557,23 +520,6 @@ mod tests {
         assert_eq!((watch.look(now()), watch.look(now())), (Look::Unsettled, Look::Changed));
         write("root", "old");
         assert_eq!(watch.look(now()), Look::Unsettled);
-    }
-
-    #[test]
-    fn a_reload_names_what_changed_and_what_has_to_wait() {
-        let old = settings(&PathBuf::from("/nowhere"));
-        assert!(changes(&old, &old).is_empty());
-        let new = Settings {
-            workers: old.workers + 1,
-            key_update_interval: old.key_update_interval * 2,
-            ticket_scope: TicketScope::Host,
-            members: Vec::new(),
-            ..old.clone()
-        };
-        let names =
-            ["asio_thread_pool_size", "key_update_interval", "ticket_scope", "server_list_file"];
-        assert_eq!(changes(&old, &new), names);
-        assert_eq!(at_restart(&old, &new), ["asio_thread_pool_size", "ticket_scope"]);
     }
 
     fn settings(dir: &std::path::Path) -> Settings {

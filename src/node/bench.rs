@@ -14,10 +14,9 @@ use crate::consensus::log_store::LogStore;
 use crate::consensus::network::Links;
 use crate::consensus::state_machine::StateMachine;
 use crate::consensus::{append_limit, raft_config, Raft};
-use crate::core::config::{Member, Settings, Timers};
+use crate::core::config::{Member, Settings};
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Stek, STEK_LEN};
-use crate::core::ticket_scope::TicketScope;
 use crate::journal::{Journal, Level, Log};
 use crate::transport::tls::Tls;
 use crate::transport::Versions;
@@ -82,28 +81,15 @@ pub(super) fn settings() -> Settings {
         server_id: id,
         address: "127.0.0.1".to_owned(),
         port: 1,
-        bind_address: None,
         workers: 1,
-        timers: Timers {
-            heart_beat: Duration::from_millis(100),
-            election_lower: Duration::from_millis(200),
-            election_upper: Duration::from_millis(400),
-        },
-        reserved_log_items: 5,
-        snapshot_distance: 5,
-        request_timeout: Duration::from_secs(3),
         key_update_interval: Duration::from_secs(3600),
-        handover_timeout: Duration::from_millis(1500),
         startup_wait: Duration::ZERO,
-        ticket_keys: 2,
-        max_key_age: Duration::from_secs(86_400),
-        state_dir: None,
-        ticket_scope: TicketScope::Site,
         root_cert_file: "root.pem".into(),
         server_cert_file: "cert.pem".into(),
         server_key_file: "key.pem".into(),
         cert_verify_str: "/CN=box".to_owned(),
         members: vec![Member { id, address: "127.0.0.1".to_owned(), port: 1, subject: None }],
+        ..Settings::defaults()
     }
 }
 

@@ -18,7 +18,7 @@ use crate::core::box_status::{
     readable, short_digest, BoxStatus, CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse,
     KeyStatus, Keys, ListStatus, MemberStatus,
 };
-use crate::core::config::Settings;
+use crate::core::config::{alike, Settings};
 use crate::core::key_ring::Held;
 use crate::core::roster::Roster;
 use crate::transport::{Cause, Counters};
@@ -155,22 +155,8 @@ fn list(shared: &Shared, settings: &Settings, report: &Report) -> ListStatus {
 
 /// The first 8 hex digits of a hash over the options that all boxes should have alike.
 fn options_digest(settings: &Settings) -> String {
-    let Settings { timers, .. } = settings;
-    let words = format!(
-        "{:?} {} {} {:?} {:?} {:?} {:?} {} {:?} {}",
-        timers,
-        settings.reserved_log_items,
-        settings.snapshot_distance,
-        settings.request_timeout,
-        settings.key_update_interval,
-        settings.handover_timeout,
-        settings.startup_wait,
-        settings.ticket_keys,
-        settings.max_key_age,
-        settings.cert_verify_str,
-    );
     let mut hash = Sha256::new();
-    hash.update(words.as_bytes());
+    hash.update(alike(settings).as_bytes());
     short_digest(&hash.finish())
 }
 

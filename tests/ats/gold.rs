@@ -75,7 +75,10 @@ fn assert_originals_form(fleet: &Fleet) {
             conf.lines().filter_map(|line| Some(line.split_once(':')?.0)).collect();
         assert_eq!(names.len(), ORIGINALS, "{conf}");
         let names: BTreeSet<&str> = names.into_iter().collect();
-        assert_eq!(names, OPTIONS[..ORIGINALS].iter().copied().collect::<BTreeSet<_>>());
+        assert_eq!(
+            names,
+            OPTIONS[..ORIGINALS].iter().map(|option| option.name).collect::<BTreeSet<_>>()
+        );
         assert!(conf.contains(&format!("cert_verify_str: {PEER_SUBJECT}\n")), "{conf}");
         let list = read("server_list.yaml");
         assert!(list.starts_with("- server_id: 1\n  address: 127.0.0.1\n  port: "), "{list}");

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::relay::Relays;
 use kit::pki::{Authority, Identity, Request};
-use stek_share::core::config::{Member, Settings, Timers};
+use stek_share::core::config::{Member, Settings};
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::Fingerprint;
-use stek_share::core::ticket_scope::TicketScope;
 use stek_share::journal::{Journal, Level, Log};
 use stek_share::node::outside::{Outside, ReadList};
 use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
@@ -179,28 +178,14 @@ impl Fleet {
             server_id: me.id,
             address: me.address.clone(),
             port: me.port,
-            bind_address: None,
             workers: 2,
-            timers: Timers {
-                heart_beat: Duration::from_millis(100),
-                election_lower: Duration::from_millis(200),
-                election_upper: Duration::from_millis(400),
-            },
-            reserved_log_items: 5,
-            snapshot_distance: 5,
-            request_timeout: Duration::from_secs(3),
             key_update_interval: Duration::from_secs(3600),
-            handover_timeout: Duration::from_millis(1500),
-            startup_wait: Duration::from_secs(2),
-            ticket_keys: 2,
-            max_key_age: Duration::from_secs(86_400),
-            state_dir: None,
-            ticket_scope: TicketScope::Site,
             root_cert_file: "root.pem".into(),
             server_cert_file: "cert.pem".into(),
             server_key_file: "key.pem".into(),
             cert_verify_str: SUBJECT.to_owned(),
             members: self.members.clone(),
+            ..Settings::defaults()
         };
         (self.tune)(&mut settings);
         if let Some(relays) = &self.relays {

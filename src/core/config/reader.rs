@@ -44,6 +44,15 @@ impl<T> Given<T> {
             Given::Value(value) => Some(value),
         }
     }
+
+    /// The value, if one is given; `None` for a wrong value.
+    pub(super) fn optional(self) -> Option<Option<T>> {
+        match self {
+            Given::Nothing => Some(None),
+            Given::Wrong => None,
+            Given::Value(value) => Some(Some(value)),
+        }
+    }
 }
 
 /// The most names in one mapping that are looked at one by one. There are far fewer options; each

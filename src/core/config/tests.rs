@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::ticket_scope::TicketScope;
 
 /// A configuration in which nothing is wrong and nothing is left out that must be there.
 const CONF: &str = "\
@@ -62,12 +63,13 @@ fn settings_with(line: &str) -> (Settings, Vec<String>) {
 fn defaults_are_the_originals() {
     let (settings, problems) = settle(CONF, LIST);
     assert_eq!(problems, []);
+    let settings = settings.unwrap();
+    assert_eq!((&settings.bind_address, &settings.state_dir), (&None, &None));
     let ms = Duration::from_millis;
     let expected = Settings {
         server_id: ServerId(1),
         address: "127.0.0.1".to_owned(),
         port: 10001,
-        bind_address: None,
         workers: 4,
         timers: Timers { heart_beat: ms(100), election_lower: ms(200), election_upper: ms(400) },
         reserved_log_items: 5,
@@ -78,18 +80,20 @@ fn defaults_are_the_originals() {
         startup_wait: ms(2000),
         ticket_keys: 2,
         max_key_age: Duration::from_secs(86400),
-        state_dir: None,
         ticket_scope: TicketScope::Site,
         root_cert_file: "root.pem".into(),
         server_cert_file: "cert.pem".into(),
         server_key_file: "key.pem".into(),
+        server_list_file: "list.yaml".into(),
         cert_verify_str: "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=localhost".to_owned(),
         members: vec![
             Member { id: ServerId(1), address: "127.0.0.1".to_owned(), port: 10001, subject: None },
             Member { id: ServerId(2), address: "127.0.0.1".to_owned(), port: 10002, subject: None },
         ],
+        // What the original has no name for.
+        ..settings.clone()
     };
-    assert_eq!(settings, Some(expected));
+    assert_eq!(settings, expected);
 }
 
 #[test]
@@ -600,4 +604,76 @@ fn those_who_read_more_complain_at_the_line_of_the_option_or_entry() {
     let list = parse_list(LIST, "l").0.unwrap();
     let problem = list.error(ServerId(2), "address", "is unknown", "correct it");
     assert_eq!(problem.to_string(), "l line 4: server_id 2: address: is unknown; correct it");
+}
+
+#[test]
+fn what_changed_is_named_with_when_it_counts() {
+    let (old, _) = settings_with("ticket_keys: 2");
+    assert!(changes(&old, &old).is_empty());
+    let new = Settings {
+        workers: old.workers + 1,
+        key_update_interval: old.key_update_interval * 2,
+        ticket_scope: TicketScope::Host,
+        members: Vec::new(),
+        ..old.clone()
+    };
+    let told: Vec<_> = changes(&old, &new).iter().map(|o| (o.name, o.change)).collect();
+    let expected = [
+        ("asio_thread_pool_size", Change::AtRestart),
+        ("key_update_interval", Change::AtReload),
+        ("server_list_file", Change::AtReload),
+        ("ticket_scope", Change::AtRestart),
+    ];
+    assert_eq!(told, expected);
+}
+
+/// Each row compares the field that it reads, and only what servers need alike is in their text.
+#[test]
+fn each_option_that_differs_is_seen() {
+    let (usual, _) = settle(CONF, LIST);
+    let usual = usual.unwrap();
+    for (line, seen) in [
+        ("server_id: 2", false),
+        ("address: 127.0.0.2", false),
+        ("port: 10009", false),
+        ("asio_thread_pool_size: 7", false),
+        ("heart_beat_interval: 50", true),
+        ("election_timeout_lower_bound: 300", true),
+        ("election_timeout_upper_bound: 800", true),
+        ("reserved_log_items: 0", true),
+        ("snapshot_distance: 9", true),
+        ("client_req_timeout: 250", true),
+        ("key_update_interval: 16", true),
+        ("root_cert_file: other", false),
+        ("server_cert_file: other", false),
+        ("server_key_file: other", false),
+        ("cert_verify_str: /CN=other", true),
+        ("bind_address: '::'", false),
+        ("handover_timeout: 700", true),
+        ("startup_wait: 0", true),
+        ("ticket_keys: 16", true),
+        ("max_key_age: 15", true),
+        ("state_dir: /run/stek_share", false),
+        ("ticket_scope: host", false),
+    ] {
+        let (other, _) = settings_with(line);
+        let changed: Vec<_> = changes(&usual, &other).iter().map(|o| o.name).collect();
+        assert_eq!(changed, [line.split(':').next().unwrap()]);
+        assert_eq!(alike(&usual) != alike(&other), seen, "{line}");
+    }
+    let mut other = usual.clone();
+    other.members.pop();
+    assert_eq!(changes(&usual, &other)[0].name, "server_list_file");
+    assert_eq!(alike(&usual), alike(&other), "the list has a digest of its own");
+}
+
+#[test]
+fn defaults_are_what_a_file_without_them_gets() {
+    let (usual, _) = settle(CONF, LIST);
+    let usual = usual.unwrap();
+    let given: Vec<_> =
+        changes(&usual, &Settings::defaults()).iter().map(|option| option.name).collect();
+    let named: Vec<_> = OPTIONS.iter().map(|option| option.name).collect();
+    let said = |name: &&&str| CONF.lines().any(|line| line.starts_with(&format!("{name}:")));
+    assert_eq!(given, named.iter().filter(said).copied().collect::<Vec<_>>());
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use stek_share::core::config::{Member, Settings, Timers};
 use stek_share::core::server_id::ServerId;
-use stek_share::core::ticket_scope::TicketScope;
 
 use crate::dice::Dice;
 use crate::machine::state_dir;
@@ -201,7 +200,6 @@ impl Plan {
             server_id: me.id,
             address: me.address,
             port: me.port,
-            bind_address: None,
             workers: 1,
             timers: Timers {
                 heart_beat: Duration::from_nanos(self.heart_beat),
@@ -217,12 +215,12 @@ impl Plan {
             ticket_keys: self.ticket_keys as usize,
             max_key_age: Duration::from_nanos(self.max_key_age),
             state_dir: self.keeps_state.then(state_dir),
-            ticket_scope: TicketScope::Site,
             root_cert_file: "root.pem".into(),
             server_cert_file: "cert.pem".into(),
             server_key_file: "key.pem".into(),
             cert_verify_str: SUBJECT.to_owned(),
             members,
+            ..Settings::default()
         }
     }
 }
