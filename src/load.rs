@@ -7,6 +7,8 @@
 //!   place of a file is refused.
 //! - One call tells the problems of all files, as far as one does not hide the others.
 //! - Bytes of a private key are erased after use and appear in no problem.
+//!
+//! Long because: each file has its own faults, and each fault is a line in words; the half of it is sentences.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read};

@@ -28,7 +28,6 @@ use stek_share::core::stek::{Stek, STEK_LEN};
 use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::transport::frame::{self, Header, Kind, Role, Versions, NOTICE};
 
-use crate::state::HISTORY;
 
 /// A self-signed certificate and its key, PEM.
 pub fn identity(subject: &str) -> (Vec<u8>, Vec<u8>) {
@@ -71,6 +70,12 @@ fn held(generation: u64) -> Held {
         (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ generation as u8).collect();
     Held { generation: Generation(generation), stek: Stek::copy_from(&bytes).expect("48 bytes") }
 }
+
+/// The history of all seeds.
+pub const HISTORY: [u8; 16] = [7; 16];
+
+/// The subject that the box under test asks for.
+pub const SUBJECT: &str = "/C=US/O=Edge/CN=box";
 
 fn member(id: u32) -> Member {
     let subject = (id == 2).then(|| "/CN=two".to_owned());
@@ -246,14 +251,14 @@ fn frames() -> Vec<Vec<u8>> {
 fn names() -> Vec<Vec<u8>> {
     let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("OpenSSL has it");
     let key = EcKey::generate(&group).and_then(PKey::from_ec_key).expect("a key");
-    let one = certificate(crate::subjects::SUBJECT, &key);
+    let one = certificate(SUBJECT, &key);
     let other = certificate("/C=DE/O=A+B/CN=é/emailAddress=a@b", &key);
     let name = |c: &X509| c.subject_name().to_der().expect("DER");
     vec![
         name(&one),
         name(&other),
         one.to_der().expect("DER"),
-        crate::subjects::SUBJECT.as_bytes().to_vec(),
+        SUBJECT.as_bytes().to_vec(),
         b"/CN=two".to_vec(),
     ]
 }

@@ -10,10 +10,7 @@ use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::transport::tls::Tls;
 
 use crate::messages::hold_agreed;
-use crate::seeds::identity;
-
-/// The history of all seeds.
-pub const HISTORY: [u8; 16] = [7; 16];
+use crate::seeds::{identity, HISTORY};
 
 fn history() -> HistoryId {
     HistoryId::from_bytes(HISTORY).expect("it is not zero")

@@ -8,10 +8,7 @@ use stek_share::core::server_id::ServerId;
 use stek_share::transport::one_line;
 use stek_share::transport::tls::{subject_line, Tls};
 
-use crate::seeds::identity;
-
-/// The subject that the box under test asks for.
-pub const SUBJECT: &str = "/C=US/O=Edge/CN=box";
+use crate::seeds::{identity, SUBJECT};
 
 fn tls() -> &'static Tls {
     static TLS: OnceLock<Tls> = OnceLock::new();

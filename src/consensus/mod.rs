@@ -20,8 +20,9 @@ use std::time::Duration;
 use openraft::impls::{EmptyNode, OneshotResponder};
 use openraft::{CommittedLeaderId, Config, LogId, SnapshotPolicy, Vote};
 
-use crate::core::agreed::{Change, Command, Refusal};
+use crate::core::agreed::{Agreed, Change, Command, Refusal};
 use crate::core::config::Settings;
+use crate::core::moment::Moment;
 use crate::core::rejoin::{Ballot, LogEnd};
 use crate::core::server_id::ServerId;
 
@@ -34,10 +35,21 @@ openraft::declare_raft_types!(
         NodeId = ServerId,
         Node = EmptyNode,
         Entry = openraft::Entry<Types>,
-        SnapshotData = state_machine::AgreedSnapshot,
+        SnapshotData = AgreedSnapshot,
         Responder = OneshotResponder<Types>,
         AsyncRuntime = clock::SteppedTokio,
 );
+
+/// The state machine's content at one point of the log.
+#[derive(Clone, Debug, Default)]
+pub struct AgreedSnapshot {
+    /// The agreed keys and server list.
+    pub agreed: Agreed,
+    /// When the current one became current, on this process's clock.
+    pub current_since: Moment,
+    /// When the staged one was staged, on this process's clock.
+    pub staged_since: Moment,
+}
 
 /// One box's Raft.
 pub type Raft = openraft::Raft<Types>;

@@ -18,7 +18,7 @@ use openraft::{
 };
 use tokio::sync::watch;
 
-use super::{log_end_of, Answer, Types};
+use super::{log_end_of, AgreedSnapshot, Answer, Types};
 use crate::core::agreed::{Agreed, Change, Command, Refusal};
 use crate::core::key_ring::{Change as KeyChange, Command as KeyCommand, KeyRing};
 use crate::core::moment::Moment;
@@ -50,17 +50,6 @@ impl AgreedView {
     pub fn ring(&self) -> &KeyRing {
         &self.agreed.ring
     }
-}
-
-/// The state machine's content at one point of the log.
-#[derive(Clone, Debug, Default)]
-pub struct AgreedSnapshot {
-    /// The agreed keys and server list.
-    pub agreed: Agreed,
-    /// When the current one became current, on this process's clock.
-    pub current_since: Moment,
-    /// When the staged one was staged, on this process's clock.
-    pub staged_since: Moment,
 }
 
 /// Hears of each command's outcome, in the order of the log.

@@ -19,8 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::state_machine::AgreedSnapshot;
-use super::{ballot_of, log_end_of, log_id_of, Types};
+use super::{ballot_of, log_end_of, log_id_of, AgreedSnapshot, Types};
 use crate::core::agreed::{Agreed, Command, Refusal};
 use crate::core::box_status::{BadStatus, BoxStatus};
 use crate::core::config::{Member, MAX_MEMBERS};
@@ -812,10 +811,11 @@ pub fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::config::MAX_SUBJECT;
     use crate::core::key_ring::{
         Command as KeyCommand, Held, HistoryId, KeyRing, Refusal as KeyRefusal,
     };
-    use crate::core::roster::{Roster, MAX_ADDRESS, MAX_SUBJECT};
+    use crate::core::roster::{Roster, MAX_ADDRESS};
     use crate::core::stek::{Stek, STEK_LEN};
     use crate::transport::frame::MAX_BODY;
 

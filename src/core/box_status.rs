@@ -16,10 +16,8 @@ use super::config::MAX_MEMBERS;
 use super::key_ring::{Generation, HistoryId, MAX_KEYS};
 use super::server_id::ServerId;
 use super::stek::Fingerprint;
+use super::text::is_readable;
 use super::ticket_scope::TicketScope;
-
-/// The most characters of one text in a status; a certificate's subject is the longest.
-pub const MAX_WORDS: usize = 1024;
 
 /// The most entries of a list of counts.
 pub const MAX_COUNTS: usize = 64;
@@ -321,7 +319,7 @@ pub enum BadStatus {
     /// There is more of something than any box has.
     #[error("more {0} than any box has")]
     TooMany(&'static str),
-    /// A text is longer than [`MAX_WORDS`], or has a control character in it.
+    /// A text is longer than [`super::text::MAX_WORDS`], or has a control character in it.
     #[error("a text that is too long or not printable")]
     Text,
 }
@@ -373,30 +371,10 @@ impl BoxStatus {
     }
 }
 
-fn is_readable(text: &str) -> bool {
-    text.len() <= MAX_WORDS && !text.chars().any(char::is_control)
-}
-
-/// The first 8 hex digits of a digest, which is as much of it as a person compares.
-pub fn short_digest(digest: &[u8]) -> String {
-    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A text as a status may carry it: cut at [`MAX_WORDS`], control characters replaced.
-pub fn readable(text: &str) -> String {
-    let mut readable = String::new();
-    for c in text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }) {
-        if readable.len() + c.len_utf8() > MAX_WORDS {
-            break;
-        }
-        readable.push(c);
-    }
-    readable
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::core::text::{readable, MAX_WORDS};
 
     /// A status as a sound box gives it.
     pub(crate) fn sample() -> BoxStatus {

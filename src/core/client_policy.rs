@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
 
-use super::box_status::{readable, short_digest};
 use super::config::yaml::{parse, Node};
+use super::text::{readable, short_digest};
 
 /// The most names that a status carries; the digest is over all.
 pub const MAX_SITES: usize = 64;

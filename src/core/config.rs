@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 
 use self::reader::{Given, Reader};
 use self::yaml::{Node, Places};
-use super::roster::MAX_SUBJECT;
 use super::server_id::ServerId;
 
 pub use self::options::{alike, changes, Absent, Change, ConfigOption, Servers, Settings, OPTIONS};
@@ -35,6 +34,10 @@ const ENTRY_FIELDS: [&str; 4] = ["server_id", "address", "port", "cert_verify_st
 /// The most servers in a list. Raft among far fewer is slow already; this only keeps a wrong file
 /// from becoming a thousand connections.
 pub const MAX_MEMBERS: usize = 1000;
+
+/// The longest subject of a member's certificate; with [`MAX_MEMBERS`] of them a list still fits
+/// into a message, beside all else that is agreed.
+pub const MAX_SUBJECT: usize = 512;
 
 /// The most problems that are told of one file; what comes after them rarely adds anything.
 pub const MAX_PROBLEMS: usize = 100;

@@ -16,7 +16,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::record::Record;
+use super::log_id::LogEnd;
 use super::stek::{Fingerprint, Stek, WeakKey};
 
 /// Most keys that a ring keeps besides the staged one, whatever a command asks for: the upper end
@@ -100,6 +100,18 @@ pub struct Staged {
     pub held: Held,
     /// Whether its activation drops every older key at once.
     pub revokes: bool,
+}
+
+/// What is left of a history where nobody who took part in it lives on; see [`super::record`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The keys, with what is known of those that are gone.
+    pub ring: KeyRing,
+    /// The last entry of the log that is in it.
+    pub end: LogEnd,
+    /// How old the newest key is, in milliseconds: since it became current, or if it has not yet,
+    /// since it was staged.
+    pub age_ms: u64,
 }
 
 /// What the group may agree on.

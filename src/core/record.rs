@@ -7,22 +7,9 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::key_ring::{KeyRing, MAX_EPOCH};
-use super::rejoin::LogEnd;
-
-/// See the module's head.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// The keys, with what is known of those that are gone.
-    pub ring: KeyRing,
-    /// The last entry of the log that is in it.
-    pub end: LogEnd,
-    /// How old the newest key is, in milliseconds: since it became current, or if it has not yet,
-    /// since it was staged.
-    pub age_ms: u64,
-}
+pub use super::key_ring::Record;
+use super::key_ring::MAX_EPOCH;
+use super::log_id::LogEnd;
 
 /// Orders records, the newest last: by when their histories were founded, within one by its log.
 pub type Rank = (u64, LogEnd);
@@ -50,7 +37,7 @@ pub fn next_epoch(known: u64, wall: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::key_ring::{Change, Command, Generation, Held, HistoryId, Refusal};
+    use crate::core::key_ring::{Change, Command, Generation, Held, HistoryId, KeyRing, Refusal};
     use crate::core::rejoin::Ballot;
     use crate::core::stek::{Stek, STEK_LEN};
 

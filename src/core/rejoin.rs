@@ -38,27 +38,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::key_ring::{Generation, HistoryId};
+pub use super::log_id::{Ballot, LogEnd};
 use super::moment::Moment;
 use super::server_id::ServerId;
-
-/// Raft's ballot: a term and who stood in it. Ordered by term first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Ballot {
-    /// The term.
-    pub term: u64,
-    /// Who stood.
-    pub node: ServerId,
-}
-
-/// The end of a log: the ballot under which its last entry was made, and that entry's index.
-/// Ordered as Raft compares logs (section 5.4.1 of the Raft paper).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct LogEnd {
-    /// The ballot of the leader that made the entry.
-    pub ballot: Ballot,
-    /// The entry's index.
-    pub index: u64,
-}
 
 /// What a box says of itself when it is asked, or when it asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

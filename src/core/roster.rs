@@ -10,15 +10,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::config::{Member, MAX_MEMBERS};
+use super::config::{Member, MAX_MEMBERS, MAX_SUBJECT};
 use super::server_id::ServerId;
 
 /// The longest address of a member: that of a name in the DNS.
 pub const MAX_ADDRESS: usize = 253;
-
-/// The longest subject of a member's certificate; with [`MAX_MEMBERS`] of them a list still fits
-/// into a message, beside all else that is agreed.
-pub const MAX_SUBJECT: usize = 512;
 
 /// The highest version that a list may have; no group ever gets there by counting.
 pub const MAX_VERSION: u64 = 1 << 62;

@@ -18,8 +18,7 @@ use tokio::sync::{mpsc, Mutex};
 use tokio::time::{sleep, sleep_until, Instant};
 
 use super::guard::Again;
-use super::operator::Source;
-use super::reader::{Reader, Unread};
+use super::reader::{Reader, Source, Unread};
 use super::surroundings::{Around, HostFiles};
 use crate::core::config::{changes, Change, Problem, Settings};
 use crate::fault::{fail_point, kept_alive};

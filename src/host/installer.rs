@@ -12,6 +12,8 @@
 //! - A failed install is tried again for as long as the set is the latest; what was installed
 //!   before stays meanwhile.
 //! - Nothing here polls: without a new set, an event, a failure or [`Again`] the thread sleeps.
+//!
+//! Long because: the rules above are about one thread, and hold or fail in one place.
 
 use std::future::Future;
 use std::io;
@@ -33,9 +35,10 @@ use super::ats::{self, Rejected};
 use super::boot_clock;
 use super::files::Files;
 use super::guard::Again;
-use super::operator::{Operator, Source, Verb, MESSAGE_QUEUE};
+use super::operator::{Operator, Verb, MESSAGE_QUEUE};
 use super::priority;
 use super::reader::Reader;
+use super::reader::Source;
 use super::secret_pages::{SetBuffer, MAX_SET};
 use super::stats::{self, Looks, Stats};
 use super::surroundings::Around;

@@ -17,7 +17,6 @@ use crate::core::health::{complaints, Severity};
 use crate::core::rotation::Order;
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::Log;
-use crate::load::Dirs;
 use crate::node::Node;
 
 /// Messages that may wait; an operator who sends more than these has a script that runs wild.
@@ -74,15 +73,6 @@ pub fn unknown(bytes: &[u8], size: usize) -> String {
         }
         (_, false) => format!("the message {shown:?} means nothing here; known are: {known}"),
     }
-}
-
-/// Where the configuration is.
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// The argument in plugin.config.
-    pub argument: String,
-    /// Where relative names are looked for.
-    pub dirs: Dirs,
 }
 
 /// See the module's head.

@@ -19,7 +19,8 @@ use once_cell::sync::OnceCell;
 
 use super::ats::{self, HostJournal, Lifecycle};
 use super::installer::{Handle, Meters, Start};
-use super::operator::{unknown, Source, Verb};
+use super::operator::{unknown, Verb};
+use super::reader::Source;
 use super::stats::Stats;
 use super::surroundings::Around;
 use super::{secret_pages, sys, ticket_scope};

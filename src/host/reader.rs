@@ -13,6 +13,17 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::time::{timeout, Instant};
 
+use crate::load::Dirs;
+
+/// Where the configuration is.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The argument in plugin.config.
+    pub argument: String,
+    /// Where relative names are looked for.
+    pub dirs: Dirs,
+}
+
 /// How long a read of all files may take. A few small files take milliseconds, and seconds where a
 /// network file system fails over to another server.
 pub const READ_LIMIT: Duration = Duration::from_secs(10);

@@ -15,9 +15,10 @@ use openssl::sha::sha256;
 use openssl::x509::X509;
 
 use super::ats;
-use crate::core::box_status::{readable, short_digest, Hint};
+use crate::core::box_status::Hint;
 use crate::core::client_policy::ClientPolicy;
 use crate::core::multicert;
+use crate::core::text::{readable, short_digest};
 use crate::journal::Log;
 use crate::load::{self, Dirs};
 

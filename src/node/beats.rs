@@ -23,7 +23,9 @@ use openraft::ServerState;
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, Instant};
 
-use super::shared::{PeerCourier, Running, Shared};
+use super::peer_client::PeerCourier;
+use super::running::Running;
+use super::shared::Shared;
 use crate::consensus::log_store::LogEnds;
 use crate::consensus::network::{Chronicle, Courier};
 use crate::consensus::wire::{self, Request, Response, Unable, WireBeat};

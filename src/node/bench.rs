@@ -8,7 +8,9 @@ use openraft::Vote;
 use tokio::sync::mpsc;
 
 use super::outside::Outside;
-use super::shared::{PeerCourier, Running, Shared};
+use super::peer_client::PeerCourier;
+use super::running::Running;
+use super::shared::Shared;
 use super::Deps;
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::Links;

@@ -13,8 +13,8 @@
 
 use std::collections::BTreeSet;
 
-use super::roster::is_first_membership;
-use super::shared::{Running, Shared};
+use super::running::Running;
+use super::shared::Shared;
 use crate::consensus::wire::{Unable, WireAppend, WireMembership, WirePayload, WireSnapshot};
 use crate::core::agreed::{Agreed, Command};
 use crate::core::rejoin::Quarantine;
@@ -89,7 +89,7 @@ pub(super) fn admit_append(
 /// those vote yet that its log began with. Servers that start together may have begun with lists of
 /// different files, and the leader comes from its own to the agreed one in steps.
 fn knows_nothing(shared: &Shared, running: &Running) -> bool {
-    is_first_membership(running) || *shared.quarantine.borrow() != Quarantine::Lifted
+    running.is_first_membership() || *shared.quarantine.borrow() != Quarantine::Lifted
 }
 
 /// Whether each set of voters is believable: that of a list that the group had, by what this server

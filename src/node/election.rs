@@ -5,20 +5,19 @@
 //! so a box stands only when a majority would vote for it now; and when those that may stand never
 //! can, the box in their way notices.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ServerState;
 use openssl::rand::rand_bytes;
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
-use super::life::STATUS_LIMIT;
-use super::shared::{PeerCourier, Running, Shared};
+use super::peer_client::ask_voters;
+use super::running::Running;
+use super::shared::Shared;
 use crate::consensus::log_end_of;
-use crate::consensus::network::{CallFailure, Courier};
-use crate::consensus::wire::{Request, Response};
+use crate::consensus::network::CallFailure;
 use crate::core::crowd::{breadth, standing_delay};
 use crate::core::rejoin::{is_stranded, may_stand, Quarantine, Status};
 use crate::core::server_id::ServerId;
@@ -142,7 +141,7 @@ async fn would_win(shared: &Arc<Shared>, running: &Running) -> bool {
 
 /// Asks the other voters, until a majority would vote for this box or all have answered.
 async fn has_majority(shared: &Arc<Shared>, running: &Running) -> bool {
-    let configs = configs(running);
+    let configs = running.voters();
     let log_end = running.log.last_log_id().as_ref().map(log_end_of);
     let mut asked = ask_voters(shared, &configs);
     let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
@@ -172,7 +171,7 @@ pub(super) async fn strand(shared: &Arc<Shared>, running: &Running) {
         sleep(patience).await;
         let hears_leader = shared.contact().is_some_and(|at| at > waited_from);
         let log_end = running.log.last_log_id().as_ref().map(log_end_of);
-        let configs = configs(running);
+        let configs = running.voters();
         let may_stand = configs.iter().all(|voters| voters.contains(&shared.me));
         let lists_me = {
             let views = shared.views.borrow();
@@ -205,36 +204,6 @@ pub(super) async fn strand(shared: &Arc<Shared>, running: &Running) {
         }
         seen = stranded;
     }
-}
-
-/// The voter sets of the effective membership; two during a change.
-pub(super) fn configs(running: &Running) -> Vec<BTreeSet<ServerId>> {
-    let server = running.raft.server_metrics();
-    let configs = server.borrow().membership_config.membership().get_joint_config().clone();
-    configs
-}
-
-/// Asks all voters but this box what they are.
-fn ask_voters(
-    shared: &Arc<Shared>,
-    configs: &[BTreeSet<ServerId>],
-) -> JoinSet<(ServerId, Result<Status, CallFailure>)> {
-    let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
-    let limit = STATUS_LIMIT * breadth(voters.len());
-    let mut asked = JoinSet::new();
-    for id in voters.into_iter().filter(|id| *id != shared.me) {
-        let shared = shared.clone();
-        asked.spawn(async move {
-            let question = Request::Status(shared.status());
-            let answer = match PeerCourier(shared).call(id, question, limit).await {
-                Ok(Response::Status(status)) => Ok(status),
-                Ok(_) => Err(CallFailure::Senseless),
-                Err(failure) => Err(failure),
-            };
-            (id, answer)
-        });
-    }
-    asked
 }
 
 /// A random duration in the range; its lower end if OpenSSL has no randomness to give.

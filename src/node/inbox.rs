@@ -28,9 +28,11 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
+use super::peer_client::PeerCourier;
 use super::refusals::Place;
-use super::shared::{lock, PeerCourier, Running, Shared};
-use super::{beats, bounds, leader, origin, records, report, roster, survey};
+use super::running::Running;
+use super::shared::{lock, Shared};
+use super::{beats, bounds, forward, origin, records, report, roster, survey};
 use crate::consensus::network::Courier;
 use crate::consensus::wire::{
     self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
@@ -173,11 +175,11 @@ impl Inbox {
             }
             // A tool need not know who leads; a member does, and must not be sent on.
             Request::Order { order, .. } if from.role == Role::Tool => {
-                Ok(Response::Ordered(leader::order(shared, order, origin::caller(from)).await))
+                Ok(Response::Ordered(forward::order(shared, order, origin::caller(from)).await))
             }
             Request::Order { order, origin } => {
                 let origin = origin::passed_on(from, &origin);
-                Ok(Response::Ordered(leader::order_here(shared, order, origin).await))
+                Ok(Response::Ordered(forward::order_here(shared, order, origin).await))
             }
             Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
             Request::Enlist { replaces, members } => {

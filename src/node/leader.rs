@@ -12,15 +12,17 @@ use std::time::Duration;
 use openraft::impls::EmptyNode;
 use openraft::{RaftMetrics, ServerState};
 use openssl::rand::rand_bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep, timeout, Instant};
+use tokio::time::{sleep, timeout};
 
+use super::peer_client::PeerCourier;
 use super::records::{self, Beginning};
 use super::refusals::{Place, Refusals};
-use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
-use super::{new_key, origin, roster};
-use crate::consensus::network::{CallFailure, Chronicle, Courier};
+use super::running::Running;
+use super::shared::{QueuedOrder, Shared};
+use super::{new_key, roster};
+use crate::consensus::network::{Chronicle, Courier};
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::wire::{self, OrderRefusal, Request, Response};
 use crate::core::agreed::{Change, Command};
@@ -473,78 +475,12 @@ pub(super) async fn bid_farewell(shared: &Arc<Shared>) {
     }
 }
 
-/// Brings an order to the leader, wherever it is; `origin` says who gave it.
-pub(super) async fn order(
-    shared: &Arc<Shared>,
-    order: Order,
-    origin: String,
-) -> Result<Generation, OrderRefusal> {
-    let deadline = Instant::now() + shared.settings().request_timeout;
-    let limit = order_limit(shared) + shared.settings().timers.election_upper;
-    loop {
-        let Some(id) = find(shared, deadline).await else { return Err(OrderRefusal::NoLeader) };
-        let answer = match id == shared.me {
-            true => order_here(shared, order, origin.clone()).await,
-            false => {
-                let request = Request::Order { order, origin: origin::to_pass_on(&origin) };
-                match PeerCourier(shared.clone()).call(id, request, limit).await {
-                    Ok(Response::Ordered(answer)) => answer,
-                    Err(CallFailure::Unreachable) => Err(OrderRefusal::NoLeader),
-                    _ => Err(OrderRefusal::Unknown),
-                }
-            }
-        };
-        if answer != Err(OrderRefusal::NoLeader) || Instant::now() >= deadline {
-            return answer;
-        }
-        sleep(PROPOSAL_RETRY).await;
-    }
-}
-
-/// The leader, once one is known; `None` if that takes until the deadline.
-pub(super) async fn find(shared: &Arc<Shared>, deadline: Instant) -> Option<ServerId> {
-    loop {
-        if let Some(id) = shared.leader() {
-            return Some(id);
-        }
-        if Instant::now() >= deadline {
-            return None;
-        }
-        sleep(PROPOSAL_RETRY).await;
-    }
-}
-
-/// Gives an order to this box's own loop; refused unless it leads.
-pub(super) async fn order_here(
-    shared: &Arc<Shared>,
-    order: Order,
-    origin: String,
-) -> Result<Generation, OrderRefusal> {
-    // A leader that the list no longer has leads until the membership has followed, and must not
-    // make the key that its removal is followed by.
-    let agreed = shared.views.borrow().agreed.clone();
-    if agreed.roster.as_ref().is_some_and(|list| list.get(shared.me).is_none()) {
-        return Err(OrderRefusal::NoLeader);
-    }
-    let (reply, answer) = oneshot::channel();
-    let queued = QueuedOrder { order, origin, reply };
-    shared.orders.try_send(queued).map_err(|_| OrderRefusal::NoLeader)?;
-    match timeout(order_limit(shared), answer).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(OrderRefusal::NoLeader),
-        Err(_) => Err(OrderRefusal::TimedOut),
-    }
-}
-
-/// An order takes two agreements and a handover.
-fn order_limit(shared: &Shared) -> Duration {
-    shared.settings().request_timeout * 2 + shared.settings().handover_timeout
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::ready;
     use std::sync::atomic::{AtomicU64, Ordering};
+
+    use tokio::time::Instant;
 
     use super::*;
     use crate::core::config::Member;

@@ -14,8 +14,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
+use super::peer_client::{PeerCourier, STATUS_LIMIT};
 use super::refusals::Place;
-use super::shared::{PeerCourier, QueuedOrder, Running, Shared};
+use super::running::Running;
+use super::shared::{QueuedOrder, Shared};
 use super::survey::ANSWER_LIFE;
 use super::{beats, election, leader};
 use crate::consensus::log_store::LogStore;
@@ -34,10 +36,6 @@ use crate::core::rejoin::{
 };
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
-
-/// How long one question about another box's status may take; well above any round trip that the
-/// election bounds allow, since a connection may have to be made first.
-pub(super) const STATUS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The same for what all others say: whoever is asked may have to ask them first, and be asked by
 /// all of them at once.

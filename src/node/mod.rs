@@ -5,7 +5,13 @@
 //!
 //! | part | what it does |
 //! |---|---|
+//! | `types` | what goes in and out: key sets, reports, how a wish ended |
+//! | `network`, `disk` | the ways to other servers and to `state_dir` |
+//! | `counters` | what is counted for operators |
+//! | `running` | one run of Raft, and who takes part in it |
 //! | `shared` | what the parts know together: settings, peers, clock, phase, latest ring |
+//! | `peer_client` | one request to one peer |
+//! | `forward` | brings an operator's order to the leader |
 //! | `inbox` | answers other boxes |
 //! | `life` | asks around, starts Raft, erases, watches over it, starts anew |
 //! | `election` | stands when no leader is heard and a majority would vote for the box |
@@ -26,29 +32,35 @@ mod beats;
 #[cfg(test)]
 mod bench;
 mod bounds;
+mod counters;
+mod disk;
 mod election;
+mod forward;
 mod inbox;
 mod keeper;
 mod leader;
 mod life;
 mod list_file;
+mod network;
 mod origin;
 pub mod outside;
 #[cfg(test)]
 mod panics;
+mod peer_client;
 mod records;
 pub mod refusals;
 mod report;
 mod roster;
+mod running;
 mod shared;
 mod state_file;
 mod survey;
+mod types;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
-use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -56,21 +68,21 @@ use tokio::time::timeout;
 use crate::consensus::wire::{EnlistRefusal, OrderRefusal};
 use crate::core::box_status::{BoxStatus, HostStatus};
 use crate::core::config::{Member, Settings};
-use crate::core::key_ring::{Generation, HistoryId};
+use crate::core::key_ring::Generation;
 use crate::core::rotation::Order;
-use crate::core::server_id::ServerId;
-use crate::core::stek::{Fingerprint, Stek, WeakKey};
-use crate::journal::Log;
+use crate::core::stek::Stek;
+use crate::transport::listener::ListenDeps;
 use crate::transport::tls::Tls;
-use crate::transport::Versions;
 #[doc(hidden)]
 pub use state_file::door as state_file_door;
 
-use outside::Outside;
+use inbox::Inbox;
+use network::Ears;
 use refusals::Refusals;
 use shared::{lock, Shared};
 
 pub use crate::core::box_status::Role;
+pub use types::{new_key, Deps, Joined, KeySet, NoKey, NoReload, Reloaded, Report};
 
 /// How long a leader that leaves waits for its successor.
 const FAREWELL_LIMIT: Duration = Duration::from_millis(450);
@@ -83,174 +95,6 @@ pub const SHUTDOWN_LIMIT: Duration = FAREWELL_LIMIT.saturating_add(END_LIMIT);
 
 /// How many orders of operators may wait for the leader's attention; more are refused.
 const MAX_ORDERS: usize = 16;
-
-/// How often a random key may fail the sanity gate before something must be wrong with the
-/// generator; a sound one fails once in 2^60.
-const KEY_ATTEMPTS: usize = 4;
-
-/// What a box should hold in its ticket context now: the encrypting key first.
-#[derive(Clone, Debug)]
-pub struct KeySet {
-    /// Counts the sets of this process, from 1.
-    pub serial: u64,
-    /// At least one key, at most `ticket_keys`.
-    pub keys: Vec<Stek>,
-    /// Whether the first key is one that the group agreed on.
-    pub agreed: bool,
-    /// The history that the generations belong to.
-    pub history: Option<HistoryId>,
-    /// The newest generation among the keys, 0 if none is the group's.
-    pub newest: Generation,
-    /// The generation of the first key, 0 if it is not the group's.
-    pub current: Generation,
-}
-
-impl KeySet {
-    /// The set of a box that knows no group yet: its own key alone.
-    pub fn own(key: Stek) -> KeySet {
-        KeySet {
-            serial: 1,
-            keys: vec![key],
-            agreed: false,
-            history: None,
-            newest: Generation(0),
-            current: Generation(0),
-        }
-    }
-
-    /// The set in words, for the log: fingerprints only.
-    pub fn describe(&self) -> String {
-        let first = self.keys.first().map(Stek::fingerprint);
-        let name = first.map_or_else(|| "none".to_owned(), |f| f.to_string());
-        let count = match self.keys.len() {
-            1 => "1 key".to_owned(),
-            n => format!("{n} keys"),
-        };
-        match (self.agreed, self.newest > self.current) {
-            (true, false) => format!("{count}, current {name} (generation {})", self.current),
-            (true, true) => format!(
-                "{count}, current {name} (generation {}), staged generation {}",
-                self.current, self.newest
-            ),
-            (false, _) => format!("{count}, current {name} (this server's own)"),
-        }
-    }
-}
-
-/// What [`Node::start`] needs besides the settings.
-pub struct Deps {
-    /// Where lines go.
-    pub log: Log,
-    /// Certificates, loaded and checked.
-    pub tls: Tls,
-    /// The key that this box made for itself and has installed.
-    pub initial: Stek,
-    /// The protocol versions that it speaks: [`Versions::OURS`], but for tests.
-    pub versions: Versions,
-    /// The world that it is in: the real one, but for simulations.
-    pub outside: Outside,
-}
-
-/// Why a box has no new key to offer.
-#[derive(Debug, Error)]
-pub enum NoKey {
-    /// OpenSSL's generator failed.
-    #[error("OpenSSL's random generator failed: {0}")]
-    Generator(#[from] ErrorStack),
-    /// OpenSSL's generator gives nonsense.
-    #[error("OpenSSL's random generator gave {KEY_ATTEMPTS} unfit keys in a row: {0}")]
-    Weak(WeakKey),
-}
-
-/// Draws a key from OpenSSL's private generator and passes it through the sanity gate.
-///
-/// # Errors
-/// If the generator fails, or gives nothing but unfit keys.
-pub fn new_key() -> Result<Stek, NoKey> {
-    let mut last = None;
-    for _ in 0..KEY_ATTEMPTS {
-        let key = Stek::fill_with(|bytes| openssl::rand::rand_priv_bytes(bytes))?;
-        match key.check() {
-            Ok(()) => return Ok(key),
-            Err(weakness) => last = Some(weakness),
-        }
-    }
-    Err(NoKey::Weak(last.unwrap_or(WeakKey::EqualParts)))
-}
-
-/// How [`Node::wait_for_group`] ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Joined {
-    /// The group's keys are there; the current one's fingerprint.
-    Keys(Fingerprint),
-    /// Too few other boxes answer for a majority.
-    NoMajority,
-    /// The limit ran out.
-    TimedOut,
-}
-
-/// What a reload did besides taking over settings and certificates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reloaded {
-    /// The version of the agreed server list, if the file's had changed.
-    pub list: Option<u64>,
-}
-
-/// Why a reload changed nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum NoReload {
-    /// A running box cannot become another one.
-    #[error(
-        "server_id is {new} now and was {old}; a running server cannot become another one: \
-         restart Traffic Server"
-    )]
-    OtherId {
-        /// The id that it runs under.
-        old: ServerId,
-        /// The one in the file.
-        new: ServerId,
-    },
-    /// The group did not agree on the file's server list.
-    #[error("server_list_file: the group did not take the new list: {0}")]
-    List(EnlistRefusal),
-}
-
-impl From<EnlistRefusal> for NoReload {
-    fn from(refusal: EnlistRefusal) -> NoReload {
-        NoReload::List(refusal)
-    }
-}
-
-/// What a box knows of itself and the group; no secrets.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// Its part.
-    pub role: Role,
-    /// Raft's term.
-    pub term: u64,
-    /// The leader, if one is known.
-    pub leader: Option<ServerId>,
-    /// The history, if one has begun.
-    pub history: Option<HistoryId>,
-    /// The current generation, 0 before the first.
-    pub current: Generation,
-    /// The current key's fingerprint.
-    pub fingerprint: Option<Fingerprint>,
-    /// The staged generation, during a handover.
-    pub staged: Option<Generation>,
-    /// The newest generation that the host has installed.
-    pub installed: Generation,
-    /// How old the current key is.
-    pub current_age: Duration,
-    /// Entries in Raft's log.
-    pub log_entries: usize,
-    /// Voters of Raft's membership.
-    pub members: usize,
-    /// The version of the agreed server list, 0 before there is one.
-    pub list_version: u64,
-    /// Members that were heard within the upper election bound, this box included.
-    pub reachable: usize,
-}
 
 /// A running box. Dropping it ends its tasks at once; [`Node::shutdown`] does it in order.
 pub struct Node {
@@ -274,7 +118,7 @@ impl Node {
         let mut tasks = JoinSet::new();
         tasks.spawn(keeper::keep(shared.clone(), initial, set_sender));
         tasks.spawn(life::live(shared.clone(), order_queue));
-        *lock(&shared.listener) = Some(shared.post.listen(&shared));
+        *lock(&shared.listener) = Some(listen(&shared));
         tasks.spawn(roster::follow(shared.clone()));
         tasks.spawn(records::keep(shared.clone()));
         Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks) })
@@ -316,7 +160,7 @@ impl Node {
     /// # Errors
     /// Why that cannot be had at present.
     pub async fn order(&self, order: Order) -> Result<Generation, OrderRefusal> {
-        leader::order(&self.shared, order, origin::message(self.shared.me)).await
+        forward::order(&self.shared, order, origin::message(self.shared.me)).await
     }
 
     /// Has the group agree on this server list, through whichever box leads. More than half of the
@@ -358,7 +202,7 @@ impl Node {
         if moved {
             // The old one has to go first, or the new one might find the port in use.
             drop(lock(&self.shared.listener).take());
-            *lock(&self.shared.listener) = Some(self.shared.post.listen(&self.shared));
+            *lock(&self.shared.listener) = Some(listen(&self.shared));
         }
         Ok(Reloaded { list })
     }
@@ -434,4 +278,17 @@ impl Node {
         let _ = timeout(END_LIMIT, end).await;
         self.shared.set_running(None);
     }
+}
+
+/// Starts to let the others in.
+fn listen(shared: &Arc<Shared>) -> Ears {
+    let deps = ListenDeps {
+        log: shared.log.clone(),
+        tls: shared.tls.subscribe(),
+        me: shared.sender.clone(),
+        heard: shared.heard.clone(),
+        counters: shared.counters.clone(),
+    };
+    let inbox = Arc::new(Inbox(shared.clone()));
+    shared.post.listen(&shared.settings(), &shared.members(), deps, inbox)
 }

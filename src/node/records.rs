@@ -12,9 +12,10 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
-use super::election::configs;
-use super::shared::{PeerCourier, Running, Shared};
-use super::state_file::{Saved, StateFile};
+use super::peer_client::PeerCourier;
+use super::running::Running;
+use super::shared::Shared;
+use super::state_file::{Saved, StateFile, Written};
 use crate::consensus::append_limit;
 use crate::consensus::network::Courier;
 use crate::consensus::state_machine::AgreedView;
@@ -44,15 +45,6 @@ const SAVED_LIMIT: Duration = Duration::from_millis(200);
 const REMEDY: &str = "make state_dir a directory with room that belongs to the user that runs \
                       Traffic Server; until then only other servers can give this one the keys \
                       after a restart";
-
-/// How far the file is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Written {
-    history: Option<HistoryId>,
-    newest: Generation,
-    /// Whether the last write worked and was quick, so that one may wait for the next.
-    well: bool,
-}
 
 /// Reads what an earlier process of this box left, at its very start.
 pub(super) async fn load(shared: &Arc<Shared>) {
@@ -222,7 +214,7 @@ pub(super) async fn newest(shared: &Arc<Shared>, running: &Running) -> Option<Be
     }
     let answered = |id: &&ServerId| records.contains_key(id);
     let is_majority =
-        configs(running).iter().all(|c| c.iter().filter(answered).count() > c.len() / 2);
+        running.voters().iter().all(|c| c.iter().filter(answered).count() > c.len() / 2);
     if !is_majority {
         return None;
     }

@@ -3,53 +3,24 @@
 //! Decides nothing and changes nothing; the shape is [`BoxStatus`]'s. What must hold: no lock is
 //! held longer than it takes to copy what is behind it, and no key byte gets in.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openssl::sha::Sha256;
-use tokio::sync::Notify;
 
 use super::refusals::{Place, Reason, Refusals};
 use super::shared::{lock, Shared};
 use super::Report;
 use crate::consensus::wire::millis;
 use crate::core::box_status::{
-    readable, short_digest, BoxStatus, CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse,
-    KeyStatus, Keys, ListStatus, MemberStatus,
+    BoxStatus, CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus, Keys,
+    ListStatus, MemberStatus,
 };
 use crate::core::config::{alike, Settings};
 use crate::core::key_ring::Held;
 use crate::core::roster::Roster;
+use crate::core::text::{readable, short_digest};
 use crate::transport::{Cause, Counters};
-
-/// What is noted as it happens, for operators alone.
-#[derive(Default)]
-pub(super) struct Ledger {
-    /// How often this box stood for election.
-    pub elections: AtomicU64,
-    /// How often it saw another leader or term than before.
-    pub leaders: AtomicU64,
-    /// How many keys it saw being staged.
-    pub staged: AtomicU64,
-    /// How many keys it saw become current.
-    pub rotations: AtomicU64,
-    /// Asks the host how it is, if there is one.
-    pub host: Mutex<Option<HostProbe>>,
-    /// Rung when something in here, or the keys, the role or the leader changed.
-    pub moved: Notify,
-}
-
-/// Asks the host how it is, without waiting for anything.
-pub(super) type HostProbe = Arc<dyn Fn() -> HostStatus + Send + Sync>;
-
-impl Ledger {
-    /// Counts one more.
-    pub fn count(&self, what: fn(&Ledger) -> &AtomicU64) {
-        what(self).fetch_add(1, Ordering::Relaxed);
-        self.moved.notify_one();
-    }
-}
 
 /// All that this box says of itself.
 pub(super) fn status(shared: &Shared) -> BoxStatus {

@@ -20,8 +20,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
 use super::list_file::READ_LIMIT;
-use super::shared::{PeerCourier, Running, Shared};
-use super::{leader, origin};
+use super::peer_client::PeerCourier;
+use super::running::Running;
+use super::shared::Shared;
+use super::{forward, origin};
 use crate::consensus::network::{CallFailure, Courier};
 use crate::consensus::wire::{self, EnlistRefusal, Request, Response};
 use crate::core::agreed::{Agreed, Command};
@@ -197,7 +199,7 @@ pub(super) async fn enlist(
     let limit = shared.settings().request_timeout + PROBE_LIMIT * 2 + FILE_LIMIT;
     let deadline = Instant::now() + shared.settings().request_timeout;
     loop {
-        let Some(id) = leader::find(shared, deadline).await else {
+        let Some(id) = forward::find(shared, deadline).await else {
             return Err(EnlistRefusal::NoLeader);
         };
         let present = shared.views.borrow().agreed.roster.as_ref().map(Roster::digest);
@@ -295,7 +297,7 @@ async fn enlist_here(
         return Err(EnlistRefusal::Stale(old.version));
     }
     // A change that has begun can only go on; one whose newcomers do not come can be taken back.
-    let voters = voters(&running);
+    let voters = running.voters();
     let [present] = voters.as_slice() else { return Err(EnlistRefusal::UnderWay(old.version)) };
     let (whole, files) = join!(probe(shared, old, &new), files(shared, present, &new));
     for (ids, of_new) in [(present, false), (&new.ids(), true)] {
@@ -407,7 +409,11 @@ async fn status_of(shared: &Arc<Shared>, id: ServerId) -> Option<Status> {
 /// Asks a box that is not connected yet, since it is no member or has moved.
 async fn status_at(shared: &Shared, member: &Member) -> Option<Status> {
     let body = wire::encode(&Request::Status(shared.status()))?;
-    let answer = shared.post.ask_stranger(shared, member, body, PROBE_LIMIT).await.ok()?;
+    let answer = shared
+        .post
+        .ask_stranger((&shared.sender, &shared.tls), member, body, PROBE_LIMIT)
+        .await
+        .ok()?;
     match wire::decode_response(&answer) {
         Ok(Response::Status(status)) => Some(status),
         _ => None,
@@ -429,9 +435,9 @@ pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
                 true
             }
             Some(roster)
-                if voters(running) == vec![roster.ids()]
-                    && known(running) == roster.ids()
-                    && !is_first_membership(running) =>
+                if running.voters() == vec![roster.ids()]
+                    && running.known() == roster.ids()
+                    && !running.is_first_membership() =>
             {
                 false
             }
@@ -448,29 +454,6 @@ pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
     }
 }
 
-/// All boxes of Raft's effective membership, learners included.
-fn known(running: &Running) -> BTreeSet<ServerId> {
-    let server = running.raft.server_metrics();
-    let metrics = server.borrow();
-    metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()
-}
-
-/// The voter sets of Raft's effective membership; two during a change.
-fn voters(running: &Running) -> Vec<BTreeSet<ServerId>> {
-    let server = running.raft.server_metrics();
-    let voters = server.borrow().membership_config.membership().get_joint_config().clone();
-    voters
-}
-
-/// Whether Raft's membership is still the one that a cold start began the log with. Each box wrote
-/// that itself, from its own file, under one and the same log id: boxes with different files then
-/// differ in it, and Raft does not see it. So the leader writes it once more.
-pub(super) fn is_first_membership(running: &Running) -> bool {
-    let server = running.raft.server_metrics();
-    let metrics = server.borrow();
-    metrics.membership_config.log_id().index() == Some(0)
-}
-
 async fn first_list(shared: &Arc<Shared>, running: &Running) {
     let Ok(roster) = Roster::new(1, &shared.settings().members) else { return };
     let write = running.raft.client_write(Command::Enlist(roster));
@@ -481,7 +464,7 @@ async fn first_list(shared: &Arc<Shared>, running: &Running) {
 /// together once enough of the new list has caught up.
 async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
     let limit = shared.settings().request_timeout;
-    let known = known(running);
+    let known = running.known();
     let newcomers: Vec<ServerId> = roster.ids().difference(&known).copied().collect();
     if !newcomers.is_empty() && !forget_old_memberships(running).await {
         return;
@@ -503,8 +486,8 @@ async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
         shared.log.limited(Level::Note, "list waits", line);
         return;
     }
-    let stays = known == roster.ids() || is_first_membership(running);
-    let change = match voters(running) == vec![roster.ids()] && !stays {
+    let stays = known == roster.ids() || running.is_first_membership();
+    let change = match running.voters() == vec![roster.ids()] && !stays {
         // Boxes that were to come, and whose list was taken back.
         true => ChangeMembers::RemoveNodes(known.difference(&roster.ids()).copied().collect()),
         false => ChangeMembers::ReplaceAllVoters(roster.ids()),

@@ -15,31 +15,27 @@ use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 
+use super::counters::Ledger;
 use super::list_file::ListFile;
-use super::outside::{Ears, Post};
-use super::records::Written;
+use super::network::{Ears, Post};
 use super::refusals::Refusals;
-use super::report::Ledger;
-use super::state_file::StateFile;
-use super::survey::Survey;
+use super::running::Running;
+use super::state_file::{StateFile, Written};
 use super::{Deps, KeySet, Report, Role};
-use crate::consensus::log_store::LogStore;
-use crate::consensus::network::{CallFailure, Chronicle, Courier};
-use crate::consensus::state_machine::{AgreedView, StateMachine};
-use crate::consensus::wire::{self, Hearsay, OrderRefusal, Request, Response, Unable};
-use crate::consensus::{ballot_of, log_end_of, Raft};
+use crate::consensus::network::Chronicle;
+use crate::consensus::state_machine::AgreedView;
+use crate::consensus::wire::{self, Hearsay, OrderRefusal};
+use crate::consensus::{ballot_of, log_end_of};
 use crate::core::config::{Member, Settings};
 use crate::core::crowd::SMALL;
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::moment::Moment;
 use crate::core::record::Record;
-use crate::core::rejoin::{with_hearsay, yields, Ballot, Horizon, LogEnd, Quarantine, Status};
+use crate::core::rejoin::{with_hearsay, Ballot, Horizon, LogEnd, Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::journal::{Level, Log};
-use crate::transport::listener::Refusal;
-use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;
 use crate::transport::{Counters, Heard, Me};
 
@@ -62,16 +58,6 @@ pub(super) struct QueuedOrder {
     pub reply: oneshot::Sender<Result<Generation, OrderRefusal>>,
 }
 
-/// One run of Raft, from an empty store on.
-#[derive(Clone)]
-pub(super) struct Running {
-    pub raft: Raft,
-    pub log: LogStore,
-    pub machine: StateMachine,
-    /// Whether this run began with a cold start, so that nobody waits for a leader's lease.
-    pub cold: bool,
-}
-
 /// The newest key in the host's ticket context, and the history that it belongs to: a generation
 /// says nothing about another history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +66,13 @@ pub(super) struct Installed {
     pub newest: Generation,
     /// Whether an agreed key encrypts.
     pub agreed: bool,
+}
+
+/// What the members said when they were last asked for others.
+#[derive(Default)]
+pub(super) struct Survey {
+    pub begun: Option<Moment>,
+    pub said: Vec<Hearsay>,
 }
 
 /// See the module's head.
@@ -881,47 +874,6 @@ impl Chronicle for Shared {
 
     fn acknowledged(&self, by: ServerId) {
         lock(&self.facts).acknowledged.insert(by, self.now());
-    }
-}
-
-/// Carries messages over the transport's connections.
-#[derive(Clone)]
-pub(super) struct PeerCourier(pub Arc<Shared>);
-
-impl Courier for PeerCourier {
-    async fn call(
-        &self,
-        to: ServerId,
-        request: Request,
-        limit: Duration,
-    ) -> Result<Response, CallFailure> {
-        let body = wire::encode(&request).ok_or(CallFailure::Senseless)?;
-        // The request may hold keys; while the answer is awaited only the frame does.
-        drop(request);
-        let answer = self.0.post.request(to, body, limit).await.map_err(|e| match e {
-            CallError::TimedOut => CallFailure::TimedOut,
-            CallError::Refused(Refusal::NotAMember) => CallFailure::NotListed,
-            _ => CallFailure::Unreachable,
-        })?;
-        let answer = wire::decode_response(&answer).map_err(|e| {
-            let line = format!("server {to} answered nonsense: {e}");
-            self.0.log.limited(Level::Warning, "senseless answer", line);
-            CallFailure::Senseless
-        })?;
-        let is_foreign = match &answer {
-            Response::Unable(Unable::OtherHistory) => true,
-            // A server that finds no leader asks for no more than this, and may hear nobody else.
-            Response::Status(theirs) => yields(&self.0.status(), theirs),
-            _ => false,
-        };
-        if is_foreign {
-            self.0.note_foreigner(to);
-        }
-        let told = answer.ballot();
-        match told.is_none_or(|ballot| self.0.believes(to, ballot.term, 0)) {
-            true => Ok(answer),
-            false => Err(CallFailure::Senseless),
-        }
     }
 }
 

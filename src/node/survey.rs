@@ -12,20 +12,13 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::shared::{PeerCourier, Shared};
+use super::peer_client::PeerCourier;
+use super::shared::Shared;
 use crate::consensus::network::Courier;
 use crate::consensus::wire::{Hearsay, Request, Response};
-use crate::core::moment::Moment;
 
 /// How long another box's word about itself counts.
 pub(super) const ANSWER_LIFE: Duration = Duration::from_secs(2);
-
-/// What the members said when they were last asked for others.
-#[derive(Default)]
-pub(super) struct Survey {
-    begun: Option<Moment>,
-    said: Vec<Hearsay>,
-}
 
 /// What the others say of themselves, for one that asks now.
 pub(super) async fn others(shared: &Arc<Shared>) -> Vec<Hearsay> {

@@ -12,6 +12,8 @@
 //! - A connection that stands is judged by the function that judged it at its handshake.
 //! - No session is resumed and no ticket is issued between peers, so that each connection is
 //!   verified anew.
+//!
+//! Long because: who is trusted is one judgement, and its parts are of no use elsewhere.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -51,9 +53,9 @@ use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
 use super::one_line::one_line;
-use crate::core::box_status::short_digest;
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
+use crate::core::text::short_digest;
 use crate::fault::fail_point;
 
 /// A TLS stream whose other end was verified.

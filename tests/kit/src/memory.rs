@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use openssl::base64::encode_block;
 
 use crate::sys::find;
+pub use crate::tickets::hex;
 use crate::tickets::{KeyName, KEY_LEN, NAME_LEN};
 use crate::{Context, Result};
 
@@ -183,11 +184,6 @@ fn base64_at(bytes: &[u8], before: usize) -> String {
     let first = (before * 8).div_ceil(6);
     let end = (before + bytes.len()) * 8 / 6;
     encode_block(&padded)[first..end].to_owned()
-}
-
-/// Lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ pub struct Offer {
 pub fn fingerprint(name: &KeyName) -> String {
     // Hashing 16 bytes fails only when OpenSSL is unusable; then nothing else works either.
     let digest = hash(MessageDigest::sha256(), name);
-    digest.map_or_else(|_| "????????".into(), |digest| crate::memory::hex(&digest[..4]))
+    digest.map_or_else(|_| "????????".into(), |digest| hex(&digest[..4]))
 }
 
 /// Where a client stands and where it turns to. An address alone is a client that does not care
@@ -493,4 +493,9 @@ impl fmt::Display for Matrix {
         });
         failures.take(3).try_for_each(|why| write!(f, "\n  ! {why}"))
     }
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,0 +1,26 @@
+//! The place of an entry in the log: the term and the leader that it is of, and its index.
+//!
+//! Invariants: both are ordered as Raft compares them, so that the greater one is the later one.
+
+use serde::{Deserialize, Serialize};
+
+use super::server_id::ServerId;
+
+/// Raft's ballot: a term and who stood in it. Ordered by term first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Ballot {
+    /// The term.
+    pub term: u64,
+    /// Who stood.
+    pub node: ServerId,
+}
+
+/// The end of a log: the ballot under which its last entry was made, and that entry's index.
+/// Ordered as Raft compares logs (section 5.4.1 of the Raft paper).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// The ballot of the leader that made the entry.
+    pub ballot: Ballot,
+    /// The entry's index.
+    pub index: u64,
+}

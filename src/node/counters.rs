@@ -1,0 +1,38 @@
+//! What is counted as it happens, for operators alone.
+//!
+//! Decides nothing; who tells of it is for `report`. Invariants: whoever counts waits for nobody.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+
+use crate::core::box_status::HostStatus;
+
+/// What is noted as it happens, for operators alone.
+#[derive(Default)]
+pub(super) struct Ledger {
+    /// How often this box stood for election.
+    pub elections: AtomicU64,
+    /// How often it saw another leader or term than before.
+    pub leaders: AtomicU64,
+    /// How many keys it saw being staged.
+    pub staged: AtomicU64,
+    /// How many keys it saw become current.
+    pub rotations: AtomicU64,
+    /// Asks the host how it is, if there is one.
+    pub host: Mutex<Option<HostProbe>>,
+    /// Rung when something in here, or the keys, the role or the leader changed.
+    pub moved: Notify,
+}
+
+/// Asks the host how it is, without waiting for anything.
+pub(super) type HostProbe = Arc<dyn Fn() -> HostStatus + Send + Sync>;
+
+impl Ledger {
+    /// Counts one more.
+    pub fn count(&self, what: fn(&Ledger) -> &AtomicU64) {
+        what(self).fetch_add(1, Ordering::Relaxed);
+        self.moved.notify_one();
+    }
+}

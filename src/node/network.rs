@@ -1,0 +1,192 @@
+//! The way to the other servers and theirs to this one: mutual TLS, or what a simulation brings in
+//! its place.
+//!
+//! Leaves to others what a message means. Invariants: whoever brings its own mail does what
+//! [`crate::transport`] does for it: no request of a sender that [`Porter::admit`] refuses is
+//! served, what is heard is noted in [`Heard`], and an answer comes from the incarnation that was
+//! asked or not at all.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::core::config::{Member, Settings};
+use crate::core::server_id::ServerId;
+use crate::journal::Log;
+use crate::transport::frame::Header;
+use crate::transport::listener::{Caller, ListenDeps, ListenSettings, Listener, Refusal, Service};
+use crate::transport::peers::{call_once_by, CallError, Peers};
+use crate::transport::resolver::Resolver;
+use crate::transport::tls::Tls;
+use crate::transport::{Body, Bounds, Heard, Me};
+
+/// What a request is answered, some time.
+pub type Reply<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Carries one box's messages, in place of mutual TLS.
+pub trait Mail: Send + Sync + 'static {
+    /// Called once, before anything else: what the box says of itself, and where it is to be noted
+    /// whom it heard ([`Heard::note`], [`Heard::note_answer`]).
+    fn open(&self, me: &Me, heard: &Heard);
+
+    /// As [`Peers::set_members`].
+    fn set_members(&self, members: &[Member]);
+
+    /// As [`Peers::request`].
+    fn request(&self, to: ServerId, body: Body, limit: Duration) -> Reply<Result<Body, CallError>>;
+
+    /// As [`Peers::note`].
+    fn note(&self, to: ServerId, body: Body, limit: Duration);
+
+    /// As [`call_once_by`], for a box that is no member yet.
+    fn ask_stranger(
+        &self,
+        member: &Member,
+        body: Body,
+        limit: Duration,
+    ) -> Reply<Result<Body, CallError>>;
+
+    /// Hands to `porter` what comes in, until the answer is dropped.
+    fn listen(&self, porter: Arc<dyn Porter>) -> Box<dyn Send + Sync>;
+}
+
+/// Answers requests that came in by a [`Mail`]: [`Service`] as an object.
+pub trait Porter: Send + Sync {
+    /// As [`Service::admit`].
+    ///
+    /// # Errors
+    /// Why the sender is not heard.
+    fn admit(&self, hello: &Header) -> Result<(), Refusal>;
+
+    /// As [`Service::take_note`].
+    fn take_note(&self, from: &Caller, body: Body) -> bool;
+
+    /// As [`Service::serve`].
+    fn serve(self: Arc<Self>, from: Caller, body: Body) -> Reply<Option<Body>>;
+}
+
+impl<S: Service> Porter for S {
+    fn admit(&self, hello: &Header) -> Result<(), Refusal> {
+        Service::admit(self, hello)
+    }
+
+    fn take_note(&self, from: &Caller, body: Body) -> bool {
+        Service::take_note(self, from, body)
+    }
+
+    fn serve(self: Arc<Self>, from: Caller, body: Body) -> Reply<Option<Body>> {
+        Box::pin(Service::serve(self, from, body))
+    }
+}
+
+/// A box's way to the others.
+pub(super) enum Post {
+    Tls(Peers, Resolver),
+    Given(Arc<dyn Mail>),
+}
+
+impl Post {
+    pub fn new(
+        (mail, bounds): (Option<Arc<dyn Mail>>, Bounds),
+        resolver: Resolver,
+        log: &Log,
+        tls: watch::Receiver<Tls>,
+        me: &Me,
+        heard: &Heard,
+    ) -> Post {
+        match mail {
+            None => {
+                let peers = Peers::new(log.clone(), tls, me.clone(), heard.clone());
+                Post::Tls(peers.resolving(resolver.clone()).within(bounds), resolver)
+            }
+            Some(mail) => {
+                mail.open(me, heard);
+                Post::Given(mail)
+            }
+        }
+    }
+
+    pub fn set_members(&self, members: &[Member]) {
+        match self {
+            Post::Tls(peers, _) => peers.set_members(members),
+            Post::Given(mail) => mail.set_members(members),
+        }
+    }
+
+    pub async fn request(
+        &self,
+        to: ServerId,
+        body: Body,
+        limit: Duration,
+    ) -> Result<Body, CallError> {
+        match self {
+            Post::Tls(peers, _) => peers.request(to, body, limit).await,
+            Post::Given(mail) => mail.request(to, body, limit).await,
+        }
+    }
+
+    pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
+        match self {
+            Post::Tls(peers, _) => peers.note(to, body, limit),
+            Post::Given(mail) => mail.note(to, body, limit),
+        }
+    }
+
+    /// Asks one that is no member yet, or not at this place, in the name of `me`.
+    pub async fn ask_stranger(
+        &self,
+        (me, tls): (&Me, &watch::Sender<Tls>),
+        member: &Member,
+        body: Body,
+        limit: Duration,
+    ) -> Result<Body, CallError> {
+        match self {
+            Post::Tls(_, resolver) => {
+                let tls = tls.borrow().for_member(member);
+                let place = (member.address.as_str(), member.port);
+                call_once_by(resolver, &tls, me, place, &body, limit).await
+            }
+            Post::Given(mail) => mail.ask_stranger(member, body, limit).await,
+        }
+    }
+
+    /// Starts to let others in, at the place that `settings` has and for these members.
+    pub fn listen<S: Service>(
+        &self,
+        settings: &Settings,
+        members: &[Member],
+        deps: ListenDeps,
+        service: Arc<S>,
+    ) -> Ears {
+        let bounds = match self {
+            Post::Given(mail) => return Ears::Given(mail.listen(service)),
+            Post::Tls(peers, _) => peers.bounds(),
+        };
+        let settings = ListenSettings {
+            bind_address: settings.bind_address.clone(),
+            address: settings.address.clone(),
+            port: settings.port,
+            members: members.to_vec(),
+            bounds,
+        };
+        Ears::Tls(Listener::start(settings, deps, service))
+    }
+}
+
+/// Lets others in until it is dropped.
+pub(super) enum Ears {
+    Tls(Listener),
+    /// What [`Mail::listen`] gave.
+    Given(#[allow(dead_code)] Box<dyn Send + Sync>),
+}
+
+impl Ears {
+    pub fn set_members(&self, members: &[Member]) {
+        if let Ears::Tls(listener) = self {
+            listener.set_members(members);
+        }
+    }
+}
