@@ -13,6 +13,7 @@
 //! | [`fault`] | what a panic does: it is told, and the work begins anew | where that is worth it |
 //! | [`transport`] | frames, mutual TLS, listener, peer connections | what the frames mean |
 //! | [`consensus`] | openraft's types, log store, state machine, network adapter | when to propose what |
+//! | [`pem`] | what a file is that was to hold PEM blocks | whether a certificate can be used |
 //! | [`load`] | reads the YAML files and certificates into checked settings | what the values mean |
 //! | [`node`] | one box: wires the rooms above on a tokio runtime | the host server |
 //! | [`metrics`] | the table of metrics and what each reads of a box's status | making and setting them |
@@ -28,4 +29,5 @@ pub mod journal;
 pub mod load;
 pub mod metrics;
 pub mod node;
+pub mod pem;
 pub mod transport;

@@ -14,7 +14,6 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use zeroize::Zeroizing;
 
@@ -22,13 +21,11 @@ use crate::core::config::{
     check_membership, check_subjects, parse_conf, parse_list, Conf, List, Member, Paths, Problem,
     Settings, MAX_TEXT,
 };
+use crate::pem::{self, Misfit, Wanted};
 use crate::transport::tls::{Tls, TlsError};
 
 /// The largest file of certificates, in bytes: five times a distribution's whole bundle of roots.
 const MAX_PEM: usize = 1 << 20;
-
-/// A certificate that expires sooner than this is worth a warning at each load.
-pub const EXPIRES_SOON: Duration = Duration::from_secs(30 * 86_400);
 
 /// Where files with relative names are looked for, in this order; inside a file, the file's own
 /// directory comes first.
@@ -176,7 +173,7 @@ pub fn load_certificates(settings: &Settings, file: &str) -> Result<Certificates
     }
 }
 
-/// A warning if the certificate in use expires soon, or has expired. `file` is the server
+/// A warning if a certificate in use expires soon, or has expired. `file` is the server
 /// configuration's name.
 pub fn expiry(settings: &Settings, file: &str, tls: &Tls) -> Option<Problem> {
     check_expiry(&Unplaced(file), &shown_path(&settings.server_cert_file), tls)
@@ -192,6 +189,11 @@ trait Blame {
     fn error(&self, option: &str, reason: String, remedy: &str) -> Problem;
 
     fn warning(&self, option: &str, reason: String, remedy: &str) -> Problem;
+
+    /// See [`Conf::is_open_door`].
+    fn is_open_door(&self, _: &Problem) -> bool {
+        false
+    }
 }
 
 impl Blame for Conf {
@@ -201,6 +203,10 @@ impl Blame for Conf {
 
     fn warning(&self, option: &str, reason: String, remedy: &str) -> Problem {
         Conf::warning(self, option, reason, remedy)
+    }
+
+    fn is_open_door(&self, problem: &Problem) -> bool {
+        Conf::is_open_door(self, problem)
     }
 }
 
@@ -374,14 +380,36 @@ impl Pems {
     }
 }
 
-/// A warning if others than the key file's owner may read or change it.
+/// A warning if others than the key file's owner may read or change it. One that belongs to root and that
+/// the server's own group may read is as private, and where a key is mounted there is no other way.
 fn check_mode(blame: &dyn Blame, key: &Pem) -> Option<Problem> {
-    let mode = fs::metadata(&key.path).ok()?.permissions().mode() & 0o777;
-    (mode & 0o066 != 0).then(|| {
+    let metadata = fs::metadata(&key.path).ok()?;
+    let mode = metadata.permissions().mode() & 0o777;
+    let is_shared_by_root = || metadata.uid() == 0 && mode & 0o037 == 0 && is_own_group(&metadata);
+    (mode & 0o066 != 0 && !is_shared_by_root()).then(|| {
         let reason = format!("has mode {mode:04o}, so others than its owner can read or change it");
-        let remedy = "chmod 600 it, owned by the user that runs Traffic Server";
+        let remedy = "chmod 600 it, owned by the user that runs Traffic Server; or owned by root \
+                      with mode 640 and that user's own group";
         blame.warning("server_key_file", reason, remedy).value(key.shown())
     })
+}
+
+/// Whether a file's group is the one of this process.
+fn is_own_group(metadata: &fs::Metadata) -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| own.gid() == metadata.gid())
+}
+
+/// Blocks of a file with certificates that nobody reads.
+fn check_blocks(blame: &dyn Blame, option: &str, pem: &Pem) -> Option<Problem> {
+    let (count, line, what) = pem::unread(&pem.bytes)?;
+    let reason = match count {
+        1 => format!("holds 1 block that is not read, in line {line}: {what}"),
+        _ => format!("holds {count} blocks that are not read, the first in line {line}: {what}"),
+    };
+    let remedy =
+        "write certificates as '-----BEGIN CERTIFICATE-----' blocks, each line of its own; \
+                  take out what is none";
+    Some(blame.warning(option, reason, remedy).value(pem.shown()))
 }
 
 /// The subject that this box's certificate has to have.
@@ -404,6 +432,14 @@ fn make_tls(
     match Tls::from_pem_as(root, chain, key, wanted.common, wanted.own) {
         Ok(tls) => {
             problems.extend(check_expiry(blame, &pems.chain.shown(), &tls));
+            problems.extend(check_blocks(blame, "root_cert_file", &pems.root));
+            problems.extend(check_blocks(blame, "server_cert_file", &pems.chain));
+            if tls.subject().is_empty() {
+                problems.retain(|problem| !blame.is_open_door(problem));
+                let problem =
+                    blame.warning("server_cert_file", NO_SUBJECT.to_owned(), GIVE_SUBJECT);
+                problems.push(problem.value(pems.chain.shown()));
+            }
             Some(tls)
         }
         Err(error) => {
@@ -420,22 +456,20 @@ fn make_tls(
     }
 }
 
-/// A warning if this box's certificate, in the file `chain`, expires soon or has expired.
+/// A warning if a certificate that is used with the file `chain` expires soon or has expired.
 fn check_expiry(blame: &dyn Blame, chain: &str, tls: &Tls) -> Option<Problem> {
-    let left = tls.expires_in().filter(|left| *left < EXPIRES_SOON)?;
-    if left.is_zero() {
-        let reason = format!("holds a certificate that expired at {}", tls.not_after());
-        let remedy = "renew it: the other servers refuse this one";
-        return Some(blame.warning("server_cert_file", reason, remedy).value(chain.to_owned()));
-    }
-    let soon = match left.as_secs() / 86_400 {
-        0 => "in less than a day".to_owned(),
-        1 => "in 1 day".to_owned(),
-        days => format!("in {days} days"),
+    let (ending, not_after) = tls.ending().filter(|(ending, _)| ending.is_soon())?;
+    let which = match ending.is_authority {
+        false => "holds a certificate that".to_owned(),
+        true => format!("holds a certificate that hangs on {}, which", ending.subject),
     };
-    let reason = format!("holds a certificate that expires {soon}, at {}", tls.not_after());
-    let remedy = "renew it before; the other servers refuse this one afterwards";
-    Some(blame.warning("server_cert_file", reason, remedy).value(chain.to_owned()))
+    let renew = if ending.is_authority { "renew that one first" } else { "renew it" };
+    let reason = format!("{which} {ending}, at {not_after}");
+    let remedy = match ending.left.is_zero() {
+        true => format!("{renew}: the other servers refuse this one"),
+        false => format!("{renew}, before; the other servers refuse this one afterwards"),
+    };
+    Some(blame.warning("server_cert_file", reason, &remedy).value(chain.to_owned()))
 }
 
 /// Said of a subject that this server's certificate does not have.
@@ -452,16 +486,33 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
     let key = |reason: String, remedy| {
         blame.error("server_key_file", reason, remedy).value(pems.key.shown())
     };
-    let no_certificate = "holds no certificate in PEM form".to_owned();
-    let give_certificate = "give a file with '-----BEGIN CERTIFICATE-----' blocks, all of them \
-                            whole; 'openssl x509 -inform DER' converts from DER";
-    match error {
-        TlsError::RootGarbage => root(no_certificate, give_certificate),
-        TlsError::ChainGarbage => chain(no_certificate, give_certificate),
-        TlsError::KeyGarbage => key(
-            "holds no private key in PEM form".to_owned(),
-            "give a file with a whole '-----BEGIN PRIVATE KEY-----' block",
+    let no_certificate = |pem: &Pem| match pem::misfit(&pem.bytes, Wanted::Certificates) {
+        Some(Misfit { is, remedy }) => {
+            (format!("holds no certificate in PEM form that is whole: {is}"), remedy)
+        }
+        None => (
+            "holds no certificate in PEM form".to_owned(),
+            "give a file with '-----BEGIN CERTIFICATE-----' blocks, all of them whole",
         ),
+    };
+    match error {
+        TlsError::RootGarbage => {
+            let (reason, remedy) = no_certificate(&pems.root);
+            root(reason, remedy)
+        }
+        TlsError::ChainGarbage => {
+            let (reason, remedy) = no_certificate(&pems.chain);
+            chain(reason, remedy)
+        }
+        TlsError::KeyGarbage => match pem::misfit(&pems.key.bytes, Wanted::Key) {
+            Some(Misfit { is, remedy }) => {
+                key(format!("holds no private key in PEM form that is whole: {is}"), remedy)
+            }
+            None => key(
+                "holds no private key in PEM form".to_owned(),
+                "give a file with a whole '-----BEGIN PRIVATE KEY-----' block",
+            ),
+        },
         TlsError::KeyEncrypted => key(
             "holds a private key that is protected by a passphrase, which nobody could type here"
                 .to_owned(),
@@ -480,7 +531,13 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
         ),
         TlsError::NotYetValid { subject, not_before } => chain(
             format!("holds the certificate {subject}, which is not valid before {not_before}"),
-            "check this machine's clock and time zone, or issue it anew",
+            "check this machine's clock and time zone, or issue it anew; it is tried again by \
+             itself, every 30 s",
+        ),
+        TlsError::NoSubject => chain(NO_SUBJECT.to_owned(), GIVE_SUBJECT),
+        TlsError::SubjectMismatch { found } if found.trim() == wanted => chain(
+            format!("holds a certificate whose subject, \"{found}\", begins or ends with a blank"),
+            "issue it without that blank, which a configuration cannot say",
         ),
         TlsError::SubjectMismatch { found } => blame
             .error(
@@ -489,16 +546,98 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
                 "make both the same on all servers; the others refuse this one otherwise",
             )
             .value(format!("\"{wanted}\"")),
-        TlsError::ChainUntrusted { subject, reason } => chain(
+        TlsError::ChainUntrusted { subject, reason, code, not_after, is_ambiguous } => chain(
             format!(
-                "does not verify against root_cert_file, \"{}\": {subject}: {reason}",
-                pems.root.path.display()
+                "does not verify against root_cert_file, \"{}\": {subject}: {}",
+                pems.root.path.display(),
+                match *code {
+                    EXPIRED => format!("{reason}, at {not_after}"),
+                    _ => reason.clone(),
+                }
             ),
-            "give the root that issued it, and add certificates in between to this file",
+            untrusted_remedy(*code, *is_ambiguous),
+        ),
+        TlsError::NoHandshake { leaf, reason, code, sent } => chain(
+            format!(
+                "leads to no handshake, not even of this server with itself, by {leaf}: {reason}{}",
+                match *code {
+                    TOO_LONG => format!(" ({sent} bytes of certificates)"),
+                    _ => String::new(),
+                }
+            ),
+            match *code {
+                TOO_LONG => {
+                    "take out of it all that does not lead from this server's certificate to the \
+                     root, such as a bundle of roots; peers read 100 KiB at most"
+                }
+                _ => {
+                    "give certificates with keys of P-256 or RSA 2048 and signatures by SHA-256, or \
+                     allow what these have in this machine's openssl.cnf (OPENSSL_CONF)"
+                }
+            },
         ),
         TlsError::OpenSsl(stack) => {
             chain(format!("is refused by OpenSSL: {stack}"), "give keys of 2048 bits RSA or P-256")
         }
+    }
+}
+
+/// Said of a certificate by which nobody can be told.
+const NO_SUBJECT: &str = "holds a certificate that has no subject, by which servers are told";
+const GIVE_SUBJECT: &str = "issue one with a subject (cert-manager: commonName), and give that in \
+                            cert_verify_str, without which any certificate of root_cert_file may \
+                            join the group";
+
+/// OpenSSL's `SSL_R_EXCESSIVE_MESSAGE_SIZE`, and `X509_V_ERR_CERT_HAS_EXPIRED`.
+const TOO_LONG: i32 = 152;
+const EXPIRED: i32 = 10;
+
+/// What to do about a chain, by OpenSSL's `X509_V_ERR_` number.
+fn untrusted_remedy(code: i32, is_ambiguous: bool) -> &'static str {
+    match code {
+        2 | 18..=21 => "give the root that issued it, and add certificates in between to this file",
+        7 if is_ambiguous => {
+            "several authorities there have the name of its issuer: give only the one whose key \
+             signed it"
+        }
+        4..=8 => {
+            "it was changed, or signed with another key than that of the authority of this name: \
+             give the authority that issued it, or issue it anew"
+        }
+        9 => "check this machine's clock and time zone; it is tried again by itself, every 30 s",
+        EXPIRED => "renew that one",
+        13..=16 => "issue it anew with readable dates",
+        22 => "give a chain of fewer authorities",
+        24 | 79 => {
+            "issue the authority's certificate with basicConstraints CA:TRUE and keyUsage keyCertSign"
+        }
+        25 => {
+            "the authority above allows fewer authorities below itself (pathlen): issue from it \
+             directly, or issue that authority anew with a larger pathlen"
+        }
+        26 => {
+            "issue it for servers: extendedKeyUsage serverAuth, keyUsage digitalSignature; \
+             authorities above with serverAuth too, or without extendedKeyUsage"
+        }
+        27 | 28 => "take the trust settings off it: openssl x509 -clrtrust -clrreject",
+        32 => "issue the authority's certificate with keyUsage keyCertSign",
+        34 | 41 => {
+            "it has a critical extension that OpenSSL does not know or that is malformed: issue it \
+             without that"
+        }
+        35 | 36 | 42 | 43 => "issue it without certificate policies that nothing here can meet",
+        39 => "issue it with keyUsage digitalSignature",
+        47 | 48 => {
+            "the name constraints of an authority above forbid its names: issue it with names that \
+             they allow"
+        }
+        49..=53 => "issue the authority's certificate with name constraints that OpenSSL can read",
+        66 | 67 => "issue it anew with a key of at least 2048 bits RSA, or P-256",
+        68 => "issue it anew with a signature by SHA-256",
+        71..=78 => "issue it anew with a signature by SHA-256 that this OpenSSL knows",
+        85..=93 => "issue it anew as RFC 5280 has it, by a newer tool",
+        94 => "issue it anew with a named curve (openssl ecparam -param_enc named_curve)",
+        _ => "issue it anew, as 'stekctl init' does",
     }
 }
 

@@ -6,7 +6,10 @@
 //! What must hold: a name never changes its meaning; a value that is not known is -1 where 0 means
 //! something.
 
+use std::time::Duration;
+
 use crate::core::box_status::{BoxStatus, Count, KeyInUse};
+use crate::core::ending::warn_ahead;
 
 /// What comes before each name in Traffic Server.
 pub const PREFIX: &str = "plugin.stek_share.";
@@ -256,11 +259,18 @@ pub const METRICS: &[Metric] = &[
         |s| sum(&s.refused_keys),
     ),
     gauge(
-        "certificate_days",
-        "whole days until this box's certificate expires; 0 on the last day and after it, -1 if \
-         its date cannot be read",
-        "below 14",
-        |s| s.certificate.expires_s.map_or(-1, |left| whole(left / 86_400)),
+        "certificate_seconds",
+        "seconds until the first certificate of this server's chain expires, the server's own or \
+         an authority's; 0 after it, -1 if its date cannot be read",
+        "below `certificate_warn_seconds`",
+        |s| s.certificate.expires_s.map_or(-1, whole),
+    ),
+    gauge(
+        "certificate_warn_seconds",
+        "how long before its end that certificate is warned of first: 30 days, or a third of its \
+         life if that is less",
+        "",
+        |s| whole(warn_ahead(Duration::from_secs(s.certificate.life_s)).as_secs()),
     ),
     gauge(
         "host_hints",
@@ -502,8 +512,9 @@ mod tests {
             ("install_failures", |s| s.host.install_failures = 17, 17),
             ("install_pending", |s| s.host.install_pending = true, 1),
             ("refused_keys", |s| s.refused_keys.push(("apply_stale".to_owned(), 4)), 5),
-            ("certificate_days", |s| s.certificate.expires_s = None, -1),
-            ("certificate_days", |s| s.certificate.expires_s = Some(3 * 86_400 - 1), 2),
+            ("certificate_seconds", |s| s.certificate.expires_s = None, -1),
+            ("certificate_seconds", |s| s.certificate.expires_s = Some(99), 99),
+            ("certificate_warn_seconds", |s| s.certificate.life_s = 86_400, 28_800),
             ("host_hints", |s| s.host.hints.push(Hint::Unlocked(1)), 2),
             ("uptime_seconds", |s| s.uptime_ms = 8_000, 8),
             ("accepted_peers", |s| s.accepted = 18, 18),

@@ -7,12 +7,14 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::client_policy::{ClientPolicy, MAX_SITES};
 use super::config::MAX_MEMBERS;
+use super::ending::Ending;
 use super::key_ring::{Generation, HistoryId, MAX_KEYS};
 use super::server_id::ServerId;
 use super::stek::Fingerprint;
@@ -177,9 +179,25 @@ pub struct CertificateStatus {
     pub fingerprint: String,
     /// The first 8 hex digits of a hash over the certificates of `root_cert_file`, in any order.
     pub roots_digest: String,
-    /// How long the leaf is still valid, in seconds, 0 if it has expired; `None` if OpenSSL cannot
-    /// read its date.
+    /// How long all certificates in use are still valid, in seconds, 0 if one has expired: of the
+    /// one to speak of, see [`Ending::first`]. `None` if OpenSSL cannot read a date.
     pub expires_s: Option<u64>,
+    /// How long that one lives in all, in seconds.
+    pub life_s: u64,
+    /// The subject of that one, if it is not the leaf but an authority above it.
+    pub authority: Option<String>,
+}
+
+impl CertificateStatus {
+    /// The end to speak of.
+    pub fn ending(&self) -> Option<Ending> {
+        Some(Ending {
+            subject: self.authority.clone().unwrap_or_else(|| self.subject.clone()),
+            is_authority: self.authority.is_some(),
+            left: Duration::from_secs(self.expires_s?),
+            life: Duration::from_secs(self.life_s),
+        })
+    }
 }
 
 /// What in a box keeps sessions from being resumed, or secrets from being kept, and cannot be seen
@@ -363,6 +381,7 @@ impl BoxStatus {
         ]
         .into_iter()
         .chain(&self.list.digest)
+        .chain(&certificate.authority)
         .chain(&self.host.version)
         .chain(&self.host.ca_digest)
         .chain(self.host.client_policy.iter().flat_map(ClientPolicy::texts))
@@ -426,6 +445,8 @@ pub(crate) mod tests {
                 fingerprint: "00".repeat(32),
                 roots_digest: "01234567".to_owned(),
                 expires_s: Some(86_400),
+                life_s: 365 * 86_400,
+                authority: None,
             },
             host: HostStatus { hints: vec![Hint::TicketsDisabled], ..HostStatus::default() },
             refused_keys: vec![("leader_weak".to_owned(), 1)],
@@ -487,7 +508,7 @@ pub(crate) mod tests {
     #[test]
     fn no_text_moves_a_cursor() {
         type Place = fn(&mut BoxStatus) -> &mut String;
-        let places: [Place; 10] = [
+        let places: [Place; 11] = [
             |s| &mut s.software,
             |s| s.list.digest.as_mut().unwrap(),
             |s| &mut s.list.file_digest,
@@ -495,6 +516,7 @@ pub(crate) mod tests {
             |s| &mut s.certificate.subject,
             |s| &mut s.certificate.fingerprint,
             |s| &mut s.certificate.roots_digest,
+            |s| s.certificate.authority.get_or_insert_default(),
             |s| &mut s.refused_keys[0].0,
             |s| s.host.version.get_or_insert_default(),
             |s| s.host.ca_digest.get_or_insert_default(),

@@ -28,12 +28,6 @@ pub struct Complaint {
 /// to be tried twice, and an election in between fit in.
 pub const LATE_MS: u64 = 15_000;
 
-/// A certificate that ends sooner than this is told, in days.
-pub const EXPIRY_DAYS: u64 = 30;
-
-/// Seconds of a day.
-const DAY_S: u64 = 86_400;
-
 /// The most servers that one complaint names.
 const MAX_NAMED: usize = 8;
 
@@ -151,17 +145,19 @@ fn hears(status: &BoxStatus, other: super::server_id::ServerId) -> bool {
 }
 
 fn certificate(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
-    match status.certificate.expires_s {
-        None => say(Severity::Degraded, "the end of its certificate cannot be read".to_owned()),
-        Some(0) => say(
-            Severity::Broken,
-            "its certificate has expired: other boxes refuse it; renew it".to_owned(),
-        ),
-        Some(left) if left < EXPIRY_DAYS * DAY_S => {
-            let words = format!("its certificate expires in {} days; renew it", left / DAY_S);
-            say(Severity::Degraded, words);
+    let Some(ending) = status.certificate.ending() else {
+        return say(Severity::Degraded, "the end of its certificate cannot be read".to_owned());
+    };
+    let whose = match ending.is_authority {
+        false => "its certificate".to_owned(),
+        true => format!("{}, which its certificate hangs on,", ending.subject),
+    };
+    match (ending.left.is_zero(), ending.is_soon()) {
+        (true, _) => {
+            say(Severity::Broken, format!("{whose} {ending}: other boxes refuse it; renew it"))
         }
-        Some(_) => {}
+        (false, true) => say(Severity::Degraded, format!("{whose} {ending}; renew it")),
+        (false, false) => {}
     }
 }
 
@@ -181,11 +177,14 @@ mod tests {
     use crate::core::box_status::tests::sample;
     use crate::core::box_status::KeyStatus;
 
+    const DAY_S: u64 = 86_400;
+
     fn well() -> BoxStatus {
         let mut status = sample();
         status.host.hints.clear();
         status.refused_keys.clear();
-        status.certificate.expires_s = Some((EXPIRY_DAYS + 1) * DAY_S);
+        status.certificate.expires_s = Some(31 * DAY_S);
+        status.certificate.life_s = 365 * DAY_S;
         status
     }
 
@@ -198,7 +197,9 @@ mod tests {
         status.keys.staged = Some(KeyStatus { generation: Generation(10), fingerprint });
         status.keys.age_ms = status.keys.interval_ms + LATE_MS;
         assert_eq!(complaints(&status), []);
-        status.certificate.expires_s = Some(EXPIRY_DAYS * DAY_S);
+        // A young certificate of a day.
+        status.certificate.expires_s = Some(DAY_S / 3 + 1);
+        status.certificate.life_s = DAY_S;
         assert_eq!(complaints(&status), []);
         // A follower hears of another follower only when it stands for election.
         status.list.others[0].id.0 = 2;
@@ -209,7 +210,7 @@ mod tests {
     #[test]
     fn each_trouble_is_one_complaint() {
         type Spoil = fn(&mut BoxStatus);
-        let cases: [(Spoil, Severity, &str); 19] = [
+        let cases: [(Spoil, Severity, &str); 20] = [
             (|s| s.group.role = Role::Asking, Severity::Broken, "too few boxes"),
             (|s| s.group.role = Role::Quarantined, Severity::Degraded, "without memory"),
             (|s| s.group.role = Role::Candidate, Severity::Degraded, "no leader is heard"),
@@ -229,6 +230,14 @@ mod tests {
             (|s| s.certificate.expires_s = None, Severity::Degraded, "cannot be read"),
             (|s| s.certificate.expires_s = Some(0), Severity::Broken, "has expired"),
             (|s| s.certificate.expires_s = Some(9 * DAY_S), Severity::Degraded, "in 9 days"),
+            (
+                |s| {
+                    s.certificate.expires_s = Some(DAY_S);
+                    s.certificate.authority = Some("/CN=root".to_owned());
+                },
+                Severity::Degraded,
+                "/CN=root, which its certificate hangs on, expires in 1 day",
+            ),
             (
                 |s| s.host.hints = vec![Hint::TicketsDisabled],
                 Severity::Broken,

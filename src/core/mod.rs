@@ -7,6 +7,7 @@ pub mod box_status;
 pub mod client_policy;
 pub mod config;
 pub mod crowd;
+pub mod ending;
 pub mod health;
 pub mod key_ring;
 pub mod knocks;

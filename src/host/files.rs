@@ -21,6 +21,7 @@ use super::guard::Again;
 use super::reader::{Reader, Source, Unread};
 use super::surroundings::{Around, HostFiles};
 use crate::core::config::{changes, Change, Problem, Settings};
+use crate::core::ending::Ending;
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::{Level, Log};
 use crate::load::{self, Certificates, Loaded, Refused, Stamps};
@@ -39,14 +40,6 @@ const REMINDER: Duration = Duration::from_secs(600);
 
 /// After how long a reload that is not done says so.
 const SLOW_RELOAD: Duration = Duration::from_secs(3);
-
-/// One day in seconds.
-const DAY: u64 = 86_400;
-
-/// How long before the end of a certificate the operator is warned, once each. The first is also
-/// when a load begins to warn.
-const WARN_AHEAD: [Duration; 4] =
-    [load::EXPIRES_SOON, Duration::from_secs(7 * DAY), Duration::from_secs(DAY), Duration::ZERO];
 
 /// Asks for reloads, and says what becomes of those that come while one is under way.
 pub struct Reloads {
@@ -141,7 +134,7 @@ impl Files {
             settings: Arc::new(loaded.settings.clone()),
             tls: loaded.tls.clone(),
             watch: Watch::new(loaded.stamps.clone()),
-            expiry: Expiry::told(&loaded.tls),
+            expiry: Expiry::told(&loaded.tls.endings()),
             told: None,
             reader: Reader::default(),
             around,
@@ -310,14 +303,14 @@ impl Files {
     }
 
     fn took(&mut self, tls: Tls, stamps: Stamps) {
-        self.expiry = Expiry::told(&tls);
+        self.expiry = Expiry::told(&tls.endings());
         self.tls = tls;
         self.watch = Watch::new(stamps);
         self.told = None;
     }
 
     fn look_at_expiry(&mut self) {
-        if !self.tls.expires_in().is_some_and(|left| self.expiry.is_due(left)) {
+        if !self.expiry.is_due(&self.tls.endings()) {
             return;
         }
         if let Some(problem) = load::expiry(&self.settings, &self.source.argument, &self.tls) {
@@ -347,28 +340,24 @@ fn described(tls: &Tls) -> String {
     format!("{}, valid until {}", tls.subject(), tls.not_after())
 }
 
-/// Which warnings about the certificate's end were given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which warnings about the ends of the certificates in use were given.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Expiry {
-    /// How many of [`WARN_AHEAD`].
-    given: usize,
+    /// [`Ending::stage`] of each, in the chain's order.
+    given: Vec<usize>,
 }
 
 impl Expiry {
-    /// For a certificate whose load has warned already, if there was anything to warn of.
-    fn told(tls: &Tls) -> Expiry {
-        Expiry { given: tls.expires_in().map_or(0, Expiry::passed) }
+    /// For certificates whose load has warned already, if there was anything to warn of.
+    fn told(endings: &[Ending]) -> Expiry {
+        Expiry { given: endings.iter().map(Ending::stage).collect() }
     }
 
-    fn passed(left: Duration) -> usize {
-        WARN_AHEAD.iter().filter(|ahead| left <= **ahead).count()
-    }
-
-    /// Whether a warning is due with so much time left; it then counts as given.
-    fn is_due(&mut self, left: Duration) -> bool {
-        let passed = Expiry::passed(left);
-        let due = passed > self.given;
-        self.given = self.given.max(passed);
+    /// Whether a warning is due; it then counts as given.
+    fn is_due(&mut self, endings: &[Ending]) -> bool {
+        let now = Expiry::told(endings);
+        let due = now.given.iter().zip(&self.given).any(|(now, given)| now > given);
+        self.given = now.given;
         due
     }
 }
@@ -468,14 +457,26 @@ mod tests {
 
     #[test]
     fn each_threshold_of_expiry_is_warned_of_once() {
-        let days = |days: u64| Duration::from_secs(days * DAY);
-        let mut expiry = Expiry { given: Expiry::passed(days(40)) };
-        let due: Vec<u64> = (0..=35).rev().filter(|left| expiry.is_due(days(*left))).collect();
+        const DAY: u64 = 86_400;
+        let of = |leaf: u64, root: u64| {
+            [(leaf, false), (root, true)].map(|(left, is_authority)| Ending {
+                subject: format!("/CN={left}"),
+                is_authority,
+                left: Duration::from_secs(left * DAY),
+                life: Duration::from_secs(365 * DAY),
+            })
+        };
+        let mut expiry = Expiry::told(&of(40, 90));
+        let due: Vec<u64> = (0..=35).rev().filter(|left| expiry.is_due(&of(*left, 90))).collect();
         assert_eq!(due, [30, 7, 1, 0]);
         // A load has warned at 5 days: the next is at 1 day.
-        let mut expiry = Expiry { given: Expiry::passed(days(5)) };
-        assert!(!expiry.is_due(days(4)));
-        assert!(expiry.is_due(days(1)) && !expiry.is_due(days(1)));
+        let mut expiry = Expiry::told(&of(5, 90));
+        assert!(!expiry.is_due(&of(4, 90)));
+        assert!(expiry.is_due(&of(1, 90)) && !expiry.is_due(&of(1, 90)));
+        // An authority's end is one of its own.
+        assert!(
+            expiry.is_due(&of(1, 30)) && !expiry.is_due(&of(1, 29)) && expiry.is_due(&of(1, 7))
+        );
     }
 
     /// A directory that goes away with the test.

@@ -182,12 +182,17 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_entries(path)
 }
 
+/// Removes what [`read`] might read. What it would never read may stay: nothing comes back by it.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        other => other?,
+        Ok(()) => sync_entries(path),
+        // A read-only file system says that it is one also of a file that is not there.
+        Err(error) => match read(path) {
+            Ok(_) => Err(error),
+            Err(Unusable::Io(why)) if why.kind() != ErrorKind::NotFound => Err(error),
+            Err(_) => Ok(()),
+        },
     }
-    sync_entries(path)
 }
 
 /// Has the names in the directory of `path` outlive a power cut: the file of before might bring
@@ -288,6 +293,17 @@ mod tests {
         let (_held, never) = std::sync::mpsc::channel::<()>();
         let hanging = on_thread(move || never.recv());
         assert!(tokio::time::timeout(Duration::from_millis(1), hanging).await.is_err());
+    }
+
+    #[test]
+    fn what_would_never_be_read_need_not_be_removed() {
+        let top = std::env::temp_dir().join(format!("stek-remove-{}", std::process::id()));
+        fs::create_dir_all(top.join("a directory")).unwrap();
+        assert!(remove(&top.join("none")).is_ok() && remove(&top.join("a directory")).is_ok());
+        // Nothing can be removed there, whoever asks, as on a read-only file system.
+        let fixed = Path::new("/proc/self/limits");
+        assert!(fs::remove_file(fixed).is_err() && remove(fixed).is_ok(), "others may read it");
+        fs::remove_dir_all(&top).unwrap();
     }
 
     #[test]

@@ -133,11 +133,15 @@ fn options_digest(settings: &Settings) -> String {
 
 fn certificate(shared: &Shared) -> CertificateStatus {
     let tls = shared.tls.borrow().clone();
+    let ending = tls.ending().map(|(ending, _)| ending);
+    let authority = ending.as_ref().filter(|ending| ending.is_authority);
     CertificateStatus {
         subject: readable(&tls.subject()),
         fingerprint: tls.leaf_fingerprint(),
         roots_digest: tls.roots_digest().to_owned(),
-        expires_s: tls.expires_in().map(|left| left.as_secs()),
+        expires_s: ending.as_ref().map(|ending| ending.left.as_secs()),
+        life_s: ending.as_ref().map_or(0, |ending| ending.life.as_secs()),
+        authority: authority.map(|ending| readable(&ending.subject)),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod listener;
 mod one_line;
 pub mod peers;
 mod places;
+mod rehearsal;
 mod renewal;
 pub mod resolver;
 pub mod tls;

@@ -53,7 +53,9 @@ use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
 use super::one_line::one_line;
+use super::rehearsal;
 use crate::core::config::Member;
+use crate::core::ending::Ending;
 use crate::core::server_id::ServerId;
 use crate::core::text::short_digest;
 use crate::fault::fail_point;
@@ -158,6 +160,16 @@ struct Inner {
     key: PKey<Private>,
     /// See [`Tls::roots_digest`].
     roots_digest: String,
+    /// The own leaf and what leads to the root, in this order.
+    chain: Vec<Link>,
+}
+
+/// One certificate of the own chain.
+struct Link {
+    subject: String,
+    valid: Range<SystemTime>,
+    /// Its last moment, as OpenSSL writes it.
+    not_after: String,
 }
 
 /// Why certificates cannot be used. Which file it was is for the caller to add.
@@ -197,6 +209,9 @@ pub enum TlsError {
         /// Its first moment.
         not_before: String,
     },
+    /// The leaf has no subject, by which servers are told from each other.
+    #[error("the certificate has no subject")]
+    NoSubject,
     /// The leaf's subject is not the one that peers ask for.
     #[error("the certificate's subject is {found}")]
     SubjectMismatch {
@@ -210,6 +225,24 @@ pub enum TlsError {
         subject: String,
         /// OpenSSL's reason.
         reason: String,
+        /// OpenSSL's number of the reason.
+        code: i32,
+        /// Its last moment, as OpenSSL writes it.
+        not_after: String,
+        /// Whether the root file has several certificates of one name that might have issued it.
+        is_ambiguous: bool,
+    },
+    /// A handshake with itself came to nothing, and would with every peer.
+    #[error("no handshake is possible with these files: {reason}")]
+    NoHandshake {
+        /// The leaf's subject in the one-line form, and the kinds of its key and signature.
+        leaf: String,
+        /// OpenSSL's reason.
+        reason: String,
+        /// OpenSSL's number of the reason.
+        code: i32,
+        /// How many bytes of certificates are sent.
+        sent: usize,
     },
     /// OpenSSL refused something else, such as a key that is too short for its security level.
     #[error("OpenSSL: {0}")]
@@ -252,13 +285,20 @@ impl Tls {
         let leaf = chain.remove(0);
         let key = private_key(key)?;
         check_leaf(&leaf, &key, own.unwrap_or(cert_verify_str))?;
-        check_chain(&store_of(&roots)?, &leaf, &chain)?;
+        let links = check_chain(&roots, &leaf, &chain)?;
         let common = cert_verify_str.to_owned();
+        let sent = chain.iter().try_fold(leaf.to_der()?.len(), |sum, certificate| {
+            Ok::<_, ErrorStack>(sum + certificate.to_der()?.len())
+        })?;
         let context = context(store_of(&roots)?, &leaf, chain, &key)?;
+        rehearsal::shake_hands(&context)?.map_err(|(code, reason)| {
+            let leaf = format!("{} ({})", one_line(leaf.subject_name()), made_of(&leaf));
+            TlsError::NoHandshake { leaf, reason, code, sent }
+        })?;
         let roll = Roll { own: BTreeMap::new(), takes_common: true, is_of_one: false };
         let roots_digest = digest_of(&roots)?;
         let leaf_mark = fingerprint(&leaf).into();
-        let inner = Inner { context, leaf, leaf_mark, common, key, roots_digest };
+        let inner = Inner { context, leaf, leaf_mark, common, key, roots_digest, chain: links };
         Ok(Tls(Arc::new(inner), Arc::new(roll), None))
     }
 
@@ -341,11 +381,31 @@ impl Tls {
         one_line(self.0.leaf.subject_name())
     }
 
-    /// How long the own leaf is still valid; zero if it has expired. `None` if OpenSSL cannot
-    /// read its date.
-    pub fn expires_in(&self) -> Option<Duration> {
-        let until = moment(self.0.leaf.not_after()).ok()?;
-        Some(until.duration_since(SystemTime::now()).unwrap_or_default())
+    /// The end to speak of among those of the own leaf and the certificates that lead to the root,
+    /// and that moment as OpenSSL writes it.
+    pub fn ending(&self) -> Option<(Ending, String)> {
+        let ending = Ending::first(self.endings())?;
+        let link = self.0.chain.iter().find(|link| link.subject == ending.subject)?;
+        Some((ending, link.not_after.clone()))
+    }
+
+    /// All of them, the own leaf's first.
+    pub fn endings(&self) -> Vec<Ending> {
+        let now = SystemTime::now();
+        let life =
+            |link: &Link| link.valid.end.duration_since(link.valid.start).unwrap_or_default();
+        let Some(leaf) = self.0.chain.first() else { return Vec::new() };
+        let all = self.0.chain.iter().enumerate().map(|(at, link)| Ending {
+            subject: link.subject.clone(),
+            is_authority: at > 0,
+            left: link.valid.end.duration_since(now).unwrap_or_default(),
+            // One that cuts the leaf's life short is as urgent as the leaf would be.
+            life: match link.valid.end < leaf.valid.end {
+                true => life(link).max(life(leaf)),
+                false => life(link),
+            },
+        });
+        all.collect()
     }
 
     /// The own leaf's last moment, as OpenSSL writes it.
@@ -708,29 +768,69 @@ fn check_leaf(leaf: &X509Ref, key: &PKey<Private>, wanted: &str) -> Result<(), T
     if !has_come(leaf.not_before())? {
         return Err(TlsError::NotYetValid { subject, not_before: leaf.not_before().to_string() });
     }
+    if subject.is_empty() && !wanted.is_empty() {
+        return Err(TlsError::NoSubject);
+    }
     if !matches(wanted, &subject) {
         return Err(TlsError::SubjectMismatch { found: subject });
     }
     Ok(())
 }
 
-/// Verifies the own leaf as the peers will.
-fn check_chain(store: &X509Store, leaf: &X509Ref, rest: &[X509]) -> Result<(), TlsError> {
+/// Verifies the own leaf as the peers will; its chain.
+fn check_chain(roots: &[X509], leaf: &X509Ref, rest: &[X509]) -> Result<Vec<Link>, TlsError> {
     let mut untrusted = Stack::new()?;
     for certificate in rest {
         untrusted.push(certificate.clone())?;
     }
-    let fault = X509StoreContext::new()?.init(store, leaf, &untrusted, |context| {
-        if context.verify_cert()? {
-            return Ok(None);
+    let store = store_of(roots)?;
+    X509StoreContext::new()?.init(&store, leaf, &untrusted, |context| {
+        if !context.verify_cert()? {
+            let code = context.error();
+            let at = context.current_cert();
+            let name = |c: &X509Ref| one_line(c.subject_name());
+            return Ok(Err(TlsError::ChainUntrusted {
+                subject: at.map(name).unwrap_or_default(),
+                reason: code.error_string().to_owned(),
+                code: code.as_raw(),
+                not_after: at.map(|c| c.not_after().to_string()).unwrap_or_default(),
+                is_ambiguous: at.is_some_and(|c| has_rivals(c, roots.iter().chain(rest))),
+            }));
         }
-        let subject = context.current_cert().map_or(String::new(), |c| one_line(c.subject_name()));
-        Ok(Some((subject, context.error().error_string().to_owned())))
-    })?;
-    match fault {
-        None => Ok(()),
-        Some((subject, reason)) => Err(TlsError::ChainUntrusted { subject, reason }),
-    }
+        let chain = context.chain().into_iter().flatten();
+        let link = |certificate: &X509Ref| {
+            Ok(Link {
+                subject: one_line(certificate.subject_name()),
+                valid: validity(certificate)?,
+                not_after: certificate.not_after().to_string(),
+            })
+        };
+        chain.map(link).collect::<Result<_, ErrorStack>>().map(Ok)
+    })?
+}
+
+/// Of what kind a certificate's key and signature are, for whom a policy refuses either.
+fn made_of(certificate: &X509Ref) -> String {
+    let key = certificate.public_key().ok();
+    let curve = || Some(key.as_ref()?.ec_key().ok()?.group().curve_name()?.short_name().ok()?);
+    let kind = match (curve(), &key) {
+        (Some(curve), _) => format!("a key of {curve}"),
+        (None, Some(key)) => format!("a key of {} bits", key.bits()),
+        (None, None) => "a key of an unknown kind".to_owned(),
+    };
+    let signature = certificate.signature_algorithm().object().to_string();
+    format!("{kind}, signed with {signature}")
+}
+
+/// Whether several of these have the name of the issuer of `certificate`, and different keys.
+fn has_rivals<'a>(certificate: &X509Ref, all: impl Iterator<Item = &'a X509>) -> bool {
+    let name = certificate.issuer_name().to_der().ok();
+    let key = |issuer: &X509| issuer.public_key().and_then(|key| key.public_key_to_der()).ok();
+    let issuers = all.filter(|one| one.subject_name().to_der().ok() == name);
+    let mut keys: Vec<_> = issuers.map(key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys.len() > 1
 }
 
 /// The one-line form of a certificate's subject, the form of `cert_verify_str`.

@@ -26,7 +26,9 @@ pub fn run(args: &CheckArgs, place: &Place) -> Ended {
         styled("usable:", GOOD),
         settings.server_id,
         settings.members.len(),
-        loaded.tls.subject(),
+        Some(loaded.tls.subject())
+            .filter(|s| !s.is_empty())
+            .unwrap_or("without subject".to_owned()),
         loaded.tls.not_after()
     ))?;
     Ok(if problems.is_empty() { Outcome::Healthy } else { Outcome::Degraded })

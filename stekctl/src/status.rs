@@ -257,6 +257,7 @@ fn answer_json(status: &BoxStatus, took: Duration) -> Value {
             "fingerprint": certificate.fingerprint,
             "roots_digest": certificate.roots_digest,
             "expires_s": certificate.expires_s,
+            "authority": certificate.authority,
         },
         "traffic_server": host.version,
         "ticket_scope": host.ticket_scope.map(TicketScope::word),

@@ -438,6 +438,8 @@ mod tests {
                 fingerprint: String::new(),
                 roots_digest: String::new(),
                 expires_s: Some(365 * DAY_S),
+                life_s: 730 * DAY_S,
+                authority: None,
             },
             host: HostStatus::default(),
             refused_keys: Vec::new(),

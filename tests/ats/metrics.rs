@@ -132,7 +132,7 @@ fn all_is_well(fleet: &Fleet) -> Result<usize> {
         assert!(n["staged"] >= 1 && n["rotations"] >= 1, "{n:?}");
         // The leader dials everybody; whether others had to dial it depends on who came first.
         let dialled = n["accepted_peers"] >= 1 || n["role"] == 4;
-        assert!(dialled && n["certificate_days"] >= 1, "{n:?}");
+        assert!(dialled && n["certificate_seconds"] >= 1, "{n:?}");
         if n["role"] == 4 {
             leaders.push(index);
             assert_eq!(n["leader_id"], n["server_id"]);
