@@ -487,9 +487,7 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
         blame.error("server_key_file", reason, remedy).value(pems.key.shown())
     };
     let no_certificate = |pem: &Pem| match pem::misfit(&pem.bytes, Wanted::Certificates) {
-        Some(Misfit { is, remedy }) => {
-            (format!("holds no certificate in PEM form that is whole: {is}"), remedy)
-        }
+        Some(Misfit { is, remedy }) => (format!("holds no certificate in PEM form{is}"), remedy),
         None => (
             "holds no certificate in PEM form".to_owned(),
             "give a file with '-----BEGIN CERTIFICATE-----' blocks, all of them whole",
@@ -506,7 +504,7 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
         }
         TlsError::KeyGarbage => match pem::misfit(&pems.key.bytes, Wanted::Key) {
             Some(Misfit { is, remedy }) => {
-                key(format!("holds no private key in PEM form that is whole: {is}"), remedy)
+                key(format!("holds no private key in PEM form{is}"), remedy)
             }
             None => key(
                 "holds no private key in PEM form".to_owned(),

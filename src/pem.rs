@@ -32,7 +32,7 @@ pub enum Wanted {
 /// [`Problem`](crate::core::config::Problem).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misfit {
-    /// Completes "FILE holds no certificate in PEM form, but ...".
+    /// Goes behind "FILE holds no certificate in PEM form", with what parts the two.
     pub is: String,
     /// What to do about it.
     pub remedy: &'static str,
@@ -60,14 +60,15 @@ impl Wanted {
 pub fn misfit(bytes: &[u8], wanted: Wanted) -> Option<Misfit> {
     let Ok(text) = std::str::from_utf8(bytes) else { return binary(bytes) };
     let blocks = blocks(text);
-    let told = |is: String, remedy| Some(Misfit { is, remedy });
+    let broken = |is: String, remedy| Some(Misfit { is: format!(": {is}"), remedy });
+    let told = |is: String, remedy| Some(Misfit { is: format!(", but {is}"), remedy });
     if let Some((block, fault)) = blocks.iter().find_map(|block| Some((block, block.fault?))) {
         let remedy = "copy the block anew, each '-----BEGIN' and '-----END' on a line of its own";
-        return told(format!("its block of line {} {fault}", block.line), remedy);
+        return broken(format!("its block of line {} {fault}", block.line), remedy);
     }
     if let Some(block) = blocks.iter().find(|block| wanted.is_label(block.label)) {
         let remedy = "copy the block anew, in full";
-        return told(format!("its block of line {} is damaged", block.line), remedy);
+        return broken(format!("its block of line {} is damaged", block.line), remedy);
     }
     if let Some(block) = blocks.first() {
         let label: String = block.label.chars().take(MAX_LABEL).collect();
@@ -227,5 +228,5 @@ fn binary(bytes: &[u8]) -> Option<Misfit> {
         ),
         _ => return None,
     };
-    Some(Misfit { is: is.to_owned(), remedy })
+    Some(Misfit { is: format!(", but {is}"), remedy })
 }

@@ -812,7 +812,7 @@ fn check_chain(roots: &[X509], leaf: &X509Ref, rest: &[X509]) -> Result<Vec<Link
 /// Of what kind a certificate's key and signature are, for whom a policy refuses either.
 fn made_of(certificate: &X509Ref) -> String {
     let key = certificate.public_key().ok();
-    let curve = || Some(key.as_ref()?.ec_key().ok()?.group().curve_name()?.short_name().ok()?);
+    let curve = || key.as_ref()?.ec_key().ok()?.group().curve_name()?.short_name().ok();
     let kind = match (curve(), &key) {
         (Some(curve), _) => format!("a key of {curve}"),
         (None, Some(key)) => format!("a key of {} bits", key.bits()),

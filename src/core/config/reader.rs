@@ -205,7 +205,9 @@ impl<'a> Reader<'a> {
         let mut problem = self.error(name, reason, remedy);
         problem.value = None;
         if matches!(node, Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_)) {
-            problem = problem.value(node.to_string());
+            // A float has lost what the file says of it.
+            let said = self.places.said(name).filter(|_| matches!(node, Node::Float(_)));
+            problem = problem.value(said.map_or_else(|| node.to_string(), str::to_owned));
         }
         self.problems.push(problem);
         Given::Wrong
@@ -221,6 +223,9 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Up to here each whole number has a float of its own.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// The whole number that a node says, or what is wrong with it.
 fn integer(node: &Node) -> Result<i128, &'static str> {
     const NO_NUMBER: &str = "is not a whole number";
@@ -230,6 +235,10 @@ fn integer(node: &Node) -> Result<i128, &'static str> {
         Node::Null => return Err("has no value"),
         Node::List(_) => return Err("is a list, not a whole number"),
         Node::Mapping(_) => return Err("is a mapping, not a whole number"),
+        // What tools that know no whole numbers make of one.
+        Node::Float(number) if number.fract() == 0.0 && number.abs() <= EXACT => {
+            return Ok(*number as i128);
+        }
         Node::Bool(_) | Node::Float(_) => return Err(NO_NUMBER),
     };
     if let Some(digits) = text.strip_prefix("0x") {
@@ -340,7 +349,12 @@ mod tests {
         for bad in ["", "abc", "1.5", "1e3", "15s", "0x", "010", "1 2"] {
             assert!(text(bad).is_err(), "{bad}");
         }
-        assert!(integer(&Node::Float(1.5)).is_err());
+        for (float, number) in [(3600.0, 3600), (3.6e6, 3_600_000), (-0.0, 0), (EXACT, 1 << 53)] {
+            assert_eq!(integer(&Node::Float(float)), Ok(number));
+        }
+        for float in [1.5, 1e300, f64::INFINITY, f64::NAN, 2.0 * EXACT] {
+            assert!(integer(&Node::Float(float)).is_err(), "{float}");
+        }
         assert!(integer(&Node::Bool(true)).is_err());
     }
 }

@@ -90,6 +90,8 @@ pub(in crate::core) fn parse(text: &str) -> Result<(Node, bool), NotYaml> {
         }
     }
     let left = Cell::new(MAX_COST);
+    // What editors of Windows put before UTF-8 belongs to no key.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let Some(first) = documents.next() else {
         return Ok((Node::Null, false));
@@ -263,6 +265,13 @@ impl Places {
         found.nth(nth).map(|(number, _)| *number)
     }
 
+    /// What stands behind the first `key` and its colon, as it is written.
+    pub(super) fn said(&self, key: &str) -> Option<&str> {
+        let (_, says) = self.lines.iter().find(|(_, says)| is_key(says, key))?;
+        let value = says.split_once(':')?.1.split(" #").next()?.trim();
+        (!value.is_empty()).then_some(value)
+    }
+
     /// The line on which the mapping begins.
     pub(super) fn start(&self) -> Option<usize> {
         self.start
@@ -346,6 +355,16 @@ mod tests {
         for empty in ["", "\n\n", "# only a comment\n", "---\n", "~"] {
             assert_eq!(parse(empty), Ok((Node::Null, false)), "{empty:?}");
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_key() {
+        let pairs = Node::Mapping(vec![(text("a"), Node::Int(1))]);
+        for begin in ["", "---\n", "# first\n", "%YAML 1.2\n---\n", "\r\n"] {
+            assert_eq!(parse(&format!("\u{feff}{begin}a: 1\n")), Ok((pairs.clone(), false)));
+        }
+        assert_eq!(parse("\u{feff}"), Ok((Node::Null, false)));
+        assert_eq!(parse("\u{feff}- x"), Ok((Node::List(vec![text("x")]), false)));
     }
 
     #[test]

@@ -23,6 +23,8 @@ use stek_share::core::config::{parse_conf, parse_list, ConfigOption, Problem};
 use stek_share::core::server_id::ServerId;
 use stek_share::load::{expiry, load, load_certificates, Dirs, Loaded, Refused, Stamps};
 
+mod field;
+
 const DAY: i64 = 86_400;
 
 /// The wanted subject of the boxes below.
@@ -211,7 +213,7 @@ fn certificates_alone_are_loaded_again() {
     assert_eq!(expiry(&loaded.settings, "server_conf.yaml", &same.tls), None);
 
     // Half of the new identity is there.
-    let new = site.leaf(SUBJECT, -DAY, 5 * DAY + 60);
+    let new = site.leaf(SUBJECT, -30 * DAY, 5 * DAY + 60);
     site.write("cert.pem", new.certificate_pem());
     assert_ne!(Stamps::of(&loaded.settings), loaded.stamps);
     let refused = again().unwrap_err();
@@ -325,7 +327,8 @@ fn each_error_is_one_line() {
         (
             |s| s.write("key.pem", s.root.certificate_pem()),
             "TOP/config/server_conf.yaml line 8: server_key_file: \"TOP/config/key.pem\" holds no \
-             private key in PEM form; give a file with a whole '-----BEGIN PRIVATE KEY-----' block",
+             private key in PEM form, but a certificate, in line 1; give the file with the private \
+             key",
         ),
         (
             |s| {
@@ -416,15 +419,15 @@ fn each_warning_is_one_line_and_the_box_starts() {
         ),
         (
             |s| {
-                let mode = fs::Permissions::from_mode(0o640);
+                let mode = fs::Permissions::from_mode(0o644);
                 fs::set_permissions(s.path("key.pem"), mode).unwrap();
             },
             "TOP/config/server_conf.yaml line 8: server_key_file: \"TOP/config/key.pem\" has mode \
-             0640, so others than its owner can read or change it; chmod 600 it, owned by the user \
+             0644, so others than its owner can read or change it; chmod 600 it, owned by the user \
              that runs Traffic Server",
         ),
         (
-            |s| s.write_identity(&s.leaf(SUBJECT, -DAY, 29 * DAY + DAY / 2)),
+            |s| s.write_identity(&s.leaf(SUBJECT, -300 * DAY, 29 * DAY + DAY / 2)),
             "TOP/config/server_conf.yaml line 7: server_cert_file: \"TOP/config/cert.pem\" holds a \
              certificate that expires in 29 days, at ",
         ),
