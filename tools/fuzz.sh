@@ -11,8 +11,10 @@
 #                                     RUSTC_BOOTSTRAP=1, as -Zsanitizer is not stable
 #   tools/fuzz.sh DIR build           only builds it
 #   tools/fuzz.sh DIR minimise        replaces fuzz/corpus by the fewest inputs of equal coverage
+#   tools/fuzz.sh DIR add TARGET FILE...   puts inputs into fuzz/corpus
 #
-# DIR takes what is built, the inputs that were found worth keeping, and findings.
+# DIR takes what is built, the inputs that were found worth keeping, and findings. Each target's part
+# of the corpus is an archive, which is unpacked there; equal inputs make an equal archive.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${1:?a directory for what is built and found}
@@ -25,6 +27,26 @@ declare -A share=([frame]=20 [stream]=4 [request]=22 [response]=20 [commands]=8 
     [state]=14 [subject]=6 [verb]=3 [hello]=3)
 read -ra targets <<<"${TARGETS:-frame stream request response commands conf list state subject verb hello}"
 executions=${EXECUTIONS:-100000000}
+
+unpack() { # TARGET
+    rm -rf "${dir:?}/seeds/$1"
+    mkdir -p "$dir/seeds/$1"
+    tar --extract --gzip --file "fuzz/corpus/$1.tar.gz" --directory "$dir/seeds/$1"
+}
+pack() { # TARGET
+    (cd "$dir/seeds/$1" && printf '%s\0' * | tar --create --null --files-from=- --sort=name \
+        --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=0644) |
+        gzip --best --no-name >"fuzz/corpus/$1.tar.gz"
+}
+if [ "${2:-}" = add ]; then
+    target=${3:?a target}
+    unpack "$target"
+    for file in "${@:4}"; do
+        cp "$file" "$dir/seeds/$target/$(sha1sum "$file" | cut -d' ' -f1)"
+    done
+    pack "$target"
+    exit
+fi
 
 host=$(rustc -vV | sed -n 's/^host: //p')
 flags="-C passes=sancov-module"
@@ -49,11 +71,14 @@ limits=(-timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1)
 if [ "${2:-}" = minimise ]; then
     for target in "${targets[@]}"; do
         fewest=$dir/fewest/$target
+        unpack "$target"
         rm -rf "$fewest" && mkdir -p "$fewest"
         STEK_FUZZ_TARGET=$target "$program" -set_cover_merge=1 -use_counters=0 "${limits[@]}" "$fewest" \
-            "fuzz/corpus/$target" "$dir/corpus/$target" >"$dir/$target.log" 2>&1
-        rm -rf "fuzz/corpus/$target" && cp -r "$fewest" "fuzz/corpus/$target"
-        echo "$target: $(find "$fewest" -type f | wc -l) inputs, $(du -sb "$fewest" | cut -f1) bytes"
+            "$dir/seeds/$target" "$dir/corpus/$target" >"$dir/$target.log" 2>&1
+        rm -rf "$dir/seeds/$target" && mv "$fewest" "$dir/seeds/$target"
+        pack "$target"
+        echo "$target: $(find "$dir/seeds/$target" -type f | wc -l) inputs," \
+            "$(stat -c %s "fuzz/corpus/$target.tar.gz") bytes packed"
     done
     exit
 fi
@@ -61,15 +86,16 @@ fi
 sum=0 failed=()
 printf '%-10s %12s %10s %8s %8s  %s\n' target executions per-second edges inputs outcome
 for target in "${targets[@]}"; do
+    unpack "$target"
     mkdir -p "$dir/corpus/$target" "$dir/findings"
     if [ -n "${MINUTES:-}" ]; then
         bound=-max_total_time=$((MINUTES * 60 / ${#targets[@]}))
     else
-        bound=-runs=$((executions / 100 * ${share[$target]}))
+        bound=-runs=$((executions * ${share[$target]} / 100))
     fi
     log=$dir/$target.log outcome=clean
     STEK_FUZZ_TARGET=$target nice "$program" "$bound" "${limits[@]}" \
-        -artifact_prefix="$dir/findings/$target-" "$dir/corpus/$target" "fuzz/corpus/$target" \
+        -artifact_prefix="$dir/findings/$target-" "$dir/corpus/$target" "$dir/seeds/$target" \
         >"$log" 2>&1 || { outcome=FINDING; failed+=("$target"); }
     count=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     rate=$(sed -n 's/^stat::average_exec_per_sec: *//p' "$log")
