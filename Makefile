@@ -30,7 +30,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build build-tests demo test test-quick verify fix autest prove prove-rotation \
+.PHONY: help deps build build-tests demo test test-quick verify-all rust-version fix autest prove prove-rotation \
         prove-restarts prove-network prove-clients deps-clients soak simulate mutants measure deny \
         deny-tool deny-advisories install uninstall absolute man check-fresh package package-check \
         check-examples clean deps-bench bench bench-quick bench-compare bench-scale fuzz prove-attack \
@@ -49,13 +49,18 @@ build: ## the plugin, target/release/stek_share.so, and the command, target/rele
 demo: deps build ## three Traffic Servers on this machine share a key, before your eyes
 	cargo run --release --locked -p kit --bin demo -- $(PLUGIN)
 
-test: deps build build-tests ## all tests, with real Traffic Servers; ends with a verdict
+test: deps build build-tests ## lints, documentation and all tests, with real Traffic Servers; ends with a verdict
 	@tools/test.sh \
 	    "format=cargo fmt --all --check" \
+	    "lints=$(CLIPPY)" \
+	    "docs=RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked" \
+	    "scripts=shellcheck tools/*.sh .ci/run packaging/debian/prerm packaging/debian/postrm" \
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
 	    "autest=$(MAKE) --no-print-directory autest" \
 	    "examples=$(MAKE) --no-print-directory check-examples" \
 	    "fuzz=$(MAKE) --no-print-directory fuzz EXECUTIONS=2500000 SEED=1"
+
+CLIPPY := cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 
 build-tests:
 	cargo test --workspace --locked --no-run --quiet
@@ -64,14 +69,19 @@ build-tests:
 test-quick: ## units and clusters of nodes; no Traffic Server needed
 	cargo test --workspace --lib --locked $(CLUSTER_TESTS)
 
-verify: deps build ## format, lints, tests, documentation, crates; never changes the tree
-	@$(if $(wildcard $(DENY)),true,echo "crates are not checked: no cargo-deny here; make deny")
+# What `make test` has no time for. The first steps want what may have to be fetched.
+verify-all: test ## besides: cargo-deny, the promised compiler, one file from two folders; half an hour more
 	@tools/test.sh \
-	    "format=cargo fmt --all --check" \
-	    "lints=cargo clippy --workspace --all-targets --locked -- -D warnings" \
-	    "tests=cargo test --workspace --locked --no-fail-fast" \
-	    "docs=RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked" \
-	    $(if $(wildcard $(DENY)),"crates=$(MAKE) --no-print-directory deny")
+	    "crates=$(MAKE) --no-print-directory deny" \
+	    "rust-version=$(MAKE) --no-print-directory rust-version"
+
+RUST_VERSION = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+rust-version: ## whether the compiler that Cargo.toml promises takes the code, if rustup has it
+	@if rustup run $(RUST_VERSION) rustc --version 2>/dev/null; then \
+	    CARGO_TARGET_DIR=$(TARGET)/rust-version \
+	        rustup run $(RUST_VERSION) cargo check --workspace --all-targets --locked; \
+	else echo "not tried: rustup toolchain install $(RUST_VERSION)"; fi
 
 fix: ## format, and apply what clippy can fix; changes the tree
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
@@ -173,7 +183,7 @@ deny: deny-tool ## licences, duplicates and sources of all crates, as deny.toml 
 deny-advisories: deny-tool ## known faults of crates; fetches the RustSec database
 	$(DENY) --locked check advisories
 
-# Some four minutes of compiling, hence not part of `make test`.
+# Some four minutes of compiling, hence not part of `make test`, which has tests/crates.rs.
 deny-tool:
 	@test -x $(DENY) || cargo install --locked --version $(DENY_VERSION) \
 	    --root $(TARGET)/tools --target-dir $(TARGET)/tools/build cargo-deny

@@ -18,6 +18,7 @@ root=$(realpath "$work")/root
 mkdir -p "$root/clone" "$root/rustup" "$root/cargo"
 git archive HEAD | tar -x -C "$root/clone"
 
+# shellcheck disable=SC2016 # what is in quotes is for the inner shell
 unshare --mount --pid --fork --kill-child bash -c '
     set -euo pipefail
     root=$1 cargo_home=$2 rustup_home=$3

@@ -23,6 +23,7 @@ packages=(
     openssl curl ca-certificates         # clients of the tests
     faketime                             # a test's clock that jumps
     iproute2                             # network namespaces, counts of connections
+    shellcheck                           # the scripts
     haproxy                              # the balancer of a test
 )
 

@@ -9,6 +9,7 @@ shift
 [ "$(id -u)" -eq 0 ] || { echo "fresh-root: needs root, for chroot" >&2; exit 1; }
 
 # Where this machine's own packages of Debian 12 come from, unless another mirror is named.
+# shellcheck disable=SC2016 # apt-get has a variable of that name
 mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' \
     'Created-By: Packages' 'Codename: bookworm' | head -n 1)}
 [ -n "$mirror" ] || { echo "fresh-root: set DEBIAN_MIRROR to a mirror of Debian 12" >&2; exit 1; }

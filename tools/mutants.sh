@@ -41,8 +41,9 @@ run() { # ENV ARGUMENTS LOG
         exit 1
     fi
     local status=0
-    # Without a variable, export would print all there are.
-    (cd "$tree" && export $environment >/dev/null && cargo test --locked "${words[@]}") \
+    local variables
+    read -r -a variables <<<"$environment"
+    (cd "$tree" && env "${variables[@]}" cargo test --locked "${words[@]}") \
         >"$log" 2>&1 || status=$?
     if ! grep -q '^running 1 test' "$log"; then
         cat "$log"

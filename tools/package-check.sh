@@ -21,6 +21,7 @@ for step in prepare check; do
     net=()
     # Only the first step needs the network; servers listen where nobody else is.
     [ "$step" = prepare ] || net=(--net)
+    # shellcheck disable=SC2016 # what is in quotes is for the inner shell
     unshare --mount --pid --fork --kill-child "${net[@]}" bash -c '
         set -euo pipefail
         mount --rbind /dev "$1/dev"

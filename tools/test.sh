@@ -4,7 +4,7 @@
 #
 #   tools/test.sh NAME=COMMAND ...
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 failed=()
 begin=$SECONDS

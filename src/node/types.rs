@@ -71,7 +71,7 @@ impl KeySet {
     }
 }
 
-/// What [`Node::start`] needs besides the settings.
+/// What [`super::Node::start`] needs besides the settings.
 pub struct Deps {
     /// Where lines go.
     pub log: Log,
@@ -112,7 +112,7 @@ pub fn new_key() -> Result<Stek, NoKey> {
     Err(NoKey::Weak(last.unwrap_or(WeakKey::EqualParts)))
 }
 
-/// How [`Node::wait_for_group`] ended.
+/// How [`super::Node::wait_for_group`] ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Joined {
     /// The group's keys are there; the current one's fingerprint.
