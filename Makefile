@@ -30,11 +30,12 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build build-tests demo test test-quick verify-all rust-version fix autest prove prove-rotation \
-        prove-restarts prove-network prove-clients deps-clients soak simulate mutants measure deny \
-        deny-tool deny-advisories install uninstall absolute man check-fresh package package-check \
-        check-examples clean deps-bench bench bench-quick bench-compare bench-scale fuzz prove-attack \
-        panics valgrind sanitize mutants-core mutants-tool
+.PHONY: help deps build build-tests demo test test-quick verify-all rust-version reproducible fix \
+        autest prove prove-rotation prove-restarts prove-network prove-clients deps-clients soak \
+        simulate mutants measure deny deny-tool deny-advisories install uninstall absolute man \
+        check-fresh package package-check check-examples clean deps-bench bench bench-quick \
+        bench-compare bench-scale fuzz prove-attack panics valgrind sanitize mutants-core \
+        mutants-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -73,7 +74,8 @@ test-quick: ## units and clusters of nodes; no Traffic Server needed
 verify-all: test ## besides: cargo-deny, the promised compiler, one file from two folders; half an hour more
 	@tools/test.sh \
 	    "crates=$(MAKE) --no-print-directory deny" \
-	    "rust-version=$(MAKE) --no-print-directory rust-version"
+	    "rust-version=$(MAKE) --no-print-directory rust-version" \
+	    "reproducible=$(MAKE) --no-print-directory reproducible"
 
 RUST_VERSION = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
@@ -82,6 +84,9 @@ rust-version: ## whether the compiler that Cargo.toml promises takes the code, i
 	    CARGO_TARGET_DIR=$(TARGET)/rust-version \
 	        rustup run $(RUST_VERSION) cargo check --workspace --all-targets --locked; \
 	else echo "not tried: rustup toolchain install $(RUST_VERSION)"; fi
+
+reproducible: ## the last commit built in two folders gives one plugin and one command; some 8 minutes
+	@tools/reproducible.sh $(TARGET)/reproducible
 
 fix: ## format, and apply what clippy can fix; changes the tree
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
