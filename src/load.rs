@@ -113,6 +113,13 @@ pub struct Refused {
     pub warnings: Vec<Problem>,
 }
 
+impl Refused {
+    /// Whether all that is wrong may pass by itself, so that it is worth another look.
+    pub fn passes(&self) -> bool {
+        self.problems.iter().all(|problem| problem.passes)
+    }
+}
+
 /// Loads the configuration that `argument`, from plugin.config, names.
 ///
 /// # Errors
@@ -233,7 +240,8 @@ fn try_load(
         Ok(found) => found,
         Err(unread) => {
             let remedy = unread.remedy("correct the path in plugin.config");
-            problems.push(Problem::error(argument, unread.to_string(), remedy));
+            let problem = Problem::error(argument, unread.to_string(), remedy);
+            problems.push(problem.passing(unread.passes()));
             return None;
         }
     };
@@ -531,7 +539,8 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
             format!("holds the certificate {subject}, which is not valid before {not_before}"),
             "check this machine's clock and time zone, or issue it anew; it is tried again by \
              itself, every 30 s",
-        ),
+        )
+        .passing(true),
         TlsError::NoSubject => chain(NO_SUBJECT.to_owned(), GIVE_SUBJECT),
         TlsError::SubjectMismatch { found } if found.trim() == wanted => chain(
             format!("holds a certificate whose subject, \"{found}\", begins or ends with a blank"),
@@ -554,7 +563,8 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
                 }
             ),
             untrusted_remedy(*code, *is_ambiguous),
-        ),
+        )
+        .passing(*code == NOT_YET_VALID),
         TlsError::NoHandshake { leaf, reason, code, sent } => chain(
             format!(
                 "leads to no handshake, not even of this server with itself, by {leaf}: {reason}{}",
@@ -586,8 +596,9 @@ const GIVE_SUBJECT: &str = "issue one with a subject (cert-manager: commonName),
                             cert_verify_str, without which any certificate of root_cert_file may \
                             join the group";
 
-/// OpenSSL's `SSL_R_EXCESSIVE_MESSAGE_SIZE`, and `X509_V_ERR_CERT_HAS_EXPIRED`.
+/// OpenSSL's `SSL_R_EXCESSIVE_MESSAGE_SIZE`, `X509_V_ERR_CERT_NOT_YET_VALID` and `..._HAS_EXPIRED`.
 const TOO_LONG: i32 = 152;
+const NOT_YET_VALID: i32 = 9;
 const EXPIRED: i32 = 10;
 
 /// What to do about a chain, by OpenSSL's `X509_V_ERR_` number.
@@ -602,7 +613,7 @@ fn untrusted_remedy(code: i32, is_ambiguous: bool) -> &'static str {
             "it was changed, or signed with another key than that of the authority of this name: \
              give the authority that issued it, or issue it anew"
         }
-        9 => "check this machine's clock and time zone; it is tried again by itself, every 30 s",
+        NOT_YET_VALID => "check this machine's clock and time zone; it is tried again by itself, every 30 s",
         EXPIRED => "renew that one",
         13..=16 => "issue it anew with readable dates",
         22 => "give a chain of fewer authorities",
@@ -676,9 +687,15 @@ impl Unread {
         }
     }
 
+    /// Whether somebody may be about to put the file in place, or to give a right to it.
+    fn passes(&self) -> bool {
+        matches!(self, Unread::Absent(_) | Unread::Denied(_) | Unread::Failed { .. })
+    }
+
     fn problem(&self, blame: &dyn Blame, option: &str, named: &str) -> Problem {
         let remedy = self.remedy("correct the path");
-        blame.error(option, self.to_string(), remedy).value(format!("\"{named}\""))
+        let problem = blame.error(option, self.to_string(), remedy);
+        problem.value(format!("\"{named}\"")).passing(self.passes())
     }
 
     fn of(path: &Path, error: io::Error) -> Unread {

@@ -378,6 +378,30 @@ fn a_reload_starts_what_could_not_start() {
 }
 
 #[test]
+fn a_certificate_that_becomes_valid_starts_what_could_not_start() {
+    let scratch = Scratch::new("passes");
+    let config = one_box(&scratch);
+    let root = kit::pki::Authority::new("/CN=root").expect("an authority");
+    let early = kit::pki::Request::new("/CN=stek-share-test").valid(15, 365 * 86_400);
+    let own = root.issue(&early).expect("a certificate");
+    scratch.write("root.pem", root.identity.certificate.to_pem().expect("PEM"));
+    scratch.write("cert.pem", own.certificate.to_pem().expect("PEM"));
+    let key = scratch.write("key.pem", own.key.private_key_to_pem_pkcs8().expect("PEM"));
+    std::fs::set_permissions(key, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("mode");
+    let text = std::fs::read_to_string(&config).expect("written");
+    std::fs::write(&config, text.replace("root_cert_file: cert", "root_cert_file: root"))
+        .expect("written");
+    let life = Life::of(Names::C, &[&config], &[]);
+    life.has("which is not valid before ");
+    let refused = life.has("it is tried again by itself every 30 s, and at once by ");
+    let started = life.has("NOTE: [stek_share] the configuration can be used now; started");
+    assert!(refused < life.has("hook 0 took") && refused < started, "{:?}", life.0);
+    assert!(refused < life.has("took 1 key(s) on thread stek_install"), "{:?}", life.0);
+    assert_eq!(life.count("which is not valid before "), 1, "{:?}", life.0);
+}
+
+#[test]
 fn arguments_must_be_exactly_one() {
     let scratch = Scratch::new("arguments");
     let config = one_box(&scratch);
@@ -421,9 +445,9 @@ fn a_plugin_that_is_given_back_stays_mapped_and_goes_on() {
         assert_eq!(life.count("Generate initial STEK succeeded"), 1);
         life.has("hook 7 took");
 
-        // Without a configuration there is no thread whose storage would keep it mapped, and yet
-        // the host has hooks into it.
-        let nowhere = scratch.0.join("nowhere.yaml");
+        // Without a usable configuration there is no thread whose storage would keep it mapped, and
+        // yet the host has hooks into it.
+        let nowhere = scratch.write("bad.yaml", "server_id: many\n");
         let environment = [("HOST_CLOSE", "1"), ("HOST_KEYS", "0")];
         let life = Life::of(names, &[&nowhere], &environment);
         life.has("threads while closed: none");

@@ -12,12 +12,14 @@ use std::env;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::panic::{self, catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use once_cell::sync::OnceCell;
 
 use super::ats::{self, HostJournal, Lifecycle};
+use super::files::CERTIFICATE_LOOK;
 use super::installer::{Handle, Meters, Start};
 use super::operator::{unknown, Verb};
 use super::reader::Source;
@@ -44,6 +46,12 @@ static PORTS_OPEN: AtomicBool = AtomicBool::new(false);
 /// Held by the one thread that starts the plugin late.
 static LATE_START: Mutex<()> = Mutex::new(());
 
+/// The thread that looks again and again whether what was refused can be used now.
+static LOOKER: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+
+/// Whether the host is about to end.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
 /// Address space for the stack of that thread, which parses files and loads certificates.
 const STARTER_STACK: usize = 512 * 1024;
 
@@ -58,6 +66,12 @@ const LEFT_ALONE: &str = "stek_share does nothing: no ticket key is shared, Traf
 const NOT_STARTED: &str = "stek_share does nothing: no ticket key is shared, Traffic Server's own \
                            ticket key stays in use; correct the above, then 'traffic_ctl plugin \
                            msg stek_share reload' or restart";
+
+/// The same where nobody may be needed at all.
+const TRIED_AGAIN: &str =
+    "stek_share does nothing yet: no ticket key is shared, Traffic Server's own \
+                           ticket key stays in use; it is tried again by itself every 30 s, and at \
+                           once by 'traffic_ctl plugin msg stek_share reload'";
 
 struct Means {
     source: Source,
@@ -98,6 +112,7 @@ unsafe extern "C" fn on_lifecycle(
                 shielded("PORTS_INITIALIZED, tried again,", open_ports);
             }
         } else if number == i64::from(sys::STEK_ATS_SHUTDOWN) {
+            end_looking();
             fail_point("hook-shutdown");
             if let Some(plugin) = PLUGIN.get() {
                 plugin.shutdown();
@@ -129,7 +144,7 @@ fn start_late(means: &'static Means) {
         means.log.error("reload: not done: Traffic Server is still starting; send it again later");
         return;
     }
-    let work = || {
+    let work = move || {
         shielded("a late start", || {
             let _alone = match LATE_START.try_lock() {
                 Ok(alone) => alone,
@@ -151,14 +166,88 @@ fn start_late(means: &'static Means) {
                         means.log.note("reload: the configuration can be used now; started");
                     }
                 }
-                Err(refused) => tell_refusal(&refused, &means.log),
+                Err(refused) => refuse(&refused, means),
             }
         });
     };
-    let builder = thread::Builder::new().name("stek_start".into()).stack_size(STARTER_STACK);
-    if let Err(why) = builder.spawn(work) {
+    if let Err(why) = starter().spawn(work) {
         means.log.error(format!("reload: not done: no thread for it: {why}"));
     }
+}
+
+fn starter() -> thread::Builder {
+    thread::Builder::new().name("stek_start".into()).stack_size(STARTER_STACK)
+}
+
+/// Tells why nothing starts, and has somebody look again if that may pass by itself.
+fn refuse(refused: &Refused, means: &'static Means) {
+    tell_refusal(refused, &means.log);
+    let mut looker = LOOKER.lock().unwrap_or_else(PoisonError::into_inner);
+    if !refused.passes() || looker.as_ref().is_some_and(|looker| !looker.is_finished()) {
+        return;
+    }
+    let told = lines(refused);
+    let work = move || {
+        shielded("waiting for a usable configuration", || look_again(told, means));
+    };
+    match starter().spawn(work) {
+        Ok(handle) => *looker = Some(handle),
+        Err(why) => {
+            means.log.error(format!("it is not tried again by itself: no thread for it: {why}"));
+        }
+    }
+}
+
+/// Has nobody look any more, and waits for a look that is under way, which reads a few files.
+fn end_looking() {
+    ENDING.store(true, Ordering::SeqCst);
+    let looker = LOOKER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(looker) = looker {
+        looker.thread().unpark();
+        // What it ended by was told.
+        let _ = looker.join();
+    }
+}
+
+/// Tries every [`CERTIFICATE_LOOK`] until the plugin runs, however that came; what changes is told.
+fn look_again(mut told: Vec<String>, means: &Means) {
+    let mut next = Instant::now();
+    while PLUGIN.get().is_none() {
+        next += CERTIFICATE_LOOK;
+        while Instant::now() < next && !ENDING.load(Ordering::SeqCst) {
+            thread::park_timeout(next.saturating_duration_since(Instant::now()));
+        }
+        if ENDING.load(Ordering::SeqCst) {
+            return;
+        }
+        if !PORTS_OPEN.load(Ordering::SeqCst) {
+            continue;
+        }
+        let _alone = match LATE_START.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => continue,
+        };
+        if PLUGIN.get().is_some() {
+            return;
+        }
+        match load::load(&means.source.argument, &means.source.dirs) {
+            Ok(loaded) => {
+                if start(loaded, Start::Late, means) {
+                    means.log.note("the configuration can be used now; started");
+                }
+            }
+            Err(refused) if lines(&refused) != told => {
+                told = lines(&refused);
+                tell_refusal(&refused, &means.log);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn lines(refused: &Refused) -> Vec<String> {
+    refused.problems.iter().map(ToString::to_string).collect()
 }
 
 /// Has the host call `on_lifecycle`. For TSPluginInit only.
@@ -226,14 +315,14 @@ fn init(arguments: &[String]) {
         Ok(loaded) => {
             start(loaded, Start::WithHost, means);
         }
-        Err(refused) => tell_refusal(&refused, &means.log),
+        Err(refused) => refuse(&refused, means),
     }
 }
 
 fn tell_refusal(refused: &Refused, log: &Log) {
     refused.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
     refused.problems.iter().for_each(|problem| log.error(problem.to_string()));
-    log.error(NOT_STARTED);
+    log.error(if refused.passes() { TRIED_AGAIN } else { NOT_STARTED });
 }
 
 /// The path of the configuration file, the only argument there may be.

@@ -59,6 +59,11 @@ impl Bench {
         Bench { shared, lines }
     }
 
+    /// How many lines had these words in them.
+    pub fn count_lines(&self, words: &str) -> usize {
+        self.lines.0.lock().unwrap().iter().filter(|(_, line)| line.contains(words)).count()
+    }
+
     /// A Raft of this box that remembers `vote` and nothing else.
     pub async fn running(&self, vote: Option<Vote<ServerId>>) -> Running {
         let (shared, log) = (self.shared.clone(), LogStore::with_vote(vote));

@@ -44,6 +44,7 @@ mod list_file;
 mod network;
 mod origin;
 pub mod outside;
+mod own_key;
 #[cfg(test)]
 mod panics;
 mod peer_client;
@@ -121,6 +122,7 @@ impl Node {
         *lock(&shared.listener) = Some(listen(&shared));
         tasks.spawn(roster::follow(shared.clone()));
         tasks.spawn(records::keep(shared.clone()));
+        tasks.spawn(own_key::watch(shared.clone(), sets.clone()));
         Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks) })
     }
 

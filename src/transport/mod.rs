@@ -143,9 +143,13 @@ impl Me {
     }
 }
 
-/// When a frame of each member was last heard, whoever dialled. Cloning makes another handle.
+/// When a frame of each member was last heard, whoever dialled; and by what the latest connection to
+/// it came to nothing. Cloning makes another handle.
 #[derive(Clone, Default)]
-pub struct Heard(Arc<Mutex<HashMap<ServerId, Voice>>>);
+pub struct Heard(Arc<Mutex<HashMap<ServerId, Voice>>>, Arc<Mutex<Troubles>>);
+
+/// By what each member could not be asked; it is gone once that member answers.
+type Troubles = HashMap<ServerId, Arc<str>>;
 
 /// What was heard of one member.
 #[derive(Clone, Copy)]
@@ -188,6 +192,7 @@ impl Heard {
     /// the service admitted ever get in.
     pub fn retain(&self, keep: impl Fn(ServerId) -> bool) {
         self.voices().retain(|&id, _| keep(id));
+        self.all_troubles().retain(|&id, _| keep(id));
     }
 
     /// Whether a member of the list was heard from this address, or answered there.
@@ -220,6 +225,22 @@ impl Heard {
         let mut voices = self.voices();
         let voice = voices.entry(id).or_insert(Voice::at(now));
         (voice.last, voice.at_address) = (now, Some(incarnation));
+        drop(voices);
+        self.all_troubles().remove(&id);
+    }
+
+    /// Notes by what the latest attempt to ask this member came to nothing. For members only.
+    pub fn note_trouble(&self, id: ServerId, why: Arc<str>) {
+        self.all_troubles().insert(id, why);
+    }
+
+    /// By what those came to nothing that have not answered since.
+    pub fn troubles(&self) -> HashMap<ServerId, Arc<str>> {
+        self.all_troubles().clone()
+    }
+
+    fn all_troubles(&self) -> MutexGuard<'_, Troubles> {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection to the member's address is gone.

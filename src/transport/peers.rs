@@ -488,6 +488,20 @@ async fn dial_one(tls: &Tls, addr: SocketAddr) -> Result<Stream, DialError> {
     tls.connect(tcp).await.map_err(|e| DialError::Handshake(addr, e))
 }
 
+/// Whether a connection came to nothing on this machine already.
+fn is_of_this_machine(why: &io::Error) -> bool {
+    const OWN: [i32; 7] = [
+        libc::EACCES,
+        libc::EPERM,
+        libc::EINVAL,
+        libc::ENETUNREACH,
+        libc::EADDRNOTAVAIL,
+        libc::EAFNOSUPPORT,
+        libc::EMFILE,
+    ];
+    why.raw_os_error().is_some_and(|code| OWN.contains(&code))
+}
+
 /// Says that a peer is dialled where it was before, for want of a newer answer.
 fn tell_stale(log: &Log, member: &Member, found: &Found) {
     if let Some(why) = &found.stale {
@@ -578,6 +592,8 @@ impl Line {
             DialError::Handshake(_, HandshakeError::Closed) => (Level::Debug, "closed"),
             DialError::Handshake(..) => (Level::Warning, "handshake"),
             DialError::Resolve(_) => (Level::Warning, "resolve"),
+            // Only this machine can cause such ones: its firewall, its routes, its own policy.
+            DialError::Connect(_, why) if is_of_this_machine(why) => (Level::Warning, "connect"),
             DialError::Connect(..) | DialError::TooSlow(_) => (Level::Debug, "connect"),
         };
         self.deps.log.limited(level, &format!("peer {} {subject}", self.member.id), line);
@@ -595,6 +611,7 @@ impl Line {
         inbox: &mut mpsc::Receiver<Order>,
     ) {
         self.failed = Instant::now();
+        self.deps.heard.note_trouble(self.member.id, error.to_string().into());
         self.barred = Some((self.failed + self.pause, error.clone()));
         self.pause = (self.pause * 2).min(REDIAL_MAX);
         let waiting = std::iter::from_fn(|| inbox.try_recv().ok()).take(MAX_QUEUE);

@@ -442,3 +442,33 @@ fn a_key_of_root_that_the_servers_group_may_read_is_private() {
         assert_eq!(warnings.is_empty(), good, "{mode:o}: {:?}", site.lines(&warnings));
     }
 }
+
+#[test]
+fn what_may_pass_by_itself_is_told_from_what_needs_a_hand() {
+    type Harm = fn(&Site);
+    let cases: [(Harm, bool); 8] = [
+        (|s| s.write_identity(&s.leaf(SUBJECT, 60, DAY)), true),
+        (|s| s.remove("key.pem"), true),
+        (|s| s.remove("list.yaml"), true),
+        (|s| s.remove("server_conf.yaml"), true),
+        (|s| s.write_identity(&s.leaf(SUBJECT, -DAY, -60)), false),
+        (|s| s.write("cert.pem", ""), false),
+        (|s| s.edit("list.yaml", "port: 10001", "port: 0"), false),
+        (
+            |s| {
+                s.remove("key.pem");
+                s.edit("server_conf.yaml", "port: 10001", "port: 0");
+            },
+            false,
+        ),
+    ];
+    for (number, (harm, passes)) in cases.into_iter().enumerate() {
+        let site = Site::new();
+        harm(&site);
+        assert_eq!(site.load().unwrap_err().passes(), passes, "case {number}");
+    }
+    let site = Site::new();
+    let middle = Order::authority("/CN=middle", Some(&site.root)).valid(DAY, 9 * DAY).make();
+    place(&site, &[&site.root], &Order::leaf(&middle).make(), &[&middle]);
+    assert!(site.load().unwrap_err().passes());
+}

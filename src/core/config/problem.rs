@@ -49,6 +49,9 @@ pub struct Problem {
     pub reason: String,
     /// What the operator can do.
     pub remedy: String,
+    /// Whether it may pass without anybody changing a file that is named here: a clock that is set,
+    /// a file that is put in place, a right that is given.
+    pub passes: bool,
 }
 
 impl Problem {
@@ -62,6 +65,7 @@ impl Problem {
             value: None,
             reason: reason.into(),
             remedy: remedy.into(),
+            passes: false,
         }
     }
 
@@ -90,6 +94,11 @@ impl Problem {
         let value = value.into();
         let shown = if is_pem(&value) { "PEM text".to_owned() } else { value };
         Problem { value: Some(shown), ..self }
+    }
+
+    /// The same, if it may pass by itself.
+    pub fn passing(self, passes: bool) -> Problem {
+        Problem { passes, ..self }
     }
 
     /// Whether the configuration cannot be used because of it.
