@@ -3,6 +3,10 @@
 # catch them. A fault that no named test catches is a fault of the tests.
 #
 #   tools/mutants.sh DIR [PATCH...]
+#   tools/mutants.sh refresh [PATCH...]
+#
+# "refresh" makes patches anew that no longer fit the last commit: it goes back to the newest commit
+# that they fit, and has git carry them over what was renamed and moved since.
 #
 # Without patches all of tests/mutants/*.patch are tried. The head of each says what the fault is,
 # and has a line "Test: ..." for each test that must fail, arguments of `cargo test`; "Env: A=B"
@@ -10,6 +14,48 @@
 # Before, the tests must pass without any fault. DIR keeps what was built, for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+# How many commits back a patch is looked for that still fits.
+MAX_BACK=300
+
+# Carries one patch to the last commit, in the copy $tree. Names of tests in its head stay as they are.
+carry() { # PATCH
+    local patch=$1 fits=
+    while read -r commit; do
+        git -C "$tree" checkout --quiet --detach "$commit"
+        git -C "$tree" apply --check "$PWD/$patch" 2>/dev/null && fits=$commit && break
+    done < <(git rev-list --first-parent -n $MAX_BACK HEAD)
+    [ -n "$fits" ] || { echo "FAILED: $patch fits none of the last $MAX_BACK commits"; return 1; }
+    git -C "$tree" apply --index "$PWD/$patch"
+    git -C "$tree" commit --quiet --no-verify -m fault
+    local fault
+    fault=$(git -C "$tree" rev-parse HEAD)
+    git -C "$tree" checkout --quiet --detach "$(git rev-parse HEAD)"
+    if ! git -C "$tree" cherry-pick --no-commit "$fault" >/dev/null 2>&1; then
+        git -C "$tree" reset --quiet --hard
+        echo "FAILED: $patch fits $fits; the code that it changes was rewritten since: make it by hand"
+        return 1
+    fi
+    { sed '/^--- /,$d' "$patch" | sed '/^diff --git/,$d'; git -C "$tree" diff --cached |
+        sed '/^diff --git /d; /^index /d'; } >"$tree.patch"
+    git -C "$tree" reset --quiet --hard
+    mv "$tree.patch" "$patch"
+    echo "made anew: $patch, from $fits"
+}
+
+if [ "${1-}" = refresh ]; then
+    shift
+    [ $# -gt 0 ] || set -- tests/mutants/*.patch
+    tree=$(mktemp -d)
+    trap 'git worktree remove --force "$tree"; git worktree prune' EXIT
+    git worktree add --quiet --detach "$tree" HEAD
+    failed=0
+    for patch in "$@"; do
+        git apply --check "$patch" 2>/dev/null || carry "$patch" || failed=1
+    done
+    exit $failed
+fi
+
 mkdir -p "$1"
 dir=$(realpath "$1")
 shift
