@@ -118,7 +118,7 @@ pub enum Rejected {
 /// See [`Rejected`]; the keys that were installed before stay.
 pub fn ticket_key_update(keys: &[u8]) -> Result<(), Rejected> {
     let bad_length = Rejected::Length(keys.len());
-    if keys.is_empty() || keys.len() % STEK_LEN != 0 {
+    if keys.is_empty() || !keys.len().is_multiple_of(STEK_LEN) {
         return Err(bad_length);
     }
     let len = c_int::try_from(keys.len()).map_err(|_| bad_length)?;

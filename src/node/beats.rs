@@ -217,7 +217,7 @@ impl<'a> Pulse<'a> {
             true => 1,
             false => ask_every(pace, self.shared.reach()),
         };
-        let asks = self.count % every == 0;
+        let asks = self.count.is_multiple_of(every);
         self.count = self.count.wrapping_add(1);
         for (&id, other) in &mut self.others {
             if (asks || !other.well) && other.open < MAX_OPEN {

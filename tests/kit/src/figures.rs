@@ -179,7 +179,7 @@ pub fn median(values: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let half = sorted.len() / 2;
     match (sorted.get(half), sorted.get(half.wrapping_sub(1))) {
-        (Some(above), Some(below)) if sorted.len() % 2 == 0 => (above + below) / 2.0,
+        (Some(above), Some(below)) if sorted.len().is_multiple_of(2) => (above + below) / 2.0,
         (Some(middle), _) => *middle,
         _ => f64::NAN,
     }

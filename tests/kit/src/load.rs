@@ -177,7 +177,7 @@ impl Drop for Load {
 
 impl Target {
     fn is_up(&self) -> bool {
-        self.changes.load(Ordering::SeqCst) % 2 == 0
+        self.changes.load(Ordering::SeqCst).is_multiple_of(2)
     }
 }
 

@@ -182,7 +182,7 @@ impl Plan {
             plan.fault_gap = 3 * SECOND;
         }
         // By what is there already: one more draw would make every seed another story.
-        else if plan.boxes >= 4 && plan.unrest / MS % 3 == 0 {
+        else if plan.boxes >= 4 && (plan.unrest / MS).is_multiple_of(3) {
             plan.faults.push(Kind::LateVotes);
         }
         plan
