@@ -16,12 +16,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::consensus::wire::{
-    self, decode_response, Malformed, OrderRefusal, Request, Response, Unable,
-};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Generation;
 use crate::core::server_id::ServerId;
+use crate::rpc::{self, decode_response, Malformed, OrderRefusal, Request, Response, Unable};
 use crate::transport::frame::NoCommonVersion;
 use crate::transport::listener::Refusal;
 use crate::transport::peers::{ask_once, OnceError};
@@ -114,7 +112,7 @@ impl Client {
         limit: Duration,
     ) -> Result<(Response, Duration), Failure> {
         // None of the two requests can fail to be encoded.
-        let body = wire::encode(request).ok_or(Failure::Senseless)?;
+        let body = rpc::encode(request).ok_or(Failure::Senseless)?;
         let tls = self.tls.for_member(member);
         let place = (member.address.as_str(), member.port);
         let resolver = Resolver::system().patient(NAME_LIMIT);

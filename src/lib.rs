@@ -12,6 +12,7 @@
 //! | [`journal`] | one line to the operator, levels and rate limits | where lines end up |
 //! | [`fault`] | what a panic does: it is told, and the work begins anew | where that is worth it |
 //! | [`transport`] | frames, mutual TLS, listener, peer connections | what the frames mean |
+//! | [`rpc`] | what servers ask and answer, as bytes: one table of all messages | who is answered what |
 //! | [`consensus`] | openraft's types, log store, state machine, network adapter | when to propose what |
 //! | [`pem`] | what a file is that was to hold PEM blocks | whether a certificate can be used |
 //! | [`load`] | reads the YAML files and certificates into checked settings | what the values mean |
@@ -30,4 +31,5 @@ pub mod load;
 pub mod metrics;
 pub mod node;
 pub mod pem;
+pub mod rpc;
 pub mod transport;

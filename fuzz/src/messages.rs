@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use stek_share::consensus::wire::{
+use stek_share::rpc::{
     decode_request, decode_response, encode, Malformed, Request, Response, WireAppend, WireEntry,
     WireMembership, WirePayload, WireSnapshot, MAX_ORIGIN,
 };

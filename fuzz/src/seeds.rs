@@ -11,7 +11,7 @@ use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::PKey;
 use openssl::x509::{X509Builder, X509NameBuilder, X509};
-use stek_share::consensus::wire::{
+use stek_share::rpc::{
     encode, AppendAnswer, EnlistRefusal, OrderRefusal, Request, Response, Unable, WireAppend,
     WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
 };

@@ -16,7 +16,7 @@ use openraft::{
 };
 use tokio::sync::watch;
 
-use super::{ballot_of, log_end_of, Types};
+use super::types::{ballot_of, log_end_of, Types};
 use crate::core::agreed::Command;
 use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
 use crate::core::rejoin::{Ballot, LogEnd};

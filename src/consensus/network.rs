@@ -20,15 +20,14 @@ use openraft::{OptionalSend, Snapshot, Vote};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::wire::{
-    raft_vote, AppendAnswer, Request, Response, Unable, WireAppend, WireSnapshot, WireVote,
-};
-use super::{ballot_of, log_id_of, Types};
+use super::convert::raft_vote;
+use super::types::{ballot_of, log_id_of, Types};
 use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
 use crate::core::rejoin::Ballot;
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
+use crate::rpc::{AppendAnswer, Request, Response, Unable, WireAppend, WireSnapshot, WireVote};
 
 /// Pauses between attempts to reach a peer that is not there: short at first, since a restarted
 /// box is back soon, then steady.

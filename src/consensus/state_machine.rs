@@ -18,7 +18,7 @@ use openraft::{
 };
 use tokio::sync::watch;
 
-use super::{log_end_of, AgreedSnapshot, Answer, Types};
+use super::types::{log_end_of, AgreedSnapshot, Answer, Types};
 use crate::core::agreed::{Agreed, Change, Command, Refusal};
 use crate::core::key_ring::{Change as KeyChange, Command as KeyCommand, KeyRing};
 use crate::core::moment::Moment;

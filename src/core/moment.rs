@@ -35,6 +35,11 @@ impl Add<Duration> for Moment {
     }
 }
 
+/// A duration in whole milliseconds, as messages carry it.
+pub fn millis(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,13 +28,14 @@ use super::running::Running;
 use super::shared::Shared;
 use crate::consensus::log_store::LogEnds;
 use crate::consensus::network::{Chronicle, Courier};
-use crate::consensus::wire::{self, Request, Response, Unable, WireBeat};
 use crate::consensus::{ballot_of, log_end_of};
 use crate::core::config::Timers;
 use crate::core::key_ring::HistoryId;
+use crate::core::moment::millis;
 use crate::core::rejoin::{Ballot, Quarantine};
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
+use crate::rpc::{self, Request, Response, Unable, WireBeat};
 
 /// Beats to one box that may wait for an answer: those of a round trip that is as long as the
 /// lower election bound, and little enough for a box that hangs.
@@ -211,7 +212,7 @@ impl<'a> Pulse<'a> {
         }
         self.shared.note_pace(pace);
         let beat = self.compose(&ends, pace);
-        let Some(body) = wire::encode(&Request::Beat(beat)) else { return pace };
+        let Some(body) = rpc::encode(&Request::Beat(beat)) else { return pace };
         // While a key waits for all to have it, it matters at once who is there.
         let every = match self.shared.is_handing_over() {
             true => 1,
@@ -280,14 +281,14 @@ impl<'a> Pulse<'a> {
             commit: ends.committed.as_ref().map(log_end_of),
             age: self.shared.current_age(),
             quorum: self.shared.has_quorum(),
-            next_ms: wire::millis(next).try_into().unwrap_or(u32::MAX),
+            next_ms: millis(next).try_into().unwrap_or(u32::MAX),
         }
     }
 
     /// Tells all that no further beat comes, so that they need not wait for one.
     fn part(&self) {
         let beat = self.compose(&self.running.log.ends(), Duration::ZERO);
-        let Some(body) = wire::encode(&Request::Beat(beat)) else { return };
+        let Some(body) = rpc::encode(&Request::Beat(beat)) else { return };
         let limit = self.shared.settings().timers.heart_beat;
         for id in self.others.keys() {
             self.shared.post.note(*id, body.clone(), limit);
@@ -503,7 +504,7 @@ mod tests {
         fn set_members(&self, _: &[Member]) {}
 
         fn request(&self, _: ServerId, body: Body, _: Duration) -> Reply<Result<Body, CallError>> {
-            if let Ok(Request::Beat(beat)) = wire::decode_request(&body) {
+            if let Ok(Request::Beat(beat)) = rpc::decode_request(&body) {
                 self.0.lock().unwrap().push(beat.next_ms);
             }
             Box::pin(ready(Err(CallError::TimedOut)))

@@ -15,12 +15,12 @@ use std::collections::BTreeSet;
 
 use super::running::Running;
 use super::shared::Shared;
-use crate::consensus::wire::{Unable, WireAppend, WireMembership, WirePayload, WireSnapshot};
 use crate::core::agreed::{Agreed, Command};
 use crate::core::rejoin::Quarantine;
 use crate::core::roster::Roster;
 use crate::core::server_id::ServerId;
 use crate::journal::Level;
+use crate::rpc::{Unable, WireAppend, WireMembership, WirePayload, WireSnapshot};
 
 /// How far the version of a list may lie above the one that this server knows: a server that was
 /// away for as many changes asks around first.

@@ -15,8 +15,9 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::network::Reply;
-use crate::consensus::wire::{millis, Malformed};
+use crate::core::moment::millis;
 use crate::core::server_id::ServerId;
+use crate::rpc::Malformed;
 
 /// The most that is read: the largest server list and all keys are well below.
 const MAX_FILE: u64 = 4 << 20;

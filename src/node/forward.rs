@@ -13,10 +13,10 @@ use super::origin;
 use super::peer_client::PeerCourier;
 use super::shared::{QueuedOrder, Shared};
 use crate::consensus::network::{CallFailure, Courier};
-use crate::consensus::wire::{OrderRefusal, Request, Response};
 use crate::core::key_ring::Generation;
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
+use crate::rpc::{OrderRefusal, Request, Response};
 
 /// Between two looks for a leader.
 const RETRY: Duration = Duration::from_millis(100);

@@ -5,23 +5,7 @@
 //! gives no vote that it might have given before it lost its memory; keys of another history do
 //! not get in.
 //!
-//! Who is answered, and when; anybody else is told that the message is malformed ([`may_ask`]). A
-//! tool speaks with the certificate of the server that it acts for, in whose name it asks.
-//!
-//! | request | of whom | answered when |
-//! |---|---|---|
-//! | `Status` | members and tools; only a member's own word is noted | always |
-//! | `Report` | members and tools | always |
-//! | `Order` | members, to the leader; tools, to any server, which passes it on | always; carried out by a leader with a majority |
-//! | `Survey` | members | always |
-//! | `AwaitInstalled` | members | always; held back [`MAX_AWAIT`] at most |
-//! | `Enlist` | a member that answers at its listed address, to the leader | always; carried out by a leader |
-//! | `ListInFile` | members | always; from the file as it is now |
-//! | `Record` | members | while this server belongs to no history |
-//! | `Stand` | the member that this server follows as its leader | Raft runs |
-//! | `Vote` | a member that is the candidate | Raft runs, same history; refused in quarantine and while a leader is heard |
-//! | `Append`, `Snapshot` | a member that is the leader of the ballot in it | Raft runs, same history |
-//! | `Beat` | a member that is the leader of the ballot in it | Raft runs, same history; also as a note |
+//! Who is answered, and when, is in the table of [`crate::rpc`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,17 +18,17 @@ use super::running::Running;
 use super::shared::{lock, Shared};
 use super::{beats, bounds, forward, origin, records, report, roster, survey};
 use crate::consensus::network::Courier;
-use crate::consensus::wire::{
-    self, vote_answer, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat,
-    WireSnapshot, WireVote,
-};
-use crate::consensus::{ballot_of, log_end_of};
+use crate::consensus::{ballot_of, log_end_of, vote_answer};
 use crate::core::crowd::SMALL;
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{acknowledged_end, yields, Ballot, LogEnd, Quarantine, Status};
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
 use crate::journal::Level;
+use crate::rpc::{
+    self, AppendAnswer, Malformed, Request, Response, Unable, WireAppend, WireBeat, WireSnapshot,
+    WireVote,
+};
 use crate::transport::frame::{Header, Role};
 use crate::transport::listener::{Caller, Refusal, Service};
 use crate::transport::Body;
@@ -98,7 +82,7 @@ impl Service for Inbox {
         fail_point("inbox");
         let request = self.decode(&from, body)?;
         let response = self.answer(&from, request).await.unwrap_or_else(Response::Unable);
-        wire::encode(&response)
+        rpc::encode(&response)
     }
 }
 
@@ -126,7 +110,7 @@ impl Inbox {
     }
 
     fn decode(&self, from: &Caller, body: Body) -> Option<Request> {
-        let decoded = wire::decode_request(&body);
+        let decoded = rpc::decode_request(&body);
         // The keys in it stand in their cells now; the frame need not outlive its decoding.
         drop(body);
         let tell = |e: Malformed| {
@@ -355,21 +339,9 @@ impl Inbox {
     }
 }
 
-/// Whether one of this role may ask this at all; the table in the module's head.
+/// Whether one of this role may ask this at all; see the table of [`crate::rpc`].
 fn may_ask(role: Role, request: &Request) -> bool {
-    match request {
-        Request::Status(_) | Request::Report | Request::Order { .. } => true,
-        Request::Survey(_)
-        | Request::AwaitInstalled { .. }
-        | Request::Enlist { .. }
-        | Request::ListInFile(_)
-        | Request::Record
-        | Request::Stand
-        | Request::Vote(_)
-        | Request::Append(_)
-        | Request::Snapshot(_)
-        | Request::Beat(_) => role == Role::Member,
-    }
+    role == Role::Member || request.is_for_tools()
 }
 
 /// Whether a leader's log can be that of a group which this box is part of: it has all that this
@@ -415,15 +387,15 @@ mod tests {
     use openraft::Vote;
 
     use super::*;
-    use crate::consensus::wire::{WireEntry, WirePayload};
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, KeyRing};
     use crate::core::record::Record;
-    use crate::core::roster::Roster;
     use crate::core::server_id::ServerId;
     use crate::fault::planted;
     use crate::node::bench::{stek, Bench};
     use crate::node::KeySet;
+    use crate::rpc::tests::{self, one_of_each};
+    use crate::rpc::{WireEntry, WirePayload};
 
     #[tokio::test]
     async fn a_question_from_before_the_history_is_answered_when_the_key_is_installed() {
@@ -472,35 +444,18 @@ mod tests {
         let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
         shared.set_running(Some(running.clone()));
         let inbox = Inbox(shared.clone());
-        let ballot = Ballot { term: 6, node: ServerId(2) };
-        let append = || WireAppend {
-            vote: (ballot, true),
-            previous: None,
-            entries: Vec::new(),
-            commit: None,
-            age: None,
-            quorum: true,
-        };
-        let beat =
-            WireBeat { ballot, log_end: None, commit: None, age: None, quorum: true, next_ms: 100 };
         let tool = caller(Role::Tool, [0; 16]);
-        let list = Roster::new(1, &bench.shared.settings().members).unwrap().digest();
-        for request in [
-            Request::Survey(Status::default()),
-            Request::AwaitInstalled { generation: Generation(0), limit_ms: 0 },
-            Request::Enlist { replaces: list, members: Vec::new() },
-            Request::ListInFile(list),
-            Request::Stand,
-            Request::Vote(WireVote { ballot, log_end: None }),
-            Request::Append(append()),
-            Request::Beat(beat),
-        ] {
+        let others = one_of_each().into_iter().filter(|request| !request.is_for_tools());
+        for request in others {
             let words = format!("{request:?}");
             let answer = inbox.answer(&tool, request).await;
             assert_eq!(answer.err(), Some(Unable::Malformed), "{words}");
         }
         assert_eq!(running.log.vote(), Some(Vote::new_committed(5, ServerId(2))));
-        assert!(!inbox.take_note(&tool, wire::encode(&Request::Beat(beat)).unwrap()));
+        for request in one_of_each() {
+            let body = rpc::encode(&request).unwrap();
+            assert!(!inbox.take_note(&tool, body), "{request:?}");
+        }
         let status = inbox.answer(&tool, Request::Status(Status::default())).await;
         assert!(matches!(status, Ok(Response::Status(_))), "{status:?}");
         assert!(shared.answers_within(Duration::MAX).is_empty(), "it is no member's own word");
@@ -515,6 +470,59 @@ mod tests {
         let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
         assert!(inbox.answer(&other, Request::Stand).await.is_err());
         shared.stop_raft().await;
+    }
+
+    /// The states of which the table in [`crate::rpc`] speaks.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum State {
+        Starting,
+        SameHistory,
+        OtherHistory,
+    }
+
+    #[tokio::test]
+    async fn each_request_of_a_member_is_answered_in_the_states_of_the_table() {
+        use State::{OtherHistory, SameHistory, Starting};
+        let (table, count) = (tests::table(), one_of_each().len());
+        let pairs = (0..count).flat_map(|n| [Starting, SameHistory, OtherHistory].map(|s| (n, s)));
+        for (number, state) in pairs {
+            let bench = Bench::new();
+            let shared = bench.shared.clone();
+            let request = one_of_each().swap_remove(number);
+            let words = table[tests::kind(&request)][1];
+            if state != Starting {
+                let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+                let mut server = running.raft.server_metrics();
+                let follows = server.wait_for(|m| m.current_leader == Some(ServerId(2)));
+                timeout(Duration::from_secs(30), follows).await.unwrap().unwrap();
+                shared.set_running(Some(running));
+                shared.quarantine.send_replace(Quarantine::Lifted);
+            }
+            if state == OtherHistory {
+                let mut ring = KeyRing::default();
+                let history = HistoryId::from_bytes([9; 16]).unwrap();
+                ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
+                shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+            }
+            let history = [if state == OtherHistory { 8 } else { 0 }; 16];
+            let (inbox, from) = (Inbox(shared.clone()), caller(Role::Member, history));
+            let refused = inbox.answer(&from, request).await.err();
+            let expected = match (words.split(';').next(), state) {
+                (Some("always"), _) => None,
+                (Some("while no history is known here"), OtherHistory) => {
+                    Some(Unable::OtherHistory)
+                }
+                (Some("while no history is known here"), _) => None,
+                (Some("while Raft runs"), Starting) => Some(Unable::Malformed),
+                (Some("while Raft runs"), _) => None,
+                (Some("while Raft runs, same history"), Starting) => Some(Unable::Starting),
+                (Some("while Raft runs, same history"), SameHistory) => None,
+                (Some("while Raft runs, same history"), OtherHistory) => Some(Unable::OtherHistory),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(refused, expected, "{words:?} {state:?}");
+            shared.stop_raft().await;
+        }
     }
 
     #[tokio::test]

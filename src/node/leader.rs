@@ -24,17 +24,18 @@ use super::shared::{QueuedOrder, Shared};
 use super::{new_key, roster};
 use crate::consensus::network::{Chronicle, Courier};
 use crate::consensus::state_machine::AgreedView;
-use crate::consensus::wire::{self, OrderRefusal, Request, Response};
 use crate::core::agreed::{Change, Command};
 use crate::core::key_ring::{
     Change as KeyChange, Command as KeyCommand, Generation, Held, HistoryId, KeyRing,
 };
+use crate::core::moment::millis;
 use crate::core::moment::Moment;
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::fault::{fail_point, guarded};
 use crate::journal::Level;
+use crate::rpc::{OrderRefusal, Request, Response};
 use crate::transport::Heard;
 
 /// How long one question about an installed key is held open; asked again after that.
@@ -430,7 +431,7 @@ async fn ask_until_installed(
     generation: Generation,
 ) -> (ServerId, Installed) {
     let courier = PeerCourier(shared.clone());
-    let limit_ms = wire::millis(AWAIT_LIMIT).try_into().unwrap_or(u32::MAX);
+    let limit_ms = millis(AWAIT_LIMIT).try_into().unwrap_or(u32::MAX);
     // The answer may be held back for the whole limit, and still has to travel.
     let patience = AWAIT_LIMIT + shared.settings().timers.election_upper;
     loop {
@@ -486,6 +487,7 @@ mod tests {
     use crate::core::config::Member;
     use crate::node::bench::Bench;
     use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::rpc;
     use crate::transport::peers::CallError;
     use crate::transport::{Body, Me};
 
@@ -507,7 +509,7 @@ mod tests {
             self.asked.fetch_add(1, Ordering::Relaxed);
             let incarnation = self.incarnation.load(Ordering::Relaxed);
             let answer = Response::Installed { newest: Generation(9), incarnation };
-            Box::pin(ready(Ok(wire::encode(&answer).unwrap())))
+            Box::pin(ready(Ok(rpc::encode(&answer).unwrap())))
         }
 
         fn note(&self, _: ServerId, _: Body, _: Duration) {}

@@ -23,7 +23,6 @@ use super::{beats, election, leader};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{CallFailure, Chronicle, Courier, Links};
 use crate::consensus::state_machine::{AgreedView, StateMachine};
-use crate::consensus::wire::{Request, Response};
 use crate::consensus::{append_limit, ballot_of, raft_config, vote_of, Raft};
 use crate::core::agreed::{Change, Refusal};
 use crate::core::config::{Member, Settings};
@@ -36,6 +35,7 @@ use crate::core::rejoin::{
 };
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded};
+use crate::rpc::{Request, Response};
 
 /// The same for what all others say: whoever is asked may have to ask them first, and be asked by
 /// all of them at once.
@@ -654,13 +654,13 @@ mod tests {
 
     use super::*;
     use crate::consensus::log_id_of;
-    use crate::consensus::wire;
     use crate::core::agreed::{Agreed, Command};
     use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
     use crate::core::rejoin::{Ballot, LogEnd};
     use crate::core::roster::Roster;
     use crate::node::bench::Bench;
     use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::rpc;
     use crate::transport::listener::Refusal as Refused;
     use crate::transport::peers::CallError;
     use crate::transport::{Body, Heard, Me};
@@ -679,7 +679,7 @@ mod tests {
 
         fn request(&self, _: ServerId, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
             let answer = self.0.clone().and_then(|status| {
-                wire::encode(&Response::Status(status)).ok_or(CallError::UnknownPeer)
+                rpc::encode(&Response::Status(status)).ok_or(CallError::UnknownPeer)
             });
             Box::pin(ready(answer))
         }
@@ -776,10 +776,10 @@ mod proving {
     use openraft::Vote;
 
     use super::*;
-    use crate::consensus::wire;
     use crate::core::rejoin::Ballot;
     use crate::node::bench::Bench;
     use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::rpc;
     use crate::transport::peers::CallError;
     use crate::transport::{Body, Heard, Me};
 
@@ -799,7 +799,7 @@ mod proving {
             self.asked.fetch_add(1, Ordering::Relaxed);
             let ballot = Ballot { term: self.term.load(Ordering::Relaxed), node: to };
             let status = Status { full: true, ballot, ..Status::default() };
-            Box::pin(ready(Ok(wire::encode(&Response::Status(status)).unwrap())))
+            Box::pin(ready(Ok(rpc::encode(&Response::Status(status)).unwrap())))
         }
 
         fn note(&self, _: ServerId, _: Body, _: Duration) {}

@@ -66,12 +66,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::consensus::wire::{EnlistRefusal, OrderRefusal};
 use crate::core::box_status::{BoxStatus, HostStatus};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Generation;
 use crate::core::rotation::Order;
 use crate::core::stek::Stek;
+use crate::rpc::{EnlistRefusal, OrderRefusal};
 use crate::transport::listener::ListenDeps;
 use crate::transport::tls::Tls;
 #[doc(hidden)]

@@ -3,9 +3,9 @@
 //! What must hold: the words are one line, printable and bounded, whatever the sender calls itself;
 //! what a server merely passes on is told as its word.
 
-use crate::consensus::wire::MAX_ORIGIN;
 use crate::core::config::printable;
 use crate::core::server_id::ServerId;
+use crate::rpc::MAX_ORIGIN;
 use crate::transport::frame::Role;
 use crate::transport::listener::Caller;
 

@@ -12,11 +12,11 @@ use tokio::task::JoinSet;
 
 use super::shared::Shared;
 use crate::consensus::network::{CallFailure, Courier};
-use crate::consensus::wire::{self, Request, Response, Unable};
 use crate::core::crowd::breadth;
 use crate::core::rejoin::{yields, Status};
 use crate::core::server_id::ServerId;
 use crate::journal::Level;
+use crate::rpc::{self, Request, Response, Unable};
 use crate::transport::listener::Refusal;
 use crate::transport::peers::CallError;
 
@@ -35,7 +35,7 @@ impl Courier for PeerCourier {
         request: Request,
         limit: Duration,
     ) -> Result<Response, CallFailure> {
-        let body = wire::encode(&request).ok_or(CallFailure::Senseless)?;
+        let body = rpc::encode(&request).ok_or(CallFailure::Senseless)?;
         // The request may hold keys; while the answer is awaited only the frame does.
         drop(request);
         let answer = self.0.post.request(to, body, limit).await.map_err(|e| match e {
@@ -43,7 +43,7 @@ impl Courier for PeerCourier {
             CallError::Refused(Refusal::NotAMember) => CallFailure::NotListed,
             _ => CallFailure::Unreachable,
         })?;
-        let answer = wire::decode_response(&answer).map_err(|e| {
+        let answer = rpc::decode_response(&answer).map_err(|e| {
             let line = format!("server {to} answered nonsense: {e}");
             self.0.log.limited(Level::Warning, "senseless answer", line);
             CallFailure::Senseless

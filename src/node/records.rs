@@ -19,14 +19,15 @@ use super::state_file::{Saved, StateFile, Written};
 use crate::consensus::append_limit;
 use crate::consensus::network::Courier;
 use crate::consensus::state_machine::AgreedView;
-use crate::consensus::wire::{millis, Request, Response};
 use crate::core::crowd::breadth;
 use crate::core::key_ring::{Generation, HistoryId};
+use crate::core::moment::millis;
 use crate::core::record::{next_epoch, Record};
 use crate::core::rejoin::Quarantine;
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, guarded, kept_alive};
 use crate::journal::Level;
+use crate::rpc::{Request, Response};
 
 /// How long a box that starts waits for its file; one on a disk that hangs is not used.
 const LOAD_LIMIT: Duration = Duration::from_millis(500);

@@ -134,7 +134,6 @@ mod tests {
     use super::*;
     use crate::consensus::log_id_of;
     use crate::consensus::state_machine::{AgreedView, StateMachine};
-    use crate::consensus::wire::{self, Request, WireMembership, WireSnapshot};
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, Generation, Held, HistoryId, KeyRing, Staged};
     use crate::core::rejoin::{Ballot, LogEnd, Quarantine};
@@ -145,6 +144,7 @@ mod tests {
     use crate::node::leader::first_admitted;
     use crate::node::shared::Shared;
     use crate::node::{keeper, life, KeySet};
+    use crate::rpc::{self, Request, WireMembership, WireSnapshot};
     use crate::transport::frame::Role;
     use crate::transport::listener::{Caller, Service};
 
@@ -443,7 +443,7 @@ mod tests {
                 current_age_ms: 0,
                 staged_age_ms: 0,
             };
-            let body = wire::encode(&Request::Snapshot(snapshot)).unwrap();
+            let body = rpc::encode(&Request::Snapshot(snapshot)).unwrap();
             let from = Caller {
                 id: ServerId(2),
                 role: Role::Member,

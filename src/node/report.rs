@@ -11,13 +11,13 @@ use openssl::sha::Sha256;
 use super::refusals::{Place, Reason, Refusals};
 use super::shared::{lock, Shared};
 use super::Report;
-use crate::consensus::wire::millis;
 use crate::core::box_status::{
     BoxStatus, CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus, Keys,
     ListStatus, MemberStatus,
 };
 use crate::core::config::{alike, Settings};
 use crate::core::key_ring::Held;
+use crate::core::moment::millis;
 use crate::core::roster::Roster;
 use crate::core::text::{readable, short_digest};
 use crate::transport::{Cause, Counters};

@@ -25,7 +25,6 @@ use super::running::Running;
 use super::shared::Shared;
 use super::{forward, origin};
 use crate::consensus::network::{CallFailure, Courier};
-use crate::consensus::wire::{self, EnlistRefusal, Request, Response};
 use crate::core::agreed::{Agreed, Command};
 use crate::core::config::Member;
 use crate::core::rejoin::Status;
@@ -33,6 +32,7 @@ use crate::core::roster::{Digest, Roster};
 use crate::core::server_id::ServerId;
 use crate::fault::{fail_point, kept_alive};
 use crate::journal::Level;
+use crate::rpc::{self, EnlistRefusal, Request, Response};
 use crate::transport::listener::Caller;
 
 /// How long a box may take to say what it is, a new connection included.
@@ -408,13 +408,13 @@ async fn status_of(shared: &Arc<Shared>, id: ServerId) -> Option<Status> {
 
 /// Asks a box that is not connected yet, since it is no member or has moved.
 async fn status_at(shared: &Shared, member: &Member) -> Option<Status> {
-    let body = wire::encode(&Request::Status(shared.status()))?;
+    let body = rpc::encode(&Request::Status(shared.status()))?;
     let answer = shared
         .post
         .ask_stranger((&shared.sender, &shared.tls), member, body, PROBE_LIMIT)
         .await
         .ok()?;
-    match wire::decode_response(&answer) {
+    match rpc::decode_response(&answer) {
         Ok(Response::Status(status)) => Some(status),
         _ => None,
     }

@@ -24,18 +24,18 @@ use super::state_file::{StateFile, Written};
 use super::{Deps, KeySet, Report, Role};
 use crate::consensus::network::Chronicle;
 use crate::consensus::state_machine::AgreedView;
-use crate::consensus::wire::{self, Hearsay, OrderRefusal};
 use crate::consensus::{ballot_of, log_end_of};
 use crate::core::config::{Member, Settings};
 use crate::core::crowd::SMALL;
 use crate::core::key_ring::{Generation, HistoryId};
-use crate::core::moment::Moment;
+use crate::core::moment::{millis, Moment};
 use crate::core::record::Record;
 use crate::core::rejoin::{with_hearsay, Ballot, Horizon, LogEnd, Quarantine, Status};
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
 use crate::journal::{Level, Log};
+use crate::rpc::{Hearsay, OrderRefusal};
 use crate::transport::tls::Tls;
 use crate::transport::{Counters, Heard, Me};
 
@@ -426,7 +426,7 @@ impl Shared {
     pub fn kept_record(&self) -> Option<Record> {
         let kept = lock(&self.facts).kept.clone();
         let aged = |(record, since)| {
-            let age_ms = wire::millis(self.now().since(since));
+            let age_ms = millis(self.now().since(since));
             Record { age_ms, ..record }
         };
         kept.map(aged)
@@ -578,7 +578,7 @@ impl Shared {
         let known = facts.answers.iter().map(|(id, (at, status))| (*id, now.since(*at), status));
         let fresh = known.filter(|(_, age, _)| *age < limit);
         let told = fresh.map(|(from, age, status)| {
-            let age_ms = wire::millis(age).saturating_add(1).try_into().unwrap_or(u32::MAX);
+            let age_ms = millis(age).saturating_add(1).try_into().unwrap_or(u32::MAX);
             Hearsay { from, age_ms, status: status.clone() }
         });
         told.collect()
@@ -861,7 +861,7 @@ impl Chronicle for Shared {
     fn current_age(&self) -> Option<(Generation, u64)> {
         let view = self.views.borrow().clone();
         let age = self.now().since(self.current_since(&view));
-        view.agreed.ring.current().map(|held| (held.generation, wire::millis(age)))
+        view.agreed.ring.current().map(|held| (held.generation, millis(age)))
     }
 
     fn has_quorum(&self) -> bool {

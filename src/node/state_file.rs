@@ -22,12 +22,13 @@ use zeroize::Zeroizing;
 
 use super::disk::{Disk, Stamp, Unusable};
 use super::network::Reply;
-use crate::consensus::wire::{check_record, encode, millis, Malformed};
 use crate::core::agreed::Refusal;
 use crate::core::key_ring::{Generation, HistoryId};
+use crate::core::moment::millis;
 use crate::core::record::Record;
 use crate::core::roster::Roster;
 use crate::core::server_id::ServerId;
+use crate::rpc::{check_record, encode, Malformed};
 use crate::transport::tls::Tls;
 
 /// Begins every state file.

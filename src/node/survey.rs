@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::peer_client::PeerCourier;
 use super::shared::Shared;
 use crate::consensus::network::Courier;
-use crate::consensus::wire::{Hearsay, Request, Response};
+use crate::rpc::{Hearsay, Request, Response};
 
 /// How long another box's word about itself counts.
 pub(super) const ANSWER_LIFE: Duration = Duration::from_secs(2);

@@ -9,12 +9,12 @@ use openssl::error::ErrorStack;
 use thiserror::Error;
 
 use super::outside::Outside;
-use crate::consensus::wire::EnlistRefusal;
 use crate::core::box_status::Role;
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Fingerprint, Stek, WeakKey};
 use crate::journal::Log;
+use crate::rpc::EnlistRefusal;
 use crate::transport::tls::Tls;
 use crate::transport::Versions;
 

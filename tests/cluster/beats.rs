@@ -6,14 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use stek_share::consensus::wire::{
-    self, AppendAnswer, Request, Response, Unable, WireBeat, WireVote,
-};
 use stek_share::core::config::Settings;
 use stek_share::core::rejoin::{Ballot, Status};
 use stek_share::core::server_id::ServerId;
 use stek_share::journal::Log;
 use stek_share::node::Role;
+use stek_share::rpc::{self, AppendAnswer, Request, Response, Unable, WireBeat, WireVote};
 use stek_share::transport::frame::Header;
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
@@ -87,12 +85,12 @@ impl Service for Strings {
 
     fn take_note(&self, _: &Caller, body: Body) -> bool {
         self.notes.fetch_add(1, Ordering::SeqCst);
-        matches!(wire::decode_request(&body), Ok(Request::Beat(_)))
+        matches!(rpc::decode_request(&body), Ok(Request::Beat(_)))
     }
 
     async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
-        let answer = self.answer(&from, wire::decode_request(&body).ok()?);
-        wire::encode(&answer)
+        let answer = self.answer(&from, rpc::decode_request(&body).ok()?);
+        rpc::encode(&answer)
     }
 }
 
@@ -155,9 +153,9 @@ impl Stage {
     }
 
     fn ask(&self, to: u32, request: &Request) -> Response {
-        let body = wire::encode(request).unwrap();
+        let body = rpc::encode(request).unwrap();
         let answer = self.runtime.block_on(self.peers.request(ServerId(to), body, PATIENCE));
-        wire::decode_response(&answer.unwrap()).unwrap()
+        rpc::decode_response(&answer.unwrap()).unwrap()
     }
 
     /// What the puppet is sent while `WHILE` passes: beats that want an answer, others, appends.

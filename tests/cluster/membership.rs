@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use stek_share::consensus::wire::EnlistRefusal;
 use stek_share::core::config::{Member, Settings};
 use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::node::{NoReload, Role};
+use stek_share::rpc::EnlistRefusal;
 
 use crate::fleet::{block_on, member, wait_for, Fleet};
 

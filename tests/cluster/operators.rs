@@ -3,11 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stek_share::client::{order_limit, Client, Failure, KeyInUse, Order, Role, STATUS_LIMIT};
-use stek_share::consensus::wire::OrderRefusal;
 use stek_share::core::health::complaints;
 use stek_share::core::key_ring::Generation;
 use stek_share::core::server_id::ServerId;
 use stek_share::journal::Level;
+use stek_share::rpc::OrderRefusal;
 use stek_share::transport::listener::Refusal;
 use stek_share::transport::tls::Tls;
 

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use stek_share::consensus::wire::OrderRefusal;
 use stek_share::core::config::{Settings, Timers};
 use stek_share::core::rotation::Order;
+use stek_share::rpc::OrderRefusal;
 
 use crate::fleet::{block_on, wait_for, Fleet};
 

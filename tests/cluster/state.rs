@@ -6,13 +6,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use stek_share::consensus::wire::OrderRefusal;
 use stek_share::core::config::Settings;
 use stek_share::core::key_ring::Generation;
 use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::journal::Level;
 use stek_share::node::state_file_door as door;
+use stek_share::rpc::OrderRefusal;
 use stek_share::transport::tls::Tls;
 
 use crate::fleet::{block_on, tls_of, wait_for, Fleet, Host, SUBJECT};

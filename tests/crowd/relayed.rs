@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stek_share::consensus::wire::{decode_request, encode, Hearsay, Request, Response};
 use stek_share::core::crowd::{HUBS, SMALL};
 use stek_share::core::key_ring::{Generation, HistoryId};
 use stek_share::core::rejoin::{Ballot, LogEnd, Status};
 use stek_share::core::server_id::ServerId;
 use stek_share::journal::Log;
 use stek_share::node::Role;
+use stek_share::rpc::{decode_request, encode, Hearsay, Request, Response};
 use stek_share::transport::frame::{Body, Header};
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,

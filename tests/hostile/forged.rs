@@ -5,9 +5,6 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use stek_share::consensus::wire::{
-    encode, Request, Response, Unable, WireEntry, WireMembership, WirePayload, WireSnapshot,
-};
 use stek_share::core::agreed::Agreed;
 use stek_share::core::key_ring::{Generation, Held, HistoryId, Staged, MAX_GENERATION};
 use stek_share::core::rejoin::{LogEnd, MAX_GENERATION_LEAP};
@@ -15,6 +12,9 @@ use stek_share::core::roster::Roster;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::Fingerprint;
 use stek_share::node::new_key;
+use stek_share::rpc::{
+    encode, Request, Response, Unable, WireEntry, WireMembership, WirePayload, WireSnapshot,
+};
 
 use crate::fleet::Fleet;
 use crate::insider::{ballot, beat, history, snapshot, Insider};

@@ -5,12 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
 use kit::pki::Identity;
 use openssl::ssl::{SslConnector, SslMethod, SslStream, SslVerifyMode};
-use stek_share::consensus::wire::{
-    decode_response, encode, Request, Response, WireAppend, WireMembership, WireSnapshot,
-};
 use stek_share::core::agreed::Agreed;
 use stek_share::core::rejoin::{Ballot, LogEnd, Status};
 use stek_share::core::server_id::ServerId;
+use stek_share::rpc::{
+    decode_response, encode, Request, Response, WireAppend, WireMembership, WireSnapshot,
+};
 use stek_share::transport::frame::{self, Header, Kind, Role};
 
 use crate::fleet::{Fleet, PATIENCE};

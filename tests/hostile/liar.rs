@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use stek_share::consensus::wire::{decode_request, encode, AppendAnswer, Request, Response};
 use stek_share::core::rejoin::{LogEnd, Status};
 use stek_share::core::server_id::ServerId;
 use stek_share::journal::Log;
+use stek_share::rpc::{decode_request, encode, AppendAnswer, Request, Response};
 use stek_share::transport::frame::{Body, Header};
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,

@@ -4,14 +4,12 @@
 use std::cell::Cell;
 
 use kit::pki::{Identity, Request as CertificateRequest};
-use stek_share::consensus::wire::{
-    decode_response, encode, EnlistRefusal, Request, Response, Unable,
-};
 use stek_share::core::config::Member;
 use stek_share::core::roster::{Digest, Roster};
 use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::node::NoReload;
+use stek_share::rpc::{decode_response, encode, EnlistRefusal, Request, Response, Unable};
 use stek_share::transport::peers::ask_once;
 use stek_share::transport::resolver::Resolver;
 use stek_share::transport::tls::Tls;

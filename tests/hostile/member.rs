@@ -3,9 +3,6 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use stek_share::consensus::wire::{
-    encode, Request, Response, Unable, WireEntry, WirePayload, WireVote,
-};
 use stek_share::core::agreed::{Agreed, Command};
 use stek_share::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId, KeyRing};
 use stek_share::core::rejoin::{Ballot, LogEnd, MAX_INDEX_LEAP, MAX_TERM_LEAP};
@@ -13,6 +10,7 @@ use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::{Stek, STEK_LEN};
 use stek_share::node::new_key;
+use stek_share::rpc::{encode, Request, Response, Unable, WireEntry, WirePayload, WireVote};
 use stek_share::transport::frame::VERSION_MAX;
 
 use crate::fleet::{block_on, wait_for, Fleet};
@@ -190,7 +188,7 @@ fn appends_with_gaps_or_of_later_ballots_are_not_taken() {
         vec![entry(now, 8), entry(ballot(term), 9)],
     ] {
         let previous = Some(LogEnd { ballot: ballot(term), index: 7 });
-        let append = stek_share::consensus::wire::WireAppend { previous, entries, ..beat(now) };
+        let append = stek_share::rpc::WireAppend { previous, entries, ..beat(now) };
         let answer = Insider::connect(&mut fleet, victim).ask(&Request::Append(append));
         assert!(answer.is_none(), "{answer:?}");
     }

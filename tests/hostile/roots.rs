@@ -1,9 +1,9 @@
 //! A root that is taken out of the root file.
 
 use kit::pki::{Authority, Identity, Request};
-use stek_share::consensus::wire;
 use stek_share::core::roster::Roster;
 use stek_share::core::rotation::Order;
+use stek_share::rpc;
 use stek_share::transport::tls::Tls;
 
 use crate::fleet::{block_on, wait_for, Fleet, SUBJECT};
@@ -108,10 +108,10 @@ fn who_came_in_under_the_old_root_orders_nothing_afterwards() {
     replace_the_root(&mut fleet);
     for mut insider in insiders {
         let order =
-            insider.ask(&wire::Request::Order { order: Order::Revoke, origin: String::new() });
+            insider.ask(&rpc::Request::Order { order: Order::Revoke, origin: String::new() });
         assert!(order.is_none(), "{order:?}");
         let replaces = Roster::new(1, &members).unwrap().digest();
-        let list = insider.ask(&wire::Request::Enlist { replaces, members: members[..3].to_vec() });
+        let list = insider.ask(&rpc::Request::Enlist { replaces, members: members[..3].to_vec() });
         assert!(list.is_none(), "{list:?}");
     }
     let after = fleet.boxes[&1].report();

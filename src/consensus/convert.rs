@@ -1,0 +1,210 @@
+//! Messages of ours as openraft's types and back.
+//!
+//! Whether a message is sound was checked where it was decoded. Invariants: what goes through
+//! openraft's types and back is the same as before.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use openraft::impls::EmptyNode;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
+use openraft::{Entry, EntryPayload, Membership, Snapshot, SnapshotMeta, StoredMembership, Vote};
+
+use super::types::{ballot_of, log_end_of, log_id_of, vote_of, AgreedSnapshot, Types};
+use crate::core::key_ring::Generation;
+use crate::core::moment::{millis, Moment};
+use crate::core::rejoin::Ballot;
+use crate::core::server_id::ServerId;
+use crate::rpc::{
+    AppendAnswer, Response, WireAppend, WireEntry, WireMembership, WirePayload, WireSnapshot,
+    WireVote,
+};
+
+impl WireVote {
+    /// The message for a vote request of openraft's.
+    pub fn from_raft(rpc: &VoteRequest<ServerId>) -> WireVote {
+        let log_end = rpc.last_log_id.as_ref().map(log_end_of);
+        WireVote { ballot: ballot_of(&rpc.vote), log_end }
+    }
+
+    /// openraft's request for this message.
+    pub fn into_raft(self) -> VoteRequest<ServerId> {
+        VoteRequest::new(vote_of(self.ballot), self.log_end.map(log_id_of))
+    }
+}
+
+impl WireAppend {
+    /// The message for an append request of openraft's.
+    pub fn from_raft(
+        rpc: AppendEntriesRequest<Types>,
+        age: Option<(Generation, u64)>,
+        quorum: bool,
+    ) -> WireAppend {
+        WireAppend {
+            vote: (ballot_of(&rpc.vote), rpc.vote.committed),
+            previous: rpc.prev_log_id.as_ref().map(log_end_of),
+            entries: rpc.entries.into_iter().map(WireEntry::from_raft).collect(),
+            commit: rpc.leader_commit.as_ref().map(log_end_of),
+            age,
+            quorum,
+        }
+    }
+
+    /// openraft's request for this message.
+    pub fn into_raft(self) -> AppendEntriesRequest<Types> {
+        AppendEntriesRequest {
+            vote: raft_vote(self.vote),
+            prev_log_id: self.previous.map(log_id_of),
+            entries: self.entries.into_iter().map(WireEntry::into_raft).collect(),
+            leader_commit: self.commit.map(log_id_of),
+        }
+    }
+}
+
+impl AppendAnswer {
+    /// The message for openraft's answer.
+    pub fn from_raft(answer: &AppendEntriesResponse<ServerId>) -> AppendAnswer {
+        match answer {
+            AppendEntriesResponse::Success => AppendAnswer::Success,
+            AppendEntriesResponse::PartialSuccess(id) => {
+                AppendAnswer::Partial(id.as_ref().map(log_end_of))
+            }
+            AppendEntriesResponse::Conflict => AppendAnswer::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => {
+                AppendAnswer::HigherVote(ballot_of(vote), vote.committed)
+            }
+        }
+    }
+
+    /// openraft's answer for this message.
+    pub fn into_raft(self) -> AppendEntriesResponse<ServerId> {
+        match self {
+            AppendAnswer::Success => AppendEntriesResponse::Success,
+            AppendAnswer::Partial(end) => AppendEntriesResponse::PartialSuccess(end.map(log_id_of)),
+            AppendAnswer::Conflict => AppendEntriesResponse::Conflict,
+            AppendAnswer::HigherVote(ballot, committed) => {
+                AppendEntriesResponse::HigherVote(raft_vote((ballot, committed)))
+            }
+        }
+    }
+}
+
+impl WireEntry {
+    /// The message for an entry of openraft's.
+    pub fn from_raft(entry: Entry<Types>) -> WireEntry {
+        let payload = match entry.payload {
+            EntryPayload::Blank => WirePayload::Blank,
+            EntryPayload::Normal(command) => WirePayload::Command(command),
+            EntryPayload::Membership(m) => WirePayload::Membership(WireMembership::from_raft(&m)),
+        };
+        WireEntry { id: log_end_of(&entry.log_id), payload }
+    }
+
+    /// openraft's entry for this message.
+    pub fn into_raft(self) -> Entry<Types> {
+        let payload = match self.payload {
+            WirePayload::Blank => EntryPayload::Blank,
+            WirePayload::Command(command) => EntryPayload::Normal(command),
+            WirePayload::Membership(m) => EntryPayload::Membership(m.into_raft()),
+        };
+        Entry { log_id: log_id_of(self.id), payload }
+    }
+}
+
+impl WireMembership {
+    /// The message for a membership of openraft's.
+    pub fn from_raft(membership: &Membership<ServerId, EmptyNode>) -> WireMembership {
+        WireMembership {
+            configs: membership.get_joint_config().clone(),
+            members: membership.nodes().map(|(id, _)| *id).collect(),
+        }
+    }
+
+    /// openraft's membership for this message.
+    pub fn into_raft(self) -> Membership<ServerId, EmptyNode> {
+        let nodes: BTreeMap<ServerId, EmptyNode> =
+            self.members.into_iter().map(|id| (id, EmptyNode {})).collect();
+        Membership::new(self.configs, nodes)
+    }
+}
+
+impl WireSnapshot {
+    /// The message for a snapshot of openraft's; ages are as of `now`.
+    pub fn from_raft(vote: Vote<ServerId>, snapshot: Snapshot<Types>, now: Moment) -> WireSnapshot {
+        let meta = snapshot.meta;
+        let state = *snapshot.snapshot;
+        WireSnapshot {
+            vote: (ballot_of(&vote), vote.committed),
+            last: meta.last_log_id.as_ref().map(log_end_of),
+            membership_at: meta.last_membership.log_id().as_ref().map(log_end_of),
+            membership: WireMembership::from_raft(meta.last_membership.membership()),
+            id: meta.snapshot_id,
+            current_age_ms: millis(now.since(state.current_since)),
+            staged_age_ms: millis(now.since(state.staged_since)),
+            agreed: state.agreed,
+        }
+    }
+
+    /// The leader's vote and openraft's snapshot for this message that arrived at `now`.
+    pub fn into_raft(self, now: Moment) -> (Vote<ServerId>, Snapshot<Types>) {
+        let meta = SnapshotMeta {
+            last_log_id: self.last.map(log_id_of),
+            last_membership: StoredMembership::new(
+                self.membership_at.map(log_id_of),
+                self.membership.into_raft(),
+            ),
+            snapshot_id: self.id,
+        };
+        let snapshot = Box::new(AgreedSnapshot {
+            agreed: self.agreed,
+            current_since: now.ago(Duration::from_millis(self.current_age_ms)),
+            staged_since: now.ago(Duration::from_millis(self.staged_age_ms)),
+        });
+        (raft_vote(self.vote), Snapshot { meta, snapshot })
+    }
+}
+
+/// The message for openraft's answer to a vote request.
+pub fn vote_answer(answer: &VoteResponse<ServerId>) -> Response {
+    Response::Vote {
+        vote: (ballot_of(&answer.vote), answer.vote.committed),
+        granted: answer.vote_granted,
+        log_end: answer.last_log_id.as_ref().map(log_end_of),
+    }
+}
+
+/// openraft's vote for one on the wire.
+pub fn raft_vote((ballot, committed): (Ballot, bool)) -> Vote<ServerId> {
+    match committed {
+        true => Vote::new_committed(ballot.term, ballot.node),
+        false => Vote::new(ballot.term, ballot.node),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::tests::{append, ring, snapshot};
+    use crate::rpc::{decode_request, encode, Request};
+
+    #[test]
+    fn an_append_survives_the_way_through_bytes_and_openraft() {
+        let bytes = encode(&Request::Append(append(&[8, 9]))).unwrap();
+        let Ok(Request::Append(back)) = decode_request(&bytes) else { panic!("not an append") };
+        assert_eq!(back.age, Some((Generation(5), 1234)));
+        let again = WireAppend::from_raft(back.into_raft(), Some((Generation(5), 1234)), true);
+        assert_eq!(*encode(&Request::Append(again)).unwrap(), *bytes);
+    }
+
+    #[test]
+    fn a_snapshot_carries_ages_not_clock_readings() {
+        let bytes = encode(&Request::Snapshot(snapshot(ring()))).unwrap();
+        let Ok(Request::Snapshot(back)) = decode_request(&bytes) else { panic!("no snapshot") };
+        let arrived = Moment::from_start(Duration::from_secs(100));
+        let (vote, snapshot) = back.into_raft(arrived);
+        assert!(vote.committed);
+        assert_eq!(arrived.since(snapshot.snapshot.current_since), Duration::from_secs(7));
+        let sent = WireSnapshot::from_raft(vote, snapshot, arrived + Duration::from_secs(2));
+        assert_eq!(sent.current_age_ms, 9000);
+    }
+}

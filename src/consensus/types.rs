@@ -1,0 +1,62 @@
+//! The types that openraft works with here, and its ids as ours.
+
+use openraft::impls::{EmptyNode, OneshotResponder};
+use openraft::{CommittedLeaderId, LogId, Vote};
+
+use super::clock::SteppedTokio;
+use crate::core::agreed::{Agreed, Change, Command, Refusal};
+use crate::core::moment::Moment;
+use crate::core::rejoin::{Ballot, LogEnd};
+use crate::core::server_id::ServerId;
+
+openraft::declare_raft_types!(
+    /// The types that openraft works with here. Addresses stay out of it: who is where is the
+    /// transport's knowledge, so that a changed address is a mere reconnect.
+    pub Types:
+        D = Command,
+        R = Answer,
+        NodeId = ServerId,
+        Node = EmptyNode,
+        Entry = openraft::Entry<Types>,
+        SnapshotData = AgreedSnapshot,
+        Responder = OneshotResponder<Types>,
+        AsyncRuntime = SteppedTokio,
+);
+
+/// One box's Raft.
+pub type Raft = openraft::Raft<Types>;
+
+/// What applying a log entry came to; `None` for entries that carry no command.
+pub type Answer = Option<Result<Change, Refusal>>;
+
+/// The state machine's content at one point of the log.
+#[derive(Clone, Debug, Default)]
+pub struct AgreedSnapshot {
+    /// The agreed keys and server list.
+    pub agreed: Agreed,
+    /// When the current one became current, on this process's clock.
+    pub current_since: Moment,
+    /// When the staged one was staged, on this process's clock.
+    pub staged_since: Moment,
+}
+
+/// openraft's vote as a ballot of ours; whether it is committed is lost.
+pub fn ballot_of(vote: &Vote<ServerId>) -> Ballot {
+    Ballot { term: vote.leader_id.term, node: vote.leader_id.node_id }
+}
+
+/// The vote of somebody who stands: not committed.
+pub fn vote_of(ballot: Ballot) -> Vote<ServerId> {
+    Vote::new(ballot.term, ballot.node)
+}
+
+/// openraft's log id as a log end of ours.
+pub fn log_end_of(id: &LogId<ServerId>) -> LogEnd {
+    let ballot = Ballot { term: id.leader_id.term, node: id.leader_id.node_id };
+    LogEnd { ballot, index: id.index }
+}
+
+/// A log end as openraft's log id.
+pub fn log_id_of(end: LogEnd) -> LogId<ServerId> {
+    LogId::new(CommittedLeaderId::new(end.ballot.term, end.ballot.node), end.index)
+}

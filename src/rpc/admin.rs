@@ -1,0 +1,129 @@
+//! What an operator asks for: orders and server lists, and why one is refused.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::core::key_ring::Generation;
+use crate::core::roster::BadRoster;
+use crate::core::server_id::ServerId;
+
+/// Most bytes in which one server tells another who gave an order; a subject and an address fit.
+pub const MAX_ORIGIN: usize = 400;
+
+/// How many servers one line names.
+const MAX_NAMED: usize = 16;
+/// Why an order was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum OrderRefusal {
+    /// Nobody leads, the leader cannot be reached, or it has no majority; nothing was proposed.
+    #[error("there is no leader at present; try again in a second")]
+    NoLeader,
+    /// The leader lost its office, or the way to it was cut, before it could answer.
+    #[error("the leader changed in the meantime; it may still happen")]
+    Unknown,
+    /// One handover at a time.
+    #[error("a handover to generation {0} is under way; try again in a second")]
+    HandoverUnderWay(Generation),
+    /// The group did not agree in time.
+    #[error("the group did not agree within client_req_timeout; it may still happen")]
+    TimedOut,
+    /// The group refused the key.
+    #[error("the group refused the new key: {0}")]
+    Refused(String),
+}
+
+/// Why a server list was not agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnlistRefusal {
+    /// Nobody leads, or the leader cannot be reached; nothing was proposed.
+    NoLeader,
+    /// The leader lost its office, or the way to it was cut, before it could answer.
+    Unknown,
+    /// No group could have this list.
+    Bad(BadRoster),
+    /// The sender does not answer at its address in the group's list.
+    NotAtPlace,
+    /// The list that was to be replaced is not the group's; its version now.
+    Stale(u64),
+    /// The membership does not follow the last list yet.
+    UnderWay(u64),
+    /// A majority of the old or of the new list is not there; the change could get stuck half way.
+    TooFew {
+        /// Whether it is the new list.
+        of_new: bool,
+        /// Who is missing.
+        missing: Vec<ServerId>,
+    },
+    /// Too few servers of the present list have the new one in their files: no majority of the
+    /// servers wants it.
+    NotInFiles {
+        /// Those whose files hold another one.
+        lacking: Vec<ServerId>,
+        /// Those that did not say.
+        silent: Vec<ServerId>,
+    },
+    /// The group refused the list.
+    Refused(String),
+    /// The group did not agree in time.
+    TimedOut,
+}
+/// "server 2", "servers 2, 3 and 5"; of many servers the first [`MAX_NAMED`].
+fn servers(ids: &[ServerId]) -> String {
+    let shown: Vec<String> = ids.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+    let more = ids.len() - shown.len();
+    match shown.as_slice() {
+        [one] => format!("server {one}"),
+        _ if more > 0 => format!("servers {} and {more} more", shown.join(", ")),
+        [first @ .., last] => format!("servers {} and {last}", first.join(", ")),
+        [] => "no server".to_owned(),
+    }
+}
+
+impl fmt::Display for EnlistRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EnlistRefusal::NoLeader => {
+                write!(f, "there is no leader at present; try again in a second")
+            }
+            EnlistRefusal::Unknown => {
+                write!(f, "the leader changed in the meantime; it may still happen")
+            }
+            EnlistRefusal::Bad(why) => write!(f, "{why}"),
+            EnlistRefusal::NotAtPlace => write!(
+                f,
+                "the leader does not reach this server at its address in the group's list; send \
+                 reload to a server that is reached there"
+            ),
+            EnlistRefusal::Stale(version) => write!(
+                f,
+                "the group's list has changed since, to version {version}; see whether the new \
+                 list is still what you want, then reload again"
+            ),
+            EnlistRefusal::UnderWay(version) => {
+                write!(f, "the change to list version {version} is under way; try again later")
+            }
+            EnlistRefusal::TooFew { of_new, missing } => {
+                let which = if *of_new { "new" } else { "present" };
+                let names = servers(missing);
+                write!(f, "no majority of the {which} list is up and whole; missing: {names}")
+            }
+            EnlistRefusal::NotInFiles { lacking, silent } => {
+                if !lacking.is_empty() {
+                    let verb = if lacking.len() == 1 { "does" } else { "do" };
+                    write!(f, "{} {verb} not have this list yet", servers(lacking))?;
+                }
+                if !silent.is_empty() {
+                    let join = if lacking.is_empty() { "" } else { "; " };
+                    write!(f, "{join}{} did not say what the file holds", servers(silent))?;
+                }
+                write!(f, ": put the same server_list_file on all servers, then reload one")
+            }
+            EnlistRefusal::Refused(why) => write!(f, "the group refused it: {why}"),
+            EnlistRefusal::TimedOut => {
+                write!(f, "the group did not agree within client_req_timeout; it may still happen")
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Raft's own messages: RequestVote, AppendEntries and InstallSnapshot, in shapes of ours.
+//!
+//! How they become openraft's types and back is for [`crate::consensus`]. Invariants: what passes
+//! `check` is something that a leader or a candidate could have sent.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::malformed::Malformed;
+use crate::core::agreed::{Agreed, Command};
+use crate::core::config::MAX_MEMBERS;
+use crate::core::key_ring::Generation;
+use crate::core::rejoin::{Ballot, LogEnd};
+use crate::core::server_id::ServerId;
+
+/// Most entries that a message may carry; more than any honest box sends.
+pub(super) const MAX_ENTRIES: usize = 256;
+
+/// The longest name of a snapshot; those of ours are numbers.
+pub(super) const MAX_SNAPSHOT_ID: usize = 32;
+
+/// Most voter sets in a membership.
+const MAX_CONFIGS: usize = 2;
+/// The outcome of an append request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppendAnswer {
+    /// All entries are in the log.
+    Success,
+    /// Those up to here are.
+    Partial(Option<LogEnd>),
+    /// The entry before them is not there.
+    Conflict,
+    /// Another leader's ballot is higher; and whether it is committed.
+    HigherVote(Ballot, bool),
+}
+
+/// Raft's RequestVote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireVote {
+    /// Term and candidate.
+    pub ballot: Ballot,
+    /// The end of the candidate's log.
+    pub log_end: Option<LogEnd>,
+}
+
+/// Raft's AppendEntries.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WireAppend {
+    /// The leader's ballot, and whether it is committed.
+    pub vote: (Ballot, bool),
+    /// The entry right before `entries`.
+    pub previous: Option<LogEnd>,
+    /// What to append.
+    pub entries: Vec<WireEntry>,
+    /// Up to where the leader knows of agreement.
+    pub commit: Option<LogEnd>,
+    /// The leader's current key and its age in milliseconds, so that a box that returns does not
+    /// take an old key for a fresh one.
+    pub age: Option<(Generation, u64)>,
+    /// Whether a majority acknowledged the leader lately.
+    pub quorum: bool,
+}
+/// One entry of the log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WireEntry {
+    /// Its id.
+    pub id: LogEnd,
+    /// Its content.
+    pub payload: WirePayload,
+}
+
+/// What an entry holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum WirePayload {
+    /// Nothing: a leader's first entry.
+    Blank,
+    /// A change of the agreed state.
+    Command(Command),
+    /// Who belongs to the group.
+    Membership(WireMembership),
+}
+
+/// Who belongs to the group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireMembership {
+    /// The voters; two sets during a change.
+    pub configs: Vec<BTreeSet<ServerId>>,
+    /// All members.
+    pub members: BTreeSet<ServerId>,
+}
+
+/// Raft's InstallSnapshot.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WireSnapshot {
+    /// The leader's ballot, and whether it is committed.
+    pub vote: (Ballot, bool),
+    /// The last entry that it covers.
+    pub last: Option<LogEnd>,
+    /// The entry that set the membership.
+    pub membership_at: Option<LogEnd>,
+    /// The membership.
+    pub membership: WireMembership,
+    /// Tells snapshots of one box apart.
+    pub id: String,
+    /// The agreed keys and server list.
+    pub agreed: Agreed,
+    /// How old the current key is, in milliseconds.
+    pub current_age_ms: u64,
+    /// How long the staged key has been staged, in milliseconds.
+    pub staged_age_ms: u64,
+}
+impl WireVote {
+    pub(super) fn check(&self) -> Result<(), Malformed> {
+        self.ballot.check()?;
+        self.log_end.map_or(Ok(()), |end| end.check())
+    }
+}
+
+impl WireAppend {
+    /// Whether it is one that a leader could send.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Malformed> {
+        if self.entries.len() > MAX_ENTRIES {
+            return Err(Malformed::TooMany("entries"));
+        }
+        let ends = self.entries.iter().map(|entry| entry.id);
+        for end in ends.chain(self.previous).chain(self.commit) {
+            end.check()?;
+        }
+        self.vote.0.check()?;
+        // A leader's log holds entries of its own ballot and of earlier ones, in their order.
+        if self.commit.is_some_and(|commit| commit.ballot > self.vote.0) {
+            return Err(Malformed::Order);
+        }
+        let mut ballot = self.previous.map_or(Ballot::default(), |p| p.ballot);
+        let first = self.previous.map_or(0, |p| p.index + 1);
+        for (index, entry) in (first..).zip(&self.entries) {
+            if entry.id.index != index || entry.id.ballot < ballot {
+                return Err(Malformed::Order);
+            }
+            ballot = entry.id.ballot;
+            entry.check()?;
+        }
+        match ballot <= self.vote.0 {
+            true => Ok(()),
+            false => Err(Malformed::Order),
+        }
+    }
+}
+
+impl WireEntry {
+    /// Whether its content is within bounds: it may have to be sent on, whether it is applied or
+    /// refused.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Malformed> {
+        match &self.payload {
+            WirePayload::Membership(membership) => membership.check(),
+            WirePayload::Command(Command::Enlist(list)) => {
+                list.check().map_err(|bad| Malformed::State(bad.into()))
+            }
+            WirePayload::Blank | WirePayload::Command(_) => Ok(()),
+        }
+    }
+}
+
+impl WireMembership {
+    /// Whether it is within what any group has.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Malformed> {
+        if self.configs.len() > MAX_CONFIGS {
+            return Err(Malformed::TooMany("configurations"));
+        }
+        if self.members.len() > MAX_MEMBERS
+            || self.configs.iter().any(|voters| voters.len() > MAX_MEMBERS)
+        {
+            return Err(Malformed::TooMany("members"));
+        }
+        if self.configs.is_empty() || self.configs.iter().any(BTreeSet::is_empty) {
+            return Err(Malformed::NoVoters);
+        }
+        Ok(())
+    }
+}
+
+impl WireSnapshot {
+    pub(super) fn check(&self) -> Result<(), Malformed> {
+        self.membership.check()?;
+        self.vote.0.check()?;
+        for end in self.last.iter().chain(&self.membership_at) {
+            end.check()?;
+        }
+        if self.id.len() > MAX_SNAPSHOT_ID {
+            return Err(Malformed::TooMany("letters in its name"));
+        }
+        let last = self.last.ok_or(Malformed::Order)?;
+        if last.ballot > self.vote.0 || self.membership_at > self.last {
+            return Err(Malformed::Order);
+        }
+        self.agreed.check().map_err(Malformed::State)
+    }
+}
