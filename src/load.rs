@@ -186,6 +186,15 @@ pub fn expiry(settings: &Settings, file: &str, tls: &Tls) -> Option<Problem> {
     check_expiry(&Unplaced(file), &shown_path(&settings.server_cert_file), tls)
 }
 
+/// What is wrong with a line of plugin.config that gives the plugin so many arguments.
+pub fn wrong_arguments(count: usize) -> Option<Problem> {
+    let reason = format!(
+        "stek_share.so takes one argument, the path of its configuration file, and was given {count}"
+    );
+    let remedy = "write for instance: stek_share.so stek_share/server_conf.yaml";
+    (count != 1).then(|| Problem::error("plugin.config", reason, remedy))
+}
+
 /// A file of the host's, to look at; `None` if it cannot be read, or is larger than any of its kind.
 pub fn host_file(path: &Path) -> Option<Zeroizing<Vec<u8>>> {
     read_file(path, MAX_PEM).ok()
@@ -404,7 +413,7 @@ fn check_mode(blame: &dyn Blame, key: &Pem) -> Option<Problem> {
 
 /// Whether a file's group is the one of this process.
 fn is_own_group(metadata: &fs::Metadata) -> bool {
-    fs::metadata("/proc/self").is_ok_and(|own| own.gid() == metadata.gid())
+    fs::metadata("/proc/thread-self").is_ok_and(|own| own.gid() == metadata.gid())
 }
 
 /// Blocks of a file with certificates that nobody reads.

@@ -4,13 +4,14 @@
 //! [`guard`] what gives it them again, [`operator`] what answers operators' messages, [`files`] what
 //! looks after files that change, read by [`reader`], [`stats`] its metrics, [`surroundings`] what
 //! its own settings say, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which
-//! keys live, [`ticket_scope`] what binds sessions to their site, [`priority`] what has workers give
-//! way to the host, `boot_clock` the clock that goes on while the machine is suspended.
+//! keys live, [`ticket_scope`] what binds sessions to their site, [`identity`] what does work as another
+//! user, [`priority`] what has workers give way to the host, `boot_clock` the clock that goes on while the machine is suspended.
 
 pub mod ats;
 mod boot_clock;
 pub mod files;
 pub mod guard;
+pub mod identity;
 pub mod installer;
 pub mod operator;
 pub mod plugin;

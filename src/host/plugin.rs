@@ -330,12 +330,8 @@ fn single_argument<'a>(arguments: &'a [String], log: &Log) -> Option<&'a str> {
     match arguments {
         [_, path] => Some(path),
         _ => {
-            log.error(format!(
-                "plugin.config: stek_share.so takes one argument, the path of its configuration \
-                 file, and was given {}; write for instance: stek_share.so \
-                 stek_share/server_conf.yaml",
-                arguments.len().saturating_sub(1)
-            ));
+            let fault = load::wrong_arguments(arguments.len().saturating_sub(1));
+            fault.iter().for_each(|fault| log.error(fault.to_string()));
             log.error(LEFT_ALONE);
             None
         }

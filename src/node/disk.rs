@@ -3,10 +3,11 @@
 //! Leaves to others what is written and when. Invariants: no call of the file system's runs on a
 //! thread that anything else waits for; a file that others may read or write is not read.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::SystemTime;
 
@@ -153,7 +154,7 @@ impl Disk for Files {
 fn read(path: &Path) -> Result<Vec<u8>, Unusable> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
     let meta = file.metadata()?;
-    let ours = fs::metadata("/proc/self")?.uid();
+    let ours = fs::metadata("/proc/thread-self")?.uid();
     if !meta.is_file() || meta.uid() != ours {
         return Err(Unusable::Owner(meta.uid(), ours));
     }
@@ -223,6 +224,62 @@ impl Stamp {
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(Stamp { boot, uptime_ms: (seconds * 1000.0) as u64, wall_ms: millis(wall) })
     }
+}
+
+/// What an operator can do about a file that is not written.
+const REMEDY: &str = "make state_dir a directory with room that belongs to the user that runs \
+                      Traffic Server; until then only other servers can give this one the keys \
+                      after a restart";
+
+/// Where the file of a server in `dir` is.
+pub(super) fn path_in(dir: &Path, id: ServerId) -> PathBuf {
+    dir.join(format!("server-{id}.state"))
+}
+
+/// What is said of a file that was not written.
+pub(super) fn unwritten(path: &Path, why: &dyn fmt::Display) -> String {
+    format!("state file {} cannot be written: {why}; {REMEDY}", path.display())
+}
+
+/// The same of one whose writing hangs.
+pub(super) fn hanging(path: &Path, seconds: u64) -> String {
+    let path = path.display();
+    format!("state file {path}: the disk has not taken it for {seconds} s; {REMEDY}")
+}
+
+/// What is said of a file that was not read.
+pub(super) fn unread(path: &Path, why: &dyn fmt::Display) -> String {
+    format!(
+        "state file {} is not used: {why}; starting without it, and putting a new one in its place as \
+         soon as this server has the group's keys",
+        path.display()
+    )
+}
+
+/// What a server that starts now would say of its `state_dir`, as far as it can be told without its keys
+/// and without a write. `may_write_in` asks the system for the rights of whoever is meant.
+pub fn foresee(
+    dir: &Path,
+    id: ServerId,
+    may_write_in: impl Fn(&Path) -> io::Result<()>,
+) -> Vec<String> {
+    let path = path_in(dir, id);
+    let mut told = Vec::new();
+    match read(&path) {
+        Ok(_) => {}
+        Err(Unusable::Io(why)) if why.kind() == ErrorKind::NotFound => {}
+        Err(why) => told.push(unread(&path, &why)),
+    }
+    let writable = match fs::metadata(dir) {
+        Err(why) if why.kind() == ErrorKind::NotFound => dir.parent().map_or(Ok(()), &may_write_in),
+        Err(why) => Err(why),
+        Ok(found) if !found.is_dir() => Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
+        Ok(_) if path.is_dir() => Err(io::Error::from_raw_os_error(libc::EISDIR)),
+        Ok(_) => may_write_in(dir),
+    };
+    told.extend(writable.err().map(|why| unwritten(&path, &why)));
+    told.extend(doubts_about(dir));
+    told
 }
 
 /// What there is to say against a directory as a place for keys.

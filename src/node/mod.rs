@@ -33,7 +33,7 @@ mod beats;
 mod bench;
 mod bounds;
 mod counters;
-mod disk;
+pub mod disk;
 mod election;
 mod forward;
 mod inbox;

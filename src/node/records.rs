@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
+use super::disk;
 use super::peer_client::PeerCourier;
 use super::running::Running;
 use super::shared::Shared;
@@ -42,11 +43,6 @@ const SLOW: Duration = Duration::from_secs(5);
 /// write takes on memory-backed storage, and little beside `handover_timeout`.
 const SAVED_LIMIT: Duration = Duration::from_millis(200);
 
-/// What an operator can do about a file that is not written.
-const REMEDY: &str = "make state_dir a directory with room that belongs to the user that runs \
-                      Traffic Server; until then only other servers can give this one the keys \
-                      after a restart";
-
 /// Reads what an earlier process of this box left, at its very start.
 pub(super) async fn load(shared: &Arc<Shared>) {
     let Some(file) = shared.state_file.clone() else { return };
@@ -69,11 +65,7 @@ pub(super) async fn load(shared: &Arc<Shared>) {
         Err(panicked) => Some(panicked.to_string()),
     };
     if let Some(why) = why {
-        let path = file.path().display();
-        of.log.warning(format!(
-            "state file {path} is not used: {why}; starting without it, and putting a new one in \
-             its place as soon as this server has the group's keys"
-        ));
+        of.log.warning(disk::unread(file.path(), &why));
     }
     let doubts = file.doubts();
     tokio::spawn(async move {
@@ -144,10 +136,7 @@ async fn write(shared: &Arc<Shared>, file: &StateFile, saved: Saved) -> bool {
                 Ok(result) => break result,
                 Err(_) => {
                     shared.written.send_modify(|written| written.well = false);
-                    let line = format!(
-                        "state file {path}: the disk has not taken it for {} s; {REMEDY}",
-                        begun.elapsed().as_secs()
-                    );
+                    let line = disk::hanging(file.path(), begun.elapsed().as_secs());
                     shared.log.limited(Level::Warning, "state file", line);
                 }
             }
@@ -162,7 +151,7 @@ async fn write(shared: &Arc<Shared>, file: &StateFile, saved: Saved) -> bool {
         }
         Err(e) => {
             shared.written.send_modify(|written| written.well = false);
-            let line = format!("state file {path} cannot be written: {e}; {REMEDY}");
+            let line = disk::unwritten(file.path(), &e);
             shared.log.limited(Level::Warning, "state file", line);
             // Keys that were revoked must not come back with what is there.
             if revoked > shared.revoked_on_disk() && file.remove().await.is_err() {

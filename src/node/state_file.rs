@@ -20,7 +20,7 @@ use openssl::symm::{decrypt_aead, encrypt_aead, Cipher};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::disk::{Disk, Stamp, Unusable};
+use super::disk::{path_in, Disk, Stamp, Unusable};
 use super::network::Reply;
 use crate::core::agreed::Refusal;
 use crate::core::key_ring::{Generation, HistoryId};
@@ -136,7 +136,7 @@ pub(super) struct StateFile {
 impl StateFile {
     /// The file of this box in `dir`.
     pub fn new(dir: &Path, id: ServerId, disk: Arc<dyn Disk>) -> StateFile {
-        StateFile { path: dir.join(format!("server-{id}.state")), id, disk }
+        StateFile { path: path_in(dir, id), id, disk }
     }
 
     /// Where it is.

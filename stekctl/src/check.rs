@@ -1,5 +1,7 @@
 //! `check`: what the plugin would say about a configuration, by the plugin's own code.
 
+use std::path::Path;
+
 use stek_share::core::config::{Problem, Severity};
 
 use crate::cli::{CheckArgs, Place};
@@ -10,11 +12,18 @@ use crate::screen::{print, styled, BAD, DOUBTFUL, GOOD};
 /// Reads the files and prints the plugin's lines.
 pub fn run(args: &CheckArgs, place: &Place) -> Ended {
     let source = place::source_of(&args.file, place)?;
-    let (problems, loaded) = place::problems(&source);
+    // A file that belongs to no Traffic Server of this machine is looked at as whoever asks.
+    let config = place::ats_config(place)?.filter(|dir| {
+        place.ats_config.is_some()
+            || args.file.canonicalize().is_ok_and(|file| file.starts_with(dir))
+    });
+    let user = config.and_then(|dir| place::server_user(&dir, Path::new("/proc")));
+    let (problems, loaded) = place::problems_as(user.as_ref(), &source)?;
+    let whose = user.map_or(String::new(), |user| format!(", read as user {}", user.name));
     problems.iter().try_for_each(|problem| print(&told(problem)))?;
     let Some(loaded) = loaded else {
         print(&format!(
-            "{} the plugin would do nothing with this configuration\n",
+            "{} the plugin would do nothing with this configuration{whose}\n",
             styled("refused:", BAD)
         ))?;
         return Ok(Outcome::Broken);
@@ -22,7 +31,7 @@ pub fn run(args: &CheckArgs, place: &Place) -> Ended {
     loaded.notes.iter().try_for_each(|note| print(&told(note)))?;
     let settings = &loaded.settings;
     print(&format!(
-        "{} server {} of {}; certificate {}, valid until {}\n",
+        "{} server {} of {}{whose}; certificate {}, valid until {}\n",
         styled("usable:", GOOD),
         settings.server_id,
         settings.members.len(),

@@ -5,9 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use stek_share::core::config::Problem;
+use stek_share::host::identity::{self, User};
 use stek_share::load::{self, Dirs, Loaded, Refused};
+use stek_share::node::disk;
 
 use crate::cli::Place;
+use crate::doctor::machine;
 use crate::outcome::Failure;
 
 /// Where Traffic Server's configuration is, as Debian's and the usual builds from source have it.
@@ -88,8 +91,8 @@ pub fn source(place: &Place) -> Result<Source, Failure> {
             })?;
             let line = plugin_lines(&lines).next();
             match line {
-                Some((_, Some(argument))) => {
-                    let argument = argument.to_owned();
+                Some((_, arguments)) if !arguments.is_empty() => {
+                    let argument = arguments.first().copied().unwrap_or_default().to_owned();
                     Ok(Source { argument, dirs: dirs(Some(&config), true) })
                 }
                 _ => Err(Failure::new(format!(
@@ -136,21 +139,115 @@ pub fn load(source: &Source) -> Result<Loaded, Failure> {
 /// What the plugin would say: its problems, errors first.
 pub fn problems(source: &Source) -> (Vec<Problem>, Option<Loaded>) {
     match load::load(&source.argument, &source.dirs) {
-        Ok(loaded) => (loaded.warnings.clone(), Some(loaded)),
+        Ok(loaded) => {
+            let settings = &loaded.settings;
+            let state = settings
+                .state_dir
+                .iter()
+                .flat_map(|dir| disk::foresee(dir, settings.server_id, identity::may_write_in));
+            let state = state.map(|line| {
+                let (reason, remedy) = line.split_once("; ").unwrap_or((&line, "see state_dir"));
+                Problem::warning(&source.argument, reason, remedy)
+            });
+            (loaded.warnings.iter().cloned().chain(state).collect(), Some(loaded))
+        }
         Err(Refused { problems, warnings }) => {
             (problems.into_iter().chain(warnings).collect(), None)
         }
     }
 }
 
-/// The lines of plugin.config that load the plugin: number and first argument.
-pub fn plugin_lines(text: &str) -> impl Iterator<Item = (usize, Option<&str>)> {
-    text.lines().enumerate().filter_map(|(index, line)| {
-        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
-        let name = Path::new(words.next()?.trim_matches('"')).file_name()?;
-        let ours = name == PLUGIN || name == BUILT;
-        ours.then(|| (index + 1, words.next().map(|word| word.trim_matches('"'))))
+/// The same with the rights of the server's user.
+///
+/// # Errors
+/// This process may not be that user.
+pub fn problems_as(
+    user: Option<&User>,
+    source: &Source,
+) -> Result<(Vec<Problem>, Option<Loaded>), Failure> {
+    let Some(user) = user else { return Ok(problems(source)) };
+    identity::as_user(user, || problems(source)).map_err(|error| {
+        Failure::new(format!("cannot look at the files as user {}: {error}", user.name))
     })
+}
+
+/// The user that runs the Traffic Server of this configuration directory, for root, who may read what
+/// that user may not: of the process that runs, or else of the records. `None` if it is the present one.
+pub fn server_user(config: &Path, proc: &Path) -> Option<User> {
+    if !identity::is_root() {
+        return None;
+    }
+    let usual = usual().is_some_and(|usual| usual == config);
+    let user = match machine::servers(proc, config, usual).first() {
+        Some(pid) => user_of_process(&proc.join(pid.to_string()))?,
+        None => user_named(&crate::doctor::record(config, "proxy.config.admin.user_id")?)?,
+    };
+    (user.uid != 0).then_some(user)
+}
+
+fn user_of_process(dir: &Path) -> Option<User> {
+    let status = fs::read_to_string(dir.join("status")).ok()?;
+    let numbers = |name: &str| -> Option<Vec<u32>> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().map(|word| word.parse().ok()).collect()
+    };
+    // Real, effective, saved, of the file system.
+    let (uid, gid) = (*numbers("Uid:")?.get(1)?, *numbers("Gid:")?.get(1)?);
+    let name = account(|_, number| number == uid.to_string());
+    let name = name.map_or_else(|| uid.to_string(), |(name, ..)| name);
+    Some(User { name, uid, gid, groups: numbers("Groups:")? })
+}
+
+/// A user by name, or by number after a `#`, as the record has it.
+fn user_named(named: &str) -> Option<User> {
+    let (name, uid, gid) = account(|name, number| match named.strip_prefix('#') {
+        Some(wanted) => number == wanted,
+        None => name == named,
+    })?;
+    let text = fs::read_to_string("/etc/group").unwrap_or_default();
+    let groups = text.lines().filter_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let (number, members) = (fields.next()?, fields.next()?);
+        members.split(',').any(|member| member == name).then(|| number.parse().ok())?
+    });
+    Some(User { groups: groups.collect(), name, uid, gid })
+}
+
+/// The first account of /etc/passwd for whose name and number this holds: name, number and main group.
+fn account(is_it: impl Fn(&str, &str) -> bool) -> Option<(String, u32, u32)> {
+    let text = fs::read_to_string("/etc/passwd").ok()?;
+    text.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [name, _, uid, gid, ..] = fields[..] else { return None };
+        is_it(name, uid).then(|| Some((name.to_owned(), uid.parse().ok()?, gid.parse().ok()?)))?
+    })
+}
+
+/// The lines of plugin.config that load the plugin: number and arguments.
+pub fn plugin_lines(text: &str) -> impl Iterator<Item = (usize, Vec<&str>)> {
+    text.lines().enumerate().filter_map(|(index, line)| {
+        let mut words = words(line).into_iter();
+        let name = Path::new(words.next()?).file_name()?;
+        let ours = name == PLUGIN || name == BUILT;
+        ours.then(|| (index + 1, words.collect()))
+    })
+}
+
+/// The words of a line as Traffic Server takes them: between blanks or double quotes, up to a `#` outside of
+/// quotes.
+fn words(line: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    let mut rest = line.trim_start();
+    while !rest.is_empty() && !rest.starts_with('#') {
+        let (word, behind) = match rest.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
+            None => rest
+                .split_at(rest.find(|c: char| c.is_whitespace() || c == '#').unwrap_or(rest.len())),
+        };
+        words.push(word);
+        rest = behind.trim_start();
+    }
+    words
 }
 
 /// A file of Traffic Server's as text, whatever bytes it has.
@@ -186,8 +283,15 @@ mod tests {
     #[test]
     fn the_plugins_line_is_found() {
         let text = "# stek_share.so old\nxdebug.so\n  /opt/m/stek_share.so a.yaml # here\n\
-                    my_stek_share.so x\nstek_share.so\n\"stek_share.so\" \"b.yaml\"\n";
+                    my_stek_share.so x\nstek_share.so\n\"stek_share.so\" \"b c.yaml\" d#e\n\
+                    stek_share.so \"a # b\" \"\" 'c\n";
         let found: Vec<_> = plugin_lines(text).collect();
-        assert_eq!(found, [(3, Some("a.yaml")), (5, None), (6, Some("b.yaml"))]);
+        let expected = [
+            (3, vec!["a.yaml"]),
+            (5, vec![]),
+            (6, vec!["b c.yaml", "d"]),
+            (7, vec!["a # b", "", "'c"]),
+        ];
+        assert_eq!(found, expected);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::{chown, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -141,7 +142,8 @@ fn init_overwrites_nothing_and_leaves_nothing_half_done() -> Result<()> {
     assert!(list.contains("address: \"box1.example\"\n  port: 10001\n"), "{list}");
     assert!(list.contains("address: \"2001:db8::1\"\n  port: 7\n"), "{list}");
     let conf = empty.join("box-2/server_conf.yaml");
-    expect(&["check", text(&conf)], 1, &["warning: ", "expires in "])?;
+    // A certificate for three days is warned of on the last one only.
+    expect(&["check", text(&conf)], 0, &["usable: "])?;
     let left: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|e| e.file_name()).collect();
     assert_eq!(left.len(), 3, "fleet, file and empty, and no draft: {left:?}");
     dir.done()
@@ -229,5 +231,90 @@ fn every_command_has_help_a_man_page_and_completion() -> Result<()> {
         }
     }
     expect(&["man", "/nowhere"], 3, &["stekctl.1: cannot be written"])?;
+    dir.done()
+}
+
+/// Only root may look as another user; what the plugin may not read is refused, also where root may.
+#[test]
+fn check_and_doctor_look_with_the_rights_of_the_servers_user() -> Result<()> {
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        return Ok(());
+    }
+    let dir = RunDir::new("ctl-user")?;
+    let home = first_box(&dir)?;
+    let etc = dir.join("etc");
+    fs::create_dir(&etc)?;
+    fs::write(
+        etc.join("plugin.config"),
+        format!("stek_share.so {}/server_conf.yaml\n", text(&home)),
+    )?;
+    fs::write(etc.join("records.config"), "CONFIG proxy.config.admin.user_id STRING nobody\n")?;
+    for path in dir.path().ancestors().take(3).chain([home.as_path(), &dir.join("fleet")]) {
+        let open = fs::metadata(path)?.permissions().mode() | 0o055;
+        fs::set_permissions(path, fs::Permissions::from_mode(open))?;
+    }
+    for entry in fs::read_dir(&home)?.flatten().filter(|entry| entry.file_name() != "box.key") {
+        fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o644))?;
+    }
+    let conf = home.join("server_conf.yaml");
+    let check = ["--ats-config", text(&etc), "check", text(&conf)];
+    let doctor = ["--ats-config", text(&etc), "doctor", "--offline"];
+    let key = home.join("box.key");
+    let denied = format!("cannot be read, at {}: permission denied", text(&key));
+    expect(&check, 2, &["server_key_file", &denied, "configuration, read as user nobody"])?;
+    expect(&doctor, 2, &["server_key_file", &denied])?;
+    chown(&key, Some(65_534), Some(65_534))?;
+    expect(&check, 0, &["usable: server 1 of 2, read as user nobody; certificate "])?;
+    // Who looks at a file of no Traffic Server looks as himself.
+    let said = expect(&["check", text(&conf)], 0, &["usable: server 1 of 2; certificate "])?;
+    assert!(!said.contains("as user"), "{said}");
+    fs::write(etc.join("records.config"), "CONFIG proxy.config.admin.user_id STRING #-1\n")?;
+    expect(&check, 0, &["usable: server 1 of 2; certificate "])?;
+    dir.done()
+}
+
+/// What the plugin would say of its `state_dir` once it runs is told before.
+#[test]
+fn check_foresees_what_becomes_of_the_state_file() -> Result<()> {
+    let dir = RunDir::new("ctl-state")?;
+    let home = first_box(&dir)?;
+    let conf = home.join("server_conf.yaml");
+    let good = fs::read_to_string(&conf)?;
+    let memory = Path::new("/dev/shm").join(format!("stek-ctl-state-{}", std::process::id()));
+    fs::create_dir(&memory)?;
+    let check = |state: &Path, code, parts: &[&str]| {
+        fs::write(&conf, format!("{good}state_dir: {}\n", text(state)))?;
+        expect(&["check", text(&conf)], code, parts)
+    };
+    let unwritten = "server-1.state cannot be written: ";
+    let swaps = fs::read_to_string("/proc/swaps")?.lines().count() > 1;
+    let fine = check(&memory, i32::from(swaps), &["usable: "])?;
+    assert!(!fine.contains(unwritten), "{fine}");
+    check(&memory.join("new"), i32::from(swaps), &["usable: "])?;
+    check(&memory.join("no/new"), 1, &[unwritten, "No such file", "usable: "])?;
+    fs::write(memory.join("file"), "")?;
+    check(&memory.join("file"), 1, &[unwritten, "Not a directory", "make state_dir a directory"])?;
+    fs::create_dir(memory.join("server-1.state"))?;
+    check(&memory, 1, &["is not used: it is no regular file", unwritten, "Is a directory"])?;
+    fs::remove_dir(memory.join("server-1.state"))?;
+    fs::write(memory.join("server-1.state"), "")?;
+    check(&memory, 1, &["is not used: its mode is 644"])?;
+    check(Path::new("/proc"), 1, &["state_dir /proc is on proc, not on memory-backed storage"])?;
+    if fs::metadata("/proc/self")?.uid() == 0 {
+        let fixed = memory.join("fixed");
+        fs::create_dir(&fixed)?;
+        fs::write(&conf, format!("{good}state_dir: {}\n", text(&fixed)))?;
+        let script = "mount -t tmpfs -o ro none \"$1\" && exec \"$2\" check \"$3\"";
+        let words = ["-m", "sh", "-c", script, "sh", text(&fixed), env!("CARGO_BIN_EXE_stekctl")];
+        let output = Command::new("unshare").args(words).arg(&conf).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() && said.is_empty() {
+            println!("no file system can be mounted here: {output:?}");
+        } else {
+            let line = format!("{unwritten}Read-only file system (os error 30); make state_dir");
+            assert!(said.contains(&line) && said.contains("usable: "), "{said}");
+        }
+    }
+    fs::remove_dir_all(&memory)?;
     dir.done()
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use stek_share::client::TicketScope;
 use stek_share::core::config::Problem;
+use stek_share::load;
 
 use crate::place;
 
@@ -78,6 +79,11 @@ pub fn findings(dir: &Path, conf: Option<&Path>, scope: Option<TicketScope>) -> 
     }
     found.extend(in_plugin_config(dir, conf));
     found
+}
+
+/// The value that counts of a record, as the files have it.
+pub fn record(dir: &Path, name: &str) -> Option<String> {
+    last(&read_records(dir), name).map(|record| record.value.clone())
 }
 
 /// Whether one of the findings is about early data.
@@ -220,8 +226,8 @@ fn in_plugin_config(dir: &Path, conf: Option<&Path>) -> Vec<Problem> {
             return vec![Problem::warning(&file, reason, "give --ats-config DIR")];
         }
     };
-    let lines: Vec<(usize, Option<&str>)> = place::plugin_lines(&text).collect();
-    let Some((line, argument)) = lines.first() else {
+    let lines: Vec<(usize, Vec<&str>)> = place::plugin_lines(&text).collect();
+    let Some((line, arguments)) = lines.first() else {
         let reason = "does not load stek_share.so, so this box shares no key";
         let remedy = "add the line 'stek_share.so stek_share/server_conf.yaml', or give \
                       --ats-config DIR if this is not the Traffic Server that is meant";
@@ -232,7 +238,10 @@ fn in_plugin_config(dir: &Path, conf: Option<&Path>) -> Vec<Problem> {
         let reason = "loads stek_share.so once more; only the first line counts";
         found.push(Problem::warning(&file, reason, "take it out").at(Some(*line)));
     }
-    let named = argument.map(|argument| dir.join(argument));
+    if let Some(fault) = load::wrong_arguments(arguments.len()) {
+        found.push(Problem { file: file.clone(), ..fault }.at(Some(*line)));
+    }
+    let named = arguments.first().map(|argument| dir.join(argument));
     if let (Some(conf), Some(named)) = (conf, named) {
         // A relative name may be found elsewhere too; then nothing can be said.
         if let (Ok(conf), Ok(named)) = (conf.canonicalize(), named.canonicalize()) {

@@ -72,7 +72,7 @@ fn discards_dumps(proc: &Path) -> bool {
 }
 
 /// The processes of traffic_server that run with this configuration directory.
-fn servers(proc: &Path, config: &Path, usual: bool) -> Vec<u32> {
+pub fn servers(proc: &Path, config: &Path, usual: bool) -> Vec<u32> {
     let Ok(config) = config.canonicalize() else { return Vec::new() };
     let entries = fs::read_dir(proc).into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());

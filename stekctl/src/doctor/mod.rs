@@ -5,11 +5,11 @@
 //! only worth a note is said by `check`.
 
 mod ats;
-mod machine;
+pub mod machine;
 mod resume;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stek_share::client::{BoxStatus, Hint, TicketScope};
@@ -37,7 +37,10 @@ const EARLY_CLOCK_MARGIN_MS: i64 = 2_000;
 pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     let config = place::ats_config(place)?;
     let source = place::source(place)?;
-    let (mut found, loaded) = place::problems(&source);
+    let user = config.as_deref().and_then(|dir| place::server_user(dir, &args.proc));
+    let (mut found, loaded) = place::problems_as(user.as_ref(), &source)?;
+    // What that user may not read, whoever asks the fleet may.
+    let loaded = loaded.or_else(|| user.is_some().then(|| place::load(&source).ok()).flatten());
     match &config {
         Some(dir) => {
             let conf = PathBuf::from(&source.argument);
@@ -101,6 +104,11 @@ fn ask(
     roots(&answers, found);
     bundles(&answers, found);
     Ok(look.servers)
+}
+
+/// What the records of a configuration directory say under a name.
+pub fn record(dir: &Path, name: &str) -> Option<String> {
+    ats::record(dir, name)
 }
 
 fn named(server: &Server) -> String {
