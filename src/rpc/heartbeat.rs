@@ -14,11 +14,11 @@ pub struct WireBeat {
     pub ballot: Ballot,
     /// The end of its log.
     pub log_end: Option<LogEnd>,
-    /// As in [`WireAppend`].
+    /// As in [`super::WireAppend`].
     pub commit: Option<LogEnd>,
-    /// As in [`WireAppend`].
+    /// As in [`super::WireAppend`].
     pub age: Option<(Generation, u64)>,
-    /// As in [`WireAppend`].
+    /// As in [`super::WireAppend`].
     pub quorum: bool,
     /// When the next beat is due, in milliseconds; 0 if the leader leaves and none will come.
     pub next_ms: u32,
