@@ -40,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use super::key_ring::{Generation, HistoryId};
 pub use super::log_id::{Ballot, LogEnd};
 use super::moment::Moment;
+use super::quorum::{has_majority, majority};
 use super::server_id::ServerId;
 
 /// What a box says of itself when it is asked, or when it asks.
@@ -225,7 +226,7 @@ pub fn judge_at(
     answers: &BTreeMap<ServerId, Status>,
     is_outsider: bool,
 ) -> Verdict {
-    let majority = members / 2 + 1;
+    let majority = majority(members);
     let asked_for = now.since(asked_since);
     let full = remembering(answers);
     let ballot = highest_believed(answers);
@@ -285,11 +286,7 @@ pub fn may_stand(
         *id == me
             || answers.get(id).is_some_and(|s| !s.live_leader && s.may_vote && s.log_end <= log_end)
     };
-    !configs.is_empty()
-        && configs.iter().all(|voters| {
-            voters.contains(&me)
-                && voters.iter().filter(|id| says_yes(id)).count() > voters.len() / 2
-        })
+    configs.iter().all(|voters| voters.contains(&me)) && has_majority(configs, |id| says_yes(&id))
 }
 
 /// Whether nobody can be elected any more as long as a box goes on remembering a log that ends at

@@ -8,7 +8,6 @@ use openraft::Vote;
 use tokio::sync::mpsc;
 
 use super::outside::Outside;
-use super::peer_client::PeerCourier;
 use super::running::Running;
 use super::shared::Shared;
 use super::Deps;
@@ -67,17 +66,17 @@ impl Bench {
     /// A Raft of this box that remembers `vote` and nothing else.
     pub async fn running(&self, vote: Option<Vote<ServerId>>) -> Running {
         let (shared, log) = (self.shared.clone(), LogStore::with_vote(vote));
-        let clock = self.shared.clone();
+        let clock = self.shared.ctx.clone();
         let machine = StateMachine::new(
-            shared.views.clone(),
+            shared.ctx.views.clone(),
             Arc::new(|_| {}),
             Arc::new(move || clock.now()),
         );
-        let settings = shared.settings();
-        let courier = PeerCourier(shared.clone());
-        let links = Links::new(courier, shared.clone(), append_limit(&settings));
+        let settings = shared.ctx.settings();
+        let courier = shared.peers.clone();
+        let links = Links::new(courier, shared.keys.clone(), append_limit(&settings));
         let raft =
-            Raft::new(shared.me, raft_config(&settings), links, log.clone(), machine.clone());
+            Raft::new(shared.ctx.me, raft_config(&settings), links, log.clone(), machine.clone());
         Running { raft: raft.await.unwrap(), log, machine, cold: false }
     }
 }

@@ -13,8 +13,8 @@
 
 use std::collections::BTreeSet;
 
+use super::peer_client::Peers;
 use super::running::Running;
-use super::shared::Shared;
 use crate::core::agreed::{Agreed, Command};
 use crate::core::rejoin::Quarantine;
 use crate::core::roster::Roster;
@@ -34,26 +34,26 @@ const MAX_NAMED: usize = 16;
 /// # Errors
 /// If it is not, which the log tells.
 pub(super) fn admit_snapshot(
-    shared: &Shared,
+    peers: &Peers,
     running: &Running,
     from: ServerId,
     snapshot: &WireSnapshot,
 ) -> Result<(), Unable> {
     let generation = snapshot.agreed.ring.newest();
-    if !shared.horizon().has_generation(generation) {
-        return refuse(shared, from, &format!("a key of generation {generation}"));
+    if !peers.horizon().has_generation(generation) {
+        return refuse(peers, from, &format!("a key of generation {generation}"));
     }
-    if knows_nothing(shared, running) {
+    if knows_nothing(peers, running) {
         return Ok(());
     }
     let list = snapshot.agreed.roster.as_ref();
-    let known = shared.views.borrow().agreed.roster.as_ref().map_or(0, |list| list.version);
+    let known = peers.ctx.views.borrow().agreed.roster.as_ref().map_or(0, |list| list.version);
     if let Some(list) = list.filter(|l| l.version > known.saturating_add(MAX_VERSION_LEAP)) {
-        return refuse(shared, from, &format!("a server list of version {}", list.version));
+        return refuse(peers, from, &format!("a server list of version {}", list.version));
     }
     let listed: Vec<_> = list.map(Roster::ids).into_iter().collect();
     let told = Some(&snapshot.agreed);
-    admit_membership(shared, running, from, &snapshot.membership, &listed, told)
+    admit_membership(peers, running, from, &snapshot.membership, &listed, told)
 }
 
 /// Whether the memberships among new entries are ones that a leader could have come to.
@@ -61,13 +61,13 @@ pub(super) fn admit_snapshot(
 /// # Errors
 /// If one is not, which the log tells.
 pub(super) fn admit_append(
-    shared: &Shared,
+    peers: &Peers,
     running: &Running,
     from: ServerId,
     append: &WireAppend,
 ) -> Result<(), Unable> {
     // What Raft will not take over cannot be judged: the lists that it rests on may be missing.
-    if knows_nothing(shared, running) || !running.log.goes_on_from(append.previous) {
+    if knows_nothing(peers, running) || !running.log.goes_on_from(append.previous) {
         return Ok(());
     }
     let mut listed: Option<Vec<BTreeSet<ServerId>>> = None;
@@ -80,7 +80,7 @@ pub(super) fn admit_append(
             });
             running.log.lists().into_iter().chain(lists).collect()
         });
-        admit_membership(shared, running, from, membership, listed, None)?;
+        admit_membership(peers, running, from, membership, listed, None)?;
     }
     Ok(())
 }
@@ -88,8 +88,8 @@ pub(super) fn admit_append(
 /// Whether this server has nothing to hold a leader's word against: it is catching up, or only
 /// those vote yet that its log began with. Servers that start together may have begun with lists of
 /// different files, and the leader comes from its own to the agreed one in steps.
-fn knows_nothing(shared: &Shared, running: &Running) -> bool {
-    running.is_first_membership() || *shared.quarantine.borrow() != Quarantine::Lifted
+fn knows_nothing(peers: &Peers, running: &Running) -> bool {
+    running.is_first_membership() || *peers.ctx.quarantine.borrow() != Quarantine::Lifted
 }
 
 /// Whether each set of voters is believable: that of a list that the group had, by what this server
@@ -100,17 +100,17 @@ fn knows_nothing(shared: &Shared, running: &Running) -> bool {
 /// founded the group with files that differ began with voters that differ. Learners do not vote;
 /// how many there are is bounded.
 fn admit_membership(
-    shared: &Shared,
+    peers: &Peers,
     running: &Running,
     from: ServerId,
     membership: &WireMembership,
     listed: &[BTreeSet<ServerId>],
     told: Option<&Agreed>,
 ) -> Result<(), Unable> {
-    let agreed = shared.views.borrow().agreed.clone();
+    let agreed = peers.ctx.views.borrow().agreed.clone();
     let present = running.raft.server_metrics().borrow().membership_config.clone();
     let present = present.membership().get_joint_config();
-    let file: BTreeSet<_> = shared.settings().members.iter().map(|member| member.id).collect();
+    let file: BTreeSet<_> = peers.ctx.settings().members.iter().map(|member| member.id).collect();
     let list = agreed.roster.as_ref().map(Roster::ids);
     let is_known = |voters: &BTreeSet<ServerId>| {
         agreed.has_had(voters)
@@ -127,7 +127,7 @@ fn admit_membership(
         Some(voters) => {
             let ids: Vec<String> = voters.iter().take(MAX_NAMED).map(ServerId::to_string).collect();
             let what = format!("voters that are far from every server list ({})", ids.join(", "));
-            refuse(shared, from, &what)
+            refuse(peers, from, &what)
         }
     }
 }
@@ -140,12 +140,12 @@ fn near(voters: &BTreeSet<ServerId>, list: &BTreeSet<ServerId>) -> bool {
     2 * common > voters.len() && 2 * common > list.len()
 }
 
-fn refuse(shared: &Shared, from: ServerId, what: &str) -> Result<(), Unable> {
+fn refuse(peers: &Peers, from: ServerId, what: &str) -> Result<(), Unable> {
     let line = format!(
         "server {from} leads with {what}, which is far from what this server knows; not believed: is \
          that server sound? If it is, restart this one, which then asks around"
     );
-    shared.log.limited(Level::Warning, "not believed", line);
+    peers.ctx.log.limited(Level::Warning, "not believed", line);
     Err(Unable::Malformed)
 }
 
@@ -179,10 +179,10 @@ mod tests {
         let bench = Bench::new();
         let running = bench.running(None).await;
         let shared = &bench.shared;
-        shared.quarantine.send_replace(Quarantine::Lifted);
+        shared.ctx.quarantine.send_replace(Quarantine::Lifted);
         let mut agreed = Agreed::default();
         enlist(&mut agreed, 1, &[1, 2, 3]);
-        shared.views.send_modify(|view| view.agreed = Arc::new(agreed.clone()));
+        shared.ctx.views.send_modify(|view| view.agreed = Arc::new(agreed.clone()));
         enlist(&mut agreed, 2, &[4, 5, 6]);
         enlist(&mut agreed, 3, &[7, 8, 9]);
         let snapshot = |voters: &[u32]| WireSnapshot {
@@ -195,7 +195,8 @@ mod tests {
             current_age_ms: 0,
             staged_age_ms: 0,
         };
-        let admits = |voters| admit_snapshot(shared, &running, ServerId(2), &snapshot(voters));
+        let admits =
+            |voters| admit_snapshot(&shared.peers, &running, ServerId(2), &snapshot(voters));
         for listed in [&[1, 2, 3][..], &[4, 5, 6], &[7, 8, 9], &[1, 2], &[7, 8, 9, 10]] {
             assert_eq!(admits(listed), Ok(()), "{listed:?}");
         }

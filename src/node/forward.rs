@@ -9,10 +9,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout, Instant};
 
+use super::context::Context;
 use super::origin;
-use super::peer_client::PeerCourier;
 use super::shared::{QueuedOrder, Shared};
 use crate::consensus::network::{CallFailure, Courier};
+use crate::core::config::Settings;
 use crate::core::key_ring::Generation;
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
@@ -27,15 +28,17 @@ pub(super) async fn order(
     order: Order,
     origin: String,
 ) -> Result<Generation, OrderRefusal> {
-    let deadline = Instant::now() + shared.settings().request_timeout;
-    let limit = order_limit(shared) + shared.settings().timers.election_upper;
+    let deadline = Instant::now() + shared.ctx.settings().request_timeout;
+    let limit = order_limit(&shared.ctx.settings()) + shared.ctx.settings().timers.election_upper;
     loop {
-        let Some(id) = find(shared, deadline).await else { return Err(OrderRefusal::NoLeader) };
-        let answer = match id == shared.me {
+        let Some(id) = find(&shared.ctx, deadline).await else {
+            return Err(OrderRefusal::NoLeader);
+        };
+        let answer = match id == shared.ctx.me {
             true => order_here(shared, order, origin.clone()).await,
             false => {
                 let request = Request::Order { order, origin: origin::to_pass_on(&origin) };
-                match PeerCourier(shared.clone()).call(id, request, limit).await {
+                match shared.peers.call(id, request, limit).await {
                     Ok(Response::Ordered(answer)) => answer,
                     Err(CallFailure::Unreachable) => Err(OrderRefusal::NoLeader),
                     _ => Err(OrderRefusal::Unknown),
@@ -50,9 +53,9 @@ pub(super) async fn order(
 }
 
 /// The leader, once one is known; `None` if that takes until the deadline.
-pub(super) async fn find(shared: &Arc<Shared>, deadline: Instant) -> Option<ServerId> {
+pub(super) async fn find(ctx: &Context, deadline: Instant) -> Option<ServerId> {
     loop {
-        if let Some(id) = shared.leader() {
+        if let Some(id) = ctx.leader() {
             return Some(id);
         }
         if Instant::now() >= deadline {
@@ -70,14 +73,14 @@ pub(super) async fn order_here(
 ) -> Result<Generation, OrderRefusal> {
     // A leader that the list no longer has leads until the membership has followed, and must not
     // make the key that its removal is followed by.
-    let agreed = shared.views.borrow().agreed.clone();
-    if agreed.roster.as_ref().is_some_and(|list| list.get(shared.me).is_none()) {
+    let agreed = shared.ctx.views.borrow().agreed.clone();
+    if agreed.roster.as_ref().is_some_and(|list| list.get(shared.ctx.me).is_none()) {
         return Err(OrderRefusal::NoLeader);
     }
     let (reply, answer) = oneshot::channel();
     let queued = QueuedOrder { order, origin, reply };
     shared.orders.try_send(queued).map_err(|_| OrderRefusal::NoLeader)?;
-    match timeout(order_limit(shared), answer).await {
+    match timeout(order_limit(&shared.ctx.settings()), answer).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => Err(OrderRefusal::NoLeader),
         Err(_) => Err(OrderRefusal::TimedOut),
@@ -85,6 +88,6 @@ pub(super) async fn order_here(
 }
 
 /// An order takes two agreements and a handover.
-fn order_limit(shared: &Shared) -> Duration {
-    shared.settings().request_timeout * 2 + shared.settings().handover_timeout
+fn order_limit(settings: &Settings) -> Duration {
+    settings.request_timeout * 2 + settings.handover_timeout
 }

@@ -12,17 +12,20 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::peer_client::PeerCourier;
+use super::context::{lock, Context};
+use super::keys::Keys;
 use super::refusals::Place;
 use super::running::Running;
-use super::shared::{lock, Shared};
-use super::{beats, bounds, forward, origin, records, report, roster, survey};
+use super::shared::Shared;
+use super::store::Store;
+use super::{bounds, forward, heartbeat, origin, records, report, roster};
 use crate::consensus::network::Courier;
 use crate::consensus::{ballot_of, log_end_of, vote_answer};
 use crate::core::crowd::SMALL;
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::rejoin::{acknowledged_end, yields, Ballot, LogEnd, Quarantine, Status};
 use crate::core::server_id::ServerId;
+use crate::core::vote::{may_grant, Candidate, VoteRefusal, Voter};
 use crate::fault::{fail_point, guarded};
 use crate::journal::Level;
 use crate::rpc::{
@@ -49,18 +52,18 @@ pub(super) struct Inbox(pub Arc<Shared>);
 impl Service for Inbox {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {
         if hello.role == Role::Member {
-            if hello.sender == self.0.me {
+            if hello.sender == self.0.ctx.me {
                 return Err(Refusal::OwnId);
             }
             // Two boxes under one id would answer for each other; the one at the listed address
             // is taken for the right one.
-            let answering = self.0.heard.at_address(hello.sender);
+            let answering = self.0.peers.heard.at_address(hello.sender);
             if answering.is_some_and(|incarnation| incarnation != hello.incarnation) {
                 self.make_sure(hello.sender);
                 return Err(Refusal::Twin);
             }
         }
-        match self.0.members().iter().any(|m| m.id == hello.sender) {
+        match self.0.ctx.members().iter().any(|m| m.id == hello.sender) {
             true => Ok(()),
             false => Err(Refusal::NotAMember),
         }
@@ -92,7 +95,7 @@ impl Inbox {
     /// knocks is that very box, started anew: the question finds the connection dead, and the next
     /// knock is heard.
     fn make_sure(&self, id: ServerId) {
-        if !lock(&self.0.doubted).insert(id) {
+        if !lock(&self.0.peers.doubted).insert(id) {
             // It is being asked.
             return;
         }
@@ -101,11 +104,11 @@ impl Inbox {
             // Whatever happens, it may be asked again later.
             let _ = guarded(async {
                 fail_point("doubt");
-                let question = Request::Status(shared.status());
-                PeerCourier(shared.clone()).call(id, question, DOUBT_LIMIT).await
+                let question = Request::Status(shared.ctx.status());
+                shared.peers.call(id, question, DOUBT_LIMIT).await
             })
             .await;
-            lock(&shared.doubted).remove(&id);
+            lock(&shared.peers.doubted).remove(&id);
         });
     }
 
@@ -118,7 +121,7 @@ impl Inbox {
                 self.0.refusals.note(Place::Apply, refusal.clone());
             }
             let line = format!("server {} sent a message that is malformed: {e}", from.id);
-            self.0.log.limited(Level::Warning, "malformed message", line);
+            self.0.ctx.log.limited(Level::Warning, "malformed message", line);
         };
         decoded.map_err(tell).ok()
     }
@@ -129,7 +132,7 @@ impl Inbox {
             // No tool changes the list: an operator does by the files of the servers.
             if matches!(request, Request::Enlist { .. }) {
                 let line = format!("refused a server list from {}", origin::caller(from));
-                shared.log.limited(Level::Warning, "list of a tool", line);
+                shared.ctx.log.limited(Level::Warning, "list of a tool", line);
             }
             return Err(Unable::Malformed);
         }
@@ -137,15 +140,16 @@ impl Inbox {
             Request::Status(status) => Ok(Response::Status(self.meet(from, status))),
             Request::Survey(status) => {
                 let ours = self.meet(from, status);
-                Ok(Response::Survey(ours, survey::others(shared).await))
+                Ok(Response::Survey(ours, shared.survey.others(&shared.peers).await))
             }
             // The keys of a file are for nobody who could have newer ones.
-            Request::Record => match self.0.history() {
+            Request::Record => match self.0.ctx.history() {
                 Some(_) => Err(Unable::OtherHistory),
-                None => Ok(Response::Record(self.0.kept_record().map(Box::new))),
+                None => Ok(Response::Record(self.0.store.kept_record().map(Box::new))),
             },
             Request::Stand => {
                 let leader = shared
+                    .ctx
                     .running()
                     .and_then(|running| running.raft.server_metrics().borrow().current_leader);
                 if leader != Some(from.id) {
@@ -153,8 +157,8 @@ impl Inbox {
                 }
                 let line =
                     format!("to lead at once: asked by {}, which leaves", origin::caller(from));
-                shared.log.limited(Level::Note, "leadership transfer", line);
-                shared.stand_now.notify_one();
+                shared.ctx.log.limited(Level::Note, "leadership transfer", line);
+                shared.ctx.stand_now.notify_one();
                 Ok(Response::WillStand)
             }
             // A tool need not know who leads; a member does, and must not be sent on.
@@ -166,33 +170,31 @@ impl Inbox {
                 Ok(Response::Ordered(forward::order_here(shared, order, origin).await))
             }
             Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
-            Request::Enlist { replaces, members } => {
-                Ok(Response::Enlisted(roster::enlist_for(shared, from, replaces, members).await))
-            }
+            Request::Enlist { replaces, members } => Ok(Response::Enlisted(
+                roster::enlist_for(&shared.peers, from, replaces, members).await,
+            )),
             Request::ListInFile(list) => {
-                Ok(Response::ListInFile(shared.list_file.holds(list).await))
+                Ok(Response::ListInFile(shared.peers.list_file.holds(list).await))
             }
             Request::AwaitInstalled { generation, limit_ms } => {
                 let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
-                let newest = await_installed(shared, generation, limit).await;
-                Ok(Response::Installed { newest, incarnation: shared.sender.incarnation() })
+                let newest =
+                    await_installed((&shared.ctx, &shared.keys, &shared.store), generation, limit)
+                        .await;
+                Ok(Response::Installed { newest, incarnation: shared.peers.sender.incarnation() })
             }
-            Request::Vote(vote) => {
-                let running = self.same_history(from)?;
-                self.speaks_for_itself(from, vote.ballot, 0)?;
-                self.vote(&running, vote).await
-            }
+            Request::Vote(vote) => self.vote(from, vote).await,
             Request::Append(append) => {
                 let running = self.same_history(from)?;
                 self.speaks_for_itself(from, append.vote.0, 0)?;
-                bounds::admit_append(shared, &running, from.id, &append)?;
+                bounds::admit_append(&shared.peers, &running, from.id, &append)?;
                 self.append(&running, from, append).await
             }
             Request::Snapshot(snapshot) => {
                 let running = self.same_history(from)?;
                 let index = snapshot.last.map_or(0, |end| end.index);
                 self.speaks_for_itself(from, snapshot.vote.0, index)?;
-                bounds::admit_snapshot(shared, &running, from.id, &snapshot)?;
+                bounds::admit_snapshot(&shared.peers, &running, from.id, &snapshot)?;
                 self.snapshot(&running, snapshot).await
             }
             Request::Beat(beat) => self.beat(from, &beat),
@@ -201,16 +203,16 @@ impl Inbox {
 
     /// Takes what another box says of itself; what this one says to it.
     fn meet(&self, from: &Caller, status: Status) -> Status {
-        let ours = self.0.status_for(&status);
+        let ours = self.0.ctx.status_for(&status);
         if from.role == Role::Member {
             if yields(&ours, &status) {
-                self.0.note_foreigner(from.id);
+                self.0.peers.note_foreigner(from.id);
             }
             if !status.full {
-                self.0.note_newcomer(from.id);
+                self.0.peers.note_newcomer(from.id);
             }
             if self.is_own_word(from) {
-                self.0.note_answer(from.id, status);
+                self.0.peers.note_answer(from.id, status);
             }
         }
         ours
@@ -220,57 +222,86 @@ impl Inbox {
     /// whoever has a certificate can say it in the name of one that is down, and have this box forget
     /// what that one remembers. In a large group not everybody asks everybody, so it has to count.
     fn is_own_word(&self, from: &Caller) -> bool {
-        let answering = self.0.heard.at_address(from.id);
-        answering == Some(from.incarnation) || self.0.members().len() > SMALL
+        let answering = self.0.peers.heard.at_address(from.id);
+        answering == Some(from.incarnation) || self.0.ctx.members().len() > SMALL
     }
 
     fn beat(&self, from: &Caller, beat: &WireBeat) -> Result<Response, Unable> {
         let running = self.same_history(from)?;
-        beats::take(&self.0, &running, from.id, HistoryId::from_bytes(from.history), beat)
+        heartbeat::take(
+            (&self.0.ctx, &self.0.keys),
+            &running,
+            from.id,
+            HistoryId::from_bytes(from.history),
+            beat,
+        )
     }
 
     /// Raft, unless this box belongs to another history than the sender. A box that has none yet
     /// may join any; one that has takes nothing from a sender that has none, since log ids of two
     /// histories may look alike.
     fn same_history(&self, from: &Caller) -> Result<Running, Unable> {
-        let ours = self.0.history();
+        let ours = self.0.ctx.history();
         let theirs = HistoryId::from_bytes(from.history);
         if ours.is_some() && ours != theirs {
-            self.0.note_foreigner(from.id);
+            self.0.peers.note_foreigner(from.id);
             return Err(Unable::OtherHistory);
         }
-        self.0.running().ok_or(Unable::Starting)
+        self.0.ctx.running().ok_or(Unable::Starting)
     }
 
     /// Whether a ballot is the sender's own, since only its own candidate stands and leads in it,
     /// and neither it nor the end of the sender's log is out of this box's sight.
     fn speaks_for_itself(&self, from: &Caller, ballot: Ballot, index: u64) -> Result<(), Unable> {
-        match ballot.node == from.id && self.0.believes(from.id, ballot.term, index) {
+        match ballot.node == from.id && self.0.peers.believes(from.id, ballot.term, index) {
             true => Ok(()),
             false => Err(Unable::Malformed),
         }
     }
 
-    async fn vote(&self, running: &Running, vote: WireVote) -> Result<Response, Unable> {
-        if !self.0.quarantine.borrow().admits(vote.log_end) {
-            return Err(Unable::Quarantined);
+    /// Gives this server's vote, if it may; if not, the log tells the one reason.
+    async fn vote(&self, from: &Caller, vote: WireVote) -> Result<Response, Unable> {
+        let shared = &self.0;
+        let running = self.same_history(from);
+        let ends = running.as_ref().map(|running| running.log.ends()).unwrap_or_default();
+        let voter = Voter {
+            me: shared.ctx.me,
+            is_running: running.is_ok(),
+            recovery: *shared.ctx.quarantine.borrow(),
+            vote: ends.vote.map(|vote| (ballot_of(&vote), vote.committed)),
+            log_end: ends.last.as_ref().map(log_end_of),
+            hears_leader: shared.ctx.hears_leader(),
+            leads: running.as_ref().is_ok_and(|running| shared.ctx.leads_majority(running))
+                && !*shared.ctx.leaving.borrow(),
+        };
+        let candidate = Candidate {
+            sender: from.id,
+            ballot: vote.ballot,
+            log_end: vote.log_end,
+            is_of_cluster: !matches!(running, Err(Unable::OtherHistory)),
+            is_plausible: running.is_err()
+                || vote.ballot.node != from.id
+                || shared.peers.believes(from.id, vote.ballot.term, 0),
+        };
+        let may = may_grant(&voter, &candidate);
+        if let Err(why) = may {
+            let (id, term) = (from.id, vote.ballot.term);
+            shared.ctx.log.debug(format!("no vote for server {id} in term {term}: {why}"));
         }
-        if let Some(refusal) = beats::refuse_vote(&self.0, running) {
-            return Ok(refusal);
-        }
-        // openraft's lease keeps followers from voting against a leader that they hear, but not
-        // the leader itself from stepping down at a mere request.
-        if self.0.leads_majority(running) && !*self.0.leaving.borrow() {
-            let own = running.log.vote().unwrap_or_default();
-            return Ok(Response::Vote {
-                vote: (ballot_of(&own), own.committed),
-                granted: false,
-                log_end: running.log.last_log_id().as_ref().map(log_end_of),
-            });
+        let running = running?;
+        match may {
+            Ok(()) => {}
+            Err(why) if why.is_rafts() => {}
+            Err(VoteRefusal::HearsLeader(_) | VoteRefusal::Leads) => {
+                let vote = voter.vote.unwrap_or_default();
+                return Ok(Response::Vote { vote, granted: false, log_end: voter.log_end });
+            }
+            Err(VoteRefusal::Recovering | VoteRefusal::Shorter) => return Err(Unable::Quarantined),
+            Err(_) => return Err(Unable::Malformed),
         }
         let answer = running.raft.vote(vote.into_raft()).await.map_err(|_| Unable::Stopped)?;
         if answer.vote_granted {
-            self.0.note_supported();
+            shared.ctx.note_supported();
         }
         Ok(vote_answer(&answer))
     }
@@ -289,15 +320,15 @@ impl Inbox {
         let commit = append.commit;
         let (age, quorum) = (append.age, append.quorum);
         // By what it was before: what it has caught up with by this very message is not proved yet.
-        let counts = self.0.quarantine.borrow().counts();
+        let counts = self.0.ctx.quarantine.borrow().counts();
         let answer =
             running.raft.append_entries(append.into_raft()).await.map_err(|_| Unable::Stopped)?;
         let answer = AppendAnswer::from_raft(&answer);
         if committed && !matches!(answer, AppendAnswer::HigherVote(..)) {
-            self.0.note_contact(quorum);
-            self.0.note_age(HistoryId::from_bytes(from.history), age);
-            if *self.0.quarantine.borrow() != Quarantine::Lifted {
-                self.0.end_quarantine(running, ballot, commit);
+            self.0.ctx.note_contact(quorum);
+            self.0.keys.note_age(HistoryId::from_bytes(from.history), age);
+            if *self.0.ctx.quarantine.borrow() != Quarantine::Lifted {
+                self.0.ctx.end_quarantine(running, ballot, commit);
             }
         }
         let is_taken = matches!(answer, AppendAnswer::Success | AppendAnswer::Partial(_));
@@ -325,14 +356,14 @@ impl Inbox {
         snapshot: WireSnapshot,
     ) -> Result<Response, Unable> {
         not_overruled(running, snapshot.vote, snapshot.last)?;
-        let (vote, snapshot) = snapshot.into_raft(self.0.now());
+        let (vote, snapshot) = snapshot.into_raft(self.0.ctx.now());
         let answer = running
             .raft
             .install_full_snapshot(vote, snapshot)
             .await
             .map_err(|_| Unable::Stopped)?;
         if answer.vote == vote {
-            self.0.note_contact(true);
+            self.0.ctx.note_contact(true);
         }
         let vote = (ballot_of(&answer.vote), answer.vote.committed);
         Ok(Response::Snapshot { vote })
@@ -361,23 +392,23 @@ fn not_overruled(
 
 /// Waits until the host has installed `generation`, `limit` at most; the newest that it has.
 pub(super) async fn await_installed(
-    shared: &Shared,
+    (ctx, keys, store): (&Context, &Keys, &Store),
     generation: Generation,
     limit: Duration,
 ) -> Generation {
-    let mut installed = shared.installed.subscribe();
+    let mut installed = keys.installed.subscribe();
     // The history is looked up each time: at a cold start the question may come before the first
     // entry is applied here.
     let held = installed.wait_for(|i| {
-        i.newest >= generation && i.history == shared.views.borrow().agreed.ring.history()
+        i.newest >= generation && i.history == ctx.views.borrow().agreed.ring.history()
     });
     let held = async {
         let history = held.await.ok()?.history;
-        records::settle(shared, history, generation).await;
+        records::settle(store, history, generation).await;
         Some(())
     };
     let _ = timeout(limit, held).await;
-    shared.installed_newest()
+    keys.installed_newest()
 }
 
 #[cfg(test)]
@@ -403,17 +434,20 @@ mod tests {
         let shared = Bench::new().shared;
         let asked = {
             let shared = shared.clone();
-            tokio::spawn(async move { await_installed(&shared, Generation(1), LIMIT).await })
+            tokio::spawn(async move {
+                await_installed((&shared.ctx, &shared.keys, &shared.store), Generation(1), LIMIT)
+                    .await
+            })
         };
         // The question waits before anything is known here.
         tokio::task::yield_now().await;
         let history = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
         ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
-        shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+        shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let begun = Instant::now();
         let set = KeySet { history: Some(history), newest: Generation(1), ..KeySet::own(stek(1)) };
-        shared.note_installed(&set);
+        shared.keys.note_installed(&set);
         assert_eq!(asked.await.unwrap(), Generation(1));
         assert!(begun.elapsed() < LIMIT, "answered only because the limit ran out");
     }
@@ -424,11 +458,16 @@ mod tests {
         let ours = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
         ring.apply(Command::Found { history: ours, epoch: 1, from: None }).unwrap();
-        shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+        shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let other = HistoryId::from_bytes([8; 16]);
         let set = KeySet { history: other, newest: Generation(7), ..KeySet::own(stek(1)) };
-        shared.note_installed(&set);
-        let installed = await_installed(&shared, Generation(1), Duration::from_millis(10)).await;
+        shared.keys.note_installed(&set);
+        let installed = await_installed(
+            (&shared.ctx, &shared.keys, &shared.store),
+            Generation(1),
+            Duration::from_millis(10),
+        )
+        .await;
         assert_eq!(installed, Generation(0));
     }
 
@@ -442,7 +481,7 @@ mod tests {
         let bench = Bench::new();
         let shared = bench.shared.clone();
         let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
-        shared.set_running(Some(running.clone()));
+        shared.ctx.set_running(Some(running.clone()));
         let inbox = Inbox(shared.clone());
         let tool = caller(Role::Tool, [0; 16]);
         let others = one_of_each().into_iter().filter(|request| !request.is_for_tools());
@@ -458,7 +497,10 @@ mod tests {
         }
         let status = inbox.answer(&tool, Request::Status(Status::default())).await;
         assert!(matches!(status, Ok(Response::Status(_))), "{status:?}");
-        assert!(shared.answers_within(Duration::MAX).is_empty(), "it is no member's own word");
+        assert!(
+            shared.peers.answers_within(Duration::MAX).is_empty(),
+            "it is no member's own word"
+        );
 
         // The leader itself is heard, and nobody in its name.
         let mut server = running.raft.server_metrics();
@@ -469,7 +511,7 @@ mod tests {
         assert!(matches!(stand, Ok(Response::WillStand)), "{stand:?}");
         let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
         assert!(inbox.answer(&other, Request::Stand).await.is_err());
-        shared.stop_raft().await;
+        shared.ctx.stop_raft().await;
     }
 
     /// The states of which the table in [`crate::rpc`] speaks.
@@ -495,14 +537,14 @@ mod tests {
                 let mut server = running.raft.server_metrics();
                 let follows = server.wait_for(|m| m.current_leader == Some(ServerId(2)));
                 timeout(Duration::from_secs(30), follows).await.unwrap().unwrap();
-                shared.set_running(Some(running));
-                shared.quarantine.send_replace(Quarantine::Lifted);
+                shared.ctx.set_running(Some(running));
+                shared.ctx.quarantine.send_replace(Quarantine::Lifted);
             }
             if state == OtherHistory {
                 let mut ring = KeyRing::default();
                 let history = HistoryId::from_bytes([9; 16]).unwrap();
                 ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
-                shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+                shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
             }
             let history = [if state == OtherHistory { 8 } else { 0 }; 16];
             let (inbox, from) = (Inbox(shared.clone()), caller(Role::Member, history));
@@ -521,7 +563,7 @@ mod tests {
                 other => panic!("{other:?}"),
             };
             assert_eq!(refused, expected, "{words:?} {state:?}");
-            shared.stop_raft().await;
+            shared.ctx.stop_raft().await;
         }
     }
 
@@ -531,7 +573,7 @@ mod tests {
         let shared = bench.shared.clone();
         let ballot = Ballot { term: 5, node: ServerId(2) };
         let running = bench.running(Some(Vote::new(5, ServerId(2)))).await;
-        shared.set_running(Some(running.clone()));
+        shared.ctx.set_running(Some(running.clone()));
         let inbox = Inbox(shared.clone());
         let leader = caller(Role::Member, [0; 16]);
         let end = |index| LogEnd { ballot, index };
@@ -548,7 +590,7 @@ mod tests {
         };
         let partial = |index| AppendAnswer::Partial(Some(end(index)));
         for quarantine in [Quarantine::Silent, Quarantine::Proving] {
-            shared.quarantine.send_replace(quarantine);
+            shared.ctx.quarantine.send_replace(quarantine);
             for (previous, new, commit, expected) in [
                 (None, 0..4, 1, Ok(partial(1))),
                 (Some(1), 2..4, 2, Ok(partial(2))),
@@ -565,10 +607,10 @@ mod tests {
             }
             assert_eq!(running.log.last_log_id().as_ref().map(log_end_of), Some(end(3)));
         }
-        shared.quarantine.send_replace(Quarantine::Lifted);
+        shared.ctx.quarantine.send_replace(Quarantine::Lifted);
         let answer = inbox.answer(&leader, append(Some(3), 4..9, 3)).await;
         assert!(matches!(answer, Ok(Response::Append(AppendAnswer::Success))), "{answer:?}");
-        shared.stop_raft().await;
+        shared.ctx.stop_raft().await;
     }
 
     #[tokio::test]
@@ -577,7 +619,7 @@ mod tests {
         for _ in 0..2 {
             planted::plant("doubt");
             inbox.make_sure(ServerId(2));
-            while lock(&inbox.0.doubted).contains(&ServerId(2)) {
+            while lock(&inbox.0.peers.doubted).contains(&ServerId(2)) {
                 tokio::task::yield_now().await;
             }
             assert!(!planted::waits("doubt"), "it was not asked");
@@ -599,10 +641,10 @@ mod tests {
         };
         let counts = |from: Caller| {
             inbox.meet(&from, Status::default());
-            shared.answers_within(Duration::MAX).contains_key(&ServerId(2))
+            shared.peers.answers_within(Duration::MAX).contains_key(&ServerId(2))
         };
         assert!(!counts(from(7)), "nobody is known to answer at its address");
-        shared.heard.note_answer(ServerId(2), 8, tokio::time::Instant::now());
+        shared.peers.heard.note_answer(ServerId(2), 8, tokio::time::Instant::now());
         assert!(!counts(from(7)), "another one does");
         assert!(counts(from(8)));
     }
@@ -613,7 +655,7 @@ mod tests {
         let history = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
         ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
-        shared.keep_record(Record { ring: ring.clone(), end: LogEnd::default(), age_ms: 5 });
+        shared.store.keep_record(Record { ring: ring.clone(), end: LogEnd::default(), age_ms: 5 });
         let inbox = Inbox(shared.clone());
         let ask = async |role| {
             let caller = caller(role, [0; 16]);
@@ -622,7 +664,7 @@ mod tests {
         assert_eq!(ask(Role::Tool).await.err(), Some(Unable::Malformed));
         let told = ask(Role::Member).await;
         assert!(matches!(told, Ok(Response::Record(Some(_)))), "{told:?}");
-        shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+        shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         assert_eq!(ask(Role::Member).await.err(), Some(Unable::OtherHistory));
     }
 
@@ -632,7 +674,7 @@ mod tests {
         let history = HistoryId::from_bytes([9; 16]).unwrap();
         let mut ring = KeyRing::default();
         ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
-        shared.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+        shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let inbox = Inbox(shared);
         let caller = |history| caller(Role::Member, history);
         // Raft does not run here, which is what a leader of the same history is told.

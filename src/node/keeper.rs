@@ -31,8 +31,9 @@ const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 
 /// Keeps the set up to date until the task is aborted.
 pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
-    let (log, now) = (shared.log.clone(), shared.now());
+    let (log, now) = (shared.ctx.log.clone(), shared.ctx.now());
     let kept = shared
+        .store
         .kept_record()
         .map_or_else(Vec::new, |record| record.ring.all().map(|held| held.stek.clone()).collect());
     let keeper = Arc::new(Mutex::new(Keeper {
@@ -50,10 +51,10 @@ pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender
 /// Goes on from what the keeper holds.
 async fn keep_on(keeper: Arc<Mutex<Keeper>>, sets: watch::Sender<KeySet>) {
     let mut keeper = keeper.lock().await;
-    let mut views = keeper.shared.views.subscribe();
-    let mut quarantine = keeper.shared.quarantine.subscribe();
-    let mut settings = keeper.shared.watch_settings();
-    let mut slept = keeper.shared.watch_slept();
+    let mut views = keeper.shared.ctx.views.subscribe();
+    let mut quarantine = keeper.shared.ctx.quarantine.subscribe();
+    let mut settings = keeper.shared.ctx.watch_settings();
+    let mut slept = keeper.shared.ctx.clock.watch_slept();
     loop {
         let view = views.borrow_and_update().clone();
         fail_point("keeper");
@@ -62,7 +63,7 @@ async fn keep_on(keeper: Arc<Mutex<Keeper>>, sets: watch::Sender<KeySet>) {
             keeper.take(view);
         }
         let pause = keeper.renew_own().min(keeper.age_kept());
-        keeper.shared.alone.send_replace(keeper.alone);
+        keeper.shared.keys.alone.send_replace(keeper.alone);
         keeper.publish(&sets);
         tokio::select! {
             () = sleep(pause) => {}
@@ -101,21 +102,25 @@ impl Keeper {
         let goes_back = match old.may_become(new) {
             Ok(()) => false,
             // The order of what an earlier life knew ends with it: the group may have lost that.
-            Err(_) if self.shared.is_reborn() && KeyRing::default().may_become(new).is_ok() => true,
+            Err(_)
+                if self.shared.keys.is_reborn() && KeyRing::default().may_become(new).is_ok() =>
+            {
+                true
+            }
             Err(refusal) => {
                 self.shared.refusals.note(Place::Install, refusal);
                 return;
             }
         };
-        self.shared.set_reborn(false);
+        self.shared.keys.set_reborn(false);
         if goes_back {
-            self.shared.void_installed();
+            self.shared.keys.void_installed();
         }
         if old.history() != new.history() || goes_back {
             // What this box encrypted with there goes on as a key of its own.
             if let Some(held) = old.current() {
                 self.own.insert(0, held.stek.clone());
-                self.own_since = self.shared.current_since(&self.held);
+                self.own_since = self.shared.keys.current_since(&self.held);
             }
         } else if new.revoked() > old.revoked() {
             // Whatever leaked may have been one of this box's own.
@@ -125,13 +130,13 @@ impl Keeper {
         // Those that are the group's are in its ring; any other one retired, or was revoked.
         if self.held.agreed.ring.all().next().is_some() {
             self.kept.clear();
-            self.shared.drop_record();
+            self.shared.store.drop_record();
         }
         // A key of an earlier history may have retired in the present one, or been revoked there.
         self.own.retain(|own| !self.held.agreed.ring.has_retired(own));
         self.drop_doubles();
         if self.held.agreed.ring.current().is_some() {
-            self.shared.drop_initial();
+            self.shared.keys.drop_initial();
         }
     }
 
@@ -151,15 +156,18 @@ impl Keeper {
 
     /// Drops the state file's keys once they are too old; when to look again.
     fn age_kept(&mut self) -> Duration {
-        let age = match self.shared.kept_record() {
+        let age = match self.shared.store.kept_record() {
             Some(record) => record.age(),
             None => return Duration::MAX,
         };
-        let rest = self.shared.settings().max_key_age.saturating_sub(age);
+        let rest = self.shared.ctx.settings().max_key_age.saturating_sub(age);
         if rest.is_zero() {
-            self.shared.log.note("the keys of the state file are older than max_key_age; dropped");
+            self.shared
+                .ctx
+                .log
+                .note("the keys of the state file are older than max_key_age; dropped");
             self.kept.clear();
-            self.shared.drop_record();
+            self.shared.store.drop_record();
             return Duration::MAX;
         }
         rest
@@ -168,54 +176,55 @@ impl Keeper {
     /// Replaces this box's own encrypting key if it is due; when to look again.
     fn renew_own(&mut self) -> Duration {
         let shared = self.shared.clone();
-        let now = shared.now();
+        let now = shared.ctx.now();
         let ring = &self.held.agreed.ring;
         if ring.current().is_some() {
-            let since = shared.current_since(&self.held);
-            let settings = shared.settings();
+            let since = shared.keys.current_since(&self.held);
+            let settings = shared.ctx.settings();
             let mut rest = may_encrypt_for_at(now, since, settings.max_key_age);
             // Where a majority agrees, a rotation is under way or about to be; it gets its time.
             let patience =
                 settings.max_key_age + settings.handover_timeout + settings.request_timeout;
             let in_time = !may_encrypt_for_at(now, since, patience).is_zero();
-            if rest.is_zero() && in_time && shared.in_majority() {
+            if rest.is_zero() && in_time && shared.ctx.in_majority() {
                 rest = GRACE_LOOK;
             }
             if !rest.is_zero() {
                 if std::mem::take(&mut self.alone) {
                     shared
+                        .ctx
                         .log
                         .note("the group's key is fresh again; this server's own key retires");
                 }
                 return rest;
             }
             if !std::mem::replace(&mut self.alone, true) {
-                shared.log.warning(
+                shared.ctx.log.warning(
                     "no majority for longer than max_key_age: the group's key is too old to \
                      encrypt, going on with a key of this server's own until the group is back",
                 );
                 self.own_since = Moment::default();
             }
         }
-        let interval = shared.settings().key_update_interval;
+        let interval = shared.ctx.settings().key_update_interval;
         let rest = interval.saturating_sub(now.since(self.own_since));
         if !self.own.is_empty() && !rest.is_zero() {
             return rest;
         }
         match new_key() {
             Ok(key) => {
-                shared.log.note(format!(
+                shared.ctx.log.note(format!(
                     "this server's own key is now {}; other servers do not resume its tickets",
                     key.fingerprint()
                 ));
-                shared.replace_initial(&key);
+                shared.keys.replace_initial(&key);
                 self.own.insert(0, key);
                 self.own_since = now;
                 interval
             }
             Err(e) => {
                 let line = format!("no new key: {e}; the present one stays in use");
-                shared.log.limited(Level::Error, "no new key", line);
+                shared.ctx.log.limited(Level::Error, "no new key", line);
                 NO_KEY_RETRY
             }
         }
@@ -224,7 +233,7 @@ impl Keeper {
     /// Sends the set out if it has changed, and drops own keys that are not in it.
     fn publish(&mut self, sets: &watch::Sender<KeySet>) {
         let ring: &KeyRing = &self.held.agreed.ring;
-        let limit = self.shared.settings().ticket_keys;
+        let limit = self.shared.ctx.settings().ticket_keys;
         let keys: Vec<Stek> = keys_to_install(ring, &self.own, &self.kept, self.alone, limit)
             .into_iter()
             .filter(|key| self.passes_gate(key))

@@ -16,20 +16,19 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::peer_client::PeerCourier;
+use super::peer_client::Peers;
 use super::records::{self, Beginning};
 use super::refusals::{Place, Refusals};
-use super::running::Running;
+use super::running::{Running, Stopped};
 use super::shared::{QueuedOrder, Shared};
 use super::{new_key, roster};
-use crate::consensus::network::{Chronicle, Courier};
+use crate::consensus::network::Courier;
 use crate::consensus::state_machine::AgreedView;
 use crate::core::agreed::{Change, Command};
 use crate::core::key_ring::{
     Change as KeyChange, Command as KeyCommand, Generation, Held, HistoryId, KeyRing,
 };
-use crate::core::moment::millis;
-use crate::core::moment::Moment;
+use crate::core::moment::{millis, Moment};
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
@@ -55,13 +54,13 @@ pub(super) async fn lead(
     shared: &Arc<Shared>,
     running: &Running,
     orders: &mut mpsc::Receiver<QueuedOrder>,
-) -> String {
+) -> Stopped {
     loop {
         let ready = ready_to_lead(running);
         tokio::select! {
             ready = ready => {
                 if ready.is_none() {
-                    return "its core is gone".to_owned();
+                    return Stopped::CoreGone;
                 }
             }
             Some(queued) = orders.recv() => {
@@ -77,7 +76,7 @@ pub(super) async fn lead(
         tokio::select! {
             _ = over => {}
             () = reign.rule(orders) => {}
-            () = roster::lead_membership(shared, running) => {}
+            () = roster::lead_membership(&shared.peers, running) => {}
         }
         reign.end();
     }
@@ -123,7 +122,7 @@ impl<'a> Reign<'a> {
         Reign {
             shared,
             running,
-            since: shared.now(),
+            since: shared.ctx.now(),
             installed: BTreeMap::new(),
             asking: JoinSet::new(),
             asked_about: Generation(0),
@@ -132,10 +131,10 @@ impl<'a> Reign<'a> {
     }
 
     async fn rule(&mut self, orders: &mut mpsc::Receiver<QueuedOrder>) {
-        let mut views = self.shared.views.subscribe();
-        let mut own = self.shared.installed.subscribe();
-        let mut settings = self.shared.watch_settings();
-        let mut slept = self.shared.watch_slept();
+        let mut views = self.shared.ctx.views.subscribe();
+        let mut own = self.shared.keys.installed.subscribe();
+        let mut settings = self.shared.ctx.watch_settings();
+        let mut slept = self.shared.ctx.clock.watch_slept();
         loop {
             let view = views.borrow_and_update().clone();
             own.borrow_and_update();
@@ -154,7 +153,7 @@ impl<'a> Reign<'a> {
             }
             let pause = match self.decide(&view) {
                 Step::Wait(rest) => rest,
-                step if self.shared.has_quorum() => match self.carry_out(&view, step).await {
+                step if self.shared.ctx.has_quorum() => match self.carry_out(&view, step).await {
                     true => continue,
                     false => PROPOSAL_RETRY,
                 },
@@ -163,7 +162,7 @@ impl<'a> Reign<'a> {
                     if !matches!(step, Step::Activate { .. }) {
                         self.reply(Err(OrderRefusal::NoLeader));
                     }
-                    self.shared.settings().timers.heart_beat
+                    self.shared.ctx.settings().timers.heart_beat
                 }
             };
             tokio::select! {
@@ -194,8 +193,8 @@ impl<'a> Reign<'a> {
 
     /// The newest generation that a server has installed, as far as this leader knows.
     fn installed_by(&self, id: ServerId) -> Generation {
-        match id == self.shared.me {
-            true => self.shared.installed_newest(),
+        match id == self.shared.ctx.me {
+            true => self.shared.keys.installed_newest(),
             false => self.installed.get(&id).map(|said| said.newest).unwrap_or_default(),
         }
     }
@@ -203,29 +202,30 @@ impl<'a> Reign<'a> {
     fn decide(&self, view: &AgreedView) -> Step {
         let shared = self.shared;
         let policy = Policy {
-            interval: shared.settings().key_update_interval,
-            handover_timeout: shared.settings().handover_timeout,
-            reachable_within: shared.reach(),
+            interval: shared.ctx.settings().key_update_interval,
+            handover_timeout: shared.ctx.settings().handover_timeout,
+            reachable_within: shared.ctx.reach(),
         };
         let members: Vec<MemberView> = shared
+            .ctx
             .members()
             .iter()
             .map(|member| MemberView {
                 id: member.id,
-                heard: shared.heard.last(member.id).map(|at| shared.moment_of(at)),
+                heard: shared.peers.heard.last(member.id).map(|at| shared.ctx.clock.moment_of(at)),
                 installed: self.installed_by(member.id),
             })
             .collect();
         let view = View {
             ring: &view.agreed.ring,
-            current_since: shared.current_since(view),
+            current_since: shared.keys.current_since(view),
             staged_since: view.staged_since,
             leader_since: self.since,
-            me: shared.me,
+            me: shared.ctx.me,
             members: &members,
             order: self.order.as_ref().map(|queued| queued.order),
         };
-        next_step_at(shared.now(), &policy, &view)
+        next_step_at(shared.ctx.now(), &policy, &view)
     }
 
     /// Carries out one step; whether anything changed by it.
@@ -242,7 +242,8 @@ impl<'a> Reign<'a> {
     }
 
     async fn found(&self) -> bool {
-        let Some(Beginning { epoch, from }) = records::newest(self.shared, self.running).await
+        let Some(Beginning { epoch, from }) =
+            records::newest(&self.shared.peers, &self.shared.store, self.running).await
         else {
             return false;
         };
@@ -260,7 +261,7 @@ impl<'a> Reign<'a> {
     async fn stage(&mut self, view: &AgreedView, generation: Generation, revokes: bool) -> bool {
         let Some(held) = self.key_for(view, generation) else { return false };
         let fingerprint = held.stek.fingerprint();
-        self.shared.log.debug(format!("staging key {fingerprint} as generation {generation}"));
+        self.shared.ctx.log.debug(format!("staging key {fingerprint} as generation {generation}"));
         match self.propose(KeyCommand::Stage { held, revokes }).await {
             Ok(changed) => changed,
             Err(refusal) => {
@@ -274,14 +275,14 @@ impl<'a> Reign<'a> {
     /// that the tickets which it has already issued live on.
     fn key_for(&self, view: &AgreedView, generation: Generation) -> Option<Held> {
         let offered = match generation {
-            Generation(1) => self.shared.initial(),
+            Generation(1) => self.shared.keys.initial(),
             _ => None,
         };
         let drawn = std::iter::repeat_with(|| match new_key() {
             Ok(key) => Some(key),
             Err(e) => {
                 let line = format!("no new key: {e}; the present one stays in use");
-                self.shared.log.limited(Level::Error, "no new key", line);
+                self.shared.ctx.log.limited(Level::Error, "no new key", line);
                 None
             }
         });
@@ -290,7 +291,7 @@ impl<'a> Reign<'a> {
     }
 
     async fn activate(&mut self, view: &AgreedView, generation: Generation) -> bool {
-        let keep = self.shared.settings().ticket_keys.min(usize::from(u8::MAX)) as u8;
+        let keep = self.shared.ctx.settings().ticket_keys.min(usize::from(u8::MAX)) as u8;
         let revokes = view.agreed.ring.staged().is_some_and(|staged| staged.revokes);
         match self.propose(KeyCommand::Activate { generation, keep }).await {
             Ok(changed) => {
@@ -310,7 +311,7 @@ impl<'a> Reign<'a> {
         left_behind: &[ServerId],
         unreachable: &[ServerId],
     ) {
-        let log = &self.shared.log;
+        let log = &self.shared.ctx.log;
         for id in left_behind {
             log.limited(
                 Level::Warning,
@@ -331,7 +332,7 @@ impl<'a> Reign<'a> {
     /// Proposes a command and waits until it is applied here; whether it changed anything. What
     /// changes nothing must not be proposed again at once.
     async fn propose(&self, command: KeyCommand) -> Result<bool, OrderRefusal> {
-        let limit = self.shared.settings().request_timeout;
+        let limit = self.shared.ctx.settings().request_timeout;
         let refusal =
             match timeout(limit, self.running.raft.client_write(Command::Key(command))).await {
                 Ok(Ok(response)) => match response.data {
@@ -343,7 +344,7 @@ impl<'a> Reign<'a> {
                 Err(_) => OrderRefusal::TimedOut,
             };
         let line = format!("a proposal came to nothing: {refusal}");
-        self.shared.log.limited(Level::Note, "proposal", line);
+        self.shared.ctx.log.limited(Level::Note, "proposal", line);
         Err(refusal)
     }
 
@@ -357,8 +358,8 @@ impl<'a> Reign<'a> {
         // Ends the questions about the last one; those that dead servers owe would be left.
         self.asking = JoinSet::new();
         if staged > Generation(0) {
-            for id in self.shared.others() {
-                self.asking.spawn(ask_until_installed(self.shared.clone(), id, staged));
+            for id in self.shared.ctx.others() {
+                self.asking.spawn(ask_until_installed(self.shared.peers.clone(), id, staged));
             }
         }
     }
@@ -366,14 +367,14 @@ impl<'a> Reign<'a> {
     /// A box that restarted during the handover no longer holds what it said it did.
     fn ask_restarted(&mut self, view: &AgreedView) {
         let Some(staged) = view.agreed.ring.staged().map(|s| s.held.generation) else { return };
-        let heard = &self.shared.heard;
+        let heard = &self.shared.peers.heard;
         let is_another =
             |(id, said): &(&ServerId, &Installed)| is_another(heard, **id, said.incarnation);
         let restarted: Vec<ServerId> =
             self.installed.iter().filter(is_another).map(|(id, _)| *id).collect();
         for id in restarted {
             self.installed.remove(&id);
-            self.asking.spawn(ask_until_installed(self.shared.clone(), id, staged));
+            self.asking.spawn(ask_until_installed(self.shared.peers.clone(), id, staged));
         }
     }
 
@@ -389,7 +390,7 @@ impl<'a> Reign<'a> {
                     Order::Rotate => "rotate",
                     Order::Revoke => "revoke",
                 };
-                self.shared.log.note(format!("{word}: ordered by {}", queued.origin));
+                self.shared.ctx.log.note(format!("{word}: ordered by {}", queued.origin));
                 self.order = Some(queued);
             }
         }
@@ -426,22 +427,21 @@ fn is_another(heard: &Heard, id: ServerId, incarnation: u64) -> bool {
 }
 
 async fn ask_until_installed(
-    shared: Arc<Shared>,
+    peers: Arc<Peers>,
     id: ServerId,
     generation: Generation,
 ) -> (ServerId, Installed) {
-    let courier = PeerCourier(shared.clone());
     let limit_ms = millis(AWAIT_LIMIT).try_into().unwrap_or(u32::MAX);
     // The answer may be held back for the whole limit, and still has to travel.
-    let patience = AWAIT_LIMIT + shared.settings().timers.election_upper;
+    let patience = AWAIT_LIMIT + peers.ctx.settings().timers.election_upper;
     loop {
         let question = async {
             fail_point("ask-installed");
-            courier.call(id, Request::AwaitInstalled { generation, limit_ms }, patience).await
+            peers.call(id, Request::AwaitInstalled { generation, limit_ms }, patience).await
         };
         match guarded(question).await {
             Ok(Ok(Response::Installed { newest, incarnation }))
-                if newest >= generation && !is_another(&shared.heard, id, incarnation) =>
+                if newest >= generation && !is_another(&peers.heard, id, incarnation) =>
             {
                 return (id, Installed { newest, incarnation });
             }
@@ -453,26 +453,25 @@ async fn ask_until_installed(
 
 /// Has the most advanced member stand for election before this leader leaves, and waits for the
 /// new leader. Heart beats stop, since they would keep the others from voting.
-pub(super) async fn bid_farewell(shared: &Arc<Shared>) {
-    let Some(running) = shared.running() else { return };
-    shared.leaving.send_replace(true);
+pub(super) async fn bid_farewell(peers: &Arc<Peers>) {
+    let Some(running) = peers.ctx.running() else { return };
+    peers.ctx.leaving.send_replace(true);
     let metrics = running.raft.metrics().borrow().clone();
     if metrics.state != ServerState::Leader {
         return;
     }
-    let bound = shared.settings().timers.election_upper;
+    let bound = peers.ctx.settings().timers.election_upper;
     let replication = metrics.replication.unwrap_or_default();
-    let reach = shared.reach();
-    let up = |id: &ServerId| shared.heard.last(*id).is_some_and(|at| at.elapsed() < reach);
+    let reach = peers.ctx.reach();
+    let up = |id: &ServerId| peers.heard.last(*id).is_some_and(|at| at.elapsed() < reach);
     let voters: BTreeSet<ServerId> = metrics.membership_config.membership().voter_ids().collect();
-    let may_lead = |id: &ServerId| *id != shared.me && voters.contains(id) && up(id);
+    let may_lead = |id: &ServerId| *id != peers.ctx.me && voters.contains(id) && up(id);
     let advanced = replication.into_iter().filter(|(id, _)| may_lead(id));
     let Some((successor, _)) = advanced.max_by_key(|(_, matched)| *matched) else { return };
-    shared.log.debug(format!("leaving; server {successor} is to lead"));
-    let courier = PeerCourier(shared.clone());
-    if courier.call(successor, Request::Stand, bound).await.is_ok() {
+    peers.ctx.log.debug(format!("leaving; server {successor} is to lead"));
+    if peers.call(successor, Request::Stand, bound).await.is_ok() {
         let mut server = running.raft.server_metrics();
-        let _ = server.wait_for(|m| m.current_leader.is_some_and(|id| id != shared.me)).await;
+        let _ = server.wait_for(|m| m.current_leader.is_some_and(|id| id != peers.ctx.me)).await;
     }
 }
 
@@ -528,21 +527,21 @@ mod tests {
         let mail = Arc::new(Restarting::default());
         let bench = Bench::within(Outside { mail: Some(mail.clone()), ..Outside::default() });
         let shared = &bench.shared;
-        let ask = || ask_until_installed(shared.clone(), OTHER, Generation(9));
+        let ask = || ask_until_installed(shared.peers.clone(), OTHER, Generation(9));
         let said = |incarnation| (OTHER, Installed { newest: Generation(9), incarnation });
         mail.incarnation.store(5, Ordering::Relaxed);
         // No connection to its address tells who is there.
         assert_eq!(ask().await, said(5));
         // Another run is there by now: the answer comes too late, and is not asked for all the time.
-        shared.heard.note_answer(OTHER, 6, Instant::now());
+        shared.peers.heard.note_answer(OTHER, 6, Instant::now());
         let before = mail.asked.load(Ordering::Relaxed);
         assert!(timeout(AWAIT_RETRY * 9, ask()).await.is_err());
         let asked = mail.asked.load(Ordering::Relaxed) - before;
         assert!((5..=10).contains(&asked), "asked {asked} times");
         mail.incarnation.store(6, Ordering::Relaxed);
         assert_eq!(ask().await, said(6));
-        assert!(!is_another(&shared.heard, OTHER, 6));
-        shared.heard.forget_answer(OTHER);
-        assert!(!is_another(&shared.heard, OTHER, 5), "nobody tells that it is another");
+        assert!(!is_another(&shared.peers.heard, OTHER, 6));
+        shared.peers.heard.forget_answer(OTHER);
+        assert!(!is_another(&shared.peers.heard, OTHER, 5), "nobody tells that it is another");
     }
 }

@@ -3,41 +3,49 @@
 //! Knows nothing of Traffic Server. What to install goes out as a [`KeySet`] by a watch channel;
 //! whoever installs it says so with [`Node::installed`], and only that counts as held.
 //!
-//! | part | what it does |
-//! |---|---|
-//! | `types` | what goes in and out: key sets, reports, how a wish ended |
-//! | `network`, `disk` | the ways to other servers and to `state_dir` |
-//! | `counters` | what is counted for operators |
-//! | `running` | one run of Raft, and who takes part in it |
-//! | `shared` | what the parts know together: settings, peers, clock, phase, latest ring |
-//! | `peer_client` | one request to one peer |
-//! | `forward` | brings an operator's order to the leader |
-//! | `inbox` | answers other boxes |
-//! | `life` | asks around, starts Raft, erases, watches over it, starts anew |
-//! | `election` | stands when no leader is heard and a majority would vote for the box |
-//! | `beats` | the leader's heart beats, and what a box makes of them |
-//! | `leader` | founds, stages, activates; takes operators' orders |
-//! | `refusals` | tells and counts the keys that the gate kept out |
-//! | `report` | what the box says of itself to operators |
-//! | `outside` | the world that the box is in: mutual TLS and files, or a simulation's |
-//! | `roster` | has the group agree on its server list, and Raft's membership follow it |
-//! | `list_file` | what the file of the server list holds now |
-//! | `origin` | who gave an order, in words |
-//! | `survey` | tells one that asks what the others say of themselves |
-//! | `keeper` | from the ring to the set that the host should hold |
-//! | `records` | what the box keeps in `state_dir` and makes of it |
-//! | `state_file` | the file in `state_dir`: sealed, read, written |
+//! | part | what it does | takes |
+//! |---|---|---|
+//! | `types` | what goes in and out: key sets, reports, how a wish ended | |
+//! | `network`, `disk` | the ways to other servers and to `state_dir` | |
+//! | `outside` | the world that the node is in: these two, or a simulation's | |
+//! | `clock`, `counters`, `refusals`, `running`, `list_file`, `origin` | one fact each | |
+//! | `state_file` | the file in `state_dir`: sealed, read, written | disk |
+//! | `context` | settings, members, clock, Raft, the agreed state, the leader that is heard | |
+//! | `peer_client` | the other servers, and one request to one of them | context |
+//! | `keys` | what is installed, how old the current key is, the own one | context |
+//! | `store` | what is in `state_dir`, and how far that is | context |
+//! | `records` | when it is read and written, and what is made of it | peers, keys, store |
+//! | `heartbeat` | the leader's heartbeats, and what a server makes of them | peers, keys |
+//! | `election` | becomes a candidate when no leader is heard and a pre-vote is won | peers |
+//! | `bounds` | how much of a leader's word is believed | peers |
+//! | `roster` | has the group agree on its server list, and Raft's membership follow it | peers |
+//! | `survey` | tells one that asks what the others say of themselves | peers |
+//! | `recovery` | asks the others, joins, and counts again when caught up | peers |
+//! | `own_key` | says why the server is on a key of its own | peers |
+//! | `erasure` | erases retired keys from log and snapshot | context |
+//! | `watchdog` | why a run of Raft has to end | peers |
+//! | `shared` | all of these, put together | |
+//! | `forward` | brings an operator's order to the leader | all |
+//! | `leader` | founds, stages, activates; carries out orders | all |
+//! | `keeper` | from the ring to the set that the host should hold | all |
+//! | `life` | one run of Raft after another | all |
+//! | `report` | what the node says of itself to operators | all |
+//! | `inbox` | answers other servers | all |
 
-mod beats;
 #[cfg(test)]
 mod bench;
 mod bounds;
+mod clock;
+mod context;
 mod counters;
 pub mod disk;
 mod election;
+mod erasure;
 mod forward;
+mod heartbeat;
 mod inbox;
 mod keeper;
+mod keys;
 mod leader;
 mod life;
 mod list_file;
@@ -49,14 +57,17 @@ mod own_key;
 mod panics;
 mod peer_client;
 mod records;
+mod recovery;
 pub mod refusals;
 mod report;
 mod roster;
 mod running;
 mod shared;
 mod state_file;
+mod store;
 mod survey;
 mod types;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,15 +83,14 @@ use crate::core::key_ring::Generation;
 use crate::core::rotation::Order;
 use crate::core::stek::Stek;
 use crate::rpc::{EnlistRefusal, OrderRefusal};
-use crate::transport::listener::ListenDeps;
 use crate::transport::tls::Tls;
 #[doc(hidden)]
 pub use state_file::door as state_file_door;
 
+use context::lock;
 use inbox::Inbox;
-use network::Ears;
 use refusals::Refusals;
-use shared::{lock, Shared};
+use shared::Shared;
 
 pub use crate::core::box_status::Role;
 pub use types::{new_key, Deps, Joined, KeySet, NoKey, NoReload, Reloaded, Report};
@@ -115,14 +125,15 @@ impl Node {
         let (set_sender, sets) = watch::channel(KeySet::own(deps.initial.clone()));
         let initial = deps.initial.clone();
         let shared = Shared::new(settings, deps, orders)?;
-        records::load(&shared).await;
+        records::load(&shared.peers, &shared.store).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(keeper::keep(shared.clone(), initial, set_sender));
         tasks.spawn(life::live(shared.clone(), order_queue));
-        *lock(&shared.listener) = Some(listen(&shared));
-        tasks.spawn(roster::follow(shared.clone()));
-        tasks.spawn(records::keep(shared.clone()));
-        tasks.spawn(own_key::watch(shared.clone(), sets.clone()));
+        shared.peers.listen(Arc::new(Inbox(shared.clone())));
+        tasks.spawn(roster::follow(shared.peers.clone()));
+        let (peers, keys, store) = (&shared.peers, &shared.keys, &shared.store);
+        tasks.spawn(records::keep(peers.clone(), keys.clone(), store.clone()));
+        tasks.spawn(own_key::watch(peers.clone(), sets.clone()));
         Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks) })
     }
 
@@ -133,7 +144,7 @@ impl Node {
 
     /// Says that this set now stands in the ticket context.
     pub fn installed(&self, set: &KeySet) {
-        self.shared.note_installed(set);
+        self.shared.keys.note_installed(set);
     }
 
     /// Waits until a set led by an agreed key is there, until no majority can be had, or until
@@ -162,7 +173,7 @@ impl Node {
     /// # Errors
     /// Why that cannot be had at present.
     pub async fn order(&self, order: Order) -> Result<Generation, OrderRefusal> {
-        forward::order(&self.shared, order, origin::message(self.shared.me)).await
+        forward::order(&self.shared, order, origin::message(self.shared.ctx.me)).await
     }
 
     /// Has the group agree on this server list, through whichever box leads. More than half of the
@@ -171,7 +182,7 @@ impl Node {
     /// # Errors
     /// Why the list was not agreed on; nothing changed then.
     pub async fn enlist(&self, members: Vec<Member>) -> Result<u64, EnlistRefusal> {
-        roster::enlist(&self.shared, members).await
+        roster::enlist(&self.shared.peers, members).await
     }
 
     /// Takes over newly loaded settings and certificates, and changes only what changed. Keys
@@ -181,14 +192,14 @@ impl Node {
     /// # Errors
     /// Why nothing changed.
     pub async fn reload(&self, settings: Settings, tls: Tls) -> Result<Reloaded, NoReload> {
-        let old = self.shared.settings();
+        let old = self.shared.ctx.settings();
         if settings.server_id != old.server_id {
             return Err(NoReload::OtherId { old: old.server_id, new: settings.server_id });
         }
         // A file that did not change and holds a list that the group has left is merely behind.
         let edited = settings.members != old.members;
-        let nothing_agreed = self.shared.views.borrow().agreed.ring.history().is_none();
-        let wants_list = edited || roster::asks_for_new(&self.shared, &settings.members);
+        let nothing_agreed = self.shared.ctx.views.borrow().agreed.ring.history().is_none();
+        let wants_list = edited || roster::asks_for_new(&self.shared.peers, &settings.members);
         let list = match wants_list && !nothing_agreed {
             true => Some(self.enlist_with(&settings.members, &tls).await?),
             false => None,
@@ -197,14 +208,12 @@ impl Node {
             != (&old.bind_address, &old.address, old.port);
         if nothing_agreed {
             // There is no group yet that could be asked.
-            self.shared.set_members(&settings.members);
+            self.shared.peers.set_members(&settings.members);
         }
         self.set_certificates(tls);
-        self.shared.set_settings(settings);
+        self.shared.ctx.set_settings(settings);
         if moved {
-            // The old one has to go first, or the new one might find the port in use.
-            drop(lock(&self.shared.listener).take());
-            *lock(&self.shared.listener) = Some(listen(&self.shared));
+            self.shared.peers.listen(Arc::new(Inbox(self.shared.clone())));
         }
         Ok(Reloaded { list })
     }
@@ -212,15 +221,17 @@ impl Node {
     /// Has the group agree on this list, under which this box may have to show `tls`.
     async fn enlist_with(&self, members: &[Member], tls: &Tls) -> Result<u64, EnlistRefusal> {
         let answer = self.enlist(members.to_vec()).await;
-        if answer != Err(EnlistRefusal::Unknown) || !roster::renames_own(&self.shared, members) {
+        if answer != Err(EnlistRefusal::Unknown)
+            || !roster::renames_own(&self.shared.peers, members)
+        {
             return answer;
         }
         // Under its new certificate it is heard if the group has agreed, and only then.
-        let before = self.shared.tls.borrow().clone();
-        self.shared.set_certificates(tls.clone());
+        let before = self.shared.peers.tls.borrow().clone();
+        self.shared.peers.set_certificates(tls.clone());
         let answer = self.enlist(members.to_vec()).await;
         if answer.is_err() {
-            self.shared.set_certificates(before);
+            self.shared.peers.set_certificates(before);
         }
         answer
     }
@@ -228,7 +239,7 @@ impl Node {
     /// Takes over new certificates. A connection whose other end they do not let in is closed
     /// before anything else is sent on it.
     pub fn set_certificates(&self, tls: Tls) {
-        self.shared.set_certificates(tls);
+        self.shared.peers.set_certificates(tls);
     }
 
     /// What this box knows of itself and the group.
@@ -266,31 +277,18 @@ impl Node {
 
     /// Ends the box in an orderly way, within [`SHUTDOWN_LIMIT`].
     pub async fn shutdown(&self) {
-        let _ = timeout(FAREWELL_LIMIT, leader::bid_farewell(&self.shared)).await;
+        let _ = timeout(FAREWELL_LIMIT, leader::bid_farewell(&self.shared.peers)).await;
         // Nobody is to find a box that no longer answers for itself.
-        drop(lock(&self.shared.listener).take());
+        self.shared.peers.close();
         let end = async {
             let mut tasks = self.tasks.lock().await;
             tasks.abort_all();
             while tasks.join_next().await.is_some() {}
-            self.shared.stop_raft().await;
+            self.shared.ctx.stop_raft().await;
         };
         // Whatever is left after the limit dies with the runtime. Raft holds this box, and must not be
         // held by it any more, or its keys would outlive both.
         let _ = timeout(END_LIMIT, end).await;
-        self.shared.set_running(None);
+        self.shared.ctx.set_running(None);
     }
-}
-
-/// Starts to let the others in.
-fn listen(shared: &Arc<Shared>) -> Ears {
-    let deps = ListenDeps {
-        log: shared.log.clone(),
-        tls: shared.tls.subscribe(),
-        me: shared.sender.clone(),
-        heard: shared.heard.clone(),
-        counters: shared.counters.clone(),
-    };
-    let inbox = Arc::new(Inbox(shared.clone()));
-    shared.post.listen(&shared.settings(), &shared.members(), deps, inbox)
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::shared::Shared;
+use super::peer_client::Peers;
 use super::KeySet;
 use crate::fault::kept_alive;
 
@@ -27,12 +27,12 @@ const REMINDER: Duration = Duration::from_secs(600);
 const MAX_NAMED: usize = 8;
 
 /// Watches until the task is aborted.
-pub(super) async fn watch(shared: Arc<Shared>, sets: watch::Receiver<KeySet>) {
-    let begin = || watch_on(&shared, sets.clone());
-    kept_alive(&shared.log, "watching over this server's own key", begin).await;
+pub(super) async fn watch(peers: Arc<Peers>, sets: watch::Receiver<KeySet>) {
+    let begin = || watch_on(&peers, sets.clone());
+    kept_alive(&peers.ctx.log, "watching over this server's own key", begin).await;
 }
 
-async fn watch_on(shared: &Shared, mut sets: watch::Receiver<KeySet>) {
+async fn watch_on(peers: &Peers, mut sets: watch::Receiver<KeySet>) {
     loop {
         if sets.wait_for(|set| !set.agreed).await.is_err() {
             return;
@@ -44,8 +44,8 @@ async fn watch_on(shared: &Shared, mut sets: watch::Receiver<KeySet>) {
                 continue;
             }
         }
-        if let Some(line) = line(shared) {
-            shared.log.warning(line);
+        if let Some(line) = line(peers) {
+            peers.ctx.log.warning(line);
         }
         tokio::select! {
             () = sleep(REMINDER) => {}
@@ -55,9 +55,9 @@ async fn watch_on(shared: &Shared, mut sets: watch::Receiver<KeySet>) {
 }
 
 /// `None` for a list of one server.
-fn line(shared: &Shared) -> Option<String> {
-    let (members, troubles) = (shared.members(), shared.heard.troubles());
-    let others: Vec<_> = members.iter().filter(|member| member.id != shared.me).collect();
+fn line(peers: &Peers) -> Option<String> {
+    let (members, troubles) = (peers.ctx.members(), peers.heard.troubles());
+    let others: Vec<_> = members.iter().filter(|member| member.id != peers.ctx.me).collect();
     let named = others.iter().take(MAX_NAMED).map(|member| {
         let why = troubles.get(&member.id).map_or("it answers", |why| &**why);
         format!("server {} ({}:{}): {why}", member.id, member.address, member.port)
@@ -93,31 +93,31 @@ mod tests {
     async fn every_peer_has_its_cause_and_a_list_of_one_has_no_line() {
         let bench = Bench::new();
         let shared = &bench.shared;
-        let me = shared.me.0;
-        shared.set_members(&[member(me)]);
-        assert_eq!(line(shared), None);
-        shared.set_members(&[me, me + 1, me + 2].map(member));
+        let me = shared.ctx.me.0;
+        shared.peers.set_members(&[member(me)]);
+        assert_eq!(line(&shared.peers), None);
+        shared.peers.set_members(&[me, me + 1, me + 2].map(member));
         let (one, two) = (ServerId(me + 1), ServerId(me + 2));
-        shared.heard.note_trouble(one, "unreachable: refused".into());
-        shared.heard.note_trouble(two, "unreachable: no route".into());
-        shared.heard.note_answer(two, 1, tokio::time::Instant::now());
-        let line_now = line(shared).unwrap();
+        shared.peers.heard.note_trouble(one, "unreachable: refused".into());
+        shared.peers.heard.note_trouble(two, "unreachable: no route".into());
+        shared.peers.heard.note_answer(two, 1, tokio::time::Instant::now());
+        let line_now = line(&shared.peers).unwrap();
         let parts = [
             format!("server {one} (box{one}:7): unreachable: refused; "),
             format!("server {two} (box{two}:7): it answers"),
         ];
         assert!(parts.iter().all(|part| line_now.contains(part)), "{line_now}");
-        shared.set_members(&(me..me + 30).map(member).collect::<Vec<_>>());
-        assert!(line(shared).unwrap().contains("; and 21 more"));
+        shared.peers.set_members(&(me..me + 30).map(member).collect::<Vec<_>>());
+        assert!(line(&shared.peers).unwrap().contains("; and 21 more"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_line_comes_after_a_while_again_and_again_and_ends_with_the_cause() {
         let bench = Bench::new();
         let shared = &bench.shared;
-        shared.set_members(&[shared.me.0, shared.me.0 + 1].map(member));
+        shared.peers.set_members(&[shared.ctx.me.0, shared.ctx.me.0 + 1].map(member));
         let (sets, receiver) = watch::channel(KeySet::own(stek(1)));
-        let watching = tokio::spawn(watch(shared.clone(), receiver));
+        let watching = tokio::spawn(watch(shared.peers.clone(), receiver));
         let told = || bench.count_lines("on a key of its own");
         sleep(GRACE / 2).await;
         assert_eq!(told(), 0);

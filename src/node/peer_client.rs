@@ -1,34 +1,259 @@
-//! One request to one peer and its answer, and the question to all voters that goes before an
-//! election.
+//! The other servers: the way to each of them, who was heard when, what each said of itself; and one
+//! request to one of them.
 //!
 //! What an answer means is for whoever asked. Invariants: an answer that counts beyond what this
-//! server can believe is none; a peer of another cluster is noted, whatever it was asked.
+//! server can believe is none; a peer of another cluster is noted, whatever it was asked; who may
+//! connect follows the members at once.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::{watch, Notify};
 use tokio::task::JoinSet;
 
-use super::shared::Shared;
+use super::context::{lock, Context};
+use super::list_file::ListFile;
+use super::network::{Ears, Post};
+use super::outside::Outside;
+use super::running::Running;
 use crate::consensus::network::{CallFailure, Courier};
+use crate::core::config::Member;
 use crate::core::crowd::breadth;
-use crate::core::rejoin::{yields, Status};
+use crate::core::key_ring::HistoryId;
+use crate::core::moment::{millis, Moment};
+use crate::core::rejoin::{with_hearsay, yields, Horizon, Status};
 use crate::core::server_id::ServerId;
 use crate::journal::Level;
-use crate::rpc::{self, Request, Response, Unable};
-use crate::transport::listener::Refusal;
+use crate::rpc::{self, Hearsay, Request, Response, Unable};
+use crate::transport::listener::{ListenDeps, Refusal, Service};
 use crate::transport::peers::CallError;
+use crate::transport::tls::Tls;
+use crate::transport::{Counters, Heard, Me, Versions};
 
 /// How long one question about another box's status may take; well above any round trip that the
 /// election bounds allow, since a connection may have to be made first.
 pub(super) const STATUS_LIMIT: Duration = Duration::from_secs(1);
 
-/// Carries messages over the transport's connections.
-#[derive(Clone)]
-pub(super) struct PeerCourier(pub Arc<Shared>);
+/// See the module's head.
+pub(super) struct Peers {
+    pub ctx: Arc<Context>,
+    pub post: Post,
+    /// The newest certificates and whose are accepted; all connections go by them. Changed by
+    /// [`Peers::set_certificates`] and [`Peers::set_members`] only.
+    pub tls: watch::Sender<Tls>,
+    /// What this server says of itself in every frame.
+    pub sender: Me,
+    /// When each member was last heard, whoever dialled.
+    pub heard: Heard,
+    /// What the listener let in and kept out.
+    pub counters: Arc<Counters>,
+    /// Lets the others in, until this server ends.
+    listener: Mutex<Option<Ears>>,
+    /// Rung whenever another server says what it is.
+    pub answered: Notify,
+    /// Rung when a server without memory has shown up; see [`Peers::take_newcomers`].
+    pub newcomer: Notify,
+    /// Rung when a server of another history was met; see [`Peers::foreigner`].
+    pub met: Notify,
+    /// Members that are being asked whether they are still there; see `inbox`.
+    pub doubted: Mutex<BTreeSet<ServerId>>,
+    /// What the file of the server list says of them.
+    pub list_file: ListFile,
+    table: Mutex<Table>,
+}
 
-impl Courier for PeerCourier {
+/// What is known of the others.
+#[derive(Default)]
+struct Table {
+    /// The latest that each other server said of itself, and when.
+    answers: BTreeMap<ServerId, (Moment, Status)>,
+    /// The latest that others passed on of what each other one said of itself, and when it did.
+    hearsay: BTreeMap<ServerId, (Moment, Status)>,
+    /// Servers without memory that have shown up lately; members only.
+    newcomers: BTreeSet<ServerId>,
+    /// The server of another history that was met last.
+    foreigner: Option<ServerId>,
+}
+
+impl Peers {
+    /// The way to the members that `ctx` knows.
+    pub fn new(
+        ctx: Arc<Context>,
+        (incarnation, versions): (u64, Versions),
+        tls: Tls,
+        outside: &Outside,
+    ) -> Peers {
+        let tls = watch::Sender::new(tls.with_members(&ctx.members()));
+        let of = ctx.clone();
+        let history = move || of.history().map_or([0; 16], HistoryId::to_bytes);
+        let sender = Me::member(ctx.me, incarnation, history).speaking(versions);
+        let heard = Heard::new();
+        let (mail, resolver) = (outside.mail.clone(), outside.resolver.clone());
+        let post =
+            Post::new((mail, outside.bounds), resolver, &ctx.log, tls.subscribe(), &sender, &heard);
+        post.set_members(&ctx.members());
+        Peers {
+            ctx,
+            post,
+            tls,
+            sender,
+            heard,
+            counters: Counters::new(),
+            listener: Mutex::default(),
+            answered: Notify::new(),
+            newcomer: Notify::new(),
+            met: Notify::new(),
+            doubted: Mutex::default(),
+            list_file: ListFile::new(outside.list_file.clone()),
+            table: Mutex::default(),
+        }
+    }
+
+    /// Starts to let the others in.
+    pub fn listen<S: Service>(&self, service: Arc<S>) {
+        let deps = ListenDeps {
+            log: self.ctx.log.clone(),
+            tls: self.tls.subscribe(),
+            me: self.sender.clone(),
+            heard: self.heard.clone(),
+            counters: self.counters.clone(),
+        };
+        // The old one has to go first, or the new one might find the port in use.
+        self.close();
+        let ears = self.post.listen(&self.ctx.settings(), &self.ctx.members(), deps, service);
+        *lock(&self.listener) = Some(ears);
+    }
+
+    /// Lets nobody in any more.
+    pub fn close(&self) {
+        drop(lock(&self.listener).take());
+    }
+
+    /// Takes over the members that the group agreed on.
+    pub fn set_members(&self, members: &[Member]) {
+        if !self.ctx.set_members(members) {
+            return;
+        }
+        // Who may connect follows, as the certificates do.
+        self.tls.send_modify(|tls| *tls = tls.with_members(&self.ctx.members()));
+        self.post.set_members(members);
+        if let Some(listener) = lock(&self.listener).as_ref() {
+            listener.set_members(members);
+        }
+    }
+
+    /// Takes over new certificates. Connections that stand are judged by them before anything
+    /// else is sent or heard on them.
+    pub fn set_certificates(&self, new: Tls) {
+        // The members are looked up inside, so that a list that changes meanwhile is not lost.
+        self.tls.send_modify(|tls| *tls = new.in_place_of(tls).with_members(&self.ctx.members()));
+    }
+
+    pub fn note_answer(&self, from: ServerId, status: Status) {
+        let now = self.ctx.now();
+        lock(&self.table).answers.insert(from, (now, status));
+        self.answered.notify_one();
+    }
+
+    /// What the others said of themselves within `limit`.
+    pub fn answers_within(&self, limit: Duration) -> BTreeMap<ServerId, Status> {
+        fresh(&lock(&self.table).answers, self.ctx.now(), limit)
+    }
+
+    /// The same with what others passed on.
+    pub fn hearsay_within(&self, limit: Duration) -> BTreeMap<ServerId, Status> {
+        let now = self.ctx.now();
+        let facts = lock(&self.table);
+        let hearsay = fresh(&facts.hearsay, now, limit);
+        with_hearsay(fresh(&facts.answers, now, limit), hearsay)
+    }
+
+    /// What the others said to this box of themselves within `limit`, to be passed on.
+    pub fn answers_to_tell(&self, limit: Duration) -> Vec<Hearsay> {
+        let now = self.ctx.now();
+        let facts = lock(&self.table);
+        let known = facts.answers.iter().map(|(id, (at, status))| (*id, now.since(*at), status));
+        let fresh = known.filter(|(_, age, _)| *age < limit);
+        let told = fresh.map(|(from, age, status)| {
+            let age_ms = millis(age).saturating_add(1).try_into().unwrap_or(u32::MAX);
+            Hearsay { from, age_ms, status: status.clone() }
+        });
+        told.collect()
+    }
+
+    /// Takes what another box passed on in answer to a question that was sent at `asked`, unless
+    /// it was said before `since`.
+    pub fn note_hearsay(&self, told: Vec<Hearsay>, asked: Moment, since: Moment) {
+        let others: BTreeSet<ServerId> = self.ctx.others().collect();
+        let mut facts = lock(&self.table);
+        for Hearsay { from, age_ms, status } in told {
+            let at = asked.ago(Duration::from_millis(age_ms.into()));
+            let newest = facts.hearsay.get(&from).is_none_or(|(known, _)| *known <= at);
+            if at >= since && newest && others.contains(&from) {
+                facts.hearsay.insert(from, (at, status));
+            }
+        }
+        drop(facts);
+        self.answered.notify_one();
+    }
+
+    /// How far terms and logs may reach for this box to believe them.
+    pub fn horizon(&self) -> Horizon {
+        let (vote, end) = match self.ctx.running() {
+            Some(Running { log, .. }) => (log.vote(), log.last_log_id()),
+            None => (None, None),
+        };
+        let (term, index) = (vote.map_or(0, |v| v.leader_id.term), end.map_or(0, |id| id.index));
+        // They need not be fresh, since terms and logs only grow.
+        let generation = self.ctx.views.borrow().agreed.ring.newest();
+        Horizon::of(term, index, generation, &self.answers_within(Duration::MAX))
+    }
+
+    /// Whether this box believes that there is this term, and this end of a log. Says so if not.
+    pub fn believes(&self, from: ServerId, term: u64, index: u64) -> bool {
+        let horizon = self.horizon();
+        let believed = horizon.has_term(term) && horizon.has_index(index);
+        if !believed {
+            let line = format!(
+                "server {from} counts far beyond what this box knows of (term {term}, entry \
+                 {index}) and nobody bears it out; not believed: is that server sound?"
+            );
+            self.ctx.log.limited(Level::Warning, "absurd count", line);
+        }
+        believed
+    }
+
+    pub fn forget_answers(&self) {
+        let mut facts = lock(&self.table);
+        facts.answers.clear();
+        facts.hearsay.clear();
+    }
+
+    /// Notes a box that has no memory yet, which a leader need not keep waiting for a beat.
+    pub fn note_newcomer(&self, id: ServerId) {
+        lock(&self.table).newcomers.insert(id);
+        self.newcomer.notify_one();
+    }
+
+    /// The boxes without memory that have shown up since this was asked last.
+    pub fn take_newcomers(&self) -> BTreeSet<ServerId> {
+        std::mem::take(&mut lock(&self.table).newcomers)
+    }
+
+    /// Notes that a box of another history was met.
+    pub fn note_foreigner(&self, id: ServerId) {
+        lock(&self.table).foreigner = Some(id);
+        self.met.notify_one();
+    }
+
+    /// The box of another history that was met last, once.
+    pub fn foreigner(&self) -> Option<ServerId> {
+        lock(&self.table).foreigner.take()
+    }
+}
+
+impl Courier for Arc<Peers> {
     async fn call(
         &self,
         to: ServerId,
@@ -38,27 +263,27 @@ impl Courier for PeerCourier {
         let body = rpc::encode(&request).ok_or(CallFailure::Senseless)?;
         // The request may hold keys; while the answer is awaited only the frame does.
         drop(request);
-        let answer = self.0.post.request(to, body, limit).await.map_err(|e| match e {
+        let answer = self.post.request(to, body, limit).await.map_err(|e| match e {
             CallError::TimedOut => CallFailure::TimedOut,
             CallError::Refused(Refusal::NotAMember) => CallFailure::NotListed,
             _ => CallFailure::Unreachable,
         })?;
         let answer = rpc::decode_response(&answer).map_err(|e| {
             let line = format!("server {to} answered nonsense: {e}");
-            self.0.log.limited(Level::Warning, "senseless answer", line);
+            self.ctx.log.limited(Level::Warning, "senseless answer", line);
             CallFailure::Senseless
         })?;
         let is_foreign = match &answer {
             Response::Unable(Unable::OtherHistory) => true,
             // A server that finds no leader asks for no more than this, and may hear nobody else.
-            Response::Status(theirs) => yields(&self.0.status(), theirs),
+            Response::Status(theirs) => yields(&self.ctx.status(), theirs),
             _ => false,
         };
         if is_foreign {
-            self.0.note_foreigner(to);
+            self.note_foreigner(to);
         }
         let told = answer.ballot();
-        match told.is_none_or(|ballot| self.0.believes(to, ballot.term, 0)) {
+        match told.is_none_or(|ballot| self.believes(to, ballot.term, 0)) {
             true => Ok(answer),
             false => Err(CallFailure::Senseless),
         }
@@ -67,17 +292,17 @@ impl Courier for PeerCourier {
 
 /// Asks all voters but this box what they are.
 pub(super) fn ask_voters(
-    shared: &Arc<Shared>,
+    peers: &Arc<Peers>,
     configs: &[BTreeSet<ServerId>],
 ) -> JoinSet<(ServerId, Result<Status, CallFailure>)> {
     let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
     let limit = STATUS_LIMIT * breadth(voters.len());
     let mut asked = JoinSet::new();
-    for id in voters.into_iter().filter(|id| *id != shared.me) {
-        let shared = shared.clone();
+    for id in voters.into_iter().filter(|id| *id != peers.ctx.me) {
+        let peers = peers.clone();
         asked.spawn(async move {
-            let question = Request::Status(shared.status());
-            let answer = match PeerCourier(shared).call(id, question, limit).await {
+            let question = Request::Status(peers.ctx.status());
+            let answer = match peers.call(id, question, limit).await {
                 Ok(Response::Status(status)) => Ok(status),
                 Ok(_) => Err(CallFailure::Senseless),
                 Err(failure) => Err(failure),
@@ -86,4 +311,14 @@ pub(super) fn ask_voters(
         });
     }
     asked
+}
+
+/// Those of what boxes said that are not older than `limit`.
+fn fresh(
+    said: &BTreeMap<ServerId, (Moment, Status)>,
+    now: Moment,
+    limit: Duration,
+) -> BTreeMap<ServerId, Status> {
+    let fresh = said.iter().filter(|(_, (at, _))| now.since(*at) < limit);
+    fresh.map(|(id, (_, status))| (*id, status.clone())).collect()
 }

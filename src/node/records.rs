@@ -12,17 +12,20 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
+use super::context::Context;
 use super::disk;
-use super::peer_client::PeerCourier;
+use super::keys::Keys;
+use super::peer_client::Peers;
 use super::running::Running;
-use super::shared::Shared;
 use super::state_file::{Saved, StateFile, Written};
+use super::store::Store;
 use crate::consensus::append_limit;
 use crate::consensus::network::Courier;
 use crate::consensus::state_machine::AgreedView;
 use crate::core::crowd::breadth;
 use crate::core::key_ring::{Generation, HistoryId};
 use crate::core::moment::millis;
+use crate::core::quorum::has_majority;
 use crate::core::record::{next_epoch, Record};
 use crate::core::rejoin::Quarantine;
 use crate::core::server_id::ServerId;
@@ -44,10 +47,10 @@ const SLOW: Duration = Duration::from_secs(5);
 const SAVED_LIMIT: Duration = Duration::from_millis(200);
 
 /// Reads what an earlier process of this box left, at its very start.
-pub(super) async fn load(shared: &Arc<Shared>) {
-    let Some(file) = shared.state_file.clone() else { return };
-    let (of, max_key_age) = (shared.clone(), shared.settings().max_key_age);
-    let tls = shared.tls.borrow().clone();
+pub(super) async fn load(peers: &Arc<Peers>, store: &Store) {
+    let Some(file) = store.file.clone() else { return };
+    let (of, max_key_age) = (peers.ctx.clone(), peers.ctx.settings().max_key_age);
+    let tls = peers.tls.borrow().clone();
     let read = guarded(timeout(LOAD_LIMIT, file.load(&tls, max_key_age))).await;
     let why = match read {
         Ok(Ok(Ok(None))) => None,
@@ -56,8 +59,8 @@ pub(super) async fn load(shared: &Arc<Shared>) {
                 "the keys of the state file, saved {} s ago, decrypt until the group's are known",
                 away.as_secs()
             ));
-            of.written.send_modify(|written| written.well = true);
-            of.keep_record(record);
+            store.written.send_modify(|written| written.well = true);
+            store.keep_record(record);
             None
         }
         Ok(Ok(Err(why))) => Some(why.to_string()),
@@ -76,17 +79,17 @@ pub(super) async fn load(shared: &Arc<Shared>) {
 }
 
 /// Keeps the file up to date until the task is aborted.
-pub(super) async fn keep(shared: Arc<Shared>) {
-    let Some(file) = shared.state_file.clone() else { return };
-    let begin = || keep_on(&shared, &file);
-    kept_alive(&shared.log, "writing the state file", begin).await;
+pub(super) async fn keep(peers: Arc<Peers>, keys: Arc<Keys>, store: Arc<Store>) {
+    let Some(file) = store.file.clone() else { return };
+    let begin = || keep_on(&peers, &keys, &store, &file);
+    kept_alive(&peers.ctx.log, "writing the state file", begin).await;
 }
 
-async fn keep_on(shared: &Arc<Shared>, file: &StateFile) {
-    let mut views = shared.views.subscribe();
-    let mut quarantine = shared.quarantine.subscribe();
+async fn keep_on(peers: &Peers, keys: &Keys, store: &Store, file: &StateFile) {
+    let mut views = peers.ctx.views.subscribe();
+    let mut quarantine = peers.ctx.quarantine.subscribe();
     // Sealed under the private key, which a reload may have changed.
-    let mut tls = shared.tls.subscribe();
+    let mut tls = peers.tls.subscribe();
     loop {
         tls.borrow_and_update();
         // While a box catches up it passes through what was current long ago.
@@ -94,10 +97,10 @@ async fn keep_on(shared: &Arc<Shared>, file: &StateFile) {
         // A write may take long, and no key outlives its time in here meanwhile.
         let saved = {
             let view = views.borrow_and_update().clone();
-            is_level.then(|| to_save(shared, &view)).flatten()
+            is_level.then(|| to_save(&peers.ctx, keys, &view)).flatten()
         };
         let done = match saved {
-            Some(saved) => write(shared, file, saved).await,
+            Some(saved) => write(peers, store, file, saved).await,
             None => true,
         };
         tokio::select! {
@@ -110,34 +113,34 @@ async fn keep_on(shared: &Arc<Shared>, file: &StateFile) {
 }
 
 /// What there is to keep of a view, once anything is agreed.
-fn to_save(shared: &Shared, view: &AgreedView) -> Option<Saved> {
+fn to_save(ctx: &Context, keys: &Keys, view: &AgreedView) -> Option<Saved> {
     let ring = &view.agreed.ring;
     ring.history()?;
     let since = match ring.staged() {
         Some(_) if !ring.is_imported() => view.staged_since,
-        _ => shared.current_since(view),
+        _ => keys.current_since(view),
     };
-    let age_ms = millis(shared.now().since(since));
+    let age_ms = millis(ctx.now().since(since));
     let record = Record { ring: ring.clone(), end: view.end?, age_ms };
     Some(Saved { record, roster: view.agreed.roster.clone() })
 }
 
 /// Writes the file; whether that worked.
-async fn write(shared: &Arc<Shared>, file: &StateFile, saved: Saved) -> bool {
+async fn write(peers: &Peers, store: &Store, file: &StateFile, saved: Saved) -> bool {
     fail_point("save");
     let (begun, path) = (Instant::now(), file.path().display());
     let ring = &saved.record.ring;
     let (history, newest, revoked) = (ring.history(), ring.newest(), ring.revoked());
-    let tls = shared.tls.borrow().clone();
+    let tls = peers.tls.borrow().clone();
     let result = match file.save(saved, &tls) {
         Err(e) => Err(e),
         Ok(mut write) => loop {
             match timeout(SLOW, &mut write).await {
                 Ok(result) => break result,
                 Err(_) => {
-                    shared.written.send_modify(|written| written.well = false);
+                    store.written.send_modify(|written| written.well = false);
                     let line = disk::hanging(file.path(), begun.elapsed().as_secs());
-                    shared.log.limited(Level::Warning, "state file", line);
+                    peers.ctx.log.limited(Level::Warning, "state file", line);
                 }
             }
         },
@@ -145,21 +148,21 @@ async fn write(shared: &Arc<Shared>, file: &StateFile, saved: Saved) -> bool {
     match result {
         Ok(()) => {
             let well = begun.elapsed() < SAVED_LIMIT;
-            shared.written.send_replace(Written { history, newest, well });
-            shared.note_revoked_on_disk(revoked);
+            store.written.send_replace(Written { history, newest, well });
+            store.note_revoked_on_disk(revoked);
             true
         }
         Err(e) => {
-            shared.written.send_modify(|written| written.well = false);
+            store.written.send_modify(|written| written.well = false);
             let line = disk::unwritten(file.path(), &e);
-            shared.log.limited(Level::Warning, "state file", line);
+            peers.ctx.log.limited(Level::Warning, "state file", line);
             // Keys that were revoked must not come back with what is there.
-            if revoked > shared.revoked_on_disk() && file.remove().await.is_err() {
+            if revoked > store.revoked_on_disk() && file.remove().await.is_err() {
                 let line = format!(
                     "state file {path} holds keys that were revoked and cannot be removed; remove \
                      it by hand before all servers are down at the same time"
                 );
-                shared.log.limited(Level::Error, "state file with revoked keys", line);
+                peers.ctx.log.limited(Level::Error, "state file with revoked keys", line);
             }
             false
         }
@@ -168,11 +171,11 @@ async fn write(shared: &Arc<Shared>, file: &StateFile, saved: Saved) -> bool {
 
 /// Waits for a moment until what this box has installed is in its file as well, so that what all
 /// boxes hold outlives them all, above all a revocation. A disk that is not well is not waited for.
-pub(super) async fn settle(shared: &Shared, history: Option<HistoryId>, generation: Generation) {
-    if shared.state_file.is_none() {
+pub(super) async fn settle(store: &Store, history: Option<HistoryId>, generation: Generation) {
+    if store.file.is_none() {
         return;
     }
-    let mut written = shared.written.subscribe();
+    let mut written = store.written.subscribe();
     let settled = written.wait_for(|written| {
         !written.well || (written.history == history && written.newest >= generation)
     });
@@ -187,25 +190,26 @@ pub(super) struct Beginning {
 
 /// Asks all others what their files say, for a leader whose group remembers nothing; the newest
 /// record of those that answer. `None` unless they are a majority.
-pub(super) async fn newest(shared: &Arc<Shared>, running: &Running) -> Option<Beginning> {
-    let settings = shared.settings();
-    let limit = append_limit(&settings) * breadth(shared.members().len());
+pub(super) async fn newest(
+    peers: &Arc<Peers>,
+    store: &Store,
+    running: &Running,
+) -> Option<Beginning> {
+    let settings = peers.ctx.settings();
+    let limit = append_limit(&settings) * breadth(peers.ctx.members().len());
     let mut asked = JoinSet::new();
-    for id in shared.others() {
-        let courier = PeerCourier(shared.clone());
+    for id in peers.ctx.others() {
+        let courier = peers.clone();
         asked.spawn(async move { (id, courier.call(id, Request::Record, limit).await) });
     }
     let mut records: BTreeMap<ServerId, Option<Record>> = BTreeMap::new();
-    records.insert(shared.me, shared.kept_record());
+    records.insert(peers.ctx.me, store.kept_record());
     while let Some(answer) = asked.join_next().await {
         if let Ok((id, Ok(Response::Record(record)))) = answer {
             records.insert(id, record.map(|record| *record));
         }
     }
-    let answered = |id: &&ServerId| records.contains_key(id);
-    let is_majority =
-        running.voters().iter().all(|c| c.iter().filter(answered).count() > c.len() / 2);
-    if !is_majority {
+    if !has_majority(&running.voters(), |id| records.contains_key(&id)) {
         return None;
     }
     let kept = records.into_iter().filter_map(|(id, record)| Some((id, record?)));
@@ -214,7 +218,7 @@ pub(super) async fn newest(shared: &Arc<Shared>, running: &Running) -> Option<Be
     let known = newest.as_ref().map_or(0, |(_, record)| record.ring.epoch());
     let young = newest.filter(|(_, record)| record.age() <= settings.max_key_age);
     if let Some((id, record)) = &young {
-        shared.log.note(format!(
+        peers.ctx.log.note(format!(
             "nobody who runs has the group's keys; continuing with the keys of the state file of \
              server {id}: generation {}, {} s old",
             record.ring.newest(),
@@ -244,13 +248,13 @@ mod tests {
         ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
         let held = Held { generation: Generation(1), stek: stek(1) };
         ring.apply(Command::Stage { held, revokes: false }).unwrap();
-        shared.keep_record(Record { ring, end: LogEnd::default(), age_ms: 5 });
-        assert_eq!(shared.status(), Status::default());
-        assert!(!shared.status_for(&Status::default()).may_vote);
-        assert_eq!(shared.history(), None);
-        assert!(shared.kept_record().is_some_and(|record| record.age_ms >= 5));
-        shared.drop_record();
-        assert!(shared.kept_record().is_none());
+        shared.store.keep_record(Record { ring, end: LogEnd::default(), age_ms: 5 });
+        assert_eq!(shared.ctx.status(), Status::default());
+        assert!(!shared.ctx.status_for(&Status::default()).may_vote);
+        assert_eq!(shared.ctx.history(), None);
+        assert!(shared.store.kept_record().is_some_and(|record| record.age_ms >= 5));
+        shared.store.drop_record();
+        assert!(shared.store.kept_record().is_none());
     }
 
     /// A box that lived on in the earlier history while the later one revoked its key.
@@ -259,7 +263,7 @@ mod tests {
         let shared = Bench::new().shared;
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
         let keeping = tokio::spawn(keeper::keep(shared.clone(), stek(200), sender));
-        shared.quarantine.send_replace(Quarantine::Lifted);
+        shared.ctx.quarantine.send_replace(Quarantine::Lifted);
         let stage = |generation: u64, revokes| {
             let held = Held { generation: Generation(generation), stek: stek(generation as u8) };
             Command::Stage { held, revokes }
@@ -279,10 +283,10 @@ mod tests {
         let from = Some(Box::new(record));
         let later = ring(vec![found(2, from), activate(1), stage(2, true), activate(2)]);
         for (ring, key) in [(earlier, 1), (later, 2)] {
-            let current_since = shared.now();
+            let current_since = shared.ctx.now();
             let agreed = Arc::new(Agreed::of_ring(ring));
             let view = AgreedView { agreed, current_since, ..AgreedView::default() };
-            shared.views.send_replace(view);
+            shared.ctx.views.send_replace(view);
             let is_there = |set: &KeySet| set.agreed && set.keys[0].same_bytes(&stek(key));
             let set = timeout(Duration::from_secs(30), sets.wait_for(is_there)).await;
             let set = set.unwrap().unwrap().clone();

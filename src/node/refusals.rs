@@ -242,8 +242,10 @@ mod tests {
         for (reason, bad, words) in bad_keys() {
             let bench = Bench::new();
             let noting = bench.shared.clone();
-            let observer = Arc::new(move |outcome: &_| life::note_change(&noting, outcome));
-            let (views, clock) = (bench.shared.views.clone(), bench.shared.clone());
+            let observer = Arc::new(move |outcome: &_| {
+                life::note_change(&noting.ctx.log, &noting.ledger, &noting.refusals, outcome)
+            });
+            let (views, clock) = (bench.shared.ctx.views.clone(), bench.shared.ctx.clone());
             let mut machine = StateMachine::new(views, observer, Arc::new(move || clock.now()));
             let bad = Command::Stage { held: bad, revokes: false };
             let entries: Vec<_> = (1..)
@@ -253,7 +255,7 @@ mod tests {
             let answers = machine.apply(entries).await.unwrap();
             let refused: Vec<_> = answers.into_iter().filter_map(|a| a?.err()).collect();
             assert_eq!(refused.len(), 1, "{refused:?}");
-            let ring = bench.shared.views.borrow().agreed.ring.clone();
+            let ring = bench.shared.ctx.views.borrow().agreed.ring.clone();
             assert!(ring.staged().is_none());
             assert_eq!(generations(&ring), [3, 2]);
             bench.assert_refused_once(Place::Apply, reason, words);
@@ -285,8 +287,12 @@ mod tests {
     /// As if the state machine had just come to this ring.
     fn show(shared: &Shared, ring: KeyRing) {
         let agreed = Arc::new(Agreed::of_ring(ring));
-        let current_since = shared.now();
-        shared.views.send_replace(AgreedView { agreed, current_since, ..AgreedView::default() });
+        let current_since = shared.ctx.now();
+        shared.ctx.views.send_replace(AgreedView {
+            agreed,
+            current_since,
+            ..AgreedView::default()
+        });
     }
 
     fn forged() -> Forged {
@@ -344,7 +350,7 @@ mod tests {
             let shared = bench.shared.clone();
             let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
             let keeping = tokio::spawn(keeper::keep(shared.clone(), stek(200), sender));
-            shared.quarantine.send_replace(Quarantine::Lifted);
+            shared.ctx.quarantine.send_replace(Quarantine::Lifted);
             show(&shared, forged().ring());
             let good = serial_after(&mut sets, 1).await;
             let expected = [stek(3), stek(2)].map(|key| key.fingerprint());
@@ -370,22 +376,22 @@ mod tests {
         let shared = bench.shared.clone();
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
         let keeping = tokio::spawn(keeper::keep(shared.clone(), stek(200), sender));
-        shared.quarantine.send_replace(Quarantine::Lifted);
+        shared.ctx.quarantine.send_replace(Quarantine::Lifted);
         show(&shared, forged().ring());
         let ahead = serial_after(&mut sets, 1).await;
-        shared.note_installed(&ahead);
-        assert_eq!(shared.installed_newest(), Generation(3));
+        shared.keys.note_installed(&ahead);
+        assert_eq!(shared.keys.installed_newest(), Generation(3));
 
         // What was generation 3 is lost to the group.
-        shared.set_reborn(true);
+        shared.keys.set_reborn(true);
         let lost = Forged { keys: vec![held(2, stek(2))], ..forged() };
         show(&shared, lost.ring());
         let back = serial_after(&mut sets, ahead.serial).await;
         let expected = [stek(2), stek(3)].map(|key| key.fingerprint());
         assert_eq!(prints(&back), expected, "tickets of the lost key are still good here");
         assert_eq!((back.current, back.newest), (Generation(2), Generation(2)));
-        assert_eq!(shared.installed_newest(), Generation(0), "nobody counts on the lost one");
-        assert!(!shared.is_reborn());
+        assert_eq!(shared.keys.installed_newest(), Generation(0), "nobody counts on the lost one");
+        assert!(!shared.keys.is_reborn());
         keeping.abort();
     }
 
@@ -396,7 +402,7 @@ mod tests {
         let own = namesake(3);
         let (sender, mut sets) = watch::channel(KeySet::own(own.clone()));
         let keeping = tokio::spawn(keeper::keep(shared.clone(), own, sender));
-        shared.quarantine.send_replace(Quarantine::Lifted);
+        shared.ctx.quarantine.send_replace(Quarantine::Lifted);
         let alone = Forged { keys: vec![held(3, stek(3))], ..forged() };
         show(&shared, alone.ring());
         let set = serial_after(&mut sets, 1).await;
@@ -412,7 +418,7 @@ mod tests {
         let shared = bench.shared.clone();
         let zero = Stek::copy_from(&[0; STEK_LEN]).unwrap();
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
-        shared.quarantine.send_replace(Quarantine::Lifted);
+        shared.ctx.quarantine.send_replace(Quarantine::Lifted);
         let keeping = tokio::spawn(keeper::keep(shared.clone(), zero, sender));
         wait_for_refusal(&shared, Reason::Weak).await;
         show(&shared, forged().ring());

@@ -8,8 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openssl::sha::Sha256;
 
+use super::context::{lock, Context};
+use super::counters::Ledger;
+use super::keys as node;
+use super::peer_client::Peers;
 use super::refusals::{Place, Reason, Refusals};
-use super::shared::{lock, Shared};
+use super::shared::Shared;
 use super::Report;
 use crate::core::box_status::{
     BoxStatus, CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus, Keys,
@@ -24,41 +28,40 @@ use crate::transport::{Cause, Counters};
 
 /// All that this box says of itself.
 pub(super) fn status(shared: &Shared) -> BoxStatus {
-    let settings = shared.settings();
+    let settings = shared.ctx.settings();
     let report = shared.report();
     BoxStatus {
-        id: shared.me,
+        id: shared.ctx.me,
         software: env!("CARGO_PKG_VERSION").to_owned(),
-        incarnation: shared.sender.incarnation(),
-        uptime_ms: millis(shared.age()),
+        incarnation: shared.peers.sender.incarnation(),
+        uptime_ms: millis(shared.ctx.clock.age()),
         clock_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
-        group: group(shared, &report),
-        keys: keys(shared, &settings, &report),
-        list: list(shared, &settings, &report),
-        certificate: certificate(shared),
-        host: host(shared),
+        group: group(&shared.ctx, &shared.ledger, &report),
+        keys: keys(&shared.ctx, &shared.keys, &settings, &report),
+        list: list(&shared.peers, &settings, &report),
+        certificate: certificate(&shared.peers),
+        host: host(&shared.ledger),
         refused_keys: refused_keys(&shared.refusals),
-        refused_peers: refused_peers(&shared.counters),
-        accepted: shared.counters.accepted(),
+        refused_peers: refused_peers(&shared.peers.counters),
+        accepted: shared.peers.counters.accepted(),
     }
 }
 
-fn host(shared: &Shared) -> HostStatus {
+fn host(ledger: &Ledger) -> HostStatus {
     // Called outside the lock.
-    let probe = lock(&shared.ledger.host).clone();
+    let probe = lock(&ledger.host).clone();
     probe.map(|probe| probe()).unwrap_or_default()
 }
 
-fn group(shared: &Shared, report: &Report) -> GroupStatus {
-    let ledger = &shared.ledger;
-    let now = shared.now();
+fn group(ctx: &Context, ledger: &Ledger, report: &Report) -> GroupStatus {
+    let now = ctx.now();
     GroupStatus {
         role: report.role,
         leader: report.leader,
         term: report.term,
         history: report.history,
-        quorum: shared.in_majority(),
-        quorum_ms: shared.quorum_contact().map(|at| millis(now.since(at))),
+        quorum: ctx.in_majority(),
+        quorum_ms: ctx.quorum_contact().map(|at| millis(now.since(at))),
         elections: ledger.elections.load(Ordering::Relaxed),
         leaders: ledger.leaders.load(Ordering::Relaxed),
         staged: ledger.staged.load(Ordering::Relaxed),
@@ -66,8 +69,8 @@ fn group(shared: &Shared, report: &Report) -> GroupStatus {
     }
 }
 
-fn keys(shared: &Shared, settings: &Settings, report: &Report) -> Keys {
-    let view = shared.views.borrow().clone();
+fn keys(ctx: &Context, keys: &node::Keys, settings: &Settings, report: &Report) -> Keys {
+    let view = ctx.views.borrow().clone();
     let ring = &view.agreed.ring;
     let named = |held: &Held| KeyStatus {
         generation: held.generation,
@@ -80,7 +83,7 @@ fn keys(shared: &Shared, settings: &Settings, report: &Report) -> Keys {
         age_ms: millis(report.current_age),
         next_ms: millis(next_rotation(settings, report)),
         interval_ms: millis(settings.key_update_interval),
-        in_use: key_in_use(shared),
+        in_use: key_in_use(ctx, keys),
         installed: report.installed,
     }
 }
@@ -91,27 +94,27 @@ pub(super) fn next_rotation(settings: &Settings, report: &Report) -> Duration {
 }
 
 /// Whose key the host encrypts with, as far as it said so.
-pub(super) fn key_in_use(shared: &Shared) -> KeyInUse {
-    let has_current = shared.views.borrow().agreed.ring.current().is_some();
-    match (shared.installed.borrow().agreed, *shared.alone.borrow()) {
+pub(super) fn key_in_use(ctx: &Context, keys: &node::Keys) -> KeyInUse {
+    let has_current = ctx.views.borrow().agreed.ring.current().is_some();
+    match (keys.installed.borrow().agreed, *keys.alone.borrow()) {
         (true, _) => KeyInUse::Agreed,
         (false, true) if has_current => KeyInUse::Emergency,
         (false, _) => KeyInUse::Own,
     }
 }
 
-fn list(shared: &Shared, settings: &Settings, report: &Report) -> ListStatus {
-    let bound = shared.reach();
-    let others = shared.others().map(|id| {
-        let heard = shared.heard.last(id).map(|at| at.elapsed());
+fn list(peers: &Peers, settings: &Settings, report: &Report) -> ListStatus {
+    let bound = peers.ctx.reach();
+    let others = peers.ctx.others().map(|id| {
+        let heard = peers.heard.last(id).map(|at| at.elapsed());
         MemberStatus {
             id,
             heard_ms: heard.map(millis),
             reachable: heard.is_some_and(|ago| ago < bound),
-            connected: shared.heard.at_address(id).is_some(),
+            connected: peers.heard.at_address(id).is_some(),
         }
     });
-    let agreed = shared.views.borrow().agreed.clone();
+    let agreed = peers.ctx.views.borrow().agreed.clone();
     // A file whose list no group could have was refused when it was read.
     let file = Roster::new(0, &settings.members);
     ListStatus {
@@ -131,8 +134,8 @@ fn options_digest(settings: &Settings) -> String {
     short_digest(&hash.finish())
 }
 
-fn certificate(shared: &Shared) -> CertificateStatus {
-    let tls = shared.tls.borrow().clone();
+fn certificate(peers: &Peers) -> CertificateStatus {
+    let tls = peers.tls.borrow().clone();
     let ending = tls.ending().map(|(ending, _)| ending);
     let authority = ending.as_ref().filter(|ending| ending.is_authority);
     CertificateStatus {

@@ -20,9 +20,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
 use super::list_file::READ_LIMIT;
-use super::peer_client::PeerCourier;
+use super::peer_client::Peers;
 use super::running::Running;
-use super::shared::Shared;
 use super::{forward, origin};
 use crate::consensus::network::{CallFailure, Courier};
 use crate::core::agreed::{Agreed, Command};
@@ -59,14 +58,14 @@ const OUT_OF_TOUCH: Duration = Duration::from_secs(10);
 const TOUCH_LOOK: Duration = Duration::from_secs(1);
 
 /// Has this box know the members that the group agreed on, until the task is aborted.
-pub(super) async fn follow(shared: Arc<Shared>) {
-    let begin = || follow_on(shared.clone());
-    kept_alive(&shared.log, "following the server list", begin).await;
+pub(super) async fn follow(peers: Arc<Peers>) {
+    let begin = || follow_on(peers.clone());
+    kept_alive(&peers.ctx.log, "following the server list", begin).await;
 }
 
-async fn follow_on(shared: Arc<Shared>) {
-    let mut views = shared.views.subscribe();
-    let mut settings = shared.watch_settings();
+async fn follow_on(peers: Arc<Peers>) {
+    let mut views = peers.ctx.views.subscribe();
+    let mut settings = peers.ctx.watch_settings();
     let mut told: Option<(String, Instant)> = None;
     // What was loaded from the file, or what it held when it was looked at since.
     let mut file = settings.borrow().members.clone();
@@ -80,26 +79,26 @@ async fn follow_on(shared: Arc<Shared>) {
         }
         fail_point("roster");
         if let Some(roster) = &view.agreed.roster {
-            let mut members = places(&shared, roster);
-            members.extend(leaving(&shared, roster, &view.voters));
-            members.extend(newcomers(&shared, &view.agreed, roster));
-            shared.set_members(&members);
+            let mut members = places(&peers, roster);
+            members.extend(leaving(&peers, roster, &view.voters));
+            members.extend(newcomers(&peers, &view.agreed, roster));
+            peers.set_members(&members);
             // Where the operator has given all servers the new list and had one of them reload, the
             // file has the agreed list although what was loaded from it differs.
             let due = looked
                 .is_none_or(|(version, at)| version != roster.version || at.elapsed() >= REMINDER);
             if due && difference(&file, &view.agreed, roster).is_some() {
                 looked = Some((roster.version, Instant::now()));
-                if let Some(members) = shared.list_file.read().await {
+                if let Some(members) = peers.list_file.read().await {
                     file = members;
                     if Roster::new(0, &file).is_ok_and(|file| file.same_members(roster)) {
-                        shared.set_file_list(file.clone());
+                        peers.ctx.set_file_list(file.clone());
                         continue;
                     }
                 }
             }
             let words = difference(&file, &view.agreed, roster);
-            told = words.map(|words| remind(&shared, words, told));
+            told = words.map(|words| remind(&peers, words, told));
         }
         let rest = told.as_ref().map(|(_, at)| REMINDER.saturating_sub(at.elapsed()));
         let rest = rest.map(|rest| rest.min(TOUCH_LOOK));
@@ -116,11 +115,11 @@ async fn follow_on(shared: Arc<Shared>) {
 
 /// Says what differs, unless it said the same a short while ago: views change with every key.
 /// Answers with what was said last, and when.
-fn remind(shared: &Shared, words: String, told: Option<(String, Instant)>) -> (String, Instant) {
+fn remind(peers: &Peers, words: String, told: Option<(String, Instant)>) -> (String, Instant) {
     match told {
         Some((last, at)) if last == words && at.elapsed() < REMINDER => (last, at),
         _ => {
-            shared.log.warning(format!(
+            peers.ctx.log.warning(format!(
                 "server_list_file differs from the list that the group agreed on: {words}"
             ));
             (words, Instant::now())
@@ -131,8 +130,8 @@ fn remind(shared: &Shared, words: String, told: Option<(String, Instant)>) -> (S
 /// Where to find the members. A first list is merely that of the first leader's file, and a box's
 /// own file goes before it, since boxes may know each other by different addresses; a list that
 /// was agreed on by a reload counts everywhere.
-fn places(shared: &Shared, roster: &Roster) -> Vec<Member> {
-    let settings = shared.settings();
+fn places(peers: &Peers, roster: &Roster) -> Vec<Member> {
+    let settings = peers.ctx.settings();
     let own = |member: &Member| settings.members.iter().find(|m| m.id == member.id);
     let choose = |member: &Member| match roster.version {
         1 => own(member).unwrap_or(member).clone(),
@@ -143,8 +142,8 @@ fn places(shared: &Shared, roster: &Roster) -> Vec<Member> {
 
 /// Members that the list no longer has, but that Raft still counts on until its own membership
 /// has followed: without them there might be no majority to let them go.
-fn leaving(shared: &Shared, roster: &Roster, voters: &BTreeSet<ServerId>) -> Vec<Member> {
-    let known = shared.members();
+fn leaving(peers: &Peers, roster: &Roster, voters: &BTreeSet<ServerId>) -> Vec<Member> {
+    let known = peers.ctx.members();
     let still = known.iter().filter(|m| roster.get(m.id).is_none() && voters.contains(&m.id));
     still.cloned().collect()
 }
@@ -155,10 +154,10 @@ fn leaving(shared: &Shared, roster: &Roster, voters: &BTreeSet<ServerId>) -> Vec
 /// were kept out, nobody could tell this box of the new list for as long as it leads. Once the box
 /// has caught up, the agreed list alone counts again. A file with a list that the group has left is
 /// merely behind, and adds nobody.
-fn newcomers(shared: &Shared, agreed: &Agreed, roster: &Roster) -> Vec<Member> {
-    let level = shared.last_level();
-    let in_touch = level.is_some_and(|at| shared.now().since(at) < OUT_OF_TOUCH);
-    let settings = shared.settings();
+fn newcomers(peers: &Peers, agreed: &Agreed, roster: &Roster) -> Vec<Member> {
+    let level = peers.ctx.last_level();
+    let in_touch = level.is_some_and(|at| peers.ctx.now().since(at) < OUT_OF_TOUCH);
+    let settings = peers.ctx.settings();
     let Ok(file) = Roster::new(0, &settings.members) else { return Vec::new() };
     if in_touch || agreed.has_left(&file) {
         return Vec::new();
@@ -180,8 +179,8 @@ fn difference(file: &[Member], agreed: &Agreed, present: &Roster) -> Option<Stri
 }
 
 /// Whether a file's list is one that the group never had.
-pub(super) fn asks_for_new(shared: &Shared, members: &[Member]) -> bool {
-    let agreed = shared.views.borrow().agreed.clone();
+pub(super) fn asks_for_new(peers: &Peers, members: &[Member]) -> bool {
+    let agreed = peers.ctx.views.borrow().agreed.clone();
     let (Some(present), Ok(file)) = (&agreed.roster, Roster::new(0, members)) else { return false };
     match present.version {
         // The first list is merely that of the first leader's file; see `places`.
@@ -192,28 +191,25 @@ pub(super) fn asks_for_new(shared: &Shared, members: &[Member]) -> bool {
 
 /// Brings a list to the leader, wherever it is; answers with its version once the group has
 /// agreed on it.
-pub(super) async fn enlist(
-    shared: &Arc<Shared>,
-    members: Vec<Member>,
-) -> Result<u64, EnlistRefusal> {
-    let limit = shared.settings().request_timeout + PROBE_LIMIT * 2 + FILE_LIMIT;
-    let deadline = Instant::now() + shared.settings().request_timeout;
+pub(super) async fn enlist(peers: &Arc<Peers>, members: Vec<Member>) -> Result<u64, EnlistRefusal> {
+    let limit = peers.ctx.settings().request_timeout + PROBE_LIMIT * 2 + FILE_LIMIT;
+    let deadline = Instant::now() + peers.ctx.settings().request_timeout;
     loop {
-        let Some(id) = forward::find(shared, deadline).await else {
+        let Some(id) = forward::find(&peers.ctx, deadline).await else {
             return Err(EnlistRefusal::NoLeader);
         };
-        let present = shared.views.borrow().agreed.roster.as_ref().map(Roster::digest);
+        let present = peers.ctx.views.borrow().agreed.roster.as_ref().map(Roster::digest);
         let Some(replaces) = present else { return Err(EnlistRefusal::NoLeader) };
-        let answer = match id == shared.me {
+        let answer = match id == peers.ctx.me {
             true => {
-                let origin = origin::message(shared.me);
-                enlist_here(shared, replaces, members.clone(), origin).await
+                let origin = origin::message(peers.ctx.me);
+                enlist_here(peers, replaces, members.clone(), origin).await
             }
             false => {
                 let request = Request::Enlist { replaces, members: members.clone() };
-                match PeerCourier(shared.clone()).call(id, request, limit).await {
+                match peers.call(id, request, limit).await {
                     Ok(Response::Enlisted(answer)) => answer,
-                    Err(CallFailure::Unreachable) if !renames_own(shared, &members) => {
+                    Err(CallFailure::Unreachable) if !renames_own(peers, &members) => {
                         Err(EnlistRefusal::NoLeader)
                     }
                     _ => Err(EnlistRefusal::Unknown),
@@ -222,7 +218,7 @@ pub(super) async fn enlist(
         };
         if let Ok(version) = answer {
             // Or this server would take its new file for one that differs.
-            let mut views = shared.views.subscribe();
+            let mut views = peers.ctx.views.subscribe();
             let known = views.wait_for(|view| {
                 view.agreed.roster.as_ref().is_some_and(|list| list.version >= version)
             });
@@ -237,60 +233,60 @@ pub(super) async fn enlist(
 
 /// Whether a list names another certificate for this box than the one that it shows. A group that
 /// has agreed on it hears this box no more until it shows that one, and so the answer may get lost.
-pub(super) fn renames_own(shared: &Shared, members: &[Member]) -> bool {
-    let tls = shared.tls.borrow().with_members(members);
-    !tls.is_of(shared.me, &tls.subject())
+pub(super) fn renames_own(peers: &Peers, members: &[Member]) -> bool {
+    let tls = peers.tls.borrow().with_members(members);
+    !tls.is_of(peers.ctx.me, &tls.subject())
 }
 
 /// The same for a member that brought a list here, if it is the one that answers at its address.
 pub(super) async fn enlist_for(
-    shared: &Arc<Shared>,
+    peers: &Arc<Peers>,
     from: &Caller,
     replaces: Digest,
     members: Vec<Member>,
 ) -> Result<u64, EnlistRefusal> {
     let origin = origin::caller(from);
-    if !is_at_place(shared, from).await {
+    if !is_at_place(peers, from).await {
         let line = format!(
             "refused a server list from {origin}: that is not what answers at the address of this \
              server"
         );
-        shared.log.limited(Level::Warning, "list from elsewhere", line);
+        peers.ctx.log.limited(Level::Warning, "list from elsewhere", line);
         return Err(EnlistRefusal::NotAtPlace);
     }
-    enlist_here(shared, replaces, members, origin).await
+    enlist_here(peers, replaces, members, origin).await
 }
 
 /// Whether a member is the very process that answers at the address which the list has for it; asks
 /// there if that is not known.
-async fn is_at_place(shared: &Arc<Shared>, from: &Caller) -> bool {
-    if shared.heard.at_address(from.id).is_none() {
-        let _ = status_of(shared, from.id).await;
+async fn is_at_place(peers: &Arc<Peers>, from: &Caller) -> bool {
+    if peers.heard.at_address(from.id).is_none() {
+        let _ = status_of(peers, from.id).await;
     }
-    shared.heard.at_address(from.id) == Some(from.incarnation)
+    peers.heard.at_address(from.id) == Some(from.incarnation)
 }
 
 /// Has the group agree on a list, if this box leads, enough boxes of both lists are there, and enough
 /// of the present ones have it in their files.
 async fn enlist_here(
-    shared: &Arc<Shared>,
+    peers: &Arc<Peers>,
     replaces: Digest,
     members: Vec<Member>,
     origin: String,
 ) -> Result<u64, EnlistRefusal> {
-    let running = shared.running().ok_or(EnlistRefusal::NoLeader)?;
+    let running = peers.ctx.running().ok_or(EnlistRefusal::NoLeader)?;
     let server = running.raft.server_metrics().borrow().clone();
     if server.state != ServerState::Leader {
         return Err(EnlistRefusal::NoLeader);
     }
-    let agreed = shared.views.borrow().agreed.clone();
+    let agreed = peers.ctx.views.borrow().agreed.clone();
     let old = agreed.roster.as_ref().ok_or(EnlistRefusal::NoLeader)?;
     let new = Roster::new(old.version.saturating_add(1), &members).map_err(EnlistRefusal::Bad)?;
     if new.same_members(old) {
         return Ok(old.version);
     }
     // Nor does a leader take a list that the present one no longer has.
-    if old.get(shared.me).is_none() {
+    if old.get(peers.ctx.me).is_none() {
         return Err(EnlistRefusal::NoLeader);
     }
     if replaces != old.digest() {
@@ -299,7 +295,7 @@ async fn enlist_here(
     // A change that has begun can only go on; one whose newcomers do not come can be taken back.
     let voters = running.voters();
     let [present] = voters.as_slice() else { return Err(EnlistRefusal::UnderWay(old.version)) };
-    let (whole, files) = join!(probe(shared, old, &new), files(shared, present, &new));
+    let (whole, files) = join!(probe(peers, old, &new), files(peers, present, &new));
     for (ids, of_new) in [(present, false), (&new.ids(), true)] {
         let missing: Vec<ServerId> = ids.difference(&whole).copied().collect();
         if missing.len() * 2 >= ids.len() {
@@ -309,11 +305,11 @@ async fn enlist_here(
     is_wanted(present, &files)?;
     let (version, digest) = (new.version, new.digest());
     let write = running.raft.client_write(Command::Enlist(new));
-    match timeout(shared.settings().request_timeout, write).await {
+    match timeout(peers.ctx.settings().request_timeout, write).await {
         Ok(Ok(response)) => match response.data {
             Some(Err(refusal)) => Err(EnlistRefusal::Refused(refusal.to_string())),
             _ => {
-                shared.log.note(format!(
+                peers.ctx.log.note(format!(
                     "server list version {version} (digest {digest}): ordered by {origin}"
                 ));
                 Ok(version)
@@ -326,19 +322,19 @@ async fn enlist_here(
 
 /// What each voter says, as far as it does: whether its file holds this list now.
 async fn files(
-    shared: &Arc<Shared>,
+    peers: &Arc<Peers>,
     voters: &BTreeSet<ServerId>,
     new: &Roster,
 ) -> BTreeMap<ServerId, bool> {
     let list = new.digest();
     let mut questions = JoinSet::new();
     for id in voters.iter().copied() {
-        let shared = shared.clone();
+        let peers = peers.clone();
         questions.spawn(async move {
-            if id == shared.me {
-                return Some((id, shared.list_file.holds(list).await));
+            if id == peers.ctx.me {
+                return Some((id, peers.list_file.holds(list).await));
             }
-            match PeerCourier(shared).call(id, Request::ListInFile(list), FILE_LIMIT).await {
+            match peers.call(id, Request::ListInFile(list), FILE_LIMIT).await {
                 Ok(Response::ListInFile(holds)) => Some((id, holds)),
                 _ => None,
             }
@@ -369,20 +365,20 @@ fn is_wanted(
 
 /// Which boxes of both lists are there: old members that remember everything, and newcomers that
 /// answer at the place where the new list has them.
-async fn probe(shared: &Arc<Shared>, old: &Roster, new: &Roster) -> BTreeSet<ServerId> {
+async fn probe(peers: &Arc<Peers>, old: &Roster, new: &Roster) -> BTreeSet<ServerId> {
     let mut probes = JoinSet::new();
     for member in old.members().iter().chain(new.members()).cloned() {
         let is_old = old.get(member.id) == Some(&member);
         let was_member = old.get(member.id).is_some();
         let moved = !is_old && was_member;
-        if member.id != shared.me && !(moved && new.get(member.id) != Some(&member)) {
-            let shared = shared.clone();
+        if member.id != peers.ctx.me && !(moved && new.get(member.id) != Some(&member)) {
+            let peers = peers.clone();
             probes.spawn(async move {
                 let status = match is_old {
-                    true => status_of(&shared, member.id).await,
-                    false => status_at(&shared, &member).await,
+                    true => status_of(&peers, member.id).await,
+                    false => status_at(&peers, &member).await,
                 };
-                let ours = shared.history();
+                let ours = peers.ctx.history();
                 let fits = |status: &Status| match was_member {
                     true => status.full && status.history == ours,
                     false => status.history.is_none() || status.history == ours,
@@ -391,27 +387,27 @@ async fn probe(shared: &Arc<Shared>, old: &Roster, new: &Roster) -> BTreeSet<Ser
             });
         }
     }
-    let mut whole = BTreeSet::from([shared.me]);
+    let mut whole = BTreeSet::from([peers.ctx.me]);
     while let Some(answer) = probes.join_next().await {
         whole.extend(answer.ok().flatten());
     }
     whole
 }
 
-async fn status_of(shared: &Arc<Shared>, id: ServerId) -> Option<Status> {
-    let question = Request::Status(shared.status());
-    match PeerCourier(shared.clone()).call(id, question, PROBE_LIMIT).await {
+async fn status_of(peers: &Arc<Peers>, id: ServerId) -> Option<Status> {
+    let question = Request::Status(peers.ctx.status());
+    match peers.call(id, question, PROBE_LIMIT).await {
         Ok(Response::Status(status)) => Some(status),
         _ => None,
     }
 }
 
 /// Asks a box that is not connected yet, since it is no member or has moved.
-async fn status_at(shared: &Shared, member: &Member) -> Option<Status> {
-    let body = rpc::encode(&Request::Status(shared.status()))?;
-    let answer = shared
+async fn status_at(peers: &Peers, member: &Member) -> Option<Status> {
+    let body = rpc::encode(&Request::Status(peers.ctx.status()))?;
+    let answer = peers
         .post
-        .ask_stranger((&shared.sender, &shared.tls), member, body, PROBE_LIMIT)
+        .ask_stranger((&peers.sender, &peers.tls), member, body, PROBE_LIMIT)
         .await
         .ok()?;
     match rpc::decode_response(&answer) {
@@ -422,8 +418,8 @@ async fn status_at(shared: &Shared, member: &Member) -> Option<Status> {
 
 /// For the leader: has the group agree on a first list, and Raft's membership follow the agreed
 /// one. Never returns.
-pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
-    let mut views = shared.views.subscribe();
+pub(super) async fn lead_membership(peers: &Arc<Peers>, running: &Running) {
+    let mut views = peers.ctx.views.subscribe();
     let mut server = running.raft.server_metrics();
     loop {
         let agreed = views.borrow_and_update().agreed.clone();
@@ -431,7 +427,7 @@ pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
         let busy = match &agreed.roster {
             _ if agreed.ring.history().is_none() => false,
             None => {
-                first_list(shared, running).await;
+                first_list(peers, running).await;
                 true
             }
             Some(roster)
@@ -442,7 +438,7 @@ pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
                 false
             }
             Some(roster) => {
-                step(shared, running, roster).await;
+                step(peers, running, roster).await;
                 true
             }
         };
@@ -454,16 +450,16 @@ pub(super) async fn lead_membership(shared: &Arc<Shared>, running: &Running) {
     }
 }
 
-async fn first_list(shared: &Arc<Shared>, running: &Running) {
-    let Ok(roster) = Roster::new(1, &shared.settings().members) else { return };
+async fn first_list(peers: &Arc<Peers>, running: &Running) {
+    let Ok(roster) = Roster::new(1, &peers.ctx.settings().members) else { return };
     let write = running.raft.client_write(Command::Enlist(roster));
-    let _ = timeout(shared.settings().request_timeout, write).await;
+    let _ = timeout(peers.ctx.settings().request_timeout, write).await;
 }
 
 /// One step towards a membership that is the roster's: newcomers learn first, and become voters
 /// together once enough of the new list has caught up.
-async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
-    let limit = shared.settings().request_timeout;
+async fn step(peers: &Arc<Peers>, running: &Running, roster: &Roster) {
+    let limit = peers.ctx.settings().request_timeout;
     let known = running.known();
     let newcomers: Vec<ServerId> = roster.ids().difference(&known).copied().collect();
     if !newcomers.is_empty() && !forget_old_memberships(running).await {
@@ -475,7 +471,7 @@ async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
             return;
         }
     }
-    let behind = behind(shared, roster).await;
+    let behind = behind(peers, roster).await;
     if behind.len() * 2 >= roster.members().len() {
         let names: Vec<String> = behind.iter().map(ToString::to_string).collect();
         let line = format!(
@@ -483,7 +479,7 @@ async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
             roster.version,
             names.join(", ")
         );
-        shared.log.limited(Level::Note, "list waits", line);
+        peers.ctx.log.limited(Level::Note, "list waits", line);
         return;
     }
     let stays = known == roster.ids() || running.is_first_membership();
@@ -494,15 +490,15 @@ async fn step(shared: &Arc<Shared>, running: &Running, roster: &Roster) {
     };
     match timeout(limit, running.raft.change_membership(change, false)).await {
         Ok(Ok(_)) => {
-            shared.log.note(format!(
+            peers.ctx.log.note(format!(
                 "the group has {} members now (server list version {}, digest {})",
                 roster.members().len(),
                 roster.version,
                 roster.digest()
             ));
         }
-        Ok(Err(e)) => shared.log.debug(format!("the membership did not change: {e}")),
-        Err(_) => shared.log.debug("the membership did not change in time"),
+        Ok(Err(e)) => peers.ctx.log.debug(format!("the membership did not change: {e}")),
+        Err(_) => peers.ctx.log.debug("the membership did not change in time"),
     }
 }
 
@@ -523,11 +519,11 @@ async fn forget_old_memberships(running: &Running) -> bool {
 }
 
 /// Members of the list that have not caught up with this leader.
-async fn behind(shared: &Arc<Shared>, roster: &Roster) -> BTreeSet<ServerId> {
+async fn behind(peers: &Arc<Peers>, roster: &Roster) -> BTreeSet<ServerId> {
     let mut probes = JoinSet::new();
-    for id in roster.ids().into_iter().filter(|id| *id != shared.me) {
-        let shared = shared.clone();
-        probes.spawn(async move { (id, status_of(&shared, id).await) });
+    for id in roster.ids().into_iter().filter(|id| *id != peers.ctx.me) {
+        let peers = peers.clone();
+        probes.spawn(async move { (id, status_of(&peers, id).await) });
     }
     let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
     while let Some(answer) = probes.join_next().await {
@@ -535,12 +531,12 @@ async fn behind(shared: &Arc<Shared>, roster: &Roster) -> BTreeSet<ServerId> {
             answers.insert(id, status);
         }
     }
-    let ours = shared.status();
+    let ours = peers.ctx.status();
     let caught_up = |status: &Status| {
         status.full && status.history == ours.history && status.generation >= ours.generation
     };
     let mut behind = roster.ids();
-    behind.retain(|id| *id != shared.me && !answers.get(id).is_some_and(caught_up));
+    behind.retain(|id| *id != peers.ctx.me && !answers.get(id).is_some_and(caught_up));
     behind
 }
 
@@ -575,15 +571,15 @@ mod tests {
         let shared = Bench::new().shared;
         let heard = |agreed: &Agreed| {
             let roster = agreed.roster.as_ref().unwrap();
-            newcomers(&shared, agreed, roster).iter().map(|m| m.id.0).collect::<Vec<_>>()
+            newcomers(&shared.peers, agreed, roster).iter().map(|m| m.id.0).collect::<Vec<_>>()
         };
-        shared.set_settings(Settings { members: list(&[1, 2, 4]), ..settings() });
+        shared.ctx.set_settings(Settings { members: list(&[1, 2, 4]), ..settings() });
         assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [4]);
         assert_eq!(heard(&agreed(&[&[1, 2, 4]])), [0; 0], "the list has all");
         assert_eq!(heard(&agreed(&[&[1, 2, 4], &[1, 2]])), [0; 0], "the group has left that list");
-        shared.note_contact(true);
+        shared.ctx.note_contact(true);
         assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [4], "the leader has not brought its list yet");
-        shared.note_level();
+        shared.ctx.note_level();
         assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [0; 0], "the agreed list alone counts");
     }
 }

@@ -4,12 +4,16 @@
 
 use std::collections::BTreeSet;
 
+use openraft::error::{Fatal, RaftError};
 use openraft::LogIdOptionExt;
+use thiserror::Error;
+use tokio::task::JoinError;
 
 use crate::consensus::log_store::LogStore;
 use crate::consensus::state_machine::StateMachine;
 use crate::consensus::Raft;
 use crate::core::server_id::ServerId;
+use crate::fault::Panicked;
 
 /// One run of Raft, from an empty store on.
 #[derive(Clone)]
@@ -19,6 +23,38 @@ pub(super) struct Running {
     pub machine: StateMachine,
     /// Whether this run began with a cold start, so that nobody waits for a leader's lease.
     pub cold: bool,
+}
+
+/// Why a run of Raft is broken.
+#[derive(Debug, Error)]
+pub(super) enum Stopped {
+    /// openraft's own task has ended.
+    #[error("its core is gone")]
+    CoreGone,
+    /// Nobody tells any more what is agreed.
+    #[error("its state is gone")]
+    StateGone,
+    /// It answers with an error.
+    #[error("it does not answer ({0})")]
+    NoAnswer(RaftError<ServerId>),
+    /// It does not answer.
+    #[error("it does not answer in time")]
+    Hangs,
+    /// It takes itself for the leader and has not won.
+    #[error("it leads by a vote that it has not got")]
+    LeadsWithoutVote,
+    /// Entries are gone that were applied.
+    #[error("its log is shorter than what it has applied")]
+    LogTooShort,
+    /// One of the tasks around it ended.
+    #[error("a part of it failed: {0}")]
+    Task(JoinError),
+    /// It could not be started.
+    #[error("Raft did not start: {0}")]
+    NotStarted(Fatal<ServerId>),
+    /// A panic ended it.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 impl Running {

@@ -9,44 +9,59 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::peer_client::PeerCourier;
-use super::shared::Shared;
+use super::peer_client::Peers;
 use crate::consensus::network::Courier;
+use crate::core::moment::Moment;
+use crate::core::quorum::majority;
 use crate::rpc::{Hearsay, Request, Response};
 
 /// How long another box's word about itself counts.
 pub(super) const ANSWER_LIFE: Duration = Duration::from_secs(2);
 
-/// What the others say of themselves, for one that asks now.
-pub(super) async fn others(shared: &Arc<Shared>) -> Vec<Hearsay> {
-    let leads = shared.running().is_some_and(|running| shared.leads_majority(&running));
-    if !leads {
-        return shared.answers_to_tell(ANSWER_LIFE);
+/// What the members said when they were last asked for others.
+#[derive(Default)]
+pub(super) struct Survey(Mutex<Round>);
+
+#[derive(Default)]
+struct Round {
+    begun: Option<Moment>,
+    said: Vec<Hearsay>,
+}
+
+impl Survey {
+    /// What the others say of themselves, for one that asks now.
+    pub async fn others(&self, peers: &Arc<Peers>) -> Vec<Hearsay> {
+        let ctx = &peers.ctx;
+        let leads = ctx.running().is_some_and(|running| ctx.leads_majority(&running));
+        if !leads {
+            return peers.answers_to_tell(ANSWER_LIFE);
+        }
+        let came = ctx.now();
+        // Whoever comes during a round waits for the next one, which serves all that wait.
+        let mut round = self.0.lock().await;
+        if round.begun.is_none_or(|begun| begun < came) {
+            round.begun = Some(ctx.now());
+            round.said = ask_all(peers).await;
+        }
+        round.said.clone()
     }
-    let came = shared.now();
-    // Whoever comes during a round waits for the next one, which serves all that wait.
-    let mut survey = shared.survey.lock().await;
-    if survey.begun.is_none_or(|begun| begun < came) {
-        survey.begun = Some(shared.now());
-        survey.said = ask_all(shared).await;
-    }
-    survey.said.clone()
 }
 
 /// Asks all members that are there; ends as soon as a majority remembers everything.
-async fn ask_all(shared: &Arc<Shared>) -> Vec<Hearsay> {
-    let reach = shared.reach();
-    let is_there = |id| shared.heard.last(id).is_some_and(|at| at.elapsed() < reach);
-    let limit = shared.settings().timers.election_upper;
+async fn ask_all(peers: &Arc<Peers>) -> Vec<Hearsay> {
+    let reach = peers.ctx.reach();
+    let is_there = |id| peers.heard.last(id).is_some_and(|at| at.elapsed() < reach);
+    let limit = peers.ctx.settings().timers.election_upper;
     let mut asked = JoinSet::new();
-    for id in shared.others().filter(|id| is_there(*id)) {
-        let (courier, question) = (PeerCourier(shared.clone()), Request::Status(shared.status()));
-        asked.spawn(async move { (id, courier.call(id, question, limit).await) });
+    for id in peers.ctx.others().filter(|id| is_there(*id)) {
+        let (peers, question) = (peers.clone(), Request::Status(peers.ctx.status()));
+        asked.spawn(async move { (id, peers.call(id, question, limit).await) });
     }
-    let majority = shared.members().len() / 2 + 1;
+    let needed = majority(peers.ctx.members().len());
     let (mut said, mut full) = (Vec::new(), 0);
     let gather = async {
         while let Some(answer) = asked.join_next().await {
@@ -55,7 +70,7 @@ async fn ask_all(shared: &Arc<Shared>) -> Vec<Hearsay> {
                 said.push(Hearsay { from, age_ms: 0, status });
             }
             // The leader itself is one of them.
-            if full + 1 >= majority {
+            if full + 1 >= needed {
                 return;
             }
         }

@@ -4,11 +4,11 @@
 mod absent;
 mod age;
 mod agreement;
-mod beats;
 mod certificates;
 mod erasure;
 mod fleet;
 mod handover;
+mod heartbeat;
 mod membership;
 mod network;
 mod operators;

@@ -1,0 +1,354 @@
+//! When a leader sends heartbeats, to whom, and who is to answer.
+//!
+//! What a heartbeat says and how it travels is for the caller. A question is a heartbeat that asks
+//! for an answer; a notice is one that gets none. Invariants: no pause is longer than
+//! [`MAX_PAUSE`], unless the operator's interval is; each peer is asked often enough to be heard
+//! twice within the time after which it counts as unreachable; a peer that is not in sync is asked
+//! again soon, and one that never answers only with the heartbeats to all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::config::Timers;
+use super::moment::Moment;
+use super::server_id::ServerId;
+
+/// Questions to one peer that may wait for an answer: those of a round trip that is as long as the
+/// lower election bound, and little enough for a server that hangs.
+const MAX_OPEN: usize = 4;
+
+/// A leader sends at most one heartbeat in this time, so that a large cluster costs it no more than
+/// 400 in a second. Above some 40 servers their heartbeats come less often than
+/// `heart_beat_interval`, and all of them wait for so much longer before they take the leader for
+/// lost.
+const SPACING: Duration = Duration::from_micros(2500);
+
+/// The longest pause between two heartbeats that a server believes its leader to have announced;
+/// the longest that a list of the most members makes.
+pub const MAX_PAUSE: Duration = Duration::from_secs(10);
+
+/// In an idle cluster heartbeats come so much less often than `heart_beat_interval`, and the
+/// servers wait by three such intervals longer before they take the leader for lost.
+const IDLE: u32 = 4;
+
+/// After so many questions in a row that it left unanswered a peer is no longer asked in between.
+const LOST: u32 = 10;
+
+/// So often at least a peer that has just shown itself is asked again, however long it was away: it
+/// takes a moment to learn from the others whether it may take part.
+const WELCOME: u32 = 4;
+
+/// How long after a heartbeat to so many peers the next one is due.
+pub fn pace(timers: &Timers, peers: usize, is_idle: bool) -> Duration {
+    let wanted = if is_idle { timers.heart_beat * IDLE } else { timers.heart_beat };
+    wanted.max(spaced(peers)).min(MAX_PAUSE.max(timers.heart_beat))
+}
+
+fn spaced(peers: usize) -> Duration {
+    SPACING.saturating_mul(u32::try_from(peers).unwrap_or(u32::MAX))
+}
+
+/// Every which heartbeat asks for an answer.
+fn ask_every(pace: Duration, reach: Duration) -> u64 {
+    let beats = (reach / 2).as_millis() / pace.as_millis().max(1);
+    u64::try_from(beats).unwrap_or(u64::MAX).max(1)
+}
+
+/// What a leader knows of a peer.
+#[derive(Default)]
+struct Peer {
+    /// Questions that wait for its answer.
+    open: usize,
+    /// Whether its latest answer was that it is in sync, and none is owed since.
+    in_sync: bool,
+    /// Questions in a row that came to nothing.
+    missed: u32,
+    /// Since when.
+    silent: Option<Moment>,
+}
+
+/// What goes to a peer with a heartbeat to all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// One that it is to answer.
+    Question,
+    /// One that gets no answer.
+    Notice,
+}
+
+/// The heartbeats of one leader during one term.
+#[derive(Default)]
+pub struct Heartbeats {
+    peers: BTreeMap<ServerId, Peer>,
+    count: u64,
+    /// When Raft was last made to send its own.
+    nudged: Option<Moment>,
+}
+
+impl Heartbeats {
+    /// Takes over the peers; whether there are others than before.
+    pub fn set_peers(&mut self, ids: &BTreeSet<ServerId>) -> bool {
+        if self.peers.keys().eq(ids) {
+            return false;
+        }
+        self.peers.retain(|id, _| ids.contains(id));
+        for id in ids {
+            self.peers.entry(*id).or_default();
+        }
+        true
+    }
+
+    /// All peers.
+    pub fn peers(&self) -> impl Iterator<Item = ServerId> + '_ {
+        self.peers.keys().copied()
+    }
+
+    /// How long after a heartbeat that is sent now the next one is due. The cluster is idle if no
+    /// handover is under way and all are in sync, but for those that have been gone for so long that
+    /// they do not count as reachable by the slower heartbeats of an idle cluster either.
+    pub fn pace(&self, now: Moment, timers: &Timers, is_handing_over: bool) -> Duration {
+        let gone_after = (timers.election_upper + self.idle_pace(timers)) * 2;
+        let is_gone = |peer: &Peer| peer.silent.is_some_and(|at| now.since(at) >= gone_after);
+        let is_idle =
+            !is_handing_over && self.peers.values().all(|peer| peer.in_sync || is_gone(peer));
+        pace(timers, self.peers.len(), is_idle)
+    }
+
+    /// The longest pause that an earlier heartbeat can have announced.
+    pub fn idle_pace(&self, timers: &Timers) -> Duration {
+        pace(timers, self.peers.len(), true)
+    }
+
+    /// What goes to whom with the heartbeat that is due, `reach` being how long ago a server was
+    /// heard that counts as reachable. While a key waits for all to have it, it matters at once who
+    /// is there.
+    pub fn send(
+        &mut self,
+        pace: Duration,
+        reach: Duration,
+        is_handing_over: bool,
+    ) -> Vec<(ServerId, Heartbeat)> {
+        let every = if is_handing_over { 1 } else { ask_every(pace, reach) };
+        let asks = self.count.is_multiple_of(every);
+        self.count = self.count.wrapping_add(1);
+        let mut sent = Vec::new();
+        for (&id, peer) in &mut self.peers {
+            if (asks || !peer.in_sync) && peer.open < MAX_OPEN {
+                peer.open += 1;
+                peer.in_sync = false;
+                sent.push((id, Heartbeat::Question));
+            } else if peer.in_sync {
+                sent.push((id, Heartbeat::Notice));
+            }
+        }
+        sent
+    }
+
+    /// Peers that have just started, whom to ask at once.
+    pub fn welcome(&mut self, newcomers: &BTreeSet<ServerId>) -> Vec<ServerId> {
+        for (_, peer) in self.peers.iter_mut().filter(|(id, _)| newcomers.contains(id)) {
+            (peer.in_sync, peer.missed) = (false, peer.missed.min(LOST - WELCOME));
+        }
+        self.ask(|id, _| newcomers.contains(&id))
+    }
+
+    /// Whom to ask again between two heartbeats to all: those whose last answer was that they are
+    /// not in sync, or that came to nothing.
+    pub fn ask_again(&mut self) -> Vec<ServerId> {
+        self.ask(|_, peer| !peer.in_sync && peer.missed < LOST)
+    }
+
+    /// Not who owes an answer.
+    fn ask(&mut self, whom: impl Fn(ServerId, &Peer) -> bool) -> Vec<ServerId> {
+        let asked = self.peers.iter_mut().filter(|(id, peer)| peer.open == 0 && whom(**id, peer));
+        asked
+            .map(|(id, peer)| {
+                peer.open += 1;
+                *id
+            })
+            .collect()
+    }
+
+    /// Takes an answer: whether the peer says that it is in sync; `None` if none came. Whether it is
+    /// still to be asked again.
+    pub fn hear(&mut self, id: ServerId, in_sync: Option<bool>, now: Moment) -> bool {
+        let Some(peer) = self.peers.get_mut(&id) else { return false };
+        peer.open = peer.open.saturating_sub(1);
+        match in_sync {
+            None => {
+                peer.missed = peer.missed.saturating_add(1);
+                peer.silent.get_or_insert(now);
+            }
+            Some(in_sync) => (peer.missed, peer.silent, peer.in_sync) = (0, None, in_sync),
+        }
+        !peer.in_sync
+    }
+
+    /// How long after its answer a peer that was not in sync is asked again.
+    pub fn follow_up(&self, timers: &Timers) -> Duration {
+        let lagging = self.peers.values().filter(|peer| !peer.in_sync).count();
+        (timers.heart_beat / 2).max(spaced(lagging)).min(MAX_PAUSE)
+    }
+
+    /// Whether Raft is to send heartbeats of its own, since a peer's log is behind or a higher term
+    /// is known there. Those go to all, which a large cluster must not have to bear all the time.
+    pub fn nudges_raft(&mut self, now: Moment, timers: &Timers) -> bool {
+        let pause = pace(timers, self.peers.len(), false);
+        let is_due = self.nudged.is_none_or(|at| now.since(at) >= pause);
+        if is_due {
+            self.nudged = Some(now);
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const TIMERS: Timers = Timers {
+        heart_beat: Duration::from_millis(100),
+        election_lower: Duration::from_millis(200),
+        election_upper: Duration::from_millis(400),
+    };
+
+    fn at(ms: u32) -> Moment {
+        Moment::from_start(MS * ms)
+    }
+
+    fn ids(ids: impl IntoIterator<Item = u32>) -> BTreeSet<ServerId> {
+        ids.into_iter().map(ServerId).collect()
+    }
+
+    fn of(peers: impl IntoIterator<Item = u32>) -> Heartbeats {
+        let mut beats = Heartbeats::default();
+        assert!(beats.set_peers(&ids(peers)));
+        beats
+    }
+
+    fn questions(sent: &[(ServerId, Heartbeat)]) -> Vec<u32> {
+        sent.iter().filter(|(_, what)| *what == Heartbeat::Question).map(|(id, _)| id.0).collect()
+    }
+
+    fn names(ids: Vec<ServerId>) -> Vec<u32> {
+        ids.into_iter().map(|id| id.0).collect()
+    }
+
+    #[test]
+    fn an_idle_cluster_and_a_large_one_are_sent_fewer_heartbeats_within_bounds() {
+        let pace_of = |peers, is_idle| pace(&TIMERS, peers, is_idle);
+        assert_eq!((pace_of(4, false), pace_of(4, true)), (MS * 100, MS * 400));
+        assert_eq!((pace_of(40, false), pace_of(40, true)), (MS * 100, MS * 400));
+        assert_eq!((pace_of(200, false), pace_of(200, true)), (MS * 500, MS * 500));
+        assert_eq!(pace_of(usize::MAX, true), MAX_PAUSE);
+        let slow = Timers { heart_beat: MAX_PAUSE * 9, ..TIMERS };
+        assert_eq!((pace(&slow, 4, false), pace(&slow, 4, true)), (MAX_PAUSE * 9, MAX_PAUSE * 9));
+    }
+
+    #[test]
+    fn each_peer_is_to_answer_twice_within_its_time() {
+        for (pace, reach, every) in
+            [(100, 400, 2), (200, 500, 1), (40, 420, 5), (500, 800, 1), (0, 400, 200)]
+        {
+            assert_eq!(ask_every(MS * pace, MS * reach), every, "{pace} {reach}");
+        }
+        let mut beats = of([2]);
+        let mut send = |handover| {
+            beats.hear(ServerId(2), Some(true), at(0));
+            questions(&beats.send(MS * 100, MS * 400, handover)).len()
+        };
+        let asked: Vec<usize> = (0..5).map(|_| send(false)).collect();
+        assert_eq!(asked, [1, 0, 1, 0, 1]);
+        assert_eq!((send(true), send(true)), (1, 1), "a key waits for it");
+    }
+
+    #[test]
+    fn a_cluster_is_idle_when_all_are_in_sync_or_long_gone() {
+        let mut beats = of([2, 3]);
+        let pace = |beats: &Heartbeats, now, handover| beats.pace(at(now), &TIMERS, handover);
+        assert_eq!(pace(&beats, 0, false), MS * 100, "nobody has answered yet");
+        beats.hear(ServerId(2), Some(true), at(0));
+        beats.hear(ServerId(3), Some(true), at(0));
+        assert_eq!((pace(&beats, 0, false), pace(&beats, 0, true)), (MS * 400, MS * 100));
+        beats.hear(ServerId(3), None, at(10));
+        assert_eq!(pace(&beats, 9999, false), MS * 400, "its last answer still stands");
+        beats.send(MS * 100, MS * 400, true);
+        beats.hear(ServerId(2), Some(true), at(20));
+        beats.hear(ServerId(3), None, at(20));
+        // It has been silent since 10, and gone after twice the upper bound and an idle pause.
+        assert_eq!((pace(&beats, 1609, false), pace(&beats, 1610, false)), (MS * 100, MS * 400));
+        beats.hear(ServerId(3), Some(false), at(1610));
+        assert_eq!(pace(&beats, 9999, false), MS * 100, "it is back, and behind");
+    }
+
+    #[test]
+    fn peers_come_and_go_and_the_others_are_known_as_before() {
+        let mut beats = of([2, 3]);
+        beats.hear(ServerId(2), Some(true), at(0));
+        assert!(!beats.set_peers(&ids([2, 3])));
+        assert!(beats.set_peers(&ids([2, 4])));
+        assert_eq!(names(beats.peers().collect()), [2, 4]);
+        assert_eq!(names(beats.ask_again()), [4]);
+        assert!(!beats.hear(ServerId(3), Some(false), at(0)), "it has left");
+    }
+
+    #[test]
+    fn a_peer_that_hangs_is_owed_few_questions_and_no_notice() {
+        let mut beats = of([2]);
+        for _ in 0..MAX_OPEN {
+            assert_eq!(questions(&beats.send(MS * 100, MS * 400, false)), [2]);
+        }
+        assert!(beats.send(MS * 100, MS * 400, false).is_empty());
+        assert!(beats.hear(ServerId(2), None, at(0)));
+        assert_eq!(questions(&beats.send(MS * 100, MS * 400, false)), [2]);
+        beats.hear(ServerId(2), Some(true), at(0));
+        assert_eq!(questions(&beats.send(MS * 100, MS * 400, false)), [2]);
+        beats.hear(ServerId(2), Some(true), at(0));
+        // One that is in sync is sent notices in between, however many answers it owes.
+        let sent = beats.send(MS * 100, MS * 400, false);
+        assert_eq!(sent, [(ServerId(2), Heartbeat::Notice)]);
+    }
+
+    #[test]
+    fn who_is_behind_is_asked_again_and_who_has_just_come_back_at_once() {
+        let mut beats = of([12, 13, 14, 15]);
+        beats.send(MS * 100, MS * 400, false);
+        assert!(!beats.hear(ServerId(12), Some(true), at(0)));
+        assert!(beats.hear(ServerId(13), Some(false), at(0)));
+        for _ in 0..LOST {
+            assert!(beats.hear(ServerId(15), None, at(0)));
+        }
+        // Not one that is in sync, nor one whose answer is still due, nor one that is long gone.
+        assert_eq!(names(beats.ask_again()), [13]);
+        assert!(names(beats.ask_again()).is_empty(), "its answer is due");
+        beats.hear(ServerId(13), Some(false), at(1));
+
+        assert_eq!(names(beats.welcome(&ids([12, 15, 77]))), [12, 15], "at once, and nobody else");
+        beats.hear(ServerId(12), Some(true), at(1));
+        beats.hear(ServerId(15), None, at(1));
+        for more in 1..WELCOME {
+            assert_eq!(names(beats.ask_again()), [13, 15], "{more}");
+            beats.hear(ServerId(13), Some(false), at(1));
+            beats.hear(ServerId(15), None, at(1));
+        }
+        assert_eq!(names(beats.ask_again()), [13], "it was asked often enough");
+    }
+
+    #[test]
+    fn those_who_are_behind_are_asked_soon_however_many_they_are() {
+        let pause_of = |lagging: u32| of(2..lagging + 2).follow_up(&TIMERS);
+        assert_eq!((pause_of(1), pause_of(20), pause_of(100)), (MS * 50, MS * 50, MS * 250));
+        assert_eq!(pause_of(5000), MAX_PAUSE);
+        let mut beats = of(2..102);
+        beats.hear(ServerId(2), Some(true), at(0));
+        assert_eq!(beats.follow_up(&TIMERS), SPACING * 99);
+    }
+
+    #[test]
+    fn raft_is_made_to_send_its_own_once_in_a_pause() {
+        let mut beats = of([2]);
+        let mut nudges = |now| beats.nudges_raft(at(now), &TIMERS);
+        assert_eq!([0, 99, 100, 150, 200].map(&mut nudges), [true, false, true, false, true]);
+    }
+}

@@ -1,0 +1,127 @@
+//! Majorities: how many servers it takes, and whether as many have acknowledged a leader.
+//!
+//! What an acknowledgement is, and which sets of voters count, is for the caller. Invariants: during
+//! a change of membership both sets of voters need a majority of their own; no voters at all have
+//! none; a leader counts as one that acknowledges itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::moment::Moment;
+use super::server_id::ServerId;
+
+/// The least number of so many servers that no two groups of can be apart.
+pub fn majority(servers: usize) -> usize {
+    servers / 2 + 1
+}
+
+/// Whether those for which `is` holds are a majority of each set of voters.
+pub fn has_majority(configs: &[BTreeSet<ServerId>], is: impl Fn(ServerId) -> bool) -> bool {
+    let count = |voters: &BTreeSet<ServerId>| voters.iter().filter(|id| is(**id)).count();
+    !configs.is_empty() && configs.iter().all(|voters| count(voters) >= majority(voters.len()))
+}
+
+/// When each other server last acknowledged this one as its leader.
+#[derive(Default)]
+pub struct Acknowledgements(BTreeMap<ServerId, Moment>);
+
+impl Acknowledgements {
+    /// Records one of `by`.
+    pub fn record(&mut self, by: ServerId, now: Moment) {
+        self.0.insert(by, now);
+    }
+
+    /// Whether a majority, `me` included, acknowledged within `limit`.
+    pub fn within(
+        &self,
+        limit: Duration,
+        me: ServerId,
+        configs: &[BTreeSet<ServerId>],
+        now: Moment,
+    ) -> bool {
+        let is_fresh = |at: &Moment| now.since(*at) < limit;
+        has_majority(configs, |id| id == me || self.0.get(&id).is_some_and(is_fresh))
+    }
+
+    /// Since when a majority, `me` included, has acknowledged; `None` if none ever did.
+    pub fn majority_since(
+        &self,
+        me: ServerId,
+        configs: &[BTreeSet<ServerId>],
+        now: Moment,
+    ) -> Option<Moment> {
+        let time = |id: &ServerId| if *id == me { Some(now) } else { self.0.get(id).copied() };
+        let of_voters = |voters: &BTreeSet<ServerId>| {
+            let mut times: Vec<Option<Moment>> = voters.iter().map(time).collect();
+            times.sort_unstable_by(|a, b| b.cmp(a));
+            // The majority's last one to answer.
+            times.get(majority(times.len()) - 1).copied().flatten()
+        };
+        configs.iter().map(of_voters).min().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: ServerId = ServerId(1);
+
+    fn ids(ids: &[u32]) -> BTreeSet<ServerId> {
+        ids.iter().copied().map(ServerId).collect()
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment::from_start(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_majority_is_more_than_half() {
+        let majorities: Vec<usize> = (1..6).map(majority).collect();
+        assert_eq!(majorities, [1, 2, 2, 3, 3]);
+        let of = |configs: &[BTreeSet<ServerId>]| has_majority(configs, |id| id.0 <= 2);
+        assert!(of(&[ids(&[1])]) && of(&[ids(&[1, 2, 3])]) && of(&[ids(&[1, 2]), ids(&[2])]));
+        assert!(!of(&[ids(&[1, 2, 3, 4])]), "half of them is none");
+        assert!(!of(&[ids(&[1, 2]), ids(&[3, 4, 5])]), "both sets need one");
+        assert!(!of(&[]) && !of(&[ids(&[])]));
+    }
+
+    #[test]
+    fn a_leader_counts_itself_and_who_answered_in_time() {
+        let configs = [ids(&[1, 2, 3, 4, 5])];
+        let mut acknowledged = Acknowledgements::default();
+        let within = |a: &Acknowledgements, seconds| {
+            a.within(Duration::from_secs(seconds), ME, &configs, at(10))
+        };
+        acknowledged.record(ServerId(2), at(8));
+        assert!(!within(&acknowledged, 9), "two of five");
+        acknowledged.record(ServerId(3), at(5));
+        assert!(within(&acknowledged, 6) && !within(&acknowledged, 5));
+        acknowledged.record(ServerId(3), at(9));
+        assert!(within(&acknowledged, 3) && !within(&acknowledged, 2));
+        // Who is no voter counts for nothing.
+        let others = [ids(&[1, 4, 5])];
+        assert!(!acknowledged.within(Duration::MAX, ME, &others, at(10)));
+        assert!(acknowledged.within(Duration::ZERO, ME, &[ids(&[1])], at(10)));
+    }
+
+    #[test]
+    fn a_majority_is_as_old_as_its_oldest_answer() {
+        let mut acknowledged = Acknowledgements::default();
+        let since = |a: &Acknowledgements, sets: &[&[u32]]| {
+            let configs: Vec<_> = sets.iter().map(|set| ids(set)).collect();
+            a.majority_since(ME, &configs, at(10))
+        };
+        assert_eq!(since(&acknowledged, &[&[1]]), Some(at(10)));
+        assert_eq!(since(&acknowledged, &[&[1, 2, 3]]), None);
+        assert_eq!(since(&acknowledged, &[]), None);
+        for (id, second) in [(2, 4), (3, 7), (4, 5)] {
+            acknowledged.record(ServerId(id), at(second));
+        }
+        assert_eq!(since(&acknowledged, &[&[1, 2, 3]]), Some(at(7)));
+        assert_eq!(since(&acknowledged, &[&[1, 2, 3, 4]]), Some(at(5)));
+        assert_eq!(since(&acknowledged, &[&[1, 2, 3], &[1, 2]]), Some(at(4)), "the older of two");
+        assert_eq!(since(&acknowledged, &[&[1, 2, 3], &[5, 6, 7]]), None);
+        assert_eq!(since(&acknowledged, &[&[2, 3, 4]]), Some(at(5)), "one that has no vote leads");
+    }
+}

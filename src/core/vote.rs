@@ -1,0 +1,232 @@
+//! Whether a server may give its vote, and if not, the one reason why.
+//!
+//! Raft counts the votes and has the last word; what it would say is told here as well, so that
+//! there is a reason for each refusal. Invariants: a server that forgot its votes gives none that
+//! it might have given already; nobody is voted for while a leader is heard; a candidate of another
+//! cluster is not heard at all.
+
+use thiserror::Error;
+
+use super::log_id::{Ballot, LogEnd};
+use super::rejoin::Quarantine;
+use super::server_id::ServerId;
+
+/// What a candidate asks with.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    /// Who sent the request.
+    pub sender: ServerId,
+    /// The term, and who is the candidate in it.
+    pub ballot: Ballot,
+    /// The end of its log.
+    pub log_end: Option<LogEnd>,
+    /// Whether it is of this server's cluster, or this one of none yet.
+    pub is_of_cluster: bool,
+    /// Whether this server believes that there is this term.
+    pub is_plausible: bool,
+}
+
+/// The server that is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Voter {
+    /// This server.
+    pub me: ServerId,
+    /// Whether Raft runs here.
+    pub is_running: bool,
+    /// What it may do about votes.
+    pub recovery: Quarantine,
+    /// Its vote, and whether that one is known to lead.
+    pub vote: Option<(Ballot, bool)>,
+    /// The end of its log.
+    pub log_end: Option<LogEnd>,
+    /// Whether it hears a leader.
+    pub hears_leader: bool,
+    /// Whether it leads with a majority and is going to stay.
+    pub leads: bool,
+}
+
+/// Why no vote is given; in the order in which they are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum VoteRefusal {
+    /// It belongs to another cluster.
+    #[error("it is of another cluster")]
+    OtherCluster,
+    /// Raft does not run here yet.
+    #[error("this server is starting")]
+    Starting,
+    /// It asks in the name of another server.
+    #[error("it asks in the name of server {0}")]
+    InAnothersName(ServerId),
+    /// Its term is far beyond what anybody else knows of.
+    #[error("term {0} is not plausible")]
+    Implausible(u64),
+    /// This server forgot its votes and has not caught up.
+    #[error("this server is recovering and does not vote yet")]
+    Recovering,
+    /// This server is recovering, and the candidate holds less than others that were seen.
+    #[error("this server is recovering and votes for longer logs only")]
+    Shorter,
+    /// Another leader was heard lately.
+    #[error("server {0} was heard as the leader a moment ago")]
+    HearsLeader(ServerId),
+    /// This server leads itself.
+    #[error("this server leads with a majority")]
+    Leads,
+    /// It stands in an earlier term, or this server has voted for another one in the same.
+    #[error("this server has voted for server {} in term {}", .0.node, .0.term)]
+    Voted(Ballot),
+    /// It lacks something that this server has.
+    #[error("its log is behind this server's")]
+    Behind,
+}
+
+impl VoteRefusal {
+    /// Whether Raft is asked all the same, since it takes note of the candidate's term.
+    pub fn is_rafts(self) -> bool {
+        matches!(self, VoteRefusal::Voted(_) | VoteRefusal::Behind)
+    }
+}
+
+/// Whether this server may vote for a candidate.
+///
+/// # Errors
+/// Why not.
+pub fn may_grant(voter: &Voter, candidate: &Candidate) -> Result<(), VoteRefusal> {
+    if !candidate.is_of_cluster {
+        return Err(VoteRefusal::OtherCluster);
+    }
+    if !voter.is_running {
+        return Err(VoteRefusal::Starting);
+    }
+    if candidate.ballot.node != candidate.sender {
+        return Err(VoteRefusal::InAnothersName(candidate.ballot.node));
+    }
+    if !candidate.is_plausible {
+        return Err(VoteRefusal::Implausible(candidate.ballot.term));
+    }
+    match voter.recovery {
+        recovery if recovery.admits(candidate.log_end) => {}
+        Quarantine::OnlyFor(_) => return Err(VoteRefusal::Shorter),
+        _ => return Err(VoteRefusal::Recovering),
+    }
+    // With a vote that is not known to lead this server follows nobody, whoever was heard before.
+    match voter.vote {
+        Some((leader, true)) if leader.node != voter.me && voter.hears_leader => {
+            return Err(VoteRefusal::HearsLeader(leader.node));
+        }
+        _ => {}
+    }
+    // Raft's own lease keeps followers from voting against a leader that they hear, but not the
+    // leader itself from stepping down at a mere request.
+    if voter.leads {
+        return Err(VoteRefusal::Leads);
+    }
+    match voter.vote {
+        Some((own, _)) if own > candidate.ballot => Err(VoteRefusal::Voted(own)),
+        _ if voter.log_end > candidate.log_end => Err(VoteRefusal::Behind),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ballot(term: u64, node: u32) -> Ballot {
+        Ballot { term, node: ServerId(node) }
+    }
+
+    fn end(term: u64, index: u64) -> Option<LogEnd> {
+        Some(LogEnd { ballot: ballot(term, 1), index })
+    }
+
+    fn voter() -> Voter {
+        Voter {
+            me: ServerId(1),
+            is_running: true,
+            recovery: Quarantine::Lifted,
+            vote: Some((ballot(5, 3), true)),
+            log_end: end(5, 9),
+            hears_leader: false,
+            leads: false,
+        }
+    }
+
+    fn candidate() -> Candidate {
+        Candidate {
+            sender: ServerId(2),
+            ballot: ballot(6, 2),
+            log_end: end(5, 9),
+            is_of_cluster: true,
+            is_plausible: true,
+        }
+    }
+
+    #[test]
+    fn each_reason_is_told_and_the_first_one_if_there_are_several() {
+        assert_eq!(may_grant(&voter(), &candidate()), Ok(()));
+        type Fault = fn(&mut Voter, &mut Candidate);
+        let faults: [(VoteRefusal, Fault); 10] = [
+            (VoteRefusal::OtherCluster, |_, c| c.is_of_cluster = false),
+            (VoteRefusal::Starting, |v, _| v.is_running = false),
+            (VoteRefusal::InAnothersName(ServerId(2)), |_, c| c.sender = ServerId(4)),
+            (VoteRefusal::Implausible(6), |_, c| c.is_plausible = false),
+            (VoteRefusal::Recovering, |v, _| v.recovery = Quarantine::Proving),
+            (VoteRefusal::Shorter, |v, _| v.recovery = Quarantine::OnlyFor(end(5, 10))),
+            (VoteRefusal::HearsLeader(ServerId(3)), |v, _| v.hears_leader = true),
+            (VoteRefusal::Leads, |v, _| v.leads = true),
+            (VoteRefusal::Voted(ballot(7, 3)), |v, _| v.vote = Some((ballot(7, 3), true))),
+            (VoteRefusal::Behind, |v, _| v.log_end = end(5, 10)),
+        ];
+        for (at, (reason, fault)) in faults.iter().enumerate() {
+            let (mut voter, mut candidate) = (voter(), candidate());
+            fault(&mut voter, &mut candidate);
+            assert_eq!(may_grant(&voter, &candidate), Err(*reason));
+            for (later, fault) in &faults[at + 1..] {
+                // These two are values of one field.
+                if (*reason, *later) != (VoteRefusal::Recovering, VoteRefusal::Shorter) {
+                    fault(&mut voter, &mut candidate);
+                    assert_eq!(may_grant(&voter, &candidate), Err(*reason), "and {later:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn raft_hears_of_a_candidate_that_it_alone_refuses() {
+        for (reason, is_rafts) in [
+            (VoteRefusal::Voted(ballot(7, 3)), true),
+            (VoteRefusal::Behind, true),
+            (VoteRefusal::Leads, false),
+            (VoteRefusal::Recovering, false),
+        ] {
+            assert_eq!(reason.is_rafts(), is_rafts);
+            let line = reason.to_string();
+            assert!(!line.is_empty() && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_leader_that_is_followed_keeps_its_followers_and_nobody_else() {
+        let hears = |vote: Option<(Ballot, bool)>| {
+            let voter = Voter { vote, hears_leader: true, ..voter() };
+            may_grant(&voter, &candidate())
+        };
+        assert_eq!(hears(Some((ballot(5, 3), true))), Err(VoteRefusal::HearsLeader(ServerId(3))));
+        assert_eq!(hears(Some((ballot(5, 3), false))), Ok(()), "its vote is another's since");
+        assert_eq!(hears(Some((ballot(5, 1), true))), Ok(()), "the one that it heard is itself");
+        assert_eq!(hears(None), Ok(()));
+    }
+
+    #[test]
+    fn the_same_candidate_may_ask_twice_and_a_recovering_server_knows_whom_it_may_take() {
+        let again = Voter { vote: Some((ballot(6, 2), false)), ..voter() };
+        assert_eq!(may_grant(&again, &candidate()), Ok(()));
+        let other = Voter { vote: Some((ballot(6, 3), false)), ..voter() };
+        assert_eq!(may_grant(&other, &candidate()), Err(VoteRefusal::Voted(ballot(6, 3))));
+        let only = |end| Voter { recovery: Quarantine::OnlyFor(end), ..voter() };
+        assert_eq!(may_grant(&only(end(5, 9)), &candidate()), Ok(()));
+        let silent = Voter { recovery: Quarantine::Silent, ..voter() };
+        assert_eq!(may_grant(&silent, &candidate()), Err(VoteRefusal::Recovering));
+    }
+}

@@ -1,0 +1,344 @@
+//! What a node is in its cluster at present: its settings and members, its clock, its Raft, the
+//! agreed state and the leader that it hears.
+//!
+//! Small facts behind short locks, none of which is held across an await. Decides nothing; what
+//! lasts how long is for [`crate::core::lease`] and [`crate::core::quorum`] to say.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use openraft::ServerState;
+use tokio::sync::{watch, Notify};
+use tokio::time::timeout;
+
+use super::clock::Clock;
+use super::running::Running;
+use crate::consensus::state_machine::AgreedView;
+use crate::consensus::{ballot_of, log_end_of};
+use crate::core::config::{Member, Settings};
+use crate::core::crowd::SMALL;
+use crate::core::key_ring::HistoryId;
+use crate::core::lease::Lease;
+use crate::core::moment::Moment;
+use crate::core::quorum::Acknowledgements;
+use crate::core::rejoin::{Ballot, LogEnd, Quarantine, Status};
+use crate::core::server_id::ServerId;
+use crate::journal::Log;
+
+/// How long Raft's own tasks may take to stop.
+const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
+
+/// See the module's head.
+pub(super) struct Context {
+    pub me: ServerId,
+    pub log: Log,
+    pub clock: Clock,
+    settings: watch::Sender<Arc<Settings>>,
+    members: Mutex<Arc<[Member]>>,
+    /// The agreed state, as this server's present run of Raft has applied it.
+    pub views: watch::Sender<AgreedView>,
+    /// What this server may do about votes; silent while it asks around.
+    pub quarantine: watch::Sender<Quarantine>,
+    /// Whether this server is about to end: it sends no more heartbeats.
+    pub leaving: watch::Sender<bool>,
+    /// Rung when a leader was heard.
+    pub contacted: Notify,
+    /// Rung when the leader leaves and wants this server to follow it.
+    pub stand_now: Notify,
+    running: Mutex<Option<Running>>,
+    /// What a server whose Raft goes on with other timers says of itself meanwhile.
+    retiming: Mutex<Option<Status>>,
+    /// What is known of the leader.
+    lease: Mutex<Lease>,
+    /// Who acknowledged this leader.
+    acknowledged: Mutex<Acknowledgements>,
+}
+
+impl Context {
+    /// Of a server that belongs to no cluster yet.
+    pub fn new(settings: Settings, log: Log, clock: Clock) -> Context {
+        Context {
+            me: settings.server_id,
+            log,
+            clock,
+            members: Mutex::new(settings.members.clone().into()),
+            settings: watch::Sender::new(Arc::new(settings)),
+            views: watch::Sender::new(AgreedView::default()),
+            quarantine: watch::Sender::new(Quarantine::Silent),
+            leaving: watch::Sender::new(false),
+            contacted: Notify::new(),
+            stand_now: Notify::new(),
+            running: Mutex::default(),
+            retiming: Mutex::default(),
+            lease: Mutex::default(),
+            acknowledged: Mutex::default(),
+        }
+    }
+
+    /// The present moment; see [`Clock::now`].
+    pub fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    /// Takes over the members that the group agreed on; whether they are others than before.
+    pub fn set_members(&self, members: &[Member]) -> bool {
+        let mut present = lock(&self.members);
+        let differ = **present != *members;
+        if differ {
+            *present = members.into();
+        }
+        differ
+    }
+
+    /// Whether a majority acknowledged this leader lately.
+    pub fn has_quorum(&self) -> bool {
+        self.quorum_within(self.reach())
+    }
+
+    /// Hears that a server has acknowledged this leader.
+    pub fn acknowledge(&self, by: ServerId) {
+        let now = self.now();
+        lock(&self.acknowledged).record(by, now);
+    }
+
+    /// What the operator wants at present.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.borrow().clone()
+    }
+
+    pub fn watch_settings(&self) -> watch::Receiver<Arc<Settings>> {
+        self.settings.subscribe()
+    }
+
+    pub fn set_settings(&self, settings: Settings) {
+        self.settings.send_replace(Arc::new(settings));
+    }
+
+    /// Takes over the list in the file, where it has become the agreed one without a reload here.
+    pub fn set_file_list(&self, members: Vec<Member>) {
+        self.settings.send_modify(|settings| {
+            *settings = Arc::new(Settings { members, ..(**settings).clone() });
+        });
+    }
+
+    /// The members: those of the agreed list as far as this box knows one, else those of its file.
+    pub fn members(&self) -> Arc<[Member]> {
+        lock(&self.members).clone()
+    }
+
+    /// All members but this one.
+    pub fn others(&self) -> impl Iterator<Item = ServerId> {
+        let (members, me) = (self.members(), self.me);
+        let ids: Vec<ServerId> = members.iter().map(|m| m.id).filter(|id| *id != me).collect();
+        ids.into_iter()
+    }
+
+    /// All members, this one included.
+    pub fn ids(&self) -> BTreeSet<ServerId> {
+        self.members().iter().map(|member| member.id).collect()
+    }
+
+    /// The leader, if one is known.
+    pub fn leader(&self) -> Option<ServerId> {
+        self.running().and_then(|running| running.raft.server_metrics().borrow().current_leader)
+    }
+
+    pub fn running(&self) -> Option<Running> {
+        lock(&self.running).clone()
+    }
+
+    pub fn set_running(&self, running: Option<Running>) {
+        *lock(&self.running) = running;
+    }
+
+    /// Stops Raft, if it runs.
+    pub async fn stop_raft(&self) {
+        if let Some(running) = self.running() {
+            let _ = timeout(RAFT_STOP_LIMIT, running.raft.shutdown()).await;
+        }
+        self.set_running(None);
+    }
+
+    /// What this box says of itself to the others.
+    pub fn status(&self) -> Status {
+        let view = self.views.borrow().clone();
+        let Some(running) = self.running() else {
+            return lock(&self.retiming).clone().unwrap_or_default();
+        };
+        let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
+        let history = view.agreed.ring.history();
+        Status {
+            full: lifted && history.is_some(),
+            ballot: running.log.vote().as_ref().map(ballot_of).unwrap_or_default(),
+            log_end: running.log.last_log_id().as_ref().map(log_end_of),
+            history,
+            generation: view.agreed.ring.newest(),
+            live_leader: self.knows_live_leader(&running),
+            may_vote: lifted,
+            quorum: self.is_with_majority(&running),
+        }
+    }
+
+    /// Says of this box what it is, while its Raft is begun anew with all that it remembers.
+    pub fn set_retiming(&self, status: Option<Status>) {
+        *lock(&self.retiming) = status;
+    }
+
+    /// What this box says of itself to one that asks, and that may want its vote.
+    pub fn status_for(&self, asker: &Status) -> Status {
+        let may_vote = self.running().is_some() && self.quarantine.borrow().admits(asker.log_end);
+        Status { may_vote, ..self.status() }
+    }
+
+    /// Whether this box belongs to a majority that agrees at present.
+    pub fn in_majority(&self) -> bool {
+        self.running().is_some_and(|running| self.is_with_majority(&running))
+    }
+
+    fn is_with_majority(&self, running: &Running) -> bool {
+        if running.raft.server_metrics().borrow().state == ServerState::Leader {
+            return self.has_quorum();
+        }
+        self.lease().is_with_majority(self.now(), &self.settings().timers)
+    }
+
+    /// What this server knows of the leader.
+    pub fn lease(&self) -> Lease {
+        lock(&self.lease).clone()
+    }
+
+    /// Whether a leader, possibly this box, has shown itself lately.
+    fn knows_live_leader(&self, running: &Running) -> bool {
+        // Not within the match, where the look would last until a second one for the quorum: a
+        // writer that waits in between would wait for the first, and the second for the writer.
+        let state = running.raft.server_metrics().borrow().state;
+        match state {
+            ServerState::Leader => self.has_quorum() && !*self.leaving.borrow(),
+            _ => self.hears_leader(),
+        }
+    }
+
+    /// Whether another server has shown itself as the leader so lately that this one gives no vote.
+    pub fn hears_leader(&self) -> bool {
+        self.lease().holds(self.now(), &self.settings().timers)
+    }
+
+    /// How long ago a server was heard that counts as reachable: the upper election bound, and by how
+    /// much the heartbeats are late.
+    pub fn reach(&self) -> Duration {
+        self.lease().reach(&self.settings().timers)
+    }
+
+    /// Notes when the leader, be it this box, says that its next beat is due.
+    pub fn note_pace(&self, next: Duration) {
+        lock(&self.lease).announce(next);
+    }
+
+    /// Whether a key waits for all boxes to have it.
+    pub fn is_handing_over(&self) -> bool {
+        self.views.borrow().agreed.ring.staged().is_some()
+    }
+
+    /// Lets this box vote again if, by what a leader of `ballot` says, it has caught up.
+    pub fn end_quarantine(&self, running: &Running, ballot: Ballot, commit: Option<LogEnd>) {
+        let metrics = running.raft.data_metrics();
+        let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
+        if Quarantine::lifts(ballot.term, commit, applied) {
+            let before = *self.quarantine.borrow();
+            match before.caught_up() {
+                Quarantine::Lifted => self.lift_quarantine(),
+                next if next != before => {
+                    self.quarantine.send_replace(next);
+                    self.log.debug("caught up with the group");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// This server counts from now on.
+    pub fn lift_quarantine(&self) {
+        self.quarantine.send_replace(Quarantine::Lifted);
+        self.log.debug("caught up with the group; may vote again");
+    }
+
+    /// Whether this box leads, and a majority acknowledged that lately.
+    pub fn leads_majority(&self, running: &Running) -> bool {
+        let state = running.raft.server_metrics().borrow().state;
+        state == ServerState::Leader && self.quorum_within(self.reach())
+    }
+
+    /// Whether a majority, this leader included, acknowledged it within `limit`.
+    pub fn quorum_within(&self, limit: Duration) -> bool {
+        let Some(running) = self.running() else { return false };
+        let (voters, now) = (running.voters(), self.now());
+        lock(&self.acknowledged).within(limit, self.me, &voters, now)
+    }
+
+    /// Notes that a leader's message was accepted, and whether that leader has a majority.
+    pub fn note_contact(&self, has_quorum: bool) {
+        let now = self.now();
+        lock(&self.lease).hear(now, has_quorum);
+        self.contacted.notify_one();
+    }
+
+    /// The same of a beat, and that the next one is due after `next`.
+    pub fn note_beat(&self, has_quorum: bool, next: Duration) {
+        self.note_pace(next);
+        self.note_contact(has_quorum);
+    }
+
+    /// When this box last knew of a majority that agrees: a leader told so, or enough others
+    /// acknowledged this box as theirs.
+    pub fn quorum_contact(&self) -> Option<Moment> {
+        let voters = self.running().map(|running| running.voters()).unwrap_or_default();
+        let now = self.now();
+        let led = lock(&self.acknowledged).majority_since(self.me, &voters, now);
+        led.max(self.lease().quorum())
+    }
+
+    /// Notes that this box has all that a leader with a majority has.
+    pub fn note_level(&self) {
+        let now = self.now();
+        lock(&self.lease).catch_up(now);
+    }
+
+    /// When this box last had all that a leader with a majority has; now, if it is that leader.
+    pub fn last_level(&self) -> Option<Moment> {
+        let leads = self.running().is_some_and(|running| self.leads_majority(&running));
+        if leads {
+            return Some(self.now());
+        }
+        self.lease().in_sync()
+    }
+
+    /// Notes that the leader leaves: nobody has to wait for it any longer.
+    pub fn note_farewell(&self) {
+        lock(&self.lease).end();
+    }
+
+    /// Notes that this box voted for another one of a large group, which it then gives time.
+    pub fn note_supported(&self) {
+        if self.members().len() > SMALL {
+            let now = self.now();
+            lock(&self.lease).vote(now);
+        }
+    }
+
+    pub fn contact(&self) -> Option<Moment> {
+        self.lease().heard()
+    }
+
+    /// The history that this box belongs to: that of its ring, or before the first entry of the
+    /// log is applied, that of the log.
+    pub fn history(&self) -> Option<HistoryId> {
+        let of_ring = self.views.borrow().agreed.ring.history();
+        of_ring.or_else(|| lock(&self.running).as_ref().and_then(|r| r.log.history()))
+    }
+}
+
+/// Locks, whatever happened to who had it locked before.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

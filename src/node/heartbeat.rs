@@ -1,0 +1,412 @@
+//! The leader's heartbeats, and what a server makes of them.
+//!
+//! They are this node's own and no business of openraft's, whose core has nothing to do as long as
+//! nobody is behind. A heartbeat says who leads, how far its log is, how old the current key is and
+//! when the next one is due. When and to whom they go is [`crate::core::heartbeat`]'s to say. Who is
+//! behind, or knows of a higher term, says so in its answer; then openraft sends heartbeats as well,
+//! and its appends do the rest.
+//!
+//! Invariants: heartbeats decide nothing. They put an election off and tell who is there; terms,
+//! votes and the log change by openraft alone. Only a heartbeat of the leader that a server follows
+//! by its own Raft counts, so that one that was deposed keeps nobody from an election.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::impls::EmptyNode;
+use openraft::metrics::RaftServerMetrics;
+use openraft::ServerState;
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, Instant};
+
+use super::context::Context;
+use super::keys::Keys;
+use super::peer_client::Peers;
+use super::running::{Running, Stopped};
+use crate::consensus::log_store::LogEnds;
+use crate::consensus::network::{Chronicle, Courier};
+use crate::consensus::{ballot_of, log_end_of};
+use crate::core::heartbeat::{Heartbeat, Heartbeats, MAX_PAUSE};
+use crate::core::key_ring::HistoryId;
+use crate::core::moment::millis;
+use crate::core::rejoin::{Ballot, Quarantine};
+use crate::core::server_id::ServerId;
+use crate::fault::{fail_point, guarded};
+use crate::rpc::{self, Request, Response, Unable, WireBeat};
+
+/// Sends heartbeats whenever this server leads; returns only when Raft is gone.
+pub(super) async fn send(peers: Arc<Peers>, keys: Arc<Keys>, running: Running) -> Stopped {
+    let mut server = running.raft.server_metrics();
+    loop {
+        let led = match server.wait_for(|m| m.state == ServerState::Leader).await {
+            Ok(metrics) => ballot_of(&metrics.vote),
+            Err(_) => return Stopped::CoreGone,
+        };
+        let mut sender = HeartbeatSender::new(&peers, &keys, &running, led);
+        if let Err(why) = sender.run().await {
+            return why;
+        }
+    }
+}
+
+/// Sends the heartbeats of one leader during one term.
+struct HeartbeatSender<'a> {
+    peers: &'a Arc<Peers>,
+    keys: &'a Keys,
+    running: &'a Running,
+    ballot: Ballot,
+    plan: Heartbeats,
+    asks: JoinSet<(ServerId, Option<Response>)>,
+    /// When those that are not in sync are asked again.
+    again: Option<Instant>,
+}
+
+impl<'a> HeartbeatSender<'a> {
+    fn new(
+        peers: &'a Arc<Peers>,
+        keys: &'a Keys,
+        running: &'a Running,
+        ballot: Ballot,
+    ) -> HeartbeatSender<'a> {
+        let (plan, asks) = (Heartbeats::default(), JoinSet::new());
+        HeartbeatSender { peers, keys, running, ballot, plan, asks, again: None }
+    }
+
+    /// Goes on until this server leads no longer.
+    async fn run(&mut self) -> Result<(), Stopped> {
+        let mut server = self.running.raft.server_metrics();
+        let mut settings = self.peers.ctx.watch_settings();
+        let mut leaving = self.peers.ctx.leaving.subscribe();
+        self.set_peers(&server.borrow_and_update());
+        let mut due = pin!(sleep_until(Instant::now()));
+        loop {
+            tokio::select! {
+                _ = leaving.changed() => due.as_mut().reset(Instant::now()),
+                () = &mut due => {
+                    fail_point("beat");
+                    if *self.peers.ctx.leaving.borrow() {
+                        self.part();
+                        std::future::pending::<()>().await;
+                    }
+                    let pace = self.send();
+                    due.as_mut().reset(Instant::now() + pace);
+                }
+                () = sleep_until(self.again.unwrap_or_else(Instant::now)), if self.again.is_some() => {
+                    self.again = None;
+                    self.ask(Heartbeats::ask_again);
+                }
+                () = self.peers.newcomer.notified() => {
+                    let newcomers = self.peers.take_newcomers();
+                    self.ask(|plan| plan.welcome(&newcomers));
+                }
+                Some(answer) = self.asks.join_next() => {
+                    if let Ok((id, answer)) = answer {
+                        self.hear(id, answer).await?;
+                    }
+                }
+                changed = server.changed() => {
+                    changed.map_err(|_| Stopped::CoreGone)?;
+                    let metrics = server.borrow_and_update();
+                    let leads = metrics.state == ServerState::Leader;
+                    if !leads || ballot_of(&metrics.vote) != self.ballot {
+                        return Ok(());
+                    }
+                    if self.set_peers(&metrics) {
+                        due.as_mut().reset(Instant::now());
+                    }
+                }
+                _ = settings.changed() => due.as_mut().reset(Instant::now()),
+            }
+        }
+    }
+
+    /// Takes over the members of Raft's membership; whether there are others than before.
+    fn set_peers(&mut self, metrics: &RaftServerMetrics<ServerId, EmptyNode>) -> bool {
+        let nodes = metrics.membership_config.membership().nodes();
+        let ids: BTreeSet<ServerId> =
+            nodes.map(|(id, _)| *id).filter(|id| *id != self.peers.ctx.me).collect();
+        self.plan.set_peers(&ids)
+    }
+
+    /// One heartbeat to every peer; after how long the next one is due.
+    fn send(&mut self) -> Duration {
+        let (peers, timers) = (self.peers, self.peers.ctx.settings().timers);
+        let is_handing_over = peers.ctx.is_handing_over();
+        let pace = self.plan.pace(peers.ctx.now(), &timers, is_handing_over);
+        let ends = self.running.log.ends();
+        // Deposed, and about to hear of it.
+        if !ends.follows(self.ballot) {
+            return pace;
+        }
+        peers.ctx.note_pace(pace);
+        let beat = self.compose(&ends, pace);
+        let Some(body) = rpc::encode(&Request::Beat(beat)) else { return pace };
+        for (id, what) in self.plan.send(pace, peers.ctx.reach(), is_handing_over) {
+            match what {
+                Heartbeat::Question => _ = self.asks.spawn(ask(peers.clone(), id, beat)),
+                Heartbeat::Notice => peers.post.note(id, body.clone(), pace),
+            }
+        }
+        pace
+    }
+
+    /// A heartbeat between two of those that go to all.
+    fn ask(&mut self, whom: impl FnOnce(&mut Heartbeats) -> Vec<ServerId>) {
+        let ends = self.running.log.ends();
+        if !ends.follows(self.ballot) || *self.peers.ctx.leaving.borrow() {
+            return;
+        }
+        // When the next one to all is due was said with the last; it is never later than this.
+        let beat = self.compose(&ends, self.plan.idle_pace(&self.peers.ctx.settings().timers));
+        for id in whom(&mut self.plan) {
+            self.asks.spawn(ask(self.peers.clone(), id, beat));
+        }
+    }
+
+    fn compose(&self, ends: &LogEnds, next: Duration) -> WireBeat {
+        WireBeat {
+            ballot: self.ballot,
+            log_end: ends.last.as_ref().map(log_end_of),
+            commit: ends.committed.as_ref().map(log_end_of),
+            age: self.keys.current_age(),
+            quorum: self.peers.ctx.has_quorum(),
+            next_ms: millis(next).try_into().unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Tells all that no further heartbeat comes, so that they need not wait for one.
+    fn part(&self) {
+        let beat = self.compose(&self.running.log.ends(), Duration::ZERO);
+        let Some(body) = rpc::encode(&Request::Beat(beat)) else { return };
+        let limit = self.peers.ctx.settings().timers.heart_beat;
+        for id in self.plan.peers() {
+            self.peers.post.note(id, body.clone(), limit);
+        }
+    }
+
+    /// Takes an answer to a heartbeat, or the want of one.
+    async fn hear(&mut self, id: ServerId, answer: Option<Response>) -> Result<(), Stopped> {
+        let in_sync = match answer {
+            Some(Response::Beat { vote, level }) => {
+                let follows = vote == (self.ballot, true);
+                if follows {
+                    self.peers.ctx.acknowledge(id);
+                }
+                Some(follows && level)
+            }
+            _ => None,
+        };
+        let (now, timers) = (self.peers.ctx.now(), self.peers.ctx.settings().timers);
+        if self.plan.hear(id, in_sync, now) {
+            let pause = self.plan.follow_up(&timers);
+            self.again.get_or_insert_with(|| Instant::now() + pause);
+        }
+        // Its log is behind, or a higher term is known there: both are openraft's business.
+        if in_sync == Some(false) && self.plan.nudges_raft(now, &timers) {
+            self.running.raft.trigger().heartbeat().await.map_err(|_| Stopped::CoreGone)?;
+        }
+        Ok(())
+    }
+}
+
+/// One heartbeat that asks for an answer, and what came of it.
+async fn ask(peers: Arc<Peers>, id: ServerId, beat: WireBeat) -> (ServerId, Option<Response>) {
+    let limit = peers.ctx.settings().timers.election_lower;
+    // An answer that never comes would count as open for ever.
+    let answer = guarded(async {
+        fail_point("beat-ask");
+        peers.call(id, Request::Beat(beat), limit).await
+    });
+    (id, answer.await.ok().and_then(Result::ok))
+}
+
+/// Takes a heartbeat of `from`, and answers it.
+///
+/// # Errors
+/// If no leader of that ballot could have sent it.
+pub(super) fn take(
+    (ctx, keys): (&Context, &Keys),
+    running: &Running,
+    from: ServerId,
+    history: Option<HistoryId>,
+    beat: &WireBeat,
+) -> Result<Response, Unable> {
+    // Only its own candidate becomes the leader of a ballot.
+    if beat.ballot.node != from {
+        return Err(Unable::Malformed);
+    }
+    let ends = running.log.ends();
+    let follows = ends.follows(beat.ballot);
+    let mut level = false;
+    if follows {
+        let next = Duration::from_millis(beat.next_ms.into()).min(MAX_PAUSE);
+        match next.is_zero() {
+            true => ctx.note_farewell(),
+            false => ctx.note_beat(beat.quorum, next),
+        }
+        keys.note_age(history, beat.age);
+        if *ctx.quarantine.borrow() != Quarantine::Lifted {
+            ctx.end_quarantine(running, beat.ballot, beat.commit);
+        }
+        let applied = ctx.views.borrow().applied;
+        level = ends.last.as_ref().map(log_end_of) == beat.log_end
+            && beat.commit.is_none_or(|commit| applied >= commit.index);
+        if level && beat.quorum {
+            ctx.note_level();
+        }
+    }
+    let vote = ends.vote.map_or((Ballot::default(), false), |v| (ballot_of(&v), v.committed));
+    Ok(Response::Beat { vote, level })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+    use std::sync::Mutex;
+
+    use openraft::Vote;
+
+    use super::*;
+    use crate::core::config::Member;
+    use crate::node::bench::Bench;
+    use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::transport::peers::CallError;
+    use crate::transport::{Body, Heard, Me};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn beat(term: u64, node: u32, next_ms: u32) -> WireBeat {
+        let ballot = Ballot { term, node: ServerId(node) };
+        WireBeat { ballot, log_end: None, commit: None, age: None, quorum: true, next_ms }
+    }
+
+    fn answer(vote: (u64, u32, bool), level: bool) -> Result<(Ballot, bool, bool), Unable> {
+        Ok((Ballot { term: vote.0, node: ServerId(vote.1) }, vote.2, level))
+    }
+
+    #[tokio::test]
+    async fn only_a_beat_of_the_leader_that_is_followed_counts() {
+        let bench = Bench::new();
+        let shared = &bench.shared;
+        let mut running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+        let take = |running: &Running, from: u32, beat: WireBeat| match take(
+            (&shared.ctx, &shared.keys),
+            running,
+            ServerId(from),
+            None,
+            &beat,
+        )? {
+            Response::Beat { vote: (ballot, committed), level } => Ok((ballot, committed, level)),
+            other => panic!("{other:?}"),
+        };
+        let follows = answer((5, 2, true), true);
+        // In another's name, of an older term, of one that this box did not hear of by Raft.
+        assert_eq!(take(&running, 3, beat(5, 2, 100)), Err(Unable::Malformed));
+        assert_eq!(take(&running, 3, beat(4, 3, 100)), answer((5, 2, true), false));
+        assert_eq!(take(&running, 3, beat(6, 3, 100)), answer((5, 2, true), false));
+        assert_eq!((shared.ctx.contact(), shared.ctx.hears_leader()), (None, false));
+
+        assert_eq!(take(&running, 2, beat(5, 2, 250)), follows);
+        assert!(shared.ctx.hears_leader());
+        assert_eq!(shared.ctx.reach(), MS * 550);
+
+        // Its last beat says that no other comes.
+        assert_eq!(take(&running, 2, beat(5, 2, 0)), follows);
+        assert!(!shared.ctx.hears_leader());
+
+        // A box whose vote another has got since follows nobody, whoever it heard a moment ago.
+        assert_eq!(take(&running, 2, beat(5, 2, 100)), follows);
+        let _ = running.raft.shutdown().await;
+        running = bench.running(Some(Vote::new(6, ServerId(3)))).await;
+        assert!(shared.ctx.hears_leader());
+        assert_eq!(take(&running, 2, beat(5, 2, 100)), answer((6, 3, false), false));
+        let _ = running.raft.shutdown().await;
+    }
+
+    /// Mail that reaches nobody; in how many milliseconds each beat said that the next one is due.
+    #[derive(Default)]
+    struct Announced(Mutex<Vec<u32>>);
+
+    impl Mail for Announced {
+        fn open(&self, _: &Me, _: &Heard) {}
+
+        fn set_members(&self, _: &[Member]) {}
+
+        fn request(&self, _: ServerId, body: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            if let Ok(Request::Beat(beat)) = rpc::decode_request(&body) {
+                self.0.lock().unwrap().push(beat.next_ms);
+            }
+            Box::pin(ready(Err(CallError::TimedOut)))
+        }
+
+        fn note(&self, _: ServerId, _: Body, _: Duration) {}
+
+        fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            Box::pin(ready(Err(CallError::UnknownPeer)))
+        }
+
+        fn listen(&self, _: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+            Box::new(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_in_between_announces_no_earlier_one_and_a_leader_that_leaves_asks_nobody()
+    {
+        let mail = Arc::new(Announced::default());
+        let bench = Bench::within(Outside { mail: Some(mail.clone()), ..Outside::default() });
+        let (shared, ballot) = (&bench.shared, Ballot { term: 5, node: bench.shared.ctx.me });
+        let running = bench.running(Some(Vote::new_committed(5, shared.ctx.me))).await;
+        let mut sender = HeartbeatSender::new(&shared.peers, &shared.keys, &running, ballot);
+        sender.plan.set_peers(&BTreeSet::from([ServerId(12), ServerId(13)]));
+        async fn asked(sender: &mut HeartbeatSender<'_>) -> usize {
+            sender.ask(Heartbeats::ask_again);
+            let asked = sender.asks.len();
+            while let Some(answer) = sender.asks.join_next().await {
+                let (id, answer) = answer.unwrap();
+                sender.hear(id, answer).await.unwrap();
+            }
+            asked
+        }
+        assert_eq!(asked(&mut sender).await, 2);
+        let pause = sender.again.map(|at| at > Instant::now());
+        assert_eq!(pause, Some(true), "and again a moment later");
+        // The next heartbeat to all may still be as far away as in an idle cluster.
+        let said: Vec<u32> = mail.0.lock().unwrap().drain(..).collect();
+        assert_eq!(said, [400, 400]);
+
+        // One that leaves asks nobody any more, and one that was deposed must not.
+        shared.ctx.leaving.send_replace(true);
+        assert_eq!(asked(&mut sender).await, 0);
+        shared.ctx.leaving.send_replace(false);
+        sender.ballot.term = 4;
+        assert_eq!(asked(&mut sender).await, 0);
+        let _ = running.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_box_that_lacks_something_is_not_level() {
+        let bench = Bench::new();
+        let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+        let ahead =
+            |index| Some(crate::core::rejoin::LogEnd { ballot: beat(5, 2, 0).ballot, index });
+        let level = |beat: WireBeat| match take(
+            (&bench.shared.ctx, &bench.shared.keys),
+            &running,
+            ServerId(2),
+            None,
+            &beat,
+        ) {
+            Ok(Response::Beat { level, .. }) => level,
+            other => panic!("{other:?}"),
+        };
+        assert!(level(beat(5, 2, 100)));
+        assert!(!level(WireBeat { log_end: ahead(7), ..beat(5, 2, 100) }));
+        assert!(!level(WireBeat { commit: ahead(7), ..beat(5, 2, 100) }));
+        // Behind or not, it has a leader.
+        assert!(bench.shared.ctx.hears_leader());
+        let _ = running.raft.shutdown().await;
+    }
+}
