@@ -7,6 +7,7 @@ use stek_share::core::config::{Problem, Severity};
 use crate::cli::{CheckArgs, Place};
 use crate::outcome::{Ended, Outcome};
 use crate::place;
+use crate::rights;
 use crate::screen::{print, styled, BAD, DOUBTFUL, GOOD};
 
 /// Reads the files and prints the plugin's lines.
@@ -17,7 +18,7 @@ pub fn run(args: &CheckArgs, place: &Place) -> Ended {
         place.ats_config.is_some()
             || args.file.canonicalize().is_ok_and(|file| file.starts_with(dir))
     });
-    let user = config.and_then(|dir| place::server_user(&dir, Path::new("/proc")));
+    let user = config.and_then(|dir| rights::server_user(&dir, Path::new("/proc")));
     let (problems, loaded) = place::problems_as(user.as_ref(), &source)?;
     let whose = user.map_or(String::new(), |user| format!(", read as user {}", user.name));
     problems.iter().try_for_each(|problem| print(&told(problem)))?;

@@ -30,6 +30,7 @@ mod outcome;
 mod pages;
 mod pki;
 mod place;
+mod rights;
 mod screen;
 mod status;
 mod verdict;

@@ -10,7 +10,6 @@ use stek_share::load::{self, Dirs, Loaded, Refused};
 use stek_share::node::disk;
 
 use crate::cli::Place;
-use crate::doctor::machine;
 use crate::outcome::Failure;
 
 /// Where Traffic Server's configuration is, as Debian's and the usual builds from source have it.
@@ -168,58 +167,6 @@ pub fn problems_as(
     let Some(user) = user else { return Ok(problems(source)) };
     identity::as_user(user, || problems(source)).map_err(|error| {
         Failure::new(format!("cannot look at the files as user {}: {error}", user.name))
-    })
-}
-
-/// The user that runs the Traffic Server of this configuration directory, for root, who may read what
-/// that user may not: of the process that runs, or else of the records. `None` if it is the present one.
-pub fn server_user(config: &Path, proc: &Path) -> Option<User> {
-    if !identity::is_root() {
-        return None;
-    }
-    let usual = usual().is_some_and(|usual| usual == config);
-    let user = match machine::servers(proc, config, usual).first() {
-        Some(pid) => user_of_process(&proc.join(pid.to_string()))?,
-        None => user_named(&crate::doctor::record(config, "proxy.config.admin.user_id")?)?,
-    };
-    (user.uid != 0).then_some(user)
-}
-
-fn user_of_process(dir: &Path) -> Option<User> {
-    let status = fs::read_to_string(dir.join("status")).ok()?;
-    let numbers = |name: &str| -> Option<Vec<u32>> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().map(|word| word.parse().ok()).collect()
-    };
-    // Real, effective, saved, of the file system.
-    let (uid, gid) = (*numbers("Uid:")?.get(1)?, *numbers("Gid:")?.get(1)?);
-    let name = account(|_, number| number == uid.to_string());
-    let name = name.map_or_else(|| uid.to_string(), |(name, ..)| name);
-    Some(User { name, uid, gid, groups: numbers("Groups:")? })
-}
-
-/// A user by name, or by number after a `#`, as the record has it.
-fn user_named(named: &str) -> Option<User> {
-    let (name, uid, gid) = account(|name, number| match named.strip_prefix('#') {
-        Some(wanted) => number == wanted,
-        None => name == named,
-    })?;
-    let text = fs::read_to_string("/etc/group").unwrap_or_default();
-    let groups = text.lines().filter_map(|line| {
-        let mut fields = line.split(':').skip(2);
-        let (number, members) = (fields.next()?, fields.next()?);
-        members.split(',').any(|member| member == name).then(|| number.parse().ok())?
-    });
-    Some(User { groups: groups.collect(), name, uid, gid })
-}
-
-/// The first account of /etc/passwd for whose name and number this holds: name, number and main group.
-fn account(is_it: impl Fn(&str, &str) -> bool) -> Option<(String, u32, u32)> {
-    let text = fs::read_to_string("/etc/passwd").ok()?;
-    text.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, uid, gid, ..] = fields[..] else { return None };
-        is_it(name, uid).then(|| Some((name.to_owned(), uid.parse().ok()?, gid.parse().ok()?)))?
     })
 }
 

@@ -4,12 +4,12 @@
 //! means that sessions do not resume. What must hold: a fleet that is well has no finding; what is
 //! only worth a note is said by `check`.
 
-mod ats;
+pub mod ats;
 pub mod machine;
 mod resume;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use stek_share::client::{BoxStatus, Hint, TicketScope};
@@ -22,6 +22,7 @@ use crate::cli::{DoctorArgs, Place};
 use crate::fleet::{address, Fleet, Server};
 use crate::outcome::{Ended, Failure, Outcome};
 use crate::place;
+use crate::rights;
 use crate::screen::{print, Field, Table, BAD, GOOD};
 use crate::status::look;
 use crate::verdict::seconds;
@@ -37,7 +38,7 @@ const EARLY_CLOCK_MARGIN_MS: i64 = 2_000;
 pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     let config = place::ats_config(place)?;
     let source = place::source(place)?;
-    let user = config.as_deref().and_then(|dir| place::server_user(dir, &args.proc));
+    let user = config.as_deref().and_then(|dir| rights::server_user(dir, &args.proc));
     let (mut found, loaded) = place::problems_as(user.as_ref(), &source)?;
     // What that user may not read, whoever asks the fleet may.
     let loaded = loaded.or_else(|| user.is_some().then(|| place::load(&source).ok()).flatten());
@@ -104,11 +105,6 @@ fn ask(
     roots(&answers, found);
     bundles(&answers, found);
     Ok(look.servers)
-}
-
-/// What the records of a configuration directory say under a name.
-pub fn record(dir: &Path, name: &str) -> Option<String> {
-    ats::record(dir, name)
 }
 
 fn named(server: &Server) -> String {
