@@ -50,7 +50,7 @@ build: ## the plugin, target/release/stek_share.so, and the command, target/rele
 demo: deps build ## three Traffic Servers on this machine share a key, before your eyes
 	cargo run --release --locked -p kit --bin demo -- $(PLUGIN)
 
-test: deps build build-tests ## lints, documentation and all tests, with real Traffic Servers; ends with a verdict
+test: deps build build-tests ## lints, documentation and all tests, with real Traffic Servers; ends with a result
 	@tools/test.sh \
 	    "format=cargo fmt --all --check" \
 	    "lints=$(CLIPPY)" \
@@ -133,13 +133,13 @@ fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60,
 
 prove-attack: ## 100 million executions of the fuzz targets, 100,000 connections of strangers; half an hour
 	@$(MAKE) --no-print-directory fuzz
-	STEK_HOSTILE_CONNECTIONS=100000 cargo test --locked --test hostile -- --nocapture
+	STEK_ADVERSARIAL_CONNECTIONS=100000 cargo test --locked --test adversarial -- --nocapture
 
 panics: ## a panic in every callback and task of the plugin, in real Traffic Servers; some 4 minutes
 	env -u STEK_SHARE_SO CARGO_TARGET_DIR=$(TARGET)/fail-points \
 	    cargo test --locked --features fail-points --test panics -- --nocapture
 
-valgrind: ## the unsafe room and a real Traffic Server under memcheck; some 10 minutes
+valgrind: ## the unsafe part and a real Traffic Server under memcheck; some 10 minutes
 	@tools/deps.sh $(VENV) valgrind
 	@tools/valgrind.sh $(TARGET)
 
@@ -173,10 +173,10 @@ bench-compare: ## what has become worse beyond noise; OLD=target/bench-before.js
 	cargo run --locked -q -p kit --bin measure -- compare \
 	    $(or $(OLD),$(TARGET)/bench-before.json) $(or $(NEW),docs/benchmarks.json)
 
-bench-scale: ## fleets of up to 200 boxes without Traffic Server, into docs/scale.json; BOXES=5,20; some 7 minutes
+bench-scale: ## fleets of up to 200 servers without Traffic Server, into docs/scale.json; SERVERS=5,20; some 7 minutes
 	cargo build --release --locked -p lone
 	STEK_SHARE_LONE=$(TARGET)/release/lone cargo run --locked -q -p kit --bin measure -- scale \
-	    $(if $(BOXES),--boxes $(BOXES)) --json docs/scale.json
+	    $(if $(SERVERS),--servers $(SERVERS)) --json docs/scale.json
 
 measure: build ## cold start, spread, idle cost, failover, size; WHAT="spread idle", ARGS="--runs 3"
 	cargo run --locked -q -p kit --bin measure -- $(or $(WHAT),all) \

@@ -150,7 +150,7 @@ void stek_ats_debug(const char *tag, const char *line)
     if (TSDebug != NULL) {
         TSDebug(tag, "%s", line);
     } else if (dbg_print != NULL) {
-        dbg_print(tag, "stek_share", "journal", 0, "%s", line);
+        dbg_print(tag, "stek_share", "log", 0, "%s", line);
     }
 }
 

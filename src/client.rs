@@ -1,12 +1,12 @@
-//! The operator's side of a box: asks it how it is, and gives it orders, over the mutual TLS that
-//! the boxes speak among themselves.
+//! The operator's side of a server: asks it how it is, and gives it orders, over the mutual TLS that
+//! the servers speak among themselves.
 //!
 //! A tool is authorised as a member is: it acts with the configuration and the certificate of a
-//! box of the list. It says in every frame that it is a tool, so that nobody takes it for a second
-//! box under that box's `server_id`, and nobody for a member that votes. What must hold:
+//! server of the list. It says in every frame that it is a tool, so that nobody takes it for a second
+//! server under that server's `server_id`, and nobody for a member that votes. Invariants:
 //! - A question ends within its limit, whatever the other side does; a name has [`NAME_LIMIT`]
 //!   before it.
-//! - Every failure says what happened and what to do about it, in one line. Which box it was is
+//! - Every failure says what happened and what to do about it, in one line. Which server it was is
 //!   for the caller to add.
 //! - What comes back was checked: it is bounded, and its texts can be printed as they are.
 //!
@@ -19,7 +19,9 @@ use thiserror::Error;
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Generation;
 use crate::core::server_id::ServerId;
-use crate::rpc::{self, decode_response, Malformed, OrderRefusal, Request, Response, Unable};
+use crate::rpc::{
+    self, decode_response, ErrorResponse, Malformed, Request, Response, RotationRefusal,
+};
 use crate::transport::frame::NoCommonVersion;
 use crate::transport::listener::Refusal;
 use crate::transport::peers::{ask_once, OnceError};
@@ -27,15 +29,15 @@ use crate::transport::resolver::Resolver;
 use crate::transport::tls::{HandshakeError, Tls};
 use crate::transport::Me;
 
-pub use crate::core::box_status::{
-    BoxStatus, CertificateStatus, Count, GroupStatus, Hint, HostStatus, KeyInUse, KeyStatus, Keys,
-    ListStatus, MemberStatus, Role,
-};
 pub use crate::core::client_policy::{ClientPolicy, SitePolicy};
 pub use crate::core::rotation::Order;
+pub use crate::core::server_status::{
+    CertificateStatus, Count, GroupStatus, Hint, HostStatus, KeyInUse, KeyStatus, Keys, ListStatus,
+    MemberStatus, Role, ServerStatus,
+};
 pub use crate::core::ticket_scope::TicketScope;
 
-/// How long a question about a box's status may take unless the caller knows better: a dial to a
+/// How long a question about a server's status may take unless the caller knows better: a dial to a
 /// host that is down takes the longest, 3 s.
 pub const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
@@ -46,13 +48,13 @@ pub const NAME_LIMIT: Duration = Duration::from_secs(10);
 /// What an order may take beyond the options' times, for connections and the way there and back.
 const ORDER_MARGIN: Duration = Duration::from_secs(5);
 
-/// How long an order may take with these options: the asked box looks for the leader for one
+/// How long an order may take with these options: the asked server looks for the leader for one
 /// `client_req_timeout`, the leader takes two and a handover.
 pub fn order_limit(settings: &Settings) -> Duration {
     settings.request_timeout * 3 + settings.handover_timeout + ORDER_MARGIN
 }
 
-/// Speaks to boxes in the name of the box whose configuration it was made of.
+/// Speaks to servers in the name of the server whose configuration it was made of.
 #[derive(Clone)]
 pub struct Client {
     me: Me,
@@ -65,8 +67,8 @@ impl Client {
         Client { me: Me::tool(settings.server_id), tls: tls.clone() }
     }
 
-    /// Asks a box how it is, and measures how long the answer took: from sending the question
-    /// over a connection that was up until the answer was read, in which the box verified this
+    /// Asks a server how it is, and measures how long the answer took: from sending the question
+    /// over a connection that was up until the answer was read, in which the server verified this
     /// side's certificate.
     ///
     /// # Errors
@@ -75,21 +77,21 @@ impl Client {
         &self,
         member: &Member,
         limit: Duration,
-    ) -> Result<(BoxStatus, Duration), Failure> {
+    ) -> Result<(ServerStatus, Duration), Failure> {
         match self.ask(member, &Request::Report, limit).await? {
             (Response::Report(status), _) if status.id != member.id => {
                 Err(Failure::Stranger(status.id))
             }
             (Response::Report(status), took) => Ok((*status, took)),
-            _ => Err(Failure::Senseless),
+            _ => Err(Failure::InvalidResponse),
         }
     }
 
-    /// Has the group rotate or revoke now, through any box: it passes the order on to the leader.
+    /// Has the group rotate or revoke now, through any server: it passes the order on to the leader.
     /// Answers with the generation that is in use then. See [`order_limit`].
     ///
     /// # Errors
-    /// Why it was not done. Where no answer came in time, or [`OrderRefusal`] says so, it may
+    /// Why it was not done. Where no answer came in time, or [`RotationRefusal`] says so, it may
     /// still happen.
     pub async fn order(
         &self,
@@ -101,7 +103,7 @@ impl Client {
         match self.ask(through, &request, limit).await? {
             (Response::Ordered(Ok(generation)), _) => Ok(generation),
             (Response::Ordered(Err(refusal)), _) => Err(Failure::Order(refusal)),
-            _ => Err(Failure::Senseless),
+            _ => Err(Failure::InvalidResponse),
         }
     }
 
@@ -112,20 +114,20 @@ impl Client {
         limit: Duration,
     ) -> Result<(Response, Duration), Failure> {
         // None of the two requests can fail to be encoded.
-        let body = rpc::encode(request).ok_or(Failure::Senseless)?;
+        let body = rpc::encode(request).ok_or(Failure::InvalidResponse)?;
         let tls = self.tls.for_member(member);
         let place = (member.address.as_str(), member.port);
         let resolver = Resolver::system().patient(NAME_LIMIT);
         let asked = ask_once(&resolver, &tls, &self.me, place, &body, limit).await;
         let (answer, took) = asked.map_err(|error| Failure::of(error, limit))?;
         match decode_response(&answer).map_err(Failure::Malformed)? {
-            Response::Unable(why) => Err(Failure::Unable(why)),
+            Response::ErrorResponse(why) => Err(Failure::ErrorResponse(why)),
             response => Ok((response, took)),
         }
     }
 }
 
-/// Why a box did not do what it was asked.
+/// Why a server did not do what it was asked.
 #[derive(Debug, Error)]
 pub enum Failure {
     /// There is no way to it.
@@ -153,7 +155,7 @@ pub enum Failure {
     /// What listens there does not speak our TLS.
     #[error("no stek_share answers there: {0}; see that address and port are right")]
     NotOurs(HandshakeError),
-    /// It does not hear the box in whose name was asked.
+    /// It does not hear the server in whose name was asked.
     #[error("it refuses to answer: {0}; {remedy}", remedy = remedy(*.0))]
     Refused(Refusal),
     /// No protocol version is common to both.
@@ -165,8 +167,8 @@ pub enum Failure {
          old for this question; try again, else upgrade it"
     )]
     Closed,
-    /// The box there is another one.
-    #[error("the box there calls itself server_id {0}; correct the server list here or there")]
+    /// The server there is another one.
+    #[error("the server there calls itself server_id {0}; correct the server list here or there")]
     Stranger(ServerId),
     /// Its answer is no message.
     #[error("its answer makes no sense: {0}; run the same version of stek_share here and there")]
@@ -175,13 +177,13 @@ pub enum Failure {
     #[error(
         "its answer is not to this question; run the same version of stek_share here and there"
     )]
-    Senseless,
+    InvalidResponse,
     /// It is in no state to do it.
     #[error("it cannot do that now: {0}; try again in a moment")]
-    Unable(Unable),
+    ErrorResponse(ErrorResponse),
     /// The group did not carry the order out.
     #[error("not done: {0}")]
-    Order(OrderRefusal),
+    Order(RotationRefusal),
 }
 
 impl Failure {
@@ -203,15 +205,19 @@ impl Failure {
             OnceError::Refused(refusal) => Failure::Refused(refusal),
             OnceError::Version(none) => Failure::Version(none),
             OnceError::Closed => Failure::Closed,
-            OnceError::TooLong(_) => Failure::Senseless,
+            OnceError::TooLong(_) => Failure::InvalidResponse,
         }
     }
 }
 
 fn remedy(refusal: Refusal) -> &'static str {
     match refusal {
-        Refusal::NotAMember => "add the box to the server list, or use another box's configuration",
-        Refusal::Certificate => "use the configuration and the certificate of one and the same box",
+        Refusal::NotAMember => {
+            "add the server to the server list, or use another server's configuration"
+        }
+        Refusal::Certificate => {
+            "use the configuration and the certificate of one and the same server"
+        }
         _ => "see its diags.log",
     }
 }

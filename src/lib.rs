@@ -1,35 +1,35 @@
 //! `stek_share` gives every Apache Traffic Server of a fleet the same TLS session ticket encryption
-//! key (STEK), so that a returning client resumes on whichever box it lands.
+//! key (STEK), so that a returning client resumes on whichever server it lands.
 //!
-//! The boxes of a list elect a leader by Raft; the leader makes a new key every
-//! `key_update_interval`; the key travels over mutual TLS; every box installs the latest two.
+//! The servers of a list elect a leader by Raft; the leader makes a new key every
+//! `key_update_interval`; the key travels over mutual TLS; every server installs the latest two.
 //!
 //! Rooms, from the ground up; arrows run downwards only:
 //!
 //! | room | what it does | what it leaves to others |
 //! |---|---|---|
-//! | [`core`] | keys, ring, rotation, rejoin, checked configuration: pure decisions | I/O, clocks, randomness, threads |
-//! | [`journal`] | one line to the operator, levels and rate limits | where lines end up |
+//! | [`core`] | keys, ring, rotation, recovery, checked configuration: pure decisions | I/O, clocks, randomness, threads |
+//! | [`log_sink`] | one line to the operator, levels and rate limits | where lines end up |
 //! | [`fault`] | what a panic does: it is told, and the work begins anew | where that is worth it |
 //! | [`transport`] | frames, mutual TLS, listener, peer connections | what the frames mean |
 //! | [`rpc`] | what servers ask and answer, as bytes: one table of all messages | who is answered what |
 //! | [`consensus`] | openraft's types, log store, state machine, network adapter | when to propose what |
 //! | [`pem`] | what a file is that was to hold PEM blocks | whether a certificate can be used |
 //! | [`load`] | reads the YAML files and certificates into checked settings | what the values mean |
-//! | [`node`] | one box: wires the rooms above on a tokio runtime | the host server |
-//! | [`metrics`] | the table of metrics and what each reads of a box's status | making and setting them |
-//! | [`client`] | an operator's command asks boxes and gives orders | what is done with the answers |
+//! | [`node`] | one server: wires the rooms above on a tokio runtime | the host server |
+//! | [`metrics`] | the table of metrics and what each reads of a server's status | making and setting them |
+//! | [`client`] | an operator's command asks servers and gives orders | what is done with the answers |
 //! | [`host`] | Traffic Server: its C API, threads, memory pages; the only `unsafe` room | everything else |
 
 pub mod client;
 pub mod consensus;
 pub mod core;
-pub mod fault;
 pub mod host;
-pub mod journal;
 pub mod load;
+pub mod log_sink;
 pub mod metrics;
 pub mod node;
 pub mod pem;
 pub mod rpc;
+pub mod supervise;
 pub mod transport;

@@ -2,7 +2,7 @@
 //!
 //! What values may be is [`crate::core::config`]'s to say, and what a certificate must be is
 //! [`crate::transport::tls`]'s; this room finds and reads files and turns each fault into a line
-//! for the operator. What must hold:
+//! for the operator. Invariants:
 //! - Nothing here waits: no name is resolved, no passphrase is asked for, and a pipe or device in
 //!   place of a file is refused.
 //! - One call tells the problems of all files, as far as one does not hide the others.
@@ -65,7 +65,7 @@ pub struct Certificates {
     pub warnings: Vec<Problem>,
 }
 
-/// What the three files of a box's identity look like from outside, to tell when they changed:
+/// What the three files of a server's identity look like from outside, to tell when they changed:
 /// root, certificate, key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamps([Option<Stamp>; 3]);
@@ -357,7 +357,7 @@ struct PemNames {
     key: Option<String>,
 }
 
-/// The three files that make up this box's identity.
+/// The three files that make up this server's identity.
 struct Pems {
     root: Pem,
     chain: Pem,
@@ -429,11 +429,11 @@ fn check_blocks(blame: &dyn Blame, option: &str, pem: &Pem) -> Option<Problem> {
     Some(blame.warning(option, reason, remedy).value(pem.shown()))
 }
 
-/// The subject that this box's certificate has to have.
+/// The subject that this server's certificate has to have.
 struct Subject<'a> {
     /// `cert_verify_str` of the configuration.
     common: &'a str,
-    /// That of this box's entry in the list, which goes before it.
+    /// That of this server's entry in the list, which goes before it.
     own: Option<&'a str>,
     /// An error about the latter.
     own_error: &'a dyn Fn(String, &str) -> Problem,

@@ -1,15 +1,15 @@
 //! The plugin's metrics: one table of their names, kinds, meanings and alarms, and what each reads
-//! of a box's status.
+//! of a server's status.
 //!
 //! Knows no host and no exporter: [`crate::host`] makes the metrics in Traffic Server and sets
 //! them, stekctl prints them for Prometheus, and a test holds the documentation to this table.
-//! What must hold: a name never changes its meaning; a value that is not known is -1 where 0 means
+//! Invariants: a name never changes its meaning; a value that is not known is -1 where 0 means
 //! something.
 
 use std::time::Duration;
 
-use crate::core::box_status::{BoxStatus, Count, KeyInUse};
 use crate::core::ending::warn_ahead;
+use crate::core::server_status::{Count, KeyInUse, ServerStatus};
 
 /// What comes before each name in Traffic Server.
 pub const PREFIX: &str = "plugin.stek_share.";
@@ -49,7 +49,7 @@ pub struct Metric {
 
 #[derive(Clone, Copy, Debug)]
 enum Value {
-    Read(fn(&BoxStatus) -> i64),
+    Read(fn(&ServerStatus) -> i64),
     /// The refused peers of this cause.
     Refused(&'static str),
 }
@@ -71,8 +71,8 @@ impl Metric {
         format!("stek_share_{}{end}", self.name)
     }
 
-    /// Its value for a running box.
-    pub fn read(&self, status: &BoxStatus) -> i64 {
+    /// Its value for a running server.
+    pub fn read(&self, status: &ServerStatus) -> i64 {
         match self.value {
             Value::Read(read) => read(status),
             Value::Refused(cause) => count(&status.refused_peers, cause),
@@ -84,7 +84,7 @@ const fn gauge(
     name: &'static str,
     meaning: &'static str,
     alarm: &'static str,
-    read: fn(&BoxStatus) -> i64,
+    read: fn(&ServerStatus) -> i64,
 ) -> Metric {
     Metric { name, kind: Kind::Gauge, meaning, alarm, value: Value::Read(read) }
 }
@@ -93,7 +93,7 @@ const fn counter(
     name: &'static str,
     meaning: &'static str,
     alarm: &'static str,
-    read: fn(&BoxStatus) -> i64,
+    read: fn(&ServerStatus) -> i64,
 ) -> Metric {
     Metric { name, kind: Kind::Counter, meaning, alarm, value: Value::Read(read) }
 }
@@ -132,13 +132,13 @@ pub const METRICS: &[Metric] = &[
     gauge(
         UP,
         "1 while the plugin runs; 0 if its configuration was refused or it ended by an error",
-        "0, or absent, for a minute: this box shares no key; all other alarms need 1 here",
+        "0, or absent, for a minute: this server shares no key; all other alarms need 1 here",
         |_| 1,
     ),
-    gauge("server_id", "this box's server_id", "", |s| s.id.0.into()),
+    gauge("server_id", "this server's server_id", "", |s| s.id.0.into()),
     gauge(
         "role",
-        "0 asks around, 1 catches up without its memory, 2 follower, 3 stands for election, \
+        "0 joining, 1 catches up without its memory, 2 follower, 3 campaigns, \
          4 leader",
         "0, 1 or 3 for a minute; no 4 or more than one in the fleet for a minute",
         |s| whole(s.group.role.number()),
@@ -151,34 +151,34 @@ pub const METRICS: &[Metric] = &[
     }),
     counter(
         "elections",
-        "how often this box stood for election",
-        "more than 5 in 10 minutes: the network or the box is slower than the election bounds",
+        "how often this server campaigned",
+        "more than 5 in 10 minutes: the network or the server is slower than the election bounds",
         |s| whole(s.group.elections),
     ),
-    counter("leader_changes", "how often this box saw another leader or term", "", |s| {
+    counter("leader_changes", "how often this server saw another leader or term", "", |s| {
         whole(s.group.leaders)
     }),
-    gauge("quorum", "1 while this box belongs to a majority that agrees", "0 for a minute", |s| {
+    gauge("quorum", "1 while this server belongs to a majority that agrees", "0 for a minute", |s| {
         s.group.quorum.into()
     }),
     gauge(
         "quorum_age_seconds",
-        "how long ago this box last knew of such a majority; -1 if it never did",
+        "how long ago this server last knew of such a majority; -1 if it never did",
         "above 60",
         |s| s.group.quorum_ms.map_or(-1, seconds),
     ),
-    gauge("members", "boxes in the server list, this one included", "not the same everywhere", {
+    gauge("members", "servers in the server list, this one included", "not the same everywhere", {
         |s| whole(s.list.others.len() as u64 + 1)
     }),
     gauge(
         "peers_connected",
-        "other boxes to whose listed address this box has a connection",
+        "other servers to whose listed address this server has a connection",
         "on the leader: below members - 1 for a minute",
         |s| whole(s.list.others.iter().filter(|other| other.connected).count() as u64),
     ),
     gauge(
         "peers_reachable",
-        "other boxes heard within election_timeout_upper_bound, longer where heart beats are seldomer; \
+        "other servers heard within election_timeout_upper_bound, longer where heartbeats are seldomer; \
          a follower hears its leader only",
         "on the leader: below members - 1 for a minute",
         |s| whole(s.list.others.iter().filter(|other| other.reachable).count() as u64),
@@ -188,8 +188,8 @@ pub const METRICS: &[Metric] = &[
     }),
     gauge(
         "list_differs",
-        "1 while the server list of this box's file is not the agreed one",
-        "1 for an hour: give the box the group's list",
+        "1 while the server list of this server's file is not the agreed one",
+        "1 for an hour: give the server the group's list",
         |s| {
             let digest = s.list.digest.as_ref();
             digest.is_some_and(|agreed| *agreed != s.list.file_digest).into()
@@ -224,9 +224,9 @@ pub const METRICS: &[Metric] = &[
     ),
     gauge(
         "own_key",
-        "whose key encrypts: 0 the group's; 1 this box's own, since it has not met the group; 2 \
+        "whose key encrypts: 0 the group's; 1 this server's own, since it has not met the group; 2 \
          its own, since the group's is older than max_key_age",
-        "not 0 for a minute: no other box resumes the sessions of this one",
+        "not 0 for a minute: no other server resumes the sessions of this one",
         |s| match s.keys.in_use {
             KeyInUse::Agreed => 0,
             KeyInUse::Own => 1,
@@ -254,7 +254,7 @@ pub const METRICS: &[Metric] = &[
     ),
     counter(
         "refused_keys",
-        "keys that the gate kept out: weak, repeated, stale or of a name that is taken",
+        "keys that key validation kept out: weak, repeated, stale or of a name that is taken",
         "any: no sound group makes such keys",
         |s| sum(&s.refused_keys),
     ),
@@ -288,7 +288,7 @@ pub const METRICS: &[Metric] = &[
         "a rise from a member's address; a port that strangers reach needs a firewall",
         |s| HANDSHAKE_CAUSES.iter().map(|cause| count(&s.refused_peers, cause)).sum(),
     ),
-    counter("refused_peers", "connections that this box refused, for any cause", "", |s| {
+    counter("refused_peers", "connections that this server refused, for any cause", "", |s| {
         sum(&s.refused_peers)
     }),
     refused(
@@ -324,8 +324,8 @@ pub const METRICS: &[Metric] = &[
     refused(
         "refused_peers_refused_us",
         "refused_us",
-        "those that did not accept this box's certificate",
-        "a rise: this box's certificate has expired or is the wrong one",
+        "those that did not accept this server's certificate",
+        "a rise: this server's certificate has expired or is the wrong one",
     ),
     refused(
         "refused_peers_closed_early",
@@ -343,19 +343,19 @@ pub const METRICS: &[Metric] = &[
         "refused_peers_not_a_member",
         "not_a_member",
         "those whose server_id is not in the server list",
-        "a rise: a box that was removed still runs, or a list is behind",
+        "a rise: a server that was removed still runs, or a list is behind",
     ),
     refused(
         "refused_peers_refused",
         "refused",
-        "those with a server_id that another box answers for",
-        "any: two boxes have one server_id",
+        "those with a server_id that another server answers for",
+        "any: two servers have one server_id",
     ),
     refused(
         "refused_peers_bad_frame",
         "bad_frame",
         "those that sent bytes that are no message",
-        "any: a fault, or an attack from a box with a good certificate",
+        "any: a fault, or an attack from a server with a good certificate",
     ),
     refused(
         "refused_peers_version",
@@ -405,10 +405,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::core::box_status::tests::sample;
-    use crate::core::box_status::{Hint, KeyStatus, MemberStatus, Role};
     use crate::core::key_ring::Generation;
     use crate::core::server_id::ServerId;
+    use crate::core::server_status::tests::sample;
+    use crate::core::server_status::{Hint, KeyStatus, MemberStatus, Role};
     use crate::transport::Cause;
 
     #[test]
@@ -461,7 +461,7 @@ mod tests {
     /// Each metric reads what it says, and nothing else moves it.
     #[test]
     fn every_metric_moves_with_what_it_means() {
-        type Change = fn(&mut BoxStatus);
+        type Change = fn(&mut ServerStatus);
         let cases: &[(&str, Change, i64)] = &[
             ("server_id", |s| s.id = ServerId(5), 5),
             ("role", |s| s.group.role = Role::Leader, 4),

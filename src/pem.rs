@@ -1,7 +1,7 @@
 //! What a file is that was to hold PEM blocks: which blocks it has, on which lines, which of them
 //! nobody reads, and what it is where it is something else.
 //!
-//! Judges form only; whether a certificate can be used is for [`crate::transport::tls`] to say.
+//! Checks form only; whether a certificate can be used is for [`crate::transport::tls`] to say.
 //!
 //! Invariants: no word says anything of a block's content, which may be a private key; one pass over
 //! the text, so that the time is in proportion to its length.

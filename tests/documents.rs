@@ -10,12 +10,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kit::pki::Identity;
-use kit::run_dir::RunDir;
 use serde_yaml::Value;
 use stek_share::core::config::{Absent, Change, ConfigOption, Servers, OPTIONS};
 use stek_share::load::{load, Dirs};
 use stek_share::metrics::METRICS;
+use testkit::pki::Identity;
+use testkit::run_dir::RunDir;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const MANUAL: &str = "docs/admin-guide/plugins/stek_share.en.rst";
@@ -167,7 +167,7 @@ fn metrics_in_examples_and_manual_exist() {
         let used = words(&text, "stek_share_");
         assert!(used.len() >= least, "{file} uses {used:?}");
         for name in used {
-            assert!(exported.contains(name), "{file} uses {name}, which no box has");
+            assert!(exported.contains(name), "{file} uses {name}, which no server has");
         }
     }
     let in_server: BTreeSet<String> = METRICS.iter().map(|metric| metric.host_name()).collect();
@@ -176,7 +176,7 @@ fn metrics_in_examples_and_manual_exist() {
     let used: Vec<&str> = used.into_iter().map(|word| word.trim_end_matches('.')).collect();
     assert!(used.len() > 5, "{used:?}");
     for name in used.into_iter().filter(|name| *name != "plugin.stek_share") {
-        assert!(in_server.contains(name), "{MANUAL} names {name}, which no box has");
+        assert!(in_server.contains(name), "{MANUAL} names {name}, which no server has");
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The folders whose files belong to one crate each.
-const CRATES: [&str; 4] = ["src", "fuzz/src", "stekctl/src", "tests/kit/src"];
+const CRATES: [&str; 4] = ["src", "fuzz/src", "stekctl/src", "tests/testkit/src"];
 
 /// The most lines of a file without its tests, unless its head says why it has more.
 const MAX_LINES: usize = 600;

@@ -1,4 +1,4 @@
-//! Boxes and strangers over real sockets and real TLS on loopback.
+//! Servers and strangers over real sockets and real TLS on loopback.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/pki.rs"]
@@ -33,7 +33,7 @@ use pki::{Identity, Spec, SUBJECT};
 use stek_share::core::config::Member;
 use stek_share::core::knocks::{Allowance, STRANGERS};
 use stek_share::core::server_id::ServerId;
-use stek_share::journal::{Journal, Level, Log};
+use stek_share::log_sink::{Level, Log, LogSink};
 use stek_share::transport::frame::{self, Body, Header, Kind, Role};
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, CONNECTIONS_PER_MEMBER,
@@ -42,21 +42,22 @@ use stek_share::transport::listener::{
 use stek_share::transport::peers::{call_once, CallError, Peers, DIAL_LIMIT, MAX_QUEUE};
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
 use stek_share::transport::{
-    one_line, Bounds, Cause, Counters, Heard, Me, Versions, FRAME_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
+    one_line, Bounds, Cause, Counters, LastSeen, Me, Versions, FRAME_LIMIT, IDLE_LIMIT,
+    MAX_IN_FLIGHT,
 };
 
 /// Far more than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A port that the system picks.
 const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-const HISTORY: [u8; 16] = *b"the history id!!";
+const CLUSTER_ID: [u8; 16] = *b"the history id!!";
 
-// ---------------------------------------------------------------- one box
+// ---------------------------------------------------------------- one server
 
 #[derive(Default)]
 struct Lines(Mutex<Vec<(Level, String)>>);
 
-impl Journal for Lines {
+impl LogSink for Lines {
     fn write(&self, level: Level, line: &str) {
         self.0.lock().unwrap().push((level, line.to_owned()));
     }
@@ -112,7 +113,7 @@ struct Box_ {
     service: Arc<Echo>,
     counters: Arc<Counters>,
     lines: Arc<Lines>,
-    heard: Heard,
+    heard: LastSeen,
     versions: Versions,
     swap: watch::Sender<Tls>,
     addr: SocketAddr,
@@ -145,8 +146,8 @@ impl Box_ {
         let lines = Arc::new(Lines::default());
         let log = Log::new(lines.clone());
         let (swap, tls) = watch::channel(tls);
-        let me = Me::member(ServerId(id), 77, || HISTORY).speaking(versions);
-        let heard = Heard::new();
+        let me = Me::member(ServerId(id), 77, || CLUSTER_ID).speaking(versions);
+        let heard = LastSeen::new();
         let counters = Counters::new();
         let service = Arc::new(Echo {
             members: Mutex::new((1..=5).collect()),
@@ -198,7 +199,7 @@ async fn ask(peers: &Peers, to: u32, body: &[u8], limit: Duration) -> Result<Vec
     peers.request(ServerId(to), body, limit).await.map(|body| body.to_vec())
 }
 
-/// Two boxes, 1 and 2, that know each other.
+/// Two servers, 1 and 2, that know each other.
 async fn pair(one: Tls, two: Tls) -> (Box_, Box_) {
     let (one, two) = (Box_::start(1, one).await, Box_::start(2, two).await);
     let members = [one.member(), two.member()];
@@ -274,7 +275,7 @@ fn header(sender: u32, request: u32) -> Header {
         role: Role::Member,
         sender: ServerId(sender),
         incarnation: 5,
-        history: HISTORY,
+        cluster_id: CLUSTER_ID,
         request,
         kind: Kind::Request,
     }
@@ -320,7 +321,7 @@ async fn intrude_in_clear(bytes: &[u8], addr: SocketAddr) -> Vec<u8> {
 // ---------------------------------------------------------------- among members
 
 #[tokio::test]
-async fn boxes_of_one_ca_talk_in_both_directions() {
+async fn servers_of_one_ca_talk_in_both_directions() {
     let root = pki::root("root");
     let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
     assert_eq!(one.ask(2, b"hello").await.unwrap(), b"hello");
@@ -434,22 +435,22 @@ async fn new_certificates_are_used_by_new_connections() {
 
 // ---------------------------------------------------------------- certificates of their own
 
-/// What a box with this leaf uses whose entry names the leaf's subject.
+/// What a server with this leaf uses whose entry names the leaf's subject.
 fn tls_as(root: &Identity, subject: &str, common: &str) -> Tls {
     let leaf = Spec { subject, issuer: Some(root), ..Spec::default() }.make();
     let own = Some(subject).filter(|subject| *subject != common);
     Tls::from_pem_as(&root.cert_pem(), &leaf.cert_pem(), &leaf.key_pem(), common, own).unwrap()
 }
 
-fn named(box_: &Box_, subject: &str) -> Member {
-    Member { subject: Some(subject.to_owned()), ..box_.member() }
+fn named(server_: &Box_, subject: &str) -> Member {
+    Member { subject: Some(subject.to_owned()), ..server_.member() }
 }
 
-/// Has these boxes know these members, as a node does.
-fn enlist(boxes: &[&Box_], members: &[Member]) {
-    for box_ in boxes {
-        box_.swap.send_modify(|tls| *tls = tls.with_members(members));
-        box_.peers.set_members(members);
+/// Has these servers know these members, as a node does.
+fn change_membership(servers: &[&Box_], members: &[Member]) {
+    for server_ in servers {
+        server_.swap.send_modify(|tls| *tls = tls.with_members(members));
+        server_.peers.set_members(members);
     }
 }
 
@@ -463,7 +464,7 @@ async fn members_with_certificates_of_their_own_talk_to_the_others() {
         let two = Box_::start(2, tls_as(&root, "/CN=two", common)).await;
         let three = Box_::start(3, tls_as(&root, SUBJECT, common)).await;
         let members = [named(&one, "/CN=one"), named(&two, "/CN=two"), three.member()];
-        enlist(&[&one, &two, &three], &members);
+        change_membership(&[&one, &two, &three], &members);
         for (from, to) in [(&one, 2), (&two, 1), (&one, 3), (&three, 1)] {
             assert_eq!(from.ask(to, b"x").await.unwrap(), b"x", "{common:?}: {} {to}", from.id);
         }
@@ -478,7 +479,7 @@ async fn a_server_with_a_certificate_that_is_not_its_own_is_refused_on_both_side
         let one = Box_::start(1, tls_as(&root, "/CN=one", SUBJECT)).await;
         let two = Box_::start(2, tls_as(&root, wrong, SUBJECT)).await;
         let three = Member { id: ServerId(3), ..named(&one, "/CN=three") };
-        enlist(&[&one, &two], &[named(&one, "/CN=one"), named(&two, "/CN=two"), three]);
+        change_membership(&[&one, &two], &[named(&one, "/CN=one"), named(&two, "/CN=two"), three]);
         // When it is dialled, not a byte is sent to it.
         let error = one.ask(2, b"secret").await.unwrap_err();
         assert!(error.to_string().contains(NOT_ITS_OWN), "{wrong}: {error}");
@@ -489,7 +490,8 @@ async fn a_server_with_a_certificate_that_is_not_its_own_is_refused_on_both_side
         assert_eq!(two.ask(1, b"x").await, Err(CallError::Refused(Refusal::Certificate)));
         until("counted", || one.counters.refused(Cause::OtherCertificate) == 1).await;
         assert!(one.lines.have(Level::Warning, "calls itself server_id 2, but its certificate"));
-        until("told", || two.lines.have(Level::Warning, "refuses this box: its certificate")).await;
+        until("told", || two.lines.have(Level::Warning, "refuses this server: its certificate"))
+            .await;
         assert_eq!((one.begun(), one.heard.last(ServerId(2))), (0, None));
         // The same for an operator's command that names that server.
         let tls = two.swap.borrow().clone();
@@ -507,20 +509,20 @@ async fn who_may_connect_follows_the_list() {
     let two = Box_::start(2, tls_as(&root, "/CN=two", "")).await;
     let alone = [named(&one, "/CN=one")];
     let both = [named(&one, "/CN=one"), named(&two, "/CN=two")];
-    enlist(&[&one], &alone);
-    enlist(&[&two], &both);
+    change_membership(&[&one], &alone);
+    change_membership(&[&two], &both);
     assert!(!one.swap.borrow().accepts_any_subject(), "each entry names its own");
     assert!(matches!(two.ask(1, b"x").await, Err(CallError::Unreachable(_))));
     until("counted", || one.counters.refused(Cause::WrongSubject) == 1).await;
     assert_eq!(one.service.admitted.load(Ordering::Relaxed), 0, "no frame of it was read");
-    enlist(&[&one], &both);
+    change_membership(&[&one], &both);
     let begun = Instant::now();
     while two.ask(1, b"x").await.is_err() {
         assert!(begun.elapsed() < PATIENCE);
         sleep(Duration::from_millis(10)).await;
     }
-    // A connection that is up is judged anew, and closed.
-    enlist(&[&one], &[named(&one, "/CN=one"), named(&two, "/CN=new")]);
+    // A connection that is up is checked anew, and closed.
+    change_membership(&[&one], &[named(&one, "/CN=one"), named(&two, "/CN=new")]);
     assert!(matches!(two.ask(1, b"x").await, Err(CallError::Unreachable(_))));
 }
 
@@ -541,8 +543,8 @@ async fn neighbours_of_different_versions_agree_on_the_newest_that_both_speak() 
     ] {
         let one = Box_::speaking(1, leaf(), ours).await;
         let two = Box_::speaking(2, leaf(), theirs).await;
-        for box_ in [&one, &two] {
-            box_.peers.set_members(&[one.member(), two.member()]);
+        for server_ in [&one, &two] {
+            server_.peers.set_members(&[one.member(), two.member()]);
         }
         for (from, to) in [(&one, &two), (&two, &one)] {
             // Several at once: none is lost or served twice when the version changes.
@@ -567,8 +569,8 @@ async fn neighbours_of_different_versions_agree_on_the_newest_that_both_speak() 
         let lines =
             [&one, &two].map(|b| b.lines.have(Level::Note, &format!("version {agreed} is")));
         assert_eq!(lines, [ours.max > agreed, theirs.max > agreed]);
-        for box_ in [&one, &two] {
-            let lines = box_.lines.0.lock().unwrap();
+        for server_ in [&one, &two] {
+            let lines = server_.lines.0.lock().unwrap();
             assert!(lines.iter().all(|(level, _)| *level < Level::Warning), "{lines:?}");
         }
     }
@@ -580,11 +582,11 @@ async fn neighbours_without_a_common_version_part_and_both_say_so() {
     let leaf = || tls(&root, &pki::leaf(&root));
     let one = Box_::speaking(1, leaf(), versions(1, 1)).await;
     let two = Box_::speaking(2, leaf(), versions(2, 3)).await;
-    for box_ in [&one, &two] {
-        box_.peers.set_members(&[one.member(), two.member()]);
+    for server_ in [&one, &two] {
+        server_.peers.set_members(&[one.member(), two.member()]);
     }
-    let to_one = "it speaks protocol versions 2 to 3, this box version 1; run versions";
-    let to_two = "it speaks protocol version 1, this box versions 2 to 3; run versions";
+    let to_one = "it speaks protocol versions 2 to 3, this server version 1; run versions";
+    let to_two = "it speaks protocol version 1, this server versions 2 to 3; run versions";
     for (from, to, here, there) in [(&one, &two, to_one, to_two), (&two, &one, to_two, to_one)] {
         let error = from.ask(to.id, b"x").await.unwrap_err();
         assert!(error.to_string().contains(here), "{error}");
@@ -767,7 +769,7 @@ async fn a_dropped_request_harms_nobody() {
 
 /// Whoever wanted to ask was gone before the connection was up.
 #[tokio::test]
-async fn a_connection_that_nobody_uses_makes_no_stranger_of_this_box() {
+async fn a_connection_that_nobody_uses_makes_no_stranger_of_this_server() {
     let root = pki::root("root");
     let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
     let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -867,7 +869,7 @@ async fn a_host_name_is_resolved_and_a_tool_needs_no_list() {
     let at = ("localhost", two.addr.port());
     let answer = call_once(&tls, &Me::tool(ServerId(1)), at, b"status", PATIENCE).await.unwrap();
     assert_eq!(answer.as_slice(), b"status");
-    assert_eq!(two.heard.last(ServerId(1)), None, "a tool is no sign of life of its box");
+    assert_eq!(two.heard.last(ServerId(1)), None, "a tool is no sign of life of its server");
     let refused = call_once(&tls, &Me::tool(ServerId(6)), at, b"status", PATIENCE).await;
     assert_eq!(refused, Err(CallError::Refused(Refusal::NotAMember)));
 }
@@ -882,14 +884,14 @@ async fn who_is_no_member_is_told_so() {
     let nobody = Box_::start(6, leaf()).await;
     nobody.peers.set_members(&[two.member()]);
     assert_eq!(nobody.ask(2, b"x").await, Err(CallError::Refused(Refusal::NotAMember)));
-    until("told", || nobody.lines.have(Level::Warning, "refuses this box")).await;
+    until("told", || nobody.lines.have(Level::Warning, "refuses this server")).await;
     until("counted", || two.counters.refused(Cause::NotAMember) == 1).await;
     assert!(two.lines.have(Level::Warning, "calls itself server_id 6"));
     assert_eq!((two.begun(), two.heard.last(ServerId(6))), (0, None));
 }
 
 #[tokio::test]
-async fn a_box_that_is_another_one_is_not_asked_twice() {
+async fn a_server_that_is_another_one_is_not_asked_twice() {
     let root = pki::root("root");
     let leaf = || tls(&root, &pki::leaf(&root));
     let (one, two) = (Box_::start(1, leaf()).await, Box_::start(2, leaf()).await);
@@ -975,7 +977,7 @@ async fn one_certificate_cannot_take_the_places_of_others() {
         }
     }
     let most = 3 * CONNECTIONS_PER_MEMBER + bounds.spare;
-    until("no more than may stand", || two.listener.connections() <= most).await;
+    until("no more than may campaign", || two.listener.connections() <= most).await;
     assert!(two.lines.have(Level::Warning, "has too many; it gave way"));
     // A member and a tool of another certificate come, and stay whatever the enemy does.
     let mut member = established(&own, two.addr, stays(1, Role::Member)).await;
@@ -988,7 +990,7 @@ async fn one_certificate_cannot_take_the_places_of_others() {
         stream.write_all(&frame::encode(&stays(1, role), b"x").unwrap()).await.unwrap();
         stream.read_exact(&mut [0; frame::HEADER_LEN + 1]).await.expect("it stands");
     }
-    until("no more than may stand", || two.listener.connections() <= most).await;
+    until("no more than may campaign", || two.listener.connections() <= most).await;
 }
 
 #[tokio::test]
@@ -1168,7 +1170,7 @@ async fn an_address_that_tries_in_vain_is_closed_unheard_and_no_other() {
             }
         }
     };
-    let judged = || two.counters.refused(Cause::NoCertificate);
+    let assessed = || two.counters.refused(Cause::NoCertificate);
     let begun = Instant::now();
     let mut tries = 0;
     while two.counters.refused(Cause::OverRate) < 20 {
@@ -1178,11 +1180,11 @@ async fn an_address_that_tries_in_vain_is_closed_unheard_and_no_other() {
     }
     // One more than may be in the time that it took: the last one may come before its second.
     let filled = STRANGERS.per_second * (begun.elapsed().as_secs() as u32 + 1);
-    let heard = u32::try_from(judged()).unwrap();
+    let heard = u32::try_from(assessed()).unwrap();
     assert!((STRANGERS.burst..=STRANGERS.burst + filled).contains(&heard), "{heard} of {tries}");
-    let before = judged();
+    let before = assessed();
     knock(other).await;
-    assert_eq!(judged(), before + 1, "another address is heard");
+    assert_eq!(assessed(), before + 1, "another address is heard");
     assert_eq!(one.ask(2, b"x").await.unwrap(), b"x");
     assert!(two.lines.have(Level::Warning, "refused 127.2.0.1:"));
     assert!(two.lines.have(Level::Warning, "64 at once and 10 a second may"));
@@ -1210,12 +1212,12 @@ async fn an_address_that_tries_in_vain_is_closed_unheard_and_no_other() {
     // And so has one that the list names: a fleet may be behind it.
     let burst = u64::from(Allowance::of_members(5).burst);
     for host in [[127, 2, 0, 3], [127, 0, 0, 1]] {
-        let (over, before) = (two.counters.refused(Cause::OverRate), judged());
+        let (over, before) = (two.counters.refused(Cause::OverRate), assessed());
         while two.counters.refused(Cause::OverRate) == over {
             knock(host).await;
             assert!(begun.elapsed() < 2 * PATIENCE, "none over the rate");
         }
-        assert!(judged() - before >= burst, "{host:?}: {} of {burst}", judged() - before);
+        assert!(assessed() - before >= burst, "{host:?}: {} of {burst}", assessed() - before);
     }
 }
 
@@ -1302,7 +1304,7 @@ async fn who_is_refused_by_its_peer_hears_why() {
     let tls_one = Tls::from_pem(&both, &leaf.cert_pem(), &leaf.key_pem(), SUBJECT).unwrap();
     let (one, two) = pair(tls_one, tls(&ours, &pki::leaf(&ours))).await;
     assert!(matches!(one.ask(2, b"x").await, Err(CallError::Unreachable(_))));
-    until("told", || one.lines.have(Level::Warning, "refuses this box's certificate")).await;
+    until("told", || one.lines.have(Level::Warning, "refuses this server's certificate")).await;
     until("counted", || two.counters.refused(Cause::Untrusted) == 1).await;
 }
 
@@ -1425,8 +1427,8 @@ fn start_listener(
     let deps = ListenDeps {
         log: Log::new(lines.clone()),
         tls: tls.clone(),
-        me: Me::member(ServerId(2), 1, || HISTORY),
-        heard: Heard::new(),
+        me: Me::member(ServerId(2), 1, || CLUSTER_ID),
+        heard: LastSeen::new(),
         counters: Counters::new(),
     };
     let service = Echo {
@@ -1515,7 +1517,7 @@ async fn a_handshake_names_its_fault() {
         async { theirs.connect(TcpStream::connect(addr).await.unwrap()).await.map(|_| ()) };
     let (accepted, connected) = tokio::join!(accept, connect);
     assert_eq!(accepted, Err(HandshakeError::WrongSubject("/CN=else".to_owned())));
-    assert_eq!(connected, Ok(()), "with TLS 1.3 the dialling side is done before it is judged");
+    assert_eq!(connected, Ok(()), "with TLS 1.3 the dialling side is done before it is checked");
 }
 
 /// Our one-line form against that of the `openssl` command, over names with everything odd.

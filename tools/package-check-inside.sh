@@ -83,7 +83,7 @@ installed() {
 
 works() {
     stekctl init /fleet 127.0.0.1 >/dev/null
-    cp -r /fleet/box-1 $fleet
+    cp -r /fleet/server-1 $fleet
     echo "state_dir: /run/stek_share" >>$fleet/server_conf.yaml
     chown -R trafficserver: $fleet
     cp -p $ats/plugin.config /plugin.config.before

@@ -14,7 +14,7 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 
 # A death is no finding where a test means it; and the pool's pages live as long as the process.
 export ASAN_OPTIONS=detect_leaks=1:halt_on_error=1:detect_stack_use_after_return=1
-export LSAN_OPTIONS=suppressions=$PWD/tests/unsafe_room/leaks.supp:print_suppressions=0
+export LSAN_OPTIONS=suppressions=$PWD/tests/unsafe_host/leaks.supp:print_suppressions=0
 export RUSTC_BOOTSTRAP=1
 for kind in "$@"; do
     echo "== $kind sanitizer"

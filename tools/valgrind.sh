@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the unsafe room under valgrind's memcheck: the unit tests of src/host, and the plugin in a
+# Runs the unsafe part under valgrind's memcheck: the unit tests of src/host, and the plugin in a
 # real Traffic Server. An error, or lost memory, with a function of ours on the stack is a failure.
 #
 #   tools/valgrind.sh TARGET     TARGET is cargo's target directory
@@ -14,9 +14,9 @@ cargo build --locked --lib
 unset STEK_SHARE_SO
 runner="valgrind --quiet --error-exitcode=9 --leak-check=full --show-leak-kinds=definite"
 runner+=" --errors-for-leak-kinds=definite --num-callers=30 --fair-sched=yes"
-runner+=" --suppressions=$PWD/tests/unsafe_room/memcheck.supp"
+runner+=" --suppressions=$PWD/tests/unsafe_host/memcheck.supp"
 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$runner \
     cargo test --locked --lib -- --test-threads=1 host:: core::stek
 
 STEK_SHARE_SO=$target/debug/libstek_share.so \
-    cargo test --locked --test unsafe_room -- --ignored --nocapture
+    cargo test --locked --test unsafe_host -- --ignored --nocapture

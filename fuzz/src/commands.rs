@@ -8,7 +8,7 @@ use stek_share::core::key_ring::{Change as KeyChange, Command as KeyCommand};
 use crate::messages::hold_agreed;
 
 /// However many commands come, one after another: the state is sound after each, a generation has
-/// one key for ever, generations only grow, a refused command changed nothing, and a box that
+/// one key for ever, generations only grow, a refused command changed nothing, and a server that
 /// applies the same comes to the same.
 pub fn run(mut bytes: &[u8]) {
     let (mut one, mut other) = (Agreed::default(), Agreed::default());
@@ -18,7 +18,7 @@ pub fn run(mut bytes: &[u8]) {
         let newest = one.ring.newest();
         let before = postcard::to_allocvec(&one).expect("it can be encoded");
         let outcome = one.apply(command.clone());
-        assert_eq!(outcome, other.apply(command.clone()), "two boxes differ");
+        assert_eq!(outcome, other.apply(command.clone()), "two servers differ");
         let after = postcard::to_allocvec(&one).expect("it can be encoded");
         assert_eq!(after, postcard::to_allocvec(&other).expect("it can be encoded"));
         match outcome {
@@ -37,8 +37,8 @@ pub fn run(mut bytes: &[u8]) {
             assert!(keys.insert(generation.0, *held.stek.expose()).is_none(), "a second key");
         }
         if founded {
-            // A history may go on from the keys of an earlier one; that is where its keys begin.
-            assert!(keys.is_empty(), "a history began over keys");
+            // A cluster incarnation may go on from the keys of an earlier one; that is where its keys begin.
+            assert!(keys.is_empty(), "a cluster incarnation began over keys");
             keys.extend(one.ring.all().map(|held| (held.generation.0, *held.stek.expose())));
         }
         assert!(one.ring.newest() >= newest, "generations went back");

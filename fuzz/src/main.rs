@@ -1,4 +1,4 @@
-//! Fuzz targets for everything that reads bytes from outside: libFuzzer calls [`judge`] with bytes
+//! Fuzz targets for everything that reads bytes from outside: libFuzzer calls [`assess`] with bytes
 //! of its invention, which fall to the target that `STEK_FUZZ_TARGET` names.
 //!
 //! One program for all targets, because most of it is the plugin. Each target says what must hold
@@ -31,7 +31,7 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 /// them: a fixed part, and so many bytes for each byte of input.
 struct Target {
     name: &'static str,
-    judge: fn(&[u8]),
+    assess: fn(&[u8]),
     bound: (usize, usize),
 }
 
@@ -46,18 +46,18 @@ const CLAIMED: usize = 4 * MIB;
 const TOLD: usize = 4 * MAX_PROBLEMS * yaml::MAX_LINE;
 
 const TARGETS: [Target; 11] = [
-    Target { name: "frame", judge: frames::whole, bound: (4 * KIB, 4) },
+    Target { name: "frame", assess: frames::whole, bound: (4 * KIB, 4) },
     // A claimed length is honoured up to the longest frame, three times: read, written, reference.
-    Target { name: "stream", judge: frames::stream, bound: (4 * MIB, 16) },
-    Target { name: "request", judge: messages::request, bound: (CLAIMED, 64) },
-    Target { name: "response", judge: messages::response, bound: (CLAIMED, 64) },
-    Target { name: "commands", judge: commands::run, bound: (CLAIMED, 64) },
-    Target { name: "conf", judge: yaml::conf, bound: (256 * KIB + TOLD, 1000) },
-    Target { name: "list", judge: yaml::list, bound: (256 * KIB + TOLD, 1000) },
-    Target { name: "state", judge: state::content, bound: (CLAIMED, 64) },
-    Target { name: "subject", judge: subjects::compare, bound: (64 * KIB, 200) },
-    Target { name: "verb", judge: verbs::parse, bound: (4 * KIB, 64) },
-    Target { name: "hello", judge: hello::name, bound: (KIB, 4) },
+    Target { name: "stream", assess: frames::stream, bound: (4 * MIB, 16) },
+    Target { name: "request", assess: messages::request, bound: (CLAIMED, 64) },
+    Target { name: "response", assess: messages::response, bound: (CLAIMED, 64) },
+    Target { name: "commands", assess: commands::run, bound: (CLAIMED, 64) },
+    Target { name: "conf", assess: yaml::conf, bound: (256 * KIB + TOLD, 1000) },
+    Target { name: "list", assess: yaml::list, bound: (256 * KIB + TOLD, 1000) },
+    Target { name: "state", assess: state::content, bound: (CLAIMED, 64) },
+    Target { name: "subject", assess: subjects::compare, bound: (64 * KIB, 200) },
+    Target { name: "verb", assess: verbs::parse, bound: (4 * KIB, 64) },
+    Target { name: "hello", assess: hello::name, bound: (KIB, 4) },
 ];
 
 fn target() -> &'static Target {
@@ -75,9 +75,9 @@ fn target() -> &'static Target {
     })
 }
 
-fn judge(bytes: &[u8]) {
-    let Target { judge, bound: (fixed, each), .. } = target();
-    memory::bounded(fixed + each * bytes.len(), || judge(bytes));
+fn assess(bytes: &[u8]) {
+    let Target { assess, bound: (fixed, each), .. } = target();
+    memory::bounded(fixed + each * bytes.len(), || assess(bytes));
 }
 
-fuzz_target!(init: { target(); }, |bytes: &[u8]| judge(bytes));
+fuzz_target!(init: { target(); }, |bytes: &[u8]| assess(bytes));

@@ -1,4 +1,4 @@
-//! What boxes say to each other.
+//! What servers say to each other.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use stek_share::core::agreed::{Agreed, Command};
 use stek_share::core::config::MAX_MEMBERS;
 use stek_share::core::key_ring::{MAX_GENERATION, MAX_KEYS};
 use stek_share::core::moment::Moment;
-use stek_share::core::roster::MAX_VERSION;
+use stek_share::core::server_list::MAX_VERSION;
 use stek_share::transport::frame::MAX_BODY;
 
 /// No sound message counts beyond this.
@@ -34,10 +34,10 @@ pub fn request(bytes: &[u8]) {
         Request::Append(append) => hold_append(append),
         Request::Snapshot(snapshot) => hold_snapshot(snapshot),
         Request::Vote(vote) => {
-            assert!(vote.ballot.term <= MAX_COUNT);
-            assert_eq!(vote.into_raft().vote.leader_id.term, vote.ballot.term);
+            assert!(vote.leader_id.term <= MAX_COUNT);
+            assert_eq!(vote.into_raft().vote.leader_id.term, vote.leader_id.term);
         }
-        Request::Enlist { members, .. } => assert!(members.len() <= MAX_MEMBERS),
+        Request::ChangeMembership { members, .. } => assert!(members.len() <= MAX_MEMBERS),
         Request::Order { origin, .. } => assert!(origin.len() <= MAX_ORIGIN),
         _ => {}
     }
@@ -123,12 +123,12 @@ pub fn hold_agreed(agreed: &Agreed) {
     assert_eq!(names.len(), generations.len(), "a name is there twice");
     assert!(generations.windows(2).all(|pair| pair[0] == pair[1] + 1), "out of order, or a gap");
     assert!(ring.newest() <= MAX_GENERATION, "nothing is left to count on with");
-    // Also of keys of an earlier history, none of which is current yet.
+    // Also of keys of an earlier cluster incarnation, none of which is current yet.
     assert!(generations.last().copied().unwrap_or_default() >= ring.revoked().0, "a revoked key");
-    let list = agreed.roster.as_ref().map_or(0, |list| list.version);
+    let list = agreed.server_list.as_ref().map_or(0, |list| list.version);
     assert!(list <= MAX_VERSION, "no list can follow");
     assert!(generations.len() <= MAX_KEYS + 1, "{} keys", generations.len());
     let size = encode(agreed).expect("as before").len();
     assert!(size < MAX_BODY, "{size} bytes cannot be sent");
-    assert!(ring.history().is_some() || generations.is_empty(), "keys of no history");
+    assert!(ring.cluster_id().is_some() || generations.is_empty(), "keys of no cluster incarnation");
 }

@@ -12,16 +12,16 @@ use openssl::nid::Nid;
 use openssl::pkey::PKey;
 use openssl::x509::{X509Builder, X509NameBuilder, X509};
 use stek_share::rpc::{
-    encode, AppendAnswer, EnlistRefusal, OrderRefusal, Request, Response, Unable, WireAppend,
+    encode, AppendAnswer, MembershipRefusal, RotationRefusal, Request, Response, ErrorResponse, WireAppend,
     WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
 };
 use stek_share::core::agreed::{Agreed, Command};
-use stek_share::core::box_status::BoxStatus;
+use stek_share::core::server_status::ServerStatus;
 use stek_share::core::config::Member;
-use stek_share::core::key_ring::{Command as KeyCommand, Generation, Held, HistoryId, KeyRing};
+use stek_share::core::key_ring::{Command as KeyCommand, Generation, Held, ClusterId, KeyRing};
 use stek_share::core::record::Record;
-use stek_share::core::rejoin::{Ballot, LogEnd, Status};
-use stek_share::core::roster::Roster;
+use stek_share::core::recovery::{LeaderId, LogPosition, Status};
+use stek_share::core::server_list::ServerList;
 use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::{Stek, STEK_LEN};
@@ -61,8 +61,8 @@ fn certificate(subject: &str, key: &PKey<openssl::pkey::Private>) -> X509 {
     make().expect("a certificate")
 }
 
-fn end(term: u64, index: u64) -> LogEnd {
-    LogEnd { ballot: Ballot { term, node: ServerId(2) }, index }
+fn end(term: u64, index: u64) -> LogPosition {
+    LogPosition { leader_id: LeaderId { term, node: ServerId(2) }, index }
 }
 
 fn held(generation: u64) -> Held {
@@ -71,30 +71,30 @@ fn held(generation: u64) -> Held {
     Held { generation: Generation(generation), stek: Stek::copy_from(&bytes).expect("48 bytes") }
 }
 
-/// The history of all seeds.
-pub const HISTORY: [u8; 16] = [7; 16];
+/// The cluster incarnation of all seeds.
+pub const CLUSTER_ID: [u8; 16] = [7; 16];
 
-/// The subject that the box under test asks for.
-pub const SUBJECT: &str = "/C=US/O=Edge/CN=box";
+/// The subject that the server under test asks for.
+pub const SUBJECT: &str = "/C=US/O=Edge/CN=server";
 
 fn member(id: u32) -> Member {
     let subject = (id == 2).then(|| "/CN=two".to_owned());
     Member { id: ServerId(id), address: "10.0.0.1".to_owned(), port: 9000 + id as u16, subject }
 }
 
-fn history() -> HistoryId {
-    HistoryId::from_bytes(HISTORY).expect("it is not zero")
+fn cluster_id() -> ClusterId {
+    ClusterId::from_bytes(CLUSTER_ID).expect("it is not zero")
 }
 
-fn list() -> Roster {
-    Roster::new(1, &[member(1), member(2)]).expect("a good list")
+fn list() -> ServerList {
+    ServerList::new(1, &[member(1), member(2)]).expect("a good list")
 }
 
-/// What a history of so many generations consists of.
+/// What a cluster incarnation of so many generations consists of.
 fn story(generations: u64) -> Vec<Command> {
     let mut commands = vec![
-        Command::Key(KeyCommand::Found { history: history(), epoch: 1, from: None }),
-        Command::Enlist(list()),
+        Command::Key(KeyCommand::Found { cluster_id: cluster_id(), epoch: 1, from: None }),
+        Command::ChangeMembership(list()),
     ];
     for g in 1..=generations {
         let stage = KeyCommand::Stage { held: held(g), revokes: g == 3 };
@@ -112,18 +112,18 @@ fn agreed(generations: u64) -> Agreed {
     agreed
 }
 
-/// What is left of a history of so many generations.
+/// What is left of a cluster incarnation of so many generations.
 fn record(generations: u64) -> Record {
     Record { ring: agreed(generations).ring, end: end(3, 9), age_ms: 9_000 }
 }
 
-/// What a box keeps after so many generations, the last one of which is staged again.
+/// What a server keeps after so many generations, the last one of which is staged again.
 pub fn saved(generations: u64) -> Saved {
-    let Agreed { roster, .. } = agreed(generations);
+    let Agreed { server_list, .. } = agreed(generations);
     let mut ring = KeyRing::default();
     let from = Some(Box::new(record(generations)));
-    ring.apply(KeyCommand::Found { history: history(), epoch: 2, from }).expect("a good record");
-    Saved { record: Record { ring, ..record(generations) }, roster }
+    ring.apply(KeyCommand::Found { cluster_id: cluster_id(), epoch: 2, from }).expect("a good record");
+    Saved { record: Record { ring, ..record(generations) }, server_list }
 }
 
 fn append(commands: Vec<Command>) -> Request {
@@ -133,7 +133,7 @@ fn append(commands: Vec<Command>) -> Request {
     let payloads = [WirePayload::Blank, WirePayload::Membership(membership)];
     let entries = (8..).zip(payloads.into_iter().chain(commands));
     Request::Append(WireAppend {
-        vote: (end(3, 0).ballot, true),
+        vote: (end(3, 0).leader_id, true),
         previous: Some(end(3, 7)),
         entries: entries.map(|(i, payload)| WireEntry { id: end(3, i), payload }).collect(),
         commit: Some(end(3, 6)),
@@ -145,7 +145,7 @@ fn append(commands: Vec<Command>) -> Request {
 fn snapshot() -> Request {
     let members = BTreeSet::from([ServerId(1), ServerId(2)]);
     Request::Snapshot(WireSnapshot {
-        vote: (end(3, 0).ballot, true),
+        vote: (end(3, 0).leader_id, true),
         last: Some(end(3, 9)),
         membership_at: Some(end(0, 0)),
         membership: WireMembership { configs: vec![members.clone()], members },
@@ -159,9 +159,9 @@ fn snapshot() -> Request {
 fn status() -> Status {
     Status {
         full: true,
-        ballot: end(3, 0).ballot,
+        leader_id: end(3, 0).leader_id,
         log_end: Some(end(3, 9)),
-        history: Some(history()),
+        cluster_id: Some(cluster_id()),
         generation: Generation(3),
         live_leader: true,
         may_vote: true,
@@ -169,11 +169,11 @@ fn status() -> Status {
     }
 }
 
-/// A box's report; all that has no name here is empty, which is what zeros decode to.
-fn report() -> BoxStatus {
-    let (empty, _) = postcard::take_from_bytes::<BoxStatus>(&[0; 1_000]).expect("an empty one");
+/// A server's report; all that has no name here is empty, which is what zeros decode to.
+fn report() -> ServerStatus {
+    let (empty, _) = postcard::take_from_bytes::<ServerStatus>(&[0; 1_000]).expect("an empty one");
     let count = ("untrusted".to_owned(), 3);
-    BoxStatus {
+    ServerStatus {
         id: ServerId(2),
         software: "0.1.0".to_owned(),
         refused_peers: vec![count],
@@ -185,19 +185,19 @@ fn report() -> BoxStatus {
 fn requests() -> Vec<Request> {
     vec![
         Request::Status(status()),
-        Request::Vote(WireVote { ballot: end(4, 0).ballot, log_end: Some(end(3, 9)) }),
+        Request::Vote(WireVote { leader_id: end(4, 0).leader_id, log_end: Some(end(3, 9)) }),
         append(story(2)),
         append(Vec::new()),
         append(vec![Command::Key(KeyCommand::Found {
-            history: history(),
+            cluster_id: cluster_id(),
             epoch: 2,
             from: Some(Box::new(record(3))),
         })]),
         snapshot(),
         Request::AwaitInstalled { generation: Generation(7), limit_ms: 1000 },
         Request::Order { order: Order::Revoke, origin: "traffic_ctl on server 1".to_owned() },
-        Request::Stand,
-        Request::Enlist { replaces: list().digest(), members: vec![member(1), member(2)] },
+        Request::Campaign,
+        Request::ChangeMembership { replaces: list().digest(), members: vec![member(1), member(2)] },
         Request::Report,
         Request::ListInFile(list().digest()),
         Request::Record,
@@ -205,24 +205,24 @@ fn requests() -> Vec<Request> {
 }
 
 fn responses() -> Vec<Response> {
-    let vote = (end(3, 0).ballot, true);
+    let vote = (end(3, 0).leader_id, true);
     vec![
         Response::Status(status()),
         Response::Vote { vote, granted: true, log_end: Some(end(3, 9)) },
         Response::Append(AppendAnswer::Success),
         Response::Append(AppendAnswer::Partial(Some(end(3, 9)))),
-        Response::Append(AppendAnswer::HigherVote(end(9, 0).ballot, false)),
+        Response::Append(AppendAnswer::HigherVote(end(9, 0).leader_id, false)),
         Response::Snapshot { vote },
         Response::Installed { newest: Generation(3), incarnation: 7 },
-        Response::Ordered(Err(OrderRefusal::Refused("why".to_owned()))),
-        Response::WillStand,
-        Response::Enlisted(Ok(4)),
-        Response::Enlisted(Err(EnlistRefusal::NotInFiles {
+        Response::Ordered(Err(RotationRefusal::Refused("why".to_owned()))),
+        Response::WillCampaign,
+        Response::MembershipChanged(Ok(4)),
+        Response::MembershipChanged(Err(MembershipRefusal::NotInFiles {
             lacking: vec![ServerId(1)],
             silent: vec![ServerId(2)],
         })),
         Response::ListInFile(true),
-        Response::Unable(Unable::Quarantined),
+        Response::ErrorResponse(ErrorResponse::Recovering),
         Response::Report(Box::new(report())),
         Response::Record(Some(Box::new(record(3)))),
         Response::Record(None),
@@ -235,7 +235,7 @@ fn frames() -> Vec<Vec<u8>> {
         role: Role::Member,
         sender: ServerId(2),
         incarnation: 0x1112_1314_1516_1718,
-        history: HISTORY,
+        cluster_id: CLUSTER_ID,
         request: 7,
         kind: Kind::Request,
     };

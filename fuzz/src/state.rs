@@ -3,26 +3,26 @@
 use std::sync::OnceLock;
 
 use stek_share::core::agreed::Agreed;
-use stek_share::core::key_ring::{Command, HistoryId, KeyRing};
+use stek_share::core::key_ring::{Command, ClusterId, KeyRing};
 use stek_share::core::record::Record;
 use stek_share::core::server_id::ServerId;
 use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::transport::tls::Tls;
 
 use crate::messages::hold_agreed;
-use crate::seeds::{identity, HISTORY};
+use crate::seeds::{identity, CLUSTER_ID};
 
-fn history() -> HistoryId {
-    HistoryId::from_bytes(HISTORY).expect("it is not zero")
+fn cluster_id() -> ClusterId {
+    ClusterId::from_bytes(CLUSTER_ID).expect("it is not zero")
 }
 
-/// The box that reads.
+/// The server that reads.
 const ID: ServerId = ServerId(3);
 
 fn tls() -> &'static Tls {
     static TLS: OnceLock<Tls> = OnceLock::new();
     TLS.get_or_init(|| {
-        let (certificate, key) = identity("/CN=box");
+        let (certificate, key) = identity("/CN=server");
         Tls::from_pem(&certificate, &certificate, &key, "").expect("it is good")
     })
 }
@@ -43,7 +43,7 @@ fn damage(bytes: &[u8]) {
     static GOOD: OnceLock<Vec<u8>> = OnceLock::new();
     let good = GOOD.get_or_init(|| {
         let plain = door::plain(crate::seeds::saved(3)).expect("it can be encoded");
-        door::seal(&plain, history(), ID, tls()).expect("it can be sealed")
+        door::seal(&plain, cluster_id(), ID, tls()).expect("it can be sealed")
     });
     let mut changed = good.clone();
     for pair in bytes.chunks_exact(3) {
@@ -59,10 +59,10 @@ fn damage(bytes: &[u8]) {
     }
 }
 
-/// What is let through can be gone on with: a history that is founded from it is one that commands
+/// What is let through can be gone on with: a cluster incarnation that is founded from it is one that commands
 /// could have made, none of its keys encrypts yet, and what would be saved of it is let through.
 fn unsealed(plain: &[u8]) {
-    let saved = match door::read(plain, history()) {
+    let saved = match door::read(plain, cluster_id()) {
         Ok(saved) => saved,
         Err(line) => {
             assert!(!line.contains(|c: char| c.is_control()) && line.len() < 500, "{line:?}");
@@ -76,13 +76,13 @@ fn unsealed(plain: &[u8]) {
     let before = names(&saved.record.ring);
     let mut ring = KeyRing::default();
     let from = Some(Box::new(saved.record.clone()));
-    let found = Command::Found { history: history(), epoch: 7, from };
+    let found = Command::Found { cluster_id: cluster_id(), epoch: 7, from };
     ring.apply(found).expect("it was checked");
     assert!(ring.check().is_ok() && ring.current().is_none(), "a key of a file encrypts");
     assert_eq!(names(&ring), before, "not the same keys");
     let record = Record { ring, ..saved.record };
     let bytes = door::plain(Saved { record, ..saved }).expect("it can be encoded");
-    let mut ring = door::read(&bytes, history()).expect("what was saved is refused").record.ring;
+    let mut ring = door::read(&bytes, cluster_id()).expect("what was saved is refused").record.ring;
     if let Some(generation) = ring.staged().map(|staged| staged.held.generation) {
         ring.apply(Command::Activate { generation, keep: 2 }).expect("it is staged");
         assert!(ring.check().is_ok() && ring.current().is_some());

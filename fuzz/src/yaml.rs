@@ -9,7 +9,7 @@ use stek_share::core::config::{
 /// Characters that one line about a file may have; see `core/config/problem.rs`.
 pub const MAX_LINE: usize = 2_200;
 
-/// `server_conf.yaml`: what is usable has all that a box needs, within its bounds.
+/// `server_conf.yaml`: what is usable has all that a server needs, within its bounds.
 pub fn conf(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (conf, problems) = parse_conf(&text, "server_conf.yaml");
@@ -46,7 +46,7 @@ fn settle(conf: Conf, problems: &[Problem]) {
     assert!(settings.port > 0 && (2..=16).contains(&settings.ticket_keys));
     assert!((1..=64).contains(&settings.workers));
     let timers = settings.timers;
-    assert!(!timers.heart_beat.is_zero() && timers.heart_beat < timers.election_lower);
+    assert!(!timers.heartbeat.is_zero() && timers.heartbeat < timers.election_lower);
     assert!(timers.election_lower <= timers.election_upper);
     assert!(!settings.key_update_interval.is_zero());
     assert!(settings.handover_timeout <= settings.key_update_interval);

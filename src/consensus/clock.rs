@@ -6,7 +6,7 @@
 //! took more than half of a leader's work for a rotation. So all that is sent in one go is sent
 //! at the same time here.
 //!
-//! What must hold: the clock never goes back on one thread, which all Raft of a plugin's node runs
+//! Invariants: the clock never goes back on one thread, which all Raft of a plugin's node runs
 //! on (between threads it may differ by a step), and is at most `STEP` slow. openraft measures one
 //! lease with it: for the lower election bound after the last append a follower votes for nobody
 //! else, which may last a step longer here. What keeps time for keys is [`crate::core::moment`].
@@ -20,7 +20,7 @@ use openraft::{AsyncRuntime, OptionalSend, TokioRuntime as Tokio};
 use tokio::time::Instant;
 
 /// How long the clock stands still, once somebody looked at it: what sending one message to each of
-/// some hundred boxes takes.
+/// some hundred servers takes.
 const STEP: Duration = Duration::from_millis(50);
 
 /// A moment by the clock that goes in steps.

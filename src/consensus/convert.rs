@@ -10,10 +10,10 @@ use openraft::impls::EmptyNode;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
 use openraft::{Entry, EntryPayload, Membership, Snapshot, SnapshotMeta, StoredMembership, Vote};
 
-use super::types::{ballot_of, log_end_of, log_id_of, vote_of, AgreedSnapshot, Types};
+use super::types::{leader_id_of, log_end_of, log_id_of, vote_of, AgreedSnapshot, Types};
 use crate::core::key_ring::Generation;
 use crate::core::moment::{millis, Moment};
-use crate::core::rejoin::Ballot;
+use crate::core::recovery::LeaderId;
 use crate::core::server_id::ServerId;
 use crate::rpc::{
     AppendAnswer, Response, WireAppend, WireEntry, WireMembership, WirePayload, WireSnapshot,
@@ -24,12 +24,12 @@ impl WireVote {
     /// The message for a vote request of openraft's.
     pub fn from_raft(rpc: &VoteRequest<ServerId>) -> WireVote {
         let log_end = rpc.last_log_id.as_ref().map(log_end_of);
-        WireVote { ballot: ballot_of(&rpc.vote), log_end }
+        WireVote { leader_id: leader_id_of(&rpc.vote), log_end }
     }
 
     /// openraft's request for this message.
     pub fn into_raft(self) -> VoteRequest<ServerId> {
-        VoteRequest::new(vote_of(self.ballot), self.log_end.map(log_id_of))
+        VoteRequest::new(vote_of(self.leader_id), self.log_end.map(log_id_of))
     }
 }
 
@@ -41,7 +41,7 @@ impl WireAppend {
         quorum: bool,
     ) -> WireAppend {
         WireAppend {
-            vote: (ballot_of(&rpc.vote), rpc.vote.committed),
+            vote: (leader_id_of(&rpc.vote), rpc.vote.committed),
             previous: rpc.prev_log_id.as_ref().map(log_end_of),
             entries: rpc.entries.into_iter().map(WireEntry::from_raft).collect(),
             commit: rpc.leader_commit.as_ref().map(log_end_of),
@@ -71,7 +71,7 @@ impl AppendAnswer {
             }
             AppendEntriesResponse::Conflict => AppendAnswer::Conflict,
             AppendEntriesResponse::HigherVote(vote) => {
-                AppendAnswer::HigherVote(ballot_of(vote), vote.committed)
+                AppendAnswer::HigherVote(leader_id_of(vote), vote.committed)
             }
         }
     }
@@ -82,8 +82,8 @@ impl AppendAnswer {
             AppendAnswer::Success => AppendEntriesResponse::Success,
             AppendAnswer::Partial(end) => AppendEntriesResponse::PartialSuccess(end.map(log_id_of)),
             AppendAnswer::Conflict => AppendEntriesResponse::Conflict,
-            AppendAnswer::HigherVote(ballot, committed) => {
-                AppendEntriesResponse::HigherVote(raft_vote((ballot, committed)))
+            AppendAnswer::HigherVote(leader_id, committed) => {
+                AppendEntriesResponse::HigherVote(raft_vote((leader_id, committed)))
             }
         }
     }
@@ -134,7 +134,7 @@ impl WireSnapshot {
         let meta = snapshot.meta;
         let state = *snapshot.snapshot;
         WireSnapshot {
-            vote: (ballot_of(&vote), vote.committed),
+            vote: (leader_id_of(&vote), vote.committed),
             last: meta.last_log_id.as_ref().map(log_end_of),
             membership_at: meta.last_membership.log_id().as_ref().map(log_end_of),
             membership: WireMembership::from_raft(meta.last_membership.membership()),
@@ -167,17 +167,17 @@ impl WireSnapshot {
 /// The message for openraft's answer to a vote request.
 pub fn vote_answer(answer: &VoteResponse<ServerId>) -> Response {
     Response::Vote {
-        vote: (ballot_of(&answer.vote), answer.vote.committed),
+        vote: (leader_id_of(&answer.vote), answer.vote.committed),
         granted: answer.vote_granted,
         log_end: answer.last_log_id.as_ref().map(log_end_of),
     }
 }
 
 /// openraft's vote for one on the wire.
-pub fn raft_vote((ballot, committed): (Ballot, bool)) -> Vote<ServerId> {
+pub fn raft_vote((leader_id, committed): (LeaderId, bool)) -> Vote<ServerId> {
     match committed {
-        true => Vote::new_committed(ballot.term, ballot.node),
-        false => Vote::new(ballot.term, ballot.node),
+        true => Vote::new_committed(leader_id.term, leader_id.node),
+        false => Vote::new(leader_id.term, leader_id.node),
     }
 }
 

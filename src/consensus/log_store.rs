@@ -1,7 +1,7 @@
 //! Raft's log and vote, in memory.
 //!
 //! Raft assumes that what a member acknowledged survives a restart. Here it does not, which is
-//! why a box that starts goes through [`crate::core::rejoin`] first. What must hold: an entry that
+//! why a server that starts goes through [`crate::core::recovery`] first. Invariants: an entry that
 //! is purged or truncated is dropped at once, and with it this store's handle on a key.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,34 +16,34 @@ use openraft::{
 };
 use tokio::sync::watch;
 
-use super::types::{ballot_of, log_end_of, Types};
+use super::types::{leader_id_of, log_end_of, Types};
 use crate::core::agreed::Command;
-use crate::core::key_ring::{Command as KeyCommand, Generation, HistoryId};
-use crate::core::rejoin::{Ballot, LogEnd};
+use crate::core::key_ring::{ClusterId, Command as KeyCommand, Generation};
+use crate::core::recovery::{LeaderId, LogPosition};
 use crate::core::server_id::ServerId;
-use crate::fault::fail_point;
+use crate::supervise::fail_point;
 
 type Result<T> = std::result::Result<T, StorageError<ServerId>>;
 
-/// A handle to one box's log; clones share it.
+/// A handle to one server's log; clones share it.
 #[derive(Clone, Default)]
 pub struct LogStore(Arc<Mutex<Inner>>);
 
-/// How far one box is, at one instant.
+/// How far one server is, at one instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogEnds {
+pub struct LogPositions {
     /// The highest vote.
     pub vote: Option<Vote<ServerId>>,
     /// The last entry, kept or purged.
     pub last: Option<LogId<ServerId>>,
-    /// Up to where this box knows of agreement.
+    /// Up to where this server knows of agreement.
     pub committed: Option<LogId<ServerId>>,
 }
 
-impl LogEnds {
-    /// Whether this box takes the one that stood in `ballot` for the leader, be it itself.
-    pub fn follows(&self, ballot: Ballot) -> bool {
-        self.vote.is_some_and(|vote| vote.committed && ballot_of(&vote) == ballot)
+impl LogPositions {
+    /// Whether this server takes the one that stood in `leader_id` for the leader, be it itself.
+    pub fn follows(&self, leader_id: LeaderId) -> bool {
+        self.vote.is_some_and(|vote| vote.committed && leader_id_of(&vote) == leader_id)
     }
 }
 
@@ -53,21 +53,21 @@ struct Inner {
     committed: Option<LogId<ServerId>>,
     purged: Option<LogId<ServerId>>,
     entries: BTreeMap<u64, Entry<Types>>,
-    /// Whether a leader contradicts what this box took for agreed.
-    overruled: watch::Sender<bool>,
+    /// Whether a leader contradicts what this server took for agreed.
+    log_diverged: watch::Sender<bool>,
 }
 
 impl LogStore {
-    /// An empty log that remembers `vote`, so that this box cannot vote below it.
+    /// An empty log that remembers `vote`, so that this server cannot vote below it.
     pub fn with_vote(vote: Option<Vote<ServerId>>) -> LogStore {
         LogStore(Arc::new(Mutex::new(Inner { vote, ..Inner::default() })))
     }
 
-    /// The log of a box that begins a history, and the vote that it may have given before it
-    /// forgot: its one entry says who the members are, and is the same at every box that begins
+    /// The log of a server that begins a cluster incarnation, and the vote that it may have given before it
+    /// forgot: its one entry says who the members are, and is the same at every server that begins
     /// with the same list.
     ///
-    /// openraft's `initialize` writes that entry too, but also has each box stand for election at
+    /// openraft's `initialize` writes that entry too, but also has each server campaign at
     /// once, which asks everybody for a vote: a storm of handshakes where the list is long.
     pub fn founding(members: BTreeSet<ServerId>, vote: Option<Vote<ServerId>>) -> LogStore {
         let membership = Membership::new(vec![members], None);
@@ -102,10 +102,12 @@ impl LogStore {
         })
     }
 
-    /// The history that this log begins with, if its first entry is still there.
-    pub fn history(&self) -> Option<HistoryId> {
+    /// The cluster incarnation that this log begins with, if its first entry is still there.
+    pub fn cluster_id(&self) -> Option<ClusterId> {
         self.lock().entries.values().find_map(|entry| match &entry.payload {
-            EntryPayload::Normal(Command::Key(KeyCommand::Found { history, .. })) => Some(*history),
+            EntryPayload::Normal(Command::Key(KeyCommand::Found { cluster_id, .. })) => {
+                Some(*cluster_id)
+            }
             _ => None,
         })
     }
@@ -114,7 +116,7 @@ impl LogStore {
     pub fn lists(&self) -> Vec<BTreeSet<ServerId>> {
         let inner = self.lock();
         let lists = inner.entries.values().filter_map(|entry| match &entry.payload {
-            EntryPayload::Normal(Command::Enlist(list)) => Some(list.ids()),
+            EntryPayload::Normal(Command::ChangeMembership(list)) => Some(list.ids()),
             _ => None,
         });
         lists.collect()
@@ -122,7 +124,7 @@ impl LogStore {
 
     /// Whether entries that follow this one are taken over: it is here, or a snapshot stands for it.
     /// A leader that does not know how far this log goes tries entries that lie beyond its end.
-    pub fn goes_on_from(&self, previous: Option<LogEnd>) -> bool {
+    pub fn goes_on_from(&self, previous: Option<LogPosition>) -> bool {
         let inner = self.lock();
         let Some(previous) = previous else { return true };
         let is_here = |entry: &Entry<Types>| log_end_of(&entry.log_id) == previous;
@@ -130,37 +132,37 @@ impl LogStore {
         is_purged || inner.entries.get(&previous.index).is_some_and(is_here)
     }
 
-    /// Whether a leader whose log has these entries lacks something that this box took for agreed.
+    /// Whether a leader whose log has these entries lacks something that this server took for agreed.
     ///
     /// In Raft no leader does, as long as a majority remembers. Where fewer did, the group may have
-    /// gone on without what only this box and others knew that forgot it. openraft does not expect
+    /// gone on without what only this server and others knew that forgot it. openraft does not expect
     /// that: it takes whatever lies below its own commit for the same as the leader's.
-    pub fn contradicts(&self, entries: impl IntoIterator<Item = LogEnd>) -> bool {
+    pub fn contradicts(&self, entries: impl IntoIterator<Item = LogPosition>) -> bool {
         let inner = self.lock();
         let Some(agreed) = inner.committed.max(inner.purged) else { return false };
         let id_at = |index: u64| match inner.purged.filter(|purged| purged.index == index) {
             Some(purged) => Some(purged),
             None => inner.entries.get(&index).map(|entry| entry.log_id),
         };
-        let differs = |end: &LogEnd| {
+        let differs = |end: &LogPosition| {
             let other = id_at(end.index).is_some_and(|id| log_end_of(&id) != *end);
-            // A later ballot never comes before an earlier one.
-            let overtaken = end.ballot > log_end_of(&agreed).ballot;
+            // A later term never comes before an earlier one.
+            let overtaken = end.leader_id > log_end_of(&agreed).leader_id;
             end.index <= agreed.index && (other || overtaken)
         };
         entries.into_iter().any(|end| differs(&end))
     }
 
-    /// Notes that a leader lacks what this box took for agreed.
-    pub fn overrule(&self) {
-        self.lock().overruled.send_replace(true);
+    /// Notes that a leader lacks what this server took for agreed.
+    pub fn diverge(&self) {
+        self.lock().log_diverged.send_replace(true);
     }
 
     /// Returns once that was noted.
-    pub async fn overruled(&self) {
-        let mut overruled = self.lock().overruled.subscribe();
+    pub async fn log_diverged(&self) {
+        let mut log_diverged = self.lock().log_diverged.subscribe();
         // The sender lives as long as this store.
-        let _ = overruled.wait_for(|overruled| *overruled).await;
+        let _ = log_diverged.wait_for(|log_diverged| *log_diverged).await;
     }
 
     /// How many entries are kept.
@@ -173,15 +175,15 @@ impl LogStore {
         self.len() == 0
     }
 
-    /// The highest ballot that this box remembers.
+    /// The highest term that this server remembers.
     pub fn vote(&self) -> Option<Vote<ServerId>> {
         self.lock().vote
     }
 
-    /// How far this box is.
-    pub fn ends(&self) -> LogEnds {
+    /// How far this server is.
+    pub fn ends(&self) -> LogPositions {
         let inner = self.lock();
-        LogEnds { vote: inner.vote, last: inner.last_log_id(), committed: inner.committed }
+        LogPositions { vote: inner.vote, last: inner.last_log_id(), committed: inner.committed }
     }
 
     /// The id of the last entry, kept or purged.
@@ -272,8 +274,8 @@ mod tests {
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn entry(index: u64, payload: EntryPayload<Types>) -> Entry<Types> {
-        let ballot = Ballot { term: 1, node: ServerId(1) };
-        Entry { log_id: log_id_of(LogEnd { ballot, index }), payload }
+        let leader_id = LeaderId { term: 1, node: ServerId(1) };
+        Entry { log_id: log_id_of(LogPosition { leader_id, index }), payload }
     }
 
     fn stage(index: u64, generation: u64) -> Entry<Types> {
@@ -301,20 +303,20 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_a_history_began_with_goes_when_one_of_its_keys_does() {
+    fn a_record_that_a_cluster_id_began_with_goes_when_one_of_its_keys_does() {
         let mut ring = crate::core::key_ring::KeyRing::default();
-        let history = HistoryId::from_bytes([9; 16]).unwrap();
-        ring.apply(KeyCommand::Found { history, epoch: 1, from: None }).unwrap();
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        ring.apply(KeyCommand::Found { cluster_id, epoch: 1, from: None }).unwrap();
         let bytes: Vec<u8> = (0..STEK_LEN as u8).collect();
         let held = Held { generation: Generation(1), stek: Stek::copy_from(&bytes).unwrap() };
         ring.apply(KeyCommand::Stage { held, revokes: false }).unwrap();
-        let record = crate::core::record::Record { ring, end: LogEnd::default(), age_ms: 0 };
+        let record = crate::core::record::Record { ring, end: LogPosition::default(), age_ms: 0 };
         let from = Some(Box::new(record));
-        let found = Command::Key(KeyCommand::Found { history, epoch: 2, from });
+        let found = Command::Key(KeyCommand::Found { cluster_id, epoch: 2, from });
         let log = LogStore::of([entry(1, EntryPayload::Normal(found)), stage(2, 2)]);
         assert_eq!(log.last_retired(2, |_| true), None);
         assert_eq!(log.last_retired(2, |g| g.0 > 1), Some(1));
-        assert_eq!(log.history(), Some(history));
+        assert_eq!(log.cluster_id(), Some(cluster_id));
     }
 
     #[tokio::test]
@@ -335,7 +337,8 @@ mod tests {
     #[tokio::test]
     async fn a_leader_without_what_was_agreed_is_told_from_one_that_has_it() {
         let mut store = store();
-        let end = |term, index| LogEnd { ballot: Ballot { term, node: ServerId(1) }, index };
+        let end =
+            |term, index| LogPosition { leader_id: LeaderId { term, node: ServerId(1) }, index };
         assert!(!store.contradicts([end(2, 3)]), "nothing is agreed yet");
         let third = store.lock().entries[&3].log_id;
         store.save_committed(Some(third)).await.unwrap();

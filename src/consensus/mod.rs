@@ -17,7 +17,9 @@ pub mod state_machine;
 mod types;
 
 pub use convert::vote_answer;
-pub use types::{ballot_of, log_end_of, log_id_of, vote_of, AgreedSnapshot, Answer, Raft, Types};
+pub use types::{
+    leader_id_of, log_end_of, log_id_of, vote_of, AgreedSnapshot, Answer, Raft, Types,
+};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,15 +37,15 @@ const MAX_PAYLOAD_ENTRIES: u64 = 64;
 const SNAPSHOT_LIMIT_MIN_MS: u64 = 800;
 
 /// Two thirds of openraft's tick, by which nothing happens here but that a leader which is no
-/// longer a member steps down. Rare, since each tick wakes an idle box.
+/// longer a member steps down. Rare, since each tick wakes an idle server.
 const HEARTBEAT_MS: u64 = 800;
 
-/// openraft's configuration for a box whose timers are ours.
+/// openraft's configuration for a server whose timers are ours.
 ///
-/// openraft takes its heart beat interval for the time limit of an append request as well; the
+/// openraft takes its heartbeat interval for the time limit of an append request as well; the
 /// links have a shorter one, [`append_limit`]. Its shortest election timeout is the limit of a
 /// vote request, its longest one the time within which a follower refuses to vote after the last
-/// append; [`crate::node`] does the same after the last heart beat.
+/// append; [`crate::node`] does the same after the last heartbeat.
 pub fn raft_config(settings: &Settings) -> Arc<Config> {
     let lower = (settings.timers.election_lower.as_millis() as u64).max(2);
     let snapshot_policy = match settings.snapshot_distance {

@@ -1,7 +1,7 @@
 //! The agreed state as openraft's state machine.
 //!
 //! Applies agreed commands, notes on the monotonic clock when it did, and pushes the new state to
-//! whoever watches. It installs nothing and erases no log. What must hold: applying is total and
+//! whoever watches. It installs nothing and erases no log. Invariants: applying is total and
 //! gives one answer per entry, and a panic inside it becomes an answer too, because openraft would
 //! otherwise go on half dead without telling anyone.
 
@@ -22,25 +22,25 @@ use super::types::{log_end_of, AgreedSnapshot, Answer, Types};
 use crate::core::agreed::{Agreed, Change, Command, Refusal};
 use crate::core::key_ring::{Change as KeyChange, Command as KeyCommand, KeyRing};
 use crate::core::moment::Moment;
-use crate::core::rejoin::LogEnd;
+use crate::core::recovery::LogPosition;
 use crate::core::server_id::ServerId;
 
 type Result<T> = std::result::Result<T, StorageError<ServerId>>;
 
-/// What a box knows of the agreed state.
+/// What a server knows of the agreed state.
 #[derive(Clone, Debug, Default)]
 pub struct AgreedView {
     /// The agreed keys and server list.
     pub agreed: Arc<Agreed>,
-    /// When this box applied the activation of the current key, or what it was told of it; before
-    /// a key from an earlier history is current again, since when that one was.
+    /// When this server applied the activation of the current key, or what it was told of it; before
+    /// a key from an earlier cluster incarnation is current again, since when that one was.
     pub current_since: Moment,
-    /// When this box applied the staging of the staged key.
+    /// When this server applied the staging of the staged key.
     pub staged_since: Moment,
     /// Index of the last applied entry.
     pub applied: u64,
     /// Its id, if there is one.
-    pub end: Option<LogEnd>,
+    pub end: Option<LogPosition>,
     /// The voters of the membership that is agreed, of both sets during a change.
     pub voters: BTreeSet<ServerId>,
 }
@@ -58,7 +58,7 @@ pub type Observer = Arc<dyn Fn(&std::result::Result<Change, Refusal>) + Send + S
 /// Tells the time.
 pub type Clock = Arc<dyn Fn() -> Moment + Send + Sync>;
 
-/// One box's state machine; clones share it.
+/// One server's state machine; clones share it.
 #[derive(Clone)]
 pub struct StateMachine(Arc<Mutex<Inner>>);
 
@@ -182,7 +182,7 @@ impl RaftStateMachine<Types> for StateMachine {
         let answers = entries
             .into_iter()
             .map(|entry| {
-                // A command that panics on one box panics on all; better a skipped command
+                // A command that panics on one server panics on all; better a skipped command
                 // than a fleet of half dead ones. Its outcome is the same everywhere.
                 catch_unwind(AssertUnwindSafe(|| inner.apply(entry)))
                     .unwrap_or(Some(Err(Refusal::Fault)))

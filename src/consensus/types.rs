@@ -6,7 +6,7 @@ use openraft::{CommittedLeaderId, LogId, Vote};
 use super::clock::SteppedTokio;
 use crate::core::agreed::{Agreed, Change, Command, Refusal};
 use crate::core::moment::Moment;
-use crate::core::rejoin::{Ballot, LogEnd};
+use crate::core::recovery::{LeaderId, LogPosition};
 use crate::core::server_id::ServerId;
 
 openraft::declare_raft_types!(
@@ -23,7 +23,7 @@ openraft::declare_raft_types!(
         AsyncRuntime = SteppedTokio,
 );
 
-/// One box's Raft.
+/// One server's Raft.
 pub type Raft = openraft::Raft<Types>;
 
 /// What applying a log entry came to; `None` for entries that carry no command.
@@ -40,23 +40,23 @@ pub struct AgreedSnapshot {
     pub staged_since: Moment,
 }
 
-/// openraft's vote as a ballot of ours; whether it is committed is lost.
-pub fn ballot_of(vote: &Vote<ServerId>) -> Ballot {
-    Ballot { term: vote.leader_id.term, node: vote.leader_id.node_id }
+/// openraft's vote as a term of ours; whether it is committed is lost.
+pub fn leader_id_of(vote: &Vote<ServerId>) -> LeaderId {
+    LeaderId { term: vote.leader_id.term, node: vote.leader_id.node_id }
 }
 
 /// The vote of somebody who stands: not committed.
-pub fn vote_of(ballot: Ballot) -> Vote<ServerId> {
-    Vote::new(ballot.term, ballot.node)
+pub fn vote_of(leader_id: LeaderId) -> Vote<ServerId> {
+    Vote::new(leader_id.term, leader_id.node)
 }
 
 /// openraft's log id as a log end of ours.
-pub fn log_end_of(id: &LogId<ServerId>) -> LogEnd {
-    let ballot = Ballot { term: id.leader_id.term, node: id.leader_id.node_id };
-    LogEnd { ballot, index: id.index }
+pub fn log_end_of(id: &LogId<ServerId>) -> LogPosition {
+    let leader_id = LeaderId { term: id.leader_id.term, node: id.leader_id.node_id };
+    LogPosition { leader_id, index: id.index }
 }
 
 /// A log end as openraft's log id.
-pub fn log_id_of(end: LogEnd) -> LogId<ServerId> {
-    LogId::new(CommittedLeaderId::new(end.ballot.term, end.ballot.node), end.index)
+pub fn log_id_of(end: LogPosition) -> LogId<ServerId> {
+    LogId::new(CommittedLeaderId::new(end.leader_id.term, end.leader_id.node), end.index)
 }

@@ -1,7 +1,7 @@
 //! Checked configuration: what the two YAML files say, parsed once into types that cannot hold a
 //! wrong value, and the problems that an operator has to hear about.
 //!
-//! Reads no file and resolves no path; see [`crate::load`] for that. What must hold: all problems
+//! Reads no file and resolves no path; see [`crate::load`] for that. Invariants: all problems
 //! of a text are told, not only the first, and no text makes this panic.
 //!
 //! The way: [`parse_conf`] and [`parse_list`] make a [`Conf`] and a [`List`], in which a value
@@ -45,22 +45,22 @@ pub const MAX_PROBLEMS: usize = 100;
 /// One entry of the server list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// The box's id, unique in the list.
+    /// The server's id, unique in the list.
     pub id: ServerId,
     /// IPv4, IPv6 (without brackets) or host name.
     pub address: String,
     /// TCP port, never 0.
     pub port: u16,
-    /// `cert_verify_str` of the entry, if given: the subject of this box's certificate, in place
+    /// `cert_verify_str` of the entry, if given: the subject of this server's certificate, in place
     /// of the configuration's.
     pub subject: Option<String>,
 }
 
-/// Raft's timers as the operator gives them, in a valid order: `heart_beat < lower < upper`.
+/// Raft's timers as the operator gives them, in a valid order: `heartbeat < lower < upper`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timers {
     /// `heart_beat_interval`.
-    pub heart_beat: Duration,
+    pub heartbeat: Duration,
     /// `election_timeout_lower_bound`.
     pub election_lower: Duration,
     /// `election_timeout_upper_bound`.

@@ -1,6 +1,6 @@
 //! When a server becomes a candidate.
 //!
-//! Who would win is for the pre-vote ([`super::rejoin::may_stand`]), and votes are Raft's. Random
+//! Who would win is for the pre-vote ([`super::recovery::may_campaign`]), and votes are Raft's. Random
 //! shares of a range come from the caller. Invariants: a server that hears a leader or has just
 //! voted waits at least the lower election bound before it asks for anything; who asked in vain
 //! waits before it asks again, ever longer up to the upper bound.
@@ -152,7 +152,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
     const TIMERS: Timers = Timers {
-        heart_beat: Duration::from_millis(100),
+        heartbeat: Duration::from_millis(100),
         election_lower: Duration::from_millis(200),
         election_upper: Duration::from_millis(400),
     };
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn who_would_win_becomes_a_candidate_unless_somebody_was_heard_meanwhile() {
+    fn who_would_grant_becomes_a_candidate_unless_somebody_was_heard_meanwhile() {
         let mut timer = timer(false);
         assert_eq!(timer.step(&heard(1500, 1100), HALF), Step::PreVote);
         assert!(timer.won(&heard(1510, 1100), HALF));

@@ -1,17 +1,17 @@
-//! What is wrong with a box, by what it says of itself: one sentence for each matter.
+//! What is wrong with a server, by what it says of itself: one sentence for each matter.
 //!
-//! Judges one box alone; what differs between boxes is for who asks them all. What must hold: a
-//! box that is well has nothing to complain of, also while a key is handed over.
+//! Checks one server alone; what differs between servers is for who asks them all. Invariants: a
+//! server that is well has nothing to complain of, also while a key is handed over.
 
-use super::box_status::{BoxStatus, Hint, HostStatus, KeyInUse, Role};
 use super::key_ring::Generation;
+use super::server_status::{Hint, HostStatus, KeyInUse, Role, ServerStatus};
 
 /// How much a complaint matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
     /// Sessions are shared as they should be, but something needs to be looked at.
     Degraded,
-    /// Sessions of this box are not resumed elsewhere, or soon no longer, or not as safely.
+    /// Sessions of this server are not resumed elsewhere, or soon no longer, or not as safely.
     Broken,
 }
 
@@ -31,8 +31,8 @@ pub const LATE_MS: u64 = 15_000;
 /// The most servers that one complaint names.
 const MAX_NAMED: usize = 8;
 
-/// All that is wrong with this box, the worst first.
-pub fn complaints(status: &BoxStatus) -> Vec<Complaint> {
+/// All that is wrong with this server, the worst first.
+pub fn complaints(status: &ServerStatus) -> Vec<Complaint> {
     let mut all = Vec::new();
     let mut say = |severity, words: String| all.push(Complaint { severity, words });
     group(status, &mut say);
@@ -49,18 +49,18 @@ pub fn complaints(status: &BoxStatus) -> Vec<Complaint> {
     all
 }
 
-fn group(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
+fn group(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
     let group = &status.group;
     match group.role {
-        Role::Asking => say(
+        Role::Joining => say(
             Severity::Broken,
-            "it asks around and takes no part yet: too few boxes of the list answer it".to_owned(),
+            "it is joining and takes no part yet: too few servers of the list answer it".to_owned(),
         ),
-        Role::Quarantined => {
+        Role::Recovering => {
             say(Severity::Degraded, "it came back without memory and is catching up".to_owned())
         }
         Role::Candidate => {
-            say(Severity::Degraded, "it stands for election, since no leader is heard".to_owned())
+            say(Severity::Degraded, "it campaigns, since no leader is heard".to_owned())
         }
         Role::Follower | Role::Leader => {}
     }
@@ -81,7 +81,7 @@ fn group(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
     }
 }
 
-fn keys(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
+fn keys(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
     let keys = &status.keys;
     match keys.in_use {
         KeyInUse::Agreed => {}
@@ -113,7 +113,7 @@ fn keys(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
     }
 }
 
-fn list(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
+fn list(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
     let list = &status.list;
     let silent: Vec<String> = list
         .others
@@ -138,13 +138,13 @@ fn list(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
     }
 }
 
-/// Whether this box should hear that one all the time: a leader hears all, the others only their
+/// Whether this server should hear that one all the time: a leader hears all, the others only their
 /// leader; who else they hear is chance.
-fn hears(status: &BoxStatus, other: super::server_id::ServerId) -> bool {
+fn hears(status: &ServerStatus, other: super::server_id::ServerId) -> bool {
     status.group.role == Role::Leader || status.group.leader == Some(other)
 }
 
-fn certificate(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
+fn certificate(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
     let Some(ending) = status.certificate.ending() else {
         return say(Severity::Degraded, "the end of its certificate cannot be read".to_owned());
     };
@@ -154,7 +154,7 @@ fn certificate(status: &BoxStatus, say: &mut impl FnMut(Severity, String)) {
     };
     match (ending.left.is_zero(), ending.is_soon()) {
         (true, _) => {
-            say(Severity::Broken, format!("{whose} {ending}: other boxes refuse it; renew it"))
+            say(Severity::Broken, format!("{whose} {ending}: other servers refuse it; renew it"))
         }
         (false, true) => say(Severity::Degraded, format!("{whose} {ending}; renew it")),
         (false, false) => {}
@@ -174,12 +174,12 @@ fn host(host: &HostStatus, say: &mut impl FnMut(Severity, String)) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::box_status::tests::sample;
-    use crate::core::box_status::KeyStatus;
+    use crate::core::server_status::tests::sample;
+    use crate::core::server_status::KeyStatus;
 
     const DAY_S: u64 = 86_400;
 
-    fn well() -> BoxStatus {
+    fn well() -> ServerStatus {
         let mut status = sample();
         status.host.hints.clear();
         status.refused_keys.clear();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_box_that_is_well_has_nothing_to_complain_of() {
+    fn a_server_that_is_well_has_nothing_to_complain_of() {
         assert_eq!(complaints(&well()), []);
         let mut status = well();
         // In the middle of a handover, which is on time.
@@ -201,7 +201,7 @@ mod tests {
         status.certificate.expires_s = Some(DAY_S / 3 + 1);
         status.certificate.life_s = DAY_S;
         assert_eq!(complaints(&status), []);
-        // A follower hears of another follower only when it stands for election.
+        // A follower hears of another follower only when it campaigns.
         status.list.others[0].id.0 = 2;
         status.list.others[0].reachable = false;
         assert_eq!(complaints(&status), []);
@@ -209,10 +209,10 @@ mod tests {
 
     #[test]
     fn each_trouble_is_one_complaint() {
-        type Spoil = fn(&mut BoxStatus);
+        type Spoil = fn(&mut ServerStatus);
         let cases: [(Spoil, Severity, &str); 20] = [
-            (|s| s.group.role = Role::Asking, Severity::Broken, "too few boxes"),
-            (|s| s.group.role = Role::Quarantined, Severity::Degraded, "without memory"),
+            (|s| s.group.role = Role::Joining, Severity::Broken, "too few servers"),
+            (|s| s.group.role = Role::Recovering, Severity::Degraded, "without memory"),
             (|s| s.group.role = Role::Candidate, Severity::Degraded, "no leader is heard"),
             (|s| s.group.quorum = false, Severity::Broken, "majority for 0 s"),
             (|s| s.group.leader = None, Severity::Degraded, "knows no leader"),

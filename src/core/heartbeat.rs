@@ -40,8 +40,8 @@ const WELCOME: u32 = 4;
 
 /// How long after a heartbeat to so many peers the next one is due.
 pub fn pace(timers: &Timers, peers: usize, is_idle: bool) -> Duration {
-    let wanted = if is_idle { timers.heart_beat * IDLE } else { timers.heart_beat };
-    wanted.max(spaced(peers)).min(MAX_PAUSE.max(timers.heart_beat))
+    let wanted = if is_idle { timers.heartbeat * IDLE } else { timers.heartbeat };
+    wanted.max(spaced(peers)).min(MAX_PAUSE.max(timers.heartbeat))
 }
 
 fn spaced(peers: usize) -> Duration {
@@ -50,8 +50,8 @@ fn spaced(peers: usize) -> Duration {
 
 /// Every which heartbeat asks for an answer.
 fn ask_every(pace: Duration, reach: Duration) -> u64 {
-    let beats = (reach / 2).as_millis() / pace.as_millis().max(1);
-    u64::try_from(beats).unwrap_or(u64::MAX).max(1)
+    let heartbeats = (reach / 2).as_millis() / pace.as_millis().max(1);
+    u64::try_from(heartbeats).unwrap_or(u64::MAX).max(1)
 }
 
 /// What a leader knows of a peer.
@@ -145,11 +145,11 @@ impl Heartbeats {
     }
 
     /// Peers that have just started, whom to ask at once.
-    pub fn welcome(&mut self, newcomers: &BTreeSet<ServerId>) -> Vec<ServerId> {
-        for (_, peer) in self.peers.iter_mut().filter(|(id, _)| newcomers.contains(id)) {
+    pub fn welcome(&mut self, new_peers: &BTreeSet<ServerId>) -> Vec<ServerId> {
+        for (_, peer) in self.peers.iter_mut().filter(|(id, _)| new_peers.contains(id)) {
             (peer.in_sync, peer.missed) = (false, peer.missed.min(LOST - WELCOME));
         }
-        self.ask(|id, _| newcomers.contains(&id))
+        self.ask(|id, _| new_peers.contains(&id))
     }
 
     /// Whom to ask again between two heartbeats to all: those whose last answer was that they are
@@ -187,7 +187,7 @@ impl Heartbeats {
     /// How long after its answer a peer that was not in sync is asked again.
     pub fn follow_up(&self, timers: &Timers) -> Duration {
         let lagging = self.peers.values().filter(|peer| !peer.in_sync).count();
-        (timers.heart_beat / 2).max(spaced(lagging)).min(MAX_PAUSE)
+        (timers.heartbeat / 2).max(spaced(lagging)).min(MAX_PAUSE)
     }
 
     /// Whether Raft is to send heartbeats of its own, since a peer's log is behind or a higher term
@@ -208,7 +208,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
     const TIMERS: Timers = Timers {
-        heart_beat: Duration::from_millis(100),
+        heartbeat: Duration::from_millis(100),
         election_lower: Duration::from_millis(200),
         election_upper: Duration::from_millis(400),
     };
@@ -222,9 +222,9 @@ mod tests {
     }
 
     fn of(peers: impl IntoIterator<Item = u32>) -> Heartbeats {
-        let mut beats = Heartbeats::default();
-        assert!(beats.set_peers(&ids(peers)));
-        beats
+        let mut heartbeats = Heartbeats::default();
+        assert!(heartbeats.set_peers(&ids(peers)));
+        heartbeats
     }
 
     fn questions(sent: &[(ServerId, Heartbeat)]) -> Vec<u32> {
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!((pace_of(40, false), pace_of(40, true)), (MS * 100, MS * 400));
         assert_eq!((pace_of(200, false), pace_of(200, true)), (MS * 500, MS * 500));
         assert_eq!(pace_of(usize::MAX, true), MAX_PAUSE);
-        let slow = Timers { heart_beat: MAX_PAUSE * 9, ..TIMERS };
+        let slow = Timers { heartbeat: MAX_PAUSE * 9, ..TIMERS };
         assert_eq!((pace(&slow, 4, false), pace(&slow, 4, true)), (MAX_PAUSE * 9, MAX_PAUSE * 9));
     }
 
@@ -253,10 +253,10 @@ mod tests {
         {
             assert_eq!(ask_every(MS * pace, MS * reach), every, "{pace} {reach}");
         }
-        let mut beats = of([2]);
+        let mut heartbeats = of([2]);
         let mut send = |handover| {
-            beats.hear(ServerId(2), Some(true), at(0));
-            questions(&beats.send(MS * 100, MS * 400, handover)).len()
+            heartbeats.hear(ServerId(2), Some(true), at(0));
+            questions(&heartbeats.send(MS * 100, MS * 400, handover)).len()
         };
         let asked: Vec<usize> = (0..5).map(|_| send(false)).collect();
         assert_eq!(asked, [1, 0, 1, 0, 1]);
@@ -265,74 +265,82 @@ mod tests {
 
     #[test]
     fn a_cluster_is_idle_when_all_are_in_sync_or_long_gone() {
-        let mut beats = of([2, 3]);
-        let pace = |beats: &Heartbeats, now, handover| beats.pace(at(now), &TIMERS, handover);
-        assert_eq!(pace(&beats, 0, false), MS * 100, "nobody has answered yet");
-        beats.hear(ServerId(2), Some(true), at(0));
-        beats.hear(ServerId(3), Some(true), at(0));
-        assert_eq!((pace(&beats, 0, false), pace(&beats, 0, true)), (MS * 400, MS * 100));
-        beats.hear(ServerId(3), None, at(10));
-        assert_eq!(pace(&beats, 9999, false), MS * 400, "its last answer still stands");
-        beats.send(MS * 100, MS * 400, true);
-        beats.hear(ServerId(2), Some(true), at(20));
-        beats.hear(ServerId(3), None, at(20));
+        let mut heartbeats = of([2, 3]);
+        let pace =
+            |heartbeats: &Heartbeats, now, handover| heartbeats.pace(at(now), &TIMERS, handover);
+        assert_eq!(pace(&heartbeats, 0, false), MS * 100, "nobody has answered yet");
+        heartbeats.hear(ServerId(2), Some(true), at(0));
+        heartbeats.hear(ServerId(3), Some(true), at(0));
+        assert_eq!((pace(&heartbeats, 0, false), pace(&heartbeats, 0, true)), (MS * 400, MS * 100));
+        heartbeats.hear(ServerId(3), None, at(10));
+        assert_eq!(pace(&heartbeats, 9999, false), MS * 400, "its last answer still stands");
+        heartbeats.send(MS * 100, MS * 400, true);
+        heartbeats.hear(ServerId(2), Some(true), at(20));
+        heartbeats.hear(ServerId(3), None, at(20));
         // It has been silent since 10, and gone after twice the upper bound and an idle pause.
-        assert_eq!((pace(&beats, 1609, false), pace(&beats, 1610, false)), (MS * 100, MS * 400));
-        beats.hear(ServerId(3), Some(false), at(1610));
-        assert_eq!(pace(&beats, 9999, false), MS * 100, "it is back, and behind");
+        assert_eq!(
+            (pace(&heartbeats, 1609, false), pace(&heartbeats, 1610, false)),
+            (MS * 100, MS * 400)
+        );
+        heartbeats.hear(ServerId(3), Some(false), at(1610));
+        assert_eq!(pace(&heartbeats, 9999, false), MS * 100, "it is back, and behind");
     }
 
     #[test]
     fn peers_come_and_go_and_the_others_are_known_as_before() {
-        let mut beats = of([2, 3]);
-        beats.hear(ServerId(2), Some(true), at(0));
-        assert!(!beats.set_peers(&ids([2, 3])));
-        assert!(beats.set_peers(&ids([2, 4])));
-        assert_eq!(names(beats.peers().collect()), [2, 4]);
-        assert_eq!(names(beats.ask_again()), [4]);
-        assert!(!beats.hear(ServerId(3), Some(false), at(0)), "it has left");
+        let mut heartbeats = of([2, 3]);
+        heartbeats.hear(ServerId(2), Some(true), at(0));
+        assert!(!heartbeats.set_peers(&ids([2, 3])));
+        assert!(heartbeats.set_peers(&ids([2, 4])));
+        assert_eq!(names(heartbeats.peers().collect()), [2, 4]);
+        assert_eq!(names(heartbeats.ask_again()), [4]);
+        assert!(!heartbeats.hear(ServerId(3), Some(false), at(0)), "it has left");
     }
 
     #[test]
     fn a_peer_that_hangs_is_owed_few_questions_and_no_notice() {
-        let mut beats = of([2]);
+        let mut heartbeats = of([2]);
         for _ in 0..MAX_OPEN {
-            assert_eq!(questions(&beats.send(MS * 100, MS * 400, false)), [2]);
+            assert_eq!(questions(&heartbeats.send(MS * 100, MS * 400, false)), [2]);
         }
-        assert!(beats.send(MS * 100, MS * 400, false).is_empty());
-        assert!(beats.hear(ServerId(2), None, at(0)));
-        assert_eq!(questions(&beats.send(MS * 100, MS * 400, false)), [2]);
-        beats.hear(ServerId(2), Some(true), at(0));
-        assert_eq!(questions(&beats.send(MS * 100, MS * 400, false)), [2]);
-        beats.hear(ServerId(2), Some(true), at(0));
+        assert!(heartbeats.send(MS * 100, MS * 400, false).is_empty());
+        assert!(heartbeats.hear(ServerId(2), None, at(0)));
+        assert_eq!(questions(&heartbeats.send(MS * 100, MS * 400, false)), [2]);
+        heartbeats.hear(ServerId(2), Some(true), at(0));
+        assert_eq!(questions(&heartbeats.send(MS * 100, MS * 400, false)), [2]);
+        heartbeats.hear(ServerId(2), Some(true), at(0));
         // One that is in sync is sent notices in between, however many answers it owes.
-        let sent = beats.send(MS * 100, MS * 400, false);
+        let sent = heartbeats.send(MS * 100, MS * 400, false);
         assert_eq!(sent, [(ServerId(2), Heartbeat::Notice)]);
     }
 
     #[test]
     fn who_is_behind_is_asked_again_and_who_has_just_come_back_at_once() {
-        let mut beats = of([12, 13, 14, 15]);
-        beats.send(MS * 100, MS * 400, false);
-        assert!(!beats.hear(ServerId(12), Some(true), at(0)));
-        assert!(beats.hear(ServerId(13), Some(false), at(0)));
+        let mut heartbeats = of([12, 13, 14, 15]);
+        heartbeats.send(MS * 100, MS * 400, false);
+        assert!(!heartbeats.hear(ServerId(12), Some(true), at(0)));
+        assert!(heartbeats.hear(ServerId(13), Some(false), at(0)));
         for _ in 0..LOST {
-            assert!(beats.hear(ServerId(15), None, at(0)));
+            assert!(heartbeats.hear(ServerId(15), None, at(0)));
         }
         // Not one that is in sync, nor one whose answer is still due, nor one that is long gone.
-        assert_eq!(names(beats.ask_again()), [13]);
-        assert!(names(beats.ask_again()).is_empty(), "its answer is due");
-        beats.hear(ServerId(13), Some(false), at(1));
+        assert_eq!(names(heartbeats.ask_again()), [13]);
+        assert!(names(heartbeats.ask_again()).is_empty(), "its answer is due");
+        heartbeats.hear(ServerId(13), Some(false), at(1));
 
-        assert_eq!(names(beats.welcome(&ids([12, 15, 77]))), [12, 15], "at once, and nobody else");
-        beats.hear(ServerId(12), Some(true), at(1));
-        beats.hear(ServerId(15), None, at(1));
+        assert_eq!(
+            names(heartbeats.welcome(&ids([12, 15, 77]))),
+            [12, 15],
+            "at once, and nobody else"
+        );
+        heartbeats.hear(ServerId(12), Some(true), at(1));
+        heartbeats.hear(ServerId(15), None, at(1));
         for more in 1..WELCOME {
-            assert_eq!(names(beats.ask_again()), [13, 15], "{more}");
-            beats.hear(ServerId(13), Some(false), at(1));
-            beats.hear(ServerId(15), None, at(1));
+            assert_eq!(names(heartbeats.ask_again()), [13, 15], "{more}");
+            heartbeats.hear(ServerId(13), Some(false), at(1));
+            heartbeats.hear(ServerId(15), None, at(1));
         }
-        assert_eq!(names(beats.ask_again()), [13], "it was asked often enough");
+        assert_eq!(names(heartbeats.ask_again()), [13], "it was asked often enough");
     }
 
     #[test]
@@ -340,15 +348,15 @@ mod tests {
         let pause_of = |lagging: u32| of(2..lagging + 2).follow_up(&TIMERS);
         assert_eq!((pause_of(1), pause_of(20), pause_of(100)), (MS * 50, MS * 50, MS * 250));
         assert_eq!(pause_of(5000), MAX_PAUSE);
-        let mut beats = of(2..102);
-        beats.hear(ServerId(2), Some(true), at(0));
-        assert_eq!(beats.follow_up(&TIMERS), SPACING * 99);
+        let mut heartbeats = of(2..102);
+        heartbeats.hear(ServerId(2), Some(true), at(0));
+        assert_eq!(heartbeats.follow_up(&TIMERS), SPACING * 99);
     }
 
     #[test]
     fn raft_is_made_to_send_its_own_once_in_a_pause() {
-        let mut beats = of([2]);
-        let mut nudges = |now| beats.nudges_raft(at(now), &TIMERS);
+        let mut heartbeats = of([2]);
+        let mut nudges = |now| heartbeats.nudges_raft(at(now), &TIMERS);
         assert_eq!([0, 99, 100, 150, 200].map(&mut nudges), [true, false, true, false, true]);
     }
 }

@@ -1,11 +1,11 @@
-//! The replicated value: the agreed keys of one history, and the commands that change it.
+//! The replicated value: the agreed keys of one cluster incarnation, and the commands that change it.
 //!
-//! Every box applies the same commands in the same order and so holds the same ring. Applying is
+//! Every server applies the same commands in the same order and so holds the same ring. Applying is
 //! total: whatever command comes, there is an answer and never a panic, because a command that
-//! killed one box would kill them all. When a key is due, and who holds it, is for
+//! killed one server would kill them all. When a key is due, and who holds it, is for
 //! [`super::rotation`] to say.
 //!
-//! What must hold: a generation has one key, for ever; generations only grow; a key enters as
+//! Invariants: a generation has one key, for ever; generations only grow; a key enters as
 //! *staged* and leaves that place only by becoming *current*; a key that left the ring never
 //! comes back. Whatever a ring from elsewhere says, [`KeyRing::check`] lets through only what
 //! commands could have made, at a cost that does not depend on how much of it there is.
@@ -16,7 +16,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::log_id::LogEnd;
+use super::log_id::LogPosition;
 use super::stek::{Fingerprint, Stek, WeakKey};
 
 /// Most keys that a ring keeps besides the staged one, whatever a command asks for: the upper end
@@ -27,10 +27,10 @@ pub const MAX_KEYS: usize = 16;
 const MAX_REMEMBERED: usize = 64;
 
 /// The highest generation that a ring may have; no group ever gets there by counting. How it is
-/// kept from being led there in leaps is in [`crate::core::rejoin::Horizon`].
+/// kept from being led there in leaps is in [`crate::core::recovery::SanityBounds`].
 pub const MAX_GENERATION: Generation = Generation(1 << 62);
 
-/// The highest epoch of a history, far beyond what any clock says; see
+/// The highest epoch of a cluster incarnation, far beyond what any clock says; see
 /// [`crate::core::record::next_epoch`].
 pub const MAX_EPOCH: u64 = 1 << 40;
 
@@ -56,13 +56,13 @@ impl fmt::Display for Generation {
 
 /// The random name of one agreed sequence of keys, made at its cold start; never all zero.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct HistoryId([u8; 16]);
+pub struct ClusterId([u8; 16]);
 
-impl HistoryId {
-    /// A history named by `bytes`, which the caller drew at random; `None` if they are all zero,
-    /// which stands for "no history" on the wire.
-    pub fn from_bytes(bytes: [u8; 16]) -> Option<HistoryId> {
-        (bytes != [0; 16]).then_some(HistoryId(bytes))
+impl ClusterId {
+    /// A cluster incarnation named by `bytes`, which the caller drew at random; `None` if they are all zero,
+    /// which stands for "no cluster incarnation" on the wire.
+    pub fn from_bytes(bytes: [u8; 16]) -> Option<ClusterId> {
+        (bytes != [0; 16]).then_some(ClusterId(bytes))
     }
 
     /// The name's bytes.
@@ -72,13 +72,13 @@ impl HistoryId {
 }
 
 /// The first 8 hex digits, which is what logs show.
-impl fmt::Display for HistoryId {
+impl fmt::Display for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..4].iter().try_for_each(|b| write!(f, "{b:02x}"))
     }
 }
 
-impl fmt::Debug for HistoryId {
+impl fmt::Debug for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -102,13 +102,13 @@ pub struct Staged {
     pub revokes: bool,
 }
 
-/// What is left of a history where nobody who took part in it lives on; see [`super::record`].
+/// What is left of a cluster incarnation where nobody who took part in it lives on; see [`super::record`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// The keys, with what is known of those that are gone.
     pub ring: KeyRing,
     /// The last entry of the log that is in it.
-    pub end: LogEnd,
+    pub end: LogPosition,
     /// How old the newest key is, in milliseconds: since it became current, or if it has not yet,
     /// since it was staged.
     pub age_ms: u64,
@@ -117,23 +117,23 @@ pub struct Record {
 /// What the group may agree on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Command {
-    /// First entry of a history.
+    /// First entry of a cluster incarnation.
     Found {
         /// Its name.
-        history: HistoryId,
-        /// Above those of all histories that its founder knows of; see [`Record::rank`].
+        cluster_id: ClusterId,
+        /// Above those of all cluster incarnations that its founder knows of; see [`Record::rank`].
         epoch: u64,
-        /// What an earlier history left, if it goes on with the keys of that one.
+        /// What an earlier cluster incarnation left, if it goes on with the keys of that one.
         from: Option<Box<Record>>,
     },
-    /// Every box takes this key, to decrypt with it but not yet to encrypt.
+    /// Every server takes this key, to decrypt with it but not yet to encrypt.
     Stage {
         /// The key and its place: exactly one after the newest.
         held: Held,
         /// Whether its activation drops every older key at once.
         revokes: bool,
     },
-    /// Every box encrypts with the staged key from now on.
+    /// Every server encrypts with the staged key from now on.
     Activate {
         /// Which one; anything but the staged one is refused.
         generation: Generation,
@@ -145,13 +145,13 @@ pub enum Command {
 /// What a command did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A history began.
+    /// A cluster incarnation began.
     Founded,
     /// A key was staged.
     Staged(Generation),
     /// A key became current.
     Activated(Generation),
-    /// A key that had been current, or staged, in an earlier history is current again, as old as
+    /// A key that had been current, or staged, in an earlier cluster incarnation is current again, as old as
     /// it was.
     Resumed(Generation),
     /// The command had been applied before.
@@ -161,13 +161,13 @@ pub enum Change {
 /// Why a command changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// A ring belongs to one history for good.
-    #[error("this ring belongs to another history")]
-    OtherHistory,
-    /// Keys belong to a history.
-    #[error("no history has begun yet")]
-    NoHistory,
-    /// The sanity gate.
+    /// A ring belongs to one cluster incarnation for good.
+    #[error("this ring belongs to another cluster incarnation")]
+    OtherCluster,
+    /// Keys belong to a cluster incarnation.
+    #[error("no cluster incarnation has begun yet")]
+    NoCluster,
+    /// Key validation.
     #[error("the key is unfit: {0}")]
     Weak(#[from] WeakKey),
     /// The place is taken, past, or not the next one.
@@ -197,23 +197,23 @@ pub enum Refusal {
     #[error("generation {0} is beyond all reason")]
     Absurd(Generation),
     /// As above.
-    #[error("a history founded in epoch {0} is beyond all reason")]
+    #[error("a cluster incarnation founded in epoch {0} is beyond all reason")]
     Epoch(u64),
     /// A revoked generation is one that became current, and takes every older key with it.
     #[error("generation {0} cannot have revoked the others")]
     Revoked(Generation),
 }
 
-/// The agreed keys of one history. Cloning it copies handles, not key bytes.
+/// The agreed keys of one cluster incarnation. Cloning it copies handles, not key bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct KeyRing {
-    history: Option<HistoryId>,
+    cluster_id: Option<ClusterId>,
     staged: Option<Staged>,
     keys: Vec<Held>,
     retired: Vec<Fingerprint>,
     revoked: Generation,
     epoch: u64,
-    /// Whether all keys came from an earlier history: the newest one is staged, and none of the
+    /// Whether all keys came from an earlier cluster incarnation: the newest one is staged, and none of the
     /// others encrypts before that one does.
     imported: bool,
 }
@@ -222,10 +222,10 @@ impl KeyRing {
     /// Changes the ring as `command` says.
     ///
     /// # Errors
-    /// Why nothing changed; every box comes to the same answer.
+    /// Why nothing changed; every server comes to the same answer.
     pub fn apply(&mut self, command: Command) -> Result<Change, Refusal> {
         match command {
-            Command::Found { history, epoch, from } => self.found(history, epoch, from),
+            Command::Found { cluster_id, epoch, from } => self.found(cluster_id, epoch, from),
             Command::Stage { held, revokes } => self.stage(held, revokes),
             Command::Activate { generation, keep } => self.activate(generation, keep.into()),
         }
@@ -237,8 +237,8 @@ impl KeyRing {
     /// # Errors
     /// As [`KeyRing::apply`].
     pub fn admits(&self, held: &Held) -> Result<(), Refusal> {
-        if self.history.is_none() {
-            return Err(Refusal::NoHistory);
+        if self.cluster_id.is_none() {
+            return Err(Refusal::NoCluster);
         }
         if let Some(staged) = &self.staged {
             return Err(Refusal::HandoverUnderWay(staged.held.generation));
@@ -263,17 +263,17 @@ impl KeyRing {
         Ok(())
     }
 
-    /// The history that the ring belongs to, if one has begun.
-    pub fn history(&self) -> Option<HistoryId> {
-        self.history
+    /// The cluster incarnation that the ring belongs to, if one has begun.
+    pub fn cluster_id(&self) -> Option<ClusterId> {
+        self.cluster_id
     }
 
-    /// Orders histories by when they were founded, 0 before the first.
+    /// Orders cluster incarnations by when they were founded, 0 before the first.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Whether all keys came from an earlier history, and none of them encrypts yet.
+    /// Whether all keys came from an earlier cluster incarnation, and none of them encrypts yet.
     pub fn is_imported(&self) -> bool {
         self.imported
     }
@@ -307,7 +307,7 @@ impl KeyRing {
         self.revoked
     }
 
-    /// Whether this key left the ring, or the one of an earlier history that it goes on from.
+    /// Whether this key left the ring, or the one of an earlier cluster incarnation that it goes on from.
     pub fn has_retired(&self, key: &Stek) -> bool {
         self.retired.contains(&key.fingerprint())
     }
@@ -322,7 +322,7 @@ impl KeyRing {
         self.staged.iter().map(|s| &s.held).chain(&self.keys)
     }
 
-    /// Whether a ring that came from another box is one that commands could have made.
+    /// Whether a ring that came from another server is one that commands could have made.
     ///
     /// # Errors
     /// The first rule that it breaks.
@@ -334,8 +334,8 @@ impl KeyRing {
             return Err(Refusal::TooMany(self.retired.len(), "retired keys", MAX_REMEMBERED));
         }
         let is_empty = self.staged.is_none() && self.keys.is_empty() && self.retired.is_empty();
-        if self.history.is_none() && !(is_empty && self.revoked == Generation(0)) {
-            return Err(Refusal::NoHistory);
+        if self.cluster_id.is_none() && !(is_empty && self.revoked == Generation(0)) {
+            return Err(Refusal::NoCluster);
         }
         if self.newest() > MAX_GENERATION {
             return Err(Refusal::Absurd(self.newest()));
@@ -379,8 +379,8 @@ impl KeyRing {
         }
     }
 
-    /// Whether a box whose host holds keys of this ring may go over to those of `next`: `next` is
-    /// sound, and within a history neither its newest nor its current key is older.
+    /// Whether a server whose host holds keys of this ring may go over to those of `next`: `next` is
+    /// sound, and within a cluster incarnation neither its newest nor its current key is older.
     ///
     /// # Errors
     /// The first rule that `next` breaks.
@@ -388,7 +388,7 @@ impl KeyRing {
         next.check()?;
         let current = |ring: &KeyRing| ring.current().map(|held| held.generation);
         let current = (current(self).unwrap_or_default(), current(next).unwrap_or_default());
-        if self.history.is_some() && self.history == next.history {
+        if self.cluster_id.is_some() && self.cluster_id == next.cluster_id {
             for (ours, theirs) in [(self.newest(), next.newest()), current] {
                 if theirs < ours {
                     return Err(Refusal::Generation { got: theirs, want: ours });
@@ -400,27 +400,27 @@ impl KeyRing {
 
     fn found(
         &mut self,
-        history: HistoryId,
+        cluster_id: ClusterId,
         epoch: u64,
         from: Option<Box<Record>>,
     ) -> Result<Change, Refusal> {
-        match self.history {
+        match self.cluster_id {
             None if epoch > MAX_EPOCH => Err(Refusal::Epoch(epoch)),
             None => {
                 if let Some(record) = from {
                     record.ring.check()?;
                     self.import(record.ring);
                 }
-                self.history = Some(history);
+                self.cluster_id = Some(cluster_id);
                 self.epoch = epoch;
                 Ok(Change::Founded)
             }
-            Some(ours) if ours == history => Ok(Change::Nothing),
-            Some(_) => Err(Refusal::OtherHistory),
+            Some(ours) if ours == cluster_id => Ok(Change::Nothing),
+            Some(_) => Err(Refusal::OtherCluster),
         }
     }
 
-    /// Takes the keys of an earlier history. The newest one is staged, so that it encrypts nowhere
+    /// Takes the keys of an earlier cluster incarnation. The newest one is staged, so that it encrypts nowhere
     /// before all hold it; a revocation that was under way goes on.
     fn import(&mut self, earlier: KeyRing) {
         let KeyRing { staged, mut keys, retired, revoked, .. } = earlier;
@@ -473,14 +473,14 @@ impl KeyRing {
     }
 }
 
-/// What a box should give to its host: at least the encrypting key, at most `limit` keys, the
+/// What a server should give to its host: at least the encrypting key, at most `limit` keys, the
 /// encrypting one first.
 ///
-/// `own` are the box's own keys, newest first: the initial STEK, or the emergency keys that it
+/// `own` are the server's own keys, newest first: the initial STEK, or the emergency keys that it
 /// made while there was no group to ask. They encrypt only while the ring has no current key or
 /// `too_old` says that the current one must not encrypt any more; otherwise they decrypt where
 /// there is room. The staged key comes before all that merely decrypt, because a handover waits
-/// for it. `kept`, newest first, are keys that this box read from its state file: they decrypt
+/// for it. `kept`, newest first, are keys that this server read from its state file: they decrypt
 /// and never encrypt.
 pub fn keys_to_install(
     ring: &KeyRing,
@@ -531,8 +531,8 @@ mod tests {
 
     fn ring_of(generations: u64) -> KeyRing {
         let mut ring = KeyRing::default();
-        let history = HistoryId::from_bytes([9; 16]).unwrap();
-        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
         for g in 1..=generations {
             ring.apply(stage(g)).unwrap();
             ring.apply(activate(g)).unwrap();
@@ -632,14 +632,14 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_belongs_to_one_history() {
+    fn a_ring_belongs_to_one_cluster_id() {
         let mut ring = KeyRing::default();
-        assert_eq!(ring.apply(stage(1)), Err(Refusal::NoHistory));
+        assert_eq!(ring.apply(stage(1)), Err(Refusal::NoCluster));
         let mut ring = ring_of(1);
-        let other = HistoryId::from_bytes([8; 16]).unwrap();
+        let other = ClusterId::from_bytes([8; 16]).unwrap();
         assert_eq!(
-            ring.apply(Command::Found { history: other, epoch: 2, from: None }),
-            Err(Refusal::OtherHistory)
+            ring.apply(Command::Found { cluster_id: other, epoch: 2, from: None }),
+            Err(Refusal::OtherCluster)
         );
     }
 
@@ -671,7 +671,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_goes_forward_within_its_history_only() {
+    fn a_ring_goes_forward_within_its_cluster_id_only() {
         let (old, mut staged) = (ring_of(2), ring_of(2));
         staged.apply(stage(3)).unwrap();
         let mut activated = staged.clone();
@@ -679,14 +679,14 @@ mod tests {
         let forward = [&KeyRing::default(), &old, &staged, &activated];
         for (i, from) in forward.iter().enumerate() {
             for (j, to) in forward.iter().enumerate() {
-                // A ring without a history says nothing about any.
-                let fine = i <= j || to.history().is_none();
+                // A ring without a cluster incarnation says nothing about any.
+                let fine = i <= j || to.cluster_id().is_none();
                 assert_eq!(from.may_become(to).is_ok(), fine, "from {i} to {j}");
             }
         }
         let mut other = KeyRing::default();
-        let history = HistoryId::from_bytes([8; 16]).unwrap();
-        other.apply(Command::Found { history, epoch: 2, from: None }).unwrap();
+        let cluster_id = ClusterId::from_bytes([8; 16]).unwrap();
+        other.apply(Command::Found { cluster_id, epoch: 2, from: None }).unwrap();
         assert_eq!(activated.may_become(&other), Ok(()));
     }
 
@@ -703,8 +703,8 @@ mod tests {
         ring.retired = vec![ring.keys[1].stek.fingerprint()];
         assert!(matches!(ring.check(), Err(Refusal::Repeated(_))));
         let mut ring = ring_of(1);
-        ring.history = None;
-        assert_eq!(ring.check(), Err(Refusal::NoHistory));
+        ring.cluster_id = None;
+        assert_eq!(ring.check(), Err(Refusal::NoCluster));
     }
 
     #[test]
@@ -751,7 +751,7 @@ mod tests {
             let mut ring = KeyRing::default();
             assert_eq!(ring.check(), Ok(()));
             change(&mut ring);
-            assert_eq!(ring.check(), Err(Refusal::NoHistory));
+            assert_eq!(ring.check(), Err(Refusal::NoCluster));
         }
     }
 
@@ -790,9 +790,9 @@ mod tests {
     }
 
     #[test]
-    fn a_history_is_written_as_its_first_digits_and_given_away_whole() {
+    fn a_cluster_id_is_written_as_its_first_digits_and_given_away_whole() {
         let bytes = std::array::from_fn(|i| i as u8 + 0xa1);
-        let id = HistoryId::from_bytes(bytes).unwrap();
+        let id = ClusterId::from_bytes(bytes).unwrap();
         assert_eq!(id.to_bytes(), bytes);
         assert_eq!((format!("{id}"), format!("{id:?}")), ("a1a2a3a4".into(), "a1a2a3a4".into()));
     }
@@ -806,11 +806,11 @@ mod tests {
     }
 
     #[test]
-    fn the_same_history_founded_twice_is_one_and_a_staged_key_has_no_double() {
+    fn the_same_cluster_founded_twice_is_one_and_a_staged_key_has_no_double() {
         let mut ring = ring_of(1);
-        let history = ring.history().unwrap();
+        let cluster_id = ring.cluster_id().unwrap();
         assert_eq!(
-            ring.apply(Command::Found { history, epoch: 1, from: None }),
+            ring.apply(Command::Found { cluster_id, epoch: 1, from: None }),
             Ok(Change::Nothing)
         );
         ring.apply(stage(2)).unwrap();

@@ -3,7 +3,7 @@
 //! A handshake costs the side that was dialled far more than the side that dials, which may play
 //! back what it said once. So each address has a bucket of tokens: a handshake takes one, a
 //! handshake that ends well gives it back, and time fills the bucket again. Whoever is let in at
-//! each knock never runs out; who is not has [`Allowance`] and no more. What must hold:
+//! each knock never runs out; who is not has [`Allowance`] and no more. Invariants:
 //! - An address where a member is has a bucket of its own, larger with the list, so that all
 //!   servers of a fleet may start anew behind one address; no stranger elsewhere can empty it, nor
 //!   take its room.

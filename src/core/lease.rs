@@ -80,13 +80,13 @@ impl Lease {
 
     /// By how much the heartbeats are further apart than this server's interval.
     pub fn lateness(&self, timers: &Timers) -> Duration {
-        self.next.saturating_sub(timers.heart_beat)
+        self.next.saturating_sub(timers.heartbeat)
     }
 
     /// How long ago a server was heard that counts as reachable.
     pub fn reach(&self, timers: &Timers) -> Duration {
         let next = self.next.max(self.next_before);
-        timers.election_upper + next.saturating_sub(timers.heart_beat)
+        timers.election_upper + next.saturating_sub(timers.heartbeat)
     }
 
     /// Whether the leader was heard so lately that this server gives no vote.
@@ -110,7 +110,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
     const TIMERS: Timers = Timers {
-        heart_beat: Duration::from_millis(100),
+        heartbeat: Duration::from_millis(100),
         election_lower: Duration::from_millis(200),
         election_upper: Duration::from_millis(400),
     };

@@ -6,21 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use super::server_id::ServerId;
 
-/// Raft's ballot: a term and who stood in it. Ordered by term first.
+/// Raft's term: a term and who stood in it. Ordered by term first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Ballot {
+pub struct LeaderId {
     /// The term.
     pub term: u64,
     /// Who stood.
     pub node: ServerId,
 }
 
-/// The end of a log: the ballot under which its last entry was made, and that entry's index.
+/// The end of a log: the term under which its last entry was made, and that entry's index.
 /// Ordered as Raft compares logs (section 5.4.1 of the Raft paper).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct LogEnd {
-    /// The ballot of the leader that made the entry.
-    pub ballot: Ballot,
+pub struct LogPosition {
+    /// The term of the leader that made the entry.
+    pub leader_id: LeaderId,
     /// The entry's index.
     pub index: u64,
 }

@@ -3,26 +3,26 @@
 #![forbid(unsafe_code)]
 
 pub mod agreed;
-pub mod box_status;
 pub mod client_policy;
 pub mod config;
-pub mod crowd;
 pub mod election;
 pub mod ending;
 pub mod health;
 pub mod heartbeat;
 pub mod key_ring;
 pub mod knocks;
+pub mod large_cluster;
 pub mod lease;
 pub mod log_id;
 pub mod moment;
 pub mod multicert;
 pub mod quorum;
 pub mod record;
-pub mod rejoin;
-pub mod roster;
+pub mod recovery;
 pub mod rotation;
 pub mod server_id;
+pub mod server_list;
+pub mod server_status;
 pub mod stek;
 pub mod text;
 pub mod ticket_scope;

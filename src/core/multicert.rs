@@ -5,9 +5,9 @@
 //! between, values possibly in quotes, `#` for a comment. Whether the rest of a line is right is
 //! for the host to say. Of the newer ssl_multicert.yaml nothing is known here.
 
-use super::box_status::{Hint, MAX_HINTS};
+use super::server_status::{Hint, MAX_HINTS};
 
-/// What an operator has to look at, in the file's order; half of the hints of a box at most.
+/// What an operator has to look at, in the file's order; half of the hints of a server at most.
 pub fn hints(text: &str) -> Vec<Hint> {
     let mut hints = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {

@@ -1,7 +1,7 @@
-//! What is left of a history where nobody who took part in it lives on: keys, and how new they are.
+//! What is left of a cluster incarnation where nobody who took part in it lives on: keys, and how new they are.
 //!
-//! A record decrypts and never votes. A box that starts with one is as empty as any other; only
-//! where nobody remembers anything does its leader found a history that goes on from the newest
+//! A record decrypts and never votes. A server that starts with one is as empty as any other; only
+//! where nobody remembers anything does its leader found a cluster incarnation that goes on from the newest
 //! record of those present. So a file that is old, copied or brought back can be outranked and
 //! can outvote nobody.
 
@@ -9,10 +9,10 @@ use std::time::Duration;
 
 pub use super::key_ring::Record;
 use super::key_ring::MAX_EPOCH;
-use super::log_id::LogEnd;
+use super::log_id::LogPosition;
 
-/// Orders records, the newest last: by when their histories were founded, within one by its log.
-pub type Rank = (u64, LogEnd);
+/// Orders records, the newest last: by when their cluster incarnations were founded, within one by its log.
+pub type Rank = (u64, LogPosition);
 
 impl Record {
     /// How new it is.
@@ -26,9 +26,9 @@ impl Record {
     }
 }
 
-/// The epoch of a history that is founded now, `wall` seconds after 1970, by one who knows of the
-/// epoch `known`. The clock orders histories that know nothing of each other; a clock that went
-/// back cannot put a history before the one that it goes on from.
+/// The epoch of a cluster incarnation that is founded now, `wall` seconds after 1970, by one who knows of the
+/// epoch `known`. The clock orders cluster incarnations that know nothing of each other; a clock that went
+/// back cannot put a cluster incarnation before the one that it goes on from.
 /// At [`MAX_EPOCH`] it stays.
 pub fn next_epoch(known: u64, wall: u64) -> u64 {
     known.saturating_add(1).max(wall).min(MAX_EPOCH)
@@ -37,8 +37,8 @@ pub fn next_epoch(known: u64, wall: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::key_ring::{Change, Command, Generation, Held, HistoryId, KeyRing, Refusal};
-    use crate::core::rejoin::Ballot;
+    use crate::core::key_ring::{Change, ClusterId, Command, Generation, Held, KeyRing, Refusal};
+    use crate::core::recovery::LeaderId;
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn stek(seed: u64) -> Stek {
@@ -56,7 +56,7 @@ mod tests {
     }
 
     fn found(byte: u8, epoch: u64, from: Option<Box<Record>>) -> Command {
-        Command::Found { history: HistoryId::from_bytes([byte; 16]).unwrap(), epoch, from }
+        Command::Found { cluster_id: ClusterId::from_bytes([byte; 16]).unwrap(), epoch, from }
     }
 
     fn ring(commands: impl IntoIterator<Item = Command>) -> KeyRing {
@@ -68,7 +68,7 @@ mod tests {
     }
 
     fn record(ring: KeyRing) -> Option<Box<Record>> {
-        Some(Box::new(Record { ring, end: LogEnd::default(), age_ms: 5 }))
+        Some(Box::new(Record { ring, end: LogPosition::default(), age_ms: 5 }))
     }
 
     fn generations(ring: &KeyRing) -> Vec<u64> {
@@ -134,12 +134,15 @@ mod tests {
         assert_eq!(ring.check(), Err(Refusal::NotStaged(Generation(2))));
         let mut next = KeyRing::default();
         assert!(next.apply(found(2, 5, record(ring))).is_err());
-        assert_eq!(next.history(), None);
+        assert_eq!(next.cluster_id(), None);
     }
 
     #[test]
-    fn the_later_history_ranks_higher_and_within_one_the_longer_log() {
-        let at = |term, index| LogEnd { ballot: Ballot { term, ..Ballot::default() }, index };
+    fn the_later_cluster_id_ranks_higher_and_within_one_the_longer_log() {
+        let at = |term, index| LogPosition {
+            leader_id: LeaderId { term, ..LeaderId::default() },
+            index,
+        };
         let of = |ring: &KeyRing, end| Record { ring: ring.clone(), end, age_ms: 0 }.rank();
         let (old, new) = (lived([]), ring([found(2, 5, None)]));
         assert!(of(&new, at(1, 1)) > of(&old, at(9, 99)));

@@ -1,7 +1,7 @@
-//! What the leader does next about the keys: found the history, stage a key, activate it, or wait.
+//! What the leader does next about the keys: found the cluster incarnation, stage a key, activate it, or wait.
 //!
 //! A decision from a view: it proposes nothing itself, and it knows neither openraft nor sockets.
-//! What must hold: a key is activated only when every reachable box has it installed, or has had
+//! Invariants: a key is activated only when every reachable server has it installed, or has had
 //! `handover_timeout` to do so (promise 1); rotations keep their schedule by the monotonic clock
 //! alone (promise 4).
 
@@ -16,7 +16,7 @@ use super::server_id::ServerId;
 pub struct Policy {
     /// From one activation to the start of the next handover.
     pub interval: Duration,
-    /// How long a box that answers but has not installed may hold up a handover.
+    /// How long a server that answers but has not installed may hold up a handover.
     pub handover_timeout: Duration,
     /// A member is reachable if it was heard within this time: the upper election bound.
     pub reachable_within: Duration,
@@ -58,11 +58,11 @@ pub struct View<'a> {
     pub ring: &'a KeyRing,
     /// When the current key became current.
     pub current_since: Moment,
-    /// When this box saw the staged key.
+    /// When this server saw the staged key.
     pub staged_since: Moment,
-    /// When this box became leader.
+    /// When this server became leader.
     pub leader_since: Moment,
-    /// This box.
+    /// This server.
     pub me: ServerId,
     /// All members of the agreed membership, this one included.
     pub members: &'a [MemberView],
@@ -73,9 +73,9 @@ pub struct View<'a> {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Propose a history id as the first entry.
+    /// Propose a cluster incarnation id as the first entry.
     Found,
-    /// Propose this generation, with a new key; the first one of a history is the leader's own
+    /// Propose this generation, with a new key; the first one of a cluster incarnation is the leader's own
     /// initial STEK.
     Stage {
         /// The generation to stage.
@@ -87,9 +87,9 @@ pub enum Step {
     Activate {
         /// The staged generation.
         generation: Generation,
-        /// Boxes that answer but have not installed in time; worth a line in the log.
+        /// Servers that answer but have not installed in time; worth a line in the log.
         left_behind: Vec<ServerId>,
-        /// Boxes that were not heard; nobody waits for them.
+        /// Servers that were not heard; nobody waits for them.
         unreachable: Vec<ServerId>,
     },
     /// Nothing to do for this long, unless something changes.
@@ -98,7 +98,7 @@ pub enum Step {
 
 /// Decides what the leader does next at the moment `now`.
 pub fn next_step_at(now: Moment, policy: &Policy, view: &View<'_>) -> Step {
-    if view.ring.history().is_none() {
+    if view.ring.cluster_id().is_none() {
         return Step::Found;
     }
     if let Some(staged) = view.ring.staged() {
@@ -164,7 +164,7 @@ pub fn may_encrypt_for_at(now: Moment, current_since: Moment, max_key_age: Durat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::key_ring::{Command, Held, HistoryId};
+    use crate::core::key_ring::{ClusterId, Command, Held};
     use crate::core::stek::{Stek, STEK_LEN};
 
     const POLICY: Policy = Policy {
@@ -179,8 +179,8 @@ mod tests {
 
     fn ring(current: u64, staged: bool) -> KeyRing {
         let mut ring = KeyRing::default();
-        let history = HistoryId::from_bytes([1; 16]).unwrap();
-        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
+        let cluster_id = ClusterId::from_bytes([1; 16]).unwrap();
+        ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
         for g in 1..=current + u64::from(staged) {
             let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ g as u8).collect();
             let held = Held { generation: Generation(g), stek: Stek::copy_from(&bytes).unwrap() };
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_history_begins_with_its_id_and_then_a_first_key() {
+    fn a_cluster_id_begins_with_its_id_and_then_a_first_key() {
         let empty = KeyRing::default();
         assert_eq!(next_step_at(at(1), &POLICY, &view(&empty, &[])), Step::Found);
         let founded = ring(0, false);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn activation_waits_for_every_reachable_box() {
+    fn activation_waits_for_every_reachable_server() {
         let ring = ring(3, true);
         let members = [member(1, 0, 4), member(2, 20_050, 4), member(3, 20_050, 3)];
         assert_eq!(
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_box_that_is_not_heard() {
+    fn nobody_waits_for_a_server_that_is_not_heard() {
         let ring = ring(3, true);
         let members = [member(1, 0, 4), member(2, 19_600, 3)];
         assert_eq!(
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_box_that_answers_without_installing_is_left_behind_in_the_end() {
+    fn a_server_that_answers_without_installing_is_left_behind_in_the_end() {
         let ring = ring(3, true);
         let members = [member(1, 0, 4), member(2, 21_450, 3)];
         assert_eq!(

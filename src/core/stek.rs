@@ -1,7 +1,7 @@
-//! The session ticket encryption key: 48 secret bytes, their public fingerprint, and the gate
+//! The session ticket encryption key: 48 secret bytes, their public fingerprint, and key validation
 //! that no weak key passes.
 //!
-//! What must hold: the bytes of a key stand in exactly one [`SecretCell`] per process, however
+//! Invariants: the bytes of a key stand in exactly one [`SecretCell`] per process, however
 //! many handles there are; the cell is erased when the last handle goes; nothing here prints them.
 //! Entropy comes in from the caller, and so do pages that are locked into memory
 //! ([`use_cells`]); without those a cell is an ordinary heap allocation that is erased on drop.
@@ -105,7 +105,7 @@ impl Stek {
         openssl::memcmp::eq(self.expose(), other.expose())
     }
 
-    /// The sanity gate for a single key; whether it is fit to stand beside others is for the
+    /// Key validation for a single key; whether it is fit to stand beside others is for the
     /// key ring to say.
     ///
     /// # Errors
@@ -209,7 +209,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// Why a key did not pass the sanity gate.
+/// Why a key did not pass key validation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WeakKey {
     /// A part is all zero.

@@ -7,8 +7,8 @@
 
 use thiserror::Error;
 
-use super::log_id::{Ballot, LogEnd};
-use super::rejoin::Quarantine;
+use super::log_id::{LeaderId, LogPosition};
+use super::recovery::VoteRestriction;
 use super::server_id::ServerId;
 
 /// What a candidate asks with.
@@ -17,9 +17,9 @@ pub struct Candidate {
     /// Who sent the request.
     pub sender: ServerId,
     /// The term, and who is the candidate in it.
-    pub ballot: Ballot,
+    pub leader_id: LeaderId,
     /// The end of its log.
-    pub log_end: Option<LogEnd>,
+    pub log_end: Option<LogPosition>,
     /// Whether it is of this server's cluster, or this one of none yet.
     pub is_of_cluster: bool,
     /// Whether this server believes that there is this term.
@@ -34,11 +34,11 @@ pub struct Voter {
     /// Whether Raft runs here.
     pub is_running: bool,
     /// What it may do about votes.
-    pub recovery: Quarantine,
+    pub recovery: VoteRestriction,
     /// Its vote, and whether that one is known to lead.
-    pub vote: Option<(Ballot, bool)>,
+    pub vote: Option<(LeaderId, bool)>,
     /// The end of its log.
-    pub log_end: Option<LogEnd>,
+    pub log_end: Option<LogPosition>,
     /// Whether it hears a leader.
     pub hears_leader: bool,
     /// Whether it leads with a majority and is going to stay.
@@ -74,7 +74,7 @@ pub enum VoteRefusal {
     Leads,
     /// It stands in an earlier term, or this server has voted for another one in the same.
     #[error("this server has voted for server {} in term {}", .0.node, .0.term)]
-    Voted(Ballot),
+    Voted(LeaderId),
     /// It lacks something that this server has.
     #[error("its log is behind this server's")]
     Behind,
@@ -98,15 +98,15 @@ pub fn may_grant(voter: &Voter, candidate: &Candidate) -> Result<(), VoteRefusal
     if !voter.is_running {
         return Err(VoteRefusal::Starting);
     }
-    if candidate.ballot.node != candidate.sender {
-        return Err(VoteRefusal::InAnothersName(candidate.ballot.node));
+    if candidate.leader_id.node != candidate.sender {
+        return Err(VoteRefusal::InAnothersName(candidate.leader_id.node));
     }
     if !candidate.is_plausible {
-        return Err(VoteRefusal::Implausible(candidate.ballot.term));
+        return Err(VoteRefusal::Implausible(candidate.leader_id.term));
     }
     match voter.recovery {
         recovery if recovery.admits(candidate.log_end) => {}
-        Quarantine::OnlyFor(_) => return Err(VoteRefusal::Shorter),
+        VoteRestriction::OnlyFor(_) => return Err(VoteRefusal::Shorter),
         _ => return Err(VoteRefusal::Recovering),
     }
     // With a vote that is not known to lead this server follows nobody, whoever was heard before.
@@ -122,7 +122,7 @@ pub fn may_grant(voter: &Voter, candidate: &Candidate) -> Result<(), VoteRefusal
         return Err(VoteRefusal::Leads);
     }
     match voter.vote {
-        Some((own, _)) if own > candidate.ballot => Err(VoteRefusal::Voted(own)),
+        Some((own, _)) if own > candidate.leader_id => Err(VoteRefusal::Voted(own)),
         _ if voter.log_end > candidate.log_end => Err(VoteRefusal::Behind),
         _ => Ok(()),
     }
@@ -132,20 +132,20 @@ pub fn may_grant(voter: &Voter, candidate: &Candidate) -> Result<(), VoteRefusal
 mod tests {
     use super::*;
 
-    fn ballot(term: u64, node: u32) -> Ballot {
-        Ballot { term, node: ServerId(node) }
+    fn leader_id(term: u64, node: u32) -> LeaderId {
+        LeaderId { term, node: ServerId(node) }
     }
 
-    fn end(term: u64, index: u64) -> Option<LogEnd> {
-        Some(LogEnd { ballot: ballot(term, 1), index })
+    fn end(term: u64, index: u64) -> Option<LogPosition> {
+        Some(LogPosition { leader_id: leader_id(term, 1), index })
     }
 
     fn voter() -> Voter {
         Voter {
             me: ServerId(1),
             is_running: true,
-            recovery: Quarantine::Lifted,
-            vote: Some((ballot(5, 3), true)),
+            recovery: VoteRestriction::Lifted,
+            vote: Some((leader_id(5, 3), true)),
             log_end: end(5, 9),
             hears_leader: false,
             leads: false,
@@ -155,7 +155,7 @@ mod tests {
     fn candidate() -> Candidate {
         Candidate {
             sender: ServerId(2),
-            ballot: ballot(6, 2),
+            leader_id: leader_id(6, 2),
             log_end: end(5, 9),
             is_of_cluster: true,
             is_plausible: true,
@@ -171,11 +171,11 @@ mod tests {
             (VoteRefusal::Starting, |v, _| v.is_running = false),
             (VoteRefusal::InAnothersName(ServerId(2)), |_, c| c.sender = ServerId(4)),
             (VoteRefusal::Implausible(6), |_, c| c.is_plausible = false),
-            (VoteRefusal::Recovering, |v, _| v.recovery = Quarantine::Proving),
-            (VoteRefusal::Shorter, |v, _| v.recovery = Quarantine::OnlyFor(end(5, 10))),
+            (VoteRefusal::Recovering, |v, _| v.recovery = VoteRestriction::Proving),
+            (VoteRefusal::Shorter, |v, _| v.recovery = VoteRestriction::OnlyFor(end(5, 10))),
             (VoteRefusal::HearsLeader(ServerId(3)), |v, _| v.hears_leader = true),
             (VoteRefusal::Leads, |v, _| v.leads = true),
-            (VoteRefusal::Voted(ballot(7, 3)), |v, _| v.vote = Some((ballot(7, 3), true))),
+            (VoteRefusal::Voted(leader_id(7, 3)), |v, _| v.vote = Some((leader_id(7, 3), true))),
             (VoteRefusal::Behind, |v, _| v.log_end = end(5, 10)),
         ];
         for (at, (reason, fault)) in faults.iter().enumerate() {
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn raft_hears_of_a_candidate_that_it_alone_refuses() {
         for (reason, is_rafts) in [
-            (VoteRefusal::Voted(ballot(7, 3)), true),
+            (VoteRefusal::Voted(leader_id(7, 3)), true),
             (VoteRefusal::Behind, true),
             (VoteRefusal::Leads, false),
             (VoteRefusal::Recovering, false),
@@ -208,25 +208,28 @@ mod tests {
 
     #[test]
     fn a_leader_that_is_followed_keeps_its_followers_and_nobody_else() {
-        let hears = |vote: Option<(Ballot, bool)>| {
+        let hears = |vote: Option<(LeaderId, bool)>| {
             let voter = Voter { vote, hears_leader: true, ..voter() };
             may_grant(&voter, &candidate())
         };
-        assert_eq!(hears(Some((ballot(5, 3), true))), Err(VoteRefusal::HearsLeader(ServerId(3))));
-        assert_eq!(hears(Some((ballot(5, 3), false))), Ok(()), "its vote is another's since");
-        assert_eq!(hears(Some((ballot(5, 1), true))), Ok(()), "the one that it heard is itself");
+        assert_eq!(
+            hears(Some((leader_id(5, 3), true))),
+            Err(VoteRefusal::HearsLeader(ServerId(3)))
+        );
+        assert_eq!(hears(Some((leader_id(5, 3), false))), Ok(()), "its vote is another's since");
+        assert_eq!(hears(Some((leader_id(5, 1), true))), Ok(()), "the one that it heard is itself");
         assert_eq!(hears(None), Ok(()));
     }
 
     #[test]
     fn the_same_candidate_may_ask_twice_and_a_recovering_server_knows_whom_it_may_take() {
-        let again = Voter { vote: Some((ballot(6, 2), false)), ..voter() };
+        let again = Voter { vote: Some((leader_id(6, 2), false)), ..voter() };
         assert_eq!(may_grant(&again, &candidate()), Ok(()));
-        let other = Voter { vote: Some((ballot(6, 3), false)), ..voter() };
-        assert_eq!(may_grant(&other, &candidate()), Err(VoteRefusal::Voted(ballot(6, 3))));
-        let only = |end| Voter { recovery: Quarantine::OnlyFor(end), ..voter() };
+        let other = Voter { vote: Some((leader_id(6, 3), false)), ..voter() };
+        assert_eq!(may_grant(&other, &candidate()), Err(VoteRefusal::Voted(leader_id(6, 3))));
+        let only = |end| Voter { recovery: VoteRestriction::OnlyFor(end), ..voter() };
         assert_eq!(may_grant(&only(end(5, 9)), &candidate()), Ok(()));
-        let silent = Voter { recovery: Quarantine::Silent, ..voter() };
+        let silent = Voter { recovery: VoteRestriction::Silent, ..voter() };
         assert_eq!(may_grant(&silent, &candidate()), Err(VoteRefusal::Recovering));
     }
 }

@@ -1,7 +1,7 @@
 //! Safe calls into Traffic Server: log lines, ticket keys, hooks, records, statistics.
 //!
 //! Decides nothing: what to say and when to call is for [`super::plugin`] and
-//! [`super::installer`]. What must hold: no string reaches the host as a format, none carries a
+//! [`super::installer`]. Invariants: no string reaches the host as a format, none carries a
 //! byte that would break a log line, and a function that the host lacks is an error, not a crash.
 
 use std::ffi::{c_int, c_void, CStr, CString};
@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::sys;
 use crate::core::stek::STEK_LEN;
-use crate::journal::{Journal, Level};
+use crate::log_sink::{Level, LogSink};
 
 /// The plugin's name: its debug tag, the prefix of its lines, and the target of messages to it.
 pub const NAME: &str = "stek_share";
@@ -19,7 +19,7 @@ pub const NAME: &str = "stek_share";
 const NAME_C: &CStr = c"stek_share";
 
 /// Bytes of one log line at most; what is longer is cut. Room for a list of twenty servers, and a
-/// bound on what a peer can make this box write.
+/// bound on what a peer can make this server write.
 pub const MAX_LINE: usize = 4096;
 
 /// Bytes of an operator's message that are looked at; every word that means anything is shorter.
@@ -36,9 +36,9 @@ pub fn register() -> bool {
 
 /// Writes lines to the host's own logs: debug lines to traffic.out under the tag, the others to
 /// diags.log with the plugin's name in front.
-pub struct HostJournal;
+pub struct HostLogSink;
 
-impl Journal for HostJournal {
+impl LogSink for HostLogSink {
     fn write(&self, level: Level, line: &str) {
         match level {
             Level::Debug => debug(line),

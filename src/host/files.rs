@@ -1,4 +1,4 @@
-//! Looks after the files of a running box: takes over new certificates by itself, and all of them
+//! Looks after the files of a running server: takes over new certificates by itself, and all of them
 //! when an operator asks for a reload; warns before the certificate in use expires; and looks what
 //! the host's own files say.
 //!
@@ -18,14 +18,14 @@ use tokio::sync::{mpsc, Mutex};
 use tokio::time::{sleep, sleep_until, Instant};
 
 use super::guard::Again;
+use super::host_environment::{Around, HostFiles};
 use super::reader::{Reader, Source, Unread};
-use super::surroundings::{Around, HostFiles};
 use crate::core::config::{changes, Change, Problem, Settings};
 use crate::core::ending::Ending;
-use crate::fault::{fail_point, kept_alive};
-use crate::journal::{Level, Log};
 use crate::load::{self, Certificates, Loaded, Refused, Stamps};
+use crate::log_sink::{Level, Log};
 use crate::node::Node;
+use crate::supervise::{fail_point, kept_alive};
 use crate::transport::tls::Tls;
 
 /// How often the files of the certificates are looked at. Short-lived certificates live for hours.
@@ -411,12 +411,12 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use crate::journal::Journal;
+    use crate::log_sink::LogSink;
 
     #[derive(Default)]
     struct Lines(StdMutex<Vec<String>>);
 
-    impl Journal for Lines {
+    impl LogSink for Lines {
         fn write(&self, _level: Level, line: &str) {
             self.0.lock().unwrap().push(line.to_owned());
         }

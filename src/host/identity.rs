@@ -1,4 +1,4 @@
-//! Work as another user, for who judges what that user may read and write: the kernel's own answer, with all
+//! Work as another user, for who checks what that user may read and write: the kernel's own answer, with all
 //! its lists and modules, not a guess by modes.
 //!
 //! Only for a thread of its own, which ends with the work; the rest of the process keeps its rights.

@@ -1,12 +1,12 @@
-//! The one thread that gives ticket keys to the host, and that owns the tokio runtime of the box.
+//! The one thread that gives ticket keys to the host, and that owns the tokio runtime of the server.
 //!
-//! Does not decide which keys: they come from [`Node`] by a watch channel. What must hold:
+//! Does not decide which keys: they come from [`Node`] by a watch channel. Invariants:
 //! - `TSSslTicketKeyUpdate` is called on this thread only, and only while the [`Gate`] allows it:
 //!   the host reads its own configuration into the same unguarded place between the return of
 //!   TSPluginInit and PORTS_INITIALIZED, and overwrites what was there.
 //! - The node hears that a set is installed only when no handshake can miss it: the host cannot
 //!   overwrite it any more, or TSPluginInit still runs, so that there is no handshake before
-//!   PORTS_INITIALIZED, where the latest set is installed again. Without the second case boxes that
+//!   PORTS_INITIALIZED, where the latest set is installed again. Without the second case servers that
 //!   start together would wait for each other: in TSPluginInit for a key that is in use, and the
 //!   leader for their word that they hold it.
 //! - A failed install is tried again for as long as the set is the latest; what was installed
@@ -35,20 +35,20 @@ use super::ats::{self, Rejected};
 use super::boot_clock;
 use super::files::Files;
 use super::guard::Again;
-use super::operator::{Operator, Verb, MESSAGE_QUEUE};
+use super::host_environment::Around;
+use super::operator::{AdminCommand, Operator, MESSAGE_QUEUE};
 use super::priority;
 use super::reader::Reader;
 use super::reader::Source;
 use super::secret_pages::{SetBuffer, MAX_SET};
 use super::stats::{self, Looks, Stats};
-use super::surroundings::Around;
 use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
-use crate::fault::{fail_point, guarded, tell_begun_anew, Pauses};
-use crate::journal::{Level, Log};
 use crate::load::{load_server_list, Loaded};
-use crate::node::outside::{Outside, ReadList};
+use crate::log_sink::{Level, Log};
+use crate::node::environment::{Environment, ReadList};
 use crate::node::{new_key, Deps, Joined, KeySet, Node, SHUTDOWN_LIMIT};
+use crate::supervise::{catch_panic, fail_point, tell_begun_anew, Pauses};
 use crate::transport::Versions;
 
 /// Address space for this thread's stack. The node lives here, openraft included; memory is taken
@@ -62,7 +62,7 @@ const WORKER_STACK: usize = 1024 * 1024;
 /// of their own, since those may hang.
 const MAX_BLOCKING_THREADS: usize = 4;
 
-/// How long a blocking thread stays after its work, so that an idle box has none.
+/// How long a blocking thread stays after its work, so that an idle server has none.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// What TSPluginInit grants beyond `startup_wait` for threads and runtime to start.
@@ -155,12 +155,12 @@ enum Event {
 pub struct Handle {
     gate: Arc<Gate>,
     events: mpsc::Sender<Event>,
-    messages: mpsc::Sender<Verb>,
+    messages: mpsc::Sender<AdminCommand>,
     log: Log,
 }
 
 impl Handle {
-    /// Starts the installer, which installs a key of this box's own and then the group's. In
+    /// Starts the installer, which installs a key of this server's own and then the group's. In
     /// TSPluginInit it is waited for, for `startup_wait`; when this returns no install is under
     /// way then, and none is made before [`Handle::ports_initialized`].
     ///
@@ -171,22 +171,22 @@ impl Handle {
         loaded: Loaded,
         source: Source,
         log: Log,
-        meters: Meters,
+        install_metrics: InstallMetrics,
     ) -> io::Result<Handle> {
         let gate = Arc::new(Gate::new());
         if start == Start::Late {
             gate.move_to(Phase::Open);
         }
-        let (events, inbox) = mpsc::channel(EVENT_QUEUE);
+        let (events, rpc_server) = mpsc::channel(EVENT_QUEUE);
         let (messages, message_queue) = mpsc::channel(MESSAGE_QUEUE);
         let (started, when_started) = sync_channel(1);
         let limit = loaded.settings.startup_wait + START_MARGIN;
-        let Meters { stats, around } = meters;
+        let InstallMetrics { stats, around } = install_metrics;
         let installer = Installer::new(HostTickets, gate.clone(), log.clone(), stats.clone());
         let thread_log = log.clone();
         thread::Builder::new().name("stek_install".into()).stack_size(INSTALLER_STACK).spawn(
             move || {
-                let host = Host { inbox, messages: message_queue, started, around };
+                let host = Host { rpc_server, messages: message_queue, started, around };
                 let whole = AssertUnwindSafe(|| live(installer, loaded, source, host));
                 let ended = catch_unwind(whole);
                 stats.set_down();
@@ -212,9 +212,9 @@ impl Handle {
     }
 
     /// For the MSG hook: has an operator's message answered, and does not wait for it.
-    pub fn message(&self, verb: Verb) {
-        let word = verb.word();
-        match self.messages.try_send(verb) {
+    pub fn message(&self, command: AdminCommand) {
+        let word = command.word();
+        match self.messages.try_send(command) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => self.log.warning(format!(
                 "{word}: {MESSAGE_QUEUE} messages wait to be answered already; this one is \
@@ -272,15 +272,15 @@ fn wait(done: &Receiver<()>, limit: Duration) -> Waited {
 
 /// The installer's side of a [`Handle`].
 struct Host {
-    inbox: mpsc::Receiver<Event>,
-    messages: mpsc::Receiver<Verb>,
+    rpc_server: mpsc::Receiver<Event>,
+    messages: mpsc::Receiver<AdminCommand>,
     /// Dropped once the start is over.
     started: SyncSender<()>,
     around: Around,
 }
 
 /// What the installer measures with, and what was found around it.
-pub struct Meters {
+pub struct InstallMetrics {
     /// The metrics.
     pub stats: Stats,
     /// The host's own settings.
@@ -295,7 +295,7 @@ fn live(mut installer: Installer<HostTickets>, loaded: Loaded, source: Source, h
     let initial = match new_key() {
         Ok(key) => key,
         Err(why) => {
-            log.error(format!("no key of this box's own: {why}; Traffic Server's key stays"));
+            log.error(format!("no key of this server's own: {why}; Traffic Server's key stays"));
             return;
         }
     };
@@ -306,7 +306,7 @@ fn live(mut installer: Installer<HostTickets>, loaded: Loaded, source: Source, h
         Ok(runtimes) => runtimes,
         Err(why) => {
             log.error(format!(
-                "cannot start {workers} worker threads (asio_thread_pool_size): {why}; this box \
+                "cannot start {workers} worker threads (asio_thread_pool_size): {why}; this server \
                  keeps a ticket key of its own; lower the option or raise the limit of threads"
             ));
             return;
@@ -346,16 +346,16 @@ async fn run(
         tls: loaded.tls.clone(),
         initial,
         versions: Versions::OURS,
-        outside: Outside {
+        outside: Environment {
             list_file: list_reader(source.clone()),
             suspended: Arc::new(boot_clock::suspended),
-            ..Outside::default()
+            ..Environment::default()
         },
     };
     let node = match Node::start(loaded.settings.clone(), deps).await {
         Ok(node) => Arc::new(node),
         Err(why) => {
-            log.error(format!("OpenSSL: {why}; this box keeps a ticket key of its own"));
+            log.error(format!("OpenSSL: {why}; this server keeps a ticket key of its own"));
             return None;
         }
     };
@@ -372,7 +372,7 @@ async fn run(
     let mut sets = node.key_sets();
     let joined = node.wait_for_group(startup_wait);
     let joined = installer.install_until(joined, &mut sets, |set| node.installed(set));
-    let joined = guarded(joined).await.unwrap_or(Joined::TimedOut);
+    let joined = catch_panic(joined).await.unwrap_or(Joined::TimedOut);
     let took = begin.elapsed().as_millis();
     log.debug(match joined {
         Joined::Keys(key) => format!("the group's STEK {key} was there after {took} ms"),
@@ -380,7 +380,7 @@ async fn run(
         Joined::TimedOut => format!("no keys of the group within {took} ms; starts with its own"),
     });
     let note = |set: &KeySet| node.installed(set);
-    let done = installer.serve(&mut sets, &mut host.inbox, host.started, note).await;
+    let done = installer.serve(&mut sets, &mut host.rpc_server, host.started, note).await;
     tasks.abort_all();
     if timeout(SHUTDOWN_LIMIT, node.shutdown()).await.is_err() {
         log.debug("the node did not end in time");
@@ -518,7 +518,7 @@ impl<C: TicketContext> Installer<C> {
         let mut started = Some(started);
         loop {
             let served = self.serve_on(sets, events, &mut started, &acknowledge);
-            if let Ok(end) = guarded(served).await {
+            if let Ok(end) = catch_panic(served).await {
                 return end;
             }
             drop(started.take());
@@ -590,7 +590,7 @@ impl<C: TicketContext> Installer<C> {
         self.stats.set_pending(self.retry.is_some());
         let holds = match outcome {
             Outcome::Stands => true,
-            // Nobody waits for a key of this box's own.
+            // Nobody waits for a key of this server's own.
             Outcome::ForNow => set.newest > Generation(0),
             Outcome::HandsOff | Outcome::Failed | Outcome::Unfit => false,
         };
@@ -690,7 +690,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use crate::core::stek::STEK_LEN;
-    use crate::journal::Journal;
+    use crate::log_sink::LogSink;
 
     /// Records the first byte of each key that it was given; refuses the first `refuse` calls.
     #[derive(Clone, Default)]
@@ -720,7 +720,7 @@ mod tests {
     #[derive(Default)]
     struct Lines(Mutex<Vec<(Level, String)>>);
 
-    impl Journal for Lines {
+    impl LogSink for Lines {
         fn write(&self, level: Level, line: &str) {
             self.0.lock().expect("no test panics with it").push((level, line.to_owned()));
         }
@@ -906,7 +906,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_box_that_waits_in_its_start_says_that_it_holds_the_staged_key() {
+    async fn a_server_that_waits_in_its_start_says_that_it_holds_the_staged_key() {
         let mut bench = Bench::new(Phase::Init);
         let (sets_in, mut sets) = watch::channel(set(1, &[1]));
         let told = Mutex::new(Vec::new());
@@ -975,7 +975,7 @@ mod tests {
         let stats = &bench.installer.stats;
         assert_eq!((stats.failures(), stats.installs()), (12, 1));
         assert_eq!(bench.installer.retry, None);
-        // Rate-limited: the clock of the journal is the real one, and that hardly moved.
+        // Rate-limited: the clock of the log is the real one, and that hardly moved.
         assert_eq!(bench.count(Level::Error), 1);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`plugin`] is what the host calls, [`installer`] the one thread that gives it ticket keys,
 //! [`guard`] what gives it them again, [`operator`] what answers operators' messages, [`files`] what
-//! looks after files that change, read by [`reader`], [`stats`] its metrics, [`surroundings`] what
+//! looks after files that change, read by [`reader`], [`stats`] its metrics, [`host_environment`] what
 //! its own settings say, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which
 //! keys live, [`ticket_scope`] what binds sessions to their site, [`identity`] what does work as another
 //! user, [`priority`] what has workers give way to the host, `boot_clock` the clock that goes on while the machine is suspended.
@@ -11,6 +11,7 @@ pub mod ats;
 mod boot_clock;
 pub mod files;
 pub mod guard;
+pub mod host_environment;
 pub mod identity;
 pub mod installer;
 pub mod operator;
@@ -19,6 +20,5 @@ pub mod priority;
 pub mod reader;
 pub mod secret_pages;
 pub mod stats;
-pub mod surroundings;
 mod sys;
 pub mod ticket_scope;

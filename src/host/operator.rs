@@ -1,4 +1,4 @@
-//! What operators ask of a running box by messages.
+//! What operators ask of a running server by messages.
 //!
 //! Decides nothing about keys: orders go to [`Node`]; what concerns files goes to
 //! [`super::files`]. Invariants:
@@ -12,12 +12,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, Mutex};
 
 use super::files::{Files, Reloads};
-use crate::core::box_status::{BoxStatus, Role};
 use crate::core::health::{complaints, Severity};
 use crate::core::rotation::Order;
-use crate::fault::{fail_point, kept_alive};
-use crate::journal::Log;
+use crate::core::server_status::{Role, ServerStatus};
+use crate::log_sink::Log;
 use crate::node::Node;
+use crate::supervise::{fail_point, kept_alive};
 
 /// Messages that may wait; an operator who sends more than these has a script that runs wild.
 pub const MESSAGE_QUEUE: usize = 8;
@@ -27,7 +27,7 @@ pub const ORDER_QUEUE: usize = 4;
 
 /// What an operator can ask for: the last word of `traffic_ctl plugin msg stek_share reload`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum AdminCommand {
     /// Read all files again and take over what changed.
     Reload,
     /// A new key now.
@@ -38,30 +38,31 @@ pub enum Verb {
     Status,
 }
 
-impl Verb {
-    const ALL: [Verb; 4] = [Verb::Reload, Verb::Rotate, Verb::Revoke, Verb::Status];
+impl AdminCommand {
+    const ALL: [AdminCommand; 4] =
+        [AdminCommand::Reload, AdminCommand::Rotate, AdminCommand::Revoke, AdminCommand::Status];
 
     /// The word itself.
     pub fn word(self) -> &'static str {
         match self {
-            Verb::Reload => "reload",
-            Verb::Rotate => "rotate",
-            Verb::Revoke => "revoke",
-            Verb::Status => "status",
+            AdminCommand::Reload => "reload",
+            AdminCommand::Rotate => "rotate",
+            AdminCommand::Revoke => "revoke",
+            AdminCommand::Status => "status",
         }
     }
 
-    /// The verb that is exactly these bytes; one NUL may follow, which Traffic Server 9.2 sends
+    /// The command that is exactly these bytes; one NUL may follow, which Traffic Server 9.2 sends
     /// along and 10 does not.
-    pub fn parse(bytes: &[u8]) -> Option<Verb> {
+    pub fn parse(bytes: &[u8]) -> Option<AdminCommand> {
         let word = bytes.strip_suffix(b"\0").unwrap_or(bytes);
-        Verb::ALL.into_iter().find(|verb| verb.word().as_bytes() == word)
+        AdminCommand::ALL.into_iter().find(|command| command.word().as_bytes() == word)
     }
 }
 
 /// The line about a message that is none of the verbs: its beginning and its whole length.
 pub fn unknown(bytes: &[u8], size: usize) -> String {
-    let known: Vec<&str> = Verb::ALL.into_iter().map(Verb::word).collect();
+    let known: Vec<&str> = AdminCommand::ALL.into_iter().map(AdminCommand::word).collect();
     let known = known.join(", ");
     let shown = String::from_utf8_lossy(bytes.strip_suffix(b"\0").unwrap_or(bytes));
     match (size, size > bytes.len()) {
@@ -89,7 +90,7 @@ impl Operator {
     }
 
     /// Answers messages and looks at the files, until nobody can send messages any more.
-    pub async fn run(self, messages: mpsc::Receiver<Verb>) {
+    pub async fn run(self, messages: mpsc::Receiver<AdminCommand>) {
         let Operator { node, log, files } = self;
         let (reloads, asked) = Reloads::new(log.clone());
         let (orders, queue) = mpsc::channel(ORDER_QUEUE);
@@ -106,15 +107,15 @@ struct Desk {
     orders: mpsc::Sender<Order>,
 }
 
-async fn answer(desk: Desk, messages: mpsc::Receiver<Verb>) {
+async fn answer(desk: Desk, messages: mpsc::Receiver<AdminCommand>) {
     let log = desk.log.clone();
     let both = Arc::new(Mutex::new((desk, messages)));
     let begin = || {
         let both = both.clone();
         async move {
             let (desk, messages) = &mut *both.lock().await;
-            while let Some(verb) = messages.recv().await {
-                desk.answer(verb);
+            while let Some(command) = messages.recv().await {
+                desk.answer(command);
             }
         }
     };
@@ -122,13 +123,13 @@ async fn answer(desk: Desk, messages: mpsc::Receiver<Verb>) {
 }
 
 impl Desk {
-    fn answer(&self, verb: Verb) {
+    fn answer(&self, command: AdminCommand) {
         fail_point("operator");
-        match verb {
-            Verb::Reload => self.reloads.ask(),
-            Verb::Rotate => self.pass_on(Order::Rotate),
-            Verb::Revoke => self.pass_on(Order::Revoke),
-            Verb::Status => {
+        match command {
+            AdminCommand::Reload => self.reloads.ask(),
+            AdminCommand::Rotate => self.pass_on(Order::Rotate),
+            AdminCommand::Revoke => self.pass_on(Order::Revoke),
+            AdminCommand::Status => {
                 for line in status(&self.node.status()) {
                     self.log.note(line);
                 }
@@ -183,19 +184,19 @@ async fn give(node: &Node, log: &Log, order: Order) {
 
 fn word_of(order: Order) -> &'static str {
     match order {
-        Order::Rotate => Verb::Rotate.word(),
-        Order::Revoke => Verb::Revoke.word(),
+        Order::Rotate => AdminCommand::Rotate.word(),
+        Order::Revoke => AdminCommand::Revoke.word(),
     }
 }
 
-/// How the box and the group are, in three lines: the group, the key, and what is wrong.
-fn status(status: &BoxStatus) -> [String; 3] {
+/// How the server and the group are, in three lines: the group, the key, and what is wrong.
+fn status(status: &ServerStatus) -> [String; 3] {
     let (group, list) = (&status.group, &status.list);
     let role = match group.role {
-        Role::Asking => "asks around",
-        Role::Quarantined => "catches up",
+        Role::Joining => "is joining",
+        Role::Recovering => "catches up",
         Role::Follower => "follows",
-        Role::Candidate => "stands for election",
+        Role::Candidate => "campaigns",
         Role::Leader => "leads",
     };
     let leader = match group.leader {
@@ -212,10 +213,10 @@ fn status(status: &BoxStatus) -> [String; 3] {
         list.others.len() + 1,
         list.version
     );
-    [first, key_line(status), verdict(status)]
+    [first, key_line(status), outcome(status)]
 }
 
-fn key_line(status: &BoxStatus) -> String {
+fn key_line(status: &ServerStatus) -> String {
     let keys = &status.keys;
     let Some(current) = keys.current else {
         return "status: the group has no key yet; this server uses its own".to_owned();
@@ -236,7 +237,7 @@ fn key_line(status: &BoxStatus) -> String {
     )
 }
 
-fn verdict(status: &BoxStatus) -> String {
+fn outcome(status: &ServerStatus) -> String {
     let complaints = complaints(status);
     let Some(worst) = complaints.first() else { return "status: all is well".to_owned() };
     let word = match worst.severity {
@@ -254,21 +255,21 @@ mod tests {
 
     #[test]
     fn a_verb_is_exactly_its_word_with_or_without_a_nul() {
-        for verb in Verb::ALL {
-            let word = verb.word().as_bytes();
-            assert_eq!(Verb::parse(word), Some(verb));
-            assert_eq!(Verb::parse(&[word, b"\0"].concat()), Some(verb));
+        for command in AdminCommand::ALL {
+            let word = command.word().as_bytes();
+            assert_eq!(AdminCommand::parse(word), Some(command));
+            assert_eq!(AdminCommand::parse(&[word, b"\0"].concat()), Some(command));
             for bytes in
                 [&[word, b"\0\0"].concat(), &[word, b"\n"].concat(), &[b" ", word].concat()]
             {
-                assert_eq!(Verb::parse(bytes), None, "{bytes:?}");
+                assert_eq!(AdminCommand::parse(bytes), None, "{bytes:?}");
             }
-            assert_eq!(Verb::parse(&word[1..]), None);
-            assert_eq!(Verb::parse(&word.to_ascii_uppercase()), None);
+            assert_eq!(AdminCommand::parse(&word[1..]), None);
+            assert_eq!(AdminCommand::parse(&word.to_ascii_uppercase()), None);
         }
-        assert_eq!(Verb::parse(b""), None);
-        assert_eq!(Verb::parse(b"\0"), None);
-        assert_eq!(Verb::parse(&[0xff; 64]), None);
+        assert_eq!(AdminCommand::parse(b""), None);
+        assert_eq!(AdminCommand::parse(b"\0"), None);
+        assert_eq!(AdminCommand::parse(&[0xff; 64]), None);
     }
 
     #[test]
@@ -280,15 +281,15 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_three_lines_the_last_of_which_judges() {
-        let mut box_ = crate::core::box_status::tests::sample();
-        box_.host.hints.clear();
-        box_.host.ticket_scope = Some(crate::core::ticket_scope::TicketScope::Site);
-        box_.refused_keys.clear();
-        box_.certificate.expires_s = Some(365 * 86_400);
-        let fingerprint = box_.keys.current.unwrap().fingerprint;
+    fn a_status_is_three_lines_the_last_of_which_checkers() {
+        let mut server_ = crate::core::server_status::tests::sample();
+        server_.host.hints.clear();
+        server_.host.ticket_scope = Some(crate::core::ticket_scope::TicketScope::Site);
+        server_.refused_keys.clear();
+        server_.certificate.expires_s = Some(365 * 86_400);
+        let fingerprint = server_.keys.current.unwrap().fingerprint;
         assert_eq!(
-            status(&box_),
+            status(&server_),
             [
                 "status: server 3 follows, term 4, leader is server 1; 2 of 2 members heard, \
                  server list version 1 (01234567)"
@@ -300,16 +301,16 @@ mod tests {
                 "status: all is well".to_owned(),
             ]
         );
-        box_.group.leader = None;
-        box_.certificate.expires_s = Some(3 * 86_400);
+        server_.group.leader = None;
+        server_.certificate.expires_s = Some(3 * 86_400);
         let expected = "status: not all is well: it knows no leader at present; its certificate \
                         expires in 3 days; renew it";
-        assert_eq!(status(&box_)[2], expected);
-        box_.group.role = Role::Asking;
-        box_.keys.current = None;
-        let [first, second, third] = status(&box_);
-        assert!(first.contains("server 3 asks around, term 4, no leader is known"), "{first}");
+        assert_eq!(status(&server_)[2], expected);
+        server_.group.role = Role::Joining;
+        server_.keys.current = None;
+        let [first, second, third] = status(&server_);
+        assert!(first.contains("server 3 is joining, term 4, no leader is known"), "{first}");
         assert_eq!(second, "status: the group has no key yet; this server uses its own");
-        assert!(third.starts_with("status: broken: it asks around"), "{third}");
+        assert!(third.starts_with("status: broken: it is joining"), "{third}");
     }
 }

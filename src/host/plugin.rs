@@ -18,18 +18,18 @@ use std::time::Instant;
 
 use once_cell::sync::OnceCell;
 
-use super::ats::{self, HostJournal, Lifecycle};
+use super::ats::{self, HostLogSink, Lifecycle};
 use super::files::CERTIFICATE_LOOK;
-use super::installer::{Handle, Meters, Start};
-use super::operator::{unknown, Verb};
+use super::host_environment::Around;
+use super::installer::{Handle, InstallMetrics, Start};
+use super::operator::{unknown, AdminCommand};
 use super::reader::Source;
 use super::stats::Stats;
-use super::surroundings::Around;
 use super::{secret_pages, sys, ticket_scope};
 use crate::core::stek;
-use crate::fault::fail_point;
-use crate::journal::Log;
 use crate::load::{self, Dirs, Loaded, Refused};
+use crate::log_sink::Log;
+use crate::supervise::fail_point;
 
 /// Set by the first TSPluginInit. This library is never unmapped, so what stands in statics stays.
 static SEEN: OnceCell<()> = OnceCell::new();
@@ -38,7 +38,7 @@ static SEEN: OnceCell<()> = OnceCell::new();
 static PLUGIN: OnceCell<Handle> = OnceCell::new();
 
 /// What a start needs besides a configuration.
-static MEANS: OnceCell<Means> = OnceCell::new();
+static MEANS: OnceCell<StartContext> = OnceCell::new();
 
 /// Whether PORTS_INITIALIZED was there: from then on ticket keys can be installed at any time.
 static PORTS_OPEN: AtomicBool = AtomicBool::new(false);
@@ -73,7 +73,7 @@ const TRIED_AGAIN: &str =
                            ticket key stays in use; it is tried again by itself every 30 s, and at \
                            once by 'traffic_ctl plugin msg stek_share reload'";
 
-struct Means {
+struct StartContext {
     source: Source,
     log: Log,
     stats: Stats,
@@ -126,20 +126,20 @@ unsafe extern "C" fn on_lifecycle(
 fn on_message(bytes: &[u8], size: usize) {
     fail_point("hook-message");
     let Some(means) = MEANS.get() else { return };
-    let verb = if size == bytes.len() { Verb::parse(bytes) } else { None };
-    match (verb, PLUGIN.get()) {
+    let command = if size == bytes.len() { AdminCommand::parse(bytes) } else { None };
+    match (command, PLUGIN.get()) {
         (None, _) => means.log.note(unknown(bytes, size)),
-        (Some(verb), Some(plugin)) => plugin.message(verb),
-        (Some(Verb::Reload), None) => start_late(means),
-        (Some(verb), None) => means.log.error(format!(
+        (Some(command), Some(plugin)) => plugin.message(command),
+        (Some(AdminCommand::Reload), None) => start_late(means),
+        (Some(command), None) => means.log.error(format!(
             "{}: not done: no usable configuration was found so far; correct it, then send reload",
-            verb.word()
+            command.word()
         )),
     }
 }
 
 /// Starts the plugin with a configuration that was refused when Traffic Server started.
-fn start_late(means: &'static Means) {
+fn start_late(means: &'static StartContext) {
     if !PORTS_OPEN.load(Ordering::SeqCst) {
         means.log.error("reload: not done: Traffic Server is still starting; send it again later");
         return;
@@ -157,7 +157,7 @@ fn start_late(means: &'static Means) {
             };
             fail_point("late-start");
             if let Some(plugin) = PLUGIN.get() {
-                plugin.message(Verb::Reload);
+                plugin.message(AdminCommand::Reload);
                 return;
             }
             match load::load(&means.source.argument, &means.source.dirs) {
@@ -180,7 +180,7 @@ fn starter() -> thread::Builder {
 }
 
 /// Tells why nothing starts, and has somebody look again if that may pass by itself.
-fn refuse(refused: &Refused, means: &'static Means) {
+fn refuse(refused: &Refused, means: &'static StartContext) {
     tell_refusal(refused, &means.log);
     let mut looker = LOOKER.lock().unwrap_or_else(PoisonError::into_inner);
     if !refused.passes() || looker.as_ref().is_some_and(|looker| !looker.is_finished()) {
@@ -210,7 +210,7 @@ fn end_looking() {
 }
 
 /// Tries every [`CERTIFICATE_LOOK`] until the plugin runs, however that came; what changes is told.
-fn look_again(mut told: Vec<String>, means: &Means) {
+fn look_again(mut told: Vec<String>, means: &StartContext) {
     let mut next = Instant::now();
     while PLUGIN.get().is_none() {
         next += CERTIFICATE_LOOK;
@@ -284,7 +284,7 @@ fn open_ports() {
 
 fn init(arguments: &[String]) {
     let registered = ats::register();
-    let log = Log::new(Arc::new(HostJournal));
+    let log = Log::new(Arc::new(HostLogSink));
     if !registered {
         log.error("Traffic Server refused to register the plugin");
         return;
@@ -307,7 +307,7 @@ fn init(arguments: &[String]) {
     }
     let source = Source { argument: argument.to_owned(), dirs: dirs() };
     // `SEEN` lets only one call come this far, so the place is empty.
-    let means = MEANS.get_or_init(|| Means { source, log, stats: Stats::new() });
+    let means = MEANS.get_or_init(|| StartContext { source, log, stats: Stats::new() });
     fail_point("init");
     let loaded = load::load(&means.source.argument, &means.source.dirs);
     ticket_scope::add_hook(loaded.as_ref().ok().map(|loaded| loaded.settings.ticket_scope));
@@ -349,7 +349,7 @@ fn dirs() -> Dirs {
 }
 
 /// Whether the installer runs now.
-fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
+fn start(loaded: Loaded, start: Start, means: &StartContext) -> bool {
     let log = &means.log;
     loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
     loaded.notes.iter().for_each(|problem| log.note(problem.to_string()));
@@ -364,8 +364,8 @@ fn start(loaded: Loaded, start: Start, means: &Means) -> bool {
         around.latest().version.as_deref().unwrap_or("of unknown version")
     ));
     ticket_scope::begin(loaded.settings.ticket_scope, log);
-    let meters = Meters { stats: means.stats.clone(), around };
-    match Handle::start(start, loaded, means.source.clone(), log.clone(), meters) {
+    let install_metrics = InstallMetrics { stats: means.stats.clone(), around };
+    match Handle::start(start, loaded, means.source.clone(), log.clone(), install_metrics) {
         Ok(handle) => {
             // One call comes this far at start, and later only one that found the place empty.
             let _ = PLUGIN.set(handle);

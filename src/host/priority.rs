@@ -1,8 +1,8 @@
 //! The workers that compute TLS handshakes give way to Traffic Server.
 //!
 //! Whoever reaches the port can have handshakes computed, so that their threads must not compete
-//! with those that serve clients. What must hold: only the workers are lowered. The installer's
-//! thread, on which the node lives (heart beats, elections, keys for the host), keeps the priority
+//! with those that serve clients. Invariants: only the workers are lowered. The installer's
+//! thread, on which the node lives (heartbeats, elections, keys for the host), keeps the priority
 //! of Traffic Server's own threads, as do those that read files and look names up: a server whose
 //! machine is busy must neither lose its leader nor be late with a key. No part of Raft waits for a
 //! worker but where a connection is new, once an hour for each or after a fault; and a worker holds

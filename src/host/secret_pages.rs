@@ -2,7 +2,7 @@
 //! are never swapped (`mlock`), cut into cells for [`crate::core::stek`].
 //!
 //! Does not decide what a failure of the kernel to protect a page means: [`protection`] tells, the
-//! caller warns once, and keys live on in pages as they are. What must hold: a cell is erased
+//! caller warns once, and keys live on in pages as they are. Invariants: a cell is erased
 //! before anyone else can get it; a page with cells is never unmapped; what is taken from the
 //! kernel is bounded, and beyond the bound a cell is plain heap memory, erased on drop all the
 //! same.
@@ -24,7 +24,7 @@ const CELLS: usize = PAGE / STEK_LEN;
 
 const _: () = assert!(CELLS <= u128::BITS as usize);
 
-/// Pages for cells at most: room for 1360 keys, a hundred times what a box holds, in 64 KiB, which
+/// Pages for cells at most: room for 1360 keys, a hundred times what a server holds, in 64 KiB, which
 /// is the least that Linux allows a process to lock by default.
 const MAX_PAGES: usize = 16;
 
@@ -222,7 +222,7 @@ struct Slot {
     bytes: NonNull<[u8; STEK_LEN]>,
 }
 
-// SAFETY: a slot is the only owner of its cell, as a box would be: the pool's bit is set while it
+// SAFETY: a slot is the only owner of its cell, as a server would be: the pool's bit is set while it
 // lives, and the page is never unmapped because the pool is static.
 unsafe impl Send for Slot {}
 // SAFETY: as above; through `&self` the bytes are only read.

@@ -1,9 +1,9 @@
 //! The plugin's metrics in Traffic Server: made once, set when something changed.
 //!
-//! Which there are and what they mean is for [`crate::metrics`]. What must hold:
+//! Which there are and what they mean is for [`crate::metrics`]. Invariants:
 //! - Each is made once in the life of the process, however often the plugin is named or reloaded.
 //! - Nothing here waits. A value that is as it was costs the host nothing.
-//! - A box that idles is looked at every [`LOOK`] and no more often; one where much happens, once
+//! - A server that idles is looked at every [`LOOK`] and no more often; one where much happens, once
 //!   in a [`REST`].
 
 use std::future::Future;
@@ -15,13 +15,13 @@ use tokio::time::{sleep_until, Instant};
 
 use super::ats::Stat;
 use super::guard::{Again, Guard};
-use super::surroundings::{self, Around, Surroundings};
+use super::host_environment::{self, Around, HostEnvironment};
 use super::{secret_pages, ticket_scope};
-use crate::core::box_status::{BoxStatus, Hint, HostStatus};
-use crate::fault::{fail_point, kept_alive};
-use crate::journal::Log;
+use crate::core::server_status::{Hint, HostStatus, ServerStatus};
+use crate::log_sink::Log;
 use crate::metrics::{INSTALLS, INSTALL_FAILURES, INSTALL_PENDING, METRICS, UP};
 use crate::node::Node;
+use crate::supervise::{fail_point, kept_alive};
 
 /// How often ages are brought up to date. Traffic Server itself publishes metrics every 5 s.
 pub const LOOK: Duration = Duration::from_secs(5);
@@ -88,8 +88,8 @@ impl Stats {
         self.set_named(UP, 0);
     }
 
-    /// What the host is like now, in these surroundings.
-    pub fn host_status(&self, around: &Surroundings) -> HostStatus {
+    /// What the host is like now, in these environment.
+    pub fn host_status(&self, around: &HostEnvironment) -> HostStatus {
         let mut hints = [&around.records[..], &around.files.hints].concat();
         let protection = secret_pages::protection();
         hints.extend(protection.unmapped.map(Hint::Unmapped));
@@ -107,8 +107,8 @@ impl Stats {
         }
     }
 
-    /// Sets all of them to what this box says of itself.
-    pub fn update(&self, status: &BoxStatus) {
+    /// Sets all of them to what this server says of itself.
+    pub fn update(&self, status: &ServerStatus) {
         for (metric, entry) in METRICS.iter().zip(&self.0.stats) {
             set(entry, metric.read(status));
         }
@@ -140,7 +140,7 @@ fn set((stat, last): &(Stat, AtomicI64), value: i64) {
 pub struct Looks {
     /// Set to what is found.
     pub stats: Stats,
-    /// The box.
+    /// The server.
     pub node: Arc<Node>,
     /// The host's own settings.
     pub around: Around,
@@ -157,7 +157,7 @@ async fn keep_on(looks: Looks, again: Again) {
     let look = || {
         fail_point("metrics");
         looks.around.look_at_records();
-        if guard.is_due(surroundings::ticket_key_file(), Instant::now()) {
+        if guard.is_due(host_environment::ticket_key_file(), Instant::now()) {
             again.ask();
         }
         looks.stats.update(&looks.node.status());
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_box_is_looked_at_seldom_and_a_lively_one_not_all_the_time() {
+    async fn an_idle_server_is_looked_at_seldom_and_a_lively_one_not_all_the_time() {
         const HOUR: Duration = Duration::from_secs(3600);
         let looks = AtomicU64::new(0);
         let look = || {
@@ -209,7 +209,8 @@ mod tests {
         stats.installed();
         assert_eq!((stats.failed(), stats.failed()), (1, 2));
         stats.set_pending(true);
-        let around = Surroundings { version: Some("9".to_owned()), ..Surroundings::default() };
+        let around =
+            HostEnvironment { version: Some("9".to_owned()), ..HostEnvironment::default() };
         let status = stats.clone().host_status(&around);
         assert_eq!((status.installs, status.install_failures), (1, 2));
         assert!(status.install_pending);

@@ -30,8 +30,8 @@ use super::{ats, sys};
 use crate::core::ticket_scope::{
     server_name, server_name_extension, Binding, TicketScope, CONTEXT_LEN,
 };
-use crate::fault::fail_point;
-use crate::journal::Log;
+use crate::log_sink::Log;
+use crate::supervise::fail_point;
 
 /// CA subjects that are sorted together. A file that names more, which is far more than a client
 /// would be shown in earnest, is sorted piece by piece: then its order matters.

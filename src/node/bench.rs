@@ -1,13 +1,13 @@
-//! One box that has not begun to live, for unit tests of the node's parts.
+//! One server that has not begun to live, for unit tests of the node's parts.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kit::pki::Identity;
 use openraft::Vote;
+use testkit::pki::Identity;
 use tokio::sync::mpsc;
 
-use super::outside::Outside;
+use super::environment::Environment;
 use super::running::Running;
 use super::shared::Shared;
 use super::Deps;
@@ -18,15 +18,15 @@ use crate::consensus::{append_limit, raft_config, Raft};
 use crate::core::config::{Member, Settings};
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Stek, STEK_LEN};
-use crate::journal::{Journal, Level, Log};
+use crate::log_sink::{Level, Log, LogSink};
 use crate::transport::tls::Tls;
 use crate::transport::Versions;
 
-/// Collects what the box says.
+/// Collects what the server says.
 #[derive(Default)]
 pub(super) struct Lines(pub Mutex<Vec<(Level, String)>>);
 
-impl Journal for Lines {
+impl LogSink for Lines {
     fn write(&self, level: Level, line: &str) {
         self.0.lock().unwrap().push((level, line.to_owned()));
     }
@@ -40,16 +40,16 @@ pub(super) struct Bench {
 
 impl Bench {
     pub fn new() -> Bench {
-        Bench::within(Outside::default())
+        Bench::within(Environment::default())
     }
 
     /// The same in another world.
-    pub fn within(outside: Outside) -> Bench {
+    pub fn within(outside: Environment) -> Bench {
         let lines = Arc::new(Lines::default());
-        let own = Identity::self_signed("/CN=box").unwrap();
+        let own = Identity::self_signed("/CN=server").unwrap();
         let certificate = own.certificate.to_pem().unwrap();
         let key = own.key.private_key_to_pem_pkcs8().unwrap();
-        let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=box").unwrap();
+        let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=server").unwrap();
         let (orders, _) = mpsc::channel(1);
         let log = Log::new(lines.clone());
         let (initial, versions) = (stek(200), Versions::OURS);
@@ -63,7 +63,7 @@ impl Bench {
         self.lines.0.lock().unwrap().iter().filter(|(_, line)| line.contains(words)).count()
     }
 
-    /// A Raft of this box that remembers `vote` and nothing else.
+    /// A Raft of this server that remembers `vote` and nothing else.
     pub async fn running(&self, vote: Option<Vote<ServerId>>) -> Running {
         let (shared, log) = (self.shared.clone(), LogStore::with_vote(vote));
         let clock = self.shared.ctx.clone();
@@ -73,8 +73,8 @@ impl Bench {
             Arc::new(move || clock.now()),
         );
         let settings = shared.ctx.settings();
-        let courier = shared.peers.clone();
-        let links = Links::new(courier, shared.keys.clone(), append_limit(&settings));
+        let rpc_client = shared.peers.clone();
+        let links = Links::new(rpc_client, shared.keys.clone(), append_limit(&settings));
         let raft =
             Raft::new(shared.ctx.me, raft_config(&settings), links, log.clone(), machine.clone());
         Running { raft: raft.await.unwrap(), log, machine, cold: false }
@@ -93,7 +93,7 @@ pub(super) fn settings() -> Settings {
         root_cert_file: "root.pem".into(),
         server_cert_file: "cert.pem".into(),
         server_key_file: "key.pem".into(),
-        cert_verify_str: "/CN=box".to_owned(),
+        cert_verify_str: "/CN=server".to_owned(),
         members: vec![Member { id, address: "127.0.0.1".to_owned(), port: 1, subject: None }],
         ..Settings::defaults()
     }

@@ -8,7 +8,7 @@
 //! what this server knows.
 //!
 //! A server that is catching up knows nothing to hold it against and takes what it is sent. Nobody
-//! counts on it, and it asks around again if that leads nowhere. The same goes for a cold start,
+//! counts on it, and it is joining again if that leads nowhere. The same goes for a cold start,
 //! until the voters are others than those that its log began with.
 
 use std::collections::BTreeSet;
@@ -16,14 +16,14 @@ use std::collections::BTreeSet;
 use super::peer_client::Peers;
 use super::running::Running;
 use crate::core::agreed::{Agreed, Command};
-use crate::core::rejoin::Quarantine;
-use crate::core::roster::Roster;
+use crate::core::recovery::VoteRestriction;
 use crate::core::server_id::ServerId;
-use crate::journal::Level;
-use crate::rpc::{Unable, WireAppend, WireMembership, WirePayload, WireSnapshot};
+use crate::core::server_list::ServerList;
+use crate::log_sink::Level;
+use crate::rpc::{ErrorResponse, WireAppend, WireMembership, WirePayload, WireSnapshot};
 
 /// How far the version of a list may lie above the one that this server knows: a server that was
-/// away for as many changes asks around first.
+/// away for as many changes is joining first.
 const MAX_VERSION_LEAP: u64 = 1 << 20;
 
 /// The most voters that a line names.
@@ -38,20 +38,20 @@ pub(super) fn admit_snapshot(
     running: &Running,
     from: ServerId,
     snapshot: &WireSnapshot,
-) -> Result<(), Unable> {
+) -> Result<(), ErrorResponse> {
     let generation = snapshot.agreed.ring.newest();
-    if !peers.horizon().has_generation(generation) {
+    if !peers.sanity_bounds().has_generation(generation) {
         return refuse(peers, from, &format!("a key of generation {generation}"));
     }
     if knows_nothing(peers, running) {
         return Ok(());
     }
-    let list = snapshot.agreed.roster.as_ref();
-    let known = peers.ctx.views.borrow().agreed.roster.as_ref().map_or(0, |list| list.version);
+    let list = snapshot.agreed.server_list.as_ref();
+    let known = peers.ctx.views.borrow().agreed.server_list.as_ref().map_or(0, |list| list.version);
     if let Some(list) = list.filter(|l| l.version > known.saturating_add(MAX_VERSION_LEAP)) {
         return refuse(peers, from, &format!("a server list of version {}", list.version));
     }
-    let listed: Vec<_> = list.map(Roster::ids).into_iter().collect();
+    let listed: Vec<_> = list.map(ServerList::ids).into_iter().collect();
     let told = Some(&snapshot.agreed);
     admit_membership(peers, running, from, &snapshot.membership, &listed, told)
 }
@@ -65,8 +65,8 @@ pub(super) fn admit_append(
     running: &Running,
     from: ServerId,
     append: &WireAppend,
-) -> Result<(), Unable> {
-    // What Raft will not take over cannot be judged: the lists that it rests on may be missing.
+) -> Result<(), ErrorResponse> {
+    // What Raft will not take over cannot be checked: the lists that it rests on may be missing.
     if knows_nothing(peers, running) || !running.log.goes_on_from(append.previous) {
         return Ok(());
     }
@@ -75,7 +75,7 @@ pub(super) fn admit_append(
         let WirePayload::Membership(membership) = &entry.payload else { continue };
         let listed = listed.get_or_insert_with(|| {
             let lists = append.entries.iter().filter_map(|entry| match &entry.payload {
-                WirePayload::Command(Command::Enlist(list)) => Some(list.ids()),
+                WirePayload::Command(Command::ChangeMembership(list)) => Some(list.ids()),
                 _ => None,
             });
             running.log.lists().into_iter().chain(lists).collect()
@@ -89,7 +89,7 @@ pub(super) fn admit_append(
 /// those vote yet that its log began with. Servers that start together may have begun with lists of
 /// different files, and the leader comes from its own to the agreed one in steps.
 fn knows_nothing(peers: &Peers, running: &Running) -> bool {
-    running.is_first_membership() || *peers.ctx.quarantine.borrow() != Quarantine::Lifted
+    running.is_first_membership() || *peers.ctx.vote_restriction.borrow() != VoteRestriction::Lifted
 }
 
 /// Whether each set of voters is believable: that of a list that the group had, by what this server
@@ -106,12 +106,12 @@ fn admit_membership(
     membership: &WireMembership,
     listed: &[BTreeSet<ServerId>],
     told: Option<&Agreed>,
-) -> Result<(), Unable> {
+) -> Result<(), ErrorResponse> {
     let agreed = peers.ctx.views.borrow().agreed.clone();
     let present = running.raft.server_metrics().borrow().membership_config.clone();
     let present = present.membership().get_joint_config();
     let file: BTreeSet<_> = peers.ctx.settings().members.iter().map(|member| member.id).collect();
-    let list = agreed.roster.as_ref().map(Roster::ids);
+    let list = agreed.server_list.as_ref().map(ServerList::ids);
     let is_known = |voters: &BTreeSet<ServerId>| {
         agreed.has_had(voters)
             || told.is_some_and(|told| told.has_had(voters))
@@ -140,13 +140,13 @@ fn near(voters: &BTreeSet<ServerId>, list: &BTreeSet<ServerId>) -> bool {
     2 * common > voters.len() && 2 * common > list.len()
 }
 
-fn refuse(peers: &Peers, from: ServerId, what: &str) -> Result<(), Unable> {
+fn refuse(peers: &Peers, from: ServerId, what: &str) -> Result<(), ErrorResponse> {
     let line = format!(
         "server {from} leads with {what}, which is far from what this server knows; not believed: is \
-         that server sound? If it is, restart this one, which then asks around"
+         that server sound? If it is, restart this one, which then is joining"
     );
     peers.ctx.log.limited(Level::Warning, "not believed", line);
-    Err(Unable::Malformed)
+    Err(ErrorResponse::Malformed)
 }
 
 #[cfg(test)]
@@ -160,7 +160,7 @@ mod tests {
         of.iter().map(|id| ServerId(*id)).collect()
     }
 
-    fn enlist(agreed: &mut Agreed, version: u64, of: &[u32]) {
+    fn change_membership(agreed: &mut Agreed, version: u64, of: &[u32]) {
         let member = |id: &u32| Member {
             id: ServerId(*id),
             address: "a".into(),
@@ -168,7 +168,9 @@ mod tests {
             subject: None,
         };
         let members: Vec<Member> = of.iter().map(member).collect();
-        agreed.apply(Command::Enlist(Roster::new(version, &members).unwrap())).unwrap();
+        agreed
+            .apply(Command::ChangeMembership(ServerList::new(version, &members).unwrap()))
+            .unwrap();
     }
 
     /// The leader's snapshot is of between two changes that this server missed: of the list before
@@ -179,12 +181,12 @@ mod tests {
         let bench = Bench::new();
         let running = bench.running(None).await;
         let shared = &bench.shared;
-        shared.ctx.quarantine.send_replace(Quarantine::Lifted);
+        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
         let mut agreed = Agreed::default();
-        enlist(&mut agreed, 1, &[1, 2, 3]);
+        change_membership(&mut agreed, 1, &[1, 2, 3]);
         shared.ctx.views.send_modify(|view| view.agreed = Arc::new(agreed.clone()));
-        enlist(&mut agreed, 2, &[4, 5, 6]);
-        enlist(&mut agreed, 3, &[7, 8, 9]);
+        change_membership(&mut agreed, 2, &[4, 5, 6]);
+        change_membership(&mut agreed, 3, &[7, 8, 9]);
         let snapshot = |voters: &[u32]| WireSnapshot {
             vote: (Default::default(), true),
             last: None,
@@ -201,7 +203,7 @@ mod tests {
             assert_eq!(admits(listed), Ok(()), "{listed:?}");
         }
         for never in [&[2][..], &[4, 5], &[3, 4, 7], &[1, 2, 3, 5, 6, 7]] {
-            assert_eq!(admits(never), Err(Unable::Malformed), "{never:?}");
+            assert_eq!(admits(never), Err(ErrorResponse::Malformed), "{never:?}");
         }
     }
 

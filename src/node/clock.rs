@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::core::moment::Moment;
-use crate::journal::Log;
+use crate::log_sink::Log;
 
 /// A machine that was suspended for less than this is taken for one that was not: clocks are read
 /// one after another, and that takes time.
@@ -24,7 +24,7 @@ pub(super) struct Clock {
     log: Log,
     /// When this server started, on the clock of timers.
     started: Instant,
-    /// See [`Outside::suspended`](super::outside::Outside::suspended).
+    /// See [`Environment::suspended`](super::environment::Environment::suspended).
     suspended: Arc<dyn Fn() -> Duration + Send + Sync>,
     /// What that said at the start.
     suspended_before: Duration,
@@ -46,7 +46,7 @@ impl Clock {
         Moment::from_start(HEAD_START + self.age())
     }
 
-    /// How long ago this box started.
+    /// How long ago this server started.
     pub fn age(&self) -> Duration {
         self.started.elapsed() + self.slept()
     }

@@ -15,16 +15,16 @@ use tokio::time::timeout;
 use super::clock::Clock;
 use super::running::Running;
 use crate::consensus::state_machine::AgreedView;
-use crate::consensus::{ballot_of, log_end_of};
+use crate::consensus::{leader_id_of, log_end_of};
 use crate::core::config::{Member, Settings};
-use crate::core::crowd::SMALL;
-use crate::core::key_ring::HistoryId;
+use crate::core::key_ring::ClusterId;
+use crate::core::large_cluster::SMALL;
 use crate::core::lease::Lease;
 use crate::core::moment::Moment;
 use crate::core::quorum::Acknowledgements;
-use crate::core::rejoin::{Ballot, LogEnd, Quarantine, Status};
+use crate::core::recovery::{LeaderId, LogPosition, Status, VoteRestriction};
 use crate::core::server_id::ServerId;
-use crate::journal::Log;
+use crate::log_sink::Log;
 
 /// How long Raft's own tasks may take to stop.
 const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
@@ -38,14 +38,14 @@ pub(super) struct Context {
     members: Mutex<Arc<[Member]>>,
     /// The agreed state, as this server's present run of Raft has applied it.
     pub views: watch::Sender<AgreedView>,
-    /// What this server may do about votes; silent while it asks around.
-    pub quarantine: watch::Sender<Quarantine>,
+    /// What this server may do about votes; silent while it is joining.
+    pub vote_restriction: watch::Sender<VoteRestriction>,
     /// Whether this server is about to end: it sends no more heartbeats.
     pub leaving: watch::Sender<bool>,
     /// Rung when a leader was heard.
     pub contacted: Notify,
     /// Rung when the leader leaves and wants this server to follow it.
-    pub stand_now: Notify,
+    pub campaign_now: Notify,
     running: Mutex<Option<Running>>,
     /// What a server whose Raft goes on with other timers says of itself meanwhile.
     retiming: Mutex<Option<Status>>,
@@ -65,10 +65,10 @@ impl Context {
             members: Mutex::new(settings.members.clone().into()),
             settings: watch::Sender::new(Arc::new(settings)),
             views: watch::Sender::new(AgreedView::default()),
-            quarantine: watch::Sender::new(Quarantine::Silent),
+            vote_restriction: watch::Sender::new(VoteRestriction::Silent),
             leaving: watch::Sender::new(false),
             contacted: Notify::new(),
-            stand_now: Notify::new(),
+            campaign_now: Notify::new(),
             running: Mutex::default(),
             retiming: Mutex::default(),
             lease: Mutex::default(),
@@ -122,7 +122,7 @@ impl Context {
         });
     }
 
-    /// The members: those of the agreed list as far as this box knows one, else those of its file.
+    /// The members: those of the agreed list as far as this server knows one, else those of its file.
     pub fn members(&self) -> Arc<[Member]> {
         lock(&self.members).clone()
     }
@@ -160,19 +160,19 @@ impl Context {
         self.set_running(None);
     }
 
-    /// What this box says of itself to the others.
+    /// What this server says of itself to the others.
     pub fn status(&self) -> Status {
         let view = self.views.borrow().clone();
         let Some(running) = self.running() else {
             return lock(&self.retiming).clone().unwrap_or_default();
         };
-        let lifted = *self.quarantine.borrow() == Quarantine::Lifted;
-        let history = view.agreed.ring.history();
+        let lifted = *self.vote_restriction.borrow() == VoteRestriction::Lifted;
+        let cluster_id = view.agreed.ring.cluster_id();
         Status {
-            full: lifted && history.is_some(),
-            ballot: running.log.vote().as_ref().map(ballot_of).unwrap_or_default(),
+            full: lifted && cluster_id.is_some(),
+            leader_id: running.log.vote().as_ref().map(leader_id_of).unwrap_or_default(),
             log_end: running.log.last_log_id().as_ref().map(log_end_of),
-            history,
+            cluster_id,
             generation: view.agreed.ring.newest(),
             live_leader: self.knows_live_leader(&running),
             may_vote: lifted,
@@ -180,18 +180,19 @@ impl Context {
         }
     }
 
-    /// Says of this box what it is, while its Raft is begun anew with all that it remembers.
+    /// Says of this server what it is, while its Raft is begun anew with all that it remembers.
     pub fn set_retiming(&self, status: Option<Status>) {
         *lock(&self.retiming) = status;
     }
 
-    /// What this box says of itself to one that asks, and that may want its vote.
+    /// What this server says of itself to one that asks, and that may want its vote.
     pub fn status_for(&self, asker: &Status) -> Status {
-        let may_vote = self.running().is_some() && self.quarantine.borrow().admits(asker.log_end);
+        let may_vote =
+            self.running().is_some() && self.vote_restriction.borrow().admits(asker.log_end);
         Status { may_vote, ..self.status() }
     }
 
-    /// Whether this box belongs to a majority that agrees at present.
+    /// Whether this server belongs to a majority that agrees at present.
     pub fn in_majority(&self) -> bool {
         self.running().is_some_and(|running| self.is_with_majority(&running))
     }
@@ -208,7 +209,7 @@ impl Context {
         lock(&self.lease).clone()
     }
 
-    /// Whether a leader, possibly this box, has shown itself lately.
+    /// Whether a leader, possibly this server, has shown itself lately.
     fn knows_live_leader(&self, running: &Running) -> bool {
         // Not within the match, where the look would last until a second one for the quorum: a
         // writer that waits in between would wait for the first, and the second for the writer.
@@ -230,26 +231,31 @@ impl Context {
         self.lease().reach(&self.settings().timers)
     }
 
-    /// Notes when the leader, be it this box, says that its next beat is due.
-    pub fn note_pace(&self, next: Duration) {
+    /// Notes when the leader, be it this server, says that its next heartbeat is due.
+    pub fn record_pace(&self, next: Duration) {
         lock(&self.lease).announce(next);
     }
 
-    /// Whether a key waits for all boxes to have it.
+    /// Whether a key waits for all servers to have it.
     pub fn is_handing_over(&self) -> bool {
         self.views.borrow().agreed.ring.staged().is_some()
     }
 
-    /// Lets this box vote again if, by what a leader of `ballot` says, it has caught up.
-    pub fn end_quarantine(&self, running: &Running, ballot: Ballot, commit: Option<LogEnd>) {
+    /// Lets this server vote again if, by what a leader of `leader_id` says, it has caught up.
+    pub fn end_vote_restriction(
+        &self,
+        running: &Running,
+        leader_id: LeaderId,
+        commit: Option<LogPosition>,
+    ) {
         let metrics = running.raft.data_metrics();
         let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
-        if Quarantine::lifts(ballot.term, commit, applied) {
-            let before = *self.quarantine.borrow();
+        if VoteRestriction::lifts(leader_id.term, commit, applied) {
+            let before = *self.vote_restriction.borrow();
             match before.caught_up() {
-                Quarantine::Lifted => self.lift_quarantine(),
+                VoteRestriction::Lifted => self.lift_vote_restriction(),
                 next if next != before => {
-                    self.quarantine.send_replace(next);
+                    self.vote_restriction.send_replace(next);
                     self.log.debug("caught up with the group");
                 }
                 _ => {}
@@ -258,12 +264,12 @@ impl Context {
     }
 
     /// This server counts from now on.
-    pub fn lift_quarantine(&self) {
-        self.quarantine.send_replace(Quarantine::Lifted);
+    pub fn lift_vote_restriction(&self) {
+        self.vote_restriction.send_replace(VoteRestriction::Lifted);
         self.log.debug("caught up with the group; may vote again");
     }
 
-    /// Whether this box leads, and a majority acknowledged that lately.
+    /// Whether this server leads, and a majority acknowledged that lately.
     pub fn leads_majority(&self, running: &Running) -> bool {
         let state = running.raft.server_metrics().borrow().state;
         state == ServerState::Leader && self.quorum_within(self.reach())
@@ -277,20 +283,20 @@ impl Context {
     }
 
     /// Notes that a leader's message was accepted, and whether that leader has a majority.
-    pub fn note_contact(&self, has_quorum: bool) {
+    pub fn record_contact(&self, has_quorum: bool) {
         let now = self.now();
         lock(&self.lease).hear(now, has_quorum);
         self.contacted.notify_one();
     }
 
-    /// The same of a beat, and that the next one is due after `next`.
-    pub fn note_beat(&self, has_quorum: bool, next: Duration) {
-        self.note_pace(next);
-        self.note_contact(has_quorum);
+    /// The same of a heartbeat, and that the next one is due after `next`.
+    pub fn record_heartbeat(&self, has_quorum: bool, next: Duration) {
+        self.record_pace(next);
+        self.record_contact(has_quorum);
     }
 
-    /// When this box last knew of a majority that agrees: a leader told so, or enough others
-    /// acknowledged this box as theirs.
+    /// When this server last knew of a majority that agrees: a leader told so, or enough others
+    /// acknowledged this server as theirs.
     pub fn quorum_contact(&self) -> Option<Moment> {
         let voters = self.running().map(|running| running.voters()).unwrap_or_default();
         let now = self.now();
@@ -298,14 +304,14 @@ impl Context {
         led.max(self.lease().quorum())
     }
 
-    /// Notes that this box has all that a leader with a majority has.
-    pub fn note_level(&self) {
+    /// Notes that this server has all that a leader with a majority has.
+    pub fn record_in_sync(&self) {
         let now = self.now();
         lock(&self.lease).catch_up(now);
     }
 
-    /// When this box last had all that a leader with a majority has; now, if it is that leader.
-    pub fn last_level(&self) -> Option<Moment> {
+    /// When this server last had all that a leader with a majority has; now, if it is that leader.
+    pub fn last_in_sync(&self) -> Option<Moment> {
         let leads = self.running().is_some_and(|running| self.leads_majority(&running));
         if leads {
             return Some(self.now());
@@ -314,12 +320,12 @@ impl Context {
     }
 
     /// Notes that the leader leaves: nobody has to wait for it any longer.
-    pub fn note_farewell(&self) {
+    pub fn record_leadership_transfer(&self) {
         lock(&self.lease).end();
     }
 
-    /// Notes that this box voted for another one of a large group, which it then gives time.
-    pub fn note_supported(&self) {
+    /// Notes that this server voted for another one of a large group, which it then gives time.
+    pub fn record_supported(&self) {
         if self.members().len() > SMALL {
             let now = self.now();
             lock(&self.lease).vote(now);
@@ -330,11 +336,11 @@ impl Context {
         self.lease().heard()
     }
 
-    /// The history that this box belongs to: that of its ring, or before the first entry of the
+    /// The cluster incarnation that this server belongs to: that of its ring, or before the first entry of the
     /// log is applied, that of the log.
-    pub fn history(&self) -> Option<HistoryId> {
-        let of_ring = self.views.borrow().agreed.ring.history();
-        of_ring.or_else(|| lock(&self.running).as_ref().and_then(|r| r.log.history()))
+    pub fn cluster_id(&self) -> Option<ClusterId> {
+        let of_ring = self.views.borrow().agreed.ring.cluster_id();
+        of_ring.or_else(|| lock(&self.running).as_ref().and_then(|r| r.log.cluster_id()))
     }
 }
 

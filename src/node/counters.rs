@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use crate::core::box_status::HostStatus;
+use crate::core::server_status::HostStatus;
 
 /// What is noted as it happens, for operators alone.
 #[derive(Default)]
-pub(super) struct Ledger {
-    /// How often this box stood for election.
+pub(super) struct NodeCounters {
+    /// How often this server campaigned.
     pub elections: AtomicU64,
     /// How often it saw another leader or term than before.
     pub leaders: AtomicU64,
@@ -29,9 +29,9 @@ pub(super) struct Ledger {
 /// Asks the host how it is, without waiting for anything.
 pub(super) type HostProbe = Arc<dyn Fn() -> HostStatus + Send + Sync>;
 
-impl Ledger {
+impl NodeCounters {
     /// Counts one more.
-    pub fn count(&self, what: fn(&Ledger) -> &AtomicU64) {
+    pub fn count(&self, what: fn(&NodeCounters) -> &AtomicU64) {
         what(self).fetch_add(1, Ordering::Relaxed);
         self.moved.notify_one();
     }

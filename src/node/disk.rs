@@ -34,7 +34,7 @@ pub struct Stamp {
     pub wall_ms: u64,
 }
 
-/// Keeps a box's state file, and reads the machine's clocks that it is stamped by. What a disk is
+/// Keeps a server's state file, and reads the machine's clocks that it is stamped by. What a disk is
 /// asked for may take for ever, and holds up nobody who does not await it.
 pub trait Disk: Send + Sync + 'static {
     /// What there is to say against a directory as a place for keys.
@@ -84,13 +84,13 @@ pub enum Unusable {
     /// It is not laid out as it should be.
     #[error("it is cut short or no state file of this version")]
     Form,
-    /// It is another box's.
+    /// It is another server's.
     #[error("it belongs to server_id {0}")]
     OtherServer(ServerId),
     /// It does not open.
     #[error("it is damaged, or was sealed with another private key than server_key_file")]
     Seal,
-    /// It opens, and holds what no box could have saved.
+    /// It opens, and holds what no server could have saved.
     #[error("its content makes no sense: {0}")]
     Content(Malformed),
     /// Its age is not known.
@@ -99,7 +99,7 @@ pub enum Unusable {
     /// Its age in seconds.
     #[error("its key is {0} s old, more than max_key_age")]
     TooOld(u64),
-    /// The saved list no longer has this box.
+    /// The saved list no longer has this server.
     #[error("this server had left the group when it was saved")]
     Left,
 }

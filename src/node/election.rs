@@ -1,7 +1,7 @@
 //! Elections: has this server become a candidate when its timer says so and a pre-vote is won.
 //!
 //! When that is is [`crate::core::election`]'s to say, who takes turns in a large cluster
-//! [`crate::core::crowd`]'s, who would win [`crate::core::rejoin`]'s; votes are openraft's.
+//! [`crate::core::large_cluster`]'s, who would win [`crate::core::recovery`]'s; votes are openraft's.
 //! Invariants: nobody raises the term in vain, so a server becomes a candidate only when a majority
 //! would vote for it now; and when those that may become one never can, the server in their way
 //! notices.
@@ -14,18 +14,22 @@ use openraft::ServerState;
 use openssl::rand::rand_bytes;
 use tokio::time::{sleep, timeout, Instant};
 
-use super::counters::Ledger;
+use super::counters::NodeCounters;
 use super::peer_client::{ask_voters, Peers};
 use super::running::{Running, Stopped};
 use crate::consensus::log_end_of;
-use crate::core::crowd::{breadth, standing_delay};
 use crate::core::election::{ElectionTimer, Seen, Step};
-use crate::core::rejoin::{may_stand, Quarantine, Status};
+use crate::core::large_cluster::{campaign_delay, scale};
+use crate::core::recovery::{may_campaign, Status, VoteRestriction};
 use crate::core::server_id::ServerId;
 
 /// Becomes a candidate when no leader was heard for a random time within the election bounds, and a
 /// majority would vote for this server.
-pub(super) async fn campaign(peers: Arc<Peers>, ledger: Arc<Ledger>, running: Running) -> Stopped {
+pub(super) async fn campaign(
+    peers: Arc<Peers>,
+    node_counters: Arc<NodeCounters>,
+    running: Running,
+) -> Stopped {
     let mut server = running.raft.server_metrics();
     let timers = peers.ctx.settings().timers;
     let mut timer = ElectionTimer::new(peers.ctx.now(), running.cold, &timers, &random_share);
@@ -39,7 +43,7 @@ pub(super) async fn campaign(peers: Arc<Peers>, ledger: Arc<Ledger>, running: Ru
                 // The timer is set anew at each heartbeat, so that it never fires while there is a
                 // leader.
                 () = peers.ctx.contacted.notified() => {}
-                () = peers.ctx.stand_now.notified() => timer.transfer(),
+                () = peers.ctx.campaign_now.notified() => timer.transfer(),
             }
             continue;
         }
@@ -47,14 +51,14 @@ pub(super) async fn campaign(peers: Arc<Peers>, ledger: Arc<Ledger>, running: Ru
         if *peers.ctx.leaving.borrow() {
             std::future::pending::<()>().await;
         }
-        let full = *peers.ctx.quarantine.borrow() == Quarantine::Lifted;
-        let wins = full && would_win(&peers, &running).await;
+        let full = *peers.ctx.vote_restriction.borrow() == VoteRestriction::Lifted;
+        let wins = full && would_grant(&peers, &running).await;
         let seen = seen(&peers, &running);
         if !wins {
             timer.lost(&seen, &random_share);
         } else if timer.won(&seen, &random_share) {
-            peers.ctx.log.debug("no leader is heard; standing for election");
-            ledger.count(|ledger| &ledger.elections);
+            peers.ctx.log.debug("no leader is heard; campaigning");
+            node_counters.count(|node_counters| &node_counters.elections);
             if running.raft.trigger().elect().await.is_err() {
                 return Stopped::CoreGone;
             }
@@ -71,47 +75,47 @@ fn seen(peers: &Peers, running: &Running) -> Seen {
         heard_or_voted: lease.heard_or_voted(),
         lateness: lease.lateness(&timers),
         turn: turn(peers, running),
-        scale: breadth(peers.ctx.members().len()),
+        scale: scale(peers.ctx.members().len()),
         timers,
     }
 }
 
-/// How much longer than in a small group this box waits before it stands.
+/// How much longer than in a small group this server waits before it stands.
 fn turn(peers: &Peers, running: &Running) -> Duration {
-    if breadth(peers.ctx.members().len()) == 1 {
+    if scale(peers.ctx.members().len()) == 1 {
         return Duration::ZERO;
     }
     let last_leader = running.log.vote().map(|vote| vote.leader_id.node_id);
     let upper = peers.ctx.settings().timers.election_upper;
-    standing_delay(peers.ctx.me, &peers.ctx.ids(), last_leader, upper)
+    campaign_delay(peers.ctx.me, &peers.ctx.ids(), last_leader, upper)
 }
 
-/// Whether a majority would vote for this box. Boxes that do not answer do not hold up those that
+/// Whether a majority would vote for this server. Servers that do not answer do not hold up those that
 /// do.
-async fn would_win(peers: &Arc<Peers>, running: &Running) -> bool {
+async fn would_grant(peers: &Arc<Peers>, running: &Running) -> bool {
     let timers = peers.ctx.settings().timers;
-    let breadth = breadth(peers.ctx.members().len());
+    let scale = scale(peers.ctx.members().len());
     let asking = async {
         let begun = Instant::now();
         let wins = has_majority(peers, running).await;
         // Hundreds of handshakes take so long that those who answered first may follow somebody
         // by now. With the handshakes done, asking again takes a moment.
-        match wins && breadth > 1 && begun.elapsed() > timers.election_lower {
+        match wins && scale > 1 && begun.elapsed() > timers.election_lower {
             true => has_majority(peers, running).await,
             false => wins,
         }
     };
-    timeout(timers.election_upper * breadth, asking).await.unwrap_or(false)
+    timeout(timers.election_upper * scale, asking).await.unwrap_or(false)
 }
 
-/// Asks the other voters, until a majority would vote for this box or all have answered.
+/// Asks the other voters, until a majority would vote for this server or all have answered.
 async fn has_majority(peers: &Arc<Peers>, running: &Running) -> bool {
     let configs = running.voters();
     let log_end = running.log.last_log_id().as_ref().map(log_end_of);
     let mut asked = ask_voters(peers, &configs);
     let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
     loop {
-        if may_stand(peers.ctx.me, log_end, &configs, &answers) {
+        if may_campaign(peers.ctx.me, log_end, &configs, &answers) {
             return true;
         }
         match asked.join_next().await {

@@ -11,13 +11,13 @@ use tokio::time::{sleep, timeout, Instant};
 
 use super::context::Context;
 use super::origin;
-use super::shared::{QueuedOrder, Shared};
-use crate::consensus::network::{CallFailure, Courier};
+use super::shared::{QueuedRotation, Shared};
+use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::config::Settings;
 use crate::core::key_ring::Generation;
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
-use crate::rpc::{OrderRefusal, Request, Response};
+use crate::rpc::{Request, Response, RotationRefusal};
 
 /// Between two looks for a leader.
 const RETRY: Duration = Duration::from_millis(100);
@@ -27,12 +27,12 @@ pub(super) async fn order(
     shared: &Arc<Shared>,
     order: Order,
     origin: String,
-) -> Result<Generation, OrderRefusal> {
+) -> Result<Generation, RotationRefusal> {
     let deadline = Instant::now() + shared.ctx.settings().request_timeout;
     let limit = order_limit(&shared.ctx.settings()) + shared.ctx.settings().timers.election_upper;
     loop {
         let Some(id) = find(&shared.ctx, deadline).await else {
-            return Err(OrderRefusal::NoLeader);
+            return Err(RotationRefusal::NoLeader);
         };
         let answer = match id == shared.ctx.me {
             true => order_here(shared, order, origin.clone()).await,
@@ -40,12 +40,12 @@ pub(super) async fn order(
                 let request = Request::Order { order, origin: origin::to_pass_on(&origin) };
                 match shared.peers.call(id, request, limit).await {
                     Ok(Response::Ordered(answer)) => answer,
-                    Err(CallFailure::Unreachable) => Err(OrderRefusal::NoLeader),
-                    _ => Err(OrderRefusal::Unknown),
+                    Err(CallFailure::Unreachable) => Err(RotationRefusal::NoLeader),
+                    _ => Err(RotationRefusal::Unknown),
                 }
             }
         };
-        if answer != Err(OrderRefusal::NoLeader) || Instant::now() >= deadline {
+        if answer != Err(RotationRefusal::NoLeader) || Instant::now() >= deadline {
             return answer;
         }
         sleep(RETRY).await;
@@ -65,25 +65,25 @@ pub(super) async fn find(ctx: &Context, deadline: Instant) -> Option<ServerId> {
     }
 }
 
-/// Gives an order to this box's own loop; refused unless it leads.
+/// Gives an order to this server's own loop; refused unless it leads.
 pub(super) async fn order_here(
     shared: &Arc<Shared>,
     order: Order,
     origin: String,
-) -> Result<Generation, OrderRefusal> {
+) -> Result<Generation, RotationRefusal> {
     // A leader that the list no longer has leads until the membership has followed, and must not
     // make the key that its removal is followed by.
     let agreed = shared.ctx.views.borrow().agreed.clone();
-    if agreed.roster.as_ref().is_some_and(|list| list.get(shared.ctx.me).is_none()) {
-        return Err(OrderRefusal::NoLeader);
+    if agreed.server_list.as_ref().is_some_and(|list| list.get(shared.ctx.me).is_none()) {
+        return Err(RotationRefusal::NoLeader);
     }
     let (reply, answer) = oneshot::channel();
-    let queued = QueuedOrder { order, origin, reply };
-    shared.orders.try_send(queued).map_err(|_| OrderRefusal::NoLeader)?;
+    let queued = QueuedRotation { order, origin, reply };
+    shared.orders.try_send(queued).map_err(|_| RotationRefusal::NoLeader)?;
     match timeout(order_limit(&shared.ctx.settings()), answer).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(OrderRefusal::NoLeader),
-        Err(_) => Err(OrderRefusal::TimedOut),
+        Ok(Err(_)) => Err(RotationRefusal::NoLeader),
+        Err(_) => Err(RotationRefusal::TimedOut),
     }
 }
 

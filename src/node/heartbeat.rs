@@ -25,23 +25,23 @@ use super::context::Context;
 use super::keys::Keys;
 use super::peer_client::Peers;
 use super::running::{Running, Stopped};
-use crate::consensus::log_store::LogEnds;
-use crate::consensus::network::{Chronicle, Courier};
-use crate::consensus::{ballot_of, log_end_of};
+use crate::consensus::log_store::LogPositions;
+use crate::consensus::network::{LeaderInfo, RpcClient};
+use crate::consensus::{leader_id_of, log_end_of};
 use crate::core::heartbeat::{Heartbeat, Heartbeats, MAX_PAUSE};
-use crate::core::key_ring::HistoryId;
+use crate::core::key_ring::ClusterId;
 use crate::core::moment::millis;
-use crate::core::rejoin::{Ballot, Quarantine};
+use crate::core::recovery::{LeaderId, VoteRestriction};
 use crate::core::server_id::ServerId;
-use crate::fault::{fail_point, guarded};
-use crate::rpc::{self, Request, Response, Unable, WireBeat};
+use crate::rpc::{self, ErrorResponse, Request, Response, WireHeartbeat};
+use crate::supervise::{catch_panic, fail_point};
 
 /// Sends heartbeats whenever this server leads; returns only when Raft is gone.
 pub(super) async fn send(peers: Arc<Peers>, keys: Arc<Keys>, running: Running) -> Stopped {
     let mut server = running.raft.server_metrics();
     loop {
         let led = match server.wait_for(|m| m.state == ServerState::Leader).await {
-            Ok(metrics) => ballot_of(&metrics.vote),
+            Ok(metrics) => leader_id_of(&metrics.vote),
             Err(_) => return Stopped::CoreGone,
         };
         let mut sender = HeartbeatSender::new(&peers, &keys, &running, led);
@@ -56,7 +56,7 @@ struct HeartbeatSender<'a> {
     peers: &'a Arc<Peers>,
     keys: &'a Keys,
     running: &'a Running,
-    ballot: Ballot,
+    leader_id: LeaderId,
     plan: Heartbeats,
     asks: JoinSet<(ServerId, Option<Response>)>,
     /// When those that are not in sync are asked again.
@@ -68,10 +68,10 @@ impl<'a> HeartbeatSender<'a> {
         peers: &'a Arc<Peers>,
         keys: &'a Keys,
         running: &'a Running,
-        ballot: Ballot,
+        leader_id: LeaderId,
     ) -> HeartbeatSender<'a> {
         let (plan, asks) = (Heartbeats::default(), JoinSet::new());
-        HeartbeatSender { peers, keys, running, ballot, plan, asks, again: None }
+        HeartbeatSender { peers, keys, running, leader_id, plan, asks, again: None }
     }
 
     /// Goes on until this server leads no longer.
@@ -85,7 +85,7 @@ impl<'a> HeartbeatSender<'a> {
             tokio::select! {
                 _ = leaving.changed() => due.as_mut().reset(Instant::now()),
                 () = &mut due => {
-                    fail_point("beat");
+                    fail_point("heartbeat");
                     if *self.peers.ctx.leaving.borrow() {
                         self.part();
                         std::future::pending::<()>().await;
@@ -97,9 +97,9 @@ impl<'a> HeartbeatSender<'a> {
                     self.again = None;
                     self.ask(Heartbeats::ask_again);
                 }
-                () = self.peers.newcomer.notified() => {
-                    let newcomers = self.peers.take_newcomers();
-                    self.ask(|plan| plan.welcome(&newcomers));
+                () = self.peers.new_peer.notified() => {
+                    let new_peers = self.peers.take_new_peers();
+                    self.ask(|plan| plan.welcome(&new_peers));
                 }
                 Some(answer) = self.asks.join_next() => {
                     if let Ok((id, answer)) = answer {
@@ -110,7 +110,7 @@ impl<'a> HeartbeatSender<'a> {
                     changed.map_err(|_| Stopped::CoreGone)?;
                     let metrics = server.borrow_and_update();
                     let leads = metrics.state == ServerState::Leader;
-                    if !leads || ballot_of(&metrics.vote) != self.ballot {
+                    if !leads || leader_id_of(&metrics.vote) != self.leader_id {
                         return Ok(());
                     }
                     if self.set_peers(&metrics) {
@@ -137,15 +137,15 @@ impl<'a> HeartbeatSender<'a> {
         let pace = self.plan.pace(peers.ctx.now(), &timers, is_handing_over);
         let ends = self.running.log.ends();
         // Deposed, and about to hear of it.
-        if !ends.follows(self.ballot) {
+        if !ends.follows(self.leader_id) {
             return pace;
         }
-        peers.ctx.note_pace(pace);
-        let beat = self.compose(&ends, pace);
-        let Some(body) = rpc::encode(&Request::Beat(beat)) else { return pace };
+        peers.ctx.record_pace(pace);
+        let heartbeat = self.compose(&ends, pace);
+        let Some(body) = rpc::encode(&Request::Heartbeat(heartbeat)) else { return pace };
         for (id, what) in self.plan.send(pace, peers.ctx.reach(), is_handing_over) {
             match what {
-                Heartbeat::Question => _ = self.asks.spawn(ask(peers.clone(), id, beat)),
+                Heartbeat::Question => _ = self.asks.spawn(ask(peers.clone(), id, heartbeat)),
                 Heartbeat::Notice => peers.post.note(id, body.clone(), pace),
             }
         }
@@ -155,19 +155,19 @@ impl<'a> HeartbeatSender<'a> {
     /// A heartbeat between two of those that go to all.
     fn ask(&mut self, whom: impl FnOnce(&mut Heartbeats) -> Vec<ServerId>) {
         let ends = self.running.log.ends();
-        if !ends.follows(self.ballot) || *self.peers.ctx.leaving.borrow() {
+        if !ends.follows(self.leader_id) || *self.peers.ctx.leaving.borrow() {
             return;
         }
         // When the next one to all is due was said with the last; it is never later than this.
-        let beat = self.compose(&ends, self.plan.idle_pace(&self.peers.ctx.settings().timers));
+        let heartbeat = self.compose(&ends, self.plan.idle_pace(&self.peers.ctx.settings().timers));
         for id in whom(&mut self.plan) {
-            self.asks.spawn(ask(self.peers.clone(), id, beat));
+            self.asks.spawn(ask(self.peers.clone(), id, heartbeat));
         }
     }
 
-    fn compose(&self, ends: &LogEnds, next: Duration) -> WireBeat {
-        WireBeat {
-            ballot: self.ballot,
+    fn compose(&self, ends: &LogPositions, next: Duration) -> WireHeartbeat {
+        WireHeartbeat {
+            leader_id: self.leader_id,
             log_end: ends.last.as_ref().map(log_end_of),
             commit: ends.committed.as_ref().map(log_end_of),
             age: self.keys.current_age(),
@@ -178,9 +178,9 @@ impl<'a> HeartbeatSender<'a> {
 
     /// Tells all that no further heartbeat comes, so that they need not wait for one.
     fn part(&self) {
-        let beat = self.compose(&self.running.log.ends(), Duration::ZERO);
-        let Some(body) = rpc::encode(&Request::Beat(beat)) else { return };
-        let limit = self.peers.ctx.settings().timers.heart_beat;
+        let heartbeat = self.compose(&self.running.log.ends(), Duration::ZERO);
+        let Some(body) = rpc::encode(&Request::Heartbeat(heartbeat)) else { return };
+        let limit = self.peers.ctx.settings().timers.heartbeat;
         for id in self.plan.peers() {
             self.peers.post.note(id, body.clone(), limit);
         }
@@ -189,8 +189,8 @@ impl<'a> HeartbeatSender<'a> {
     /// Takes an answer to a heartbeat, or the want of one.
     async fn hear(&mut self, id: ServerId, answer: Option<Response>) -> Result<(), Stopped> {
         let in_sync = match answer {
-            Some(Response::Beat { vote, level }) => {
-                let follows = vote == (self.ballot, true);
+            Some(Response::Heartbeat { vote, level }) => {
+                let follows = vote == (self.leader_id, true);
                 if follows {
                     self.peers.ctx.acknowledge(id);
                 }
@@ -212,12 +212,16 @@ impl<'a> HeartbeatSender<'a> {
 }
 
 /// One heartbeat that asks for an answer, and what came of it.
-async fn ask(peers: Arc<Peers>, id: ServerId, beat: WireBeat) -> (ServerId, Option<Response>) {
+async fn ask(
+    peers: Arc<Peers>,
+    id: ServerId,
+    heartbeat: WireHeartbeat,
+) -> (ServerId, Option<Response>) {
     let limit = peers.ctx.settings().timers.election_lower;
     // An answer that never comes would count as open for ever.
-    let answer = guarded(async {
-        fail_point("beat-ask");
-        peers.call(id, Request::Beat(beat), limit).await
+    let answer = catch_panic(async {
+        fail_point("heartbeat-ask");
+        peers.call(id, Request::Heartbeat(heartbeat), limit).await
     });
     (id, answer.await.ok().and_then(Result::ok))
 }
@@ -225,40 +229,40 @@ async fn ask(peers: Arc<Peers>, id: ServerId, beat: WireBeat) -> (ServerId, Opti
 /// Takes a heartbeat of `from`, and answers it.
 ///
 /// # Errors
-/// If no leader of that ballot could have sent it.
+/// If no leader of that term could have sent it.
 pub(super) fn take(
     (ctx, keys): (&Context, &Keys),
     running: &Running,
     from: ServerId,
-    history: Option<HistoryId>,
-    beat: &WireBeat,
-) -> Result<Response, Unable> {
-    // Only its own candidate becomes the leader of a ballot.
-    if beat.ballot.node != from {
-        return Err(Unable::Malformed);
+    cluster_id: Option<ClusterId>,
+    heartbeat: &WireHeartbeat,
+) -> Result<Response, ErrorResponse> {
+    // Only its own candidate becomes the leader of a term.
+    if heartbeat.leader_id.node != from {
+        return Err(ErrorResponse::Malformed);
     }
     let ends = running.log.ends();
-    let follows = ends.follows(beat.ballot);
+    let follows = ends.follows(heartbeat.leader_id);
     let mut level = false;
     if follows {
-        let next = Duration::from_millis(beat.next_ms.into()).min(MAX_PAUSE);
+        let next = Duration::from_millis(heartbeat.next_ms.into()).min(MAX_PAUSE);
         match next.is_zero() {
-            true => ctx.note_farewell(),
-            false => ctx.note_beat(beat.quorum, next),
+            true => ctx.record_leadership_transfer(),
+            false => ctx.record_heartbeat(heartbeat.quorum, next),
         }
-        keys.note_age(history, beat.age);
-        if *ctx.quarantine.borrow() != Quarantine::Lifted {
-            ctx.end_quarantine(running, beat.ballot, beat.commit);
+        keys.record_age(cluster_id, heartbeat.age);
+        if *ctx.vote_restriction.borrow() != VoteRestriction::Lifted {
+            ctx.end_vote_restriction(running, heartbeat.leader_id, heartbeat.commit);
         }
         let applied = ctx.views.borrow().applied;
-        level = ends.last.as_ref().map(log_end_of) == beat.log_end
-            && beat.commit.is_none_or(|commit| applied >= commit.index);
-        if level && beat.quorum {
-            ctx.note_level();
+        level = ends.last.as_ref().map(log_end_of) == heartbeat.log_end
+            && heartbeat.commit.is_none_or(|commit| applied >= commit.index);
+        if level && heartbeat.quorum {
+            ctx.record_in_sync();
         }
     }
-    let vote = ends.vote.map_or((Ballot::default(), false), |v| (ballot_of(&v), v.committed));
-    Ok(Response::Beat { vote, level })
+    let vote = ends.vote.map_or((LeaderId::default(), false), |v| (leader_id_of(&v), v.committed));
+    Ok(Response::Heartbeat { vote, level })
 }
 
 #[cfg(test)]
@@ -271,72 +275,77 @@ mod tests {
     use super::*;
     use crate::core::config::Member;
     use crate::node::bench::Bench;
-    use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
     use crate::transport::peers::CallError;
-    use crate::transport::{Body, Heard, Me};
+    use crate::transport::{Body, LastSeen, Me};
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn beat(term: u64, node: u32, next_ms: u32) -> WireBeat {
-        let ballot = Ballot { term, node: ServerId(node) };
-        WireBeat { ballot, log_end: None, commit: None, age: None, quorum: true, next_ms }
+    fn heartbeat(term: u64, node: u32, next_ms: u32) -> WireHeartbeat {
+        let leader_id = LeaderId { term, node: ServerId(node) };
+        WireHeartbeat { leader_id, log_end: None, commit: None, age: None, quorum: true, next_ms }
     }
 
-    fn answer(vote: (u64, u32, bool), level: bool) -> Result<(Ballot, bool, bool), Unable> {
-        Ok((Ballot { term: vote.0, node: ServerId(vote.1) }, vote.2, level))
+    fn answer(
+        vote: (u64, u32, bool),
+        level: bool,
+    ) -> Result<(LeaderId, bool, bool), ErrorResponse> {
+        Ok((LeaderId { term: vote.0, node: ServerId(vote.1) }, vote.2, level))
     }
 
     #[tokio::test]
-    async fn only_a_beat_of_the_leader_that_is_followed_counts() {
+    async fn only_a_heartbeat_of_the_leader_that_is_followed_counts() {
         let bench = Bench::new();
         let shared = &bench.shared;
         let mut running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
-        let take = |running: &Running, from: u32, beat: WireBeat| match take(
+        let take = |running: &Running, from: u32, heartbeat: WireHeartbeat| match take(
             (&shared.ctx, &shared.keys),
             running,
             ServerId(from),
             None,
-            &beat,
+            &heartbeat,
         )? {
-            Response::Beat { vote: (ballot, committed), level } => Ok((ballot, committed, level)),
+            Response::Heartbeat { vote: (leader_id, committed), level } => {
+                Ok((leader_id, committed, level))
+            }
             other => panic!("{other:?}"),
         };
         let follows = answer((5, 2, true), true);
-        // In another's name, of an older term, of one that this box did not hear of by Raft.
-        assert_eq!(take(&running, 3, beat(5, 2, 100)), Err(Unable::Malformed));
-        assert_eq!(take(&running, 3, beat(4, 3, 100)), answer((5, 2, true), false));
-        assert_eq!(take(&running, 3, beat(6, 3, 100)), answer((5, 2, true), false));
+        // In another's name, of an older term, of one that this server did not hear of by Raft.
+        assert_eq!(take(&running, 3, heartbeat(5, 2, 100)), Err(ErrorResponse::Malformed));
+        assert_eq!(take(&running, 3, heartbeat(4, 3, 100)), answer((5, 2, true), false));
+        assert_eq!(take(&running, 3, heartbeat(6, 3, 100)), answer((5, 2, true), false));
         assert_eq!((shared.ctx.contact(), shared.ctx.hears_leader()), (None, false));
 
-        assert_eq!(take(&running, 2, beat(5, 2, 250)), follows);
+        assert_eq!(take(&running, 2, heartbeat(5, 2, 250)), follows);
         assert!(shared.ctx.hears_leader());
         assert_eq!(shared.ctx.reach(), MS * 550);
 
-        // Its last beat says that no other comes.
-        assert_eq!(take(&running, 2, beat(5, 2, 0)), follows);
+        // Its last heartbeat says that no other comes.
+        assert_eq!(take(&running, 2, heartbeat(5, 2, 0)), follows);
         assert!(!shared.ctx.hears_leader());
 
-        // A box whose vote another has got since follows nobody, whoever it heard a moment ago.
-        assert_eq!(take(&running, 2, beat(5, 2, 100)), follows);
+        // A server whose vote another has got since follows nobody, whoever it heard a moment ago.
+        assert_eq!(take(&running, 2, heartbeat(5, 2, 100)), follows);
         let _ = running.raft.shutdown().await;
         running = bench.running(Some(Vote::new(6, ServerId(3)))).await;
         assert!(shared.ctx.hears_leader());
-        assert_eq!(take(&running, 2, beat(5, 2, 100)), answer((6, 3, false), false));
+        assert_eq!(take(&running, 2, heartbeat(5, 2, 100)), answer((6, 3, false), false));
         let _ = running.raft.shutdown().await;
     }
 
-    /// Mail that reaches nobody; in how many milliseconds each beat said that the next one is due.
+    /// Mail that reaches nobody; in how many milliseconds each heartbeat said that the next one is due.
     #[derive(Default)]
     struct Announced(Mutex<Vec<u32>>);
 
-    impl Mail for Announced {
-        fn open(&self, _: &Me, _: &Heard) {}
+    impl SimulatedNetwork for Announced {
+        fn open(&self, _: &Me, _: &LastSeen) {}
 
         fn set_members(&self, _: &[Member]) {}
 
         fn request(&self, _: ServerId, body: Body, _: Duration) -> Reply<Result<Body, CallError>> {
-            if let Ok(Request::Beat(beat)) = rpc::decode_request(&body) {
-                self.0.lock().unwrap().push(beat.next_ms);
+            if let Ok(Request::Heartbeat(heartbeat)) = rpc::decode_request(&body) {
+                self.0.lock().unwrap().push(heartbeat.next_ms);
             }
             Box::pin(ready(Err(CallError::TimedOut)))
         }
@@ -347,7 +356,7 @@ mod tests {
             Box::pin(ready(Err(CallError::UnknownPeer)))
         }
 
-        fn listen(&self, _: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+        fn listen(&self, _: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
             Box::new(())
         }
     }
@@ -356,10 +365,11 @@ mod tests {
     async fn a_heartbeat_in_between_announces_no_earlier_one_and_a_leader_that_leaves_asks_nobody()
     {
         let mail = Arc::new(Announced::default());
-        let bench = Bench::within(Outside { mail: Some(mail.clone()), ..Outside::default() });
-        let (shared, ballot) = (&bench.shared, Ballot { term: 5, node: bench.shared.ctx.me });
+        let bench =
+            Bench::within(Environment { mail: Some(mail.clone()), ..Environment::default() });
+        let (shared, leader_id) = (&bench.shared, LeaderId { term: 5, node: bench.shared.ctx.me });
         let running = bench.running(Some(Vote::new_committed(5, shared.ctx.me))).await;
-        let mut sender = HeartbeatSender::new(&shared.peers, &shared.keys, &running, ballot);
+        let mut sender = HeartbeatSender::new(&shared.peers, &shared.keys, &running, leader_id);
         sender.plan.set_peers(&BTreeSet::from([ServerId(12), ServerId(13)]));
         async fn asked(sender: &mut HeartbeatSender<'_>) -> usize {
             sender.ask(Heartbeats::ask_again);
@@ -381,30 +391,34 @@ mod tests {
         shared.ctx.leaving.send_replace(true);
         assert_eq!(asked(&mut sender).await, 0);
         shared.ctx.leaving.send_replace(false);
-        sender.ballot.term = 4;
+        sender.leader_id.term = 4;
         assert_eq!(asked(&mut sender).await, 0);
         let _ = running.raft.shutdown().await;
     }
 
     #[tokio::test]
-    async fn a_box_that_lacks_something_is_not_level() {
+    async fn a_server_that_lacks_something_is_not_level() {
         let bench = Bench::new();
         let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
-        let ahead =
-            |index| Some(crate::core::rejoin::LogEnd { ballot: beat(5, 2, 0).ballot, index });
-        let level = |beat: WireBeat| match take(
+        let ahead = |index| {
+            Some(crate::core::recovery::LogPosition {
+                leader_id: heartbeat(5, 2, 0).leader_id,
+                index,
+            })
+        };
+        let level = |heartbeat: WireHeartbeat| match take(
             (&bench.shared.ctx, &bench.shared.keys),
             &running,
             ServerId(2),
             None,
-            &beat,
+            &heartbeat,
         ) {
-            Ok(Response::Beat { level, .. }) => level,
+            Ok(Response::Heartbeat { level, .. }) => level,
             other => panic!("{other:?}"),
         };
-        assert!(level(beat(5, 2, 100)));
-        assert!(!level(WireBeat { log_end: ahead(7), ..beat(5, 2, 100) }));
-        assert!(!level(WireBeat { commit: ahead(7), ..beat(5, 2, 100) }));
+        assert!(level(heartbeat(5, 2, 100)));
+        assert!(!level(WireHeartbeat { log_end: ahead(7), ..heartbeat(5, 2, 100) }));
+        assert!(!level(WireHeartbeat { commit: ahead(7), ..heartbeat(5, 2, 100) }));
         // Behind or not, it has a leader.
         assert!(bench.shared.ctx.hears_leader());
         let _ = running.raft.shutdown().await;

@@ -1,8 +1,8 @@
 //! What the leader does about the keys: carries out the steps that [`crate::core::rotation`]
 //! decides on, gathers who has installed what, and takes operators' orders.
 //!
-//! What must hold: nothing is proposed unless a majority acknowledged this leader lately, since a
-//! proposal that hangs may come true much later; a key counts as held by a box only when that box
+//! Invariants: nothing is proposed unless a majority acknowledged this leader lately, since a
+//! proposal that hangs may come true much later; a key counts as held by a server only when that server
 //! says that its host has installed it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,24 +18,24 @@ use tokio::time::{sleep, timeout};
 
 use super::peer_client::Peers;
 use super::records::{self, Beginning};
-use super::refusals::{Place, Refusals};
+use super::rejected_keys::{Place, RejectedKeys};
 use super::running::{Running, Stopped};
-use super::shared::{QueuedOrder, Shared};
-use super::{new_key, roster};
-use crate::consensus::network::Courier;
+use super::shared::{QueuedRotation, Shared};
+use super::{new_key, server_list};
+use crate::consensus::network::RpcClient;
 use crate::consensus::state_machine::AgreedView;
 use crate::core::agreed::{Change, Command};
 use crate::core::key_ring::{
-    Change as KeyChange, Command as KeyCommand, Generation, Held, HistoryId, KeyRing,
+    Change as KeyChange, ClusterId, Command as KeyCommand, Generation, Held, KeyRing,
 };
 use crate::core::moment::{millis, Moment};
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
 use crate::core::stek::Stek;
-use crate::fault::{fail_point, guarded};
-use crate::journal::Level;
-use crate::rpc::{OrderRefusal, Request, Response};
-use crate::transport::Heard;
+use crate::log_sink::Level;
+use crate::rpc::{Request, Response, RotationRefusal};
+use crate::supervise::{catch_panic, fail_point};
+use crate::transport::LastSeen;
 
 /// How long one question about an installed key is held open; asked again after that.
 const AWAIT_LIMIT: Duration = Duration::from_secs(1);
@@ -49,11 +49,11 @@ const PROPOSAL_RETRY: Duration = Duration::from_millis(100);
 /// How often a new key is drawn because the ring would not take it.
 const DRAWS: usize = 3;
 
-/// Leads whenever this box is the leader; returns only when Raft is gone.
+/// Leads whenever this server is the leader; returns only when Raft is gone.
 pub(super) async fn lead(
     shared: &Arc<Shared>,
     running: &Running,
-    orders: &mut mpsc::Receiver<QueuedOrder>,
+    orders: &mut mpsc::Receiver<QueuedRotation>,
 ) -> Stopped {
     loop {
         let ready = ready_to_lead(running);
@@ -64,28 +64,28 @@ pub(super) async fn lead(
                 }
             }
             Some(queued) = orders.recv() => {
-                let _ = queued.reply.send(Err(OrderRefusal::NoLeader));
+                let _ = queued.reply.send(Err(RotationRefusal::NoLeader));
                 continue;
             }
         }
         let term = running.raft.metrics().borrow().current_term;
-        let mut reign = Reign::new(shared, running);
+        let mut leader_term = LeaderTerm::new(shared, running);
         let mut server = running.raft.server_metrics();
         let over =
             server.wait_for(|m| m.state != ServerState::Leader || m.vote.leader_id.term != term);
         tokio::select! {
             _ = over => {}
-            () = reign.rule(orders) => {}
-            () = roster::lead_membership(&shared.peers, running) => {}
+            () = leader_term.rule(orders) => {}
+            () = server_list::lead_membership(&shared.peers, running) => {}
         }
-        reign.end();
+        leader_term.end();
     }
 }
 
-/// Waits until this box leads and has applied its own first entry: before that a new leader may
+/// Waits until this server leads and has applied its own first entry: before that a new leader may
 /// not know all that was agreed. `None` if Raft is gone.
 async fn ready_to_lead(running: &Running) -> Option<()> {
-    // Not the whole metrics from the start: those change with every heart beat.
+    // Not the whole metrics from the start: those change with every heartbeat.
     let mut server = running.raft.server_metrics();
     server.wait_for(|m| m.state == ServerState::Leader).await.ok()?;
     let ready = |m: &RaftMetrics<ServerId, EmptyNode>| {
@@ -104,7 +104,7 @@ struct Installed {
 }
 
 /// What one leader knows during one term.
-struct Reign<'a> {
+struct LeaderTerm<'a> {
     shared: &'a Arc<Shared>,
     running: &'a Running,
     since: Moment,
@@ -114,12 +114,12 @@ struct Reign<'a> {
     asking: JoinSet<(ServerId, Installed)>,
     asked_about: Generation,
     /// The operator's order that is being carried out.
-    order: Option<QueuedOrder>,
+    order: Option<QueuedRotation>,
 }
 
-impl<'a> Reign<'a> {
-    fn new(shared: &'a Arc<Shared>, running: &'a Running) -> Reign<'a> {
-        Reign {
+impl<'a> LeaderTerm<'a> {
+    fn new(shared: &'a Arc<Shared>, running: &'a Running) -> LeaderTerm<'a> {
+        LeaderTerm {
             shared,
             running,
             since: shared.ctx.now(),
@@ -130,7 +130,7 @@ impl<'a> Reign<'a> {
         }
     }
 
-    async fn rule(&mut self, orders: &mut mpsc::Receiver<QueuedOrder>) {
+    async fn rule(&mut self, orders: &mut mpsc::Receiver<QueuedRotation>) {
         let mut views = self.shared.ctx.views.subscribe();
         let mut own = self.shared.keys.installed.subscribe();
         let mut settings = self.shared.ctx.watch_settings();
@@ -143,7 +143,7 @@ impl<'a> Reign<'a> {
             // All answers that are there count before anything is decided: a handover whose time
             // is over must not go on without a server whose answer nobody has read.
             while let Some(answer) = self.asking.try_join_next() {
-                self.note_installed(answer);
+                self.record_installed(answer);
             }
             self.ask_restarted(&view);
             // Whoever gave an order that could not be begun was told so long ago.
@@ -160,9 +160,9 @@ impl<'a> Reign<'a> {
                 step => {
                     // Nothing of it was proposed, and whoever gave it should not wait in vain.
                     if !matches!(step, Step::Activate { .. }) {
-                        self.reply(Err(OrderRefusal::NoLeader));
+                        self.reply(Err(RotationRefusal::NoLeader));
                     }
-                    self.shared.ctx.settings().timers.heart_beat
+                    self.shared.ctx.settings().timers.heartbeat
                 }
             };
             tokio::select! {
@@ -173,7 +173,7 @@ impl<'a> Reign<'a> {
                 // No timer notices that the machine was suspended; a rotation may be overdue.
                 _ = slept.changed() => {}
                 // Only an empty set may fail to match: that switches the branch off for this turn.
-                Some(answer) = self.asking.join_next() => self.note_installed(answer),
+                Some(answer) = self.asking.join_next() => self.record_installed(answer),
                 Some(queued) = orders.recv() => {
                     // Whoever no longer waits was told that it came to nothing.
                     if !queued.reply.is_closed() {
@@ -185,7 +185,7 @@ impl<'a> Reign<'a> {
     }
 
     /// Takes the answer to one question; one that failed left nothing to take.
-    fn note_installed(&mut self, answer: Result<(ServerId, Installed), JoinError>) {
+    fn record_installed(&mut self, answer: Result<(ServerId, Installed), JoinError>) {
         if let Ok((id, installed)) = answer {
             self.installed.insert(id, installed);
         }
@@ -249,10 +249,10 @@ impl<'a> Reign<'a> {
         };
         let from = from.map(Box::new);
         let mut bytes = [0; 16];
-        let drawn = rand_bytes(&mut bytes).ok().and_then(|()| HistoryId::from_bytes(bytes));
+        let drawn = rand_bytes(&mut bytes).ok().and_then(|()| ClusterId::from_bytes(bytes));
         match drawn {
-            Some(history) => {
-                self.propose(KeyCommand::Found { history, epoch, from }).await == Ok(true)
+            Some(cluster_id) => {
+                self.propose(KeyCommand::Found { cluster_id, epoch, from }).await == Ok(true)
             }
             None => false,
         }
@@ -271,7 +271,7 @@ impl<'a> Reign<'a> {
         }
     }
 
-    /// A key that the ring will take: for the first generation this box's own initial STEK, so
+    /// A key that the ring will take: for the first generation this server's own initial STEK, so
     /// that the tickets which it has already issued live on.
     fn key_for(&self, view: &AgreedView, generation: Generation) -> Option<Held> {
         let offered = match generation {
@@ -287,7 +287,7 @@ impl<'a> Reign<'a> {
             }
         });
         let candidates = offered.into_iter().map(Some).chain(drawn.take(DRAWS)).flatten();
-        first_admitted(view.ring(), generation, candidates, &self.shared.refusals)
+        first_admitted(view.ring(), generation, candidates, &self.shared.rejected_keys)
     }
 
     async fn activate(&mut self, view: &AgreedView, generation: Generation) -> bool {
@@ -331,24 +331,24 @@ impl<'a> Reign<'a> {
 
     /// Proposes a command and waits until it is applied here; whether it changed anything. What
     /// changes nothing must not be proposed again at once.
-    async fn propose(&self, command: KeyCommand) -> Result<bool, OrderRefusal> {
+    async fn propose(&self, command: KeyCommand) -> Result<bool, RotationRefusal> {
         let limit = self.shared.ctx.settings().request_timeout;
         let refusal =
             match timeout(limit, self.running.raft.client_write(Command::Key(command))).await {
                 Ok(Ok(response)) => match response.data {
-                    Some(Err(refusal)) => OrderRefusal::Refused(refusal.to_string()),
+                    Some(Err(refusal)) => RotationRefusal::Refused(refusal.to_string()),
                     answer => return Ok(answer != Some(Ok(Change::Key(KeyChange::Nothing)))),
                 },
                 // Also where another leads now: the entry may have gone out before.
-                Ok(Err(_)) => OrderRefusal::Unknown,
-                Err(_) => OrderRefusal::TimedOut,
+                Ok(Err(_)) => RotationRefusal::Unknown,
+                Err(_) => RotationRefusal::TimedOut,
             };
         let line = format!("a proposal came to nothing: {refusal}");
         self.shared.ctx.log.limited(Level::Note, "proposal", line);
         Err(refusal)
     }
 
-    /// Asks every other box to tell when it has installed the staged key, once per handover.
+    /// Asks every other server to tell when it has installed the staged key, once per handover.
     fn ask_about_staged(&mut self, view: &AgreedView) {
         let staged = view.agreed.ring.staged().map(|s| s.held.generation).unwrap_or_default();
         if staged == self.asked_about {
@@ -364,7 +364,7 @@ impl<'a> Reign<'a> {
         }
     }
 
-    /// A box that restarted during the handover no longer holds what it said it did.
+    /// A server that restarted during the handover no longer holds what it said it did.
     fn ask_restarted(&mut self, view: &AgreedView) {
         let Some(staged) = view.agreed.ring.staged().map(|s| s.held.generation) else { return };
         let heard = &self.shared.peers.heard;
@@ -378,12 +378,12 @@ impl<'a> Reign<'a> {
         }
     }
 
-    fn take_order(&mut self, view: &AgreedView, queued: QueuedOrder) {
+    fn take_order(&mut self, view: &AgreedView, queued: QueuedRotation) {
         let busy = view.agreed.ring.staged().map(|s| s.held.generation);
         let busy = busy.or(self.order.as_ref().map(|_| view.agreed.ring.newest().next()));
         match busy {
             Some(generation) => {
-                let _ = queued.reply.send(Err(OrderRefusal::HandoverUnderWay(generation)));
+                let _ = queued.reply.send(Err(RotationRefusal::HandoverUnderWay(generation)));
             }
             None => {
                 let word = match queued.order {
@@ -397,14 +397,14 @@ impl<'a> Reign<'a> {
     }
 
     /// Answers the order that is being carried out, if there is one.
-    fn reply(&mut self, answer: Result<Generation, OrderRefusal>) {
+    fn reply(&mut self, answer: Result<Generation, RotationRefusal>) {
         if let Some(queued) = self.order.take() {
             let _ = queued.reply.send(answer);
         }
     }
 
     fn end(&mut self) {
-        self.reply(Err(OrderRefusal::Unknown));
+        self.reply(Err(RotationRefusal::Unknown));
     }
 }
 
@@ -413,16 +413,16 @@ pub(super) fn first_admitted(
     ring: &KeyRing,
     generation: Generation,
     candidates: impl Iterator<Item = Stek>,
-    refusals: &Refusals,
+    rejected_keys: &RejectedKeys,
 ) -> Option<Held> {
     let mut all = candidates.map(|stek| Held { generation, stek });
     all.find(|held| {
-        ring.admits(held).map_err(|refusal| refusals.note(Place::Leader, refusal)).is_ok()
+        ring.admits(held).map_err(|refusal| rejected_keys.note(Place::Leader, refusal)).is_ok()
     })
 }
 
 /// Whether another run than this one is known to answer at a server's address by now.
-fn is_another(heard: &Heard, id: ServerId, incarnation: u64) -> bool {
+fn is_another(heard: &LastSeen, id: ServerId, incarnation: u64) -> bool {
     heard.at_address(id).is_some_and(|now| now != incarnation)
 }
 
@@ -439,7 +439,7 @@ async fn ask_until_installed(
             fail_point("ask-installed");
             peers.call(id, Request::AwaitInstalled { generation, limit_ms }, patience).await
         };
-        match guarded(question).await {
+        match catch_panic(question).await {
             Ok(Ok(Response::Installed { newest, incarnation }))
                 if newest >= generation && !is_another(&peers.heard, id, incarnation) =>
             {
@@ -451,9 +451,9 @@ async fn ask_until_installed(
     }
 }
 
-/// Has the most advanced member stand for election before this leader leaves, and waits for the
-/// new leader. Heart beats stop, since they would keep the others from voting.
-pub(super) async fn bid_farewell(peers: &Arc<Peers>) {
+/// Has the most advanced member campaign before this leader leaves, and waits for the
+/// new leader. Heartbeats stop, since they would keep the others from voting.
+pub(super) async fn transfer_leadership(peers: &Arc<Peers>) {
     let Some(running) = peers.ctx.running() else { return };
     peers.ctx.leaving.send_replace(true);
     let metrics = running.raft.metrics().borrow().clone();
@@ -469,7 +469,7 @@ pub(super) async fn bid_farewell(peers: &Arc<Peers>) {
     let advanced = replication.into_iter().filter(|(id, _)| may_lead(id));
     let Some((successor, _)) = advanced.max_by_key(|(_, matched)| *matched) else { return };
     peers.ctx.log.debug(format!("leaving; server {successor} is to lead"));
-    if peers.call(successor, Request::Stand, bound).await.is_ok() {
+    if peers.call(successor, Request::Campaign, bound).await.is_ok() {
         let mut server = running.raft.server_metrics();
         let _ = server.wait_for(|m| m.current_leader.is_some_and(|id| id != peers.ctx.me)).await;
     }
@@ -485,7 +485,7 @@ mod tests {
     use super::*;
     use crate::core::config::Member;
     use crate::node::bench::Bench;
-    use crate::node::outside::{Mail, Outside, Porter, Reply};
+    use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
     use crate::rpc;
     use crate::transport::peers::CallError;
     use crate::transport::{Body, Me};
@@ -499,8 +499,8 @@ mod tests {
         asked: AtomicU64,
     }
 
-    impl Mail for Restarting {
-        fn open(&self, _: &Me, _: &Heard) {}
+    impl SimulatedNetwork for Restarting {
+        fn open(&self, _: &Me, _: &LastSeen) {}
 
         fn set_members(&self, _: &[Member]) {}
 
@@ -517,7 +517,7 @@ mod tests {
             Box::pin(ready(Err(CallError::UnknownPeer)))
         }
 
-        fn listen(&self, _: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+        fn listen(&self, _: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
             Box::new(())
         }
     }
@@ -525,7 +525,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_counts_for_the_run_of_the_process_that_gave_it() {
         let mail = Arc::new(Restarting::default());
-        let bench = Bench::within(Outside { mail: Some(mail.clone()), ..Outside::default() });
+        let bench =
+            Bench::within(Environment { mail: Some(mail.clone()), ..Environment::default() });
         let shared = &bench.shared;
         let ask = || ask_until_installed(shared.peers.clone(), OTHER, Generation(9));
         let said = |incarnation| (OTHER, Installed { newest: Generation(9), incarnation });
@@ -533,7 +534,7 @@ mod tests {
         // No connection to its address tells who is there.
         assert_eq!(ask().await, said(5));
         // Another run is there by now: the answer comes too late, and is not asked for all the time.
-        shared.peers.heard.note_answer(OTHER, 6, Instant::now());
+        shared.peers.heard.record_answer(OTHER, 6, Instant::now());
         let before = mail.asked.load(Ordering::Relaxed);
         assert!(timeout(AWAIT_RETRY * 9, ask()).await.is_err());
         let asked = mail.asked.load(Ordering::Relaxed) - before;

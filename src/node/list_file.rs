@@ -1,7 +1,7 @@
 //! What this server's `server_list_file` holds now, which need not be what was loaded from it.
 //!
 //! An operator puts a new list into the files of all servers and has one of them reload; the leader
-//! asks the others for what their files hold. What must hold: a slow or hanging file system delays
+//! asks the others for what their files hold. Invariants: a slow or hanging file system delays
 //! nobody but who asked, and however many ask, the file is read seldom.
 
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::sync::{watch, Mutex, Semaphore};
 use tokio::time::{sleep_until, timeout, Instant};
 
-use super::outside::ReadList;
+use super::environment::ReadList;
 use crate::core::config::Member;
-use crate::core::roster::{Digest, Roster};
-use crate::fault::guarded;
+use crate::core::server_list::{Digest, ServerList};
+use crate::supervise::catch_panic;
 
 /// How long one read may take: a file of at most a few hundred kilobytes, on a busy disk.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(1);
@@ -66,7 +66,7 @@ impl ListFile {
     /// Whether the file holds this very list now.
     pub async fn holds(&self, list: Digest) -> bool {
         let members = self.read().await.unwrap_or_default();
-        Roster::new(0, &members).is_ok_and(|file| file.digest() == list)
+        ServerList::new(0, &members).is_ok_and(|file| file.digest() == list)
     }
 
     async fn read_now(&self) -> Option<Vec<Member>> {
@@ -74,7 +74,7 @@ impl ListFile {
         let (tell, mut told) = watch::channel(None);
         let reading = (self.read)();
         tokio::spawn(async move {
-            let found = guarded(reading).await.ok().flatten();
+            let found = catch_panic(reading).await.ok().flatten();
             tell.send_replace(Some(found));
             drop(permit);
         });
@@ -118,7 +118,7 @@ mod tests {
             assert!(one.await.unwrap().is_some());
         }
         assert!(reads.load(Ordering::SeqCst) <= 4, "{reads:?}");
-        let digest = Roster::new(7, &list(9)).unwrap().digest();
+        let digest = ServerList::new(7, &list(9)).unwrap().digest();
         assert!(!file.holds(digest).await);
     }
 

@@ -1,4 +1,4 @@
-//! One box: wires core, consensus and transport on a tokio runtime.
+//! One server: wires core, consensus and transport on a tokio runtime.
 //!
 //! Knows nothing of Traffic Server. What to install goes out as a [`KeySet`] by a watch channel;
 //! whoever installs it says so with [`Node::installed`], and only that counts as held.
@@ -7,8 +7,8 @@
 //! |---|---|---|
 //! | `types` | what goes in and out: key sets, reports, how a wish ended | |
 //! | `network`, `disk` | the ways to other servers and to `state_dir` | |
-//! | `outside` | the world that the node is in: these two, or a simulation's | |
-//! | `clock`, `counters`, `refusals`, `running`, `list_file`, `origin` | one fact each | |
+//! | `environment` | the world that the node is in: these two, or a simulation's | |
+//! | `clock`, `counters`, `rejected_keys`, `running`, `list_file`, `origin` | one fact each | |
 //! | `state_file` | the file in `state_dir`: sealed, read, written | disk |
 //! | `context` | settings, members, clock, Raft, the agreed state, the leader that is heard | |
 //! | `peer_client` | the other servers, and one request to one of them | context |
@@ -18,19 +18,19 @@
 //! | `heartbeat` | the leader's heartbeats, and what a server makes of them | peers, keys |
 //! | `election` | becomes a candidate when no leader is heard and a pre-vote is won | peers |
 //! | `bounds` | how much of a leader's word is believed | peers |
-//! | `roster` | has the group agree on its server list, and Raft's membership follow it | peers |
-//! | `survey` | tells one that asks what the others say of themselves | peers |
+//! | `server_list` | has the group agree on its server list, and Raft's membership follow it | peers |
+//! | `status_poll` | tells one that asks what the others say of themselves | peers |
 //! | `recovery` | asks the others, joins, and counts again when caught up | peers |
 //! | `own_key` | says why the server is on a key of its own | peers |
 //! | `erasure` | erases retired keys from log and snapshot | context |
 //! | `watchdog` | why a run of Raft has to end | peers |
 //! | `shared` | all of these, put together | |
 //! | `forward` | brings an operator's order to the leader | all |
-//! | `leader` | founds, stages, activates; carries out orders | all |
-//! | `keeper` | from the ring to the set that the host should hold | all |
-//! | `life` | one run of Raft after another | all |
+//! | `leader` | bootstraps, stages, activates; carries out orders | all |
+//! | `key_publisher` | from the ring to the set that the host should hold | all |
+//! | `lifecycle` | one run of Raft after another | all |
 //! | `report` | what the node says of itself to operators | all |
-//! | `inbox` | answers other servers | all |
+//! | `rpc_server` | answers other servers | all |
 
 #[cfg(test)]
 mod bench;
@@ -40,32 +40,32 @@ mod context;
 mod counters;
 pub mod disk;
 mod election;
+pub mod environment;
 mod erasure;
 mod forward;
 mod heartbeat;
-mod inbox;
-mod keeper;
+mod key_publisher;
 mod keys;
 mod leader;
-mod life;
+mod lifecycle;
 mod list_file;
 mod network;
 mod origin;
-pub mod outside;
 mod own_key;
 #[cfg(test)]
 mod panics;
 mod peer_client;
 mod records;
 mod recovery;
-pub mod refusals;
+pub mod rejected_keys;
 mod report;
-mod roster;
+mod rpc_server;
 mod running;
+mod server_list;
 mod shared;
 mod state_file;
+mod status_poll;
 mod store;
-mod survey;
 mod types;
 mod watchdog;
 
@@ -77,37 +77,37 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::core::box_status::{BoxStatus, HostStatus};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Generation;
 use crate::core::rotation::Order;
+use crate::core::server_status::{HostStatus, ServerStatus};
 use crate::core::stek::Stek;
-use crate::rpc::{EnlistRefusal, OrderRefusal};
+use crate::rpc::{MembershipRefusal, RotationRefusal};
 use crate::transport::tls::Tls;
 #[doc(hidden)]
 pub use state_file::door as state_file_door;
 
 use context::lock;
-use inbox::Inbox;
-use refusals::Refusals;
+use rejected_keys::RejectedKeys;
+use rpc_server::RpcServer;
 use shared::Shared;
 
-pub use crate::core::box_status::Role;
+pub use crate::core::server_status::Role;
 pub use types::{new_key, Deps, Joined, KeySet, NoKey, NoReload, Reloaded, Report};
 
 /// How long a leader that leaves waits for its successor.
-const FAREWELL_LIMIT: Duration = Duration::from_millis(450);
+const LEADERSHIP_TRANSFER_LIMIT: Duration = Duration::from_millis(450);
 
 /// How long the tasks and Raft may take to end after that.
 const END_LIMIT: Duration = Duration::from_millis(250);
 
-/// The most time that [`Node::shutdown`] takes: a leader's farewell, and the end of what runs.
-pub const SHUTDOWN_LIMIT: Duration = FAREWELL_LIMIT.saturating_add(END_LIMIT);
+/// The most time that [`Node::shutdown`] takes: a leader's leadership transfer, and the end of what runs.
+pub const SHUTDOWN_LIMIT: Duration = LEADERSHIP_TRANSFER_LIMIT.saturating_add(END_LIMIT);
 
 /// How many orders of operators may wait for the leader's attention; more are refused.
 const MAX_ORDERS: usize = 16;
 
-/// A running box. Dropping it ends its tasks at once; [`Node::shutdown`] does it in order.
+/// A running server. Dropping it ends its tasks at once; [`Node::shutdown`] does it in order.
 pub struct Node {
     shared: Arc<Shared>,
     sets: watch::Receiver<KeySet>,
@@ -115,7 +115,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a box on the present tokio runtime. A port in use is not an error: the box keeps
+    /// Starts a server on the present tokio runtime. A port in use is not an error: the server keeps
     /// trying and says so.
     ///
     /// # Errors
@@ -127,10 +127,10 @@ impl Node {
         let shared = Shared::new(settings, deps, orders)?;
         records::load(&shared.peers, &shared.store).await;
         let mut tasks = JoinSet::new();
-        tasks.spawn(keeper::keep(shared.clone(), initial, set_sender));
-        tasks.spawn(life::live(shared.clone(), order_queue));
-        shared.peers.listen(Arc::new(Inbox(shared.clone())));
-        tasks.spawn(roster::follow(shared.peers.clone()));
+        tasks.spawn(key_publisher::keep(shared.clone(), initial, set_sender));
+        tasks.spawn(lifecycle::live(shared.clone(), order_queue));
+        shared.peers.listen(Arc::new(RpcServer(shared.clone())));
+        tasks.spawn(server_list::follow(shared.peers.clone()));
         let (peers, keys, store) = (&shared.peers, &shared.keys, &shared.store);
         tasks.spawn(records::keep(peers.clone(), keys.clone(), store.clone()));
         tasks.spawn(own_key::watch(peers.clone(), sets.clone()));
@@ -144,14 +144,14 @@ impl Node {
 
     /// Says that this set now stands in the ticket context.
     pub fn installed(&self, set: &KeySet) {
-        self.shared.keys.note_installed(set);
+        self.shared.keys.record_installed(set);
     }
 
     /// Waits until a set led by an agreed key is there, until no majority can be had, or until
     /// `limit` ran out, whichever comes first.
     pub async fn wait_for_group(&self, limit: Duration) -> Joined {
         let mut sets = self.sets.clone();
-        let mut hopeless = self.shared.hopeless.subscribe();
+        let mut quorum_unreachable = self.shared.quorum_unreachable.subscribe();
         let keys = async {
             match sets.wait_for(|set| set.agreed).await {
                 Ok(set) => set.keys.first().map(Stek::fingerprint).map(Joined::Keys),
@@ -162,27 +162,27 @@ impl Node {
             tokio::select! {
                 biased;
                 joined = keys => joined.unwrap_or(Joined::NoMajority),
-                _ = hopeless.wait_for(|hopeless| *hopeless) => Joined::NoMajority,
+                _ = quorum_unreachable.wait_for(|quorum_unreachable| *quorum_unreachable) => Joined::NoMajority,
             }
         };
         timeout(limit, both).await.unwrap_or(Joined::TimedOut)
     }
 
-    /// Has the group rotate or revoke now, through whichever box leads.
+    /// Has the group rotate or revoke now, through whichever server leads.
     ///
     /// # Errors
     /// Why that cannot be had at present.
-    pub async fn order(&self, order: Order) -> Result<Generation, OrderRefusal> {
+    pub async fn order(&self, order: Order) -> Result<Generation, RotationRefusal> {
         forward::order(&self.shared, order, origin::message(self.shared.ctx.me)).await
     }
 
-    /// Has the group agree on this server list, through whichever box leads. More than half of the
+    /// Has the group agree on this server list, through whichever server leads. More than half of the
     /// present voters have to have it in their files.
     ///
     /// # Errors
     /// Why the list was not agreed on; nothing changed then.
-    pub async fn enlist(&self, members: Vec<Member>) -> Result<u64, EnlistRefusal> {
-        roster::enlist(&self.shared.peers, members).await
+    pub async fn change_membership(&self, members: Vec<Member>) -> Result<u64, MembershipRefusal> {
+        server_list::change_membership(&self.shared.peers, members).await
     }
 
     /// Takes over newly loaded settings and certificates, and changes only what changed. Keys
@@ -198,10 +198,10 @@ impl Node {
         }
         // A file that did not change and holds a list that the group has left is merely behind.
         let edited = settings.members != old.members;
-        let nothing_agreed = self.shared.ctx.views.borrow().agreed.ring.history().is_none();
-        let wants_list = edited || roster::asks_for_new(&self.shared.peers, &settings.members);
+        let nothing_agreed = self.shared.ctx.views.borrow().agreed.ring.cluster_id().is_none();
+        let wants_list = edited || server_list::asks_for_new(&self.shared.peers, &settings.members);
         let list = match wants_list && !nothing_agreed {
-            true => Some(self.enlist_with(&settings.members, &tls).await?),
+            true => Some(self.change_membership_with(&settings.members, &tls).await?),
             false => None,
         };
         let moved = (&settings.bind_address, &settings.address, settings.port)
@@ -213,23 +213,27 @@ impl Node {
         self.set_certificates(tls);
         self.shared.ctx.set_settings(settings);
         if moved {
-            self.shared.peers.listen(Arc::new(Inbox(self.shared.clone())));
+            self.shared.peers.listen(Arc::new(RpcServer(self.shared.clone())));
         }
         Ok(Reloaded { list })
     }
 
-    /// Has the group agree on this list, under which this box may have to show `tls`.
-    async fn enlist_with(&self, members: &[Member], tls: &Tls) -> Result<u64, EnlistRefusal> {
-        let answer = self.enlist(members.to_vec()).await;
-        if answer != Err(EnlistRefusal::Unknown)
-            || !roster::renames_own(&self.shared.peers, members)
+    /// Has the group agree on this list, under which this server may have to show `tls`.
+    async fn change_membership_with(
+        &self,
+        members: &[Member],
+        tls: &Tls,
+    ) -> Result<u64, MembershipRefusal> {
+        let answer = self.change_membership(members.to_vec()).await;
+        if answer != Err(MembershipRefusal::Unknown)
+            || !server_list::renames_own(&self.shared.peers, members)
         {
             return answer;
         }
         // Under its new certificate it is heard if the group has agreed, and only then.
         let before = self.shared.peers.tls.borrow().clone();
         self.shared.peers.set_certificates(tls.clone());
-        let answer = self.enlist(members.to_vec()).await;
+        let answer = self.change_membership(members.to_vec()).await;
         if answer.is_err() {
             self.shared.peers.set_certificates(before);
         }
@@ -242,32 +246,32 @@ impl Node {
         self.shared.peers.set_certificates(tls);
     }
 
-    /// What this box knows of itself and the group.
+    /// What this server knows of itself and the group.
     pub fn report(&self) -> Report {
         self.shared.report()
     }
 
-    /// All that this box says of itself to an operator's command; no secrets.
-    pub fn status(&self) -> BoxStatus {
+    /// All that this server says of itself to an operator's command; no secrets.
+    pub fn status(&self) -> ServerStatus {
         report::status(&self.shared)
     }
 
-    /// Has the host asked how it is whenever this box is; `probe` must not wait.
+    /// Has the host asked how it is whenever this server is; `probe` must not wait.
     pub fn set_host(&self, probe: impl Fn() -> HostStatus + Send + Sync + 'static) {
-        *lock(&self.shared.ledger.host) = Some(Arc::new(probe));
+        *lock(&self.shared.node_counters.host) = Some(Arc::new(probe));
     }
 
     /// Waits until keys, role or leader have changed since the last call ended; for one caller.
     pub async fn moved(&self) {
-        self.shared.ledger.moved.notified().await;
+        self.shared.node_counters.moved.notified().await;
     }
 
-    /// The keys that the gate kept out of this box.
-    pub fn refusals(&self) -> &Refusals {
-        &self.shared.refusals
+    /// The keys that key validation kept out of this server.
+    pub fn rejected_keys(&self) -> &RejectedKeys {
+        &self.shared.rejected_keys
     }
 
-    /// Ends the box's tasks at once and says nothing to anybody, as a process does that is killed.
+    /// Ends the server's tasks at once and says nothing to anybody, as a process does that is killed.
     pub fn abort(&self) {
         // Only `shutdown` holds the lock for longer, and that ends them as well.
         if let Ok(mut tasks) = self.tasks.try_lock() {
@@ -275,10 +279,11 @@ impl Node {
         }
     }
 
-    /// Ends the box in an orderly way, within [`SHUTDOWN_LIMIT`].
+    /// Ends the server in an orderly way, within [`SHUTDOWN_LIMIT`].
     pub async fn shutdown(&self) {
-        let _ = timeout(FAREWELL_LIMIT, leader::bid_farewell(&self.shared.peers)).await;
-        // Nobody is to find a box that no longer answers for itself.
+        let _ = timeout(LEADERSHIP_TRANSFER_LIMIT, leader::transfer_leadership(&self.shared.peers))
+            .await;
+        // Nobody is to find a server that no longer answers for itself.
         self.shared.peers.close();
         let end = async {
             let mut tasks = self.tasks.lock().await;
@@ -286,7 +291,7 @@ impl Node {
             while tasks.join_next().await.is_some() {}
             self.shared.ctx.stop_raft().await;
         };
-        // Whatever is left after the limit dies with the runtime. Raft holds this box, and must not be
+        // Whatever is left after the limit dies with the runtime. Raft holds this server, and must not be
         // held by it any more, or its keys would outlive both.
         let _ = timeout(END_LIMIT, end).await;
         self.shared.ctx.set_running(None);

@@ -2,8 +2,8 @@
 //! its place.
 //!
 //! Leaves to others what a message means. Invariants: whoever brings its own mail does what
-//! [`crate::transport`] does for it: no request of a sender that [`Porter::admit`] refuses is
-//! served, what is heard is noted in [`Heard`], and an answer comes from the incarnation that was
+//! [`crate::transport`] does for it: no request of a sender that [`DynService::admit`] refuses is
+//! served, what is heard is noted in [`LastSeen`], and an answer comes from the incarnation that was
 //! asked or not at all.
 
 use std::future::Future;
@@ -15,22 +15,22 @@ use tokio::sync::watch;
 
 use crate::core::config::{Member, Settings};
 use crate::core::server_id::ServerId;
-use crate::journal::Log;
+use crate::log_sink::Log;
 use crate::transport::frame::Header;
 use crate::transport::listener::{Caller, ListenDeps, ListenSettings, Listener, Refusal, Service};
 use crate::transport::peers::{call_once_by, CallError, Peers};
 use crate::transport::resolver::Resolver;
 use crate::transport::tls::Tls;
-use crate::transport::{Body, Bounds, Heard, Me};
+use crate::transport::{Body, Bounds, LastSeen, Me};
 
 /// What a request is answered, some time.
 pub type Reply<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Carries one box's messages, in place of mutual TLS.
-pub trait Mail: Send + Sync + 'static {
-    /// Called once, before anything else: what the box says of itself, and where it is to be noted
-    /// whom it heard ([`Heard::note`], [`Heard::note_answer`]).
-    fn open(&self, me: &Me, heard: &Heard);
+/// Carries one server's messages, in place of mutual TLS.
+pub trait SimulatedNetwork: Send + Sync + 'static {
+    /// Called once, before anything else: what the server says of itself, and where it is to be noted
+    /// whom it heard ([`LastSeen::note`], [`LastSeen::record_answer`]).
+    fn open(&self, me: &Me, heard: &LastSeen);
 
     /// As [`Peers::set_members`].
     fn set_members(&self, members: &[Member]);
@@ -41,7 +41,7 @@ pub trait Mail: Send + Sync + 'static {
     /// As [`Peers::note`].
     fn note(&self, to: ServerId, body: Body, limit: Duration);
 
-    /// As [`call_once_by`], for a box that is no member yet.
+    /// As [`call_once_by`], for a server that is no member yet.
     fn ask_stranger(
         &self,
         member: &Member,
@@ -49,12 +49,12 @@ pub trait Mail: Send + Sync + 'static {
         limit: Duration,
     ) -> Reply<Result<Body, CallError>>;
 
-    /// Hands to `porter` what comes in, until the answer is dropped.
-    fn listen(&self, porter: Arc<dyn Porter>) -> Box<dyn Send + Sync>;
+    /// Hands to `dyn_service` what comes in, until the answer is dropped.
+    fn listen(&self, dyn_service: Arc<dyn DynService>) -> Box<dyn Send + Sync>;
 }
 
-/// Answers requests that came in by a [`Mail`]: [`Service`] as an object.
-pub trait Porter: Send + Sync {
+/// Answers requests that came in by a [`SimulatedNetwork`]: [`Service`] as an object.
+pub trait DynService: Send + Sync {
     /// As [`Service::admit`].
     ///
     /// # Errors
@@ -68,7 +68,7 @@ pub trait Porter: Send + Sync {
     fn serve(self: Arc<Self>, from: Caller, body: Body) -> Reply<Option<Body>>;
 }
 
-impl<S: Service> Porter for S {
+impl<S: Service> DynService for S {
     fn admit(&self, hello: &Header) -> Result<(), Refusal> {
         Service::admit(self, hello)
     }
@@ -82,37 +82,37 @@ impl<S: Service> Porter for S {
     }
 }
 
-/// A box's way to the others.
-pub(super) enum Post {
+/// A server's way to the others.
+pub(super) enum PeerTransport {
     Tls(Peers, Resolver),
-    Given(Arc<dyn Mail>),
+    Given(Arc<dyn SimulatedNetwork>),
 }
 
-impl Post {
+impl PeerTransport {
     pub fn new(
-        (mail, bounds): (Option<Arc<dyn Mail>>, Bounds),
+        (mail, bounds): (Option<Arc<dyn SimulatedNetwork>>, Bounds),
         resolver: Resolver,
         log: &Log,
         tls: watch::Receiver<Tls>,
         me: &Me,
-        heard: &Heard,
-    ) -> Post {
+        heard: &LastSeen,
+    ) -> PeerTransport {
         match mail {
             None => {
                 let peers = Peers::new(log.clone(), tls, me.clone(), heard.clone());
-                Post::Tls(peers.resolving(resolver.clone()).within(bounds), resolver)
+                PeerTransport::Tls(peers.resolving(resolver.clone()).within(bounds), resolver)
             }
             Some(mail) => {
                 mail.open(me, heard);
-                Post::Given(mail)
+                PeerTransport::Given(mail)
             }
         }
     }
 
     pub fn set_members(&self, members: &[Member]) {
         match self {
-            Post::Tls(peers, _) => peers.set_members(members),
-            Post::Given(mail) => mail.set_members(members),
+            PeerTransport::Tls(peers, _) => peers.set_members(members),
+            PeerTransport::Given(mail) => mail.set_members(members),
         }
     }
 
@@ -123,15 +123,15 @@ impl Post {
         limit: Duration,
     ) -> Result<Body, CallError> {
         match self {
-            Post::Tls(peers, _) => peers.request(to, body, limit).await,
-            Post::Given(mail) => mail.request(to, body, limit).await,
+            PeerTransport::Tls(peers, _) => peers.request(to, body, limit).await,
+            PeerTransport::Given(mail) => mail.request(to, body, limit).await,
         }
     }
 
     pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
         match self {
-            Post::Tls(peers, _) => peers.note(to, body, limit),
-            Post::Given(mail) => mail.note(to, body, limit),
+            PeerTransport::Tls(peers, _) => peers.note(to, body, limit),
+            PeerTransport::Given(mail) => mail.note(to, body, limit),
         }
     }
 
@@ -144,12 +144,12 @@ impl Post {
         limit: Duration,
     ) -> Result<Body, CallError> {
         match self {
-            Post::Tls(_, resolver) => {
+            PeerTransport::Tls(_, resolver) => {
                 let tls = tls.borrow().for_member(member);
                 let place = (member.address.as_str(), member.port);
                 call_once_by(resolver, &tls, me, place, &body, limit).await
             }
-            Post::Given(mail) => mail.ask_stranger(member, body, limit).await,
+            PeerTransport::Given(mail) => mail.ask_stranger(member, body, limit).await,
         }
     }
 
@@ -160,10 +160,10 @@ impl Post {
         members: &[Member],
         deps: ListenDeps,
         service: Arc<S>,
-    ) -> Ears {
+    ) -> ListenerHandle {
         let bounds = match self {
-            Post::Given(mail) => return Ears::Given(mail.listen(service)),
-            Post::Tls(peers, _) => peers.bounds(),
+            PeerTransport::Given(mail) => return ListenerHandle::Given(mail.listen(service)),
+            PeerTransport::Tls(peers, _) => peers.bounds(),
         };
         let settings = ListenSettings {
             bind_address: settings.bind_address.clone(),
@@ -172,20 +172,20 @@ impl Post {
             members: members.to_vec(),
             bounds,
         };
-        Ears::Tls(Listener::start(settings, deps, service))
+        ListenerHandle::Tls(Listener::start(settings, deps, service))
     }
 }
 
 /// Lets others in until it is dropped.
-pub(super) enum Ears {
+pub(super) enum ListenerHandle {
     Tls(Listener),
-    /// What [`Mail::listen`] gave.
+    /// What [`SimulatedNetwork::listen`] gave.
     Given(#[allow(dead_code)] Box<dyn Send + Sync>),
 }
 
-impl Ears {
+impl ListenerHandle {
     pub fn set_members(&self, members: &[Member]) {
-        if let Ears::Tls(listener) = self {
+        if let ListenerHandle::Tls(listener) = self {
             listener.set_members(members);
         }
     }

@@ -1,6 +1,6 @@
 //! Who gave an order: words for the log of the server that carries it out.
 //!
-//! What must hold: the words are one line, printable and bounded, whatever the sender calls itself;
+//! Invariants: the words are one line, printable and bounded, whatever the sender calls itself;
 //! what a server merely passes on is told as its word.
 
 use crate::core::config::printable;
@@ -49,7 +49,7 @@ mod tests {
             role: Role::Tool,
             version: 1,
             incarnation: 0,
-            history: [0; 16],
+            cluster_id: [0; 16],
             addr: ([10, 0, 0, 3], 999).into(),
             subject: "/CN=three\nrotate: done".into(),
         };

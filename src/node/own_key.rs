@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::peer_client::Peers;
 use super::KeySet;
-use crate::fault::kept_alive;
+use crate::supervise::kept_alive;
 
 /// How long a server may be on its own key without a word: a fleet that starts together, or one whose
 /// first name server is dead, has a common key by then.
@@ -85,7 +85,7 @@ mod tests {
     use crate::node::bench::{stek, Bench};
 
     fn member(id: u32) -> Member {
-        let address = format!("box{id}");
+        let address = format!("server{id}");
         Member { id: ServerId(id), address, port: 7, subject: None }
     }
 
@@ -98,13 +98,13 @@ mod tests {
         assert_eq!(line(&shared.peers), None);
         shared.peers.set_members(&[me, me + 1, me + 2].map(member));
         let (one, two) = (ServerId(me + 1), ServerId(me + 2));
-        shared.peers.heard.note_trouble(one, "unreachable: refused".into());
-        shared.peers.heard.note_trouble(two, "unreachable: no route".into());
-        shared.peers.heard.note_answer(two, 1, tokio::time::Instant::now());
+        shared.peers.heard.record_trouble(one, "unreachable: refused".into());
+        shared.peers.heard.record_trouble(two, "unreachable: no route".into());
+        shared.peers.heard.record_answer(two, 1, tokio::time::Instant::now());
         let line_now = line(&shared.peers).unwrap();
         let parts = [
-            format!("server {one} (box{one}:7): unreachable: refused; "),
-            format!("server {two} (box{two}:7): it answers"),
+            format!("server {one} (server{one}:7): unreachable: refused; "),
+            format!("server {two} (server{two}:7): it answers"),
         ];
         assert!(parts.iter().all(|part| line_now.contains(part)), "{line_now}");
         shared.peers.set_members(&(me..me + 30).map(member).collect::<Vec<_>>());

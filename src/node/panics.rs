@@ -1,46 +1,46 @@
-//! A panic in each task of a running node: the group goes on, and all boxes take part again. The
+//! A panic in each task of a running node: the group goes on, and all servers take part again. The
 //! same in real Traffic Servers, host included, is for `tests/panics`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::pki::Identity;
-use kit::ports;
+use testkit::pki::Identity;
+use testkit::ports;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::bench::{self, stek, Lines};
-use super::outside::Outside;
+use super::environment::Environment;
 use super::{Deps, KeySet, Node};
 use crate::core::config::{Member, Settings, Timers};
 use crate::core::server_id::ServerId;
-use crate::fault::planted;
-use crate::journal::{Level, Log};
+use crate::log_sink::{Level, Log};
+use crate::supervise::planted;
 use crate::transport::tls::Tls;
 use crate::transport::Versions;
 
 /// Until something has happened that takes well below a second on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What runs on a rotation, on whichever box passes it first.
+/// What runs on a rotation, on whichever server passes it first.
 const TASKS: [&str; 11] = [
     "append",
     "apply",
     "ask-installed",
-    "beat",
-    "beat-ask",
+    "heartbeat",
+    "heartbeat-ask",
     "conversation",
-    "inbox",
-    "keeper",
+    "rpc_server",
+    "key_publisher",
     "leader",
     "replicate",
-    "roster",
+    "server_list",
 ];
 
-/// What runs when a box returns, on itself or on the others.
+/// What runs when a server returns, on itself or on the others.
 const MEETING: [&str; 5] = ["accept", "asker", "connection", "line", "verify"];
 
-/// Boxes of one group, all on this thread, each with a task that stands for the host.
+/// Servers of one group, all on this thread, each with a task that stands for the host.
 struct Group {
     nodes: Vec<Arc<Node>>,
     hosts: Vec<JoinSet<()>>,
@@ -51,10 +51,10 @@ struct Group {
 
 impl Group {
     async fn new(size: u16) -> Group {
-        let own = Identity::self_signed("/CN=box").unwrap();
+        let own = Identity::self_signed("/CN=server").unwrap();
         let certificate = own.certificate.to_pem().unwrap();
         let key = own.key.private_key_to_pem_pkcs8().unwrap();
-        let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=box").unwrap();
+        let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=server").unwrap();
         let ports = ports::take_many(usize::from(size)).unwrap();
         let address = "127.0.0.1".to_owned();
         let members: Vec<Member> = (1..)
@@ -71,7 +71,7 @@ impl Group {
             port: member.port,
             key_update_interval: Duration::from_millis(500),
             timers: Timers {
-                heart_beat: Duration::from_millis(50),
+                heartbeat: Duration::from_millis(50),
                 election_lower: Duration::from_millis(200),
                 election_upper: Duration::from_millis(400),
             },
@@ -94,7 +94,7 @@ impl Group {
             tls: self.tls.clone(),
             initial: stek(200 + index as u8),
             versions: Versions::OURS,
-            outside: Outside::default(),
+            outside: Environment::default(),
         };
         let node = Arc::new(Node::start(self.settings[index].clone(), deps).await.unwrap());
         let mut host = JoinSet::new();
@@ -111,7 +111,7 @@ impl Group {
         (node, host)
     }
 
-    /// Ends one box without a word, and starts it anew without memory.
+    /// Ends one server without a word, and starts it anew without memory.
     async fn restart(&mut self, index: usize) {
         self.hosts[index].abort_all();
         self.nodes[index].abort();
@@ -121,7 +121,7 @@ impl Group {
         self.hosts[index] = host;
     }
 
-    /// Two more rotations, which all boxes follow.
+    /// Two more rotations, which all servers follow.
     async fn goes_on(&self, after: &str) {
         let current = |node: &Arc<Node>| node.report().current;
         let target = self.nodes.iter().map(current).max().unwrap_or_default().next().next();

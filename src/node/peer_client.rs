@@ -13,50 +13,50 @@ use tokio::sync::{watch, Notify};
 use tokio::task::JoinSet;
 
 use super::context::{lock, Context};
+use super::environment::Environment;
 use super::list_file::ListFile;
-use super::network::{Ears, Post};
-use super::outside::Outside;
+use super::network::{ListenerHandle, PeerTransport};
 use super::running::Running;
-use crate::consensus::network::{CallFailure, Courier};
+use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::config::Member;
-use crate::core::crowd::breadth;
-use crate::core::key_ring::HistoryId;
+use crate::core::key_ring::ClusterId;
+use crate::core::large_cluster::scale;
 use crate::core::moment::{millis, Moment};
-use crate::core::rejoin::{with_hearsay, yields, Horizon, Status};
+use crate::core::recovery::{with_relayed, yields, SanityBounds, Status};
 use crate::core::server_id::ServerId;
-use crate::journal::Level;
-use crate::rpc::{self, Hearsay, Request, Response, Unable};
+use crate::log_sink::Level;
+use crate::rpc::{self, ErrorResponse, RelayedStatus, Request, Response};
 use crate::transport::listener::{ListenDeps, Refusal, Service};
 use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;
-use crate::transport::{Counters, Heard, Me, Versions};
+use crate::transport::{Counters, LastSeen, Me, Versions};
 
-/// How long one question about another box's status may take; well above any round trip that the
+/// How long one question about another server's status may take; well above any round trip that the
 /// election bounds allow, since a connection may have to be made first.
 pub(super) const STATUS_LIMIT: Duration = Duration::from_secs(1);
 
 /// See the module's head.
 pub(super) struct Peers {
     pub ctx: Arc<Context>,
-    pub post: Post,
+    pub post: PeerTransport,
     /// The newest certificates and whose are accepted; all connections go by them. Changed by
     /// [`Peers::set_certificates`] and [`Peers::set_members`] only.
     pub tls: watch::Sender<Tls>,
     /// What this server says of itself in every frame.
     pub sender: Me,
     /// When each member was last heard, whoever dialled.
-    pub heard: Heard,
+    pub heard: LastSeen,
     /// What the listener let in and kept out.
     pub counters: Arc<Counters>,
     /// Lets the others in, until this server ends.
-    listener: Mutex<Option<Ears>>,
+    listener: Mutex<Option<ListenerHandle>>,
     /// Rung whenever another server says what it is.
     pub answered: Notify,
-    /// Rung when a server without memory has shown up; see [`Peers::take_newcomers`].
-    pub newcomer: Notify,
-    /// Rung when a server of another history was met; see [`Peers::foreigner`].
+    /// Rung when a server without memory has shown up; see [`Peers::take_new_peers`].
+    pub new_peer: Notify,
+    /// Rung when a server of another cluster incarnation was met; see [`Peers::other_cluster_peer`].
     pub met: Notify,
-    /// Members that are being asked whether they are still there; see `inbox`.
+    /// Members that are being asked whether they are still there; see `rpc_server`.
     pub doubted: Mutex<BTreeSet<ServerId>>,
     /// What the file of the server list says of them.
     pub list_file: ListFile,
@@ -69,11 +69,11 @@ struct Table {
     /// The latest that each other server said of itself, and when.
     answers: BTreeMap<ServerId, (Moment, Status)>,
     /// The latest that others passed on of what each other one said of itself, and when it did.
-    hearsay: BTreeMap<ServerId, (Moment, Status)>,
+    relayed: BTreeMap<ServerId, (Moment, Status)>,
     /// Servers without memory that have shown up lately; members only.
-    newcomers: BTreeSet<ServerId>,
-    /// The server of another history that was met last.
-    foreigner: Option<ServerId>,
+    new_peers: BTreeSet<ServerId>,
+    /// The server of another cluster incarnation that was met last.
+    other_cluster_peer: Option<ServerId>,
 }
 
 impl Peers {
@@ -82,16 +82,22 @@ impl Peers {
         ctx: Arc<Context>,
         (incarnation, versions): (u64, Versions),
         tls: Tls,
-        outside: &Outside,
+        outside: &Environment,
     ) -> Peers {
         let tls = watch::Sender::new(tls.with_members(&ctx.members()));
         let of = ctx.clone();
-        let history = move || of.history().map_or([0; 16], HistoryId::to_bytes);
-        let sender = Me::member(ctx.me, incarnation, history).speaking(versions);
-        let heard = Heard::new();
+        let cluster_id = move || of.cluster_id().map_or([0; 16], ClusterId::to_bytes);
+        let sender = Me::member(ctx.me, incarnation, cluster_id).speaking(versions);
+        let heard = LastSeen::new();
         let (mail, resolver) = (outside.mail.clone(), outside.resolver.clone());
-        let post =
-            Post::new((mail, outside.bounds), resolver, &ctx.log, tls.subscribe(), &sender, &heard);
+        let post = PeerTransport::new(
+            (mail, outside.bounds),
+            resolver,
+            &ctx.log,
+            tls.subscribe(),
+            &sender,
+            &heard,
+        );
         post.set_members(&ctx.members());
         Peers {
             ctx,
@@ -102,7 +108,7 @@ impl Peers {
             counters: Counters::new(),
             listener: Mutex::default(),
             answered: Notify::new(),
-            newcomer: Notify::new(),
+            new_peer: Notify::new(),
             met: Notify::new(),
             doubted: Mutex::default(),
             list_file: ListFile::new(outside.list_file.clone()),
@@ -143,14 +149,14 @@ impl Peers {
         }
     }
 
-    /// Takes over new certificates. Connections that stand are judged by them before anything
+    /// Takes over new certificates. Connections that stand are checked by them before anything
     /// else is sent or heard on them.
     pub fn set_certificates(&self, new: Tls) {
         // The members are looked up inside, so that a list that changes meanwhile is not lost.
         self.tls.send_modify(|tls| *tls = new.in_place_of(tls).with_members(&self.ctx.members()));
     }
 
-    pub fn note_answer(&self, from: ServerId, status: Status) {
+    pub fn record_answer(&self, from: ServerId, status: Status) {
         let now = self.ctx.now();
         lock(&self.table).answers.insert(from, (now, status));
         self.answered.notify_one();
@@ -162,44 +168,44 @@ impl Peers {
     }
 
     /// The same with what others passed on.
-    pub fn hearsay_within(&self, limit: Duration) -> BTreeMap<ServerId, Status> {
+    pub fn relayed_within(&self, limit: Duration) -> BTreeMap<ServerId, Status> {
         let now = self.ctx.now();
         let facts = lock(&self.table);
-        let hearsay = fresh(&facts.hearsay, now, limit);
-        with_hearsay(fresh(&facts.answers, now, limit), hearsay)
+        let relayed = fresh(&facts.relayed, now, limit);
+        with_relayed(fresh(&facts.answers, now, limit), relayed)
     }
 
-    /// What the others said to this box of themselves within `limit`, to be passed on.
-    pub fn answers_to_tell(&self, limit: Duration) -> Vec<Hearsay> {
+    /// What the others said to this server of themselves within `limit`, to be passed on.
+    pub fn answers_to_tell(&self, limit: Duration) -> Vec<RelayedStatus> {
         let now = self.ctx.now();
         let facts = lock(&self.table);
         let known = facts.answers.iter().map(|(id, (at, status))| (*id, now.since(*at), status));
         let fresh = known.filter(|(_, age, _)| *age < limit);
         let told = fresh.map(|(from, age, status)| {
             let age_ms = millis(age).saturating_add(1).try_into().unwrap_or(u32::MAX);
-            Hearsay { from, age_ms, status: status.clone() }
+            RelayedStatus { from, age_ms, status: status.clone() }
         });
         told.collect()
     }
 
-    /// Takes what another box passed on in answer to a question that was sent at `asked`, unless
+    /// Takes what another server passed on in answer to a question that was sent at `asked`, unless
     /// it was said before `since`.
-    pub fn note_hearsay(&self, told: Vec<Hearsay>, asked: Moment, since: Moment) {
+    pub fn record_relayed(&self, told: Vec<RelayedStatus>, asked: Moment, since: Moment) {
         let others: BTreeSet<ServerId> = self.ctx.others().collect();
         let mut facts = lock(&self.table);
-        for Hearsay { from, age_ms, status } in told {
+        for RelayedStatus { from, age_ms, status } in told {
             let at = asked.ago(Duration::from_millis(age_ms.into()));
-            let newest = facts.hearsay.get(&from).is_none_or(|(known, _)| *known <= at);
+            let newest = facts.relayed.get(&from).is_none_or(|(known, _)| *known <= at);
             if at >= since && newest && others.contains(&from) {
-                facts.hearsay.insert(from, (at, status));
+                facts.relayed.insert(from, (at, status));
             }
         }
         drop(facts);
         self.answered.notify_one();
     }
 
-    /// How far terms and logs may reach for this box to believe them.
-    pub fn horizon(&self) -> Horizon {
+    /// How far terms and logs may reach for this server to believe them.
+    pub fn sanity_bounds(&self) -> SanityBounds {
         let (vote, end) = match self.ctx.running() {
             Some(Running { log, .. }) => (log.vote(), log.last_log_id()),
             None => (None, None),
@@ -207,60 +213,60 @@ impl Peers {
         let (term, index) = (vote.map_or(0, |v| v.leader_id.term), end.map_or(0, |id| id.index));
         // They need not be fresh, since terms and logs only grow.
         let generation = self.ctx.views.borrow().agreed.ring.newest();
-        Horizon::of(term, index, generation, &self.answers_within(Duration::MAX))
+        SanityBounds::of(term, index, generation, &self.answers_within(Duration::MAX))
     }
 
-    /// Whether this box believes that there is this term, and this end of a log. Says so if not.
-    pub fn believes(&self, from: ServerId, term: u64, index: u64) -> bool {
-        let horizon = self.horizon();
-        let believed = horizon.has_term(term) && horizon.has_index(index);
-        if !believed {
+    /// Whether this server believes that there is this term, and this end of a log. Says so if not.
+    pub fn finds_plausible(&self, from: ServerId, term: u64, index: u64) -> bool {
+        let sanity_bounds = self.sanity_bounds();
+        let plausible = sanity_bounds.has_term(term) && sanity_bounds.has_index(index);
+        if !plausible {
             let line = format!(
-                "server {from} counts far beyond what this box knows of (term {term}, entry \
+                "server {from} counts far beyond what this server knows of (term {term}, entry \
                  {index}) and nobody bears it out; not believed: is that server sound?"
             );
             self.ctx.log.limited(Level::Warning, "absurd count", line);
         }
-        believed
+        plausible
     }
 
     pub fn forget_answers(&self) {
         let mut facts = lock(&self.table);
         facts.answers.clear();
-        facts.hearsay.clear();
+        facts.relayed.clear();
     }
 
-    /// Notes a box that has no memory yet, which a leader need not keep waiting for a beat.
-    pub fn note_newcomer(&self, id: ServerId) {
-        lock(&self.table).newcomers.insert(id);
-        self.newcomer.notify_one();
+    /// Notes a server that has no memory yet, which a leader need not keep waiting for a heartbeat.
+    pub fn record_new_peer(&self, id: ServerId) {
+        lock(&self.table).new_peers.insert(id);
+        self.new_peer.notify_one();
     }
 
-    /// The boxes without memory that have shown up since this was asked last.
-    pub fn take_newcomers(&self) -> BTreeSet<ServerId> {
-        std::mem::take(&mut lock(&self.table).newcomers)
+    /// The servers without memory that have shown up since this was asked last.
+    pub fn take_new_peers(&self) -> BTreeSet<ServerId> {
+        std::mem::take(&mut lock(&self.table).new_peers)
     }
 
-    /// Notes that a box of another history was met.
-    pub fn note_foreigner(&self, id: ServerId) {
-        lock(&self.table).foreigner = Some(id);
+    /// Notes that a server of another cluster incarnation was met.
+    pub fn record_other_cluster_peer(&self, id: ServerId) {
+        lock(&self.table).other_cluster_peer = Some(id);
         self.met.notify_one();
     }
 
-    /// The box of another history that was met last, once.
-    pub fn foreigner(&self) -> Option<ServerId> {
-        lock(&self.table).foreigner.take()
+    /// The server of another cluster incarnation that was met last, once.
+    pub fn other_cluster_peer(&self) -> Option<ServerId> {
+        lock(&self.table).other_cluster_peer.take()
     }
 }
 
-impl Courier for Arc<Peers> {
+impl RpcClient for Arc<Peers> {
     async fn call(
         &self,
         to: ServerId,
         request: Request,
         limit: Duration,
     ) -> Result<Response, CallFailure> {
-        let body = rpc::encode(&request).ok_or(CallFailure::Senseless)?;
+        let body = rpc::encode(&request).ok_or(CallFailure::InvalidResponse)?;
         // The request may hold keys; while the answer is awaited only the frame does.
         drop(request);
         let answer = self.post.request(to, body, limit).await.map_err(|e| match e {
@@ -270,33 +276,33 @@ impl Courier for Arc<Peers> {
         })?;
         let answer = rpc::decode_response(&answer).map_err(|e| {
             let line = format!("server {to} answered nonsense: {e}");
-            self.ctx.log.limited(Level::Warning, "senseless answer", line);
-            CallFailure::Senseless
+            self.ctx.log.limited(Level::Warning, "invalid answer", line);
+            CallFailure::InvalidResponse
         })?;
         let is_foreign = match &answer {
-            Response::Unable(Unable::OtherHistory) => true,
+            Response::ErrorResponse(ErrorResponse::OtherCluster) => true,
             // A server that finds no leader asks for no more than this, and may hear nobody else.
             Response::Status(theirs) => yields(&self.ctx.status(), theirs),
             _ => false,
         };
         if is_foreign {
-            self.note_foreigner(to);
+            self.record_other_cluster_peer(to);
         }
-        let told = answer.ballot();
-        match told.is_none_or(|ballot| self.believes(to, ballot.term, 0)) {
+        let told = answer.leader_id();
+        match told.is_none_or(|leader_id| self.finds_plausible(to, leader_id.term, 0)) {
             true => Ok(answer),
-            false => Err(CallFailure::Senseless),
+            false => Err(CallFailure::InvalidResponse),
         }
     }
 }
 
-/// Asks all voters but this box what they are.
+/// Asks all voters but this server what they are.
 pub(super) fn ask_voters(
     peers: &Arc<Peers>,
     configs: &[BTreeSet<ServerId>],
 ) -> JoinSet<(ServerId, Result<Status, CallFailure>)> {
     let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
-    let limit = STATUS_LIMIT * breadth(voters.len());
+    let limit = STATUS_LIMIT * scale(voters.len());
     let mut asked = JoinSet::new();
     for id in voters.into_iter().filter(|id| *id != peers.ctx.me) {
         let peers = peers.clone();
@@ -304,7 +310,7 @@ pub(super) fn ask_voters(
             let question = Request::Status(peers.ctx.status());
             let answer = match peers.call(id, question, limit).await {
                 Ok(Response::Status(status)) => Ok(status),
-                Ok(_) => Err(CallFailure::Senseless),
+                Ok(_) => Err(CallFailure::InvalidResponse),
                 Err(failure) => Err(failure),
             };
             (id, answer)
@@ -313,7 +319,7 @@ pub(super) fn ask_voters(
     asked
 }
 
-/// Those of what boxes said that are not older than `limit`.
+/// Those of what servers said that are not older than `limit`.
 fn fresh(
     said: &BTreeMap<ServerId, (Moment, Status)>,
     now: Moment,

@@ -1,7 +1,7 @@
-//! What this box keeps in `state_dir` and makes of it: read once at start, written by a task of its
+//! What this server keeps in `state_dir` and makes of it: read once at start, written by a task of its
 //! own whenever what is agreed has changed.
 //!
-//! What must hold: what a file brings decrypts and never votes; a disk that is slow, full, read-only,
+//! Invariants: what a file brings decrypts and never votes; a disk that is slow, full, read-only,
 //! hanging or gone costs a warning and the file's use, and never a key, an election or a wait that
 //! is longer than the limits here.
 
@@ -20,20 +20,20 @@ use super::running::Running;
 use super::state_file::{Saved, StateFile, Written};
 use super::store::Store;
 use crate::consensus::append_limit;
-use crate::consensus::network::Courier;
+use crate::consensus::network::RpcClient;
 use crate::consensus::state_machine::AgreedView;
-use crate::core::crowd::breadth;
-use crate::core::key_ring::{Generation, HistoryId};
+use crate::core::key_ring::{ClusterId, Generation};
+use crate::core::large_cluster::scale;
 use crate::core::moment::millis;
 use crate::core::quorum::has_majority;
 use crate::core::record::{next_epoch, Record};
-use crate::core::rejoin::Quarantine;
+use crate::core::recovery::VoteRestriction;
 use crate::core::server_id::ServerId;
-use crate::fault::{fail_point, guarded, kept_alive};
-use crate::journal::Level;
+use crate::log_sink::Level;
 use crate::rpc::{Request, Response};
+use crate::supervise::{catch_panic, fail_point, kept_alive};
 
-/// How long a box that starts waits for its file; one on a disk that hangs is not used.
+/// How long a server that starts waits for its file; one on a disk that hangs is not used.
 const LOAD_LIMIT: Duration = Duration::from_millis(500);
 
 /// The pause after a write that failed.
@@ -42,16 +42,16 @@ const SAVE_RETRY: Duration = Duration::from_secs(1);
 /// After so long the operator is told that a write hangs.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// How long a box may wait for its file before it says that it holds a key. Far above what a
+/// How long a server may wait for its file before it says that it holds a key. Far above what a
 /// write takes on memory-backed storage, and little beside `handover_timeout`.
 const SAVED_LIMIT: Duration = Duration::from_millis(200);
 
-/// Reads what an earlier process of this box left, at its very start.
+/// Reads what an earlier process of this server left, at its very start.
 pub(super) async fn load(peers: &Arc<Peers>, store: &Store) {
     let Some(file) = store.file.clone() else { return };
     let (of, max_key_age) = (peers.ctx.clone(), peers.ctx.settings().max_key_age);
     let tls = peers.tls.borrow().clone();
-    let read = guarded(timeout(LOAD_LIMIT, file.load(&tls, max_key_age))).await;
+    let read = catch_panic(timeout(LOAD_LIMIT, file.load(&tls, max_key_age))).await;
     let why = match read {
         Ok(Ok(Ok(None))) => None,
         Ok(Ok(Ok(Some((record, away))))) => {
@@ -87,17 +87,17 @@ pub(super) async fn keep(peers: Arc<Peers>, keys: Arc<Keys>, store: Arc<Store>) 
 
 async fn keep_on(peers: &Peers, keys: &Keys, store: &Store, file: &StateFile) {
     let mut views = peers.ctx.views.subscribe();
-    let mut quarantine = peers.ctx.quarantine.subscribe();
+    let mut vote_restriction = peers.ctx.vote_restriction.subscribe();
     // Sealed under the private key, which a reload may have changed.
     let mut tls = peers.tls.subscribe();
     loop {
         tls.borrow_and_update();
-        // While a box catches up it passes through what was current long ago.
-        let is_level = *quarantine.borrow_and_update() == Quarantine::Lifted;
+        // While a server catches up it passes through what was current long ago.
+        let is_caught_up = *vote_restriction.borrow_and_update() == VoteRestriction::Lifted;
         // A write may take long, and no key outlives its time in here meanwhile.
         let saved = {
             let view = views.borrow_and_update().clone();
-            is_level.then(|| to_save(&peers.ctx, keys, &view)).flatten()
+            is_caught_up.then(|| to_save(&peers.ctx, keys, &view)).flatten()
         };
         let done = match saved {
             Some(saved) => write(peers, store, file, saved).await,
@@ -106,7 +106,7 @@ async fn keep_on(peers: &Peers, keys: &Keys, store: &Store, file: &StateFile) {
         tokio::select! {
             () = sleep(SAVE_RETRY), if !done => {}
             changed = views.changed() => if changed.is_err() { return },
-            _ = quarantine.changed() => {}
+            _ = vote_restriction.changed() => {}
             _ = tls.changed() => {}
         }
     }
@@ -115,14 +115,14 @@ async fn keep_on(peers: &Peers, keys: &Keys, store: &Store, file: &StateFile) {
 /// What there is to keep of a view, once anything is agreed.
 fn to_save(ctx: &Context, keys: &Keys, view: &AgreedView) -> Option<Saved> {
     let ring = &view.agreed.ring;
-    ring.history()?;
+    ring.cluster_id()?;
     let since = match ring.staged() {
         Some(_) if !ring.is_imported() => view.staged_since,
         _ => keys.current_since(view),
     };
     let age_ms = millis(ctx.now().since(since));
     let record = Record { ring: ring.clone(), end: view.end?, age_ms };
-    Some(Saved { record, roster: view.agreed.roster.clone() })
+    Some(Saved { record, server_list: view.agreed.server_list.clone() })
 }
 
 /// Writes the file; whether that worked.
@@ -130,7 +130,7 @@ async fn write(peers: &Peers, store: &Store, file: &StateFile, saved: Saved) -> 
     fail_point("save");
     let (begun, path) = (Instant::now(), file.path().display());
     let ring = &saved.record.ring;
-    let (history, newest, revoked) = (ring.history(), ring.newest(), ring.revoked());
+    let (cluster_id, newest, revoked) = (ring.cluster_id(), ring.newest(), ring.revoked());
     let tls = peers.tls.borrow().clone();
     let result = match file.save(saved, &tls) {
         Err(e) => Err(e),
@@ -148,8 +148,8 @@ async fn write(peers: &Peers, store: &Store, file: &StateFile, saved: Saved) -> 
     match result {
         Ok(()) => {
             let well = begun.elapsed() < SAVED_LIMIT;
-            store.written.send_replace(Written { history, newest, well });
-            store.note_revoked_on_disk(revoked);
+            store.written.send_replace(Written { cluster_id, newest, well });
+            store.record_revoked_on_disk(revoked);
             true
         }
         Err(e) => {
@@ -169,20 +169,20 @@ async fn write(peers: &Peers, store: &Store, file: &StateFile, saved: Saved) -> 
     }
 }
 
-/// Waits for a moment until what this box has installed is in its file as well, so that what all
-/// boxes hold outlives them all, above all a revocation. A disk that is not well is not waited for.
-pub(super) async fn settle(store: &Store, history: Option<HistoryId>, generation: Generation) {
+/// Waits for a moment until what this server has installed is in its file as well, so that what all
+/// servers hold outlives them all, above all a revocation. A disk that is not well is not waited for.
+pub(super) async fn settle(store: &Store, cluster_id: Option<ClusterId>, generation: Generation) {
     if store.file.is_none() {
         return;
     }
     let mut written = store.written.subscribe();
     let settled = written.wait_for(|written| {
-        !written.well || (written.history == history && written.newest >= generation)
+        !written.well || (written.cluster_id == cluster_id && written.newest >= generation)
     });
     let _ = timeout(SAVED_LIMIT, settled).await;
 }
 
-/// What a new history begins with.
+/// What a new cluster incarnation begins with.
 pub(super) struct Beginning {
     pub epoch: u64,
     pub from: Option<Record>,
@@ -196,11 +196,11 @@ pub(super) async fn newest(
     running: &Running,
 ) -> Option<Beginning> {
     let settings = peers.ctx.settings();
-    let limit = append_limit(&settings) * breadth(peers.ctx.members().len());
+    let limit = append_limit(&settings) * scale(peers.ctx.members().len());
     let mut asked = JoinSet::new();
     for id in peers.ctx.others() {
-        let courier = peers.clone();
-        asked.spawn(async move { (id, courier.call(id, Request::Record, limit).await) });
+        let rpc_client = peers.clone();
+        asked.spawn(async move { (id, rpc_client.call(id, Request::Record, limit).await) });
     }
     let mut records: BTreeMap<ServerId, Option<Record>> = BTreeMap::new();
     records.insert(peers.ctx.me, store.kept_record());
@@ -236,42 +236,42 @@ mod tests {
     use super::*;
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{Command, Held, KeyRing};
-    use crate::core::rejoin::{LogEnd, Status};
+    use crate::core::recovery::{LogPosition, Status};
     use crate::node::bench::{stek, Bench};
-    use crate::node::{keeper, KeySet};
+    use crate::node::{key_publisher, KeySet};
 
     #[tokio::test]
-    async fn a_file_makes_a_box_neither_full_nor_a_voter() {
+    async fn a_file_makes_a_server_neither_full_nor_a_voter() {
         let shared = Bench::new().shared;
         let mut ring = KeyRing::default();
-        let history = HistoryId::from_bytes([9; 16]).unwrap();
-        ring.apply(Command::Found { history, epoch: 1, from: None }).unwrap();
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
         let held = Held { generation: Generation(1), stek: stek(1) };
         ring.apply(Command::Stage { held, revokes: false }).unwrap();
-        shared.store.keep_record(Record { ring, end: LogEnd::default(), age_ms: 5 });
+        shared.store.keep_record(Record { ring, end: LogPosition::default(), age_ms: 5 });
         assert_eq!(shared.ctx.status(), Status::default());
         assert!(!shared.ctx.status_for(&Status::default()).may_vote);
-        assert_eq!(shared.ctx.history(), None);
+        assert_eq!(shared.ctx.cluster_id(), None);
         assert!(shared.store.kept_record().is_some_and(|record| record.age_ms >= 5));
         shared.store.drop_record();
         assert!(shared.store.kept_record().is_none());
     }
 
-    /// A box that lived on in the earlier history while the later one revoked its key.
+    /// A server that lived on in the earlier cluster incarnation while the later one revoked its key.
     #[tokio::test]
-    async fn a_key_that_another_history_revoked_does_not_stay_as_an_own_one() {
+    async fn a_key_that_another_cluster_id_revoked_does_not_stay_as_an_own_one() {
         let shared = Bench::new().shared;
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
-        let keeping = tokio::spawn(keeper::keep(shared.clone(), stek(200), sender));
-        shared.ctx.quarantine.send_replace(Quarantine::Lifted);
+        let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
+        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
         let stage = |generation: u64, revokes| {
             let held = Held { generation: Generation(generation), stek: stek(generation as u8) };
             Command::Stage { held, revokes }
         };
         let activate = |g| Command::Activate { generation: Generation(g), keep: 2 };
         let found = |byte, from| {
-            let history = HistoryId::from_bytes([byte; 16]).unwrap();
-            Command::Found { history, epoch: byte.into(), from }
+            let cluster_id = ClusterId::from_bytes([byte; 16]).unwrap();
+            Command::Found { cluster_id, epoch: byte.into(), from }
         };
         let ring = |commands: Vec<Command>| {
             let mut ring = KeyRing::default();
@@ -279,7 +279,7 @@ mod tests {
             ring
         };
         let earlier = ring(vec![found(1, None), stage(1, false), activate(1)]);
-        let record = Record { ring: earlier.clone(), end: LogEnd::default(), age_ms: 0 };
+        let record = Record { ring: earlier.clone(), end: LogPosition::default(), age_ms: 0 };
         let from = Some(Box::new(record));
         let later = ring(vec![found(2, from), activate(1), stage(2, true), activate(2)]);
         for (ring, key) in [(earlier, 1), (later, 2)] {

@@ -1,8 +1,8 @@
 //! How a server that remembers nothing finds its place: it asks the others, begins with what they
 //! say, and counts again once it has caught up.
 //!
-//! What the answers mean is for [`crate::core::rejoin`] to say, whom to ask for
-//! [`crate::core::crowd`]. Invariants: what was said before a question counts for nothing; nobody is
+//! What the answers mean is for [`crate::core::recovery`] to say, whom to ask for
+//! [`crate::core::large_cluster`]. Invariants: what was said before a question counts for nothing; nobody is
 //! asked more often than the pauses here allow.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,52 +16,56 @@ use tokio::time::{sleep, timeout};
 use super::context::Context;
 use super::peer_client::{Peers, STATUS_LIMIT};
 use super::running::Running;
-use super::survey::ANSWER_LIFE;
-use crate::consensus::ballot_of;
-use crate::consensus::network::{CallFailure, Courier};
+use super::status_poll::ANSWER_LIFE;
+use crate::consensus::leader_id_of;
+use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::config::Member;
-use crate::core::crowd::{hubs, relays, whom_to_ask, SMALL};
+use crate::core::large_cluster::{relays, seed_nodes, whom_to_ask, SMALL};
 use crate::core::moment::Moment;
 use crate::core::quorum::majority;
-use crate::core::rejoin::{
-    judge_at, majority_possible, prove, with_hearsay, Proof, Quarantine, Status, Verdict,
+use crate::core::recovery::{
+    decide_recovery, majority_possible, prove, with_relayed, Proof, RecoveryDecision, Status,
+    VoteRestriction,
 };
 use crate::core::server_id::ServerId;
-use crate::fault::{fail_point, guarded};
 use crate::rpc::{Request, Response};
+use crate::supervise::{catch_panic, fail_point};
 
 /// The same for what all others say: whoever is asked may have to ask them first, and be asked by
 /// all of them at once.
-const SURVEY_LIMIT: Duration = Duration::from_secs(3);
+const STATUS_POLL_LIMIT: Duration = Duration::from_secs(3);
 
-/// Pauses between two questions to the same box while this one asks around.
+/// Pauses between two questions to the same server while this one is joining.
 const ASK_PAUSE_MIN: Duration = Duration::from_millis(50);
 const ASK_PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// How long a box asks before it says that there is no majority: boxes that are started together
+/// How long a server asks before it says that there is no majority: servers that are started together
 /// refuse each other's connections for a moment.
-const HOPELESS_AFTER: Duration = Duration::from_millis(250);
+const QUORUM_UNREACHABLE_AFTER: Duration = Duration::from_millis(250);
 
 /// Between two looks at the answers when none came in.
-const JUDGE_PAUSE: Duration = Duration::from_millis(50);
+const ASSESS_PAUSE: Duration = Duration::from_millis(50);
 
-/// Asks other boxes what they know until there is a verdict.
-pub(super) async fn ask_around(peers: &Arc<Peers>, hopeless: &watch::Sender<bool>) -> Verdict {
+/// Asks other servers what they know until there is a decision.
+pub(super) async fn ask_around(
+    peers: &Arc<Peers>,
+    quorum_unreachable: &watch::Sender<bool>,
+) -> RecoveryDecision {
     loop {
-        match ask_members(peers, hopeless, peers.ctx.members()).await {
+        match ask_members(peers, quorum_unreachable, peers.ctx.members()).await {
             // The list changed.
-            Verdict::Ask => {}
-            verdict => return verdict,
+            RecoveryDecision::Wait => {}
+            decision => return decision,
         }
     }
 }
 
-/// Asks these members until there is a verdict, or until they are no longer the members.
+/// Asks these members until there is a decision, or until they are no longer the members.
 async fn ask_members(
     peers: &Arc<Peers>,
-    hopeless: &watch::Sender<bool>,
+    quorum_unreachable: &watch::Sender<bool>,
     members: Arc<[Member]>,
-) -> Verdict {
+) -> RecoveryDecision {
     let since = peers.ctx.now();
     peers.forget_answers();
     let troubles = watch::Sender::new(BTreeMap::new());
@@ -69,13 +73,15 @@ async fn ask_members(
     let (ids, upper) = (peers.ctx.ids(), peers.ctx.settings().timers.election_upper);
     loop {
         if peers.ctx.members() != members {
-            return Verdict::Ask;
+            return RecoveryDecision::Wait;
         }
-        let answers = peers.hearsay_within(ANSWER_LIFE);
+        let answers = peers.relayed_within(ANSWER_LIFE);
         let is_gone = |id: &ServerId| troubles.borrow().get(id) == Some(&CallFailure::Unreachable);
-        let hubs_are_gone = hubs(&ids).iter().all(|hub| *hub == peers.ctx.me || is_gone(hub));
+        let seed_nodes_are_gone = seed_nodes(&ids)
+            .iter()
+            .all(|seed_node| *seed_node == peers.ctx.me || is_gone(seed_node));
         let asked_for = peers.ctx.now().since(since);
-        for id in whom_to_ask(peers.ctx.me, &ids, &answers, hubs_are_gone, asked_for, upper) {
+        for id in whom_to_ask(peers.ctx.me, &ids, &answers, seed_nodes_are_gone, asked_for, upper) {
             if asked.insert(id) {
                 askers.spawn(keep_asking(peers.clone(), id, since, troubles.clone()));
             }
@@ -86,24 +92,24 @@ async fn ask_members(
                 let those = troubles.iter().filter(move |(_, failure)| **failure == what);
                 those.filter(|(id, _)| !answers.contains_key(id)).count()
             };
-            // Nor does a box that was let go begin a history with those who did so.
-            let is_let_go = !members.iter().any(|member| member.id == peers.ctx.me);
-            (having(CallFailure::Unreachable), is_let_go || having(CallFailure::NotListed) > 0)
+            // Nor does a server that was removed begin a cluster incarnation with those who did so.
+            let is_removed = !members.iter().any(|member| member.id == peers.ctx.me);
+            (having(CallFailure::Unreachable), is_removed || having(CallFailure::NotListed) > 0)
         };
-        let given_time = peers.ctx.now().since(since) >= HOPELESS_AFTER;
-        hopeless.send_replace(given_time && !majority_possible(members.len(), gone));
-        match judge_at(peers.ctx.now(), since, upper, members.len(), &answers, is_outsider) {
-            Verdict::Ask => {}
-            verdict => return verdict,
+        let given_time = peers.ctx.now().since(since) >= QUORUM_UNREACHABLE_AFTER;
+        quorum_unreachable.send_replace(given_time && !majority_possible(members.len(), gone));
+        match decide_recovery(peers.ctx.now(), since, upper, members.len(), &answers, is_outsider) {
+            RecoveryDecision::Wait => {}
+            decision => return decision,
         }
         tokio::select! {
             () = peers.answered.notified() => {}
-            () = sleep(JUDGE_PAUSE) => {}
+            () = sleep(ASSESS_PAUSE) => {}
         }
     }
 }
 
-/// Asks one box again and again; what it says goes into the peers answers.
+/// Asks one server again and again; what it says goes into the peers answers.
 async fn keep_asking(
     peers: Arc<Peers>,
     id: ServerId,
@@ -112,8 +118,8 @@ async fn keep_asking(
 ) {
     let mut pause = ASK_PAUSE_MIN;
     loop {
-        let answer = guarded(ask(&peers, id, since)).await;
-        let answer = answer.unwrap_or(Err(CallFailure::Senseless));
+        let answer = catch_panic(ask(&peers, id, since)).await;
+        let answer = answer.unwrap_or(Err(CallFailure::InvalidResponse));
         troubles.send_modify(|troubles| {
             match answer {
                 Err(failure) => troubles.insert(id, failure),
@@ -129,40 +135,40 @@ async fn ask(peers: &Arc<Peers>, id: ServerId, since: Moment) -> Result<(), Call
     fail_point("asker");
     let (ours, asked) = (peers.ctx.status(), peers.ctx.now());
     let (question, limit) = match peers.ctx.members().len() > SMALL {
-        true => (Request::Survey(ours), SURVEY_LIMIT),
+        true => (Request::StatusPoll(ours), STATUS_POLL_LIMIT),
         false => (Request::Status(ours), STATUS_LIMIT),
     };
     match peers.call(id, question, limit).await? {
-        Response::Status(status) => peers.note_answer(id, status),
-        Response::Survey(status, told) => {
-            peers.note_answer(id, status);
+        Response::Status(status) => peers.record_answer(id, status),
+        Response::StatusPoll(status, told) => {
+            peers.record_answer(id, status);
             // Whoever else is asked is believed about itself only.
             if relays(&peers.ctx.ids(), &peers.answers_within(ANSWER_LIFE)).contains(&id) {
-                peers.note_hearsay(told, asked, since);
+                peers.record_relayed(told, asked, since);
             }
         }
-        _ => return Err(CallFailure::Senseless),
+        _ => return Err(CallFailure::InvalidResponse),
     }
     Ok(())
 }
 
 /// Has this server count again once it has caught up and knows of every term in which it may have
 /// voted before it forgot all at `forgot`; returns if that is a later one than its own. Why, and
-/// why it waits, is in [`crate::core::rejoin`].
+/// why it waits, is in [`crate::core::recovery`].
 pub(super) async fn prove_itself(peers: &Arc<Peers>, running: &Running, forgot: Moment) {
-    let mut quarantine = peers.ctx.quarantine.subscribe();
+    let mut vote_restriction = peers.ctx.vote_restriction.subscribe();
     // The sender lives as long as this server.
-    let _ = quarantine.wait_for(|q| *q == Quarantine::Proving).await;
+    let _ = vote_restriction.wait_for(|q| *q == VoteRestriction::Proving).await;
     let vote_life = peers.ctx.settings().timers.election_lower;
     sleep((forgot + vote_life).since(peers.ctx.now())).await;
     loop {
         let answers = ask_again(peers).await;
-        let ballot = running.log.vote().as_ref().map(ballot_of).unwrap_or_default();
-        match prove(ballot, peers.ctx.members().len(), &answers) {
+        let leader_id = running.log.vote().as_ref().map(leader_id_of).unwrap_or_default();
+        match prove(leader_id, peers.ctx.members().len(), &answers) {
             Proof::Ask => sleep(ASK_PAUSE_MAX).await,
             Proof::Outvoted => return,
             Proof::Given => {
-                peers.ctx.lift_quarantine();
+                peers.ctx.lift_vote_restriction();
                 // Nothing puts it back but starting anew.
                 std::future::pending::<()>().await;
             }
@@ -176,14 +182,14 @@ async fn ask_again(peers: &Arc<Peers>) -> BTreeMap<ServerId, Status> {
     let ids = peers.ctx.ids();
     let is_large = ids.len() > SMALL;
     let whom = match is_large {
-        true => hubs(&ids).into_iter().chain(peers.ctx.leader()).collect(),
+        true => seed_nodes(&ids).into_iter().chain(peers.ctx.leader()).collect(),
         false => ids.clone(),
     };
     let mut asked = JoinSet::new();
     for id in whom.into_iter().filter(|id| *id != peers.ctx.me) {
         let (peers, ours) = (peers.clone(), peers.ctx.status());
         let (question, limit) = match is_large {
-            true => (Request::Survey(ours), SURVEY_LIMIT),
+            true => (Request::StatusPoll(ours), STATUS_POLL_LIMIT),
             false => (Request::Status(ours), STATUS_LIMIT),
         };
         asked.spawn(async move { (id, peers.call(id, question, limit).await) });
@@ -192,7 +198,7 @@ async fn ask_again(peers: &Arc<Peers>) -> BTreeMap<ServerId, Status> {
     while let Some(answer) = asked.join_next().await {
         match answer {
             Ok((id, Ok(Response::Status(status)))) => _ = answers.insert(id, status),
-            Ok((id, Ok(Response::Survey(status, told)))) => {
+            Ok((id, Ok(Response::StatusPoll(status, told)))) => {
                 answers.insert(id, status);
                 let new =
                     told.into_iter().filter(|told| told.age_ms == 0 && ids.contains(&told.from));
@@ -200,28 +206,28 @@ async fn ask_again(peers: &Arc<Peers>) -> BTreeMap<ServerId, Status> {
             }
             _ => {}
         }
-        let all = with_hearsay(answers.clone(), relayed.clone());
+        let all = with_relayed(answers.clone(), relayed.clone());
         if all.values().filter(|s| s.full).count() >= majority(ids.len()) {
             return all;
         }
     }
-    with_hearsay(answers, relayed)
+    with_relayed(answers, relayed)
 }
 
-/// Returns when this box has been in quarantine for a while without hearing a leader.
+/// Returns when this server has been without a vote for a while without hearing a leader.
 pub(super) async fn convalesce(ctx: &Context) {
     let patience = ctx.settings().timers.election_upper * 3;
-    let mut quarantine = ctx.quarantine.subscribe();
+    let mut vote_restriction = ctx.vote_restriction.subscribe();
     let since = ctx.now();
     loop {
         let last = ctx.contact().map_or(since, |contact| contact.max(since));
         let rest = patience.saturating_sub(ctx.now().since(last));
-        let lifted = quarantine.wait_for(|q| *q == Quarantine::Lifted);
+        let lifted = vote_restriction.wait_for(|q| *q == VoteRestriction::Lifted);
         if rest.is_zero() {
             return;
         }
         if timeout(rest, lifted).await.is_ok() {
-            // Nothing puts a box back into quarantine but starting anew.
+            // Nothing puts a server back into vote restriction but starting anew.
             std::future::pending::<()>().await;
         }
     }

@@ -1,6 +1,6 @@
-//! What a box says of itself to operators: gathers it from the places where it is known.
+//! What a server says of itself to operators: gathers it from the places where it is known.
 //!
-//! Decides nothing and changes nothing; the shape is [`BoxStatus`]'s. What must hold: no lock is
+//! Decides nothing and changes nothing; the shape is [`ServerStatus`]'s. Invariants: no lock is
 //! held longer than it takes to copy what is behind it, and no key byte gets in.
 
 use std::sync::atomic::Ordering;
@@ -9,63 +9,63 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use openssl::sha::Sha256;
 
 use super::context::{lock, Context};
-use super::counters::Ledger;
+use super::counters::NodeCounters;
 use super::keys as node;
 use super::peer_client::Peers;
-use super::refusals::{Place, Reason, Refusals};
+use super::rejected_keys::{Place, Reason, RejectedKeys};
 use super::shared::Shared;
 use super::Report;
-use crate::core::box_status::{
-    BoxStatus, CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus, Keys,
-    ListStatus, MemberStatus,
-};
 use crate::core::config::{alike, Settings};
 use crate::core::key_ring::Held;
 use crate::core::moment::millis;
-use crate::core::roster::Roster;
+use crate::core::server_list::ServerList;
+use crate::core::server_status::{
+    CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus, Keys, ListStatus,
+    MemberStatus, ServerStatus,
+};
 use crate::core::text::{readable, short_digest};
 use crate::transport::{Cause, Counters};
 
-/// All that this box says of itself.
-pub(super) fn status(shared: &Shared) -> BoxStatus {
+/// All that this server says of itself.
+pub(super) fn status(shared: &Shared) -> ServerStatus {
     let settings = shared.ctx.settings();
     let report = shared.report();
-    BoxStatus {
+    ServerStatus {
         id: shared.ctx.me,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         incarnation: shared.peers.sender.incarnation(),
         uptime_ms: millis(shared.ctx.clock.age()),
         clock_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
-        group: group(&shared.ctx, &shared.ledger, &report),
+        group: group(&shared.ctx, &shared.node_counters, &report),
         keys: keys(&shared.ctx, &shared.keys, &settings, &report),
         list: list(&shared.peers, &settings, &report),
         certificate: certificate(&shared.peers),
-        host: host(&shared.ledger),
-        refused_keys: refused_keys(&shared.refusals),
+        host: host(&shared.node_counters),
+        refused_keys: refused_keys(&shared.rejected_keys),
         refused_peers: refused_peers(&shared.peers.counters),
         accepted: shared.peers.counters.accepted(),
     }
 }
 
-fn host(ledger: &Ledger) -> HostStatus {
+fn host(node_counters: &NodeCounters) -> HostStatus {
     // Called outside the lock.
-    let probe = lock(&ledger.host).clone();
+    let probe = lock(&node_counters.host).clone();
     probe.map(|probe| probe()).unwrap_or_default()
 }
 
-fn group(ctx: &Context, ledger: &Ledger, report: &Report) -> GroupStatus {
+fn group(ctx: &Context, node_counters: &NodeCounters, report: &Report) -> GroupStatus {
     let now = ctx.now();
     GroupStatus {
         role: report.role,
         leader: report.leader,
         term: report.term,
-        history: report.history,
+        cluster_id: report.cluster_id,
         quorum: ctx.in_majority(),
         quorum_ms: ctx.quorum_contact().map(|at| millis(now.since(at))),
-        elections: ledger.elections.load(Ordering::Relaxed),
-        leaders: ledger.leaders.load(Ordering::Relaxed),
-        staged: ledger.staged.load(Ordering::Relaxed),
-        rotations: ledger.rotations.load(Ordering::Relaxed),
+        elections: node_counters.elections.load(Ordering::Relaxed),
+        leaders: node_counters.leaders.load(Ordering::Relaxed),
+        staged: node_counters.staged.load(Ordering::Relaxed),
+        rotations: node_counters.rotations.load(Ordering::Relaxed),
     }
 }
 
@@ -116,18 +116,18 @@ fn list(peers: &Peers, settings: &Settings, report: &Report) -> ListStatus {
     });
     let agreed = peers.ctx.views.borrow().agreed.clone();
     // A file whose list no group could have was refused when it was read.
-    let file = Roster::new(0, &settings.members);
+    let file = ServerList::new(0, &settings.members);
     ListStatus {
         version: report.list_version,
-        digest: agreed.roster.as_ref().map(|list| list.digest().to_string()),
-        file_digest: file.map(|roster| roster.digest().to_string()).unwrap_or_default(),
+        digest: agreed.server_list.as_ref().map(|list| list.digest().to_string()),
+        file_digest: file.map(|server_list| server_list.digest().to_string()).unwrap_or_default(),
         options_digest: options_digest(settings),
         voters: report.members.try_into().unwrap_or(u32::MAX),
         others: others.collect(),
     }
 }
 
-/// The first 8 hex digits of a hash over the options that all boxes should have alike.
+/// The first 8 hex digits of a hash over the options that all servers should have alike.
 fn options_digest(settings: &Settings) -> String {
     let mut hash = Sha256::new();
     hash.update(alike(settings).as_bytes());
@@ -149,9 +149,10 @@ fn certificate(peers: &Peers) -> CertificateStatus {
 }
 
 /// The refused keys by place and reason; those that are 0 are left out.
-fn refused_keys(refusals: &Refusals) -> Vec<Count> {
+fn refused_keys(rejected_keys: &RejectedKeys) -> Vec<Count> {
     let all = Place::ALL.into_iter().flat_map(|p| Reason::ALL.into_iter().map(move |r| (p, r)));
-    let counts = all.map(|(p, r)| (format!("{}_{}", p.word(), r.word()), refusals.count(p, r)));
+    let counts =
+        all.map(|(p, r)| (format!("{}_{}", p.word(), r.word()), rejected_keys.count(p, r)));
     counts.filter(|(_, count)| *count > 0).collect()
 }
 

@@ -13,7 +13,7 @@ use crate::consensus::log_store::LogStore;
 use crate::consensus::state_machine::StateMachine;
 use crate::consensus::Raft;
 use crate::core::server_id::ServerId;
-use crate::fault::Panicked;
+use crate::supervise::Panicked;
 
 /// One run of Raft, from an empty store on.
 #[derive(Clone)]

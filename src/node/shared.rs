@@ -14,28 +14,28 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::Clock;
 use super::context::Context;
-use super::counters::Ledger;
+use super::counters::NodeCounters;
 use super::keys::Keys;
 use super::peer_client::Peers;
-use super::refusals::Refusals;
+use super::rejected_keys::RejectedKeys;
 use super::state_file::StateFile;
+use super::status_poll::StatusPoll;
 use super::store::Store;
-use super::survey::Survey;
 use super::{Deps, Report, Role};
 use crate::core::config::Settings;
 use crate::core::key_ring::Generation;
-use crate::core::rejoin::Quarantine;
+use crate::core::recovery::VoteRestriction;
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
-use crate::rpc::OrderRefusal;
+use crate::rpc::RotationRefusal;
 
 /// An operator's order on its way to the leader's loop.
-pub(super) struct QueuedOrder {
+pub(super) struct QueuedRotation {
     pub order: Order,
     /// Who gave it, in words.
     pub origin: String,
     /// The way back.
-    pub reply: oneshot::Sender<Result<Generation, OrderRefusal>>,
+    pub reply: oneshot::Sender<Result<Generation, RotationRefusal>>,
 }
 
 /// See the module's head.
@@ -45,22 +45,22 @@ pub(super) struct Shared {
     pub keys: Arc<Keys>,
     pub store: Arc<Store>,
     /// What is counted for operators.
-    pub ledger: Arc<Ledger>,
-    /// The keys that the gate kept out.
-    pub refusals: Arc<Refusals>,
+    pub node_counters: Arc<NodeCounters>,
+    /// The keys that key validation kept out.
+    pub rejected_keys: Arc<RejectedKeys>,
     /// Whether too few servers can be reached for a majority.
-    pub hopeless: watch::Sender<bool>,
+    pub quorum_unreachable: watch::Sender<bool>,
     /// Orders of operators, for the leader's loop.
-    pub orders: mpsc::Sender<QueuedOrder>,
+    pub orders: mpsc::Sender<QueuedRotation>,
     /// The latest round of questions to all members, and one at a time.
-    pub survey: Survey,
+    pub status_poll: StatusPoll,
 }
 
 impl Shared {
     pub fn new(
         settings: Settings,
         deps: Deps,
-        orders: mpsc::Sender<QueuedOrder>,
+        orders: mpsc::Sender<QueuedRotation>,
     ) -> Result<Arc<Shared>, ErrorStack> {
         let Deps { log, tls, initial, versions, outside } = deps;
         let mut incarnation = [0; 8];
@@ -71,16 +71,16 @@ impl Shared {
         let ctx = Arc::new(Context::new(settings, log.clone(), clock));
         let me = (u64::from_be_bytes(incarnation), versions);
         let peers = Arc::new(Peers::new(ctx.clone(), me, tls, &outside));
-        let ledger = Arc::<Ledger>::default();
+        let node_counters = Arc::<NodeCounters>::default();
         Ok(Arc::new(Shared {
             peers,
-            keys: Arc::new(Keys::new(ctx.clone(), ledger.clone(), initial)),
+            keys: Arc::new(Keys::new(ctx.clone(), node_counters.clone(), initial)),
             store: Arc::new(Store::new(ctx.clone(), file)),
-            ledger,
-            refusals: Arc::new(Refusals::new(log)),
-            hopeless: watch::Sender::new(false),
+            node_counters,
+            rejected_keys: Arc::new(RejectedKeys::new(log)),
+            quorum_unreachable: watch::Sender::new(false),
             orders,
-            survey: Survey::default(),
+            status_poll: StatusPoll::default(),
             ctx,
         }))
     }
@@ -92,10 +92,10 @@ impl Shared {
         let running = self.ctx.running();
         let metrics = running.as_ref().map(|r| r.raft.server_metrics().borrow().clone());
         let bound = self.ctx.reach();
-        let lifted = *self.ctx.quarantine.borrow() == Quarantine::Lifted;
+        let lifted = *self.ctx.vote_restriction.borrow() == VoteRestriction::Lifted;
         let role = match metrics.as_ref().map(|m| m.state) {
-            None => Role::Asking,
-            Some(_) if !lifted => Role::Quarantined,
+            None => Role::Joining,
+            Some(_) if !lifted => Role::Recovering,
             Some(ServerState::Leader) if self.ctx.has_quorum() => Role::Leader,
             Some(ServerState::Candidate) => Role::Candidate,
             Some(_) => Role::Follower,
@@ -108,9 +108,13 @@ impl Shared {
             role,
             term: metrics.as_ref().map_or(0, |m| m.vote.leader_id.term),
             members: metrics.as_ref().map_or(0, voters),
-            list_version: view.agreed.roster.as_ref().map_or(0, |roster| roster.version),
+            list_version: view
+                .agreed
+                .server_list
+                .as_ref()
+                .map_or(0, |server_list| server_list.version),
             leader: metrics.and_then(|m| m.current_leader),
-            history: view.agreed.ring.history(),
+            cluster_id: view.agreed.ring.cluster_id(),
             current: view.agreed.ring.current().map(|held| held.generation).unwrap_or_default(),
             fingerprint: view.agreed.ring.current().map(|held| held.stek.fingerprint()),
             staged: view.agreed.ring.staged().map(|staged| staged.held.generation),

@@ -1,10 +1,10 @@
-//! `state_dir`: what a box knows of the group's keys, sealed in one small file, so that a fleet whose
-//! boxes are all restarted at once keeps its keys.
+//! `state_dir`: what a server knows of the group's keys, sealed in one small file, so that a fleet whose
+//! servers are all restarted at once keeps its keys.
 //!
 //! Off by default, because keys in a file are what this plugin otherwise avoids; meant for
 //! memory-backed storage such as `/run/stek_share`. The file is sealed (AES-256-GCM) under a key
-//! drawn from the box's private key by HKDF and bound to server id and history, so that it is
-//! worth nothing to another box, or after the certificate's key is gone.
+//! drawn from the server's private key by HKDF and bound to server id and cluster incarnation, so that it is
+//! worth nothing to another server, or after the certificate's key is gone.
 //!
 //! Invariants: a file that is cut short, foreign, damaged, too open or too old is refused with a
 //! line, and the server starts without it. When to read and to write is for [`super::records`], how
@@ -23,18 +23,18 @@ use zeroize::Zeroizing;
 use super::disk::{path_in, Disk, Stamp, Unusable};
 use super::network::Reply;
 use crate::core::agreed::Refusal;
-use crate::core::key_ring::{Generation, HistoryId};
+use crate::core::key_ring::{ClusterId, Generation};
 use crate::core::moment::millis;
 use crate::core::record::Record;
-use crate::core::roster::Roster;
 use crate::core::server_id::ServerId;
+use crate::core::server_list::ServerList;
 use crate::rpc::{check_record, encode, Malformed};
 use crate::transport::tls::Tls;
 
 /// Begins every state file.
 const MAGIC: &[u8; 12] = b"stek_share\0\x02";
 
-/// In clear before the sealed part, and authenticated with it: magic, server id, history.
+/// In clear before the sealed part, and authenticated with it: magic, server id, cluster incarnation.
 const HEAD_LEN: usize = MAGIC.len() + 4 + 16;
 const NONCE_LEN: usize = 12;
 const TAG_LEN: usize = 16;
@@ -47,16 +47,16 @@ const PURPOSE: &[u8] = b"stek_share state_dir";
 pub struct Saved {
     /// The keys.
     pub record: Record,
-    /// The agreed server list, if there was one: a box that had left it has no use for the rest.
-    pub roster: Option<Roster>,
+    /// The agreed server list, if there was one: a server that had left it has no use for the rest.
+    pub server_list: Option<ServerList>,
 }
 
 impl Saved {
-    /// Whether this is something that a box could have saved.
+    /// Whether this is something that a server could have saved.
     fn check(&self) -> Result<(), Malformed> {
         check_record(&self.record)?;
-        let roster = self.roster.as_ref().map_or(Ok(()), Roster::check);
-        roster.map_err(|why| Malformed::State(Refusal::Roster(why)))
+        let server_list = self.server_list.as_ref().map_or(Ok(()), ServerList::check);
+        server_list.map_err(|why| Malformed::State(Refusal::ServerList(why)))
     }
 }
 
@@ -67,12 +67,12 @@ struct Content {
 }
 
 impl Content {
-    /// Reads what was sealed in a file of this history, and checks that a box could have saved it.
-    fn read(plain: &[u8], history: &[u8]) -> Result<Content, Unusable> {
+    /// Reads what was sealed in a file of this cluster incarnation, and checks that a server could have saved it.
+    fn read(plain: &[u8], cluster_id: &[u8]) -> Result<Content, Unusable> {
         let content: Content =
             postcard::from_bytes(plain).map_err(|e| Unusable::Content(Malformed::Encoding(e)))?;
-        let inner = content.saved.record.ring.history().map(HistoryId::to_bytes);
-        if inner.as_ref().map(|h| &h[..]) != Some(history) {
+        let inner = content.saved.record.ring.cluster_id().map(ClusterId::to_bytes);
+        if inner.as_ref().map(|h| &h[..]) != Some(cluster_id) {
             return Err(Unusable::Seal);
         }
         content.saved.check().map_err(Unusable::Content)?;
@@ -88,15 +88,16 @@ pub mod door {
     use super::*;
     use crate::node::disk::Files;
 
-    /// What the bytes of a whole file hold for the box `id`, or why they are not used.
+    /// What the bytes of a whole file hold for the server `id`, or why they are not used.
     pub fn open(bytes: &[u8], id: ServerId, tls: &Tls) -> Result<Saved, String> {
         let content = file(id).open(bytes, tls).map_err(|why| why.to_string())?;
         Ok(content.saved)
     }
 
     /// What the bytes inside the seal hold, or why they are not used.
-    pub fn read(plain: &[u8], history: HistoryId) -> Result<Saved, String> {
-        let content = Content::read(plain, &history.to_bytes()).map_err(|why| why.to_string())?;
+    pub fn read(plain: &[u8], cluster_id: ClusterId) -> Result<Saved, String> {
+        let content =
+            Content::read(plain, &cluster_id.to_bytes()).map_err(|why| why.to_string())?;
         Ok(content.saved)
     }
 
@@ -107,8 +108,13 @@ pub mod door {
     }
 
     /// The bytes of a whole file around `plain`.
-    pub fn seal(plain: &[u8], history: HistoryId, id: ServerId, tls: &Tls) -> io::Result<Vec<u8>> {
-        file(id).seal(plain, Some(history), tls)
+    pub fn seal(
+        plain: &[u8],
+        cluster_id: ClusterId,
+        id: ServerId,
+        tls: &Tls,
+    ) -> io::Result<Vec<u8>> {
+        file(id).seal(plain, Some(cluster_id), tls)
     }
 
     fn file(id: ServerId) -> StateFile {
@@ -119,13 +125,13 @@ pub mod door {
 /// How far the file is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Written {
-    pub history: Option<HistoryId>,
+    pub cluster_id: Option<ClusterId>,
     pub newest: Generation,
     /// Whether the last write worked and was quick, so that one may wait for the next.
     pub well: bool,
 }
 
-/// One box's state file.
+/// One server's state file.
 #[derive(Clone)]
 pub(super) struct StateFile {
     path: PathBuf,
@@ -134,7 +140,7 @@ pub(super) struct StateFile {
 }
 
 impl StateFile {
-    /// The file of this box in `dir`.
+    /// The file of this server in `dir`.
     pub fn new(dir: &Path, id: ServerId, disk: Arc<dyn Disk>) -> StateFile {
         StateFile { path: path_in(dir, id), id, disk }
     }
@@ -163,8 +169,8 @@ impl StateFile {
             Err(Unusable::Io(e)) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let Content { stamp, saved: Saved { mut record, roster } } = self.open(&bytes, tls)?;
-        if roster.is_some_and(|list| list.get(self.id).is_none()) {
+        let Content { stamp, saved: Saved { mut record, server_list } } = self.open(&bytes, tls)?;
+        if server_list.is_some_and(|list| list.get(self.id).is_none()) {
             return Err(Unusable::Left);
         }
         let away = away(&stamp, &self.disk.stamp()?).ok_or(Unusable::Clock)?;
@@ -180,10 +186,10 @@ impl StateFile {
     /// # Errors
     /// It could not be sealed.
     pub fn save(&self, saved: Saved, tls: &Tls) -> io::Result<Reply<io::Result<()>>> {
-        let history = saved.record.ring.history();
+        let cluster_id = saved.record.ring.cluster_id();
         let content = Content { stamp: self.disk.stamp()?, saved };
         let plain = encode(&content).ok_or_else(|| io::Error::other("cannot be encoded"))?;
-        Ok(self.disk.write(&self.path, self.seal(&plain, history, tls)?))
+        Ok(self.disk.write(&self.path, self.seal(&plain, cluster_id, tls)?))
     }
 
     /// Removes what was saved, because it holds keys that must not come back.
@@ -192,8 +198,8 @@ impl StateFile {
     }
 
     /// The file's bytes for this content.
-    fn seal(&self, plain: &[u8], history: Option<HistoryId>, tls: &Tls) -> io::Result<Vec<u8>> {
-        let head = self.head(history);
+    fn seal(&self, plain: &[u8], cluster_id: Option<ClusterId>, tls: &Tls) -> io::Result<Vec<u8>> {
+        let head = self.head(cluster_id);
         let key = self.sealing_key(tls, &head)?;
         let mut nonce = [0; NONCE_LEN];
         rand_bytes(&mut nonce)?;
@@ -208,7 +214,7 @@ impl StateFile {
         let (nonce, rest) = rest.split_at_checked(NONCE_LEN).ok_or(Unusable::Form)?;
         let (tag, sealed) = rest.split_at_checked(TAG_LEN).ok_or(Unusable::Form)?;
         let named = head.strip_prefix(MAGIC.as_slice()).ok_or(Unusable::Form)?;
-        let (id, history) = named.split_first_chunk().ok_or(Unusable::Form)?;
+        let (id, cluster_id) = named.split_first_chunk().ok_or(Unusable::Form)?;
         let id = ServerId(u32::from_be_bytes(*id));
         if id != self.id {
             return Err(Unusable::OtherServer(id));
@@ -217,13 +223,13 @@ impl StateFile {
         let cipher = Cipher::aes_256_gcm();
         let plain = decrypt_aead(cipher, &*key, Some(nonce), head, sealed, tag);
         let plain = Zeroizing::new(plain.map_err(|_| Unusable::Seal)?);
-        Content::read(&plain, history)
+        Content::read(&plain, cluster_id)
     }
 
-    fn head(&self, history: Option<HistoryId>) -> Vec<u8> {
+    fn head(&self, cluster_id: Option<ClusterId>) -> Vec<u8> {
         let mut head = MAGIC.to_vec();
         head.extend_from_slice(&self.id.0.to_be_bytes());
-        head.extend_from_slice(&history.map_or([0; 16], HistoryId::to_bytes));
+        head.extend_from_slice(&cluster_id.map_or([0; 16], ClusterId::to_bytes));
         head
     }
 
@@ -234,7 +240,7 @@ impl StateFile {
     }
 }
 
-/// How long a box was away: by the machine's uptime, or across a reboot by the wall clock, which
+/// How long a server was away: by the machine's uptime, or across a reboot by the wall clock, which
 /// then must not have gone back.
 fn away(saved: &Stamp, now: &Stamp) -> Option<Duration> {
     let (from, to) = match saved.boot == now.boot {

@@ -34,14 +34,14 @@ impl Store {
         Store { ctx, file, written, kept, revoked }
     }
 
-    /// Keeps what this box read from its state file.
+    /// Keeps what this server read from its state file.
     pub fn keep_record(&self, record: Record) {
         let since = self.ctx.now().ago(record.age());
-        self.note_revoked_on_disk(record.ring.revoked());
+        self.record_revoked_on_disk(record.ring.revoked());
         *lock(&self.kept) = Some((record, since));
     }
 
-    /// What this box read from its state file, as old as it is now.
+    /// What this server read from its state file, as old as it is now.
     pub fn kept_record(&self) -> Option<Record> {
         let kept = lock(&self.kept).clone();
         let aged = |(record, since)| {
@@ -60,7 +60,7 @@ impl Store {
         *lock(&self.revoked)
     }
 
-    pub fn note_revoked_on_disk(&self, revoked: Generation) {
+    pub fn record_revoked_on_disk(&self, revoked: Generation) {
         *lock(&self.revoked) = revoked;
     }
 }

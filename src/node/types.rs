@@ -8,21 +8,21 @@ use std::time::Duration;
 use openssl::error::ErrorStack;
 use thiserror::Error;
 
-use super::outside::Outside;
-use crate::core::box_status::Role;
-use crate::core::key_ring::{Generation, HistoryId};
+use super::environment::Environment;
+use crate::core::key_ring::{ClusterId, Generation};
 use crate::core::server_id::ServerId;
+use crate::core::server_status::Role;
 use crate::core::stek::{Fingerprint, Stek, WeakKey};
-use crate::journal::Log;
-use crate::rpc::EnlistRefusal;
+use crate::log_sink::Log;
+use crate::rpc::MembershipRefusal;
 use crate::transport::tls::Tls;
 use crate::transport::Versions;
 
-/// How often a random key may fail the sanity gate before something must be wrong with the
+/// How often a random key may fail key validation before something must be wrong with the
 /// generator; a sound one fails once in 2^60.
 const KEY_ATTEMPTS: usize = 4;
 
-/// What a box should hold in its ticket context now: the encrypting key first.
+/// What a server should hold in its ticket context now: the encrypting key first.
 #[derive(Clone, Debug)]
 pub struct KeySet {
     /// Counts the sets of this process, from 1.
@@ -31,8 +31,8 @@ pub struct KeySet {
     pub keys: Vec<Stek>,
     /// Whether the first key is one that the group agreed on.
     pub agreed: bool,
-    /// The history that the generations belong to.
-    pub history: Option<HistoryId>,
+    /// The cluster incarnation that the generations belong to.
+    pub cluster_id: Option<ClusterId>,
     /// The newest generation among the keys, 0 if none is the group's.
     pub newest: Generation,
     /// The generation of the first key, 0 if it is not the group's.
@@ -40,13 +40,13 @@ pub struct KeySet {
 }
 
 impl KeySet {
-    /// The set of a box that knows no group yet: its own key alone.
+    /// The set of a server that knows no group yet: its own key alone.
     pub fn own(key: Stek) -> KeySet {
         KeySet {
             serial: 1,
             keys: vec![key],
             agreed: false,
-            history: None,
+            cluster_id: None,
             newest: Generation(0),
             current: Generation(0),
         }
@@ -77,15 +77,15 @@ pub struct Deps {
     pub log: Log,
     /// Certificates, loaded and checked.
     pub tls: Tls,
-    /// The key that this box made for itself and has installed.
+    /// The key that this server made for itself and has installed.
     pub initial: Stek,
     /// The protocol versions that it speaks: [`Versions::OURS`], but for tests.
     pub versions: Versions,
     /// The world that it is in: the real one, but for simulations.
-    pub outside: Outside,
+    pub outside: Environment,
 }
 
-/// Why a box has no new key to offer.
+/// Why a server has no new key to offer.
 #[derive(Debug, Error)]
 pub enum NoKey {
     /// OpenSSL's generator failed.
@@ -96,7 +96,7 @@ pub enum NoKey {
     Weak(WeakKey),
 }
 
-/// Draws a key from OpenSSL's private generator and passes it through the sanity gate.
+/// Draws a key from OpenSSL's private generator and passes it through key validation.
 ///
 /// # Errors
 /// If the generator fails, or gives nothing but unfit keys.
@@ -117,7 +117,7 @@ pub fn new_key() -> Result<Stek, NoKey> {
 pub enum Joined {
     /// The group's keys are there; the current one's fingerprint.
     Keys(Fingerprint),
-    /// Too few other boxes answer for a majority.
+    /// Too few other servers answer for a majority.
     NoMajority,
     /// The limit ran out.
     TimedOut,
@@ -133,7 +133,7 @@ pub struct Reloaded {
 /// Why a reload changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NoReload {
-    /// A running box cannot become another one.
+    /// A running server cannot become another one.
     #[error(
         "server_id is {new} now and was {old}; a running server cannot become another one: \
          restart Traffic Server"
@@ -146,16 +146,16 @@ pub enum NoReload {
     },
     /// The group did not agree on the file's server list.
     #[error("server_list_file: the group did not take the new list: {0}")]
-    List(EnlistRefusal),
+    List(MembershipRefusal),
 }
 
-impl From<EnlistRefusal> for NoReload {
-    fn from(refusal: EnlistRefusal) -> NoReload {
+impl From<MembershipRefusal> for NoReload {
+    fn from(refusal: MembershipRefusal) -> NoReload {
         NoReload::List(refusal)
     }
 }
 
-/// What a box knows of itself and the group; no secrets.
+/// What a server knows of itself and the group; no secrets.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Its part.
@@ -164,8 +164,8 @@ pub struct Report {
     pub term: u64,
     /// The leader, if one is known.
     pub leader: Option<ServerId>,
-    /// The history, if one has begun.
-    pub history: Option<HistoryId>,
+    /// The cluster incarnation, if one has begun.
+    pub cluster_id: Option<ClusterId>,
     /// The current generation, 0 before the first.
     pub current: Generation,
     /// The current key's fingerprint.
@@ -182,6 +182,6 @@ pub struct Report {
     pub members: usize,
     /// The version of the agreed server list, 0 before there is one.
     pub list_version: u64,
-    /// Members that were heard within the upper election bound, this box included.
+    /// Members that were heard within the upper election bound, this server included.
     pub reachable: usize,
 }

@@ -15,67 +15,74 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::context::Context;
-use super::counters::Ledger;
+use super::counters::NodeCounters;
 use super::peer_client::{ask_voters, Peers, STATUS_LIMIT};
 use super::running::{Running, Stopped};
 use crate::consensus::log_end_of;
-use crate::consensus::network::{CallFailure, Courier};
+use crate::consensus::network::{CallFailure, RpcClient};
 use crate::consensus::state_machine::AgreedView;
-use crate::core::key_ring::HistoryId;
-use crate::core::rejoin::{is_stranded, yields, Status};
+use crate::core::key_ring::ClusterId;
+use crate::core::recovery::{is_deadlocked, yields, Status};
 use crate::core::server_id::ServerId;
 use crate::rpc::{Request, Response};
 
-/// Between two looks at boxes of another history, which are met with every heart beat.
+/// Between two looks at servers of another cluster incarnation, which are met with every heartbeat.
 const MEET_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often Raft is asked whether it still lives, and how long the answer may take.
 const WATCH_PAUSE: Duration = Duration::from_secs(2);
 const WATCH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Another history that goes before this server's.
+/// Another cluster incarnation that goes before this server's.
 #[derive(Debug)]
 pub(super) struct OtherCluster {
     server: ServerId,
-    theirs: Option<HistoryId>,
-    ours: Option<HistoryId>,
+    theirs: Option<ClusterId>,
+    ours: Option<ClusterId>,
 }
 
 impl fmt::Display for OtherCluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |id: Option<HistoryId>| id.map_or_else(String::new, |id| id.to_string());
+        let name = |id: Option<ClusterId>| id.map_or_else(String::new, |id| id.to_string());
         let (server, theirs, ours) = (self.server, name(self.theirs), name(self.ours));
-        write!(f, "server {server} belongs to history {theirs}, which goes before {ours}")
+        write!(
+            f,
+            "server {server} belongs to cluster incarnation {theirs}, which goes before {ours}"
+        )
     }
 }
 
-/// Asks a box of another history what it is, whenever one is met; returns when this box's history
+/// Asks a server of another cluster incarnation what it is, whenever one is met; returns when this server's cluster incarnation
 /// has to give way.
 pub(super) async fn meet(peers: &Arc<Peers>) -> OtherCluster {
     loop {
         peers.met.notified().await;
-        let Some(id) = peers.foreigner() else { continue };
+        let Some(id) = peers.other_cluster_peer() else { continue };
         let question = Request::Status(peers.ctx.status());
         if let Ok(Response::Status(theirs)) = peers.call(id, question, STATUS_LIMIT).await {
-            // A history of which nothing was applied yet keeps others' messages out as well, and a
-            // box must not be stuck with one whose founding another leader has overtaken.
-            let ours = Status { history: peers.ctx.history(), ..peers.ctx.status() };
+            // A cluster incarnation of which nothing was applied yet keeps others' messages out as well, and a
+            // server must not be stuck with one whose founding another leader has overtaken.
+            let ours = Status { cluster_id: peers.ctx.cluster_id(), ..peers.ctx.status() };
             if yields(&ours, &theirs) {
-                return OtherCluster { server: id, theirs: theirs.history, ours: ours.history };
+                return OtherCluster {
+                    server: id,
+                    theirs: theirs.cluster_id,
+                    ours: ours.cluster_id,
+                };
             }
         }
         sleep(MEET_PAUSE).await;
     }
 }
 
-/// Returns when the group has let this box go, and no leader was heard for a while. What such a box
+/// Returns when the group has let this server go, and no leader was heard for a while. What such a server
 /// remembers is of no use to anybody, and in the way of those who ask it: it would answer for a
-/// group that it is no part of. A box that is taken in again may pass through an old list while
+/// group that it is no part of. A server that is taken in again may pass through an old list while
 /// it catches up; then there is a leader.
-pub(super) async fn let_go(peers: &Arc<Peers>) {
+pub(super) async fn removed(peers: &Arc<Peers>) {
     let mut views = peers.ctx.views.subscribe();
     let unlisted = |view: &AgreedView| {
-        view.agreed.roster.as_ref().is_some_and(|list| list.get(peers.ctx.me).is_none())
+        view.agreed.server_list.as_ref().is_some_and(|list| list.get(peers.ctx.me).is_none())
     };
     loop {
         if views.wait_for(unlisted).await.is_err() {
@@ -91,8 +98,8 @@ pub(super) async fn let_go(peers: &Arc<Peers>) {
     }
 }
 
-/// Whether another box does not have this one as a member. Boxes forget one that the list no longer
-/// has only when Raft does not count on it any more, which a box that is let go often does not
+/// Whether another server does not have this one as a member. Servers forget one that the list no longer
+/// has only when Raft does not count on it any more, which a server that is removed often does not
 /// hear: until then its vote may be needed.
 async fn is_refused(peers: &Arc<Peers>) -> bool {
     let mut asked = JoinSet::new();
@@ -112,7 +119,11 @@ async fn is_refused(peers: &Arc<Peers>) -> bool {
 }
 
 /// One note for each change of leadership.
-pub(super) async fn tell(ctx: &Context, ledger: &Ledger, running: &Running) -> Stopped {
+pub(super) async fn tell(
+    ctx: &Context,
+    node_counters: &NodeCounters,
+    running: &Running,
+) -> Stopped {
     let mut server = running.raft.server_metrics();
     let mut told = None;
     loop {
@@ -123,7 +134,7 @@ pub(super) async fn tell(ctx: &Context, ledger: &Ledger, running: &Running) -> S
         match leader {
             Some(id) if told != Some((id, term)) => {
                 told = Some((id, term));
-                ledger.count(|ledger| &ledger.leaders);
+                node_counters.count(|node_counters| &node_counters.leaders);
                 ctx.log.note(match id == ctx.me {
                     true => format!("this server is the leader of term {term}"),
                     false => format!("leader is server {id} in term {term}"),
@@ -164,11 +175,11 @@ pub(super) async fn watch_over(me: ServerId, running: &Running) -> Stopped {
     }
 }
 
-/// Returns when nobody can be elected any more because of what this box remembers: it holds more
+/// Returns when nobody can be elected any more because of what this server remembers: it holds more
 /// than all others, so that those who forgot wait for it to lead, and Raft's membership does not
-/// let it, since it was just being taken in. One that the list no longer has is let go instead, see
-/// [`let_go`].
-pub(super) async fn strand(peers: &Arc<Peers>, running: &Running) {
+/// let it, since it was just being taken in. One that the list no longer has is removed instead, see
+/// [`removed`].
+pub(super) async fn deadlock(peers: &Arc<Peers>, running: &Running) {
     let mut seen = false;
     loop {
         let patience = peers.ctx.settings().timers.election_upper * 3;
@@ -177,12 +188,12 @@ pub(super) async fn strand(peers: &Arc<Peers>, running: &Running) {
         let hears_leader = peers.ctx.contact().is_some_and(|at| at > waited_from);
         let log_end = running.log.last_log_id().as_ref().map(log_end_of);
         let configs = running.voters();
-        let may_stand = configs.iter().all(|voters| voters.contains(&peers.ctx.me));
+        let may_campaign = configs.iter().all(|voters| voters.contains(&peers.ctx.me));
         let lists_me = {
             let views = peers.ctx.views.borrow();
-            views.agreed.roster.as_ref().is_some_and(|list| list.get(peers.ctx.me).is_some())
+            views.agreed.server_list.as_ref().is_some_and(|list| list.get(peers.ctx.me).is_some())
         };
-        if hears_leader || may_stand || !lists_me || !peers.ctx.status().full {
+        if hears_leader || may_campaign || !lists_me || !peers.ctx.status().full {
             seen = false;
             continue;
         }
@@ -193,20 +204,20 @@ pub(super) async fn strand(peers: &Arc<Peers>, running: &Running) {
                 Ok((id, Ok(status))) => {
                     answers.insert(id, status);
                 }
-                // It cannot hold what this box holds: a list that has this box.
+                // It cannot hold what this server holds: a list that has this server.
                 Ok((id, Err(CallFailure::NotListed))) => {
                     answers.insert(id, Status::default());
                 }
                 _ => {}
             }
         }
-        // A box that was just taken in may not even know those whom the new list leaves out.
+        // A server that was just taken in may not even know those whom the new list leaves out.
         let known = peers.ctx.ids();
         let configs: Vec<_> = configs.iter().map(|voters| voters & &known).collect();
-        let stranded = is_stranded(log_end, &configs, &answers);
-        if stranded && seen {
+        let deadlocked = is_deadlocked(log_end, &configs, &answers);
+        if deadlocked && seen {
             return;
         }
-        seen = stranded;
+        seen = deadlocked;
     }
 }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::core::key_ring::Generation;
-use crate::core::roster::BadRoster;
 use crate::core::server_id::ServerId;
+use crate::core::server_list::BadServerList;
 
 /// Most bytes in which one server tells another who gave an order; a subject and an address fit.
 pub const MAX_ORIGIN: usize = 400;
@@ -16,7 +16,7 @@ pub const MAX_ORIGIN: usize = 400;
 const MAX_NAMED: usize = 16;
 /// Why an order was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
-pub enum OrderRefusal {
+pub enum RotationRefusal {
     /// Nobody leads, the leader cannot be reached, or it has no majority; nothing was proposed.
     #[error("there is no leader at present; try again in a second")]
     NoLeader,
@@ -36,13 +36,13 @@ pub enum OrderRefusal {
 
 /// Why a server list was not agreed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum EnlistRefusal {
+pub enum MembershipRefusal {
     /// Nobody leads, or the leader cannot be reached; nothing was proposed.
     NoLeader,
     /// The leader lost its office, or the way to it was cut, before it could answer.
     Unknown,
     /// No group could have this list.
-    Bad(BadRoster),
+    Bad(BadServerList),
     /// The sender does not answer at its address in the group's list.
     NotAtPlace,
     /// The list that was to be replaced is not the group's; its version now.
@@ -81,35 +81,35 @@ fn servers(ids: &[ServerId]) -> String {
     }
 }
 
-impl fmt::Display for EnlistRefusal {
+impl fmt::Display for MembershipRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            EnlistRefusal::NoLeader => {
+            MembershipRefusal::NoLeader => {
                 write!(f, "there is no leader at present; try again in a second")
             }
-            EnlistRefusal::Unknown => {
+            MembershipRefusal::Unknown => {
                 write!(f, "the leader changed in the meantime; it may still happen")
             }
-            EnlistRefusal::Bad(why) => write!(f, "{why}"),
-            EnlistRefusal::NotAtPlace => write!(
+            MembershipRefusal::Bad(why) => write!(f, "{why}"),
+            MembershipRefusal::NotAtPlace => write!(
                 f,
                 "the leader does not reach this server at its address in the group's list; send \
                  reload to a server that is reached there"
             ),
-            EnlistRefusal::Stale(version) => write!(
+            MembershipRefusal::Stale(version) => write!(
                 f,
                 "the group's list has changed since, to version {version}; see whether the new \
                  list is still what you want, then reload again"
             ),
-            EnlistRefusal::UnderWay(version) => {
+            MembershipRefusal::UnderWay(version) => {
                 write!(f, "the change to list version {version} is under way; try again later")
             }
-            EnlistRefusal::TooFew { of_new, missing } => {
+            MembershipRefusal::TooFew { of_new, missing } => {
                 let which = if *of_new { "new" } else { "present" };
                 let names = servers(missing);
                 write!(f, "no majority of the {which} list is up and whole; missing: {names}")
             }
-            EnlistRefusal::NotInFiles { lacking, silent } => {
+            MembershipRefusal::NotInFiles { lacking, silent } => {
                 if !lacking.is_empty() {
                     let verb = if lacking.len() == 1 { "does" } else { "do" };
                     write!(f, "{} {verb} not have this list yet", servers(lacking))?;
@@ -120,8 +120,8 @@ impl fmt::Display for EnlistRefusal {
                 }
                 write!(f, ": put the same server_list_file on all servers, then reload one")
             }
-            EnlistRefusal::Refused(why) => write!(f, "the group refused it: {why}"),
-            EnlistRefusal::TimedOut => {
+            MembershipRefusal::Refused(why) => write!(f, "the group refused it: {why}"),
+            MembershipRefusal::TimedOut => {
                 write!(f, "the group did not agree within client_req_timeout; it may still happen")
             }
         }

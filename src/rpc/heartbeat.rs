@@ -4,28 +4,28 @@ use serde::{Deserialize, Serialize};
 
 use super::malformed::Malformed;
 use crate::core::key_ring::Generation;
-use crate::core::rejoin::{Ballot, LogEnd};
+use crate::core::recovery::{LeaderId, LogPosition};
 
-/// A leader's heart beat: says that it lives and how far it is. Carries nothing that a box would
+/// A leader's heartbeat: says that it lives and how far it is. Carries nothing that a server would
 /// have to remember; one that is behind says so, and is sent an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WireBeat {
-    /// The leader's ballot, which a majority gave it.
-    pub ballot: Ballot,
+pub struct WireHeartbeat {
+    /// The leader's term, which a majority gave it.
+    pub leader_id: LeaderId,
     /// The end of its log.
-    pub log_end: Option<LogEnd>,
+    pub log_end: Option<LogPosition>,
     /// As in [`super::WireAppend`].
-    pub commit: Option<LogEnd>,
+    pub commit: Option<LogPosition>,
     /// As in [`super::WireAppend`].
     pub age: Option<(Generation, u64)>,
     /// As in [`super::WireAppend`].
     pub quorum: bool,
-    /// When the next beat is due, in milliseconds; 0 if the leader leaves and none will come.
+    /// When the next heartbeat is due, in milliseconds; 0 if the leader leaves and none will come.
     pub next_ms: u32,
 }
-impl WireBeat {
+impl WireHeartbeat {
     pub(super) fn check(&self) -> Result<(), Malformed> {
-        self.ballot.check()?;
-        self.log_end.iter().chain(&self.commit).try_for_each(LogEnd::check)
+        self.leader_id.check()?;
+        self.log_end.iter().chain(&self.commit).try_for_each(LogPosition::check)
     }
 }

@@ -3,8 +3,8 @@
 use thiserror::Error;
 
 use crate::core::agreed::Refusal;
-use crate::core::box_status::BadStatus;
-use crate::core::rejoin::{Ballot, LogEnd};
+use crate::core::recovery::{LeaderId, LogPosition};
+use crate::core::server_status::BadStatus;
 
 /// Why bytes are not a message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -15,7 +15,7 @@ pub enum Malformed {
     /// Bytes are left over.
     #[error("{0} bytes are left over")]
     Trailing(usize),
-    /// There is more of something than any box sends.
+    /// There is more of something than any server sends.
     #[error("it holds too many {0}")]
     TooMany(&'static str),
     /// A term or an index is beyond all reason.
@@ -30,16 +30,16 @@ pub enum Malformed {
     /// The state in a snapshot is one that no commands could have made.
     #[error("its agreed state is impossible: {0}")]
     State(Refusal),
-    /// A status that no box gives.
+    /// A status that no server gives.
     #[error("its status has {0}")]
     Status(BadStatus),
 }
 /// No group ever gets here: a term or an index each nanosecond for a hundred years. Beyond it,
 /// counting on would overflow somewhere. How a group is kept from being led here in leaps is in
-/// [`crate::core::rejoin::Horizon`].
+/// [`crate::core::recovery::SanityBounds`].
 pub(super) const MAX_COUNT: u64 = 1 << 62;
 
-impl Ballot {
+impl LeaderId {
     pub(super) fn check(&self) -> Result<(), Malformed> {
         match self.term <= MAX_COUNT {
             true => Ok(()),
@@ -48,9 +48,9 @@ impl Ballot {
     }
 }
 
-impl LogEnd {
+impl LogPosition {
     pub(super) fn check(&self) -> Result<(), Malformed> {
-        self.ballot.check()?;
+        self.leader_id.check()?;
         match self.index <= MAX_COUNT {
             true => Ok(()),
             false => Err(Malformed::Absurd),

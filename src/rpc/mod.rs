@@ -8,18 +8,18 @@
 //! | request | who may send it | answered | if it is lost | if it comes twice |
 //! |---|---|---|---|---|
 //! | `Status` | members and tools; only a member's own word counts | always | asked again in the next round | the same answer |
-//! | `Vote` | members; the candidate of the ballot in it | while Raft runs, same history; refused without a full memory and while a leader is heard | no vote; the candidate tries the next term | the same answer |
-//! | `Append` | members; the leader of the ballot in it | while Raft runs, same history | openraft sends it again | the same answer |
-//! | `Snapshot` | members; the leader of the ballot in it | while Raft runs, same history | openraft sends it again | installed again, to no effect |
+//! | `Vote` | members; the candidate of the term in it | while Raft runs, same cluster incarnation; refused without a full memory and while a leader is heard | no vote; the candidate tries the next term | the same answer |
+//! | `Append` | members; the leader of the term in it | while Raft runs, same cluster incarnation | openraft sends it again | the same answer |
+//! | `Snapshot` | members; the leader of the term in it | while Raft runs, same cluster incarnation | openraft sends it again | installed again, to no effect |
 //! | `AwaitInstalled` | members | always; held back for a bounded time until the key is installed | asked again in the next round | the same answer |
 //! | `Order` | members, to the leader; tools, to any server, which passes it on | always; carried out by a leader with a majority | the operator is told that it may still happen; never sent again | another new key, unless a handover is under way |
-//! | `Stand` | members; the leader of the asked server | while Raft runs | an election without it, later | nothing more |
-//! | `Enlist` | members; one that answers at its listed address, to the leader | always; carried out by a leader | the operator is told that it may still happen; never sent again | refused: the list that it replaces is no longer the agreed one |
+//! | `Campaign` | members; the leader of the asked server | while Raft runs | an election without it, later | nothing more |
+//! | `ChangeMembership` | members; one that answers at its listed address, to the leader | always; carried out by a leader | the operator is told that it may still happen; never sent again | refused: the list that it replaces is no longer the agreed one |
 //! | `Report` | members and tools | always | the tool says so | the same answer |
-//! | `Beat` | members; the leader of the ballot in it; the only one-way message, unless an answer is asked for | while Raft runs, same history | the next one is due soon | nothing more |
-//! | `Survey` | members | always | asked again in the next round | the same answer |
+//! | `Heartbeat` | members; the leader of the term in it; the only one-way message, unless an answer is asked for | while Raft runs, same cluster incarnation | the next one is due soon | nothing more |
+//! | `StatusPoll` | members | always | asked again in the next round | the same answer |
 //! | `ListInFile` | members | always; from the file as it is now | counts as a server without this list | the same answer |
-//! | `Record` | members | while no history is known here | asked again in the next round | the same answer |
+//! | `Record` | members | while no cluster incarnation is known here | asked again in the next round | the same answer |
 //!
 //! A tool speaks with the certificate of the server that it acts for, in whose name it asks. Who
 //! asks what it may not is told that the message is malformed.
@@ -40,27 +40,27 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-pub use admin::{EnlistRefusal, OrderRefusal, MAX_ORIGIN};
-pub use heartbeat::WireBeat;
+pub use admin::{MembershipRefusal, RotationRefusal, MAX_ORIGIN};
+pub use heartbeat::WireHeartbeat;
 pub use malformed::Malformed;
 pub use raft::{
     AppendAnswer, WireAppend, WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
 };
-pub use status::{check_record, Hearsay};
+pub use status::{check_record, RelayedStatus};
 
-use crate::core::box_status::BoxStatus;
 use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::Generation;
 use crate::core::record::Record;
-use crate::core::rejoin::{Ballot, LogEnd, Status};
-use crate::core::roster::Digest;
+use crate::core::recovery::{LeaderId, LogPosition, Status};
 use crate::core::rotation::Order;
+use crate::core::server_list::Digest;
+use crate::core::server_status::ServerStatus;
 use status::check_status;
 
-/// What one box asks of another.
+/// What one server asks of another.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// "This is me; who are you?" Answered in every state, also across histories.
+    /// "This is me; who are you?" Answered in every state, also across cluster incarnations.
     Status(Status),
     /// Raft's RequestVote (section 5.2 of the Raft paper).
     Vote(WireVote),
@@ -75,17 +75,17 @@ pub enum Request {
         /// How long to wait, in milliseconds.
         limit_ms: u32,
     },
-    /// What an operator asked for on some box; the leader answers.
+    /// What an operator asked for on some server; the leader answers.
     Order {
         /// What it is.
         order: Order,
         /// Who gave it to the server that passes it on, for the leader's log; a tool leaves it empty.
         origin: String,
     },
-    /// "I lead, and I am leaving; stand for election as soon as you can."
-    Stand,
+    /// "I lead, and I am leaving; campaign as soon as you can."
+    Campaign,
     /// A server list that an operator wants on the sender, a member; the leader answers.
-    Enlist {
+    ChangeMembership {
         /// The list that it is to replace: the agreed one, as far as the sender knows.
         replaces: Digest,
         /// The new one.
@@ -93,11 +93,11 @@ pub enum Request {
     },
     /// "How are you?", from an operator's command. Answered in every state.
     Report,
-    /// The leader's heart beat. Most of them are sent as notes, which get no answer.
-    Beat(WireBeat),
+    /// The leader's heartbeat. Most of them are sent as notes, which get no answer.
+    Heartbeat(WireHeartbeat),
     /// "This is me; who are you, and what do the others say of themselves?" As [`Request::Status`],
     /// for groups in which not everybody can ask everybody.
-    Survey(Status),
+    StatusPoll(Status),
     /// "Does your `server_list_file` hold this very list now?", from a leader that was asked to have
     /// the group agree on it.
     ListInFile(Digest),
@@ -105,26 +105,26 @@ pub enum Request {
     Record,
 }
 
-/// What the asked box answers.
+/// What the asked server answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Response {
     /// To [`Request::Status`].
     Status(Status),
     /// To [`Request::Vote`].
     Vote {
-        /// The highest vote that the asked box knows, and whether it is committed.
-        vote: (Ballot, bool),
+        /// The highest vote that the asked server knows, and whether it is committed.
+        vote: (LeaderId, bool),
         /// Whether it voted for the asker.
         granted: bool,
         /// The end of its log.
-        log_end: Option<LogEnd>,
+        log_end: Option<LogPosition>,
     },
     /// To [`Request::Append`].
     Append(AppendAnswer),
     /// To [`Request::Snapshot`]: the highest vote, and whether it is committed.
     Snapshot {
         /// As in [`Response::Vote`].
-        vote: (Ballot, bool),
+        vote: (LeaderId, bool),
     },
     /// To [`Request::AwaitInstalled`].
     Installed {
@@ -134,41 +134,41 @@ pub enum Response {
         incarnation: u64,
     },
     /// To [`Request::Order`].
-    Ordered(Result<Generation, OrderRefusal>),
-    /// To [`Request::Stand`]: it will.
-    WillStand,
-    /// To [`Request::Enlist`]: the list's version.
-    Enlisted(Result<u64, EnlistRefusal>),
-    /// To [`Request::Beat`].
-    Beat {
-        /// The highest vote that the asked box knows, and whether it is committed.
-        vote: (Ballot, bool),
+    Ordered(Result<Generation, RotationRefusal>),
+    /// To [`Request::Campaign`]: it will.
+    WillCampaign,
+    /// To [`Request::ChangeMembership`]: the list's version.
+    MembershipChanged(Result<u64, MembershipRefusal>),
+    /// To [`Request::Heartbeat`].
+    Heartbeat {
+        /// The highest vote that the asked server knows, and whether it is committed.
+        vote: (LeaderId, bool),
         /// Whether it follows the asker and has nothing to catch up with.
         level: bool,
     },
-    /// To anything: the asked box is in no state to answer that.
-    Unable(Unable),
+    /// To anything: the asked server is in no state to answer that.
+    ErrorResponse(ErrorResponse),
     /// To [`Request::Report`].
-    Report(Box<BoxStatus>),
-    /// To [`Request::Survey`]: the asked box's own word, and those of others.
-    Survey(Status, Vec<Hearsay>),
+    Report(Box<ServerStatus>),
+    /// To [`Request::StatusPoll`]: the asked server's own word, and those of others.
+    StatusPoll(Status, Vec<RelayedStatus>),
     /// To [`Request::ListInFile`].
     ListInFile(bool),
     /// To [`Request::Record`].
     Record(Option<Box<Record>>),
 }
-/// Why a box does not answer a request in the way that was hoped for.
+/// Why a server does not answer a request in the way that was hoped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
-pub enum Unable {
+pub enum ErrorResponse {
     /// It has not found out yet what it may do.
-    #[error("it is starting and still asks around")]
+    #[error("it is starting and still is joining")]
     Starting,
     /// It came back empty and does not vote yet.
     #[error("it came back without memory and does not vote yet")]
-    Quarantined,
-    /// It belongs to another history.
-    #[error("it belongs to another history")]
-    OtherHistory,
+    Recovering,
+    /// It belongs to another cluster incarnation.
+    #[error("it belongs to another cluster incarnation")]
+    OtherCluster,
     /// Its Raft has stopped.
     #[error("its agreement has stopped and starts anew")]
     Stopped,
@@ -193,12 +193,12 @@ pub fn encode<T: Serialize>(message: &T) -> Option<Zeroizing<Vec<u8>>> {
 pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
     let request = decode(bytes)?;
     match &request {
-        Request::Status(status) | Request::Survey(status) => check_status(status)?,
+        Request::Status(status) | Request::StatusPoll(status) => check_status(status)?,
         Request::Append(append) => append.check()?,
         Request::Vote(vote) => vote.check()?,
-        Request::Beat(beat) => beat.check()?,
+        Request::Heartbeat(heartbeat) => heartbeat.check()?,
         Request::Snapshot(snapshot) => snapshot.check()?,
-        Request::Enlist { members, .. } if members.len() > MAX_MEMBERS => {
+        Request::ChangeMembership { members, .. } if members.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("members"));
         }
         Request::Order { origin, .. } if origin.len() > MAX_ORIGIN => {
@@ -217,10 +217,10 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
     let response = decode(bytes)?;
     match &response {
         Response::Status(status) => check_status(status)?,
-        Response::Survey(_, others) if others.len() > MAX_MEMBERS => {
+        Response::StatusPoll(_, others) if others.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("members"));
         }
-        Response::Survey(own, others) => {
+        Response::StatusPoll(own, others) => {
             check_status(own)?;
             others.iter().try_for_each(|other| check_status(&other.status))?;
         }
@@ -230,7 +230,7 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
         Response::Record(Some(record)) => check_record(record)?,
         _ => {}
     }
-    response.ballot().map_or(Ok(()), |ballot| ballot.check())?;
+    response.leader_id().map_or(Ok(()), |leader_id| leader_id.check())?;
     Ok(response)
 }
 impl Request {
@@ -242,10 +242,10 @@ impl Request {
             | Request::Append(_)
             | Request::Snapshot(_)
             | Request::AwaitInstalled { .. }
-            | Request::Stand
-            | Request::Enlist { .. }
-            | Request::Beat(_)
-            | Request::Survey(_)
+            | Request::Campaign
+            | Request::ChangeMembership { .. }
+            | Request::Heartbeat(_)
+            | Request::StatusPoll(_)
             | Request::ListInFile(_)
             | Request::Record => false,
         }
@@ -253,11 +253,11 @@ impl Request {
 }
 
 impl Response {
-    /// The ballot that the asker's Raft will take over if it is higher than its own.
-    pub fn ballot(&self) -> Option<Ballot> {
+    /// The term that the asker's Raft will take over if it is higher than its own.
+    pub fn leader_id(&self) -> Option<LeaderId> {
         match self {
             Response::Vote { vote, .. } | Response::Snapshot { vote } => Some(vote.0),
-            Response::Append(AppendAnswer::HigherVote(ballot, _)) => Some(*ballot),
+            Response::Append(AppendAnswer::HigherVote(leader_id, _)) => Some(*leader_id),
             _ => None,
         }
     }

@@ -11,10 +11,10 @@ use super::malformed::Malformed;
 use crate::core::agreed::{Agreed, Command};
 use crate::core::config::MAX_MEMBERS;
 use crate::core::key_ring::Generation;
-use crate::core::rejoin::{Ballot, LogEnd};
+use crate::core::recovery::{LeaderId, LogPosition};
 use crate::core::server_id::ServerId;
 
-/// Most entries that a message may carry; more than any honest box sends.
+/// Most entries that a message may carry; more than any honest server sends.
 pub(super) const MAX_ENTRIES: usize = 256;
 
 /// The longest name of a snapshot; those of ours are numbers.
@@ -28,34 +28,34 @@ pub enum AppendAnswer {
     /// All entries are in the log.
     Success,
     /// Those up to here are.
-    Partial(Option<LogEnd>),
+    Partial(Option<LogPosition>),
     /// The entry before them is not there.
     Conflict,
-    /// Another leader's ballot is higher; and whether it is committed.
-    HigherVote(Ballot, bool),
+    /// Another leader's term is higher; and whether it is committed.
+    HigherVote(LeaderId, bool),
 }
 
 /// Raft's RequestVote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireVote {
     /// Term and candidate.
-    pub ballot: Ballot,
+    pub leader_id: LeaderId,
     /// The end of the candidate's log.
-    pub log_end: Option<LogEnd>,
+    pub log_end: Option<LogPosition>,
 }
 
 /// Raft's AppendEntries.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WireAppend {
-    /// The leader's ballot, and whether it is committed.
-    pub vote: (Ballot, bool),
+    /// The leader's term, and whether it is committed.
+    pub vote: (LeaderId, bool),
     /// The entry right before `entries`.
-    pub previous: Option<LogEnd>,
+    pub previous: Option<LogPosition>,
     /// What to append.
     pub entries: Vec<WireEntry>,
     /// Up to where the leader knows of agreement.
-    pub commit: Option<LogEnd>,
-    /// The leader's current key and its age in milliseconds, so that a box that returns does not
+    pub commit: Option<LogPosition>,
+    /// The leader's current key and its age in milliseconds, so that a server that returns does not
     /// take an old key for a fresh one.
     pub age: Option<(Generation, u64)>,
     /// Whether a majority acknowledged the leader lately.
@@ -65,7 +65,7 @@ pub struct WireAppend {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WireEntry {
     /// Its id.
-    pub id: LogEnd,
+    pub id: LogPosition,
     /// Its content.
     pub payload: WirePayload,
 }
@@ -93,15 +93,15 @@ pub struct WireMembership {
 /// Raft's InstallSnapshot.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WireSnapshot {
-    /// The leader's ballot, and whether it is committed.
-    pub vote: (Ballot, bool),
+    /// The leader's term, and whether it is committed.
+    pub vote: (LeaderId, bool),
     /// The last entry that it covers.
-    pub last: Option<LogEnd>,
+    pub last: Option<LogPosition>,
     /// The entry that set the membership.
-    pub membership_at: Option<LogEnd>,
+    pub membership_at: Option<LogPosition>,
     /// The membership.
     pub membership: WireMembership,
-    /// Tells snapshots of one box apart.
+    /// Tells snapshots of one server apart.
     pub id: String,
     /// The agreed keys and server list.
     pub agreed: Agreed,
@@ -112,7 +112,7 @@ pub struct WireSnapshot {
 }
 impl WireVote {
     pub(super) fn check(&self) -> Result<(), Malformed> {
-        self.ballot.check()?;
+        self.leader_id.check()?;
         self.log_end.map_or(Ok(()), |end| end.check())
     }
 }
@@ -131,20 +131,20 @@ impl WireAppend {
             end.check()?;
         }
         self.vote.0.check()?;
-        // A leader's log holds entries of its own ballot and of earlier ones, in their order.
-        if self.commit.is_some_and(|commit| commit.ballot > self.vote.0) {
+        // A leader's log holds entries of its own term and of earlier ones, in their order.
+        if self.commit.is_some_and(|commit| commit.leader_id > self.vote.0) {
             return Err(Malformed::Order);
         }
-        let mut ballot = self.previous.map_or(Ballot::default(), |p| p.ballot);
+        let mut leader_id = self.previous.map_or(LeaderId::default(), |p| p.leader_id);
         let first = self.previous.map_or(0, |p| p.index + 1);
         for (index, entry) in (first..).zip(&self.entries) {
-            if entry.id.index != index || entry.id.ballot < ballot {
+            if entry.id.index != index || entry.id.leader_id < leader_id {
                 return Err(Malformed::Order);
             }
-            ballot = entry.id.ballot;
+            leader_id = entry.id.leader_id;
             entry.check()?;
         }
-        match ballot <= self.vote.0 {
+        match leader_id <= self.vote.0 {
             true => Ok(()),
             false => Err(Malformed::Order),
         }
@@ -160,7 +160,7 @@ impl WireEntry {
     pub fn check(&self) -> Result<(), Malformed> {
         match &self.payload {
             WirePayload::Membership(membership) => membership.check(),
-            WirePayload::Command(Command::Enlist(list)) => {
+            WirePayload::Command(Command::ChangeMembership(list)) => {
                 list.check().map_err(|bad| Malformed::State(bad.into()))
             }
             WirePayload::Blank | WirePayload::Command(_) => Ok(()),
@@ -200,7 +200,7 @@ impl WireSnapshot {
             return Err(Malformed::TooMany("letters in its name"));
         }
         let last = self.last.ok_or(Malformed::Order)?;
-        if last.ballot > self.vote.0 || self.membership_at > self.last {
+        if last.leader_id > self.vote.0 || self.membership_at > self.last {
             return Err(Malformed::Order);
         }
         self.agreed.check().map_err(Malformed::State)

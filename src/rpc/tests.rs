@@ -6,27 +6,27 @@ use super::malformed::MAX_COUNT;
 use super::raft::{MAX_ENTRIES, MAX_SNAPSHOT_ID};
 use super::*;
 use crate::core::agreed::{Agreed, Command, Refusal};
-use crate::core::box_status::BadStatus;
 use crate::core::config::MAX_SUBJECT;
 use crate::core::key_ring::{
-    Command as KeyCommand, Held, HistoryId, KeyRing, Refusal as KeyRefusal, MAX_GENERATION,
+    ClusterId, Command as KeyCommand, Held, KeyRing, Refusal as KeyRefusal, MAX_GENERATION,
 };
-use crate::core::roster::{Roster, MAX_ADDRESS};
 use crate::core::server_id::ServerId;
+use crate::core::server_list::{ServerList, MAX_ADDRESS};
+use crate::core::server_status::BadStatus;
 use crate::core::stek::{Stek, STEK_LEN};
 use crate::transport::frame::MAX_BODY;
 
 /// One request of each kind; those of Raft's are of server 2, in term 6.
 pub(crate) fn one_of_each() -> Vec<Request> {
-    let ballot = Ballot { term: 6, node: ServerId(2) };
-    let list = Roster::ids_digest(&BTreeSet::new());
+    let leader_id = LeaderId { term: 6, node: ServerId(2) };
+    let list = ServerList::ids_digest(&BTreeSet::new());
     let members = BTreeSet::from([ServerId(1)]);
     let membership = WireMembership { configs: vec![members.clone()], members };
     vec![
         Request::Status(Status::default()),
-        Request::Vote(WireVote { ballot, log_end: None }),
+        Request::Vote(WireVote { leader_id, log_end: None }),
         Request::Append(WireAppend {
-            vote: (ballot, true),
+            vote: (leader_id, true),
             previous: None,
             entries: Vec::new(),
             commit: None,
@@ -34,24 +34,24 @@ pub(crate) fn one_of_each() -> Vec<Request> {
             quorum: true,
         }),
         Request::Snapshot(WireSnapshot {
-            vote: (ballot, true),
+            vote: (leader_id, true),
             membership,
             ..snapshot(KeyRing::default())
         }),
         Request::AwaitInstalled { generation: Generation(0), limit_ms: 0 },
         Request::Order { order: Order::Rotate, origin: String::new() },
-        Request::Stand,
-        Request::Enlist { replaces: list, members: Vec::new() },
+        Request::Campaign,
+        Request::ChangeMembership { replaces: list, members: Vec::new() },
         Request::Report,
-        Request::Beat(WireBeat {
-            ballot,
+        Request::Heartbeat(WireHeartbeat {
+            leader_id,
             log_end: None,
             commit: None,
             age: None,
             quorum: true,
             next_ms: 100,
         }),
-        Request::Survey(Status::default()),
+        Request::StatusPoll(Status::default()),
         Request::ListInFile(list),
         Request::Record,
     ]
@@ -66,11 +66,11 @@ pub(crate) fn kind(request: &Request) -> &'static str {
         Request::Snapshot(_) => "Snapshot",
         Request::AwaitInstalled { .. } => "AwaitInstalled",
         Request::Order { .. } => "Order",
-        Request::Stand => "Stand",
-        Request::Enlist { .. } => "Enlist",
+        Request::Campaign => "Campaign",
+        Request::ChangeMembership { .. } => "ChangeMembership",
         Request::Report => "Report",
-        Request::Beat(_) => "Beat",
-        Request::Survey(_) => "Survey",
+        Request::Heartbeat(_) => "Heartbeat",
+        Request::StatusPoll(_) => "StatusPoll",
         Request::ListInFile(_) => "ListInFile",
         Request::Record => "Record",
     }
@@ -106,8 +106,8 @@ fn the_table_has_a_row_for_each_kind_in_the_order_of_the_wire() {
     assert_eq!(next.err(), Some(postcard::Error::SerdeDeCustom), "a kind is in no row");
 }
 
-fn end(term: u64, index: u64) -> LogEnd {
-    LogEnd { ballot: Ballot { term, node: ServerId(2) }, index }
+fn end(term: u64, index: u64) -> LogPosition {
+    LogPosition { leader_id: LeaderId { term, node: ServerId(2) }, index }
 }
 
 fn held(generation: u64) -> Held {
@@ -128,7 +128,7 @@ pub(crate) fn append(indexes: &[u64]) -> WireAppend {
         })
         .collect();
     WireAppend {
-        vote: (end(3, 0).ballot, true),
+        vote: (end(3, 0).leader_id, true),
         previous: Some(end(3, 7)),
         entries,
         commit: Some(end(3, 6)),
@@ -139,8 +139,8 @@ pub(crate) fn append(indexes: &[u64]) -> WireAppend {
 
 pub(crate) fn ring() -> KeyRing {
     let mut ring = KeyRing::default();
-    let history = HistoryId::from_bytes([1; 16]).unwrap();
-    ring.apply(KeyCommand::Found { history, epoch: 1, from: None }).unwrap();
+    let cluster_id = ClusterId::from_bytes([1; 16]).unwrap();
+    ring.apply(KeyCommand::Found { cluster_id, epoch: 1, from: None }).unwrap();
     ring.apply(KeyCommand::Stage { held: held(1), revokes: false }).unwrap();
     ring.apply(KeyCommand::Activate { generation: Generation(1), keep: 2 }).unwrap();
     ring
@@ -151,7 +151,7 @@ fn a_refused_list_says_who_lacks_it_and_what_to_do() {
     let ids = |ids: &[u32]| ids.iter().map(|&id| ServerId(id)).collect::<Vec<_>>();
     let said = |lacking: &[u32], silent: &[u32]| {
         let (lacking, silent) = (ids(lacking), ids(silent));
-        EnlistRefusal::NotInFiles { lacking, silent }.to_string()
+        MembershipRefusal::NotInFiles { lacking, silent }.to_string()
     };
     let remedy = ": put the same server_list_file on all servers, then reload one";
     for (lacking, silent, words) in [
@@ -188,7 +188,7 @@ fn entries_must_follow_each_other() {
 
 #[test]
 fn counts_beyond_all_reason_are_refused() {
-    let absurd = LogEnd { index: u64::MAX, ..end(3, 0) };
+    let absurd = LogPosition { index: u64::MAX, ..end(3, 0) };
     let mut appends: Vec<WireAppend> = (0..4).map(|_| append(&[8])).collect();
     appends[0].previous = Some(absurd);
     appends[1].commit = Some(absurd);
@@ -198,24 +198,24 @@ fn counts_beyond_all_reason_are_refused() {
         let bytes = encode(&Request::Append(append)).unwrap();
         assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
     }
-    let vote = WireVote { ballot: end(u64::MAX, 0).ballot, log_end: None };
+    let vote = WireVote { leader_id: end(u64::MAX, 0).leader_id, log_end: None };
     let bytes = encode(&Request::Vote(vote)).unwrap();
     assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
 }
 
 #[test]
 fn absurd_answers_are_refused_too() {
-    let absurd = end(MAX_COUNT + 1, 0).ballot;
+    let absurd = end(MAX_COUNT + 1, 0).leader_id;
     let far = Some(end(3, MAX_COUNT + 1));
-    let status = |ballot, log_end| Status { ballot, log_end, ..Status::default() };
+    let status = |leader_id, log_end| Status { leader_id, log_end, ..Status::default() };
     for answer in [
         Response::Append(AppendAnswer::HigherVote(absurd, true)),
         Response::Append(AppendAnswer::Partial(far)),
         Response::Vote { vote: (absurd, false), granted: true, log_end: None },
-        Response::Vote { vote: (end(3, 0).ballot, false), granted: true, log_end: far },
+        Response::Vote { vote: (end(3, 0).leader_id, false), granted: true, log_end: far },
         Response::Snapshot { vote: (absurd, true) },
         Response::Status(status(absurd, None)),
-        Response::Status(status(end(3, 0).ballot, far)),
+        Response::Status(status(end(3, 0).leader_id, far)),
     ] {
         let bytes = encode(&answer).unwrap();
         assert!(matches!(decode_response(&bytes), Err(Malformed::Absurd)), "{answer:?}");
@@ -225,7 +225,7 @@ fn absurd_answers_are_refused_too() {
 }
 
 #[test]
-fn a_leader_sends_nothing_of_a_later_ballot_than_its_own() {
+fn a_leader_sends_nothing_of_a_later_leader_id_than_its_own() {
     let mut appends: Vec<WireAppend> = (0..4).map(|_| append(&[8, 9])).collect();
     appends[0].previous = Some(end(4, 7));
     appends[1].commit = Some(end(4, 7));
@@ -260,7 +260,7 @@ pub(crate) fn snapshot(ring: KeyRing) -> WireSnapshot {
     let members = BTreeSet::from([ServerId(1), ServerId(2)]);
     let agreed = Agreed::of_ring(ring);
     WireSnapshot {
-        vote: (end(3, 0).ballot, true),
+        vote: (end(3, 0).leader_id, true),
         last: Some(end(3, 9)),
         membership_at: Some(end(0, 0)),
         membership: WireMembership { configs: vec![members.clone()], members },
@@ -282,8 +282,8 @@ fn the_largest_state_fits_into_a_message() {
         subject: Some(format!("{id:s>0$}", MAX_SUBJECT)),
     };
     let mut agreed = Agreed::default();
-    let history = HistoryId::from_bytes([1; 16]).unwrap();
-    agreed.ring.apply(KeyCommand::Found { history, epoch: 1, from: None }).unwrap();
+    let cluster_id = ClusterId::from_bytes([1; 16]).unwrap();
+    agreed.ring.apply(KeyCommand::Found { cluster_id, epoch: 1, from: None }).unwrap();
     let keys = 100;
     for generation in 1..=keys {
         let stage = KeyCommand::Stage { held: held(generation), revokes: false };
@@ -295,15 +295,15 @@ fn the_largest_state_fits_into_a_message() {
     }
     let largest = |version| {
         let members: Vec<Member> = (0..MAX_MEMBERS as u32).map(|i| member(i, version)).collect();
-        Roster::new(version, &members).unwrap()
+        ServerList::new(version, &members).unwrap()
     };
-    let one = Roster::new(1, &[member(1, 1)]).unwrap();
+    let one = ServerList::new(1, &[member(1, 1)]).unwrap();
     for version in 1..=70 {
         let list = match version {
             70 => largest(version),
-            _ => Roster::new(version, one.members()).unwrap(),
+            _ => ServerList::new(version, one.members()).unwrap(),
         };
-        agreed.apply(Command::Enlist(list)).unwrap();
+        agreed.apply(Command::ChangeMembership(list)).unwrap();
     }
     let everybody = || (0..MAX_MEMBERS as u32).map(|id| ServerId(u32::MAX - id)).collect();
     let mut largest = snapshot(KeyRing::default());
@@ -319,11 +319,11 @@ fn the_largest_state_fits_into_a_message() {
 #[test]
 fn entries_and_names_beyond_all_bounds_are_refused() {
     let long = Member { id: ServerId(1), address: "a".repeat(900_000), port: 1, subject: None };
-    let list: Roster = postcard::from_bytes(&encode(&(1_u64, vec![long])).unwrap()).unwrap();
+    let list: ServerList = postcard::from_bytes(&encode(&(1_u64, vec![long])).unwrap()).unwrap();
     let mut append = append(&[8]);
-    append.entries[0].payload = WirePayload::Command(Command::Enlist(list));
+    append.entries[0].payload = WirePayload::Command(Command::ChangeMembership(list));
     let bytes = encode(&Request::Append(append)).unwrap();
-    assert!(matches!(decode_request(&bytes), Err(Malformed::State(Refusal::Roster(_)))));
+    assert!(matches!(decode_request(&bytes), Err(Malformed::State(Refusal::ServerList(_)))));
     let mut named = snapshot(ring());
     named.id = "4".repeat(MAX_SNAPSHOT_ID + 1);
     let bytes = encode(&Request::Snapshot(named)).unwrap();
@@ -341,7 +341,7 @@ fn impossible_rings_and_memberships_are_refused() {
     let bytes = encode(&Request::Snapshot(bad)).unwrap();
     assert!(matches!(decode_request(&bytes), Err(Malformed::NoVoters)));
 
-    // A zero key can only come from a box that skipped the gate.
+    // A zero key can only come from a server that skipped key validation.
     let bytes = encode(&Request::Snapshot(snapshot(ring()))).unwrap();
     let key = *held(1).stek.expose();
     let at = bytes.windows(STEK_LEN).position(|w| w == key).unwrap();
@@ -354,8 +354,8 @@ fn impossible_rings_and_memberships_are_refused() {
 }
 
 #[test]
-fn a_status_survives_and_one_that_no_box_gives_is_refused() {
-    let status = crate::core::box_status::tests::sample();
+fn a_status_survives_and_one_that_no_server_gives_is_refused() {
+    let status = crate::core::server_status::tests::sample();
     let bytes = encode(&Response::Report(Box::new(status.clone()))).unwrap();
     let Ok(Response::Report(back)) = decode_response(&bytes) else { panic!("no status") };
     assert_eq!(*back, status);

@@ -1,6 +1,6 @@
 //! Which sockets to listen on.
 //!
-//! What must hold: a box listens on all interfaces only where the wanted address is none of this
+//! Invariants: a server listens on all interfaces only where the wanted address is none of this
 //! machine's, or cannot be looked up; says so; and moves to the address once it is there. Whatever
 //! else the system has against a socket, such as a want of descriptors, is tried again.
 
@@ -16,7 +16,7 @@ use tokio::time::{sleep, sleep_until, Instant};
 
 use super::listener::ListenSettings;
 use super::resolve;
-use crate::journal::{Level, Log};
+use crate::log_sink::{Level, Log};
 
 /// The system's queue of connections that are not accepted yet.
 const BACKLOG: i32 = 256;
@@ -25,14 +25,14 @@ const BACKLOG: i32 = 256;
 const BIND_RETRY_MIN: Duration = Duration::from_millis(100);
 const BIND_RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// How often a box that listens on all interfaces looks whether the wanted address is there; an
+/// How often a server that listens on all interfaces looks whether the wanted address is there; an
 /// interface that comes up after the boot is used soon.
 const ADDRESS_LOOK: Duration = Duration::from_secs(3);
 
 /// The same for a name, which somebody has to look up.
 const NAME_LOOK: Duration = Duration::from_secs(60);
 
-/// The sockets that a box listens on.
+/// The sockets that a server listens on.
 pub(super) struct Bound {
     sockets: Vec<TcpListener>,
     /// Whether these are the wanted ones, and not all interfaces for want of them.
@@ -52,7 +52,7 @@ impl Bound {
                 }
                 Err(words) => {
                     let line =
-                        format!("{words}; trying again, no peer reaches this box until then");
+                        format!("{words}; trying again, no peer reaches this server until then");
                     log.limited(Level::Warning, "bind", line);
                 }
             }

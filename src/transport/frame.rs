@@ -1,12 +1,12 @@
 //! The form of a frame: what stands before each body, and how both are read and written.
 //!
-//! Leaves to others who may send what. What must hold: a length is checked before memory is
+//! Leaves to others who may send what. Invariants: a length is checked before memory is
 //! taken for it; a body stands only in buffers of their exact size, which are erased when they are
 //! dropped (a buffer that grew would leave copies behind); no input makes anything here panic.
 //!
 //! ```text
 //! offset 0        4        5     6       10           18       34          38    39
-//!        length   version  role  sender  incarnation  history  request id  kind  body …
+//!        length   version  role  sender  incarnation  cluster incarnation  request id  kind  body …
 //!        u32      u8       u8    u32     u64          16       u32         u8
 //! ```
 //! All numbers are big-endian; the length counts what follows it.
@@ -41,17 +41,17 @@ use crate::core::server_id::ServerId;
 /// A body, erased when it is dropped: it may carry keys.
 pub type Body = Zeroizing<Vec<u8>>;
 
-/// The id of a history; all zero where there is none yet.
-pub type HistoryId = [u8; 16];
+/// The id of a cluster incarnation; all zero where there is none yet.
+pub type ClusterId = [u8; 16];
 
 /// What stands in place of a version in a notice, which every version understands.
 pub const NOTICE: u8 = 0;
-/// The oldest protocol version that this box speaks.
+/// The oldest protocol version that this server speaks.
 pub const VERSION_MIN: u8 = 1;
-/// The newest protocol version that this box speaks.
+/// The newest protocol version that this server speaks.
 pub const VERSION_MAX: u8 = 1;
 
-/// The protocol versions that a box speaks: all from `min` to `max`.
+/// The protocol versions that a server speaks: all from `min` to `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Versions {
     /// The oldest, never [`NOTICE`].
@@ -96,14 +96,14 @@ impl fmt::Display for Versions {
     }
 }
 
-/// Two boxes cannot talk: no version is spoken by both.
+/// Two servers cannot talk: no version is spoken by both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "it speaks protocol {theirs}, this box {ours}; run versions of the plugin that have one in \
+    "it speaks protocol {theirs}, this server {ours}; run versions of the plugin that have one in \
      common"
 )]
 pub struct NoCommonVersion {
-    /// What the other box speaks.
+    /// What the other server speaks.
     pub theirs: Versions,
     /// What this one does.
     pub ours: Versions,
@@ -125,7 +125,7 @@ pub const MAX_BODY: usize = MAX_FRAME - (HEADER_LEN - LENGTH_LEN);
 /// As what the sender speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A box of the server list.
+    /// A server of the server list.
     Member,
     /// An operator's command.
     Tool,
@@ -156,12 +156,12 @@ pub struct Header {
     pub version: u8,
     /// As what the sender speaks.
     pub role: Role,
-    /// The sender's id in the server list; a tool names the id of the box that it runs on.
+    /// The sender's id in the server list; a tool names the id of the server that it runs on.
     pub sender: ServerId,
     /// The run of the sender's process.
     pub incarnation: u64,
-    /// The sender's history.
-    pub history: HistoryId,
+    /// The sender's cluster incarnation.
+    pub cluster_id: ClusterId,
     /// Pairs a response with its request on one connection.
     pub request: u32,
     /// What the frame is.
@@ -178,7 +178,7 @@ pub enum FrameError {
     #[error("a frame of {0} bytes is too short for its header")]
     TooShort(u32),
     /// A protocol version that is not spoken here, or not any more on this connection.
-    #[error("a frame is in protocol version {0}, which this box does not speak there")]
+    #[error("a frame is in protocol version {0}, which this server does not speak there")]
     Version(u8),
     /// No such role.
     #[error("a frame has the unknown role {0}")]
@@ -210,7 +210,7 @@ pub fn encode(header: &Header, body: &[u8]) -> Result<Body, FrameError> {
     });
     frame.extend_from_slice(&header.sender.0.to_be_bytes());
     frame.extend_from_slice(&header.incarnation.to_be_bytes());
-    frame.extend_from_slice(&header.history);
+    frame.extend_from_slice(&header.cluster_id);
     frame.extend_from_slice(&header.request.to_be_bytes());
     frame.push(match header.kind {
         Kind::Request => 0,
@@ -256,7 +256,7 @@ pub fn decode_header(
     };
     let [s0, s1, s2, s3, rest @ ..] = rest;
     let [i0, i1, i2, i3, i4, i5, i6, i7, rest @ ..] = rest;
-    let [history @ .., r0, r1, r2, r3, kind] = rest;
+    let [cluster_id @ .., r0, r1, r2, r3, kind] = rest;
     let kind = match kind {
         0 => Kind::Request,
         1 => Kind::Response,
@@ -273,7 +273,7 @@ pub fn decode_header(
         role,
         sender: ServerId(u32::from_be_bytes([s0, s1, s2, s3])),
         incarnation: u64::from_be_bytes([i0, i1, i2, i3, i4, i5, i6, i7]),
-        history,
+        cluster_id,
         request: u32::from_be_bytes([r0, r1, r2, r3]),
         kind,
     };
@@ -488,7 +488,7 @@ mod tests {
             role: Role::Member,
             sender: ServerId(0x0102_0304),
             incarnation: 0x1112_1314_1516_1718,
-            history: *b"0123456789abcdef",
+            cluster_id: *b"0123456789abcdef",
             request: 7,
             kind: Kind::Request,
         }
@@ -570,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_judged_without_the_rest() {
+    fn a_length_is_assessed_without_the_rest() {
         assert_eq!(decode_length((MAX_FRAME as u32).to_be_bytes()), Ok(MAX_BODY));
         let over = MAX_FRAME as u32 + 1;
         assert_eq!(decode(&over.to_be_bytes()), Err(FrameError::TooLong(over.into())));

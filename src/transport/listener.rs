@@ -1,7 +1,7 @@
 //! The side that is dialled: binds, lets members in, keeps everybody else out, and hands each
 //! request to a [`Service`].
 //!
-//! Leaves to the service who is a member and what a request means. What must hold:
+//! Leaves to the service who is a member and what a request means. Invariants:
 //! - No byte of a frame is read from, or sent to, an end whose certificate was not verified; and
 //!   no request is served whose sender names an id that is not its certificate's.
 //! - An end that would not be let in now, by its certificate or by the service, is neither heard
@@ -34,7 +34,7 @@ use tokio::time::{sleep, timeout_at, Instant};
 
 use super::binding::{Bound, Lookout};
 use super::frame::{
-    self, Body, Event, FrameError, Header, HistoryId, Kind, NoCommonVersion, Role, Versions, Wire,
+    self, Body, ClusterId, Event, FrameError, Header, Kind, NoCommonVersion, Role, Versions, Wire,
     WireError, NOTICE,
 };
 use super::places::{Place, Places, Source};
@@ -42,15 +42,15 @@ pub use super::places::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
 use super::tls::{fingerprint, subject_line, HandshakeError, Stream, Tls};
 use super::trust::{polled, Trust};
 use super::{
-    tune, Alarm, Bounds, Cause, Counters, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
+    tune, Alarm, Bounds, Cause, Counters, LastSeen, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
     MAX_IN_FLIGHT,
 };
 use crate::core::config::Member;
 use crate::core::knocks::{Allowance, Knocks, Token, STRANGERS};
 use crate::core::moment::Moment;
 use crate::core::server_id::ServerId;
-use crate::fault::{fail_point, kept_alive};
-use crate::journal::{Level, Log};
+use crate::log_sink::{Level, Log};
+use crate::supervise::{fail_point, kept_alive};
 
 /// Handshakes that may be under way at a time, strangers' among them; in a group of more members,
 /// as many as it has, since all of them may come at once.
@@ -82,17 +82,17 @@ pub struct ListenSettings {
     pub bounds: Bounds,
 }
 
-/// What a listener shares with the rest of the box.
+/// What a listener shares with the rest of the server.
 #[derive(Clone)]
 pub struct ListenDeps {
     /// Where lines go.
     pub log: Log,
     /// Certificates; a new connection uses the newest.
     pub tls: watch::Receiver<Tls>,
-    /// What this box says of itself in a response.
+    /// What this server says of itself in a response.
     pub me: Me,
     /// Where it is noted who was heard when.
-    pub heard: Heard,
+    pub heard: LastSeen,
     /// Where refusals are counted.
     pub counters: Arc<Counters>,
 }
@@ -108,8 +108,8 @@ pub struct Caller {
     pub version: u8,
     /// The run of its process.
     pub incarnation: u64,
-    /// Its history when it sent this request.
-    pub history: HistoryId,
+    /// Its cluster incarnation when it sent this request.
+    pub cluster_id: ClusterId,
     /// Where it dialled from.
     pub addr: SocketAddr,
     /// Its certificate's subject.
@@ -119,14 +119,14 @@ pub struct Caller {
 /// Why a verified sender is not heard. It is told, and so can tell its operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Its id is not in this box's server list.
+    /// Its id is not in this server's server list.
     NotAMember,
-    /// It has this box's own id.
+    /// It has this server's own id.
     OwnId,
-    /// Its history is not acceptable here.
-    History,
-    /// Another box with the same id is up at the listed address.
-    Twin,
+    /// Its cluster incarnation is not acceptable here.
+    Cluster,
+    /// Another server with the same id is up at the listed address.
+    DuplicateId,
     /// Its certificate is another server's.
     Certificate,
     /// Something else, or a reason that a newer version gave.
@@ -139,8 +139,8 @@ impl Refusal {
             Refusal::Other => 0,
             Refusal::NotAMember => 1,
             Refusal::OwnId => 2,
-            Refusal::History => 3,
-            Refusal::Twin => 4,
+            Refusal::Cluster => 3,
+            Refusal::DuplicateId => 4,
             Refusal::Certificate => 5,
         }
     }
@@ -149,8 +149,8 @@ impl Refusal {
         match code {
             1 => Refusal::NotAMember,
             2 => Refusal::OwnId,
-            3 => Refusal::History,
-            4 => Refusal::Twin,
+            3 => Refusal::Cluster,
+            4 => Refusal::DuplicateId,
             5 => Refusal::Certificate,
             _ => Refusal::Other,
         }
@@ -162,8 +162,8 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Refusal::NotAMember => "the sender's server_id is not in the receiver's server list",
             Refusal::OwnId => "the sender has the receiver's own server_id",
-            Refusal::History => "the sender's history is not the receiver's",
-            Refusal::Twin => {
+            Refusal::Cluster => "the sender's cluster incarnation is not the receiver's",
+            Refusal::DuplicateId => {
                 "another server with this server_id is up at the address in the server list; \
                  give each server its own server_id"
             }
@@ -198,7 +198,7 @@ pub trait Service: Send + Sync + 'static {
     ) -> impl Future<Output = Option<Body>> + Send + 'static;
 }
 
-/// A listening box. Dropping it closes the port and every connection that came in by it.
+/// A listening server. Dropping it closes the port and every connection that came in by it.
 pub struct Listener {
     task: JoinHandle<()>,
     bound: watch::Receiver<Vec<SocketAddr>>,
@@ -275,7 +275,7 @@ struct Gate {
     knocks: Mutex<Knocks>,
     /// The zero of the clock that `knocks` goes by.
     since: Instant,
-    heard: Heard,
+    heard: LastSeen,
     counters: Arc<Counters>,
 }
 
@@ -448,7 +448,7 @@ enum End {
 
 impl End {
     /// What to count, how loud to be, and the words.
-    fn judge(&self) -> (Option<Cause>, Level, String) {
+    fn assess(&self) -> (Option<Cause>, Level, String) {
         let refused = |cause, words: String| (Some(cause), Level::Warning, words);
         match self {
             End::Handshake(error) => {
@@ -537,7 +537,7 @@ impl<S: Service> Door<S> {
     /// One connection from its first byte to its end.
     async fn receive(self: Arc<Self>, tcp: TcpStream, addr: SocketAddr, handshake: Handshake) {
         let end = self.converse(tcp, addr, handshake).await;
-        let (cause, level, words) = end.judge();
+        let (cause, level, words) = end.assess();
         let log = &self.deps.log;
         match cause {
             Some(cause) => {
@@ -602,7 +602,7 @@ struct Conversation<'a, S> {
     /// Whose certificate the other end has.
     subject: Arc<str>,
     trust: Trust,
-    /// Until when it may stand.
+    /// Until when it may campaign.
     ends: Instant,
     /// What the other end said of itself last.
     hello: Option<Header>,
@@ -611,7 +611,7 @@ struct Conversation<'a, S> {
     foreign: Option<u8>,
     /// Who is about to say that it speaks none of ours either.
     parting: Option<ServerId>,
-    /// Who is at the other end, as its first header said; the history is the latest.
+    /// Who is at the other end, as its first header said; the cluster incarnation is the latest.
     caller: Option<Caller>,
     /// The kind and the id of the frame whose body is being read.
     request: (Kind, u32),
@@ -633,9 +633,9 @@ impl<S: Service> Conversation<'_, S> {
             return Poll::Ready(End::GaveWay(self.caller.as_ref().map(|caller| caller.id)));
         }
         loop {
-            let judged = self.judge().and_then(|()| self.poll_answers(cx));
+            let assessed = self.assess().and_then(|()| self.poll_answers(cx));
             // What an answer tells may be newer than the last look.
-            if let Err(end) = judged.and_then(|()| self.judge()) {
+            if let Err(end) = assessed.and_then(|()| self.assess()) {
                 return Poll::Ready(end);
             }
             if !self.wire.is_sending() {
@@ -656,7 +656,7 @@ impl<S: Service> Conversation<'_, S> {
                 Poll::Ready(Err(WireError::Io(error))) => return Poll::Ready(End::Lost(error)),
                 Poll::Pending => break,
             };
-            if let Err(end) = self.judge().and_then(|()| self.take(event)) {
+            if let Err(end) = self.assess().and_then(|()| self.take(event)) {
                 return Poll::Ready(end);
             }
         }
@@ -664,15 +664,15 @@ impl<S: Service> Conversation<'_, S> {
     }
 
     /// Whether the other end would still be let in, if anything changed since the last look.
-    fn judge(&mut self) -> Result<(), End> {
-        let judged = match (self.trust.check(), &self.hello) {
+    fn assess(&mut self) -> Result<(), End> {
+        let assessed = match (self.trust.check(), &self.hello) {
             (Err(error), _) => Err(End::Untrusted(error)),
             (Ok(true), Some(hello)) if self.refused.is_none() => {
                 self.admit(hello).map_err(|refusal| End::Refused(hello.sender, refusal))
             }
             _ => Ok(()),
         };
-        judged.inspect_err(|_| self.wire.stream().get_ref().discard_unsent())
+        assessed.inspect_err(|_| self.wire.stream().get_ref().discard_unsent())
     }
 
     fn take(&mut self, event: Event) -> Result<(), End> {
@@ -720,7 +720,7 @@ impl<S: Service> Conversation<'_, S> {
             role: header.role,
             version: header.version,
             incarnation: header.incarnation,
-            history: header.history,
+            cluster_id: header.cluster_id,
             addr: self.addr,
             subject: Arc::clone(&self.subject),
         };
@@ -773,7 +773,7 @@ impl<S: Service> Conversation<'_, S> {
         // A body always follows its header, which set the caller unless it was a foreign one.
         let Some(caller) = self.caller.clone() else { return Ok(()) };
         if caller.role == Role::Member {
-            self.door.deps.heard.note_from(caller.id, self.last, self.addr.ip());
+            self.door.deps.heard.record_from(caller.id, self.last, self.addr.ip());
         }
         let request = match self.request {
             (Kind::Request, request) => request,
@@ -843,7 +843,7 @@ impl<S: Service> Conversation<'_, S> {
             if deadline <= Instant::now() {
                 return Poll::Ready(end);
             }
-            if let Err(end) = self.judge() {
+            if let Err(end) = self.assess() {
                 return Poll::Ready(end);
             }
         }

@@ -1,7 +1,7 @@
-//! Frames over mutual TLS between boxes: who may speak, to whom this box speaks, and the bounds
+//! Frames over mutual TLS between servers: who may speak, to whom this server speaks, and the bounds
 //! of both. Knows nothing of keys and nothing of Raft; a body is bytes that must be erased.
 //!
-//! A box dials each peer that it has something to ask; requests and their responses share that
+//! A server dials each peer that it has something to ask; requests and their responses share that
 //! one connection. What it is asked itself comes in over connections that the others dialled.
 
 mod binding;
@@ -29,7 +29,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, Instant, Sleep};
 
-pub use frame::{Body, HistoryId, Versions};
+pub use frame::{Body, ClusterId, Versions};
 pub use one_line::one_line;
 pub use trust::{CLOCK_LOOK, MAX_AGE};
 
@@ -38,7 +38,7 @@ use frame::{FrameError, Header, Kind, Role, NOTICE};
 use resolver::{Resolver, Unresolved};
 
 /// How long a TLS handshake and the first frame after it may take together. Generous for a far
-/// peer on a busy box, short enough to be rid of a silent stranger within 5 s.
+/// peer on a busy server, short enough to be rid of a silent stranger within 5 s.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a frame may take once its first byte was read or written.
@@ -54,10 +54,10 @@ pub const MAX_IN_FLIGHT: usize = 32;
 /// How long sent bytes may stay unacknowledged before the system gives a connection up.
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(10);
 
-/// How much a box bears of connections; the default is what a server uses, tests have others.
+/// How much a server bears of connections; the default is what a server uses, tests have others.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// How long a connection may stand before a new one takes its place.
+    /// How long a connection may campaign before a new one takes its place.
     pub max_age: Duration,
     /// Verified connections besides those of members; see [`listener::SPARE_CONNECTIONS`].
     pub spare: usize,
@@ -74,7 +74,7 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// What this box says of itself in each header, and the protocol versions that it speaks.
+/// What this server says of itself in each header, and the protocol versions that it speaks.
 #[derive(Clone)]
 pub struct Me(Arc<MeInner>, Versions);
 
@@ -82,25 +82,25 @@ struct MeInner {
     id: ServerId,
     role: Role,
     incarnation: u64,
-    history: Box<dyn Fn() -> HistoryId + Send + Sync>,
+    cluster_id: Box<dyn Fn() -> ClusterId + Send + Sync>,
 }
 
 impl Me {
-    /// A box with this id and incarnation; `history` is asked for each frame. It speaks
+    /// A server with this id and incarnation; `cluster_id` is asked for each frame. It speaks
     /// [`Versions::OURS`].
     pub fn member(
         id: ServerId,
         incarnation: u64,
-        history: impl Fn() -> HistoryId + Send + Sync + 'static,
+        cluster_id: impl Fn() -> ClusterId + Send + Sync + 'static,
     ) -> Me {
-        let (role, history) = (Role::Member, Box::new(history));
-        Me(Arc::new(MeInner { id, role, incarnation, history }), Versions::OURS)
+        let (role, cluster_id) = (Role::Member, Box::new(cluster_id));
+        Me(Arc::new(MeInner { id, role, incarnation, cluster_id }), Versions::OURS)
     }
 
-    /// An operator's command that acts for the box with this id.
+    /// An operator's command that acts for the server with this id.
     pub fn tool(id: ServerId) -> Me {
-        let history = Box::new(|| [0; 16]);
-        let inner = MeInner { id, role: Role::Tool, incarnation: 0, history };
+        let cluster_id = Box::new(|| [0; 16]);
+        let inner = MeInner { id, role: Role::Tool, incarnation: 0, cluster_id };
         Me(Arc::new(inner), Versions::OURS)
     }
 
@@ -109,22 +109,22 @@ impl Me {
         Me(self.0, versions)
     }
 
-    /// The protocol versions that this box speaks.
+    /// The protocol versions that this server speaks.
     pub fn versions(&self) -> Versions {
         self.1
     }
 
-    /// This box's id.
+    /// This server's id.
     pub fn id(&self) -> ServerId {
         self.0.id
     }
 
-    /// The run of this box's process; 0 for a tool.
+    /// The run of this server's process; 0 for a tool.
     pub fn incarnation(&self) -> u64 {
         self.0.incarnation
     }
 
-    /// Tells a box that begins with a version that is not spoken here which ones are.
+    /// Tells a server that begins with a version that is not spoken here which ones are.
     fn notice(&self) -> Result<Body, FrameError> {
         frame::encode(&self.header(NOTICE, 0, Kind::Refused), &self.1.to_notice())
     }
@@ -136,7 +136,7 @@ impl Me {
             role: self.0.role,
             sender: self.0.id,
             incarnation: self.0.incarnation,
-            history: (self.0.history)(),
+            cluster_id: (self.0.cluster_id)(),
             request,
             kind,
         }
@@ -146,14 +146,14 @@ impl Me {
 /// When a frame of each member was last heard, whoever dialled; and by what the latest connection to
 /// it came to nothing. Cloning makes another handle.
 #[derive(Clone, Default)]
-pub struct Heard(Arc<Mutex<HashMap<ServerId, Voice>>>, Arc<Mutex<Troubles>>);
+pub struct LastSeen(Arc<Mutex<HashMap<ServerId, LastSign>>>, Arc<Mutex<Troubles>>);
 
 /// By what each member could not be asked; it is gone once that member answers.
 type Troubles = HashMap<ServerId, Arc<str>>;
 
 /// What was heard of one member.
 #[derive(Clone, Copy)]
-struct Voice {
+struct LastSign {
     last: Instant,
     /// The run of the process that answers at the member's listed address, while a connection to
     /// it is up.
@@ -164,16 +164,16 @@ struct Voice {
     answered_at: Option<IpAddr>,
 }
 
-impl Voice {
-    fn at(last: Instant) -> Voice {
-        Voice { last, at_address: None, dialled_from: None, answered_at: None }
+impl LastSign {
+    fn at(last: Instant) -> LastSign {
+        LastSign { last, at_address: None, dialled_from: None, answered_at: None }
     }
 }
 
-impl Heard {
+impl LastSeen {
     /// An empty table.
-    pub fn new() -> Heard {
-        Heard::default()
+    pub fn new() -> LastSeen {
+        LastSeen::default()
     }
 
     /// When something was last heard from this member.
@@ -181,8 +181,8 @@ impl Heard {
         self.voices().get(&id).map(|voice| voice.last)
     }
 
-    /// The incarnation that answers at this member's listed address, if this box has a connection
-    /// there. A request under the same id but from another incarnation comes from a second box
+    /// The incarnation that answers at this member's listed address, if this server has a connection
+    /// there. A request under the same id but from another incarnation comes from a second server
     /// that calls itself by that id.
     pub fn at_address(&self, id: ServerId) -> Option<u64> {
         self.voices().get(&id).and_then(|voice| voice.at_address)
@@ -203,34 +203,34 @@ impl Heard {
 
     /// Notes that this member was heard `now`, by a connection that it dialled.
     pub fn note(&self, id: ServerId, now: Instant) {
-        self.voices().entry(id).or_insert(Voice::at(now)).last = now;
+        self.voices().entry(id).or_insert(LastSign::at(now)).last = now;
     }
 
     /// The same, and where it dialled from.
-    fn note_from(&self, id: ServerId, now: Instant, ip: IpAddr) {
+    fn record_from(&self, id: ServerId, now: Instant, ip: IpAddr) {
         let mut voices = self.voices();
-        let voice = voices.entry(id).or_insert(Voice::at(now));
+        let voice = voices.entry(id).or_insert(LastSign::at(now));
         (voice.last, voice.dialled_from) = (now, Some(ip.to_canonical()));
     }
 
     /// Notes where it answered.
-    fn note_answered_at(&self, id: ServerId, ip: IpAddr) {
+    fn record_answered_at(&self, id: ServerId, ip: IpAddr) {
         if let Some(voice) = self.voices().get_mut(&id) {
             voice.answered_at = Some(ip.to_canonical());
         }
     }
 
     /// Notes that the member answered at its listed address `now`, and which run of it that was.
-    pub fn note_answer(&self, id: ServerId, incarnation: u64, now: Instant) {
+    pub fn record_answer(&self, id: ServerId, incarnation: u64, now: Instant) {
         let mut voices = self.voices();
-        let voice = voices.entry(id).or_insert(Voice::at(now));
+        let voice = voices.entry(id).or_insert(LastSign::at(now));
         (voice.last, voice.at_address) = (now, Some(incarnation));
         drop(voices);
         self.all_troubles().remove(&id);
     }
 
     /// Notes by what the latest attempt to ask this member came to nothing. For members only.
-    pub fn note_trouble(&self, id: ServerId, why: Arc<str>) {
+    pub fn record_trouble(&self, id: ServerId, why: Arc<str>) {
         self.all_troubles().insert(id, why);
     }
 
@@ -250,12 +250,12 @@ impl Heard {
         }
     }
 
-    fn voices(&self) -> MutexGuard<'_, HashMap<ServerId, Voice>> {
+    fn voices(&self) -> MutexGuard<'_, HashMap<ServerId, LastSign>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Why a connection was refused or ended by this box.
+/// Why a connection was refused or ended by this server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Cause {
@@ -269,7 +269,7 @@ pub enum Cause {
     OtherCertificate,
     /// What came was not TLS, or a version or cipher that we do not speak.
     NotOurTls,
-    /// The other end does not accept this box's certificate or TLS.
+    /// The other end does not accept this server's certificate or TLS.
     RefusedUs,
     /// The other end closed or lost the connection before its first frame.
     ClosedEarly,
@@ -281,7 +281,7 @@ pub enum Cause {
     Refused,
     /// Bytes that are no frame, a frame that does not fit, or a body that is no request.
     BadFrame,
-    /// A protocol version that this box does not speak.
+    /// A protocol version that this server does not speak.
     Version,
     /// A handshake, a first frame or a begun frame took too long.
     TooSlow,

@@ -2,7 +2,7 @@
 //! `/C=US/ST=IL/O=Yahoo/OU=Edge/CN=localhost`.
 //!
 //! OpenSSL's own function for it (`X509_NAME_oneline`) is out of reach of safe Rust, so this
-//! prints what that does; tests hold it against the `openssl` command. What must hold: two
+//! prints what that does; tests hold it against the `openssl` command. Invariants: two
 //! subjects never print alike, since who may join the group is told by them. OpenSSL's form does
 //! not keep to that, so this one differs from it where no sane subject goes: a backslash is
 //! doubled, a value that is no string of bytes says so, and a long object identifier is not cut.

@@ -1,7 +1,7 @@
 //! The side that dials: one connection per peer, made when there is something to ask, shared by
 //! all requests to that peer.
 //!
-//! Leaves to the caller what a request means and whether to repeat it. What must hold:
+//! Leaves to the caller what a request means and whether to repeat it. Invariants:
 //! - A request ends within its limit, whatever the peer does, and may be dropped at any time
 //!   without harm to the connection or to other requests.
 //! - A note goes out soon or not at all: it waits neither for a connection nor for its peer.
@@ -10,7 +10,7 @@
 //!   that a peer which vanished without a word is dialled anew. The time that dialling took does
 //!   not count, or a far peer would never be reached by impatient requests.
 //! - A connection on which nothing was asked, since who wanted it is gone, is closed before the
-//!   other side takes this box for a stranger that says nothing.
+//!   other side takes this server for a stranger that says nothing.
 //! - A request's bytes are erased when they are sent or nobody waits for the response any more.
 //!   Where the peer may turn out to speak an older version only, they are kept until it answers.
 //! - A connection begins with the newest version; which one follows is agreed on it once.
@@ -46,12 +46,12 @@ use super::resolver::{Found, Resolver, Unresolved};
 use super::tls::{alert_in, HandshakeError, Stream, Tls};
 use super::trust::{polled, Trust};
 use super::{
-    tune, Alarm, Bounds, Heard, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
+    tune, Alarm, Bounds, LastSeen, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
 };
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
-use crate::fault::{fail_point, kept_alive};
-use crate::journal::{Level, Log};
+use crate::log_sink::{Level, Log};
+use crate::supervise::{fail_point, kept_alive};
 
 /// How long connecting and shaking hands may take together, once the addresses are known.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(3);
@@ -69,14 +69,14 @@ const DIALLER_IDLE_LIMIT: Duration = IDLE_LIMIT.saturating_sub(Duration::from_se
 
 /// Counted from the dialling, how long a connection may be kept on which nothing was ever asked,
 /// because who wanted it was gone before it was up. The other side closes it a little later, and
-/// would have to take this box for a silent stranger.
+/// would have to take this server for a silent stranger.
 const UNUSED_LIMIT: Duration = HANDSHAKE_LIMIT.saturating_sub(Duration::from_secs(1));
 
 /// How long after its time a request that its caller dropped counts as open. Callers that wait
 /// their time out tell at once; this is for the others, and spares a timer per request.
 const DROPPED_GRACE: Duration = Duration::from_secs(5);
 
-/// How long a request may wait for the connection's task without being the later judged for it.
+/// How long a request may wait for the connection's task without being the later checked for it.
 const QUEUEING: Duration = Duration::from_millis(5);
 
 /// The least time that one address of several gets.
@@ -97,7 +97,7 @@ pub enum CallError {
     /// Too many requests to this peer wait already.
     #[error("too many requests to this peer wait already")]
     Busy,
-    /// The peer does not hear this box.
+    /// The peer does not hear this server.
     #[error("refused by the peer: {0}")]
     Refused(Refusal),
     /// The body has more than [`MAX_BODY`] bytes.
@@ -111,12 +111,12 @@ struct Deps {
     log: Log,
     tls: watch::Receiver<Tls>,
     me: Me,
-    heard: Heard,
+    heard: LastSeen,
     resolver: Resolver,
     bounds: Bounds,
 }
 
-/// The peers of a box. Dropping it closes all connections.
+/// The peers of a server. Dropping it closes all connections.
 pub struct Peers {
     deps: Deps,
     peers: RwLock<BTreeMap<ServerId, Peer>>,
@@ -148,7 +148,7 @@ pub(super) enum Order {
 
 pub(super) struct Ask {
     kind: Kind,
-    letter: Letter,
+    letter: RequestBody,
     /// What its caller granted, and until when that lasts.
     limit: Duration,
     deadline: Instant,
@@ -158,11 +158,11 @@ pub(super) struct Ask {
 /// The body of a request, which may carry keys. It is gone as soon as it was sent or its caller
 /// no longer waits, however long the request itself stays in the queue of a peer that hangs.
 #[derive(Clone)]
-struct Letter(Arc<Mutex<Option<Body>>>);
+struct RequestBody(Arc<Mutex<Option<Body>>>);
 
-impl Letter {
-    fn new(body: Body) -> Letter {
-        Letter(Arc::new(Mutex::new(Some(body))))
+impl RequestBody {
+    fn new(body: Body) -> RequestBody {
+        RequestBody(Arc::new(Mutex::new(Some(body))))
     }
 
     fn take(&self) -> Option<Body> {
@@ -175,9 +175,9 @@ impl Letter {
 }
 
 /// Held by the caller while it waits.
-struct Recall(Letter);
+struct ClearOnDrop(RequestBody);
 
-impl Drop for Recall {
+impl Drop for ClearOnDrop {
     fn drop(&mut self) {
         drop(self.0.take());
     }
@@ -185,7 +185,7 @@ impl Drop for Recall {
 
 impl Peers {
     /// Speaks as `me`, with the newest of `tls`, and notes in `heard` who answered.
-    pub fn new(log: Log, tls: watch::Receiver<Tls>, me: Me, heard: Heard) -> Peers {
+    pub fn new(log: Log, tls: watch::Receiver<Tls>, me: Me, heard: LastSeen) -> Peers {
         let (resolver, bounds) = (Resolver::system(), Bounds::default());
         Peers { deps: Deps { log, tls, me, heard, resolver, bounds }, peers: RwLock::default() }
     }
@@ -207,16 +207,16 @@ impl Peers {
         self.deps.bounds
     }
 
-    /// Makes these the peers; this box's own entry is passed over. A peer that is gone, or whose
+    /// Makes these the peers; this server's own entry is passed over. A peer that is gone, or whose
     /// address changed, loses its connection. Needs a tokio runtime.
     pub fn set_members(&self, members: &[Member]) {
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
         peers.retain(|_, peer| members.contains(&peer.member));
         for member in members.iter().filter(|member| member.id != self.deps.me.id()) {
             peers.entry(member.id).or_insert_with(|| {
-                let (orders, inbox) = mpsc::channel(MAX_QUEUE);
+                let (orders, rpc_server) = mpsc::channel(MAX_QUEUE);
                 let gone = Arc::new(AtomicBool::new(false));
-                let line = keep_line(member.clone(), gone.clone(), self.deps.clone(), inbox);
+                let line = keep_line(member.clone(), gone.clone(), self.deps.clone(), rpc_server);
                 Peer { member: member.clone(), orders, gone, task: tokio::spawn(line) }
             });
         }
@@ -244,8 +244,8 @@ impl Peers {
             let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
             peers.get(&to).ok_or(CallError::UnknownPeer)?.orders.clone()
         };
-        let letter = Letter::new(body);
-        let _recall = Recall(letter.clone());
+        let letter = RequestBody::new(body);
+        let _recall = ClearOnDrop(letter.clone());
         let ask = Ask { kind: Kind::Request, letter, limit, deadline, reply };
         orders.try_send(Order::Ask(ask)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => CallError::Busy,
@@ -283,15 +283,15 @@ async fn keep_line(
     member: Member,
     gone: Arc<AtomicBool>,
     deps: Deps,
-    inbox: mpsc::Receiver<Order>,
+    rpc_server: mpsc::Receiver<Order>,
 ) {
-    let (log, inbox) = (deps.log.clone(), Arc::new(AsyncMutex::new(inbox)));
+    let (log, rpc_server) = (deps.log.clone(), Arc::new(AsyncMutex::new(rpc_server)));
     let member = Arc::new(member);
     let what = format!("asking peer {}", member.id);
     let begin = || {
-        let line = Line::new(Arc::clone(&member), Arc::clone(&gone), deps.clone());
-        let inbox = inbox.clone();
-        async move { line.run(&mut *inbox.lock().await).await }
+        let line = PeerConnection::new(Arc::clone(&member), Arc::clone(&gone), deps.clone());
+        let rpc_server = rpc_server.clone();
+        async move { line.run(&mut *rpc_server.lock().await).await }
     };
     kept_alive(&log, &what, begin).await;
 }
@@ -349,7 +349,7 @@ impl From<WireError> for OnceError {
     }
 }
 
-/// Asks a box one thing over a connection of its own, which is for those who ask seldom.
+/// Asks a server one thing over a connection of its own, which is for those who ask seldom.
 ///
 /// # Errors
 /// Why there is no response.
@@ -515,7 +515,7 @@ fn tell_stale(log: &Log, member: &Member, found: &Found) {
 }
 
 /// The line to one peer: its task's state between connections.
-pub(super) struct Line {
+pub(super) struct PeerConnection {
     member: Arc<Member>,
     gone: Arc<AtomicBool>,
     deps: Deps,
@@ -528,15 +528,15 @@ pub(super) struct Line {
     failed: Instant,
 }
 
-impl Line {
-    fn new(member: Arc<Member>, gone: Arc<AtomicBool>, deps: Deps) -> Line {
+impl PeerConnection {
+    fn new(member: Arc<Member>, gone: Arc<AtomicBool>, deps: Deps) -> PeerConnection {
         let (pause, failed) = (REDIAL_MIN, Instant::now());
-        Line { member, gone, deps, is_up: false, pause, barred: None, failed }
+        PeerConnection { member, gone, deps, is_up: false, pause, barred: None, failed }
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
-    async fn run(mut self, inbox: &mut mpsc::Receiver<Order>) {
-        while let Some(order) = inbox.recv().await {
+    async fn run(mut self, rpc_server: &mut mpsc::Receiver<Order>) {
+        while let Some(order) = rpc_server.recv().await {
             let Order::Ask(ask) = order else { continue };
             fail_point("line");
             if let Some((until, error)) = &self.barred {
@@ -552,9 +552,9 @@ impl Line {
                 Err(error) => {
                     let words = error.to_string();
                     self.tell_trouble(&error);
-                    self.fail(CallError::Unreachable(words.into()), Some(ask), inbox);
+                    self.fail(CallError::Unreachable(words.into()), Some(ask), rpc_server);
                 }
-                Ok(dialled) => self.converse(dialled, ask, inbox).await,
+                Ok(dialled) => self.converse(dialled, ask, rpc_server).await,
             }
         }
     }
@@ -570,8 +570,8 @@ impl Line {
             tell_stale(&log, &member, &found);
             let unused = Instant::now() + UNUSED_LIMIT;
             let stream = dial(&tls, found.addresses).await?;
-            let judged = Trust::new(newest, Some(Arc::clone(&member)), &stream);
-            let trust = judged.map_err(|fault| match stream.get_ref().peer_addr() {
+            let assessed = Trust::new(newest, Some(Arc::clone(&member)), &stream);
+            let trust = assessed.map_err(|fault| match stream.get_ref().peer_addr() {
                 Ok(addr) => DialError::Handshake(addr, fault),
                 Err(error) => DialError::Resolve(Unresolved::Failed(error.to_string().into())),
             })?;
@@ -608,13 +608,13 @@ impl Line {
         &mut self,
         error: CallError,
         first: impl IntoIterator<Item = Ask>,
-        inbox: &mut mpsc::Receiver<Order>,
+        rpc_server: &mut mpsc::Receiver<Order>,
     ) {
         self.failed = Instant::now();
-        self.deps.heard.note_trouble(self.member.id, error.to_string().into());
+        self.deps.heard.record_trouble(self.member.id, error.to_string().into());
         self.barred = Some((self.failed + self.pause, error.clone()));
         self.pause = (self.pause * 2).min(REDIAL_MAX);
-        let waiting = std::iter::from_fn(|| inbox.try_recv().ok()).take(MAX_QUEUE);
+        let waiting = std::iter::from_fn(|| rpc_server.try_recv().ok()).take(MAX_QUEUE);
         let asks = waiting.filter_map(|order| match order {
             Order::Ask(ask) => Some(ask),
             Order::Note { .. } | Order::Check => None,
@@ -624,12 +624,17 @@ impl Line {
         }
     }
 
-    async fn converse(&mut self, dialled: Dialled, first: Ask, inbox: &mut mpsc::Receiver<Order>) {
+    async fn converse(
+        &mut self,
+        dialled: Dialled,
+        first: Ask,
+        rpc_server: &mut mpsc::Receiver<Order>,
+    ) {
         let mut renewal = Renewal::new(Arc::clone(&dialled.leaf), self.deps.bounds.max_age);
         let mut conversation = Conversation::new(dialled, first, &self.deps);
         let end = polled(self.deps.tls.clone(), |cx| {
             fail_point("conversation");
-            let end = conversation.poll(cx, self, Some(&mut *inbox));
+            let end = conversation.poll(cx, self, Some(&mut *rpc_server));
             if end.is_pending() {
                 renewal.poll(cx, self, &mut conversation);
             }
@@ -645,7 +650,7 @@ impl Line {
                 let _ = ask.reply.send(Err(error.clone()));
             }
         } else {
-            self.fail(error, next, inbox);
+            self.fail(error, next, rpc_server);
         }
         self.tell_end(&end);
     }
@@ -662,7 +667,7 @@ impl Line {
         self.deps.tls.borrow().leaf_mark()
     }
 
-    /// How long a connection may stand.
+    /// How long a connection may campaign.
     pub(super) fn max_age(&self) -> Duration {
         self.deps.bounds.max_age
     }
@@ -672,7 +677,7 @@ impl Line {
     pub(super) fn greet(&self, dialled: Dialled) -> (Conversation, Hope) {
         let (reply, hope) = oneshot::channel();
         let deadline = Instant::now() + UNUSED_LIMIT;
-        let letter = Letter::new(Body::default());
+        let letter = RequestBody::new(Body::default());
         let hello = Ask { kind: Kind::Hello, letter, limit: UNUSED_LIMIT, deadline, reply };
         (Conversation::new(dialled, hello, &self.deps), hope)
     }
@@ -680,12 +685,12 @@ impl Line {
     /// The peer answered here.
     fn heard_at(&self, addr: io::Result<SocketAddr>) {
         if let Ok(addr) = addr {
-            self.deps.heard.note_answered_at(self.member.id, addr.ip());
+            self.deps.heard.record_answered_at(self.member.id, addr.ip());
         }
     }
 
     fn heard(&mut self, incarnation: u64, now: Instant) {
-        self.deps.heard.note_answer(self.member.id, incarnation, now);
+        self.deps.heard.record_answer(self.member.id, incarnation, now);
         self.pause = REDIAL_MIN;
         self.barred = None;
         if !self.is_up {
@@ -716,7 +721,7 @@ pub(super) enum End {
     Idle,
     #[error("whoever wanted to ask was gone before it was up")]
     Unused,
-    #[error("this box no longer asks it")]
+    #[error("this server no longer asks it")]
     Gone,
     #[error("a new connection took its place")]
     Renewed,
@@ -730,9 +735,9 @@ pub(super) enum End {
     Lost(io::Error),
     #[error("it does not answer")]
     Dead,
-    #[error("it refuses this box: {0}")]
+    #[error("it refuses this server: {0}")]
     Refused(Refusal),
-    #[error("the box there calls itself server_id {0}; the server list is wrong here or there")]
+    #[error("the server there calls itself server_id {0}; the server list is wrong here or there")]
     Stranger(ServerId),
     #[error(transparent)]
     NoVersion(NoCommonVersion),
@@ -750,9 +755,8 @@ impl End {
             | End::Frame(_)
             | End::Untrusted(_) => Some(self.to_string()),
             // With TLS 1.3 a peer that does not accept our certificate says so only now.
-            End::Lost(error) => {
-                alert_in(error).map(|alert| format!("it refuses this box's certificate: {alert}"))
-            }
+            End::Lost(error) => alert_in(error)
+                .map(|alert| format!("it refuses this server's certificate: {alert}")),
             End::Idle | End::Unused | End::Gone | End::Closed | End::Dead => None,
             End::Renewed | End::Aged => None,
         }
@@ -774,7 +778,7 @@ struct Open {
     limit: Duration,
     deadline: Instant,
     /// Still full while it may have to be sent again in an older version.
-    letter: Letter,
+    letter: RequestBody,
     reply: oneshot::Sender<Result<Body, CallError>>,
 }
 
@@ -793,7 +797,7 @@ pub(super) struct Dialled {
 /// A connection that this side dialled: requests out, responses in.
 pub(super) struct Conversation {
     trust: Trust,
-    /// Until when it may stand.
+    /// Until when it may campaign.
     ends: Instant,
     wire: Wire<Stream>,
     /// The version that is written: the newest, or the one that was agreed on.
@@ -857,24 +861,24 @@ impl Conversation {
     }
 
     /// Nothing more may be sent to an end that would not be let in now.
-    fn judge(&mut self, line: &Line) -> Result<(), End> {
+    fn assess(&mut self, line: &PeerConnection) -> Result<(), End> {
         if line.gone.load(Ordering::SeqCst) {
             self.wire.stream().get_ref().discard_unsent();
             return Err(End::Gone);
         }
-        let judged = self.trust.check().map(drop).map_err(End::Untrusted);
-        judged.inspect_err(|_| self.wire.stream().get_ref().discard_unsent())
+        let assessed = self.trust.check().map(drop).map_err(End::Untrusted);
+        assessed.inspect_err(|_| self.wire.stream().get_ref().discard_unsent())
     }
 
-    /// Without an inbox it takes no more requests, and ends when the last is answered.
+    /// Without an RPC server it takes no more requests, and ends when the last is answered.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        line: &mut Line,
-        mut inbox: Option<&mut mpsc::Receiver<Order>>,
+        line: &mut PeerConnection,
+        mut rpc_server: Option<&mut mpsc::Receiver<Order>>,
     ) -> Poll<End> {
         loop {
-            if let Err(end) = self.judge(line) {
+            if let Err(end) = self.assess(line) {
                 return Poll::Ready(end);
             }
             match &mut self.parting {
@@ -884,7 +888,8 @@ impl Conversation {
                     None => return Poll::Ready(End::NoVersion(*parted)),
                 },
                 None => {
-                    if let Poll::Ready(Err(end)) = self.poll_orders(cx, line, inbox.as_deref_mut())
+                    if let Poll::Ready(Err(end)) =
+                        self.poll_orders(cx, line, rpc_server.as_deref_mut())
                     {
                         return Poll::Ready(end);
                     }
@@ -907,17 +912,17 @@ impl Conversation {
     fn poll_orders(
         &mut self,
         cx: &mut Context<'_>,
-        line: &Line,
-        mut inbox: Option<&mut mpsc::Receiver<Order>>,
+        line: &PeerConnection,
+        mut rpc_server: Option<&mut mpsc::Receiver<Order>>,
     ) -> Poll<Result<(), End>> {
         while !self.wire.is_sending() && self.open.len() < MAX_IN_FLIGHT {
-            let order = match (self.next.pop_front(), &mut inbox) {
+            let order = match (self.next.pop_front(), &mut rpc_server) {
                 (Some(ask), _) => Order::Ask(ask),
                 (None, None) if self.open.is_empty() => {
                     return Poll::Ready(Err(End::Renewed));
                 }
                 (None, None) => return Poll::Pending,
-                (None, Some(inbox)) => match inbox.poll_recv(cx) {
+                (None, Some(rpc_server)) => match rpc_server.poll_recv(cx) {
                     Poll::Ready(Some(order)) => order,
                     Poll::Ready(None) => return Poll::Ready(Err(End::Gone)),
                     Poll::Pending => return Poll::Pending,
@@ -942,7 +947,7 @@ impl Conversation {
         Poll::Pending
     }
 
-    fn send(&mut self, line: &Line, ask: Ask) -> Result<(), End> {
+    fn send(&mut self, line: &PeerConnection, ask: Ask) -> Result<(), End> {
         let may_go_again = !self.has_heard && self.version > line.deps.me.versions().min;
         let body = if may_go_again { ask.letter.copy() } else { ask.letter.take() };
         let Some(body) = body else { return Ok(()) };
@@ -954,9 +959,15 @@ impl Conversation {
         Ok(())
     }
 
-    fn write(&mut self, line: &Line, id: u32, kind: Kind, body: &[u8]) -> Result<(), End> {
+    fn write(
+        &mut self,
+        line: &PeerConnection,
+        id: u32,
+        kind: Kind,
+        body: &[u8],
+    ) -> Result<(), End> {
         // Asked once more: what goes out may be newer than the last look.
-        self.judge(line)?;
+        self.assess(line)?;
         let header = line.deps.me.header(self.version, id, kind);
         self.wire.send(frame::encode(&header, body).map_err(End::Frame)?);
         self.sent = Instant::now();
@@ -964,7 +975,7 @@ impl Conversation {
     }
 
     /// Goes on in the newest version that the peer speaks as well, or says goodbye.
-    fn agree(&mut self, theirs: Versions, line: &Line) -> Result<(), End> {
+    fn agree(&mut self, theirs: Versions, line: &PeerConnection) -> Result<(), End> {
         let ours = line.deps.me.versions();
         match ours.common(theirs) {
             None => {
@@ -983,7 +994,7 @@ impl Conversation {
                 }));
                 let (name, log) = (line.name(), &line.deps.log);
                 let words = format!(
-                    "peer {name} speaks protocol {theirs}, this box {ours}; version {version} is \
+                    "peer {name} speaks protocol {theirs}, this server {ours}; version {version} is \
                      used"
                 );
                 log.limited(Level::Note, &format!("peer {} version", line.member.id), words);
@@ -994,7 +1005,7 @@ impl Conversation {
         Ok(())
     }
 
-    fn take(&mut self, event: Event, line: &mut Line) -> Result<(), End> {
+    fn take(&mut self, event: Event, line: &mut PeerConnection) -> Result<(), End> {
         let now = Instant::now();
         match event {
             Event::Sent => return Ok(()),
@@ -1052,7 +1063,7 @@ impl Conversation {
         }
     }
 
-    /// Judges the connection by the requests whose time ran out. A far peer that is busy for a
+    /// Checks the connection by the requests whose time ran out. A far peer that is busy for a
     /// moment gets their time once more: dialling it anew would take longer.
     fn check(&mut self, now: Instant) -> Result<(), End> {
         let received = self.received;
@@ -1068,7 +1079,7 @@ impl Conversation {
         Ok(())
     }
 
-    fn poll_alarm(&mut self, cx: &mut Context<'_>, line: &Line) -> Poll<End> {
+    fn poll_alarm(&mut self, cx: &mut Context<'_>, line: &PeerConnection) -> Poll<End> {
         loop {
             let oldest = self.open.iter().map(|open| open.deadline + DROPPED_GRACE).min();
             let begun = self.wire.begun().map(|begun| begun + FRAME_LIMIT);
@@ -1083,7 +1094,7 @@ impl Conversation {
             if self.ends <= now {
                 return Poll::Ready(End::Aged);
             }
-            if let Err(end) = self.judge(line) {
+            if let Err(end) = self.assess(line) {
                 return Poll::Ready(end);
             }
             if now < deadline {

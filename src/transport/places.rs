@@ -1,7 +1,7 @@
 //! Places for verified connections that came in.
 //!
 //! Each member of the list has places of its own, by the server id that its first frame names.
-//! Tools, and whoever has not said yet who it is, share the others. What must hold:
+//! Tools, and whoever has not said yet who it is, share the others. Invariants:
 //! - Nobody is kept out because all places are taken: a connection of the same kind gives way.
 //! - One certificate cannot take the places of others: the one that gives way belongs to the
 //!   certificate with the most connections among them, and of these to the address with the most;

@@ -1,5 +1,5 @@
 //! Puts a new connection in the place of one that has stood for long, or that was made with a
-//! certificate which this box has no more.
+//! certificate which this server has no more.
 //!
 //! Nothing is lost by it: requests and notes go by the old connection until the peer has answered
 //! on the new one, and what was asked on the old one is still answered there. A renewal that fails
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::peers::{Conversation, DialError, Dialled, End, Hope, Line};
+use super::peers::{Conversation, DialError, Dialled, End, Hope, PeerConnection};
 use super::trust::renewal_after;
 use super::Alarm;
 
@@ -55,7 +55,12 @@ impl Renewal {
 
     /// Moves on what is under way, and puts a new connection in the place of `present` when there
     /// is one.
-    pub fn poll(&mut self, cx: &mut Context<'_>, line: &mut Line, present: &mut Conversation) {
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        line: &mut PeerConnection,
+        present: &mut Conversation,
+    ) {
         if let Some(old) = &mut self.old {
             if let Poll::Ready(end) = old.poll(cx, line, None) {
                 line.tell_spare_end(&end);
@@ -87,7 +92,12 @@ impl Renewal {
     }
 
     /// Whether it is time. A peer that has not answered yet has its first connection still.
-    fn is_due(&mut self, cx: &mut Context<'_>, line: &Line, present: &Conversation) -> bool {
+    fn is_due(
+        &mut self,
+        cx: &mut Context<'_>,
+        line: &PeerConnection,
+        present: &Conversation,
+    ) -> bool {
         if self.old.is_some() || !present.has_heard() {
             return false;
         }
@@ -98,7 +108,7 @@ impl Renewal {
         self.alarm.poll(cx, self.due).is_ready()
     }
 
-    fn change_over(&mut self, cx: &Context<'_>, line: &Line, present: &mut Conversation) {
+    fn change_over(&mut self, cx: &Context<'_>, line: &PeerConnection, present: &mut Conversation) {
         let Step::Greet { conversation, leaf, .. } = mem::replace(&mut self.step, Step::Rest)
         else {
             return;
@@ -109,7 +119,7 @@ impl Renewal {
         cx.waker().wake_by_ref();
     }
 
-    fn again(&mut self, line: &Line, why: &dyn fmt::Display) {
+    fn again(&mut self, line: &PeerConnection, why: &dyn fmt::Display) {
         line.tell_spare_end(why);
         self.step = Step::Rest;
         self.due = Instant::now() + line.max_age() / TRIES;

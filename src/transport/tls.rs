@@ -1,6 +1,6 @@
 //! Mutual TLS: one context for both directions, who is trusted, and the handshakes.
 //!
-//! Knows nothing of frames, files or keys: PEM text comes in as bytes. What must hold:
+//! Knows nothing of frames, files or keys: PEM text comes in as bytes. Invariants:
 //! - Both sides demand a certificate that chains to the given root alone (never to the system's
 //!   store), is valid now, is fit for a TLS server, and whose leaf has a wanted subject: that of
 //!   `cert_verify_str`, or the own one of an entry of the server list.
@@ -9,11 +9,11 @@
 //!   dials demands it in the handshake, the side that is dialled asks [`Tls::is_of`].
 //! - [`Tls::accept`] and [`Tls::connect`] give a stream only after this side verified the other;
 //!   until then no byte of a frame is read or written.
-//! - A connection that stands is judged by the function that judged it at its handshake.
+//! - A connection that stands is checked by the function that checked it at its handshake.
 //! - No session is resumed and no ticket is issued between peers, so that each connection is
 //!   verified anew.
 //!
-//! Long because: who is trusted is one judgement, and its parts are of no use elsewhere.
+//! Long because: who is trusted is one assessment, and its parts are of no use elsewhere.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,7 +58,7 @@ use crate::core::config::Member;
 use crate::core::ending::Ending;
 use crate::core::server_id::ServerId;
 use crate::core::text::short_digest;
-use crate::fault::fail_point;
+use crate::supervise::fail_point;
 
 /// A TLS stream whose other end was verified.
 pub type Stream = SslStream<Socket>;
@@ -267,7 +267,7 @@ impl Tls {
         Tls::from_pem_as(root, chain, key, cert_verify_str, None)
     }
 
-    /// The same for a box whose own entry of the server list may name the subject that its leaf
+    /// The same for a server whose own entry of the server list may name the subject that its leaf
     /// has in place of `cert_verify_str`. Which other subjects are accepted is for
     /// [`Tls::with_members`] to say.
     ///
@@ -331,7 +331,7 @@ impl Tls {
         Tls(self.0.clone(), Arc::new(Roll { own, takes_common, is_of_one: true }), self.2.clone())
     }
 
-    /// A key for sealing what only this box may read again, drawn from its private key by HKDF
+    /// A key for sealing what only this server may read again, drawn from its private key by HKDF
     /// with SHA-256 (RFC 5869). Different purposes give unrelated keys.
     ///
     /// # Errors
@@ -424,7 +424,7 @@ impl Tls {
     }
 
     /// The first 8 hex digits of a hash over the certificates of the root, in any order, for
-    /// comparing boxes at a glance.
+    /// comparing servers at a glance.
     pub fn roots_digest(&self) -> &str {
         &self.0.roots_digest
     }
@@ -435,7 +435,7 @@ impl Tls {
     ///
     /// # Errors
     /// Why it is none of us.
-    pub fn judge(
+    pub fn assess(
         &self,
         leaf: &X509Ref,
         rest: &StackRef<X509>,
@@ -443,7 +443,7 @@ impl Tls {
         let subject = one_line(leaf.subject_name());
         let library = HandshakeError::library;
         let mut context = X509StoreContext::new().map_err(library)?;
-        let verdict = context.init(self.0.context.cert_store(), leaf, rest, |context| {
+        let outcome = context.init(self.0.context.cert_store(), leaf, rest, |context| {
             if !context.verify_cert()? {
                 let at = context.current_cert().map(|c| one_line(c.subject_name()));
                 let fault = (at.unwrap_or_default(), context.error().error_string());
@@ -458,7 +458,7 @@ impl Tls {
             let common = all.into_iter().reduce(|a, b| a.start.max(b.start)..a.end.min(b.end));
             Ok(Ok(common.unwrap_or(UNIX_EPOCH..UNIX_EPOCH)))
         });
-        let valid = verdict.map_err(library)??;
+        let valid = outcome.map_err(library)??;
         match self.subject_matches(&subject) {
             true => Ok(valid),
             false => Err(self.wrong_subject(&subject)),
@@ -511,8 +511,8 @@ impl Tls {
             SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
             move |chain_is_good, context| {
                 // OpenSSL calls this; a panic that reached it would end the whole process.
-                let judged = AssertUnwindSafe(|| verify(chain_is_good, context, &tls, &note));
-                catch_unwind(judged).unwrap_or(false)
+                let assessed = AssertUnwindSafe(|| verify(chain_is_good, context, &tls, &note));
+                catch_unwind(assessed).unwrap_or(false)
             },
         );
         let mut stream = SslStream::new(ssl, tcp).map_err(HandshakeError::library)?;
@@ -524,7 +524,7 @@ impl Tls {
             let fault = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
             return Err(fault.unwrap_or_else(|| HandshakeError::of(&error)));
         }
-        // The callback has judged already. This asks once more, of the finished connection, so
+        // The callback has checked already. This asks once more, of the finished connection, so
         // that no change to the callback's wiring can let anybody in unseen.
         let ssl = stream.ssl();
         let leaf = ssl.peer_certificate().ok_or(HandshakeError::NoCertificate)?;
@@ -532,7 +532,7 @@ impl Tls {
             return Err(HandshakeError::Untrusted(ssl.verify_result().error_string().to_owned()));
         }
         let rest = Stack::new().map_err(HandshakeError::library)?;
-        self.judge(&leaf, ssl.peer_cert_chain().unwrap_or(&rest))?;
+        self.assess(&leaf, ssl.peer_cert_chain().unwrap_or(&rest))?;
         Ok(stream)
     }
 }
@@ -716,7 +716,7 @@ fn context(
 fn store_of(roots: &[X509]) -> Result<X509Store, ErrorStack> {
     let mut store = X509StoreBuilder::new()?;
     store.set_purpose(X509PurposeId::SSL_SERVER)?;
-    // A handshake asks for as much by itself; whoever is judged later must not get by with less.
+    // A handshake asks for as much by itself; whoever is checked later must not get by with less.
     let level = SslContextBuilder::new(SslMethod::tls())?.build().security_level();
     let mut wanted = X509VerifyParam::new()?;
     wanted.set_auth_level(i32::try_from(level).unwrap_or(i32::MAX));

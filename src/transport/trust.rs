@@ -1,10 +1,10 @@
 //! Whether a connection that stands would be let in now: what was true at its handshake need not
 //! be true any more.
 //!
-//! What must hold:
+//! Invariants:
 //! - Whenever the certificates, the roots, `cert_verify_str` or the server list change, and when
 //!   the wall clock leaves the time in which the other end's chain is valid, the connection is
-//!   judged by the function that judges new ones, [`Tls::judge`], before anything else is read or
+//!   checked by the function that checks new ones, [`Tls::assess`], before anything else is read or
 //!   written on it.
 //! - A connection at rest ends with its chain as well: one timer a connection, at the end of the
 //!   chain, and until then often enough to notice a wall clock that was set.
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::tls::{HandshakeError, Stream, Tls};
 use crate::core::config::Member;
 
-/// How long a connection may stand. Bounds what no check sees. An hour costs two servers one
+/// How long a connection may campaign. Bounds what no check sees. An hour costs two servers one
 /// handshake an hour.
 pub const MAX_AGE: Duration = Duration::from_secs(3600);
 
@@ -69,7 +69,7 @@ impl Trust {
         Ok(trust)
     }
 
-    /// Judges the connection anew if anything changed since the last time, the wall clock
+    /// Checks the connection anew if anything changed since the last time, the wall clock
     /// included; whether it did.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl Trust {
         if changed {
             let tls = self.tls.borrow_and_update().clone();
             let tls = self.dialled.as_ref().map_or(tls.clone(), |member| tls.for_member(member));
-            self.valid = tls.judge(&self.leaf, &self.rest)?;
+            self.valid = tls.assess(&self.leaf, &self.rest)?;
         }
         if changed || self.due <= now {
             self.due = now + pause(self.valid.end, wall);

@@ -5,21 +5,21 @@ use std::path::Path;
 use stek_share::core::config::{Problem, Severity};
 
 use crate::cli::{CheckArgs, Place};
-use crate::outcome::{Ended, Outcome};
-use crate::place;
+use crate::exit_code::{Ended, Outcome};
+use crate::locate;
+use crate::output::{print, styled, BAD, DOUBTFUL, GOOD};
 use crate::rights;
-use crate::screen::{print, styled, BAD, DOUBTFUL, GOOD};
 
 /// Reads the files and prints the plugin's lines.
 pub fn run(args: &CheckArgs, place: &Place) -> Ended {
-    let source = place::source_of(&args.file, place)?;
+    let source = locate::source_of(&args.file, place)?;
     // A file that belongs to no Traffic Server of this machine is looked at as whoever asks.
-    let config = place::ats_config(place)?.filter(|dir| {
+    let config = locate::ats_config(place)?.filter(|dir| {
         place.ats_config.is_some()
             || args.file.canonicalize().is_ok_and(|file| file.starts_with(dir))
     });
     let user = config.and_then(|dir| rights::server_user(&dir, Path::new("/proc")));
-    let (problems, loaded) = place::problems_as(user.as_ref(), &source)?;
+    let (problems, loaded) = locate::problems_as(user.as_ref(), &source)?;
     let whose = user.map_or(String::new(), |user| format!(", read as user {}", user.name));
     problems.iter().try_for_each(|problem| print(&told(problem)))?;
     let Some(loaded) = loaded else {

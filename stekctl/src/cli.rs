@@ -26,9 +26,9 @@ These are the codes that monitoring plugins use.";
 
 /// Look at a fleet of Traffic Servers that share their TLS session ticket key, and steer it
 ///
-/// stekctl runs on a box of the fleet and speaks to the servers of its list as that box does: over
-/// mutual TLS, with the certificate that the box's own server_conf.yaml names. So it has to be run
-/// by a user who may read that file and the box's private key, as a rule by root. It is never a
+/// stekctl runs on a server of the fleet and speaks to the servers of its list as that server does: over
+/// mutual TLS, with the certificate that the server's own server_conf.yaml names. So it has to be run
+/// by a user who may read that file and the server's private key, as a rule by root. It is never a
 /// member of the group: it holds no key, has no vote, and is not counted.
 ///
 /// Colour is used on a terminal; NO_COLOR=1 switches it off, CLICOLOR_FORCE=1 on.
@@ -36,7 +36,7 @@ These are the codes that monitoring plugins use.";
 #[command(name = "stekctl", version, styles = STYLES, after_help = EXIT_CODES)]
 #[command(disable_help_subcommand = true)]
 pub struct Cli {
-    /// Where this box's configuration is.
+    /// Where this server's configuration is.
     #[command(flatten)]
     pub place: Place,
     /// What to do.
@@ -44,10 +44,10 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Where things are on this box.
+/// Where things are on this server.
 #[derive(Clone, Debug, Args)]
 pub struct Place {
-    /// This box's server_conf.yaml [default: the one that plugin.config names]
+    /// This server's server_conf.yaml [default: the one that plugin.config names]
     #[arg(short, long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub config: Option<PathBuf>,
     /// Traffic Server's configuration directory [default: the first of /etc/trafficserver,
@@ -79,7 +79,7 @@ pub enum Command {
     ///
     /// The oldest key of the set goes, sooner than by schedule, and the tickets that it made with
     /// it. The next scheduled rotation is a whole key_update_interval away. The order
-    /// goes to one server that belongs to a majority, this box if it does, and from there to the
+    /// goes to one server that belongs to a majority, this server if it does, and from there to the
     /// leader.
     Rotate,
     /// Have the group make a new key now, and drop every older one
@@ -95,7 +95,7 @@ pub enum Command {
     Check(CheckArgs),
     /// Find what keeps sessions from being resumed although the key is shared
     ///
-    /// Looks at this box's configuration, at Traffic Server's files, at the machine (swap, core
+    /// Looks at this server's configuration, at Traffic Server's files, at the machine (swap, core
     /// dumps), and asks every server of the list. With --tls it really takes a ticket from each
     /// address and offers it to every other, in TLS 1.2 and TLS 1.3; sites that demand a
     /// certificate of their clients need --cert and --key. Also says what lets clients do more
@@ -106,8 +106,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Write certificates and configurations for a new fleet
     ///
-    /// Makes the directory DIR with an authority and, for each ADDRESS, a directory box-N that is
-    /// ready to be copied to that box: server_conf.yaml, server_list.yaml, the certificates, and
+    /// Makes the directory DIR with an authority and, for each ADDRESS, a directory server-N that is
+    /// ready to be copied to that server: server_conf.yaml, server_list.yaml, the certificates, and
     /// the line for plugin.config. Nothing that is there is ever overwritten. Private keys can be
     /// read by nobody but their owner. An address may have a port, as in
     /// 10.0.0.1:10002; an IPv6 address then stands in brackets.
@@ -166,7 +166,7 @@ pub struct CheckArgs {
 /// See [`Command::Doctor`].
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
-    /// Addresses where the boxes serve TLS to clients
+    /// Addresses where the servers serve TLS to clients
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 1..)]
     pub tls: Vec<String>,
     /// The server name that clients send, for the addresses of --tls [default: none]
@@ -195,8 +195,8 @@ pub struct InitArgs {
     /// The directory to make; it must not exist, or be empty
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Where the boxes listen for each other: IPv4, IPv6 or host name, perhaps with a port. If one
-    /// address is given several times without a port, each box after the first gets the next port
+    /// Where the servers listen for each other: IPv4, IPv6 or host name, perhaps with a port. If one
+    /// address is given several times without a port, each server after the first gets the next port
     #[arg(value_name = "ADDRESS", required = true)]
     pub addresses: Vec<String>,
     /// The port of addresses without one
@@ -207,7 +207,7 @@ pub struct InitArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub interval: u32,
-    /// How many days the boxes' certificates are good for; the authority's for ten years, or as
+    /// How many days the servers' certificates are good for; the authority's for ten years, or as
     /// long if that is more
     #[arg(long, value_name = "DAYS", default_value_t = 365)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=36_500))]

@@ -1,18 +1,18 @@
 //! Asks every server of the list how it is, several at a time.
 //!
-//! Judges nothing. What must hold: a round of questions ends within a bounded number of time
+//! Checks nothing. Invariants: a round of questions ends within a bounded number of time
 //! limits, however long the list is.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use stek_share::client::{BoxStatus, Client, Failure as Unanswered};
+use stek_share::client::{Client, Failure as Unanswered, ServerStatus};
 use stek_share::core::config::Member;
 use stek_share::core::server_id::ServerId;
 use stek_share::load::Loaded;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use crate::outcome::Failure;
+use crate::exit_code::Failure;
 
 /// Questions under way at a time. Each takes a socket and a handshake's processor time.
 const MAX_ASKED: usize = 32;
@@ -22,7 +22,7 @@ pub struct Server {
     /// Its entry.
     pub member: Member,
     /// What it says and how long that took, or why it says nothing.
-    pub answer: Result<(BoxStatus, Duration), Unanswered>,
+    pub answer: Result<(ServerStatus, Duration), Unanswered>,
     /// How many milliseconds its clock is ahead of the one here, if it answered; the way of the
     /// answer counts as nothing.
     pub clock_offset_ms: Option<i64>,
@@ -30,7 +30,7 @@ pub struct Server {
 
 impl Server {
     /// What it says, if it answered.
-    pub fn status(&self) -> Option<&BoxStatus> {
+    pub fn status(&self) -> Option<&ServerStatus> {
         self.answer.as_ref().ok().map(|(status, _)| status)
     }
 
@@ -54,7 +54,7 @@ fn offset(theirs: u64) -> Option<i64> {
     i64::try_from(theirs).ok()?.checked_sub(i64::try_from(ours).ok()?)
 }
 
-/// Speaks to the servers of a list in the name of this box.
+/// Speaks to the servers of a list in the name of this server.
 pub struct Fleet {
     runtime: Runtime,
     client: Client,
@@ -87,7 +87,7 @@ impl Fleet {
                 let (client, member, limit) = (self.client.clone(), member.clone(), self.limit);
                 asked.spawn(async move {
                     let answer = client.status(&member, limit).await;
-                    let clock = |(status, _): &(BoxStatus, Duration)| offset(status.clock_ms);
+                    let clock = |(status, _): &(ServerStatus, Duration)| offset(status.clock_ms);
                     let clock_offset_ms = answer.as_ref().ok().and_then(clock);
                     (index, Server { member, answer, clock_offset_ms })
                 });

@@ -1,6 +1,6 @@
 //! `init`: certificates and configurations for a new fleet.
 //!
-//! What must hold: nothing that exists is touched; the directory appears whole or not at all; what
+//! Invariants: nothing that exists is touched; the directory appears whole or not at all; what
 //! it holds was accepted by the plugin's own loader before it appears; a private key is never, not
 //! even for a moment, readable by others than its owner.
 
@@ -13,51 +13,54 @@ use stek_share::core::config::{parse_list, Problem};
 use stek_share::load::{self, Dirs};
 
 use crate::cli::InitArgs;
-use crate::outcome::{Ended, Failure, Outcome};
+use crate::exit_code::{Ended, Failure, Outcome};
+use crate::output::print;
 use crate::pki::{self, Identity};
-use crate::screen::print;
 
-/// The most boxes: more are no fleet for a first try, and a typing error at most.
-const MAX_BOXES: usize = 100;
+/// The most servers: more are no fleet for a first try, and a typing error at most.
+const MAX_SERVERS: usize = 100;
 
-/// Where the files are meant to be on a box, relative to Traffic Server's configuration directory.
+/// Where the files are meant to be on a server, relative to Traffic Server's configuration directory.
 const HOME: &str = "stek_share";
 
-/// One box of the new fleet.
-struct NewBox {
+/// One server of the new fleet.
+struct NewServer {
     id: usize,
     address: String,
     port: u16,
 }
 
-impl NewBox {
+impl NewServer {
     fn name(&self) -> String {
-        format!("box-{}", self.id)
+        format!("server-{}", self.id)
     }
 }
 
 /// Makes the directory.
 pub fn run(args: &InitArgs) -> Ended {
-    let boxes = boxes(&args.addresses, args.port)?;
+    let servers = servers(&args.addresses, args.port)?;
     let dir = &args.dir;
     refuse_if_taken(dir)?;
     let draft = Draft::new(dir)?;
-    write_all(draft.path(), &boxes, args)?;
-    prove(draft.path(), &boxes)?;
+    write_all(draft.path(), &servers, args)?;
+    prove(draft.path(), &servers)?;
     draft.finish(dir)?;
-    print(&next_steps(dir, &boxes))?;
+    print(&next_steps(dir, &servers))?;
     Ok(Outcome::Healthy)
 }
 
-/// The addresses as boxes, each checked by the plugin's own reader.
-fn boxes(addresses: &[String], port: u16) -> Result<Vec<NewBox>, Failure> {
-    if addresses.len() > MAX_BOXES {
-        return Err(Failure::new(format!("{} boxes are more than {MAX_BOXES}", addresses.len())));
+/// The addresses as servers, each checked by the plugin's own reader.
+fn servers(addresses: &[String], port: u16) -> Result<Vec<NewServer>, Failure> {
+    if addresses.len() > MAX_SERVERS {
+        return Err(Failure::new(format!(
+            "{} servers are more than {MAX_SERVERS}",
+            addresses.len()
+        )));
     }
-    let mut boxes: Vec<NewBox> = Vec::new();
+    let mut servers: Vec<NewServer> = Vec::new();
     for (id, given) in (1..).zip(addresses) {
         let (address, own_port) = split_port(given)?;
-        let mut candidate = NewBox { id, address: address.to_owned(), port };
+        let mut candidate = NewServer { id, address: address.to_owned(), port };
         let entry = list(std::slice::from_ref(&candidate));
         // The characters that could end the quotes around it are in no address.
         let problem = match address.contains(['"', '\\', '\n']) {
@@ -70,19 +73,19 @@ fn boxes(addresses: &[String], port: u16) -> Result<Vec<NewBox>, Failure> {
                  perhaps with a port"
             )));
         }
-        let taken = |port| boxes.iter().any(|b| b.address == address && b.port == port);
+        let taken = |port| servers.iter().any(|b| b.address == address && b.port == port);
         candidate.port = match own_port {
             Some(port) => port,
             None => (port..=u16::MAX).find(|port| !taken(*port)).unwrap_or(port),
         };
         if taken(candidate.port) {
             return Err(Failure::new(format!(
-                "{given:?}: is given twice; give each box an address or a port of its own"
+                "{given:?}: is given twice; give each server an address or a port of its own"
             )));
         }
-        boxes.push(candidate);
+        servers.push(candidate);
     }
-    Ok(boxes)
+    Ok(servers)
 }
 
 /// Parts `10.0.0.1:10002` and `[::1]:10002`; an IPv6 address without brackets has no port.
@@ -168,19 +171,19 @@ fn make_dir(path: &Path) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("{}: cannot be made: {error}", path.display())))
 }
 
-fn write_all(dir: &Path, boxes: &[NewBox], args: &InitArgs) -> Result<(), Failure> {
+fn write_all(dir: &Path, servers: &[NewServer], args: &InitArgs) -> Result<(), Failure> {
     let broken = |error| Failure::new(format!("OpenSSL made no certificate: {error}"));
     let authority = pki::authority(args.days).map_err(broken)?;
     let ca = dir.join("ca");
     make_dir(&ca)?;
     write_identity(&ca, "ca", &authority)?;
-    let (list, root) = (list(boxes), authority.certificate_pem().map_err(broken)?);
-    for one in boxes {
+    let (list, root) = (list(servers), authority.certificate_pem().map_err(broken)?);
+    for one in servers {
         let home = dir.join(one.name());
         make_dir(&home)?;
         let name = common_name(one.id);
         let leaf = pki::leaf(&authority, &name, &one.address, args.days).map_err(broken)?;
-        write_identity(&home, "box", &leaf)?;
+        write_identity(&home, "server", &leaf)?;
         write(&home, "ca.crt", &root)?;
         write(&home, "server_list.yaml", list.as_bytes())?;
         write(&home, "server_conf.yaml", conf(one, args.interval).as_bytes())?;
@@ -213,9 +216,9 @@ fn common_name(id: usize) -> String {
     format!("stek-share-{id}")
 }
 
-fn list(boxes: &[NewBox]) -> String {
+fn list(servers: &[NewServer]) -> String {
     let head = "# Every server of the fleet. The same file on each.\n\n";
-    let entries = boxes.iter().map(|one| {
+    let entries = servers.iter().map(|one| {
         let (id, address, port) = (one.id, &one.address, one.port);
         let subject = pki::subject(&common_name(id));
         format!(
@@ -226,7 +229,7 @@ fn list(boxes: &[NewBox]) -> String {
     std::iter::once(head.to_owned()).chain(entries).collect()
 }
 
-fn conf(one: &NewBox, interval: u32) -> String {
+fn conf(one: &NewServer, interval: u32) -> String {
     let (id, address, port) = (one.id, &one.address, one.port);
     format!(
         "# stek_share on server {id}. All other options have their defaults; see the plugin's\n\
@@ -237,17 +240,17 @@ fn conf(one: &NewBox, interval: u32) -> String {
          key_update_interval: {interval}\n\
          server_list_file: server_list.yaml\n\
          root_cert_file: ca.crt\n\
-         server_cert_file: box.crt\n\
-         server_key_file: box.key\n"
+         server_cert_file: server.crt\n\
+         server_key_file: server.key\n"
     )
 }
 
 /// Has the plugin's loader read what was written.
-fn prove(dir: &Path, boxes: &[NewBox]) -> Result<(), Failure> {
+fn prove(dir: &Path, servers: &[NewServer]) -> Result<(), Failure> {
     // The loader looks for relative names beside other files than this process would.
     let dir = std::path::absolute(dir)
         .map_err(|error| Failure::new(format!("{}: {error}", dir.display())))?;
-    for one in boxes {
+    for one in servers {
         let home = dir.join(one.name());
         let dirs = Dirs { working: home.clone(), install: home.clone(), config: home.clone() };
         let conf = home.join("server_conf.yaml");
@@ -265,31 +268,31 @@ fn prove(dir: &Path, boxes: &[NewBox]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn next_steps(dir: &Path, boxes: &[NewBox]) -> String {
+fn next_steps(dir: &Path, servers: &[NewServer]) -> String {
     let shown = dir.display();
-    let many = match boxes.len() {
-        1 | 2 => "\nThree boxes are the least that survive the death of one.\n",
+    let many = match servers.len() {
+        1 | 2 => "\nThree servers are the least that survive the death of one.\n",
         _ => "",
     };
-    let copies: String = boxes
+    let copies: String = servers
         .iter()
         .map(|one| {
             let (name, address) = (one.name(), &one.address);
-            format!("  {shown}/{name}/  for the box at {address}, port {}\n", one.port)
+            format!("  {shown}/{name}/  for the server at {address}, port {}\n", one.port)
         })
         .collect();
     format!(
         "Made {shown}:\n\n{copies}\n\
-         On each box:\n\
+         On each server:\n\
          1. Copy its directory to {HOME}/ in Traffic Server's configuration directory, for example\n   \
             /etc/trafficserver/{HOME}/, and give it to the user that runs Traffic Server:\n   \
             chown -R trafficserver: /etc/trafficserver/{HOME}\n\
          2. Add the line of its plugin.config to Traffic Server's plugin.config.\n\
          3. stekctl check /etc/trafficserver/{HOME}/server_conf.yaml\n\
-         4. Let the boxes reach each other on these ports, and nobody else. Restart Traffic \
+         4. Let the servers reach each other on these ports, and nobody else. Restart Traffic \
             Server.\n\
-         Then, on any box: stekctl status; stekctl doctor\n{many}\n\
-         Keep {shown}/ca/ca.key off the boxes: whoever has it can make itself a box.\n"
+         Then, on any server: stekctl status; stekctl doctor\n{many}\n\
+         Keep {shown}/ca/ca.key off the servers: whoever has it can make itself a server.\n"
     )
 }
 
@@ -299,8 +302,8 @@ mod tests {
 
     fn made(addresses: &[&str]) -> Result<Vec<(String, u16)>, String> {
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        let boxes = boxes(&addresses, 10001).map_err(|failure| failure.0.join(" "))?;
-        Ok(boxes.into_iter().map(|one| (one.address, one.port)).collect())
+        let servers = servers(&addresses, 10001).map_err(|failure| failure.0.join(" "))?;
+        Ok(servers.into_iter().map(|one| (one.address, one.port)).collect())
     }
 
     #[test]
@@ -326,6 +329,6 @@ mod tests {
         }
         let why = made(&["10.0.0.1:7", "10.0.0.1:7"]).unwrap_err();
         assert!(why.contains("is given twice"), "{why}");
-        assert!(made(&["a"; MAX_BOXES + 1]).is_err());
+        assert!(made(&["a"; MAX_SERVERS + 1]).is_err());
     }
 }

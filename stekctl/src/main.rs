@@ -1,39 +1,39 @@
 //! `stekctl`, the operator's command for a fleet of Traffic Servers with the plugin stek_share.
 //!
-//! It asks and orders by way of [`stek_share::client`] and judges configurations by
-//! [`stek_share::load`], so that it says what the plugin would say. What must hold: it changes
+//! It asks and orders by way of [`stek_share::client`] and checks configurations by
+//! [`stek_share::load`], so that it says what the plugin would say. Invariants: it changes
 //! nothing but by `rotate`, `revoke` and `init`; it prints no key; it ends within the time limits
 //! that it was given.
 //!
 //! | room | what it does |
 //! |---|---|
 //! | [`cli`] | words and their meaning; help, man pages and completion come from it |
-//! | [`place`] | finds Traffic Server's directories and the plugin's configuration |
+//! | [`locate`] | finds Traffic Server's directories and the plugin's configuration |
 //! | [`check`], [`init`], [`metrics`], [`status`], [`doctor`] | those commands |
 //! | [`order`] | `rotate` and `revoke` |
-//! | [`pages`] | `man` and `completions` |
+//! | [`man`] | `man` and `completions` |
 //! | [`help`] | breaks the lines of help texts |
 //! | [`fleet`] | asks all servers |
-//! | [`verdict`] | judges their answers |
+//! | [`health`] | checks their answers |
 //! | [`pki`] | certificates for `init` |
-//! | [`screen`], [`outcome`] | colour and tables; exit codes |
+//! | [`output`], [`exit_code`] | colour and tables; exit codes |
 
 mod check;
 mod cli;
 mod doctor;
+mod exit_code;
 mod fleet;
+mod health;
 mod help;
 mod init;
+mod locate;
+mod man;
 mod metrics;
 mod order;
-mod outcome;
-mod pages;
+mod output;
 mod pki;
-mod place;
 mod rights;
-mod screen;
 mod status;
-mod verdict;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -41,8 +41,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, Command};
-use outcome::{Ended, Failure, FAILED};
-use screen::{complain, styled, BAD};
+use exit_code::{Ended, Failure, FAILED};
+use output::{complain, styled, BAD};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -72,8 +72,8 @@ fn run(cli: &Cli) -> Ended {
         Command::Check(args) => check::run(args, &cli.place),
         Command::Init(args) => init::run(args),
         Command::Metrics(args) => metrics::run(args, cli.place.timeout),
-        Command::Completions { shell } => pages::completions(*shell),
-        Command::Man { dir } => pages::man(dir.as_deref()),
+        Command::Completions { shell } => man::completions(*shell),
+        Command::Man { dir } => man::man(dir.as_deref()),
         Command::Status(args) => status::run(args, &cli.place),
         Command::Rotate => order::rotate(&cli.place),
         Command::Revoke(args) => order::revoke(args, &cli.place),

@@ -1,7 +1,7 @@
 //! `metrics`: what Traffic Server's stats_over_http says of the plugin, in Prometheus's text format
 //! (version 0.0.4).
 //!
-//! Which metrics there are and what they mean is the plugin's own table's to say. What must hold:
+//! Which metrics there are and what they mean is the plugin's own table's to say. Invariants:
 //! an answer of any content and speed costs bounded time and memory, and no text of it reaches the
 //! output other than whole numbers and names that Prometheus accepts.
 
@@ -15,8 +15,8 @@ use stek_share::metrics::{Metric, PREFIX};
 use stek_share::transport::resolver::look_up;
 
 use crate::cli::MetricsArgs;
-use crate::outcome::{Ended, Failure, Outcome};
-use crate::screen::print;
+use crate::exit_code::{Ended, Failure, Outcome};
+use crate::output::print;
 
 /// The largest answer, in bytes; a Traffic Server has some 2000 metrics in 100 KiB.
 const MAX_ANSWER: usize = 16 << 20;

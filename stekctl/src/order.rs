@@ -1,6 +1,6 @@
 //! `rotate` and `revoke`: orders to the group, by way of any server.
 //!
-//! What must hold: one call gives one order to one server, so that it makes at most one key: an
+//! Invariants: one call gives one order to one server, so that it makes at most one key: an
 //! order without an answer may have been carried out.
 
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -8,10 +8,10 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use stek_share::client::{order_limit, Order};
 
 use crate::cli::{Place, RevokeArgs};
+use crate::exit_code::{Ended, Failure, Outcome};
 use crate::fleet::{address, Fleet, Server};
-use crate::outcome::{Ended, Failure, Outcome};
-use crate::place;
-use crate::screen::{print, styled, GOOD};
+use crate::locate;
+use crate::output::{print, styled, GOOD};
 
 /// A new key now.
 pub fn rotate(place: &Place) -> Ended {
@@ -47,13 +47,13 @@ fn confirmed() -> Result<bool, Failure> {
 }
 
 fn give(order: Order, place: &Place) -> Ended {
-    let loaded = place::load(&place::source(place)?)?;
+    let loaded = locate::load(&locate::source(place)?)?;
     let fleet = Fleet::new(&loaded, place.timeout)?;
     let own = loaded.settings.server_id;
     let limit = order_limit(&loaded.settings).max(place.timeout);
     let servers = fleet.ask();
     let mut willing: Vec<&Server> = servers.iter().filter(|server| may_do_it(server)).collect();
-    // This box first: the shortest way, and the one that its configuration was made for.
+    // This server first: the shortest way, and the one that its configuration was made for.
     willing.sort_by_key(|server| server.id() != own);
     let Some(server) = willing.first() else {
         let mut lines: Vec<String> = servers.iter().map(why_not).collect();

@@ -1,7 +1,7 @@
 //! An authority and certificates for a new fleet.
 //!
-//! Knows nothing of files. What must hold: every certificate has a key of its own and a serial
-//! number that needs no ledger; a leaf can be used as a TLS server and client and for nothing else.
+//! Knows nothing of files. Invariants: every certificate has a key of its own and a serial
+//! number that needs no counters; a leaf can be used as a TLS server and client and for nothing else.
 
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,7 +22,7 @@ use openssl::x509::{X509Builder, X509Name, X509NameRef, X509};
 /// The organisation in every subject.
 const ORGANISATION: &str = "stek_share";
 
-/// How far into the past certificates reach, in seconds: boxes' clocks differ.
+/// How far into the past certificates reach, in seconds: servers' clocks differ.
 const BACKDATED: i64 = 3600;
 
 /// One day in seconds.
@@ -76,7 +76,7 @@ pub fn authority(days: u32) -> Result<Identity, ErrorStack> {
     Ok(Identity { certificate: builder.build(), key })
 }
 
-/// A leaf for the box that is reached at `address`, with the common name `name`.
+/// A leaf for the server that is reached at `address`, with the common name `name`.
 ///
 /// # Errors
 /// OpenSSL failed.
@@ -136,7 +136,7 @@ fn start(
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = i64::try_from(now.as_secs()).unwrap_or(0);
     let mut serial = BigNum::new()?;
-    // 127 bits: unique without a ledger, and positive in DER.
+    // 127 bits: unique without a counters, and positive in DER.
     serial.rand(127, MsbOption::MAYBE_ZERO, false)?;
     let serial = serial.to_asn1_integer()?;
     let from = Asn1Time::from_unix(now - BACKDATED)?;

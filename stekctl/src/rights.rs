@@ -1,6 +1,6 @@
 //! Which user runs the Traffic Server that is meant.
 //!
-//! Looking at files as that user is for [`crate::place`].
+//! Looking at files as that user is for [`crate::locate`].
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 use stek_share::host::identity::{self, User};
 
 use crate::doctor::{ats, machine};
-use crate::place;
+use crate::locate;
 
 /// The user that runs the Traffic Server of this configuration directory, for root, who may read what
 /// that user may not: of the process that runs, or else of the records. `None` if it is the present one.
@@ -16,7 +16,7 @@ pub fn server_user(config: &Path, proc: &Path) -> Option<User> {
     if !identity::is_root() {
         return None;
     }
-    let usual = place::usual().is_some_and(|usual| usual == config);
+    let usual = locate::usual().is_some_and(|usual| usual == config);
     let user = match machine::servers(proc, config, usual).first() {
         Some(pid) => user_of_process(&proc.join(pid.to_string()))?,
         None => user_named(&ats::record(config, "proxy.config.admin.user_id")?)?,

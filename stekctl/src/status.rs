@@ -5,14 +5,14 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{json, Value};
-use stek_share::client::{BoxStatus, ClientPolicy, KeyInUse, Role, SitePolicy, TicketScope};
+use stek_share::client::{ClientPolicy, KeyInUse, Role, ServerStatus, SitePolicy, TicketScope};
 
 use crate::cli::{Place, StatusArgs};
+use crate::exit_code::Ended;
 use crate::fleet::{address, Fleet, Server};
-use crate::outcome::Ended;
-use crate::place;
-use crate::screen::{print, style_of, styled, Field, Table, BAD, DOUBTFUL, GOOD};
-use crate::verdict::{self, Reason};
+use crate::health::{self, Reason};
+use crate::locate;
+use crate::output::{print, style_of, styled, Field, Table, BAD, DOUBTFUL, GOOD};
 
 /// How often to look again at what is also so for a moment in a fleet that is well, and how long
 /// to rest before: an election takes some 300 ms with the default timers, a handover less.
@@ -34,14 +34,14 @@ pub struct Look {
     pub reasons: Vec<Reason>,
 }
 
-/// Asks, judges and prints, once or again and again.
+/// Asks, checks and prints, once or again and again.
 pub fn run(args: &StatusArgs, place: &Place) -> Ended {
-    let loaded = place::load(&place::source(place)?)?;
+    let loaded = locate::load(&locate::source(place)?)?;
     let fleet = Fleet::new(&loaded, place.timeout)?;
     let clears = args.watch.is_some() && !args.json && io::stdout().is_terminal();
     loop {
         let look = look(&fleet, |_| {});
-        let outcome = verdict::outcome(&look.reasons);
+        let outcome = health::outcome(&look.reasons);
         let text = match args.json {
             true => format!("{}\n", as_json(&look)),
             false => as_text(&look),
@@ -55,14 +55,14 @@ pub fn run(args: &StatusArgs, place: &Place) -> Ended {
 }
 
 /// Asks all servers. What may be the matter of a moment is looked at again. `adjust` takes from an
-/// answer what is not to be judged.
-pub fn look(fleet: &Fleet, adjust: impl Fn(&mut BoxStatus)) -> Look {
+/// answer what is not to be checked.
+pub fn look(fleet: &Fleet, adjust: impl Fn(&mut ServerStatus)) -> Look {
     let mut left = SECOND_LOOKS;
     loop {
         let mut servers = fleet.ask();
         let answers = servers.iter_mut().filter_map(|server| server.answer.as_mut().ok());
         answers.for_each(|(status, _)| adjust(status));
-        let reasons = verdict::reasons(&servers);
+        let reasons = health::reasons(&servers);
         if left == 0 || !reasons.iter().any(|reason| reason.may_pass) {
             return Look { servers, reasons };
         }
@@ -72,7 +72,7 @@ pub fn look(fleet: &Fleet, adjust: impl Fn(&mut BoxStatus)) -> Look {
 }
 
 fn as_text(look: &Look) -> String {
-    let outcome = verdict::outcome(&look.reasons);
+    let outcome = health::outcome(&look.reasons);
     let mut text = format!("{}: {}\n\n", styled(outcome.word(), style_of(outcome)), summary(look));
     text += &table(&look.servers).render();
     if !look.reasons.is_empty() {
@@ -87,7 +87,7 @@ fn as_text(look: &Look) -> String {
 
 /// One line: who answers, the newest key, who leads.
 fn summary(look: &Look) -> String {
-    let answers: Vec<&BoxStatus> = look.servers.iter().filter_map(Server::status).collect();
+    let answers: Vec<&ServerStatus> = look.servers.iter().filter_map(Server::status).collect();
     let newest = answers.iter().filter_map(|status| status.keys.current.map(|k| k.generation));
     let leader = answers.iter().find(|status| status.group.role == Role::Leader);
     format!(
@@ -107,7 +107,7 @@ fn summary(look: &Look) -> String {
 }
 
 /// What the servers bind sessions to; nothing where none is in a Traffic Server.
-fn scopes(answers: &[&BoxStatus]) -> String {
+fn scopes(answers: &[&ServerStatus]) -> String {
     let scopes = answers.iter().filter_map(|status| status.host.ticket_scope);
     let mut words: Vec<&str> = scopes.map(TicketScope::word).collect();
     words.sort_unstable();
@@ -138,11 +138,11 @@ fn table(servers: &[Server]) -> Table {
                 role_field(status),
                 doubt(
                     status.keys.current.map(|key| key.generation) != newest,
-                    verdict::generation(status),
+                    health::generation(status),
                 ),
                 Field::new(keys(status)),
-                Field::new(verdict::span(status.keys.age_ms)),
-                Field::new(verdict::span(status.keys.next_ms)),
+                Field::new(health::span(status.keys.age_ms)),
+                Field::new(health::span(status.keys.next_ms)),
                 Field::new(status.software.clone()),
                 doubt(
                     Some(status.list.version) != version,
@@ -160,7 +160,7 @@ fn table(servers: &[Server]) -> Table {
     table
 }
 
-fn role_field(status: &BoxStatus) -> Field {
+fn role_field(status: &ServerStatus) -> Field {
     let field = Field::new(status.group.role.word());
     match status.group.role {
         Role::Leader => field.style(GOOD),
@@ -170,7 +170,7 @@ fn role_field(status: &BoxStatus) -> Field {
 }
 
 /// Fingerprints: the one that encrypts, those that still decrypt, `+` and the staged one.
-fn keys(status: &BoxStatus) -> String {
+fn keys(status: &ServerStatus) -> String {
     let keys = &status.keys;
     let held = keys.current.iter().chain(&keys.previous).map(|key| key.fingerprint.to_string());
     let staged = keys.staged.iter().map(|key| format!("+{}", key.fingerprint));
@@ -195,7 +195,7 @@ fn as_json(look: &Look) -> Value {
         .iter()
         .map(|reason| json!({ "outcome": reason.outcome.word(), "words": reason.words }));
     json!({
-        "outcome": verdict::outcome(&look.reasons).word(),
+        "outcome": health::outcome(&look.reasons).word(),
         "reasons": reasons.collect::<Vec<_>>(),
         "servers": look.servers.iter().map(server_json).collect::<Vec<_>>(),
     })
@@ -220,8 +220,8 @@ fn server_json(server: &Server) -> Value {
     }
 }
 
-fn answer_json(status: &BoxStatus, took: Duration) -> Value {
-    let BoxStatus { group, keys, list, certificate, host, .. } = status;
+fn answer_json(status: &ServerStatus, took: Duration) -> Value {
+    let ServerStatus { group, keys, list, certificate, host, .. } = status;
     let key = |key: &stek_share::client::KeyStatus| json!({ "generation": key.generation.0, "fingerprint": key.fingerprint.to_string() });
     let counts = |counts: &[(String, u64)]| -> Value {
         counts.iter().map(|(word, count)| (word.clone(), json!(count))).collect()
@@ -235,7 +235,7 @@ fn answer_json(status: &BoxStatus, took: Duration) -> Value {
         "role": group.role.word(),
         "leader": group.leader.map(|id| id.0),
         "term": group.term,
-        "history": group.history.map(|id| id.to_string()),
+        "cluster_id": group.cluster_id.map(|id| id.to_string()),
         "quorum": group.quorum,
         "elections": group.elections,
         "rotations": group.rotations,

@@ -6,8 +6,8 @@ use std::os::unix::fs::{chown, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use kit::run_dir::RunDir;
-use kit::{Error, Result};
+use testkit::run_dir::RunDir;
+use testkit::{Error, Result};
 
 fn stekctl(words: &[&str]) -> Result<Output> {
     Ok(Command::new(env!("CARGO_BIN_EXE_stekctl")).args(words).stdin(Stdio::null()).output()?)
@@ -29,17 +29,17 @@ fn expect(words: &[&str], code: i32, parts: &[&str]) -> Result<String> {
     }
 }
 
-/// The directory of the first box of a new fleet.
-fn first_box(dir: &RunDir) -> Result<std::path::PathBuf> {
+/// The directory of the first server of a new fleet.
+fn first_server(dir: &RunDir) -> Result<std::path::PathBuf> {
     let made = dir.join("fleet");
-    expect(&["init", text(&made), "127.0.0.1", "127.0.0.1"], 0, &["Three boxes are the least"])?;
-    Ok(made.join("box-1"))
+    expect(&["init", text(&made), "127.0.0.1", "127.0.0.1"], 0, &["Three servers are the least"])?;
+    Ok(made.join("server-1"))
 }
 
 #[test]
 fn check_says_what_the_plugin_says_of_each_kind_of_bad_file() -> Result<()> {
     let dir = RunDir::new("ctl-check")?;
-    let home = first_box(&dir)?;
+    let home = first_server(&dir)?;
     let conf = home.join("server_conf.yaml");
     let words = ["check", text(&conf)];
     expect(&words, 0, &["usable: server 1 of 2; certificate /O=stek_share/CN=stek-share-1"])?;
@@ -73,7 +73,7 @@ fn check_says_what_the_plugin_says_of_each_kind_of_bad_file() -> Result<()> {
             &["warning: ", "ticket_keyz", "usable: "],
         ),
         ("server_list.yaml", "port: 10002", "port: 10001", 2, &["server_list.yaml line "]),
-        ("box.key", "BEGIN", "BEGUN", 2, &["server_key_file: ", "holds no private key"]),
+        ("server.key", "BEGIN", "BEGUN", 2, &["server_key_file: ", "holds no private key"]),
     ];
     for (file, from, to, code, parts) in cases {
         let path = home.join(file);
@@ -82,7 +82,7 @@ fn check_says_what_the_plugin_says_of_each_kind_of_bad_file() -> Result<()> {
         assert_ne!(bad, good, "{file} has no {from:?}");
         fs::write(&path, &bad)?;
         let said = expect(&words, code, parts)?;
-        let secret = fs::read_to_string(home.join("box.key"))?;
+        let secret = fs::read_to_string(home.join("server.key"))?;
         let leaked = secret.lines().find(|line| !line.contains("---") && said.contains(line));
         assert!(leaked.is_none(), "{said}");
         fs::write(&path, good)?;
@@ -97,7 +97,7 @@ fn check_says_what_the_plugin_says_of_each_kind_of_bad_file() -> Result<()> {
 #[test]
 fn check_tells_what_a_shared_subject_means() -> Result<()> {
     let dir = RunDir::new("ctl-subjects")?;
-    let home = first_box(&dir)?;
+    let home = first_server(&dir)?;
     let (conf, list) = (home.join("server_conf.yaml"), home.join("server_list.yaml"));
     let words = ["check", text(&conf)];
     let said = expect(&words, 0, &["usable: "])?;
@@ -123,11 +123,11 @@ fn check_tells_what_a_shared_subject_means() -> Result<()> {
 #[test]
 fn init_overwrites_nothing_and_leaves_nothing_half_done() -> Result<()> {
     let dir = RunDir::new("ctl-init")?;
-    let home = first_box(&dir)?;
-    let key = fs::read(home.join("box.key"))?;
+    let home = first_server(&dir)?;
+    let key = fs::read(home.join("server.key"))?;
     let made = dir.join("fleet");
     expect(&["init", text(&made), "10.0.0.1"], 3, &["is not empty; nothing was written"])?;
-    assert_eq!(fs::read(home.join("box.key"))?, key);
+    assert_eq!(fs::read(home.join("server.key"))?, key);
     let file = dir.join("file");
     fs::write(&file, "mine")?;
     expect(&["init", text(&file), "10.0.0.1"], 3, &["nothing was written"])?;
@@ -137,11 +137,11 @@ fn init_overwrites_nothing_and_leaves_nothing_half_done() -> Result<()> {
     expect(&["init", text(&dir.join("bad")), "10.0.0.300"], 3, &["\"10.0.0.300\": "])?;
     let empty = dir.join("empty");
     fs::create_dir(&empty)?;
-    expect(&["init", text(&empty), "box1.example", "[2001:db8::1]:7", "--days", "3"], 0, &[])?;
-    let list = fs::read_to_string(empty.join("box-2/server_list.yaml"))?;
-    assert!(list.contains("address: \"box1.example\"\n  port: 10001\n"), "{list}");
+    expect(&["init", text(&empty), "server1.example", "[2001:db8::1]:7", "--days", "3"], 0, &[])?;
+    let list = fs::read_to_string(empty.join("server-2/server_list.yaml"))?;
+    assert!(list.contains("address: \"server1.example\"\n  port: 10001\n"), "{list}");
     assert!(list.contains("address: \"2001:db8::1\"\n  port: 7\n"), "{list}");
-    let conf = empty.join("box-2/server_conf.yaml");
+    let conf = empty.join("server-2/server_conf.yaml");
     // A certificate for three days is warned of on the last one only.
     expect(&["check", text(&conf)], 0, &["usable: "])?;
     let left: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|e| e.file_name()).collect();
@@ -156,7 +156,7 @@ fn init_takes_a_relative_directory() -> Result<()> {
     let output = command.current_dir(dir.path()).args(["init", "fleet", "10.0.0.1"]).output()?;
     assert!(output.status.success(), "{output:?}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_stekctl"));
-    let words = ["check", "fleet/box-1/server_conf.yaml"];
+    let words = ["check", "fleet/server-1/server_conf.yaml"];
     let output = command.current_dir(dir.path()).args(words).output()?;
     assert!(output.status.success(), "{output:?}");
     dir.done()
@@ -165,7 +165,7 @@ fn init_takes_a_relative_directory() -> Result<()> {
 #[test]
 fn a_configuration_is_found_or_asked_for() -> Result<()> {
     let dir = RunDir::new("ctl-place")?;
-    let home = first_box(&dir)?;
+    let home = first_server(&dir)?;
     let etc = dir.join("etc");
     fs::create_dir(&etc)?;
     let place = ["--ats-config", text(&etc), "--timeout", "0.5", "status"];
@@ -202,7 +202,7 @@ fn metrics_are_read_from_standard_input() -> Result<()> {
 }
 
 #[test]
-fn wrong_words_are_no_verdict_on_a_fleet() -> Result<()> {
+fn wrong_words_are_no_result_on_a_fleet() -> Result<()> {
     for words in [&["frobnicate"][..], &[], &["status", "--watch=0"], &["init"], &["man", "a", "b"]]
     {
         expect(words, 3, &["--help"])?;
@@ -241,7 +241,7 @@ fn check_and_doctor_look_with_the_rights_of_the_servers_user() -> Result<()> {
         return Ok(());
     }
     let dir = RunDir::new("ctl-user")?;
-    let home = first_box(&dir)?;
+    let home = first_server(&dir)?;
     let etc = dir.join("etc");
     fs::create_dir(&etc)?;
     fs::write(
@@ -253,13 +253,13 @@ fn check_and_doctor_look_with_the_rights_of_the_servers_user() -> Result<()> {
         let open = fs::metadata(path)?.permissions().mode() | 0o055;
         fs::set_permissions(path, fs::Permissions::from_mode(open))?;
     }
-    for entry in fs::read_dir(&home)?.flatten().filter(|entry| entry.file_name() != "box.key") {
+    for entry in fs::read_dir(&home)?.flatten().filter(|entry| entry.file_name() != "server.key") {
         fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o644))?;
     }
     let conf = home.join("server_conf.yaml");
     let check = ["--ats-config", text(&etc), "check", text(&conf)];
     let doctor = ["--ats-config", text(&etc), "doctor", "--offline"];
-    let key = home.join("box.key");
+    let key = home.join("server.key");
     let denied = format!("cannot be read, at {}: permission denied", text(&key));
     expect(&check, 2, &["server_key_file", &denied, "configuration, read as user nobody"])?;
     expect(&doctor, 2, &["server_key_file", &denied])?;
@@ -277,7 +277,7 @@ fn check_and_doctor_look_with_the_rights_of_the_servers_user() -> Result<()> {
 #[test]
 fn check_foresees_what_becomes_of_the_state_file() -> Result<()> {
     let dir = RunDir::new("ctl-state")?;
-    let home = first_box(&dir)?;
+    let home = first_server(&dir)?;
     let conf = home.join("server_conf.yaml");
     let good = fs::read_to_string(&conf)?;
     let memory = Path::new("/dev/shm").join(format!("stek-ctl-state-{}", std::process::id()));

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use kit::ats::Ats;
-use kit::fleet::PEER_SUBJECT;
-use kit::pki::Request;
-use kit::run_dir::RunDir;
-use kit::tickets::KEY_LEN;
-use kit::{Error, Result};
+use testkit::ats::Ats;
+use testkit::fleet::PEER_SUBJECT;
+use testkit::pki::Request;
+use testkit::run_dir::RunDir;
+use testkit::tickets::KEY_LEN;
+use testkit::{Error, Result};
 
 use crate::stage::{authority, lines_of, plugin, reserve, resumes_its_own, works, Site};
 
@@ -23,7 +23,7 @@ const AT_ONCE: usize = 4;
 const LEFT_ALONE: &str = "stek_share does nothing: no ticket key is shared, Traffic Server's own \
                           ticket key stays in use; correct the above";
 
-/// What is done to a box in which nothing is wrong; how the one line about it begins, and the
+/// What is done to a server in which nothing is wrong; how the one line about it begins, and the
 /// remedy in it. `CONF` and `LIST` stand for the two files, `ETC` for their directory.
 type Row = (fn(&Site) -> Result<()>, &'static str, &'static str);
 
@@ -251,13 +251,13 @@ fn static_key() -> [u8; KEY_LEN] {
     std::array::from_fn(|i| (i * 31 + 5) as u8)
 }
 
-fn box_with_own_key(dir: &Path) -> Result<Site> {
+fn server_with_own_key(dir: &Path) -> Result<Site> {
     let file = dir.join("ticket.key");
-    kit::pki::write_private(&file, &static_key())?;
+    testkit::pki::write_private(&file, &static_key())?;
     Site::new(dir, |builder| builder.ticket_key(&file))
 }
 
-/// The row's words with this box's paths and port.
+/// The row's words with this server's paths and port.
 fn words(site: &Site, template: &str) -> String {
     let path = |name| site.path(name).display().to_string();
     template
@@ -340,7 +340,7 @@ fn all_refused(purpose: &str, rows: &[Row]) -> Result<()> {
     let _reserved = reserve(AT_ONCE);
     let dir = RunDir::new(purpose)?;
     try_rows(&dir, rows, |home, (harm, begin, remedy)| {
-        let site = box_with_own_key(home)?;
+        let site = server_with_own_key(home)?;
         harm(&site)?;
         check_refused(site, begin, remedy)
     });
@@ -388,7 +388,7 @@ fn what_is_worth_a_warning_keeps_the_plugin_working() -> Result<()> {
 fn a_line_of_plugin_config_without_its_argument_is_named() -> Result<()> {
     let _reserved = reserve(1);
     let dir = RunDir::new("argument")?;
-    let site = box_with_own_key(dir.path())?;
+    let site = server_with_own_key(dir.path())?;
     site.write("plugin.config", format!("{}\n", plugin().display()))?;
     check_refused(site, "plugin.config: stek_share.so takes one argument, the path of its configuration file, and was given 0", "write for instance: stek_share.so")?;
     dir.done()

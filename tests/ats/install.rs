@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use kit::ats::Ats;
-use kit::pki::Identity;
-use kit::run_dir::RunDir;
-use kit::tickets::{self, KEY_LEN};
-use kit::{Context, Result};
+use testkit::ats::Ats;
+use testkit::pki::Identity;
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, KEY_LEN};
+use testkit::{Context, Result};
 
 use crate::stage::{lines_of, plugin, reserve, works, Site, PATIENCE};
 
@@ -29,7 +29,7 @@ fn traffic_server_verifies_the_plugin() -> Result<()> {
     let _reserved = reserve(1);
     let dir = RunDir::new("verify")?;
     let site = Identity::self_signed("/CN=localhost")?.write(dir.path(), "site")?;
-    let ats = Ats::builder(&dir.join("box")).certificate(&site).build()?;
+    let ats = Ats::builder(&dir.join("server")).certificate(&site).build()?;
     let (content, said) = verify(&ats, &plugin())?;
     assert!(content, "{said}");
     let other = dir.join("other.so");
@@ -74,7 +74,7 @@ fn a_configured_ticket_key_file_is_warned_of_and_overridden() -> Result<()> {
     let _reserved = reserve(1);
     let dir = RunDir::new("key-file")?;
     let file = dir.join("ticket.key");
-    kit::pki::write_private(&file, &[7; KEY_LEN])?;
+    testkit::pki::write_private(&file, &[7; KEY_LEN])?;
     let mut site = Site::new(dir.path(), |builder| builder.ticket_key(&file))?;
     site.ats.start()?;
     site.ats.wait_ready()?;

@@ -3,15 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use kit::ats::Ats;
-use kit::fleet::{self, Plan};
-use kit::run_dir::RunDir;
-use kit::tickets::{self, TlsVersion};
-use kit::{wait, Result};
+use testkit::ats::Ats;
+use testkit::fleet::{self, Plan};
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, TlsVersion};
+use testkit::{wait, Result};
 
 use crate::stage::{lines_of, plugin, reserve, resumes_its_own, works, Site, PATIENCE};
 
-/// Another loopback address than the one that boxes have.
+/// Another loopback address than the one that servers have.
 const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// For documentation (RFC 5737), so nobody's.
 const ELSEWHERE: &str = "192.0.2.1";
@@ -28,16 +28,16 @@ fn a_port_in_use_is_told_of_and_taken_once_it_is_free() -> Result<()> {
     let port = fleet.raft_ports[2];
     let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     // The others begin, so that one of them leads: a leader need not be reached.
-    fleet.boxes[..2].iter_mut().try_for_each(Ats::start)?;
-    fleet.boxes[..2].iter_mut().try_for_each(Ats::wait_ready)?;
+    fleet.servers[..2].iter_mut().try_for_each(Ats::start)?;
+    fleet.servers[..2].iter_mut().try_for_each(Ats::wait_ready)?;
     let key = fleet::wait_one_key(&fleet.https()[..2], None, PATIENCE)?;
-    fleet.boxes[2].start()?;
-    fleet.boxes[2].wait_ready()?;
-    let kept_out = &fleet.boxes[2];
-    kept_out.wait_diags("trying again, no peer reaches this box until then", PATIENCE)?;
+    fleet.servers[2].start()?;
+    fleet.servers[2].wait_ready()?;
+    let kept_out = &fleet.servers[2];
+    kept_out.wait_diags("trying again, no peer reaches this server until then", PATIENCE)?;
     let told = format!(
         "port {port} on 127.0.0.1 is in use by another process; end that one, or change 'port' \
-         here and in the server list; trying again, no peer reaches this box until then"
+         here and in the server list; trying again, no peer reaches this server until then"
     );
     assert_eq!(lines_of(kept_out, "WARNING"), [told]);
     let own = resumes_its_own(kept_out)?;
@@ -48,7 +48,7 @@ fn a_port_in_use_is_told_of_and_taken_once_it_is_free() -> Result<()> {
     kept_out.wait_diags(&format!("listening for peers on 127.0.0.1:{port}"), PATIENCE)?;
     let matrix = tickets::matrix(&fleet.https(), TlsVersion::V12)?;
     assert!(matrix.is_full(), "{matrix}");
-    assert_eq!(lines_of(&fleet.boxes[2], "ERROR"), [""; 0]);
+    assert_eq!(lines_of(&fleet.servers[2], "ERROR"), [""; 0]);
     dir.done()
 }
 

@@ -8,7 +8,7 @@
 mod bad_input;
 mod gold;
 mod install;
-mod life;
+mod lifecycle;
 mod listening;
 mod metrics;
 mod options;

@@ -1,4 +1,4 @@
-//! The metrics of real Traffic Servers, as `traffic_ctl metric match` prints them, and what a box
+//! The metrics of real Traffic Servers, as `traffic_ctl metric match` prints them, and what a server
 //! says of itself to an operator's command: each number that can be provoked here is.
 
 use std::collections::BTreeMap;
@@ -8,12 +8,6 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use kit::ats::Ats;
-use kit::fleet::{self, Fleet, Plan};
-use kit::pki::{Authority, Identity, Request};
-use kit::ports::connect_from;
-use kit::run_dir::RunDir;
-use kit::{wait, Context, Error, Result};
 use openssl::pkey::PKey;
 use openssl::ssl::{SslConnector, SslMethod, SslStream, SslVerifyMode};
 use openssl::x509::X509;
@@ -25,6 +19,12 @@ use stek_share::metrics::{METRICS, PREFIX};
 use stek_share::transport::frame::{encode, Header, Kind, Role};
 use stek_share::transport::listener::Refusal;
 use stek_share::transport::tls::Tls;
+use testkit::ats::Ats;
+use testkit::fleet::{self, Fleet, Plan};
+use testkit::pki::{Authority, Identity, Request};
+use testkit::ports::connect_from;
+use testkit::run_dir::RunDir;
+use testkit::{wait, Context, Error, Result};
 
 use crate::stage::{plugin, reserve, PATIENCE, PEER_SUBJECT};
 
@@ -32,11 +32,11 @@ use crate::stage::{plugin, reserve, PATIENCE, PEER_SUBJECT};
 const INTERVAL: Duration = Duration::from_secs(12);
 
 /// Silent strangers at once: more than the listener bears.
-const CROWD: u8 = 80;
+const LARGE_CLUSTER: u8 = 80;
 
 type Numbers = BTreeMap<String, i64>;
 
-/// All metrics of a box, by the names of the table.
+/// All metrics of a server, by the names of the table.
 fn numbers(ats: &Ats) -> Result<Numbers> {
     let text = ats.ctl(&["metric", "match", "plugin.stek_share"])?;
     // The command also says which run root it uses.
@@ -50,7 +50,7 @@ fn numbers(ats: &Ats) -> Result<Numbers> {
         .collect()
 }
 
-/// Waits until a box's metrics are as `wanted` says; answers with them.
+/// Waits until a server's metrics are as `wanted` says; answers with them.
 fn until(ats: &Ats, what: &str, wanted: impl Fn(&Numbers) -> bool) -> Result<Numbers> {
     let mut last = Numbers::new();
     let found = wait::until(PATIENCE, what, || {
@@ -61,7 +61,7 @@ fn until(ats: &Ats, what: &str, wanted: impl Fn(&Numbers) -> bool) -> Result<Num
     found.map_err(|error| Error::new(format!("{error}; the metrics are {last:?}\n{}", ats.diags())))
 }
 
-/// A box's configuration as an operator's command reads it.
+/// A server's configuration as an operator's command reads it.
 fn loaded(ats: &Ats) -> Result<Loaded> {
     let conf = ats.etc().join("server_conf.yaml");
     let dirs = Dirs { working: ats.etc(), install: ats.etc(), config: ats.etc() };
@@ -84,22 +84,22 @@ fn every_number_moves_with_what_happens_to_a_fleet() -> Result<()> {
     let quick = quick.map(|name| format!("proxy.config.{name}_interval_ms INT 200"));
     let plan = quick.iter().fold(plan, |plan, line| plan.record(line));
     let mut fleet = plan.prepare(dir.path())?;
-    make_third_box_odd(&fleet, dir.path())?;
+    make_third_server_odd(&fleet, dir.path())?;
     fleet.start()?;
     fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
 
     let leader = all_is_well(&fleet)?;
-    the_odd_box_shows(&fleet)?;
+    the_odd_server_shows(&fleet)?;
     a_tool_sees_the_same_and_rotates(&fleet)?;
     strangers_are_counted(&fleet, (leader + 1) % 3, dir.path())?;
     the_rest_elects(&mut fleet, leader)?;
-    a_box_alone_goes_on_with_its_own_key(&mut fleet)?;
+    a_server_alone_goes_on_with_its_own_key(&mut fleet)?;
     dir.done()
 }
 
 /// Its list has another word for an address, and its host a site at an address of its own.
-fn make_third_box_odd(fleet: &Fleet, dir: &Path) -> Result<()> {
-    let etc = fleet.boxes[2].etc();
+fn make_third_server_odd(fleet: &Fleet, dir: &Path) -> Result<()> {
+    let etc = fleet.servers[2].etc();
     let list = etc.join("server_list.yaml");
     let text = fs::read_to_string(&list).context(list.display())?;
     fs::write(&list, text.replacen("127.0.0.1", "localhost", 1))?;
@@ -117,7 +117,7 @@ fn all_is_well(fleet: &Fleet) -> Result<usize> {
         n["generation"] >= 1 && n["installed_generation"] == n["generation"] && n["quorum"] == 1
     };
     let mut leaders = Vec::new();
-    for (index, ats) in fleet.boxes.iter().enumerate() {
+    for (index, ats) in fleet.servers.iter().enumerate() {
         let n = until(ats, "the first key", settled)?;
         let names: Vec<&str> = n.keys().map(String::as_str).collect();
         let mut known: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
@@ -144,8 +144,8 @@ fn all_is_well(fleet: &Fleet) -> Result<usize> {
     let [leader] = leaders[..] else {
         return Err(Error::new(format!("leaders are {leaders:?}")));
     };
-    let first = numbers(&fleet.boxes[0])?;
-    until(&fleet.boxes[0], "time to go by", |n| {
+    let first = numbers(&fleet.servers[0])?;
+    until(&fleet.servers[0], "time to go by", |n| {
         n["uptime_seconds"] > first["uptime_seconds"]
             && (n["key_age_seconds"] > first["key_age_seconds"]
                 || n["generation"] > first["generation"])
@@ -154,27 +154,27 @@ fn all_is_well(fleet: &Fleet) -> Result<usize> {
     Ok(leader)
 }
 
-fn the_odd_box_shows(fleet: &Fleet) -> Result<()> {
-    let all = fleet.boxes.iter().map(numbers).collect::<Result<Vec<_>>>()?;
+fn the_odd_server_shows(fleet: &Fleet) -> Result<()> {
+    let all = fleet.servers.iter().map(numbers).collect::<Result<Vec<_>>>()?;
     let of = |name: &str| all.iter().map(|n| n[name]).collect::<Vec<_>>();
     // The list of whoever led first is the agreed one.
     let differ = of("list_differs");
     assert!(differ == [0, 0, 1] || differ == [1, 1, 0], "{differ:?}");
     let hints = of("host_hints");
     assert!(hints[0] == hints[1] && hints[2] == hints[0] + 1, "{hints:?}");
-    let diags = fleet.boxes[2].diags();
+    let diags = fleet.servers[2].diags();
     assert!(diags.contains("ssl_multicert.config line 2 has a dest_ip other than *"), "{diags}");
     Ok(())
 }
 
 fn a_tool_sees_the_same_and_rotates(fleet: &Fleet) -> Result<()> {
-    let Loaded { settings, tls, .. } = loaded(&fleet.boxes[0])?;
+    let Loaded { settings, tls, .. } = loaded(&fleet.servers[0])?;
     let client = Client::new(&settings, &tls);
-    let before = numbers(&fleet.boxes[0])?;
+    let before = numbers(&fleet.servers[0])?;
     let through = &settings.members[1];
     let made = block_on(client.order(through, Order::Rotate, order_limit(&settings)));
     let made = made.map_err(|failure| Error::new(format!("rotate: {failure}")))?;
-    for (member, ats) in settings.members.iter().zip(&fleet.boxes) {
+    for (member, ats) in settings.members.iter().zip(&fleet.servers) {
         until(ats, "the rotation", |n| n["generation"] >= made.0 as i64)?;
         let (status, _) = block_on(client.status(member, STATUS_LIMIT))
             .map_err(|failure| Error::new(format!("server {}: {failure}", member.id)))?;
@@ -182,16 +182,16 @@ fn a_tool_sees_the_same_and_rotates(fleet: &Fleet) -> Result<()> {
         assert!(version.starts_with("9.2."), "the host's version is {version:?}");
         assert!(status.host.installs >= 3, "{status:?}");
     }
-    let after = numbers(&fleet.boxes[0])?;
+    let after = numbers(&fleet.servers[0])?;
     for name in ["rotations", "staged", "installs"] {
         assert!(after[name] > before[name], "{name}: {before:?}\n{after:?}");
     }
     Ok(())
 }
 
-/// One of each kind at the door of one box; see [`stek_share::transport::Cause`].
+/// One of each kind at the door of one server; see [`stek_share::transport::Cause`].
 fn strangers_are_counted(fleet: &Fleet, index: usize, dir: &Path) -> Result<()> {
-    let ats = &fleet.boxes[index];
+    let ats = &fleet.servers[index];
     let door = SocketAddr::from(([127, 0, 0, 1], fleet.raft_ports[index]));
     let before = numbers(ats)?;
     let pki = dir.join("pki");
@@ -210,13 +210,13 @@ fn strangers_are_counted(fleet: &Fleet, index: usize, dir: &Path) -> Result<()> 
     let Loaded { settings, tls, .. } = loaded(ats)?;
     let member = &settings.members[index];
     outsider_is_refused(&settings, &tls, member)?;
-    foreigner_refuses_us(&settings, member)?;
+    other_cluster_peer_refuses_us(&settings, member)?;
     let hello = Header {
         version: 1,
         role: Role::Tool,
         sender: ServerId(1),
         incarnation: 0,
-        history: [0; 16],
+        cluster_id: [0; 16],
         request: 1,
         kind: Kind::Request,
     };
@@ -228,11 +228,11 @@ fn strangers_are_counted(fleet: &Fleet, index: usize, dir: &Path) -> Result<()> 
         let _ = stream.ssl_read(&mut [0; 64]);
     }
     // One address that comes too often, and then many that say nothing.
-    for _ in 0..4 * u32::from(CROWD) {
+    for _ in 0..4 * u32::from(LARGE_CLUSTER) {
         drop(connect_from(Ipv4Addr::new(127, 5, 0, 1), door)?);
     }
     let from = |number| connect_from(Ipv4Addr::new(127, 5, 1, number), door);
-    let crowd = (1..=CROWD).map(from).collect::<std::io::Result<Vec<_>>>()?;
+    let large_cluster = (1..=LARGE_CLUSTER).map(from).collect::<std::io::Result<Vec<_>>>()?;
 
     let causes = [
         "no_certificate",
@@ -253,7 +253,7 @@ fn strangers_are_counted(fleet: &Fleet, index: usize, dir: &Path) -> Result<()> 
         causes.iter().all(|cause| n[&name(cause)] > before[&name(cause)])
             && n["handshake_failures"] >= before["handshake_failures"] + 6
     })?;
-    drop(crowd);
+    drop(large_cluster);
     let sum: i64 =
         after.iter().filter(|(n, _)| n.starts_with("refused_peers_")).map(|(_, v)| v).sum();
     assert_eq!(after["refused_peers"], sum);
@@ -272,8 +272,8 @@ fn outsider_is_refused(settings: &Settings, tls: &Tls, member: &Member) -> Resul
     }
 }
 
-/// A client of another root, which turns its back on this box's certificate.
-fn foreigner_refuses_us(settings: &Settings, member: &Member) -> Result<()> {
+/// A client of another root, which turns its back on this server's certificate.
+fn other_cluster_peer_refuses_us(settings: &Settings, member: &Member) -> Result<()> {
     let elsewhere = Authority::new("/CN=elsewhere")?;
     let own = elsewhere.issue(&Request::new(PEER_SUBJECT))?;
     let (root, chain) = (elsewhere.identity.certificate.to_pem()?, own.certificate.to_pem()?);
@@ -281,7 +281,7 @@ fn foreigner_refuses_us(settings: &Settings, member: &Member) -> Result<()> {
         .map_err(|e| Error::new(e.to_string()))?;
     match block_on(Client::new(settings, &tls).status(member, STATUS_LIMIT)) {
         Err(Failure::TheirCertificate(_)) => Ok(()),
-        other => Err(Error::new(format!("a foreigner got {other:?}"))),
+        other => Err(Error::new(format!("a peer of another cluster got {other:?}"))),
     }
 }
 
@@ -309,10 +309,10 @@ fn shake_hands(door: SocketAddr, identity: Option<&Identity>) -> Result<SslStrea
 
 /// Without their leader the two that are left have another.
 fn the_rest_elects(fleet: &mut Fleet, leader: usize) -> Result<()> {
-    let before = fleet.boxes.iter().map(numbers).collect::<Result<Vec<_>>>()?;
-    fleet.boxes[leader].kill9();
+    let before = fleet.servers.iter().map(numbers).collect::<Result<Vec<_>>>()?;
+    fleet.servers[leader].kill9();
     let mut stood = 0;
-    for (index, ats) in fleet.boxes.iter().enumerate().filter(|(index, _)| *index != leader) {
+    for (index, ats) in fleet.servers.iter().enumerate().filter(|(index, _)| *index != leader) {
         let gone = leader as i64 + 1;
         let n = until(ats, "another leader", |n| n["leader_id"] != gone && n["leader_id"] != -1)?;
         assert!(n["term"] > before[index]["term"], "{n:?}");
@@ -322,13 +322,13 @@ fn the_rest_elects(fleet: &mut Fleet, leader: usize) -> Result<()> {
             until(ats, "one peer to be missed", |n| n["peers_reachable"] == 1)?;
         }
     }
-    assert!(stood >= 1, "somebody stood for election");
+    assert!(stood >= 1, "somebody campaigned");
     Ok(())
 }
 
-fn a_box_alone_goes_on_with_its_own_key(fleet: &mut Fleet) -> Result<()> {
+fn a_server_alone_goes_on_with_its_own_key(fleet: &mut Fleet) -> Result<()> {
     let mut left: Vec<&mut Ats> =
-        fleet.boxes.iter_mut().filter_map(|ats| ats.is_running().then_some(ats)).collect();
+        fleet.servers.iter_mut().filter_map(|ats| ats.is_running().then_some(ats)).collect();
     let [other, alone] = &mut left[..] else { return Err(Error::new("not two are left")) };
     other.kill9();
     until(alone, "the majority to be missed", |n| {

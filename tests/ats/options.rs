@@ -5,11 +5,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use kit::fleet::{self, Plan};
-use kit::run_dir::RunDir;
-use kit::tickets::{self, TlsVersion};
-use kit::{wait, Result};
 use stek_share::core::config::OPTIONS;
+use testkit::fleet::{self, Plan};
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, TlsVersion};
+use testkit::{wait, Result};
 
 use crate::stage::{plugin, reserve, PATIENCE};
 
@@ -18,7 +18,7 @@ const TESTED: &[(&str, &str, &str)] = &[
     (
         "server_id",
         "tests/ats/life.rs",
-        "three_boxes_share_rotate_lose_their_leader_and_get_it_back",
+        "three_servers_share_rotate_lose_their_leader_and_get_it_back",
     ),
     ("address", "tests/ats/listening.rs", "it_listens_at_its_address_only"),
     ("port", "tests/ats/listening.rs", "a_port_in_use_is_told_of_and_taken_once_it_is_free"),
@@ -40,7 +40,7 @@ const TESTED: &[(&str, &str, &str)] = &[
     (
         "election_timeout_upper_bound",
         "tests/cluster/options.rs",
-        "election_timeout_upper_bound_is_how_long_a_silent_box_is_waited_for",
+        "election_timeout_upper_bound_is_how_long_a_silent_server_is_waited_for",
     ),
     (
         "reserved_log_items",
@@ -79,18 +79,18 @@ const TESTED: &[(&str, &str, &str)] = &[
     (
         "handover_timeout",
         "tests/cluster/handover.rs",
-        "a_box_that_cannot_install_holds_the_handover_up_for_its_timeout_and_is_named",
+        "a_server_that_cannot_install_holds_the_handover_up_for_its_timeout_and_is_named",
     ),
     (
         "startup_wait",
         "tests/ats/startup.rs",
-        "a_returning_box_serves_its_first_handshake_with_the_groups_keys",
+        "a_returning_server_serves_its_first_handshake_with_the_groups_keys",
     ),
     ("ticket_keys", "tests/ats/options.rs", "ticket_keys_is_how_many_keys_decrypt"),
     (
         "max_key_age",
         "tests/cluster/age.rs",
-        "without_a_quorum_a_box_goes_on_with_keys_of_its_own_and_comes_back_by_itself",
+        "without_a_quorum_a_server_goes_on_with_keys_of_its_own_and_comes_back_by_itself",
     ),
     ("state_dir", "tests/cluster/state.rs", "all_restarted_at_once_keep_both_keys"),
     (
@@ -126,7 +126,7 @@ fn asio_thread_pool_size_is_the_number_of_workers() -> Result<()> {
         let dir = RunDir::new("workers")?;
         let plan = Plan::new(1, &plugin(), Duration::from_secs(3600));
         let fleet = plan.option("asio_thread_pool_size", &workers.to_string()).start(dir.path())?;
-        let pid = fleet.boxes[0].pid()?;
+        let pid = fleet.servers[0].pid()?;
         // A resolver's thread bears the same name for the few seconds of its life.
         wait::until(PATIENCE, "as many workers as the option says", || {
             Ok((threads_named(pid, "stek_worker")? == workers).then_some(()))
@@ -142,12 +142,12 @@ fn outlives_two_rotations(ticket_keys: &str) -> Result<bool> {
     let dir = RunDir::new("ticket-keys")?;
     let plan = Plan::new(1, &plugin(), Duration::from_secs(3));
     let fleet = plan.option("ticket_keys", ticket_keys).start(dir.path())?;
-    fleet.boxes[0].wait_diags("(generation 1)", PATIENCE)?;
-    let ticket = tickets::take(fleet.boxes[0].https(), TlsVersion::V12)?;
+    fleet.servers[0].wait_diags("(generation 1)", PATIENCE)?;
+    let ticket = tickets::take(fleet.servers[0].https(), TlsVersion::V12)?;
     let second = fleet::wait_one_key(&fleet.https(), Some(&ticket.key_name), PATIENCE)?;
-    assert!(tickets::offer(fleet.boxes[0].https(), &ticket)?.resumed, "{ticket_keys} keys");
+    assert!(tickets::offer(fleet.servers[0].https(), &ticket)?.resumed, "{ticket_keys} keys");
     fleet::wait_one_key(&fleet.https(), Some(&second), PATIENCE)?;
-    let resumed = tickets::offer(fleet.boxes[0].https(), &ticket)?.resumed;
+    let resumed = tickets::offer(fleet.servers[0].https(), &ticket)?.resumed;
     dir.done()?;
     Ok(resumed)
 }

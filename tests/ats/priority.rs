@@ -7,22 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::ats::Ats;
-use kit::fleet::{self, Fleet, Plan};
-use kit::pki::{Identity, Request};
-use kit::run_dir::RunDir;
-use kit::tickets::{self, TlsVersion};
-use kit::{wait, Error, Result};
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use stek_share::host::priority::STEPS;
 use stek_share::transport::HANDSHAKE_LIMIT;
+use testkit::ats::Ats;
+use testkit::fleet::{self, Fleet, Plan};
+use testkit::pki::{Identity, Request};
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, TlsVersion};
+use testkit::{wait, Error, Result};
 
 use crate::stage::{plugin, reserve_all, PATIENCE, PEER_SUBJECT};
 use crate::strangers::{groups_authority, leader, leadership};
 
 /// Busy threads for each processor, of the priority of Traffic Server's own.
 const BUSY: usize = 4;
-/// Handshakes that are timed at each box.
+/// Handshakes that are timed at each server.
 const HANDSHAKES: usize = 10;
 
 /// Name and step of nice(2) of each thread of a server.
@@ -53,7 +53,7 @@ fn only_workers_give_way(ats: &Ats) -> Result<()> {
     Ok(())
 }
 
-/// How long a handshake with the box at this port takes whoever has a good certificate.
+/// How long a handshake with the server at this port takes whoever has a good certificate.
 fn shake_hands(port: u16, identity: &Identity) -> Result<Duration> {
     let mut builder = SslConnector::builder(SslMethod::tls_client())?;
     builder.set_verify(SslVerifyMode::NONE);
@@ -90,10 +90,10 @@ fn while_busy<T>(count: usize, work: impl FnOnce() -> T) -> T {
 
 fn a_follower_returns(fleet: &mut Fleet, away: usize) -> Result<Duration> {
     let before = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
-    fleet.boxes[away].kill9();
+    fleet.servers[away].kill9();
     let begun = Instant::now();
-    fleet.boxes[away].start()?;
-    fleet.boxes[away].wait_ready()?;
+    fleet.servers[away].start()?;
+    fleet.servers[away].wait_ready()?;
     assert_eq!(fleet::wait_one_key(&fleet.https(), None, PATIENCE)?, before);
     Ok(begun.elapsed())
 }
@@ -108,7 +108,7 @@ fn a_busy_machine_keeps_its_leader_and_takes_a_server_back() -> Result<()> {
         .option("election_timeout_upper_bound", "2000")
         .start(dir.path())?;
     fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
-    fleet.boxes.iter().try_for_each(only_workers_give_way)?;
+    fleet.servers.iter().try_for_each(only_workers_give_way)?;
     let identity = groups_authority(&dir.join("pki"))?.issue(&Request::new(PEER_SUBJECT))?;
     let (before, said) = (leader(&fleet)?, leadership(&fleet));
     let away = (before.index + 1) % 3;
@@ -131,7 +131,7 @@ fn a_busy_machine_keeps_its_leader_and_takes_a_server_back() -> Result<()> {
     let others = |lines: Vec<String>| lines.iter().filter(|line| !said.contains(line)).count();
     // Whoever came back learns who leads, once; nobody else has anything to say.
     assert!(others(leadership(&fleet)) <= 1, "{:?}", leadership(&fleet));
-    for ats in &fleet.boxes {
+    for ats in &fleet.servers {
         assert!(!ats.diags().contains("took too long"), "{}", ats.diags());
     }
     let matrix = tickets::matrix(&fleet.https(), TlsVersion::V13)?;

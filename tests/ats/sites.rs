@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use kit::fleet::{self, Fleet, Plan};
-use kit::pki::{Authority, Identity, Request};
-use kit::run_dir::RunDir;
-use kit::sites::Visit;
-use kit::tickets::{Ticket, TlsVersion};
-use kit::Result;
+use testkit::fleet::{self, Fleet, Plan};
+use testkit::pki::{Authority, Identity, Request};
+use testkit::run_dir::RunDir;
+use testkit::sites::Visit;
+use testkit::tickets::{Ticket, TlsVersion};
+use testkit::Result;
 
 use crate::stage::{plugin, reserve, PATIENCE};
 
@@ -88,26 +88,30 @@ impl Sites {
             .record("proxy.config.ssl.server.max_early_data INT 16384")
             .manager();
         let mut fleet = plan.prepare(dir)?;
-        for ats in &fleet.boxes {
+        for ats in &fleet.servers {
             fs::write(ats.etc().join("sni.yaml"), SNI)?;
         }
         tune(&fleet);
-        fleet.boxes.iter_mut().try_for_each(kit::ats::Ats::start)?;
+        fleet.servers.iter_mut().try_for_each(testkit::ats::Ats::start)?;
         let client = authority.issue(&Request::new("/CN=client"))?;
         let sites = Sites { fleet, client };
         for server in 0..size {
-            kit::wait::until(kit::ats::START_LIMIT, "an answer with a certificate", || {
-                let visit = Visit::new(sites.address(server), TlsVersion::V13, "plain.test");
-                let visited = visit.identity(&sites.client).go();
-                Ok(visited.is_ok_and(|visited| visited.is_answered()).then_some(()))
-            })?;
-            sites.fleet.boxes[server].wait_diags("(generation 1)", PATIENCE)?;
+            testkit::wait::until(
+                testkit::ats::START_LIMIT,
+                "an answer with a certificate",
+                || {
+                    let visit = Visit::new(sites.address(server), TlsVersion::V13, "plain.test");
+                    let visited = visit.identity(&sites.client).go();
+                    Ok(visited.is_ok_and(|visited| visited.is_answered()).then_some(()))
+                },
+            )?;
+            sites.fleet.servers[server].wait_diags("(generation 1)", PATIENCE)?;
         }
         Ok(sites)
     }
 
     fn address(&self, server: usize) -> SocketAddr {
-        self.fleet.boxes[server].https()
+        self.fleet.servers[server].https()
     }
 
     fn visit<'a>(&self, place: Place, version: TlsVersion) -> Visit<'a> {
@@ -126,13 +130,13 @@ impl Sites {
             assert!(visited.is_answered() && !visited.resumed, "{place}: {visited:?}");
             Ok((*place, visited.ticket.expect("a ticket")))
         };
-        PLACES.iter().filter(|place| place.server < self.fleet.boxes.len()).map(take).collect()
+        PLACES.iter().filter(|place| place.server < self.fleet.servers.len()).map(take).collect()
     }
 }
 
 /// The third server demands a certificate of everybody.
 fn demand_everywhere(fleet: &Fleet) {
-    let etc = fleet.boxes[2].etc();
+    let etc = fleet.servers[2].etc();
     fs::write(etc.join("sni.yaml"), "sni: []\n").unwrap();
     append(&etc.join("records.config"), "CONFIG proxy.config.ssl.client.certification_level INT 2");
 }
@@ -159,7 +163,7 @@ struct Found {
 impl Found {
     fn look(&mut self, sites: &Sites, tickets: &[(Place, Ticket)], early: bool) -> Result<()> {
         for (issuer, ticket) in tickets {
-            for victim in PLACES.iter().filter(|place| place.server < sites.fleet.boxes.len()) {
+            for victim in PLACES.iter().filter(|place| place.server < sites.fleet.servers.len()) {
                 let visit = sites.visit(*victim, ticket.version).ticket(ticket);
                 let visited = if early { visit.early().go()? } else { visit.go()? };
                 let what = format!("{}: {issuer} -> {victim}: {visited:?}", ticket.version);
@@ -197,9 +201,9 @@ fn offer_everything(scope: &str) -> Result<Found> {
             // The third server answers nobody without a certificate.
             let open = &sites.fleet.https()[..2];
             let old = fleet::wait_one_key(open, None, PATIENCE)?;
-            sites.fleet.boxes[0].ctl(&["plugin", "msg", "stek_share", "rotate"])?;
+            sites.fleet.servers[0].ctl(&["plugin", "msg", "stek_share", "rotate"])?;
             fleet::wait_one_key(open, Some(&old), PATIENCE)?;
-            sites.fleet.boxes[2].wait_diags("(generation 2)", PATIENCE)?;
+            sites.fleet.servers[2].wait_diags("(generation 2)", PATIENCE)?;
         }
     }
     dir.done()?;
@@ -228,7 +232,7 @@ fn with_the_hosts_own_scope_a_session_opens_sites_that_want_a_certificate() -> R
 
 /// One group on the servers, so that a client that sends a key for another is asked again.
 fn one_group(fleet: &Fleet) {
-    for ats in &fleet.boxes {
+    for ats in &fleet.servers {
         let records = ats.etc().join("records.config");
         append(&records, "CONFIG proxy.config.ssl.server.groups_list STRING P-256");
     }
@@ -277,7 +281,7 @@ fn a_second_client_hello_with_another_name_opens_nothing() -> Result<()> {
 /// of authorities, its blank lines, comments and doubles, and whether a line has a dest_ip.
 fn differ(dir: &Path) -> impl Fn(&Fleet) + '_ {
     move |fleet| {
-        let (first, second) = (fleet.boxes[0].etc(), fleet.boxes[1].etc());
+        let (first, second) = (fleet.servers[0].etc(), fleet.servers[1].etc());
         let authority = |name: &str| {
             let files = Authority::new(name).unwrap().identity.write(dir, "one").unwrap();
             fs::read_to_string(files.certificate).unwrap()
@@ -291,7 +295,7 @@ fn differ(dir: &Path) -> impl Fn(&Fleet) + '_ {
         for (number, bundle) in bundles.iter().enumerate() {
             fs::write(dir.join(format!("bundle-{number}.pem")), bundle).unwrap();
             let line = "CONFIG proxy.config.ssl.CA.cert.filename STRING bundle";
-            let records = fleet.boxes[number].etc().join("records.config");
+            let records = fleet.servers[number].etc().join("records.config");
             append(&records, &format!("{line}-{number}.pem"));
         }
         let line = fs::read_to_string(first.join("ssl_multicert.config")).unwrap();

@@ -1,4 +1,4 @@
-//! What the tests here share: which plugin, how many servers at once, one box set up by hand.
+//! What the tests here share: which plugin, how many servers at once, one server set up by hand.
 
 use std::env;
 use std::fs;
@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use kit::ats::{Ats, Builder};
-use kit::pki::{Authority, Identity, Request};
-use kit::sys::lock;
-use kit::tickets::{self, fingerprint, TlsVersion};
-use kit::{ports, Context, Error, Result};
+use testkit::ats::{Ats, Builder};
+use testkit::pki::{Authority, Identity, Request};
+use testkit::sys::lock;
+use testkit::tickets::{self, fingerprint, TlsVersion};
+use testkit::{ports, Context, Error, Result};
 
-pub use kit::fleet::PEER_SUBJECT;
+pub use testkit::fleet::PEER_SUBJECT;
 
 /// Until something has happened that takes well below a second on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,7 +73,7 @@ impl Drop for Reserved {
     }
 }
 
-/// One box whose files a test changes before it starts it. In a list of its own, with certificates
+/// One server whose files a test changes before it starts it. In a list of its own, with certificates
 /// of an authority of its own; everything lies in [`Site::etc`], and nothing is wrong with it.
 pub struct Site {
     /// The server, not started yet.
@@ -86,9 +86,9 @@ pub struct Site {
 }
 
 impl Site {
-    /// A box in `dir`, whose server is `tune`d.
+    /// A server in `dir`, whose server is `tune`d.
     pub fn new(dir: &Path, tune: impl FnOnce(Builder) -> Builder) -> Result<Site> {
-        let root = dir.join("box");
+        let root = dir.join("server");
         let etc = root.join("etc");
         let site = Identity::self_signed("/CN=localhost")?.write(dir, "site")?;
         let line = format!("{} {}", plugin().display(), etc.join("server_conf.yaml").display());
@@ -120,7 +120,7 @@ impl Site {
     }
 
     pub fn write(&self, file: &str, content: impl AsRef<[u8]>) -> Result<()> {
-        kit::pki::write_private(&self.path(file), content.as_ref())
+        testkit::pki::write_private(&self.path(file), content.as_ref())
     }
 
     pub fn write_identity(&self, identity: &Identity) -> Result<()> {
@@ -145,7 +145,7 @@ pub fn authority() -> Result<Authority> {
     Authority::new("/O=stek_share tests/CN=root")
 }
 
-/// Whether the box resumes its own sessions in both versions; the name of its key.
+/// Whether the server resumes its own sessions in both versions; the name of its key.
 pub fn resumes_its_own(ats: &Ats) -> Result<tickets::KeyName> {
     let mut name = None;
     for version in TlsVersion::ALL {
@@ -158,7 +158,7 @@ pub fn resumes_its_own(ats: &Ats) -> Result<tickets::KeyName> {
     name.ok_or_else(|| Error::new("no version was tried"))
 }
 
-/// Waits until the box says that it has installed an agreed key, and until its tickets carry it.
+/// Waits until the server says that it has installed an agreed key, and until its tickets carry it.
 pub fn works(ats: &Ats) -> Result<()> {
     ats.wait_diags("(generation ", PATIENCE)?;
     let name = resumes_its_own(ats)?;

@@ -1,18 +1,18 @@
-//! `startup_wait`: whether a box serves before it has the group's keys.
+//! `startup_wait`: whether a server serves before it has the group's keys.
 
 use std::time::Duration;
 
-use kit::fleet::{self, Fleet, Plan};
-use kit::run_dir::RunDir;
-use kit::tickets::{self, Ticket, TlsVersion};
-use kit::{wait, Result};
+use testkit::fleet::{self, Fleet, Plan};
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, Ticket, TlsVersion};
+use testkit::{wait, Result};
 
 use crate::stage::{plugin, reserve, PATIENCE};
 
 /// No rotation disturbs these tests.
 const INTERVAL: Duration = Duration::from_secs(3600);
 
-/// What the plugin says about its wait, in the debug lines of a box's latest run.
+/// What the plugin says about its wait, in the debug lines of a server's latest run.
 const OUTCOMES: [&str; 4] = [
     " was there after ",
     "no majority after ",
@@ -23,7 +23,7 @@ const OUTCOMES: [&str; 4] = [
 /// The latest line about the wait.
 fn outcome(fleet: &Fleet, index: usize) -> Result<String> {
     wait::until(PATIENCE, "a line about startup_wait", || {
-        let lines = fleet.boxes[index].debug_lines();
+        let lines = fleet.servers[index].debug_lines();
         let (_, latest) = lines.rsplit_once("Generate initial STEK succeeded").unwrap_or_default();
         let mut said =
             latest.lines().filter(|line| OUTCOMES.iter().any(|part| line.contains(part)));
@@ -37,26 +37,26 @@ fn millis_in(line: &str) -> u64 {
     number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no time in {line}"))
 }
 
-/// Three boxes that agree, with a ticket of the second and one that is offered to nobody else.
+/// Three servers that agree, with a ticket of the second and one that is offered to nobody else.
 fn agreed(dir: &RunDir, startup_wait: &str) -> Result<(Fleet, Ticket)> {
     let plan = Plan::new(3, &plugin(), INTERVAL).option("startup_wait", startup_wait);
     let fleet = plan.start(dir.path())?;
     fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
-    let ticket = tickets::take(fleet.boxes[1].https(), TlsVersion::V12)?;
+    let ticket = tickets::take(fleet.servers[1].https(), TlsVersion::V12)?;
     Ok((fleet, ticket))
 }
 
 #[test]
-fn a_returning_box_serves_its_first_handshake_with_the_groups_keys() -> Result<()> {
+fn a_returning_server_serves_its_first_handshake_with_the_groups_keys() -> Result<()> {
     let _reserved = reserve(3);
     let dir = RunDir::new("wait")?;
     let (mut fleet, ticket) = agreed(&dir, "60000")?;
     for index in [0, 2, 0, 2] {
-        fleet.boxes[index].kill9();
-        fleet.boxes[index].start()?;
-        let offer = fleet.boxes[index].wait_first(|address| tickets::offer(address, &ticket))?;
+        fleet.servers[index].kill9();
+        fleet.servers[index].start()?;
+        let offer = fleet.servers[index].wait_first(|address| tickets::offer(address, &ticket))?;
         let line = outcome(&fleet, index)?;
-        assert!(offer.resumed, "box {}: a full handshake first; {line}", index + 1);
+        assert!(offer.resumed, "server {}: a full handshake first; {line}", index + 1);
         assert!(line.contains(OUTCOMES[0]), "{line}");
     }
     dir.done()
@@ -67,9 +67,9 @@ fn a_startup_wait_of_0_is_no_wait() -> Result<()> {
     let _reserved = reserve(3);
     let dir = RunDir::new("no-wait")?;
     let (mut fleet, _) = agreed(&dir, "0")?;
-    fleet.boxes[2].kill9();
-    fleet.boxes[2].start()?;
-    fleet.boxes[2].wait_ready()?;
+    fleet.servers[2].kill9();
+    fleet.servers[2].start()?;
+    fleet.servers[2].wait_ready()?;
     let line = outcome(&fleet, 2)?;
     // Any outcome is right that came at once.
     println!("without a wait: {} ms", millis_in(&line));
@@ -80,14 +80,14 @@ fn a_startup_wait_of_0_is_no_wait() -> Result<()> {
 }
 
 #[test]
-fn a_box_whose_peers_are_down_does_not_wait() -> Result<()> {
+fn a_server_whose_peers_are_down_does_not_wait() -> Result<()> {
     let _reserved = reserve(1);
     let dir = RunDir::new("alone")?;
     let plan = Plan::new(3, &plugin(), INTERVAL).option("startup_wait", "60000");
     let mut fleet = plan.prepare(dir.path())?;
-    fleet.boxes[0].start()?;
+    fleet.servers[0].start()?;
     // Gives up after half of the wait.
-    fleet.boxes[0].wait_ready()?;
+    fleet.servers[0].wait_ready()?;
     let line = outcome(&fleet, 0)?;
     assert!(line.contains(OUTCOMES[1]), "{line}");
     println!("alone for {} ms", millis_in(&line));

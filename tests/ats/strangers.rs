@@ -8,23 +8,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::ats::Ats;
-use kit::fleet::{self, Fleet, Leader, Plan};
-use kit::pki::{Authority, Identity, Request};
-use kit::ports::connect_from;
-use kit::run_dir::RunDir;
-use kit::tickets::{self, TlsVersion};
-use kit::{wait, Context, Error, Result};
 use openssl::pkey::PKey;
 use openssl::ssl::{HandshakeError, SslConnector, SslMethod, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
+use testkit::ats::Ats;
+use testkit::fleet::{self, Fleet, Leader, Plan};
+use testkit::pki::{Authority, Identity, Request};
+use testkit::ports::connect_from;
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, TlsVersion};
+use testkit::{wait, Context, Error, Result};
 
 use crate::stage::{authority, plugin, reserve_all, PATIENCE, PEER_SUBJECT};
 
 /// Strangers of each kind.
 const EACH: usize = 1000;
 /// How many are at the door at the same time: fewer than what makes the listener turn the oldest
-/// away, so that each is judged.
+/// away, so that each is checked.
 const AT_ONCE: usize = 8;
 /// How long one may be held.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Who knocks.
 enum Stranger {
-    /// TLS with or without a certificate, up to 1.2 and up to 1.3: the two judge at different moments.
+    /// TLS with or without a certificate, up to 1.2 and up to 1.3: the two check at different moments.
     Tls([SslConnector; 2]),
     /// Bytes in clear.
     Plain,
@@ -44,7 +44,7 @@ enum Stranger {
 struct Tally {
     /// How many came to a connection at all.
     connected: usize,
-    /// How many believed the TLS handshake to be done, as TLS 1.3 clients do before they are judged.
+    /// How many believed the TLS handshake to be done, as TLS 1.3 clients do before they are checked.
     thought_in: usize,
     /// Bytes that they got to read inside TLS, or outside of it where that is no TLS record.
     bytes: usize,
@@ -105,7 +105,7 @@ impl Stranger {
     /// Knocks once; TLS 1.2 and 1.3 take turns by `number`.
     fn knock(&self, number: usize, door: SocketAddr, tally: &mut Tally) -> Result<()> {
         let begun = Instant::now();
-        // From so many addresses that none is closed unheard: each is to be judged.
+        // From so many addresses that none is closed unheard: each is to be checked.
         let home = Ipv4Addr::new(127, 6, 1 + (number / 250) as u8, 1 + (number % 250) as u8);
         let tcp = connect_from(home, door).context("connect")?;
         tcp.set_read_timeout(Some(LIMIT))?;
@@ -172,7 +172,7 @@ impl Stranger {
     }
 }
 
-/// The newest generation that the box said it encrypts with.
+/// The newest generation that the server said it encrypts with.
 fn generation(ats: &Ats) -> Result<u64> {
     let diags = ats.diags();
     let last = diags.rsplit_once("(generation ").and_then(|(_, rest)| rest.split_once(')'));
@@ -180,9 +180,9 @@ fn generation(ats: &Ats) -> Result<u64> {
     number.ok_or_else(|| Error::new(format!("no generation in {diags}")))
 }
 
-/// All that the boxes ever said about who leads.
+/// All that the servers ever said about who leads.
 pub fn leadership(fleet: &Fleet) -> Vec<String> {
-    let logs = fleet.boxes.iter().map(|ats| ats.diags()).collect::<String>();
+    let logs = fleet.servers.iter().map(|ats| ats.diags()).collect::<String>();
     let about =
         |line: &&str| line.contains("leader is server") || line.contains("is the leader of");
     logs.lines().filter(about).map(str::to_owned).collect()
@@ -202,7 +202,7 @@ fn a_thousand_strangers_of_each_kind_change_nothing() -> Result<()> {
         .option("election_timeout_upper_bound", "1200")
         .start(dir.path())?;
     fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
-    let (first, begun) = (generation(&fleet.boxes[0])?, Instant::now());
+    let (first, begun) = (generation(&fleet.servers[0])?, Instant::now());
     let (before, said) = (leader(&fleet)?, leadership(&fleet));
     let door = SocketAddr::from((Ipv4Addr::LOCALHOST, fleet.raft_ports[before.index]));
 
@@ -226,15 +226,15 @@ fn a_thousand_strangers_of_each_kind_change_nothing() -> Result<()> {
         assert!(tally.thought_in <= EACH / 2, "{who}: {tally:?}");
     }
     wait::until(PATIENCE, "a rotation", || {
-        Ok((generation(&fleet.boxes[0])? > first).then_some(()))
+        Ok((generation(&fleet.servers[0])? > first).then_some(()))
     })?;
-    let (rotations, took) = (generation(&fleet.boxes[0])? - first, begun.elapsed());
+    let (rotations, took) = (generation(&fleet.servers[0])? - first, begun.elapsed());
     println!("{rotations} rotations in {took:?}, every {INTERVAL:?}");
     // The last one may be under way.
     assert!(rotations + 1 >= took.as_secs() / INTERVAL.as_secs(), "{rotations} in {took:?}");
     assert_eq!(leader(&fleet)?, before);
     assert_eq!(leadership(&fleet), said, "somebody else led for a while");
-    let refused = fleet.boxes[before.index].diags();
+    let refused = fleet.servers[before.index].diags();
     assert!(refused.contains("refused 127.6.1."), "{refused}");
     let matrix = tickets::matrix(&fleet.https(), TlsVersion::V13)?;
     assert!(matrix.is_full(), "{matrix}");

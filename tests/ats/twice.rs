@@ -1,8 +1,8 @@
 //! A plugin.config that names the plugin twice.
 
-use kit::run_dir::RunDir;
-use kit::sys::Signal;
-use kit::Result;
+use testkit::run_dir::RunDir;
+use testkit::sys::Signal;
+use testkit::Result;
 
 use crate::stage::{lines_of, plugin, reserve, works, Site};
 
@@ -10,7 +10,7 @@ use crate::stage::{lines_of, plugin, reserve, works, Site};
 fn a_second_line_of_plugin_config_is_told_and_changes_nothing() -> Result<()> {
     let _reserved = reserve(1);
     let dir = RunDir::new("twice")?;
-    let conf = dir.join("box").join("etc/server_conf.yaml");
+    let conf = dir.join("server").join("etc/server_conf.yaml");
     let line = format!("{} {}", plugin().display(), conf.display());
     let mut site = Site::new(dir.path(), |builder| builder.plugin(&line))?;
     site.ats.start()?;

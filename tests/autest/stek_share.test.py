@@ -1,30 +1,30 @@
 '''Five Traffic Servers with stek_share share one TLS session ticket key.
 
-One self-signed certificate serves as root, as server and as client certificate of all boxes, as in
+One self-signed certificate serves as root, as server and as client certificate of all servers, as in
 the configurations that the plugin has to go on accepting.
 '''
 import os
 
 Test.Summary = __doc__.splitlines()[0]
 
-BOXES = 5
+SERVERS = 5
 SUBJECT = "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=stek-share"
 # What operators' tests look for in traffic.out.
 INITIAL_KEY = r"Generate initial STEK succeeded"
-# What a box says when keys that the group agreed on stand in its ticket context. The first group
+# What a server says when keys that the group agreed on stand in its ticket context. The first group
 # of the expression is the current key's fingerprint.
 AGREED_KEY = r"installed \d+ keys?, current ([0-9a-f]{8}) \(generation [1-9]"
 
 cert, key = Test.MakeCertificate("stek_share", SUBJECT)
 origin = Test.MakeOrigin("origin", "hello from the origin")
-peer_ports = [Test.FreePort() for _ in range(BOXES)]
+peer_ports = [Test.FreePort() for _ in range(SERVERS)]
 
 server_list = os.path.join(Test.RunDirectory, "server_list.yaml")
 with open(server_list, "w") as file:
     for number, port in enumerate(peer_ports, start=1):
         file.write("- server_id: {}\n  address: 127.0.0.1\n  port: {}\n".format(number, port))
 
-boxes = []
+servers = []
 for number, port in enumerate(peer_ports, start=1):
     conf = os.path.join(Test.RunDirectory, "server_conf_{}.yaml".format(number))
     with open(conf, "w") as file:
@@ -46,33 +46,33 @@ for number, port in enumerate(peer_ports, start=1):
             "server_cert_file: " + cert,
             "server_key_file: " + key,
             "cert_verify_str: " + SUBJECT]) + "\n")
-    box = Test.MakeServer("box{}".format(number), cert, key, origin, [
+    server = Test.MakeServer("server{}".format(number), cert, key, origin, [
         "proxy.config.diags.debug.enabled INT 1",
         "proxy.config.diags.debug.tags STRING stek_share",
     ], "stek_share.so " + conf)
-    boxes.append(box)
+    servers.append(server)
 
-curl = Test.AddTestRun("every box starts, all agree on one key, curl through box 1")
+curl = Test.AddTestRun("every server starts, all agree on one key, curl through server 1")
 curl.Processes.Default.Command = (
     "curl --silent --show-error --fail --insecure https://127.0.0.1:{}/".format(
-        boxes[0].Variables.Port))
+        servers[0].Variables.Port))
 curl.Processes.Default.ReturnCode = 0
 curl.Processes.Default.Streams.stdout = Testers.ContainsExpression(
     "hello from the origin", "the origin's page")
 # One after another, each with its own key before the next one starts, and the client after the
 # last one and the agreement; each step has the time that MakeServer gives a server to start.
-boxes[0].StartBefore(origin)
-for box, following in zip(boxes, boxes[1:]):
+servers[0].StartBefore(origin)
+for server, following in zip(servers, servers[1:]):
     following.StartBefore(
-        box, ready=When.FilesContain([box.Variables.Logs[0]], INITIAL_KEY))
+        server, ready=When.FilesContain([server.Variables.Logs[0]], INITIAL_KEY))
 curl.Processes.Default.StartBefore(
-    boxes[-1], ready=When.SameLastMatch([box.Variables.Logs for box in boxes], AGREED_KEY))
-for box in boxes:
-    box.Disk.File(box.Variables.Logs[0]).Content = Testers.ContainsExpression(
+    servers[-1], ready=When.SameLastMatch([server.Variables.Logs for server in servers], AGREED_KEY))
+for server in servers:
+    server.Disk.File(server.Variables.Logs[0]).Content = Testers.ContainsExpression(
         INITIAL_KEY, "the line that operators' tests look for")
 
-runs = [curl, Test.TakeTicket(boxes[0], "ticket.pem")]
-runs += [Test.OfferTicket(box, "ticket.pem") for box in boxes]
+runs = [curl, Test.TakeTicket(servers[0], "ticket.pem")]
+runs += [Test.OfferTicket(server, "ticket.pem") for server in servers]
 for run in runs:
-    for box in boxes:
-        run.StillRunningAfter += box
+    for server in servers:
+        run.StillRunningAfter += server

@@ -5,8 +5,8 @@
 //! (RFC 8446, section 4.2.11); in TLS 1.2 its ServerHello is followed by ChangeCipherSpec, perhaps
 //! with a new ticket before it, and not by a Certificate (RFC 5077, section 3.1).
 
-use kit::tickets::{KeyName, TlsVersion};
-use kit::{Error, Result};
+use testkit::tickets::{KeyName, TlsVersion};
+use testkit::{Error, Result};
 
 /// Types of records.
 const CHANGE_CIPHER_SPEC: u8 = 20;
@@ -123,7 +123,7 @@ fn offered(body: &[u8]) -> Result<Offered> {
 
 /// What a server decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Outcome {
     /// The version that it chose.
     pub version: TlsVersion,
     /// Whether it resumed.
@@ -142,12 +142,12 @@ pub struct FromServer {
 }
 
 impl FromServer {
-    /// Takes what came; tells the verdict once there is one.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<Verdict>> {
+    /// Takes what came; tells the outcome once there is one.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<Outcome>> {
         self.pieces.raw.extend_from_slice(bytes);
         while let Some(piece) = self.pieces.next()? {
             let retried = self.retried;
-            let v12 = |resumed| Verdict { version: TlsVersion::V12, resumed, retried };
+            let v12 = |resumed| Outcome { version: TlsVersion::V12, resumed, retried };
             match piece {
                 Piece::Message(SERVER_HELLO, body) if !self.is_v12 => {
                     if body.get(2..34) == Some(&RETRY) {
@@ -156,7 +156,7 @@ impl FromServer {
                     }
                     match v13_resumes(&body)? {
                         Some(resumed) => {
-                            return Ok(Some(Verdict { version: TlsVersion::V13, resumed, retried }))
+                            return Ok(Some(Outcome { version: TlsVersion::V13, resumed, retried }))
                         }
                         None => self.is_v12 = true,
                     }
@@ -270,7 +270,7 @@ mod tests {
         feed(&[*last]).unwrap().unwrap()
     }
 
-    fn verdict(bytes: &[u8]) -> Verdict {
+    fn outcome(bytes: &[u8]) -> Outcome {
         let mut server = FromServer::default();
         said_at_last(bytes, |bytes| server.feed(bytes))
     }
@@ -280,25 +280,25 @@ mod tests {
         let version = (SUPPORTED_VERSIONS, &V13[..]);
         for (list, resumed) in [(vec![version], false), (vec![(41, &[0, 0][..]), version], true)] {
             let hello = record(HANDSHAKE, &server_hello([9; 32], &list));
-            let expected = Verdict { version: TlsVersion::V13, resumed, retried: false };
-            assert_eq!(verdict(&hello), expected);
+            let expected = Outcome { version: TlsVersion::V13, resumed, retried: false };
+            assert_eq!(outcome(&hello), expected);
             // A request for a second hello is no answer, whatever it names.
             let retry = record(HANDSHAKE, &server_hello(RETRY, &[version]));
             let bytes = [retry, record(CHANGE_CIPHER_SPEC, &[1]), hello].concat();
-            assert_eq!(verdict(&bytes), Verdict { retried: true, ..expected });
+            assert_eq!(outcome(&bytes), Outcome { retried: true, ..expected });
         }
     }
 
     #[test]
     fn a_server_of_1_2_resumes_where_it_shows_no_certificate() {
         let hello = server_hello([9; 32], &[(SESSION_TICKET, &[])]);
-        let v12 = |resumed| Verdict { version: TlsVersion::V12, resumed, retried: false };
+        let v12 = |resumed| Outcome { version: TlsVersion::V12, resumed, retried: false };
         let whole = [hello.clone(), message(CERTIFICATE, &[0; 700])].concat();
-        assert_eq!(verdict(&record(HANDSHAKE, &whole)), v12(false));
+        assert_eq!(outcome(&record(HANDSHAKE, &whole)), v12(false));
         let (hello, change) = (record(HANDSHAKE, &hello), record(CHANGE_CIPHER_SPEC, &[1]));
-        assert_eq!(verdict(&[&hello[..], &change].concat()), v12(true));
+        assert_eq!(outcome(&[&hello[..], &change].concat()), v12(true));
         let ticket = record(HANDSHAKE, &message(NEW_SESSION_TICKET, &[0; 200]));
-        assert_eq!(verdict(&[hello, ticket, change].concat()), v12(true));
+        assert_eq!(outcome(&[hello, ticket, change].concat()), v12(true));
     }
 
     #[test]

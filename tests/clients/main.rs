@@ -20,11 +20,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::fleet::{self, Fleet, Plan};
-use kit::origin::Origin;
-use kit::run_dir::RunDir;
-use kit::tickets::TlsVersion;
-use kit::{Context, Error, Result};
+use testkit::fleet::{self, Fleet, Plan};
+use testkit::origin::Origin;
+use testkit::run_dir::RunDir;
+use testkit::tickets::TlsVersion;
+use testkit::{Context, Error, Result};
 
 use programs::{Client, CLIENTS, CONNECTIONS};
 use relay::{Event, Found, Relay, Seen};
@@ -73,7 +73,7 @@ fn clients_resume_on_three_servers_as_on_one() -> Result<()> {
     let plain = plan.clone().plain().start(&dir.join("plain"))?;
     let plan = plan.manager();
     let shared = Arc::new(plan.clone().start(&dir.join("shared"))?);
-    let asking = Arc::new(plan.record(RARE_GROUP).start(&dir.join("asking"))?);
+    let asking = Arc::new(plan.record(RARE_GROUP).start(&dir.join("joining"))?);
     for fleet in [&shared, &asking] {
         fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
     }
@@ -102,7 +102,7 @@ fn clients_resume_on_three_servers_as_on_one() -> Result<()> {
         }
     }
     print(&rows);
-    rows.iter().for_each(judge);
+    rows.iter().for_each(assess);
     dir.done()
 }
 
@@ -135,7 +135,7 @@ fn rotation(fleet: &Arc<Fleet>) -> Event {
     Box::new(move || {
         let fleet = fleet.upgrade().ok_or_else(|| Error::new("the servers have ended"))?;
         let old = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
-        fleet.boxes[0].ctl(&["plugin", "msg", "stek_share", "rotate"])?;
+        fleet.servers[0].ctl(&["plugin", "msg", "stek_share", "rotate"])?;
         fleet::wait_one_key(&fleet.https(), Some(&old), PATIENCE)?;
         Ok(old)
     })
@@ -158,13 +158,13 @@ fn under_old_key(found: &Found) -> usize {
     after.filter(|seen| seen.is_resumed() && seen.offered.ticket == found.old_key).count()
 }
 
-fn judge(row: &Row) {
+fn assess(row: &Row) {
     let what = format!("{}, {}", row.client.name, row.version);
     for found in [&row.one, &row.three, &row.without].into_iter().chain(&row.asked_twice) {
         assert!(found.faults.is_empty(), "{what}: {found:?}");
         assert_eq!(found.seen.len(), CONNECTIONS, "{what}: {found:?}");
-        let mut verdicts = found.seen.iter().map(|seen| seen.verdict);
-        let all = verdicts.all(|verdict| verdict.is_some_and(|v| v.version == row.version));
+        let mut outcomes = found.seen.iter().map(|seen| seen.outcome);
+        let all = outcomes.all(|outcome| outcome.is_some_and(|v| v.version == row.version));
         assert!(all, "{what}: {found:?}");
     }
     let (offers, resumed) = counts(&row.three);

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use kit::sys::{self, Signal};
-use kit::tickets::TlsVersion;
-use kit::{wait, Context, Error, Result};
+use testkit::sys::{self, Signal};
+use testkit::tickets::TlsVersion;
+use testkit::{wait, Context, Error, Result};
 
 use crate::relay::Relay;
 

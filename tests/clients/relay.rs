@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use kit::sys::lock;
-use kit::tickets::KeyName;
-use kit::{ports, Context, Error, Result};
+use testkit::sys::lock;
+use testkit::tickets::KeyName;
+use testkit::{ports, Context, Error, Result};
 
-use crate::hello::{FromClient, FromServer, Offered, Verdict};
+use crate::hello::{FromClient, FromServer, Offered, Outcome};
 
-/// A connection on which nothing comes for so long is let go.
+/// A connection on which nothing comes for so long is removed.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// What happens while a handshake is held back; returns the key that tickets were under before.
@@ -26,7 +26,7 @@ pub struct Seen {
     /// What the client offered.
     pub offered: Offered,
     /// What the server made of it; none yet at first.
-    pub verdict: Option<Verdict>,
+    pub outcome: Option<Outcome>,
     /// Whether it was held back until something had happened.
     pub held: bool,
 }
@@ -39,12 +39,12 @@ impl Seen {
 
     /// Whether it was resumed.
     pub fn is_resumed(&self) -> bool {
-        self.verdict.is_some_and(|verdict| verdict.resumed)
+        self.outcome.is_some_and(|outcome| outcome.resumed)
     }
 
     /// Whether it was resumed at its second ClientHello.
     pub fn is_resumed_at_second(&self) -> bool {
-        self.verdict.is_some_and(|verdict| verdict.resumed && verdict.retried)
+        self.outcome.is_some_and(|outcome| outcome.resumed && outcome.retried)
     }
 }
 
@@ -111,7 +111,7 @@ impl Relay {
 
     /// How many handshakes it knows the outcome of.
     pub fn decided(&self) -> usize {
-        lock(&self.shared.found).seen.iter().filter(|seen| seen.verdict.is_some()).count()
+        lock(&self.shared.found).seen.iter().filter(|seen| seen.outcome.is_some()).count()
     }
 }
 
@@ -145,7 +145,7 @@ impl Shared {
             let mut found = lock(&self.found);
             let number = found.seen.len();
             let event = self.event.as_ref().filter(|(when, _)| *when == number);
-            found.seen.push(Seen { offered, verdict: None, held: event.is_some() });
+            found.seen.push(Seen { offered, outcome: None, held: event.is_some() });
             (number, event)
         };
         if let Some((_, event)) = event {
@@ -169,7 +169,7 @@ impl Shared {
         })
     }
 
-    /// Carries what the server says, and notes its verdict before the client can know of it.
+    /// Carries what the server says, and notes its outcome before the client can know of it.
     fn answer(&self, number: usize, server: &TcpStream, client: &TcpStream) -> Result<()> {
         let (mut reader, mut decided) = (FromServer::default(), false);
         let mut buffer = [0; 16384];
@@ -180,8 +180,8 @@ impl Shared {
                 other => other.context("the server's answer")?,
             };
             if !decided {
-                if let Some(verdict) = reader.feed(&buffer[..count])? {
-                    lock(&self.found).seen[number].verdict = Some(verdict);
+                if let Some(outcome) = reader.feed(&buffer[..count])? {
+                    lock(&self.found).seen[number].outcome = Some(outcome);
                     decided = true;
                 }
             }

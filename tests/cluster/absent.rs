@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use stek_share::core::rotation::Order;
-use stek_share::journal::Level;
+use stek_share::log_sink::Level;
 
 use crate::fleet::{block_on, wait_for, Fleet};
 
@@ -18,7 +18,7 @@ const MAX_RATIO: u32 = 10;
 /// The median time of an order to rotate, given at the leader.
 fn rotation(fleet: &Fleet) -> Duration {
     let leader = fleet.wait_for_leader();
-    let node = &fleet.boxes[&leader].node;
+    let node = &fleet.servers[&leader].node;
     let mut times: Vec<Duration> = (0..ROTATIONS)
         .map(|_| {
             let begun = Instant::now();
@@ -45,7 +45,7 @@ fn dead_servers_make_no_rotation_slow_and_no_living_one_suspect() {
     println!("8 of 8: {all_up:?}, 8 of 15: {half_up:?}");
     for id in 1..=8 {
         let accused = format!("server {id} answers but has not installed");
-        let told = half.boxes.values().flat_map(|b| b.lines.all());
+        let told = half.servers.values().flat_map(|b| b.lines.all());
         let accused: Vec<_> = told.filter(|(_, line)| line.contains(&accused)).collect();
         assert!(accused.is_empty(), "{accused:?}");
     }
@@ -61,42 +61,42 @@ fn what_a_server_had_installed_before_it_was_started_anew_does_not_count() {
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
     let [slow, restarted] = [0, 1].map(|at| {
-        let others = fleet.boxes.keys().filter(|id| **id != leader);
+        let others = fleet.servers.keys().filter(|id| **id != leader);
         *others.clone().nth(at).unwrap()
     });
     let breaks = |fleet: &Fleet, id: u32, broken| {
-        fleet.boxes[&id].host.broken.store(broken, std::sync::atomic::Ordering::SeqCst);
+        fleet.servers[&id].host.broken.store(broken, std::sync::atomic::Ordering::SeqCst);
     };
     // It holds the handover up while the other one is started anew.
     breaks(&fleet, slow, true);
-    let node = fleet.boxes[&leader].node.clone();
+    let node = fleet.servers[&leader].node.clone();
     let order = std::thread::spawn(move || block_on(node.order(Order::Rotate)));
     let has_staged = |fleet: &Fleet, id: u32| {
-        let report = fleet.boxes[&id].report();
+        let report = fleet.servers[&id].report();
         report.staged.is_some() && report.staged == Some(report.installed)
     };
     wait_for("one to have the key", || has_staged(&fleet, restarted), || fleet.describe());
-    let staged = fleet.boxes[&leader].report().staged.unwrap();
+    let staged = fleet.servers[&leader].report().staged.unwrap();
     fleet.kill(restarted);
     fleet.start(restarted);
     breaks(&fleet, restarted, true);
     wait_for(
         "it to know of the handover",
-        || fleet.boxes[&restarted].report().staged == Some(staged),
+        || fleet.servers[&restarted].report().staged == Some(staged),
         || fleet.describe(),
     );
     breaks(&fleet, slow, false);
     wait_for("all others to have the key", || has_staged(&fleet, slow), || fleet.describe());
     // Long enough for a leader that no longer asks to go on.
     std::thread::sleep(Duration::from_millis(300));
-    let missing = fleet.boxes[&restarted].report().installed < staged;
-    let current = fleet.boxes[&leader].report().current;
+    let missing = fleet.servers[&restarted].report().installed < staged;
+    let current = fleet.servers[&leader].report().current;
     assert!(!missing || current < staged, "{}", fleet.describe());
     assert!(missing, "nothing was shown");
     breaks(&fleet, restarted, false);
     assert_eq!(order.join().unwrap().unwrap(), staged);
     fleet.wait_for_generation(staged.0);
-    assert!(!fleet.boxes[&leader]
+    assert!(!fleet.servers[&leader]
         .lines
         .all()
         .iter()

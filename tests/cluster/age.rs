@@ -22,12 +22,12 @@ fn short_lived(settings: &mut Settings) {
 }
 
 #[test]
-fn without_a_quorum_a_box_goes_on_with_keys_of_its_own_and_comes_back_by_itself() {
+fn without_a_quorum_a_server_goes_on_with_keys_of_its_own_and_comes_back_by_itself() {
     let mut fleet = Fleet::running(3, short_lived);
     fleet.wait_for_generation(2);
     fleet.kill(1);
     fleet.kill(2);
-    let survivor = &fleet.boxes[&3];
+    let survivor = &fleet.servers[&3];
     wait_for(
         "the survivor to give up the group's key",
         || survivor.lines.has("too old to encrypt"),
@@ -56,10 +56,10 @@ fn without_a_quorum_a_box_goes_on_with_keys_of_its_own_and_comes_back_by_itself(
     fleet.start(1);
     fleet.start(2);
     fleet.wait_until_one();
-    assert!(fleet.boxes[&3].report().current.0 > 0);
+    assert!(fleet.servers[&3].report().current.0 > 0);
     wait_for(
         "the survivor to say that it is back",
-        || fleet.boxes[&3].lines.has("fresh again"),
+        || fleet.servers[&3].lines.has("fresh again"),
         || fleet.describe(),
     );
 }
@@ -78,18 +78,18 @@ fn a_key_that_became_overdue_while_the_machines_slept_is_replaced() {
     for count in [1, 3] {
         let fleet = Fleet::running(count, hourly);
         fleet.wait_until_one();
-        let old = fleet.boxes[&1].report().current;
+        let old = fleet.servers[&1].report().current;
         let woken = Instant::now();
-        for running in fleet.boxes.values() {
+        for running in fleet.servers.values() {
             running.slept.store(3601, Ordering::SeqCst);
         }
         fleet.wait_for_generation(old.0 + 1);
         assert!(woken.elapsed() < AWAKE, "replaced after {:?}", woken.elapsed());
         fleet.wait_until_one();
         // The new one is as old as it is.
-        let age = fleet.boxes[&1].report().current_age;
+        let age = fleet.servers[&1].report().current_age;
         assert!(age < AWAKE, "{age:?}");
-        assert_eq!(fleet.boxes[&1].report().current.0, old.0 + 1, "one rotation, not two");
+        assert_eq!(fleet.servers[&1].report().current.0, old.0 + 1, "one rotation, not two");
     }
 }
 
@@ -99,7 +99,7 @@ fn a_key_that_became_too_old_while_a_machine_without_a_majority_slept_is_given_u
     fleet.wait_until_one();
     fleet.kill(1);
     fleet.kill(2);
-    let survivor = &fleet.boxes[&3];
+    let survivor = &fleet.servers[&3];
     let key = survivor.host.latest()[0];
     let woken = Instant::now();
     survivor.slept.store(3 * 3600 + 60, Ordering::SeqCst);
@@ -115,7 +115,7 @@ fn a_key_that_became_too_old_while_a_machine_without_a_majority_slept_is_given_u
 fn an_interval_of_one_second_means_one_second() {
     let fleet = Fleet::running(1, short_lived);
     fleet.wait_for_generation(6);
-    let sets = fleet.boxes[&1].host.sets.lock().unwrap().clone();
+    let sets = fleet.servers[&1].host.sets.lock().unwrap().clone();
     let mut last = None;
     let mut changes = Vec::new();
     for (at, keys) in sets {
@@ -124,7 +124,7 @@ fn an_interval_of_one_second_means_one_second() {
             last = Some(keys[0]);
         }
     }
-    // The first two are the box's own key becoming generation 1.
+    // The first two are the server's own key becoming generation 1.
     for pair in changes.windows(2).skip(1) {
         let gap = pair[1] - pair[0];
         // What is seen here is the installation, which comes a moment after the activation.
@@ -133,18 +133,18 @@ fn an_interval_of_one_second_means_one_second() {
 }
 
 #[test]
-fn a_restarted_box_is_told_how_old_the_key_is() {
+fn a_restarted_server_is_told_how_old_the_key_is() {
     let mut fleet =
         Fleet::running(3, |settings| settings.key_update_interval = Duration::from_secs(3600));
     fleet.wait_until_one();
-    let age_before = fleet.boxes[&2].report().current_age;
+    let age_before = fleet.servers[&2].report().current_age;
     fleet.kill(1);
     std::thread::sleep(Duration::from_millis(300));
     fleet.start(1);
     fleet.wait_until_one();
     wait_for(
-        "the box to know the key's age",
-        || fleet.boxes[&1].report().current_age > age_before + Duration::from_millis(300),
+        "the server to know the key's age",
+        || fleet.servers[&1].report().current_age > age_before + Duration::from_millis(300),
         || fleet.describe(),
     );
 }
@@ -161,7 +161,7 @@ const CLOCK_FILE: &str = "STEK_TEST_CLOCK_FILE";
 #[test]
 fn a_clock_that_steps_by_hours_changes_nothing() {
     let lib = libfaketime().expect("`make deps` installs Debian's faketime");
-    let dir = kit::run_dir::RunDir::new("clock").unwrap();
+    let dir = testkit::run_dir::RunDir::new("clock").unwrap();
     let clock = dir.path().join("clock");
     std::fs::write(&clock, "+0").unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
@@ -198,14 +198,14 @@ fn clock_child() {
             Err(back) => back.duration(),
         };
         assert!(jumped > Duration::from_secs(3600), "the wall clock did not jump: {jumped:?}");
-        let generation = fleet.boxes[&1].report().current.0;
+        let generation = fleet.servers[&1].report().current.0;
         let begun = Instant::now();
         fleet.wait_for_generation(generation + 2);
         // Two rotations in two intervals: not at once, and not hours later.
         assert!(begun.elapsed() >= INTERVAL * 9 / 10, "rotated early, after {:?}", begun.elapsed());
         survived += 1;
     }
-    let sets = fleet.boxes[&1].host.sets.lock().unwrap().clone();
+    let sets = fleet.servers[&1].host.sets.lock().unwrap().clone();
     for pair in sets.windows(2) {
         assert!(pair[0].1.contains(&pair[1].1[0]), "a key was used before it was held");
     }

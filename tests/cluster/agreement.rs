@@ -1,4 +1,4 @@
-//! Boxes agree on one key, rotate it, and survive deaths.
+//! Servers agree on one key, rotate it, and survive deaths.
 
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,11 @@ fn a_fleet_of_any_size_starts_with_one_key() {
         let begun = Instant::now();
         let fleet = Fleet::running(count, slow);
         fleet.wait_until_one();
-        println!("{count} boxes: one key after {:?}", begun.elapsed());
-        let first = fleet.boxes[&1].report();
+        println!("{count} servers: one key after {:?}", begun.elapsed());
+        let first = fleet.servers[&1].report();
         assert_eq!(first.current.0, 1);
         assert_eq!(
-            fleet.boxes.values().filter(|b| b.report().history == first.history).count(),
+            fleet.servers.values().filter(|b| b.report().cluster_id == first.cluster_id).count(),
             count as usize
         );
     }
@@ -34,7 +34,7 @@ fn the_first_key_is_the_first_leaders_own() {
     let fleet = Fleet::running(3, slow);
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
-    let sets = fleet.boxes[&leader].host.sets.lock().unwrap().clone();
+    let sets = fleet.servers[&leader].host.sets.lock().unwrap().clone();
     let (_, first) = &sets[0];
     let (_, last) = sets.last().unwrap();
     assert_eq!(first[0], last[0], "the leader's initial STEK goes on encrypting");
@@ -44,7 +44,7 @@ fn the_first_key_is_the_first_leaders_own() {
 fn keys_rotate_everywhere_and_each_set_is_the_latest_two() {
     let fleet = Fleet::running(3, fast);
     fleet.wait_for_generation(4);
-    for b in fleet.boxes.values() {
+    for b in fleet.servers.values() {
         let sets = b.host.sets.lock().unwrap().clone();
         for pair in sets.windows(2) {
             let (before, after) = (&pair[0].1, &pair[1].1);
@@ -62,46 +62,46 @@ fn rotation_goes_on_after_the_leader_dies_and_it_comes_back_with_all_keys() {
     let mut fleet = Fleet::running(3, fast);
     fleet.wait_for_generation(2);
     let leader = fleet.wait_for_leader();
-    let before = fleet.boxes[&leader].report();
+    let before = fleet.servers[&leader].report();
     fleet.kill(leader);
     fleet.wait_for_generation(before.current.0 + 2);
-    let after = fleet.boxes.values().next().unwrap().report();
-    assert_eq!(after.history, before.history, "the history goes on");
+    let after = fleet.servers.values().next().unwrap().report();
+    assert_eq!(after.cluster_id, before.cluster_id, "the cluster incarnation goes on");
     fleet.start(leader);
     fleet.wait_for_generation(after.current.0 + 1);
-    let report = fleet.boxes[&leader].report();
-    assert_eq!(report.history, before.history);
-    assert_eq!(fleet.boxes[&leader].host.latest().len(), 2);
+    let report = fleet.servers[&leader].report();
+    assert_eq!(report.cluster_id, before.cluster_id);
+    assert_eq!(fleet.servers[&leader].host.latest().len(), 2);
 }
 
 #[test]
-fn every_box_can_be_restarted_in_turn() {
+fn every_server_can_be_restarted_in_turn() {
     let mut fleet = Fleet::running(3, slow);
     fleet.wait_until_one();
-    let before = fleet.boxes[&1].report();
+    let before = fleet.servers[&1].report();
     for round in 0..6 {
         let id = round % 3 + 1;
         fleet.kill(id);
         fleet.start(id);
         wait_for(
-            "the restarted box to have the group's key",
+            "the restarted server to have the group's key",
             || fleet.is_one(),
             || fleet.describe(),
         );
-        let now = fleet.boxes[&id].report();
+        let now = fleet.servers[&id].report();
         assert_eq!(now.fingerprint, before.fingerprint, "round {round}");
-        assert_eq!(now.history, before.history, "round {round}");
+        assert_eq!(now.cluster_id, before.cluster_id, "round {round}");
     }
 }
 
 #[test]
-fn an_order_reaches_the_leader_from_any_box() {
+fn an_order_reaches_the_leader_from_any_server() {
     let fleet = Fleet::running(3, slow);
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
-    let follower = *fleet.boxes.keys().find(|id| **id != leader).unwrap();
+    let follower = *fleet.servers.keys().find(|id| **id != leader).unwrap();
     for (n, id) in [leader, follower].into_iter().enumerate() {
-        let node = fleet.boxes[&id].node.clone();
+        let node = fleet.servers[&id].node.clone();
         let generation = block_on(node.order(Order::Rotate));
         let generation = generation.unwrap_or_else(|e| {
             panic!(

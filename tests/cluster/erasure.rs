@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 const ROTATIONS: usize = 4;
 
-/// Scans the memory of a process that runs three boxes, from outside.
+/// Scans the memory of a process that runs three servers, from outside.
 #[test]
 fn a_retired_key_is_in_no_memory_one_second_later() {
     let mut child = Command::new(std::env::current_exe().unwrap())
@@ -41,12 +41,12 @@ fn a_retired_key_is_in_no_memory_one_second_later() {
             keys.push(unmask(masked));
         } else if line.contains("rotated") {
             let (current, older) = keys.split_last().unwrap();
-            let hits = kit::memory::find_all(pid, secrets(current)).unwrap();
+            let hits = testkit::memory::find_all(pid, secrets(current)).unwrap();
             assert!(!hits.is_empty(), "the scan does not even find the current key");
             if let Some((_previous, retired)) = older.split_last() {
                 std::thread::sleep(GRACE);
                 for key in retired {
-                    let hits = kit::memory::find_all(pid, secrets(key)).unwrap();
+                    let hits = testkit::memory::find_all(pid, secrets(key)).unwrap();
                     assert!(hits.is_empty(), "a retired key is still there: {hits:?}");
                     scanned += 1;
                 }
@@ -81,11 +81,11 @@ fn erasure_child() {
     let mut go_on = std::io::stdin().lines();
     for rotation in 0..ROTATIONS {
         if rotation > 0 {
-            let generation = block_on(fleet.boxes[&1].node.order(Order::Rotate)).unwrap();
+            let generation = block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
             fleet.wait_for_generation(generation.0);
         }
         // Masked byte by byte, so that this line leaves no second copy of the key behind.
-        let set = fleet.boxes[&1].node.key_sets().borrow().clone();
+        let set = fleet.servers[&1].node.key_sets().borrow().clone();
         let masked: String =
             set.keys[0].expose().iter().map(|byte| format!("{:02x}", byte ^ MASK)).collect();
         drop(set);
@@ -100,13 +100,13 @@ fn reserved_log_items_and_snapshot_distance_bound_the_entries_that_are_kept() {
         let fleet = Fleet::running(1, tune);
         fleet.wait_until_one();
         for _ in 0..12 {
-            block_on(fleet.boxes[&1].node.order(Order::Rotate)).unwrap();
+            block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
         }
         fleet.wait_until_one();
         // Erasing comes a moment after the rotation.
         let mut least = usize::MAX;
         for _ in 0..200 {
-            least = least.min(fleet.boxes[&1].report().log_entries);
+            least = least.min(fleet.servers[&1].report().log_entries);
             std::thread::sleep(Duration::from_millis(5));
         }
         least

@@ -1,4 +1,4 @@
-//! Boxes without the host: real nodes, real sockets, real mutual TLS, each on a tokio runtime of
+//! Servers without the host: real nodes, real sockets, real mutual TLS, each on a tokio runtime of
 //! its own so that one can be killed like a process.
 
 use std::collections::BTreeMap;
@@ -8,25 +8,25 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::relay::Relays;
-use kit::pki::{Authority, Identity, Request};
 use stek_share::core::config::{Member, Settings};
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::Fingerprint;
-use stek_share::journal::{Journal, Level, Log};
-use stek_share::node::outside::{Outside, ReadList};
+use stek_share::log_sink::{Level, Log, LogSink};
+use stek_share::node::environment::{Environment, ReadList};
 use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
 use stek_share::transport::tls::Tls;
 use stek_share::transport::{Bounds, Versions};
+use testkit::pki::{Authority, Identity, Request};
 use tokio::runtime::Runtime;
 
 /// How long a condition may take on a busy machine before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Collects what a box says.
+/// Collects what a server says.
 #[derive(Default)]
 pub struct Lines(Mutex<Vec<(Level, String)>>);
 
-impl Journal for Lines {
+impl LogSink for Lines {
     fn write(&self, level: Level, line: &str) {
         self.0.lock().unwrap().push((level, line.to_owned()));
     }
@@ -42,7 +42,7 @@ impl Lines {
     }
 }
 
-/// Boxes that this program has started.
+/// Servers that this program has started.
 static STARTED: AtomicU64 = AtomicU64::new(0);
 
 /// What stands in for the host: takes sets as a ticket context would, and can be told to fail.
@@ -71,14 +71,14 @@ impl Host {
     }
 }
 
-/// One running box.
+/// One running server.
 pub struct Running {
     pub node: Arc<Node>,
     pub host: Arc<Host>,
     pub lines: Arc<Lines>,
     /// How long its machine has been suspended, in seconds.
     pub slept: Arc<AtomicU64>,
-    /// The name of its threads, which no other box of this program has.
+    /// The name of its threads, which no other server of this program has.
     #[allow(dead_code)]
     pub threads: String,
     pub runtime: Option<Runtime>,
@@ -101,38 +101,38 @@ impl Drop for Running {
     }
 }
 
-/// A list of boxes, some of them running.
+/// A list of servers, some of them running.
 pub struct Fleet {
     pub authority: Authority,
     pub members: Vec<Member>,
-    pub boxes: BTreeMap<u32, Running>,
+    pub servers: BTreeMap<u32, Running>,
     pub tune: fn(&mut Settings),
     /// Links that can be cut, if the test wants any.
     pub relays: Option<Relays>,
-    /// What each box's file of the server list holds now.
+    /// What each server's file of the server list holds now.
     pub files: Files,
-    /// Boxes that speak other protocol versions than [`Versions::OURS`].
+    /// Servers that speak other protocol versions than [`Versions::OURS`].
     pub versions: BTreeMap<u32, Versions>,
-    /// What each box bears of connections.
+    /// What each server bears of connections.
     pub bounds: Bounds,
     identities: BTreeMap<u32, Identity>,
 }
 
-/// The files of all boxes; without an entry a file cannot be read.
+/// The files of all servers; without an entry a file cannot be read.
 pub type Files = Arc<Mutex<BTreeMap<u32, Vec<Member>>>>;
 
-pub const SUBJECT: &str = "/C=US/ST=IL/O=Edge/OU=Test/CN=box";
+pub const SUBJECT: &str = "/C=US/ST=IL/O=Edge/OU=Test/CN=server";
 
 impl Fleet {
-    /// A list of `count` boxes with ids from 1, none of them running.
+    /// A list of `count` servers with ids from 1, none of them running.
     pub fn new(count: u32, tune: fn(&mut Settings)) -> Fleet {
-        let ports = kit::ports::take_many(count as usize).unwrap();
+        let ports = testkit::ports::take_many(count as usize).unwrap();
         let members = (1..=count).zip(ports).map(|(id, port)| member(id, port)).collect();
         let authority = Authority::new("/O=Edge/CN=Test Root").unwrap();
         Fleet {
             authority,
             members,
-            boxes: BTreeMap::new(),
+            servers: BTreeMap::new(),
             tune,
             relays: None,
             files: Files::default(),
@@ -166,9 +166,9 @@ impl Fleet {
         self.relays.as_ref().expect("a linked fleet").part(one, other, cut);
     }
 
-    /// Ends a box in an orderly way, as Traffic Server does at SIGTERM.
+    /// Ends a server in an orderly way, as Traffic Server does at SIGTERM.
     pub fn stop(&mut self, id: u32) {
-        let running = self.boxes.remove(&id).expect("it runs");
+        let running = self.servers.remove(&id).expect("it runs");
         running.runtime.as_ref().expect("it runs").block_on(running.node.shutdown());
     }
 
@@ -194,14 +194,14 @@ impl Fleet {
         settings
     }
 
-    /// The certificate of one box, the same at each call.
+    /// The certificate of one server, the same at each call.
     pub fn identity(&mut self, id: u32) -> Identity {
         let authority = &self.authority;
         let make = || authority.issue(&Request::new(SUBJECT)).unwrap();
         self.identities.entry(id).or_insert_with(make).clone()
     }
 
-    /// Gives one box a new certificate with a new key.
+    /// Gives one server a new certificate with a new key.
     pub fn renew_identity(&mut self, id: u32) {
         self.identities.remove(&id);
     }
@@ -217,7 +217,7 @@ impl Fleet {
     }
 
     pub fn start_with(&mut self, id: u32, settings: Settings, tls: Tls) -> &Running {
-        self.start_within(id, settings, tls, Outside::default())
+        self.start_within(id, settings, tls, Environment::default())
     }
 
     /// The same in another world.
@@ -226,9 +226,9 @@ impl Fleet {
         id: u32,
         settings: Settings,
         tls: Tls,
-        outside: Outside,
+        outside: Environment,
     ) -> &Running {
-        let threads = format!("box-{}", STARTED.fetch_add(1, Ordering::Relaxed));
+        let threads = format!("server-{}", STARTED.fetch_add(1, Ordering::Relaxed));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(settings.workers)
             .thread_name(&threads)
@@ -244,49 +244,53 @@ impl Fleet {
         self.give(&[id], &settings.members);
         let list_file = read_list(self.files.clone(), id);
         let initial = new_key().unwrap();
-        let outside =
-            Outside { suspended: Arc::new(suspended), list_file, bounds: self.bounds, ..outside };
+        let outside = Environment {
+            suspended: Arc::new(suspended),
+            list_file,
+            bounds: self.bounds,
+            ..outside
+        };
         let deps = Deps { log, tls, initial, versions, outside };
         let node = Arc::new(runtime.block_on(Node::start(settings, deps)).unwrap());
         let host = Arc::new(Host::default());
         runtime.spawn(play_host(node.clone(), host.clone()));
         let running = Running { node, host, lines, slept, threads, runtime: Some(runtime) };
-        self.boxes.insert(id, running);
-        &self.boxes[&id]
+        self.servers.insert(id, running);
+        &self.servers[&id]
     }
 
-    /// Puts a list into the files of some boxes, as an operator does before a reload.
+    /// Puts a list into the files of some servers, as an operator does before a reload.
     pub fn give(&self, ids: &[u32], list: &[Member]) {
         let mut files = self.files.lock().unwrap();
         files.extend(ids.iter().map(|id| (*id, list.to_vec())));
     }
 
-    /// Puts a list into the files of all boxes that run.
+    /// Puts a list into the files of all servers that run.
     pub fn distribute(&self, list: &[Member]) {
-        let ids: Vec<u32> = self.boxes.keys().copied().collect();
+        let ids: Vec<u32> = self.servers.keys().copied().collect();
         self.give(&ids, list);
     }
 
-    /// Ends a box the hard way: its sockets close, nothing is said.
+    /// Ends a server the hard way: its sockets close, nothing is said.
     pub fn kill(&mut self, id: u32) {
-        self.boxes.remove(&id);
+        self.servers.remove(&id);
     }
 
     pub fn leader(&self) -> Option<u32> {
-        let mut leaders = self.boxes.iter().filter(|(_, b)| b.report().role == Role::Leader);
+        let mut leaders = self.servers.iter().filter(|(_, b)| b.report().role == Role::Leader);
         leaders.next().map(|(id, _)| *id)
     }
 
-    /// Whether all running boxes have installed one agreed set of keys of one generation.
+    /// Whether all running servers have installed one agreed set of keys of one generation.
     pub fn is_one(&self) -> bool {
-        let sets: Vec<_> = self.boxes.values().map(|b| b.host.latest()).collect();
-        let reports: Vec<_> = self.boxes.values().map(Running::report).collect();
+        let sets: Vec<_> = self.servers.values().map(|b| b.host.latest()).collect();
+        let reports: Vec<_> = self.servers.values().map(Running::report).collect();
         let first = &reports[0];
         first.current.0 > 0
             && reports.iter().all(|r| {
                 r.current == first.current
                     && r.fingerprint == first.fingerprint
-                    && r.history == first.history
+                    && r.cluster_id == first.cluster_id
                     && r.staged.is_none()
                     && r.installed == r.current
             })
@@ -294,13 +298,13 @@ impl Fleet {
     }
 
     pub fn wait_until_one(&self) {
-        wait_for("all boxes to have one key", || self.is_one(), || self.describe());
+        wait_for("all servers to have one key", || self.is_one(), || self.describe());
     }
 
     pub fn wait_for_generation(&self, at_least: u64) {
         wait_for(
-            &format!("generation {at_least} on all boxes"),
-            || self.is_one() && self.boxes.values().all(|b| b.report().current.0 >= at_least),
+            &format!("generation {at_least} on all servers"),
+            || self.is_one() && self.servers.values().all(|b| b.report().current.0 >= at_least),
             || self.describe(),
         );
     }
@@ -312,8 +316,8 @@ impl Fleet {
 
     pub fn describe(&self) -> String {
         let mut text = String::new();
-        for (id, b) in &self.boxes {
-            text += &format!("box {id}: {:?}\n  installed {:?}\n", b.report(), b.host.latest());
+        for (id, b) in &self.servers {
+            text += &format!("server {id}: {:?}\n  installed {:?}\n", b.report(), b.host.latest());
             for (level, line) in b.lines.all() {
                 text += &format!("    {level:?}: {line}\n");
             }
@@ -362,7 +366,7 @@ pub fn wait_for(what: &str, done: impl Fn() -> bool, state: impl Fn() -> String)
     }
 }
 
-/// Waits for a future outside of any box's runtime.
+/// Waits for a future outside of any server's runtime.
 pub fn block_on<T>(future: impl std::future::Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }

@@ -1,4 +1,4 @@
-//! Heart beats as a member sees them: two boxes, and a puppet in place of the third, which agrees
+//! Heartbeats as a member sees them: two servers, and a puppet in place of the third, which agrees
 //! to everything but what a test wants otherwise, and counts what it is sent.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,17 +7,19 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use stek_share::core::config::Settings;
-use stek_share::core::rejoin::{Ballot, Status};
+use stek_share::core::recovery::{LeaderId, Status};
 use stek_share::core::server_id::ServerId;
-use stek_share::journal::Log;
+use stek_share::log_sink::Log;
 use stek_share::node::Role;
-use stek_share::rpc::{self, AppendAnswer, Request, Response, Unable, WireBeat, WireVote};
+use stek_share::rpc::{
+    self, AppendAnswer, ErrorResponse, Request, Response, WireHeartbeat, WireVote,
+};
 use stek_share::transport::frame::Header;
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
 };
 use stek_share::transport::peers::Peers;
-use stek_share::transport::{Body, Counters, Heard, Me};
+use stek_share::transport::{Body, Counters, LastSeen, Me};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -27,7 +29,7 @@ use crate::fleet::{wait_for, Fleet, Lines, PATIENCE};
 const RUN: u64 = 7;
 
 const PUPPET: ServerId = ServerId(3);
-/// Long enough for some twenty beats.
+/// Long enough for some twenty heartbeats.
 const WHILE: Duration = Duration::from_secs(2);
 
 fn default(_: &mut Settings) {}
@@ -40,40 +42,41 @@ struct Strings {
     /// Whether it says that it is behind.
     behind: AtomicBool,
     /// A vote that it says it has given.
-    higher: Mutex<Option<Ballot>>,
-    /// The latest leader's ballot and history.
-    leader: Mutex<Option<(Ballot, [u8; 16])>>,
+    higher: Mutex<Option<LeaderId>>,
+    /// The latest leader's term and cluster incarnation.
+    leader: Mutex<Option<(LeaderId, [u8; 16])>>,
 }
 
 impl Strings {
     fn answer(&self, from: &Caller, request: Request) -> Response {
-        let higher = |than| self.higher.lock().unwrap().filter(|ballot| *ballot > than);
+        let higher = |than| self.higher.lock().unwrap().filter(|leader_id| *leader_id > than);
         match request {
             Request::Status(_) => Response::Status(Status { may_vote: true, ..Status::default() }),
             Request::Vote(vote) => {
-                let refused = higher(vote.ballot);
-                let vote = (refused.unwrap_or(vote.ballot), false);
+                let refused = higher(vote.leader_id);
+                let vote = (refused.unwrap_or(vote.leader_id), false);
                 Response::Vote { vote, granted: refused.is_none(), log_end: None }
             }
             Request::Append(append) => {
                 self.appends.fetch_add(1, Ordering::SeqCst);
-                *self.leader.lock().unwrap() = Some((append.vote.0, from.history));
+                *self.leader.lock().unwrap() = Some((append.vote.0, from.cluster_id));
                 Response::Append(match higher(append.vote.0) {
-                    Some(ballot) => AppendAnswer::HigherVote(ballot, false),
+                    Some(leader_id) => AppendAnswer::HigherVote(leader_id, false),
                     None => AppendAnswer::Success,
                 })
             }
-            Request::Beat(beat) => {
+            Request::Heartbeat(heartbeat) => {
                 self.asks.fetch_add(1, Ordering::SeqCst);
-                let higher = higher(beat.ballot);
-                let vote = higher.map_or((beat.ballot, true), |ballot| (ballot, false));
+                let higher = higher(heartbeat.leader_id);
+                let vote =
+                    higher.map_or((heartbeat.leader_id, true), |leader_id| (leader_id, false));
                 let behind = self.behind.load(Ordering::SeqCst);
-                Response::Beat { vote, level: higher.is_none() && !behind }
+                Response::Heartbeat { vote, level: higher.is_none() && !behind }
             }
             Request::AwaitInstalled { generation: newest, .. } => {
                 Response::Installed { newest, incarnation: RUN }
             }
-            _ => Response::Unable(Unable::Starting),
+            _ => Response::ErrorResponse(ErrorResponse::Starting),
         }
     }
 }
@@ -85,7 +88,7 @@ impl Service for Strings {
 
     fn take_note(&self, _: &Caller, body: Body) -> bool {
         self.notes.fetch_add(1, Ordering::SeqCst);
-        matches!(rpc::decode_request(&body), Ok(Request::Beat(_)))
+        matches!(rpc::decode_request(&body), Ok(Request::Heartbeat(_)))
     }
 
     async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
@@ -94,7 +97,7 @@ impl Service for Strings {
     }
 }
 
-/// Two boxes that have a key, and the puppet.
+/// Two servers that have a key, and the puppet.
 struct Stage {
     fleet: Fleet,
     strings: Arc<Strings>,
@@ -110,10 +113,10 @@ impl Stage {
         let strings = Arc::new(Strings::default());
         let settings = fleet.settings(PUPPET.0);
         let (tls, log) = (watch::channel(fleet.tls()).1, Log::new(Arc::new(Lines::default())));
-        let heard = Heard::new();
+        let heard = LastSeen::new();
         let of_leader = strings.clone();
         let me = Me::member(PUPPET, RUN, move || {
-            of_leader.leader.lock().unwrap().map_or([0; 16], |(_, history)| history)
+            of_leader.leader.lock().unwrap().map_or([0; 16], |(_, cluster_id)| cluster_id)
         });
         let _inside = runtime.enter();
         let listen = ListenSettings {
@@ -149,7 +152,7 @@ impl Stage {
     }
 
     fn term(&self) -> u64 {
-        self.fleet.boxes.values().map(|b| b.report().term).max().unwrap()
+        self.fleet.servers.values().map(|b| b.report().term).max().unwrap()
     }
 
     fn ask(&self, to: u32, request: &Request) -> Response {
@@ -158,7 +161,7 @@ impl Stage {
         rpc::decode_response(&answer.unwrap()).unwrap()
     }
 
-    /// What the puppet is sent while `WHILE` passes: beats that want an answer, others, appends.
+    /// What the puppet is sent while `WHILE` passes: heartbeats that want an answer, others, appends.
     fn count(&self) -> (u64, u64, u64) {
         let look = || {
             let s = &self.strings;
@@ -175,17 +178,17 @@ impl Stage {
     }
 }
 
-/// On a busy machine an answer may be late, and then the group is not calm for a moment.
+/// On a busy machine an answer may be late, and then the group is not idle for a moment.
 #[test]
-fn a_calm_leader_beats_a_quarter_as_often_and_still_knows_whom_it_reaches() {
+fn a_idle_leader_heartbeats_a_quarter_as_often_and_still_knows_whom_it_reaches() {
     let stage = Stage::set(default);
     let usual = (WHILE.as_millis() / 100) as u64;
-    stage.until("a quiet time of few beats", || {
+    stage.until("a quiet time of few heartbeats", || {
         let (asks, notes, appends) = stage.count();
-        println!("{asks} beats with answers, {notes} without, {appends} appends");
+        println!("{asks} heartbeats with answers, {notes} without, {appends} appends");
         (usual / 6..=usual * 2 / 5).contains(&(asks + notes)) && appends == 0
     });
-    let leader = &stage.fleet.boxes[&stage.leader()];
+    let leader = &stage.fleet.servers[&stage.leader()];
     let (mut looks, mut whole) = (0_u32, 0);
     let begun = Instant::now();
     while begun.elapsed() < WHILE {
@@ -197,19 +200,19 @@ fn a_calm_leader_beats_a_quarter_as_often_and_still_knows_whom_it_reaches() {
     assert!(whole * 10 >= looks * 9, "{whole} of {looks}:\n{}", stage.fleet.describe());
 }
 
-/// Where beats are many, few are answered.
+/// Where heartbeats are many, few are answered.
 #[test]
-fn few_of_many_beats_are_answered() {
-    let stage = Stage::set(|settings| settings.timers.heart_beat = Duration::from_millis(10));
+fn few_of_many_heartbeats_are_answered() {
+    let stage = Stage::set(|settings| settings.timers.heartbeat = Duration::from_millis(10));
     stage.until("a quiet time of few answers", || {
         let (asks, notes, appends) = stage.count();
-        println!("{asks} beats with answers, {notes} without, {appends} appends");
+        println!("{asks} heartbeats with answers, {notes} without, {appends} appends");
         notes >= 20 && asks * 2 <= notes && appends == 0
     });
 }
 
 #[test]
-fn a_box_that_is_behind_is_sent_an_append() {
+fn a_server_that_is_behind_is_sent_an_append() {
     let stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
     stage.strings.behind.store(true, Ordering::SeqCst);
@@ -220,27 +223,27 @@ fn a_box_that_is_behind_is_sent_an_append() {
 }
 
 #[test]
-fn a_leader_that_was_deposed_hears_of_it_by_an_answer_to_a_beat() {
+fn a_leader_that_was_deposed_hears_of_it_by_an_answer_to_a_heartbeat() {
     let stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
-    let higher = Ballot { term: stage.term() + 5, node: PUPPET };
+    let higher = LeaderId { term: stage.term() + 5, node: PUPPET };
     *stage.strings.higher.lock().unwrap() = Some(higher);
     stage.until("a leader of a later term", || {
         stage.fleet.leader().is_some() && stage.term() > higher.term
     });
 }
 
-/// Whoever hears a leader gives no vote, however high the candidate's ballot.
+/// Whoever hears a leader gives no vote, however high the candidate's term.
 #[test]
-fn beats_keep_a_follower_from_voting_for_another() {
+fn heartbeats_keep_a_follower_from_voting_for_another() {
     let stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
     let (follower, term) = (stage.follower(), stage.term());
-    let ballot = Ballot { term: term + 9, node: PUPPET };
+    let leader_id = LeaderId { term: term + 9, node: PUPPET };
     let Response::Status(status) = stage.ask(follower, &Request::Status(Status::default())) else {
         panic!("no status")
     };
-    let vote = Request::Vote(WireVote { ballot, log_end: status.log_end });
+    let vote = Request::Vote(WireVote { leader_id, log_end: status.log_end });
     let begun = Instant::now();
     while begun.elapsed() < WHILE {
         let answer = stage.ask(follower, &vote);
@@ -251,7 +254,7 @@ fn beats_keep_a_follower_from_voting_for_another() {
     // Once no leader is heard any more the same vote is given.
     let mut stage = stage;
     let leader = stage.leader();
-    stage.strings.higher.lock().unwrap().replace(ballot);
+    stage.strings.higher.lock().unwrap().replace(leader_id);
     stage.fleet.kill(leader);
     stage.until("the vote", || {
         matches!(stage.ask(follower, &vote), Response::Vote { granted: true, .. })
@@ -259,12 +262,12 @@ fn beats_keep_a_follower_from_voting_for_another() {
 }
 
 #[test]
-fn beats_of_an_old_ballot_hold_no_election_back() {
+fn heartbeats_of_an_old_leader_id_hold_no_election_back() {
     let mut stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
     let (leader, survivor, term) = (stage.leader(), stage.follower(), stage.term());
-    let beat = Request::Beat(WireBeat {
-        ballot: Ballot { term: term.saturating_sub(1), node: PUPPET },
+    let heartbeat = Request::Heartbeat(WireHeartbeat {
+        leader_id: LeaderId { term: term.saturating_sub(1), node: PUPPET },
         log_end: None,
         commit: None,
         age: None,
@@ -272,10 +275,10 @@ fn beats_of_an_old_ballot_hold_no_election_back() {
         next_ms: 100,
     });
     stage.fleet.kill(leader);
-    stage.until("an election in spite of beats", || {
-        let answer = stage.ask(survivor, &beat);
-        assert!(matches!(answer, Response::Beat { level: false, .. }), "{answer:?}");
-        stage.fleet.boxes[&survivor].report().role == Role::Leader
+    stage.until("an election in spite of heartbeats", || {
+        let answer = stage.ask(survivor, &heartbeat);
+        assert!(matches!(answer, Response::Heartbeat { level: false, .. }), "{answer:?}");
+        stage.fleet.servers[&survivor].report().role == Role::Leader
     });
     assert!(stage.term() > term);
 }

@@ -14,7 +14,7 @@ mod network;
 mod operators;
 mod options;
 mod records;
-mod rejoin;
+mod recovery;
 mod relay;
 mod restarts;
 mod state;

@@ -6,13 +6,13 @@ use stek_share::core::config::{Member, Settings};
 use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::node::{NoReload, Role};
-use stek_share::rpc::EnlistRefusal;
+use stek_share::rpc::MembershipRefusal;
 
 use crate::fleet::{block_on, member, wait_for, Fleet};
 
 fn default(_: &mut Settings) {}
 
-/// Starts a box whose file lists only `listed`.
+/// Starts a server whose file lists only `listed`.
 fn start_listing(fleet: &mut Fleet, id: u32, listed: &[u32]) {
     let mut settings = fleet.settings(id);
     settings.members.retain(|m| listed.contains(&m.id.0));
@@ -24,18 +24,18 @@ fn list(fleet: &Fleet, ids: &[u32]) -> Vec<Member> {
     fleet.members.iter().filter(|m| ids.contains(&m.id.0)).cloned().collect()
 }
 
-/// As an operator does: the new list goes into the files of all boxes, and one of them reloads.
+/// As an operator does: the new list goes into the files of all servers, and one of them reloads.
 fn reload_with(fleet: &Fleet, id: u32, listed: &[u32]) -> Result<Option<u64>, NoReload> {
     fleet.distribute(&list(fleet, listed));
     reload(fleet, id, listed)
 }
 
-/// One box reloads a list, whatever the others' files have.
+/// One server reloads a list, whatever the others' files have.
 fn reload(fleet: &Fleet, id: u32, listed: &[u32]) -> Result<Option<u64>, NoReload> {
     let mut settings = fleet.settings(id);
     settings.members = list(fleet, listed);
     let tls = fleet.tls();
-    block_on(fleet.boxes[&id].node.reload(settings, tls)).map(|reloaded| reloaded.list)
+    block_on(fleet.servers[&id].node.reload(settings, tls)).map(|reloaded| reloaded.list)
 }
 
 fn wait_for_members(fleet: &Fleet, ids: &[u32]) {
@@ -44,7 +44,7 @@ fn wait_for_members(fleet: &Fleet, ids: &[u32]) {
         || {
             fleet.is_one()
                 && ids.iter().all(|id| {
-                    let report = fleet.boxes[id].report();
+                    let report = fleet.servers[id].report();
                     report.members == ids.len()
                         && report.list_version > 0
                         && matches!(report.role, Role::Leader | Role::Follower)
@@ -59,29 +59,29 @@ fn a_group_grows_from_one_to_five_and_shrinks_back() {
     let mut fleet = Fleet::new(5, default);
     start_listing(&mut fleet, 1, &[1]);
     wait_for_members(&fleet, &[1]);
-    let before = fleet.boxes[&1].report();
+    let before = fleet.servers[&1].report();
     start_listing(&mut fleet, 2, &[1, 2, 3]);
     start_listing(&mut fleet, 3, &[1, 2, 3]);
     wait_for(
-        "the newcomers to wait",
-        || fleet.boxes[&2].lines.has("not in the receiver's server list"),
+        "the new peers to wait",
+        || fleet.servers[&2].lines.has("not in the receiver's server list"),
         || fleet.describe(),
     );
     assert_eq!(reload_with(&fleet, 1, &[1, 2, 3]), Ok(Some(2)));
     wait_for_members(&fleet, &[1, 2, 3]);
     start_listing(&mut fleet, 4, &[1, 2, 3, 4, 5]);
     start_listing(&mut fleet, 5, &[1, 2, 3, 4, 5]);
-    // By a box that may not lead; box 1 is not given the list.
+    // By a server that may not lead; server 1 is not given the list.
     fleet.give(&[2, 3], &list(&fleet, &[1, 2, 3, 4, 5]));
     assert_eq!(reload(&fleet, 2, &[1, 2, 3, 4, 5]), Ok(Some(3)));
     wait_for_members(&fleet, &[1, 2, 3, 4, 5]);
-    let after = fleet.boxes[&5].report();
-    assert_eq!((after.history, after.fingerprint), (before.history, before.fingerprint));
+    let after = fleet.servers[&5].report();
+    assert_eq!((after.cluster_id, after.fingerprint), (before.cluster_id, before.fingerprint));
     // Every one of the five counts: rotation needs three of them.
-    block_on(fleet.boxes[&4].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&4].node.order(Order::Rotate)).unwrap();
     fleet.wait_for_generation(2);
 
-    // Box 1's file still has three: it is behind, and a reload of it asks for nothing.
+    // Server 1's file still has three: it is behind, and a reload of it asks for nothing.
     assert_eq!(reload(&fleet, 1, &[1, 2, 3]), Ok(None));
     assert_eq!(reload_with(&fleet, 2, &[1, 2, 3]), Ok(Some(4)));
     fleet.kill(4);
@@ -89,7 +89,7 @@ fn a_group_grows_from_one_to_five_and_shrinks_back() {
     wait_for_members(&fleet, &[1, 2, 3]);
     fleet.kill(3);
     fleet.wait_for_leader();
-    block_on(fleet.boxes[&1].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
     fleet.wait_for_generation(3);
 }
 
@@ -102,11 +102,11 @@ fn a_list_may_keep_less_than_a_majority_of_the_old_one() {
             start_listing(&mut fleet, *id, &before);
         }
         wait_for_members(&fleet, &before);
-        let key = fleet.boxes[&1].report().fingerprint;
+        let key = fleet.servers[&1].report().fingerprint;
         assert_eq!(reload_with(&fleet, 1, &after), Ok(Some(2)), "{}", fleet.describe());
         wait_for(
             "the membership to follow",
-            || after.iter().all(|id| fleet.boxes[id].report().members == after.len()),
+            || after.iter().all(|id| fleet.servers[id].report().members == after.len()),
             || fleet.describe(),
         );
         for id in before.iter().filter(|id| !after.contains(id)) {
@@ -114,25 +114,25 @@ fn a_list_may_keep_less_than_a_majority_of_the_old_one() {
         }
         wait_for_members(&fleet, &after);
         fleet.wait_for_leader();
-        assert_eq!(fleet.boxes[&1].report().fingerprint, key);
-        block_on(fleet.boxes[&1].node.order(Order::Rotate)).unwrap();
+        assert_eq!(fleet.servers[&1].report().fingerprint, key);
+        block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
         fleet.wait_for_generation(2);
     }
 }
 
 #[test]
-fn a_box_is_replaced_by_another_and_three_become_twenty() {
+fn a_server_is_replaced_by_another_and_three_become_twenty() {
     let mut fleet = Fleet::new(20, default);
     for id in [1, 2, 3] {
         start_listing(&mut fleet, id, &[1, 2, 3]);
     }
     wait_for_members(&fleet, &[1, 2, 3]);
-    let key = fleet.boxes[&1].report().fingerprint;
+    let key = fleet.servers[&1].report().fingerprint;
     start_listing(&mut fleet, 4, &[1, 2, 4]);
     assert_eq!(reload_with(&fleet, 1, &[1, 2, 4]), Ok(Some(2)));
     wait_for(
         "the fourth to take the third's place",
-        || [1, 2, 4].iter().all(|id| fleet.boxes[id].report().members == 3),
+        || [1, 2, 4].iter().all(|id| fleet.servers[id].report().members == 3),
         || fleet.describe(),
     );
     fleet.kill(3);
@@ -141,21 +141,21 @@ fn a_box_is_replaced_by_another_and_three_become_twenty() {
     for id in all.iter().filter(|id| ![1, 2, 4].contains(*id)) {
         start_listing(&mut fleet, *id, &all);
     }
-    // Seventeen boxes that start on one machine are not all there at once; until most are, the
+    // Seventeen servers that start on one machine are not all there at once; until most are, the
     // group says which it misses, and changes nothing. On a busy one they may cost the leader its
     // office, and then who asked is told that it may still happen.
     wait_for(
         "the list of twenty",
         || match reload_with(&fleet, 2, &all) {
-            Ok(_) => fleet.boxes[&2].report().list_version == 3,
-            Err(NoReload::List(EnlistRefusal::TooFew { of_new: true, .. })) => false,
-            Err(NoReload::List(EnlistRefusal::Unknown | EnlistRefusal::NoLeader)) => false,
+            Ok(_) => fleet.servers[&2].report().list_version == 3,
+            Err(NoReload::List(MembershipRefusal::TooFew { of_new: true, .. })) => false,
+            Err(NoReload::List(MembershipRefusal::Unknown | MembershipRefusal::NoLeader)) => false,
             Err(other) => panic!("{other}: {}", fleet.describe()),
         },
         || fleet.describe(),
     );
     wait_for_members(&fleet, &all);
-    assert_eq!(fleet.boxes[&20].report().fingerprint, key);
+    assert_eq!(fleet.servers[&20].report().fingerprint, key);
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn the_leader_itself_can_be_removed() {
     let rest: Vec<u32> = (1..=4).filter(|id| *id != leader).collect();
     let members = list(&fleet, &rest);
     fleet.distribute(&members);
-    let version = block_on(fleet.boxes[&rest[0]].node.enlist(members)).unwrap();
+    let version = block_on(fleet.servers[&rest[0]].node.change_membership(members)).unwrap();
     assert_eq!(version, 2);
     wait_for(
         "another leader",
@@ -175,7 +175,7 @@ fn the_leader_itself_can_be_removed() {
     );
     fleet.kill(leader);
     wait_for_members(&fleet, &rest);
-    block_on(fleet.boxes[&rest[0]].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&rest[0]].node.order(Order::Rotate)).unwrap();
     fleet.wait_for_generation(2);
 }
 
@@ -184,25 +184,26 @@ fn wrong_lists_are_refused_and_nothing_changes() {
     let fleet = Fleet::running(3, default);
     wait_for_members(&fleet, &[1, 2, 3]);
     fleet.wait_for_leader();
-    let ports = kit::ports::take_many(3).unwrap();
-    let enlist = |members: Vec<Member>| block_on(fleet.boxes[&1].node.enlist(members));
+    let ports = testkit::ports::take_many(3).unwrap();
+    let change_membership =
+        |members: Vec<Member>| block_on(fleet.servers[&1].node.change_membership(members));
     // The list that wedges openraft: one that is there, two that are not.
     let mut wedge = list(&fleet, &[1]);
     wedge.extend([member(8, ports[0]), member(9, ports[1])]);
-    match enlist(wedge) {
-        Err(EnlistRefusal::TooFew { of_new: true, missing }) => {
+    match change_membership(wedge) {
+        Err(MembershipRefusal::TooFew { of_new: true, missing }) => {
             assert_eq!(missing, [ServerId(8), ServerId(9)]);
         }
         other => panic!("{other:?}"),
     }
-    assert!(matches!(enlist(vec![]), Err(EnlistRefusal::Bad(_))));
+    assert!(matches!(change_membership(vec![]), Err(MembershipRefusal::Bad(_))));
     let mut twice = list(&fleet, &[1, 2, 3]);
     twice.push(member(3, ports[2]));
-    assert!(matches!(enlist(twice), Err(EnlistRefusal::Bad(_))));
+    assert!(matches!(change_membership(twice), Err(MembershipRefusal::Bad(_))));
     // The same list is no change.
-    assert_eq!(enlist(list(&fleet, &[3, 2, 1])), Ok(1));
+    assert_eq!(change_membership(list(&fleet, &[3, 2, 1])), Ok(1));
     wait_for_members(&fleet, &[1, 2, 3]);
-    block_on(fleet.boxes[&1].node.order(Order::Rotate)).expect("the group still agrees");
+    block_on(fleet.servers[&1].node.order(Order::Rotate)).expect("the group still agrees");
 }
 
 /// The order of steps that the documents tell.
@@ -233,15 +234,15 @@ fn a_list_in_all_files_is_followed_after_one_reload_and_nobody_complains() {
     assert_eq!(reload_with(&fleet, one, &[1, 2, 3, 4]), Ok(Some(2)), "{}", fleet.describe());
     wait_for_members(&fleet, &[1, 2, 3, 4]);
     let follows = |id: &u32| {
-        let list = fleet.boxes[id].node.status().list;
+        let list = fleet.servers[id].node.status().list;
         list.digest == Some(list.file_digest)
     };
     wait_for("all to go by their files", || (1..=4).all(|id| follows(&id)), || fleet.describe());
     // Lists are looked at again with each key.
-    block_on(fleet.boxes[&other].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&other].node.order(Order::Rotate)).unwrap();
     fleet.wait_for_generation(2);
-    for (id, b) in &fleet.boxes {
-        assert!(!b.lines.has("server_list_file differs"), "box {id}: {}", fleet.describe());
+    for (id, b) in &fleet.servers {
+        assert!(!b.lines.has("server_list_file differs"), "server {id}: {}", fleet.describe());
     }
     // And back, by one that was not told to reload before.
     assert_eq!(reload_with(&fleet, other, &[1, 2, 3]), Ok(Some(3)), "{}", fleet.describe());
@@ -249,15 +250,15 @@ fn a_list_in_all_files_is_followed_after_one_reload_and_nobody_complains() {
     wait_for_members(&fleet, &[1, 2, 3]);
 }
 
-/// What a box says that cannot have its list, once the newcomers are there.
+/// What a server says that cannot have its list, once the new peers are there.
 fn wait_for_refusal(fleet: &Fleet, id: u32, settings: &Settings) -> NoReload {
     let refused = std::cell::Cell::new(None);
     let ask = || {
-        let answer = block_on(fleet.boxes[&id].node.reload(settings.clone(), fleet.tls()));
+        let answer = block_on(fleet.servers[&id].node.reload(settings.clone(), fleet.tls()));
         let refusal = answer.expect_err("nobody else has it");
         let passes = matches!(
             refusal,
-            NoReload::List(EnlistRefusal::TooFew { .. } | EnlistRefusal::NoLeader)
+            NoReload::List(MembershipRefusal::TooFew { .. } | MembershipRefusal::NoLeader)
         );
         refused.set(Some(refusal));
         !passes
@@ -267,41 +268,42 @@ fn wait_for_refusal(fleet: &Fleet, id: u32, settings: &Settings) -> NoReload {
 }
 
 #[test]
-fn a_box_that_moved_is_found_at_its_new_address() {
+fn a_server_that_moved_is_found_at_its_new_address() {
     let mut fleet = Fleet::running(3, default);
     wait_for_members(&fleet, &[1, 2, 3]);
     let leader = fleet.wait_for_leader();
     let moved = (1..=3).find(|id| *id != leader).unwrap();
     fleet.kill(moved);
-    fleet.members[moved as usize - 1].port = kit::ports::take().unwrap();
+    fleet.members[moved as usize - 1].port = testkit::ports::take().unwrap();
     fleet.start(moved);
     fleet.distribute(&fleet.members);
-    let version = block_on(fleet.boxes[&leader].node.enlist(fleet.members.clone())).unwrap();
+    let version =
+        block_on(fleet.servers[&leader].node.change_membership(fleet.members.clone())).unwrap();
     assert_eq!(version, 2);
     wait_for_members(&fleet, &[1, 2, 3]);
 }
 
 #[test]
-fn a_box_whose_file_differs_says_so_and_is_heard_all_the_same() {
+fn a_server_whose_file_differs_says_so_and_is_heard_all_the_same() {
     let mut fleet = Fleet::running(3, default);
     wait_for_members(&fleet, &[1, 2, 3]);
     fleet.kill(3);
     let mut settings = fleet.settings(3);
-    settings.members.push(member(9, kit::ports::take().unwrap()));
+    settings.members.push(member(9, testkit::ports::take().unwrap()));
     let tls = fleet.tls();
     fleet.start_with(3, settings, tls);
     wait_for_members(&fleet, &[1, 2, 3]);
     wait_for(
-        "the box to say so",
-        || fleet.boxes[&3].lines.has("server 9 is only in the file"),
+        "the server to say so",
+        || fleet.servers[&3].lines.has("server 9 is only in the file"),
         || fleet.describe(),
     );
     // Once: keys change far more often than lists do.
     for generation in [2, 3] {
-        block_on(fleet.boxes[&3].node.order(Order::Rotate)).unwrap();
+        block_on(fleet.servers[&3].node.order(Order::Rotate)).unwrap();
         fleet.wait_for_generation(generation);
     }
-    let lines = fleet.boxes[&3].lines.all();
+    let lines = fleet.servers[&3].lines.all();
     let said = lines.iter().filter(|(_, line)| line.contains("server_list_file differs")).count();
     assert_eq!(said, 1, "{}", fleet.describe());
 }
@@ -310,7 +312,7 @@ fn a_box_whose_file_differs_says_so_and_is_heard_all_the_same() {
 fn a_reload_changes_interval_and_timers_without_losing_a_key() {
     let fleet = Fleet::running(3, default);
     fleet.wait_until_one();
-    let before = fleet.boxes[&1].report();
+    let before = fleet.servers[&1].report();
     for id in 1..=3 {
         let mut settings = fleet.settings(id);
         settings.key_update_interval = Duration::from_secs(1);
@@ -319,12 +321,12 @@ fn a_reload_changes_interval_and_timers_without_losing_a_key() {
         settings.timers.election_upper = Duration::from_millis(600);
         settings.reserved_log_items = 9;
         let tls = fleet.tls();
-        block_on(fleet.boxes[&id].node.reload(settings, tls)).unwrap();
+        block_on(fleet.servers[&id].node.reload(settings, tls)).unwrap();
     }
     fleet.wait_for_generation(3);
-    let after = fleet.boxes[&1].report();
-    assert_eq!(after.history, before.history);
-    for b in fleet.boxes.values() {
+    let after = fleet.servers[&1].report();
+    assert_eq!(after.cluster_id, before.cluster_id);
+    for b in fleet.servers.values() {
         let sets = b.host.sets.lock().unwrap().clone();
         for pair in sets.windows(2) {
             assert!(pair[0].1.contains(&pair[1].1[0]), "a key was used before it was held");
@@ -333,11 +335,11 @@ fn a_reload_changes_interval_and_timers_without_losing_a_key() {
 }
 
 #[test]
-fn a_running_box_cannot_become_another() {
+fn a_running_server_cannot_become_another() {
     let fleet = Fleet::running(1, default);
     fleet.wait_until_one();
     let mut settings = fleet.settings(1);
     settings.server_id = ServerId(2);
-    let refusal = block_on(fleet.boxes[&1].node.reload(settings, fleet.tls())).unwrap_err();
+    let refusal = block_on(fleet.servers[&1].node.reload(settings, fleet.tls())).unwrap_err();
     assert_eq!(refusal, NoReload::OtherId { old: ServerId(1), new: ServerId(2) });
 }

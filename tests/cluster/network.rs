@@ -25,9 +25,9 @@ const HEALING: Duration = Duration::from_secs(8);
 /// So long after a change of the network the leader may not know yet whom it reaches: the upper
 /// election bound, and some more for a busy machine; besides that [`ROUND_TRIPS`].
 const UNSURE: Duration = Duration::from_millis(800);
-/// To dial a box takes three, and to ask it one.
+/// To dial a server takes three, and to ask it one.
 const ROUND_TRIPS: u32 = 4;
-/// Between two looks at the boxes.
+/// Between two looks at the servers.
 const PAUSE: Duration = Duration::from_millis(5);
 /// One way of a round trip of 150 ms.
 const SLOW: Duration = Duration::from_millis(75);
@@ -52,9 +52,9 @@ struct Scene {
     lossy: bool,
     /// See [`UNSURE`].
     unsure: Duration,
-    /// Since when which boxes reach each other surely.
+    /// Since when which servers reach each other surely.
     phases: Vec<(Instant, Vec<u32>)>,
-    /// The key of each generation, by history.
+    /// The key of each generation, by cluster incarnation.
     keys: BTreeMap<(String, u64), Fingerprint>,
     /// When each generation was first seen in use.
     first_seen: BTreeMap<(String, u64), Instant>,
@@ -66,10 +66,10 @@ impl Scene {
         Scene::in_weather(count, Duration::ZERO, 0)
     }
 
-    /// All boxes start at once on links of this kind; until the second generation is everywhere.
+    /// All servers start at once on links of this kind; until the second generation is everywhere.
     fn in_weather(count: u32, delay: Duration, lost: u64) -> Scene {
-        let calm = delay.is_zero() && lost == 0;
-        let mut fleet = Fleet::new(count, if calm { fast } else { slow });
+        let idle = delay.is_zero() && lost == 0;
+        let mut fleet = Fleet::new(count, if idle { fast } else { slow });
         let relays = Relays::new(&fleet.members);
         relays.weather(delay, lost);
         fleet.relays = Some(relays);
@@ -88,7 +88,7 @@ impl Scene {
         };
         scene.wait("a first key", Fleet::is_one);
         let took = scene.phases[0].0.elapsed();
-        println!("{count} boxes, {delay:?} one way, {lost} of 1000 lost: cold start {took:.2?}");
+        println!("{count} servers, {delay:?} one way, {lost} of 1000 lost: cold start {took:.2?}");
         scene.wait("generation 2", |fleet| fleet.is_one() && newest(fleet) >= 2);
         scene
     }
@@ -99,15 +99,15 @@ impl Scene {
     }
 
     fn others(&self, than: &[u32]) -> Vec<u32> {
-        self.fleet.boxes.keys().copied().filter(|id| !than.contains(id)).collect()
+        self.fleet.servers.keys().copied().filter(|id| !than.contains(id)).collect()
     }
 
-    /// The network has changed: from now on only these boxes reach each other surely. Where
+    /// The network has changed: from now on only these servers reach each other surely. Where
     /// pieces get lost none do: a pause may be longer than the election timeout, and then a
-    /// handover rightly goes on without a box that is silent.
-    fn connected(&mut self, boxes: &[u32]) {
-        let boxes = if self.lossy { &[] } else { boxes };
-        self.phases.push((Instant::now(), boxes.to_vec()));
+    /// handover rightly goes on without a server that is silent.
+    fn connected(&mut self, servers: &[u32]) {
+        let servers = if self.lossy { &[] } else { servers };
+        self.phases.push((Instant::now(), servers.to_vec()));
     }
 
     fn part(&mut self, one: &[u32], other: &[u32], connected: &[u32]) {
@@ -125,7 +125,7 @@ impl Scene {
         self.silence(&all, &all, false);
         self.connected(&all);
         let took = self.wait("one fleet after healing", |fleet| {
-            fleet.is_one() && fleet.boxes.values().all(|b| b.report().leader.is_some())
+            fleet.is_one() && fleet.servers.values().all(|b| b.report().leader.is_some())
         });
         println!("{what}: one again {took:.2?} after healing");
         assert!(took < HEALING, "{what}: {took:?}\n{}", self.fleet.describe());
@@ -155,27 +155,29 @@ impl Scene {
         }
     }
 
-    /// Notes what each box uses. A generation has one key, for ever.
+    /// Notes what each server uses. A generation has one key, for ever.
     fn look(&mut self) {
-        for (id, running) in &self.fleet.boxes {
+        for (id, running) in &self.fleet.servers {
             let report = running.report();
             self.terms.insert(report.term);
-            let (Some(history), Some(key)) = (report.history, report.fingerprint) else { continue };
+            let (Some(cluster_id), Some(key)) = (report.cluster_id, report.fingerprint) else {
+                continue;
+            };
             if report.current.0 == 0 {
                 continue;
             }
-            let place = (format!("{history:?}"), report.current.0);
+            let place = (format!("{cluster_id:?}"), report.current.0);
             self.first_seen.entry(place.clone()).or_insert_with(Instant::now);
             let known = *self.keys.entry(place.clone()).or_insert(key);
-            assert_eq!(known, key, "{place:?} on box {id}:\n{}", self.fleet.describe());
+            assert_eq!(known, key, "{place:?} on server {id}:\n{}", self.fleet.describe());
         }
     }
 
-    /// What must hold of any scene: one history, one key for each generation, each held by all
+    /// Invariants of any scene: one cluster incarnation, one key for each generation, each held by all
     /// that were connected before any used it, and each on time unless `paused`.
     fn check(&self, what: &str, paused: Duration) {
-        let histories: BTreeSet<_> = self.keys.keys().map(|(history, _)| history).collect();
-        assert_eq!(histories.len(), 1, "{what}: {histories:?}\n{}", self.fleet.describe());
+        let clusters: BTreeSet<_> = self.keys.keys().map(|(cluster_id, _)| cluster_id).collect();
+        assert_eq!(clusters.len(), 1, "{what}: {clusters:?}\n{}", self.fleet.describe());
         let times: Vec<_> = self.first_seen.iter().map(|((_, n), at)| (*n, *at)).collect();
         let gaps = times.windows(2).map(|pair| (pair[1].0, pair[1].1 - pair[0].1));
         let (number, gap) = gaps.max_by_key(|(_, gap)| *gap).expect("two generations at least");
@@ -186,13 +188,13 @@ impl Scene {
         println!("{what}: {held} keys were held by all that were connected before any used them");
     }
 
-    /// Checks each key after the first, which was a box's own. Returns how many could be checked.
+    /// Checks each key after the first, which was a server's own. Returns how many could be checked.
     fn held_before_used(&self) -> usize {
         let mut checked = 0;
         for ((_, generation), key) in self.keys.iter().filter(|((_, number), _)| *number > 1) {
             let sets: BTreeMap<u32, _> = self
                 .fleet
-                .boxes
+                .servers
                 .iter()
                 .map(|(id, b)| (*id, b.host.sets.lock().unwrap().clone()))
                 .collect();
@@ -209,7 +211,7 @@ impl Scene {
                 let held = before.is_none_or(|(_, keys)| keys.contains(key));
                 assert!(
                     held,
-                    "generation {generation} was in use before box {id} held it:\n{}",
+                    "generation {generation} was in use before server {id} held it:\n{}",
                     self.fleet.describe()
                 );
             }
@@ -219,9 +221,9 @@ impl Scene {
     }
 }
 
-/// The newest generation that any box uses.
+/// The newest generation that any server uses.
 fn newest(fleet: &Fleet) -> u64 {
-    fleet.boxes.values().map(|b| b.report().current.0).max().unwrap_or(0)
+    fleet.servers.values().map(|b| b.report().current.0).max().unwrap_or(0)
 }
 
 #[test]
@@ -232,7 +234,7 @@ fn an_isolated_follower() {
     let rest = scene.others(&[lost]);
     scene.part(&[lost], &rest, &rest);
     scene.live(CUT);
-    assert!(newest(&scene.fleet) > scene.fleet.boxes[&lost].report().current.0, "a rotation");
+    assert!(newest(&scene.fleet) > scene.fleet.servers[&lost].report().current.0, "a rotation");
     scene.heal("isolated follower");
     scene.live(INTERVAL);
     scene.check("isolated follower", Duration::ZERO);
@@ -245,7 +247,7 @@ fn an_isolated_leader() {
     let rest = scene.others(&[lost]);
     scene.part(&[lost], &rest, &rest);
     scene.live(CUT * 2);
-    assert!(newest(&scene.fleet) > scene.fleet.boxes[&lost].report().current.0, "a rotation");
+    assert!(newest(&scene.fleet) > scene.fleet.servers[&lost].report().current.0, "a rotation");
     scene.heal("isolated leader");
     scene.live(INTERVAL);
     scene.check("isolated leader", Duration::ZERO);
@@ -259,7 +261,7 @@ fn a_majority_and_a_minority_with_the_leader() {
     let rest = scene.others(&minority);
     scene.part(&minority, &rest, &rest);
     scene.live(CUT * 2);
-    assert!(newest(&scene.fleet) > scene.fleet.boxes[&leader].report().current.0, "a rotation");
+    assert!(newest(&scene.fleet) > scene.fleet.servers[&leader].report().current.0, "a rotation");
     scene.heal("minority with the leader");
     scene.live(INTERVAL);
     scene.check("minority with the leader", Duration::ZERO);
@@ -294,7 +296,7 @@ fn ways_that_are_cut_in_one_direction() {
             _ => (others.clone(), vec![leader], "a leader that hears nobody"),
         };
         scene.silence(&from, &to, true);
-        // Who still leads reaches the third box, if anybody; a deaf one is not sure of anything.
+        // Who still leads reaches the third server, if anybody; a deaf one is not sure of anything.
         scene.connected(if case < 2 { std::slice::from_ref(&third) } else { &others });
         let before = newest(&scene.fleet);
         scene.live(CUT * 2);
@@ -322,7 +324,7 @@ fn links_that_flap() {
 }
 
 #[test]
-fn cuts_while_a_box_comes_back() {
+fn cuts_while_a_server_comes_back() {
     let mut scene = Scene::begin(3);
     for whole in [true, false, true, false] {
         let leader = scene.leader();
@@ -345,7 +347,7 @@ fn cuts_while_a_box_comes_back() {
 }
 
 #[test]
-fn a_cut_among_the_rest_while_a_box_comes_back() {
+fn a_cut_among_the_rest_while_a_server_comes_back() {
     let mut scene = Scene::begin(5);
     let leader = scene.leader();
     let others = scene.others(&[leader]);
@@ -377,7 +379,7 @@ fn a_round_trip_of_150_ms_with_the_usual_timers() {
     scene.heal("slow, the dead leader back");
     // It has the keys at once, and counts a moment later: until then one more would be too many.
     let counts = |fleet: &Fleet| {
-        fleet.boxes.values().all(|b| b.report().role != stek_share::node::Role::Quarantined)
+        fleet.servers.values().all(|b| b.report().role != stek_share::node::Role::Recovering)
     };
     scene.wait("the one that is back to count", counts);
     let leader = scene.leader();

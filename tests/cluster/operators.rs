@@ -1,4 +1,4 @@
-//! An operator's command asks running boxes and orders them about, over the boxes' own mutual TLS.
+//! An operator's command asks running servers and orders them about, over the servers' own mutual TLS.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,20 +6,20 @@ use stek_share::client::{order_limit, Client, Failure, KeyInUse, Order, Role, ST
 use stek_share::core::health::complaints;
 use stek_share::core::key_ring::Generation;
 use stek_share::core::server_id::ServerId;
-use stek_share::journal::Level;
-use stek_share::rpc::OrderRefusal;
+use stek_share::log_sink::Level;
+use stek_share::rpc::RotationRefusal;
 use stek_share::transport::listener::Refusal;
 use stek_share::transport::tls::Tls;
 
 use crate::fleet::{block_on, tls_of, wait_for, Fleet, SUBJECT};
-use kit::pki::{Authority, Request};
+use testkit::pki::{Authority, Request};
 
 fn client(fleet: &Fleet, id: u32) -> Client {
     Client::new(&fleet.settings(id), &fleet.tls())
 }
 
 #[test]
-fn every_box_tells_how_it_is_and_all_tell_the_same() {
+fn every_server_tells_how_it_is_and_all_tell_the_same() {
     let fleet = Fleet::running(3, |_| {});
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
@@ -27,14 +27,14 @@ fn every_box_tells_how_it_is_and_all_tell_the_same() {
     let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
     let ask = |id: u32| {
         let member = &fleet.members[id as usize - 1];
-        block_on(client.status(member, STATUS_LIMIT)).unwrap_or_else(|e| panic!("box {id}: {e}"))
+        block_on(client.status(member, STATUS_LIMIT)).unwrap_or_else(|e| panic!("server {id}: {e}"))
     };
-    // A follower hears of the majority with the next heart beat, the leader with its answer.
+    // A follower hears of the majority with the next heartbeat, the leader with its answer.
     wait_for("a quorum", || (1..=3).all(|id| ask(id).0.group.quorum), || fleet.describe());
     let all: Vec<_> = (1..=3).map(ask).collect();
     let first = &all[0].0;
     for (id, (status, took)) in (1..).zip(&all) {
-        let box_ = &fleet.boxes[&id];
+        let server_ = &fleet.servers[&id];
         assert_eq!(status.id, ServerId(id));
         assert_eq!(status.software, env!("CARGO_PKG_VERSION"));
         assert!(*took > Duration::ZERO && *took < STATUS_LIMIT, "{took:?}");
@@ -42,12 +42,12 @@ fn every_box_tells_how_it_is_and_all_tell_the_same() {
         let role = if id == leader { Role::Leader } else { Role::Follower };
         assert_eq!(status.group.role, role, "{status:?}");
         assert_eq!(status.group.leader, Some(ServerId(leader)));
-        assert!(status.group.term > 0 && status.group.history.is_some(), "{status:?}");
-        assert_eq!(status.group.history, box_.report().history);
+        assert!(status.group.term > 0 && status.group.cluster_id.is_some(), "{status:?}");
+        assert_eq!(status.group.cluster_id, server_.report().cluster_id);
         assert!(status.group.quorum_ms.is_some_and(|ms| ms < 60_000), "{status:?}");
         assert!(status.group.rotations >= 1 && status.group.leaders >= 1, "{status:?}");
         let current = status.keys.current.expect("there is an agreed key");
-        assert_eq!(Some(current.fingerprint), box_.report().fingerprint);
+        assert_eq!(Some(current.fingerprint), server_.report().fingerprint);
         assert_eq!((current.generation, status.keys.installed), (Generation(1), Generation(1)));
         assert_eq!((status.keys.staged, status.keys.in_use), (None, KeyInUse::Agreed));
         assert!(status.keys.next_ms > 0 && status.keys.next_ms <= 3_600_000);
@@ -66,16 +66,16 @@ fn every_box_tells_how_it_is_and_all_tell_the_same() {
     // What must not be.
     assert_ne!(all[1].0.incarnation, first.incarnation);
     assert_ne!(all[1].0.certificate.fingerprint, first.certificate.fingerprint);
-    // Nobody took the tool for a second box 1, and box 1 itself was asked as well.
-    for (id, box_) in &fleet.boxes {
-        let told = box_.lines.all();
+    // Nobody took the tool for a second server 1, and server 1 itself was asked as well.
+    for (id, server_) in &fleet.servers {
+        let told = server_.lines.all();
         let loud: Vec<_> = told.iter().filter(|(level, _)| *level >= Level::Warning).collect();
-        assert!(loud.is_empty(), "box {id}: {loud:?}");
+        assert!(loud.is_empty(), "server {id}: {loud:?}");
     }
 }
 
 #[test]
-fn an_order_given_to_any_box_is_carried_out_by_the_leader() {
+fn an_order_given_to_any_server_is_carried_out_by_the_leader() {
     let fleet = Fleet::running(3, |_| {});
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
@@ -97,10 +97,10 @@ fn an_order_given_to_any_box_is_carried_out_by_the_leader() {
     assert_eq!(status.keys.previous, []);
     assert_eq!(status.group.rotations, 4);
     // Who gave an order is in the log of the leader, which carries it out.
-    block_on(fleet.boxes[&follower].node.order(Order::Rotate)).unwrap();
-    block_on(fleet.boxes[&leader].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&follower].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap();
     fleet.wait_for_generation(6);
-    let lines = fleet.boxes[&leader].lines.all();
+    let lines = fleet.servers[&leader].lines.all();
     let told: Vec<&str> =
         lines.iter().filter_map(|(_, l)| l.split_once(": ordered by ")).map(|(_, by)| by).collect();
     let tool =
@@ -131,10 +131,10 @@ fn a_leader_without_a_majority_says_so_to_who_gives_it_an_order() {
     for id in (1..=3).filter(|id| *id != leader) {
         fleet.kill(id);
     }
-    let node = &fleet.boxes[&leader].node;
+    let node = &fleet.servers[&leader].node;
     let alone = || !node.status().group.quorum;
     wait_for("no quorum", alone, || fleet.describe());
-    assert_eq!(block_on(node.order(Order::Rotate)), Err(OrderRefusal::NoLeader));
+    assert_eq!(block_on(node.order(Order::Rotate)), Err(RotationRefusal::NoLeader));
     assert_eq!(node.report().current, Generation(1), "nothing was begun");
 }
 
@@ -147,14 +147,14 @@ fn whoever_is_not_allowed_or_not_there_is_named_with_a_remedy() {
         let failure = block_on(client.status(&members[id as usize - 1], STATUS_LIMIT));
         failure.map(|(status, _)| panic!("answered: {status:?}")).unwrap_err()
     };
-    // In the name of a box that is not in the list.
+    // In the name of a server that is not in the list.
     let mut settings = fleet.settings(1);
     settings.server_id = ServerId(9);
     let outsider = Client::new(&settings, &fleet.tls());
     let failure = ask(&outsider, 2);
     assert!(matches!(failure, Failure::Refused(Refusal::NotAMember)), "{failure}");
-    assert!(failure.to_string().contains("add the box to the server list"), "{failure}");
-    // With a certificate that the box does not accept, though it accepts the box's.
+    assert!(failure.to_string().contains("add the server to the server list"), "{failure}");
+    // With a certificate that the server does not accept, though it accepts the server's.
     let other = fleet.authority.issue(&Request::new("/CN=somebody")).unwrap();
     let root = fleet.authority.identity.certificate.to_pem().unwrap();
     let (chain, key) = (other.certificate.to_pem(), other.key.private_key_to_pem_pkcs8());
@@ -163,14 +163,14 @@ fn whoever_is_not_allowed_or_not_there_is_named_with_a_remedy() {
     let stranger = Client::new(&fleet.settings(1), &tls);
     let failure = ask(&stranger, 2);
     assert!(matches!(failure, Failure::OurCertificate(_)), "{failure}");
-    // With a root that the box's certificate does not lead to.
+    // With a root that the server's certificate does not lead to.
     let elsewhere = Authority::new("/CN=elsewhere").unwrap();
     let own = elsewhere.issue(&Request::new(SUBJECT)).unwrap();
     let foreign = Client::new(&fleet.settings(1), &tls_of(&elsewhere.identity, &own, SUBJECT));
     let failure = ask(&foreign, 2);
     assert!(matches!(failure, Failure::TheirCertificate(_)), "{failure}");
     assert!(failure.to_string().contains("compare root_cert_file"), "{failure}");
-    // A box that answers for another, as a wrong list has it.
+    // A server that answers for another, as a wrong list has it.
     let good = client(&fleet, 1);
     let mut wrong = fleet.members[1].clone();
     wrong.port = fleet.members[2].port;
@@ -187,7 +187,7 @@ fn whoever_is_not_allowed_or_not_there_is_named_with_a_remedy() {
 
 /// Both the leader that loses its followers, and the follower that loses its leader.
 #[test]
-fn a_box_alone_tells_since_when_and_whose_key_it_uses() {
+fn a_server_alone_tells_since_when_and_whose_key_it_uses() {
     for keeps_leader in [true, false] {
         let mut fleet = Fleet::running(3, |settings| {
             settings.key_update_interval = Duration::from_secs(2);
@@ -197,7 +197,7 @@ fn a_box_alone_tells_since_when_and_whose_key_it_uses() {
         let leader = fleet.wait_for_leader();
         let left = (1..=3).find(|id| (*id == leader) == keeps_leader).unwrap();
         (1..=3).filter(|id| *id != left).for_each(|id| fleet.kill(id));
-        let status = || fleet.boxes[&left].node.status();
+        let status = || fleet.servers[&left].node.status();
         let missed = |ms: u64| status().group.quorum_ms.is_some_and(|since| since >= ms);
         wait_for("the majority to be missed", || missed(1000), || fleet.describe());
         assert!(!status().group.quorum);

@@ -1,10 +1,10 @@
-//! Options whose effect shows between boxes: timers and time limits.
+//! Options whose effect shows between servers: timers and time limits.
 
 use std::time::{Duration, Instant};
 
 use stek_share::core::config::{Settings, Timers};
 use stek_share::core::rotation::Order;
-use stek_share::rpc::OrderRefusal;
+use stek_share::rpc::RotationRefusal;
 
 use crate::fleet::{block_on, wait_for, Fleet};
 
@@ -12,13 +12,13 @@ const fn ms(number: u64) -> Duration {
     Duration::from_millis(number)
 }
 
-/// Bounds that leave room for any heart beat here, on a busy machine too.
-fn calm(settings: &mut Settings, heart_beat: Duration) {
-    settings.timers = Timers { heart_beat, election_lower: ms(1500), election_upper: ms(2500) };
+/// Bounds that leave room for any heartbeat here, on a busy machine too.
+fn idle(settings: &mut Settings, heartbeat: Duration) {
+    settings.timers = Timers { heartbeat, election_lower: ms(1500), election_upper: ms(2500) };
 }
 
 /// How long the leader takes for some messages to a follower while nothing else happens.
-fn time_of_beats(tune: fn(&mut Settings), count: u64) -> Duration {
+fn time_of_heartbeats(tune: fn(&mut Settings), count: u64) -> Duration {
     let fleet = Fleet::linked(2, tune);
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
@@ -37,19 +37,19 @@ fn time_of_beats(tune: fn(&mut Settings), count: u64) -> Duration {
 
 #[test]
 fn heart_beat_interval_is_how_often_the_leader_is_heard() {
-    const BEATS: u64 = 20;
-    let often = time_of_beats(|s| calm(s, ms(50)), BEATS);
-    let seldom = time_of_beats(|s| calm(s, ms(250)), BEATS);
-    println!("{BEATS} heart beats of 50 ms: {often:?}, of 250 ms: {seldom:?}");
+    const HEARTBEATS: u64 = 20;
+    let often = time_of_heartbeats(|s| idle(s, ms(50)), HEARTBEATS);
+    let seldom = time_of_heartbeats(|s| idle(s, ms(250)), HEARTBEATS);
+    println!("{HEARTBEATS} heartbeats of 50 ms: {often:?}, of 250 ms: {seldom:?}");
     // What follows a message may be taken with it, and late ones are not made up for.
-    assert!(often > ms(50 * BEATS) * 8 / 10, "{often:?}");
-    assert!(seldom > ms(250 * BEATS) * 8 / 10, "{seldom:?}");
+    assert!(often > ms(50 * HEARTBEATS) * 8 / 10, "{often:?}");
+    assert!(seldom > ms(250 * HEARTBEATS) * 8 / 10, "{seldom:?}");
     assert!(often * 2 < seldom, "{often:?}, {seldom:?}");
 }
 
 #[test]
 fn election_timeout_lower_bound_is_how_long_a_silent_leader_is_kept() {
-    let mut fleet = Fleet::running(3, |s| calm(s, ms(100)));
+    let mut fleet = Fleet::running(3, |s| idle(s, ms(100)));
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
     fleet.kill(leader);
@@ -57,25 +57,25 @@ fn election_timeout_lower_bound_is_how_long_a_silent_leader_is_kept() {
     fleet.wait_for_leader();
     let took = begun.elapsed();
     println!("a new leader after {took:?}");
-    // The last heart beat was heard up to one interval before the death.
+    // The last heartbeat was heard up to one interval before the death.
     assert!(took > ms(1500 - 200), "{took:?}");
     // Far above the upper bound, and far below what a broken election takes.
     assert!(took < ms(2500) + Duration::from_secs(10), "{took:?}");
 }
 
 #[test]
-fn election_timeout_upper_bound_is_how_long_a_silent_box_is_waited_for() {
+fn election_timeout_upper_bound_is_how_long_a_silent_server_is_waited_for() {
     let mut fleet = Fleet::running(3, |s| {
-        calm(s, ms(100));
+        idle(s, ms(100));
         s.handover_timeout = Duration::from_secs(60);
     });
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
     fleet.kill(leader % 3 + 1);
     let begun = Instant::now();
-    block_on(fleet.boxes[&leader].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap();
     let took = begun.elapsed();
-    println!("the handover went on without the dead box after {took:?}");
+    println!("the handover went on without the dead server after {took:?}");
     assert!(took > ms(2500 - 200), "{took:?}");
     assert!(took < Duration::from_secs(30), "only handover_timeout ended it: {took:?}");
 }
@@ -88,19 +88,19 @@ fn time_to_fail(tune: fn(&mut Settings)) -> Duration {
     fleet.kill(leader % 3 + 1);
     fleet.kill((leader + 1) % 3 + 1);
     let begun = Instant::now();
-    let refusal = block_on(fleet.boxes[&leader].node.order(Order::Rotate)).unwrap_err();
-    assert!(matches!(refusal, OrderRefusal::TimedOut), "{refusal}");
+    let refusal = block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap_err();
+    assert!(matches!(refusal, RotationRefusal::TimedOut), "{refusal}");
     begun.elapsed()
 }
 
 #[test]
 fn client_req_timeout_is_how_long_a_proposal_waits_for_agreement() {
     let short = time_to_fail(|s| {
-        calm(s, ms(100));
+        idle(s, ms(100));
         s.request_timeout = ms(300);
     });
     let long = time_to_fail(|s| {
-        calm(s, ms(100));
+        idle(s, ms(100));
         s.request_timeout = ms(2000);
     });
     println!("a proposal without majority failed after {short:?} and {long:?}");

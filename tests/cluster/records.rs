@@ -12,8 +12,8 @@ use stek_share::core::config::Settings;
 use stek_share::core::key_ring::Generation;
 use stek_share::core::rotation::Order;
 use stek_share::core::stek::Fingerprint;
-use stek_share::journal::Level;
-use stek_share::node::outside::{Disk, Files, Outside, Reply, Stamp, Unusable};
+use stek_share::log_sink::Level;
+use stek_share::node::environment::{Disk, Environment, Files, Reply, Stamp, Unusable};
 use stek_share::node::Joined;
 
 use crate::fleet::{block_on, wait_for, Fleet};
@@ -21,15 +21,15 @@ use crate::state::{
     default, file_of, keeping_fleet, own_tls, rotate, start_keeping, state_root, wait_until_saved,
 };
 
-/// Whether a box has ever encrypted with this key.
+/// Whether a server has ever encrypted with this key.
 fn encrypted_with(fleet: &Fleet, id: u32, key: &Fingerprint) -> bool {
-    let sets = fleet.boxes[&id].host.sets.lock().unwrap();
+    let sets = fleet.servers[&id].host.sets.lock().unwrap();
     sets.iter().any(|(_, set)| set.first() == Some(key))
 }
 
 /// Has the group drop its keys and make a new one.
 fn revoke(fleet: &Fleet, by: u32) -> Generation {
-    let made = block_on(fleet.boxes[&by].node.order(Order::Revoke)).unwrap();
+    let made = block_on(fleet.servers[&by].node.order(Order::Revoke)).unwrap();
     fleet.wait_for_generation(made.0);
     made
 }
@@ -37,20 +37,20 @@ fn revoke(fleet: &Fleet, by: u32) -> Generation {
 #[test]
 fn a_revoked_key_that_a_file_brings_back_encrypts_nowhere() {
     let (mut fleet, root) = keeping_fleet("revoked");
-    let revoked = fleet.boxes[&1].report().fingerprint.unwrap();
+    let revoked = fleet.servers[&1].report().fingerprint.unwrap();
     fleet.kill(3);
     let made = revoke(&fleet, 1);
     start_keeping(&mut fleet, &root, 3);
-    let joined = block_on(fleet.boxes[&3].node.wait_for_group(Duration::from_secs(30)));
+    let joined = block_on(fleet.servers[&3].node.wait_for_group(Duration::from_secs(30)));
     assert_ne!(joined, Joined::Keys(revoked), "a start waits for the group's keys, not the file's");
     fleet.wait_for_generation(made.0);
     assert!(!encrypted_with(&fleet, 3, &revoked), "{}", fleet.describe());
-    assert!(!fleet.boxes[&3].host.latest().contains(&revoked), "it is gone for good");
+    assert!(!fleet.servers[&3].host.latest().contains(&revoked), "it is gone for good");
 
     // The same where all return, and one of them with a file of before the revocation.
     fleet.wait_for_generation(rotate(&fleet, 1).0);
     wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
-    let leaked = fleet.boxes[&1].report().fingerprint.unwrap();
+    let leaked = fleet.servers[&1].report().fingerprint.unwrap();
     let old = fs::read(file_of(&root, 3)).unwrap();
     let made = revoke(&fleet, 1);
     wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
@@ -64,30 +64,30 @@ fn a_revoked_key_that_a_file_brings_back_encrypts_nowhere() {
     fleet.wait_for_generation(made.0);
     for id in 1..=3 {
         assert!(!encrypted_with(&fleet, id, &leaked), "{}", fleet.describe());
-        assert!(!fleet.boxes[&id].host.latest().contains(&leaked), "{}", fleet.describe());
+        assert!(!fleet.servers[&id].host.latest().contains(&leaked), "{}", fleet.describe());
     }
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
 }
 
 #[test]
-fn a_box_that_reaches_nobody_does_not_encrypt_with_the_keys_of_its_file() {
+fn a_server_that_reaches_nobody_does_not_encrypt_with_the_keys_of_its_file() {
     let (mut fleet, root) = keeping_fleet("alone");
-    let key = fleet.boxes[&1].report().fingerprint.unwrap();
+    let key = fleet.servers[&1].report().fingerprint.unwrap();
     for id in 1..=3 {
         fleet.kill(id);
     }
     start_keeping(&mut fleet, &root, 3);
-    let joined = block_on(fleet.boxes[&3].node.wait_for_group(Duration::from_secs(30)));
+    let joined = block_on(fleet.servers[&3].node.wait_for_group(Duration::from_secs(30)));
     assert_eq!(joined, Joined::NoMajority);
-    let holds = || fleet.boxes[&3].host.latest().contains(&key);
+    let holds = || fleet.servers[&3].host.latest().contains(&key);
     wait_for("the file's key to decrypt", holds, || fleet.describe());
     assert!(!encrypted_with(&fleet, 3, &key), "{}", fleet.describe());
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
 }
 
-/// Restarts boxes, each when the one before is back, with these files.
+/// Restarts servers, each when the one before is back, with these files.
 fn restart_with(fleet: &mut Fleet, root: &Path, files: &[(u32, Vec<u8>)]) {
     for (id, bytes) in files {
         fleet.kill(*id);
@@ -103,9 +103,9 @@ fn files_of_before_count_for_nothing_among_those_who_live() {
     let old: Vec<(u32, Vec<u8>)> =
         (1..=3).map(|id| (id, fs::read(file_of(&root, id)).unwrap())).collect();
     fleet.wait_for_generation(rotate(&fleet, 1).0);
-    let third = fleet.boxes[&1].report().fingerprint.unwrap();
+    let third = fleet.servers[&1].report().fingerprint.unwrap();
     fleet.wait_for_generation(rotate(&fleet, 1).0);
-    let newest = fleet.boxes[&1].report();
+    let newest = fleet.servers[&1].report();
     // On one; on the others after it; then on two of them while the third lives.
     restart_with(&mut fleet, &root, &old[..1]);
     restart_with(&mut fleet, &root, &old[1..]);
@@ -116,11 +116,11 @@ fn files_of_before_count_for_nothing_among_those_who_live() {
         start_keeping(&mut fleet, &root, *id);
     }
     fleet.wait_until_one();
-    let after = fleet.boxes[&3].report();
-    assert_eq!(after.history, newest.history, "{}", fleet.describe());
+    let after = fleet.servers[&3].report();
+    assert_eq!(after.cluster_id, newest.cluster_id, "{}", fleet.describe());
     assert_eq!(after.current, newest.current, "{}", fleet.describe());
     assert_eq!(after.fingerprint, newest.fingerprint, "{}", fleet.describe());
-    assert!(fleet.boxes[&1].host.latest().contains(&third), "the latest two, everywhere");
+    assert!(fleet.servers[&1].host.latest().contains(&third), "the latest two, everywhere");
     let made = rotate(&fleet, 2);
     assert_eq!(made, newest.current.next());
     drop(fleet);
@@ -130,14 +130,14 @@ fn files_of_before_count_for_nothing_among_those_who_live() {
 #[test]
 fn the_newest_record_of_those_present_is_gone_on_from() {
     let (mut fleet, root) = keeping_fleet("newest");
-    // Box 3 alone has a file of the latest keys, and the others are there first.
+    // Server 3 alone has a file of the latest keys, and the others are there first.
     for id in 1..=2 {
         let path = file_of(&root, id);
         fs::copy(&path, path.with_extension("old")).unwrap();
     }
     fleet.wait_for_generation(rotate(&fleet, 1).0);
     wait_until_saved(&mut fleet, &root, &[3]);
-    let (keys, before) = (fleet.boxes[&3].host.latest(), fleet.boxes[&3].report());
+    let (keys, before) = (fleet.servers[&3].host.latest(), fleet.servers[&3].report());
     for id in 1..=3 {
         fleet.kill(id);
     }
@@ -149,10 +149,10 @@ fn the_newest_record_of_those_present_is_gone_on_from() {
         start_keeping(&mut fleet, &root, id);
     }
     fleet.wait_until_one();
-    let after = fleet.boxes[&1].report();
+    let after = fleet.servers[&1].report();
     assert_eq!((after.current, after.fingerprint), (before.current, before.fingerprint));
-    assert_eq!(fleet.boxes[&1].host.latest(), keys, "{}", fleet.describe());
-    let told = |line| fleet.boxes.values().any(|running| running.lines.has(line));
+    assert_eq!(fleet.servers[&1].host.latest(), keys, "{}", fleet.describe());
+    let told = |line| fleet.servers.values().any(|running| running.lines.has(line));
     assert!(told("of the state file of server 3: generation 3"), "{}", fleet.describe());
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
@@ -161,7 +161,7 @@ fn the_newest_record_of_those_present_is_gone_on_from() {
 #[test]
 fn a_key_that_is_due_when_all_return_is_replaced_at_once() {
     let (mut fleet, root) = keeping_fleet("due");
-    let before = fleet.boxes[&1].report();
+    let before = fleet.servers[&1].report();
     fleet.tune = |settings: &mut Settings| {
         settings.key_update_interval = Duration::from_secs(2);
     };
@@ -192,11 +192,11 @@ fn a_file_that_can_be_neither_written_nor_removed_costs_a_warning() {
         start_keeping(&mut fleet, &root, id);
     }
     fleet.wait_until_one();
-    let before = fleet.boxes[&1].report();
+    let before = fleet.servers[&1].report();
     fleet.wait_for_generation(rotate(&fleet, 2).0);
     revoke(&fleet, 1);
-    assert_eq!(fleet.boxes[&1].report().history, before.history, "{}", fleet.describe());
-    for running in fleet.boxes.values() {
+    assert_eq!(fleet.servers[&1].report().cluster_id, before.cluster_id, "{}", fleet.describe());
+    for running in fleet.servers.values() {
         let warned = |words: &str| {
             let lines = running.lines.all();
             lines.iter().any(|(level, line)| *level == Level::Warning && line.contains(words))
@@ -229,24 +229,24 @@ fn a_lack_of_file_descriptors_makes_nobody_forget() {
         return;
     }
     let (mut fleet, root) = keeping_fleet("few");
-    let before = fleet.boxes[&1].report();
+    let before = fleet.servers[&1].report();
     let mut held = Vec::new();
     while let Ok(file) = fs::File::open("/dev/null") {
         held.push(file);
     }
     for order in [Order::Rotate, Order::Revoke] {
-        let running = &fleet.boxes[&1];
+        let running = &fleet.servers[&1];
         let runtime = running.runtime.as_ref().unwrap();
         let made = runtime.block_on(running.node.order(order)).unwrap();
         fleet.wait_for_generation(made.0);
     }
-    for running in fleet.boxes.values() {
+    for running in fleet.servers.values() {
         let warned = || running.lines.has("cannot be written: Too many open files");
         wait_for("a warning", warned, || fleet.describe());
     }
     drop(held);
-    let after = fleet.boxes[&1].report();
-    assert_eq!(after.history, before.history, "{}", fleet.describe());
+    let after = fleet.servers[&1].report();
+    assert_eq!(after.cluster_id, before.cluster_id, "{}", fleet.describe());
     assert_eq!(after.current.0, before.current.0 + 2, "{}", fleet.describe());
     // It goes on trying.
     wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
@@ -301,7 +301,7 @@ impl Disk for Slow {
     }
 }
 
-/// Three boxes on disks of which each takes as long as its knob says.
+/// Three servers on disks of which each takes as long as its knob says.
 fn slow_fleet(root: &Path, takes: u64) -> (Fleet, Arc<AtomicU64>) {
     let mut fleet = Fleet::new(3, default);
     let knob = Arc::new(AtomicU64::new(takes));
@@ -310,7 +310,7 @@ fn slow_fleet(root: &Path, takes: u64) -> (Fleet, Arc<AtomicU64>) {
         settings.state_dir = Some(root.join(id.to_string()));
         let tls = own_tls(&mut fleet, id);
         let disk = Arc::new(Slow(knob.clone()));
-        fleet.start_within(id, settings, tls, Outside { disk, ..Outside::default() });
+        fleet.start_within(id, settings, tls, Environment { disk, ..Environment::default() });
     }
     fleet.wait_until_one();
     (fleet, knob)
@@ -324,7 +324,10 @@ fn a_file_that_cannot_be_brought_up_to_date_after_a_revocation_is_removed() {
     knob.store(FULL, Ordering::SeqCst);
     fleet.wait_for_generation(rotate(&fleet, 1).0);
     let warned = |fleet: &Fleet| {
-        fleet.boxes.values().all(|running| running.lines.has("cannot be written: no storage space"))
+        fleet
+            .servers
+            .values()
+            .all(|running| running.lines.has("cannot be written: no storage space"))
     };
     wait_for("warnings", || warned(&fleet), || fleet.describe());
     // What it holds still decrypts, and is better than nothing.
@@ -350,9 +353,9 @@ fn a_disk_that_is_slow_or_hangs_holds_up_neither_rotations_nor_elections_nor_a_s
             let of = |lines: Vec<(Level, String)>| {
                 lines.iter().filter(|(_, line)| line.contains("is the leader of term")).count()
             };
-            fleet.boxes.values().map(|running| of(running.lines.all())).sum()
+            fleet.servers.values().map(|running| of(running.lines.all())).sum()
         };
-        let (before, first) = (reigns(&fleet), fleet.boxes[&1].report().current);
+        let (before, first) = (reigns(&fleet), fleet.servers[&1].report().current);
         let begun = Instant::now();
         for _ in 0..ROTATIONS {
             rotate(&fleet, 1);

@@ -1,4 +1,4 @@
-//! Links with weather: each box dials each other one through a relay of its own, so that a test
+//! Links with weather: each server dials each other one through a relay of its own, so that a test
 //! can silence any direction of any link, or make all of them slow or unreliable, without a word
 //! to either end.
 //!
@@ -26,11 +26,11 @@ const RETRANSMISSION: Duration = Duration::from_millis(200);
 /// Pieces that may be under way on one connection; then the sender has to wait.
 const UNDER_WAY: usize = 256;
 
-/// Relays for every ordered pair of boxes.
+/// Relays for every ordered pair of servers.
 pub struct Relays {
-    /// How a box (first) reaches another (second).
+    /// How a server (first) reaches another (second).
     links: BTreeMap<(u32, u32), Link>,
-    /// Whether anything gets from a box (first) to another (second), whoever dialled.
+    /// Whether anything gets from a server (first) to another (second), whoever dialled.
     ways: BTreeMap<(u32, u32), watch::Sender<bool>>,
     weather: Arc<Weather>,
     _runtime: Runtime,
@@ -38,9 +38,9 @@ pub struct Relays {
 
 /// One direction of dialling.
 struct Link {
-    /// Where the dialling box finds the other one.
+    /// Where the dialling server finds the other one.
     port: u16,
-    /// How many pieces the dialling box sent: one for each message that is followed by a pause.
+    /// How many pieces the dialling server sent: one for each message that is followed by a pause.
     sent: Arc<AtomicU64>,
 }
 
@@ -91,7 +91,7 @@ impl Relays {
         Relays { links, ways, weather, _runtime: runtime }
     }
 
-    /// Has a box find the others through its relays.
+    /// Has a server find the others through its relays.
     pub fn reroute(&self, settings: &mut Settings) {
         let me = settings.server_id.0;
         for member in &mut settings.members {
@@ -107,7 +107,7 @@ impl Relays {
         self.silence(other, one, cut);
     }
 
-    /// Cuts or heals what goes from some boxes to others; the other direction stays as it is.
+    /// Cuts or heals what goes from some servers to others; the other direction stays as it is.
     pub fn silence(&self, from: &[u32], to: &[u32], cut: bool) {
         for (a, b) in from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b))) {
             if a != b {
@@ -136,11 +136,11 @@ impl Weather {
     }
 
     /// How long a piece needs.
-    fn travel(&self, dice: &mut u64) -> Duration {
-        *dice ^= *dice << 13;
-        *dice ^= *dice >> 7;
-        *dice ^= *dice << 17;
-        let lost = (*dice >> 33) % 1000 < self.lost.load(Ordering::Relaxed);
+    fn travel(&self, rng: &mut u64) -> Duration {
+        *rng ^= *rng << 13;
+        *rng ^= *rng >> 7;
+        *rng ^= *rng << 17;
+        let lost = (*rng >> 33) % 1000 < self.lost.load(Ordering::Relaxed);
         let again = if lost { RETRANSMISSION + self.delay() * 2 } else { Duration::ZERO };
         self.delay() + again
     }
@@ -184,11 +184,11 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: Way) 
     let weather = way.weather.clone();
     let read = async move {
         let clock = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let mut dice = u64::from(clock.subsec_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut rng = u64::from(clock.subsec_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut buffer = vec![0; 16 * 1024];
         loop {
             let n = from.read(&mut buffer).await.unwrap_or(0);
-            let due = Instant::now() + weather.travel(&mut dice);
+            let due = Instant::now() + weather.travel(&mut rng);
             if under_way.send((due, buffer[..n].to_vec())).await.is_err() || n == 0 {
                 return;
             }

@@ -1,4 +1,4 @@
-//! Boxes restarted and frozen at bad moments, singly, together and in quick succession. Each case
+//! Servers restarted and frozen at bad moments, singly, together and in quick succession. Each case
 //! here once left a group stuck, split or with a key that had been retired.
 
 use std::thread::sleep;
@@ -28,16 +28,16 @@ fn restart(fleet: &mut Fleet, id: u32) {
     fleet.start(id);
 }
 
-/// Stops all of a box's workers for a while, as a stopped machine would.
+/// Stops all of a server's workers for a while, as a stopped machine would.
 fn freeze(fleet: &Fleet, id: u32, duration: Duration) {
-    let runtime = fleet.boxes[&id].runtime.as_ref().expect("it runs");
+    let runtime = fleet.servers[&id].runtime.as_ref().expect("it runs");
     for _ in 0..fleet.settings(id).workers {
         runtime.spawn(async move { sleep(duration) });
     }
 }
 
 fn followers(fleet: &Fleet, leader: u32) -> Vec<u32> {
-    fleet.boxes.keys().copied().filter(|id| *id != leader).collect()
+    fleet.servers.keys().copied().filter(|id| *id != leader).collect()
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn all_that_were_relied_on_die_in_turn() {
 }
 
 #[test]
-fn four_restarts_of_three_boxes_within_a_second() {
+fn four_restarts_of_three_servers_within_a_second() {
     for round in 0..6 {
         let mut fleet = Fleet::running(3, fast);
         fleet.wait_for_generation(2);
@@ -106,15 +106,15 @@ fn four_restarts_of_three_boxes_within_a_second() {
     }
 }
 
-/// A box that came back remembers, through others, a ballot of the very leader that has lost its
+/// A server that came back remembers, through others, a term of the very leader that has lost its
 /// own memory of it.
 #[test]
-fn a_leader_that_is_refused_with_its_own_old_ballot() {
+fn a_leader_that_is_refused_with_its_own_old_leader_id() {
     for round in 0..5 {
         let mut fleet = Fleet::running(3, default);
         fleet.wait_until_one();
         let leader = fleet.wait_for_leader();
-        let [first, second] = followers(&fleet, leader)[..] else { panic!("three boxes") };
+        let [first, second] = followers(&fleet, leader)[..] else { panic!("three servers") };
         fleet.kill(first);
         fleet.kill(second);
         fleet.start(second);
@@ -128,7 +128,7 @@ fn a_leader_that_is_refused_with_its_own_old_ballot() {
 }
 
 #[test]
-fn a_majority_restarts_beside_a_frozen_box() {
+fn a_majority_restarts_beside_a_frozen_server() {
     let mut fleet = Fleet::running(3, default);
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
@@ -138,7 +138,7 @@ fn a_majority_restarts_beside_a_frozen_box() {
         restart(&mut fleet, id);
     }
     sleep(Duration::from_millis(4500));
-    wait_until_whole(&fleet, "the box thawed");
+    wait_until_whole(&fleet, "the server thawed");
 }
 
 #[test]
@@ -146,13 +146,13 @@ fn an_own_key_that_was_replaced_does_not_come_back_as_the_groups_first() {
     let mut fleet = Fleet::new(2, fast);
     // Ballots of one term go to the higher id, so this one will lead.
     fleet.start(2);
-    let host = fleet.boxes[&2].host.clone();
+    let host = fleet.servers[&2].host.clone();
     wait_for("a first key", || !host.latest().is_empty(), || fleet.describe());
     let initial = host.latest()[0];
     wait_for("it to be replaced", || !host.latest().contains(&initial), || fleet.describe());
     let before = host.sets.lock().unwrap().len();
     fleet.start(1);
-    wait_until_whole(&fleet, "the second box came");
+    wait_until_whole(&fleet, "the second server came");
     let sets = host.sets.lock().unwrap().clone();
     assert!(sets[before..].iter().all(|(_, keys)| !keys.contains(&initial)), "it came back");
 }
@@ -165,7 +165,7 @@ fn a_max_key_age_of_one_interval_disturbs_no_rotation() {
         settings.handover_timeout = Duration::from_secs(1);
     });
     fleet.wait_for_generation(3);
-    for b in fleet.boxes.values() {
+    for b in fleet.servers.values() {
         assert!(!b.lines.has("too old to encrypt"), "{}", fleet.describe());
     }
 }
@@ -177,35 +177,35 @@ fn at_random() {
     let rounds: u32 =
         std::env::var("STEK_CHAOS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let mut dice = Dice(clock.as_nanos() as u64 | 1);
+    let mut rng = Rng(clock.as_nanos() as u64 | 1);
     let mut fleet = Fleet::running(3, fast);
     fleet.wait_until_one();
     let mut worst = Duration::ZERO;
     for round in 0..rounds {
         let mut script = String::new();
-        for _ in 0..=dice.below(4) {
-            let id = 1 + dice.below(3) as u32;
-            if !fleet.boxes.contains_key(&id) {
+        for _ in 0..=rng.below(4) {
+            let id = 1 + rng.below(3) as u32;
+            if !fleet.servers.contains_key(&id) {
                 script += &format!("start {id}; ");
                 fleet.start(id);
-            } else if dice.below(3) == 0 {
-                let long = dice.below(900);
+            } else if rng.below(3) == 0 {
+                let long = rng.below(900);
                 script += &format!("freeze {id} for {long} ms; ");
                 freeze(&fleet, id, Duration::from_millis(long));
             } else {
                 script += &format!("kill {id}; ");
                 fleet.kill(id);
-                if dice.below(2) == 0 {
+                if rng.below(2) == 0 {
                     script += &format!("start {id}; ");
                     fleet.start(id);
                 }
             }
-            let gap = dice.below(700);
+            let gap = rng.below(700);
             script += &format!("wait {gap} ms; ");
             sleep(Duration::from_millis(gap));
         }
         for id in 1..=3 {
-            if !fleet.boxes.contains_key(&id) {
+            if !fleet.servers.contains_key(&id) {
                 script += &format!("start {id}; ");
                 fleet.start(id);
             }
@@ -218,9 +218,9 @@ fn at_random() {
 }
 
 /// A xorshift generator: cheap, and its seed need not be good.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

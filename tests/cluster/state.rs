@@ -1,4 +1,4 @@
-//! `state_dir`: the keys outlive a restart of all boxes, in a file that is of no use to anybody else.
+//! `state_dir`: the keys outlive a restart of all servers, in a file that is of no use to anybody else.
 //! What such a file cannot do is for [`crate::records`].
 
 use std::fs;
@@ -10,9 +10,9 @@ use stek_share::core::config::Settings;
 use stek_share::core::key_ring::Generation;
 use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
-use stek_share::journal::Level;
+use stek_share::log_sink::Level;
 use stek_share::node::state_file_door as door;
-use stek_share::rpc::OrderRefusal;
+use stek_share::rpc::RotationRefusal;
 use stek_share::transport::tls::Tls;
 
 use crate::fleet::{block_on, tls_of, wait_for, Fleet, Host, SUBJECT};
@@ -27,11 +27,11 @@ pub fn state_root(name: &str) -> PathBuf {
     root
 }
 
-/// Starts a box that keeps its state; each box of a test has a directory of its own.
+/// Starts a server that keeps its state; each server of a test has a directory of its own.
 pub fn start_keeping(fleet: &mut Fleet, root: &Path, id: u32) {
     let mut settings = fleet.settings(id);
     settings.state_dir = Some(root.join(id.to_string()));
-    // The same certificate at each start, as a restarted box has.
+    // The same certificate at each start, as a restarted server has.
     let tls = own_tls(fleet, id);
     fleet.start_with(id, settings, tls);
 }
@@ -52,13 +52,13 @@ pub fn keeping_fleet(name: &str) -> (Fleet, PathBuf) {
         start_keeping(&mut fleet, &root, id);
     }
     fleet.wait_until_one();
-    block_on(fleet.boxes[&1].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
     fleet.wait_for_generation(2);
     wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
     (fleet, root)
 }
 
-/// Waits until the files hold what these boxes have agreed on; nobody waits for them otherwise.
+/// Waits until the files hold what these servers have agreed on; nobody waits for them otherwise.
 pub fn wait_until_saved(fleet: &mut Fleet, root: &Path, ids: &[u32]) {
     for id in ids {
         let tls = own_tls(fleet, *id);
@@ -66,13 +66,13 @@ pub fn wait_until_saved(fleet: &mut Fleet, root: &Path, ids: &[u32]) {
         let is_saved = || {
             let Ok(bytes) = fs::read(&file) else { return false };
             let Ok(saved) = door::open(&bytes, ServerId(*id), &tls) else { return false };
-            let report = fleet.boxes[id].report();
+            let report = fleet.servers[id].report();
             let ring = &saved.record.ring;
-            ring.history() == report.history
+            ring.cluster_id() == report.cluster_id
                 && ring.staged().is_none()
                 && ring.current().is_some_and(|held| held.generation == report.current)
         };
-        wait_for(&format!("the file of box {id}"), is_saved, || fleet.describe());
+        wait_for(&format!("the file of server {id}"), is_saved, || fleet.describe());
     }
 }
 
@@ -80,8 +80,8 @@ pub fn wait_until_saved(fleet: &mut Fleet, root: &Path, ids: &[u32]) {
 fn all_restarted_at_once_keep_both_keys() {
     let (mut fleet, root) = keeping_fleet("all");
     for round in 0..3 {
-        let before = fleet.boxes[&1].report();
-        let keys = fleet.boxes[&1].host.latest();
+        let before = fleet.servers[&1].report();
+        let keys = fleet.servers[&1].host.latest();
         for id in 1..=3 {
             fleet.kill(id);
         }
@@ -89,12 +89,12 @@ fn all_restarted_at_once_keep_both_keys() {
             start_keeping(&mut fleet, &root, id);
         }
         fleet.wait_until_one();
-        let after = fleet.boxes[&2].report();
-        assert_ne!(after.history, before.history, "nobody remembers what was agreed");
+        let after = fleet.servers[&2].report();
+        assert_ne!(after.cluster_id, before.cluster_id, "nobody remembers what was agreed");
         assert_eq!(after.current, before.current, "round {round}: {}", fleet.describe());
-        assert_eq!(fleet.boxes[&2].host.latest(), keys, "round {round}");
-        for running in fleet.boxes.values() {
-            // Held before used: no box encrypts with it before all reachable ones hold it.
+        assert_eq!(fleet.servers[&2].host.latest(), keys, "round {round}");
+        for running in fleet.servers.values() {
+            // Held before used: no server encrypts with it before all reachable ones hold it.
             let encrypting = |host: &Host| {
                 let sets = host.sets.lock().unwrap();
                 sets.iter().find(|(_, set)| set.first() == keys.first()).map(|(at, _)| *at)
@@ -104,29 +104,29 @@ fn all_restarted_at_once_keep_both_keys() {
                 sets.iter().find(|(_, set)| set.contains(&keys[0])).map(|(at, _)| *at)
             };
             let used = encrypting(&running.host).unwrap();
-            assert!(fleet.boxes.values().all(|other| holding(&other.host).unwrap() < used));
+            assert!(fleet.servers.values().all(|other| holding(&other.host).unwrap() < used));
         }
         assert!(after.current_age >= before.current_age, "the key got younger");
         fleet.wait_for_generation(rotate(&fleet, 3).0);
         wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
     }
-    // A box that lives might save meanwhile.
+    // A server that lives might save meanwhile.
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
 }
 
-/// Has the group rotate. Boxes that have just started may elect once more; an order that was on
+/// Has the group rotate. Servers that have just started may elect once more; an order that was on
 /// its way then comes back as unknown, and is given again.
 pub fn rotate(fleet: &Fleet, by: u32) -> Generation {
     let generation = std::cell::Cell::new(None);
     wait_for(
         "a rotation by order",
-        || match block_on(fleet.boxes[&by].node.order(Order::Rotate)) {
+        || match block_on(fleet.servers[&by].node.order(Order::Rotate)) {
             Ok(made) => {
                 generation.set(Some(made));
                 true
             }
-            Err(OrderRefusal::Unknown | OrderRefusal::NoLeader) => false,
+            Err(RotationRefusal::Unknown | RotationRefusal::NoLeader) => false,
             Err(other) => panic!("{other}: {}", fleet.describe()),
         },
         || fleet.describe(),
@@ -143,19 +143,19 @@ fn the_file_is_private_and_holds_no_key_in_clear() {
         let dir = path.parent().unwrap();
         assert_eq!(fs::metadata(dir).unwrap().permissions().mode() & 0o777, 0o700);
         let bytes = fs::read(&path).unwrap();
-        for key in &fleet.boxes[&id].node.key_sets().borrow().keys {
+        for key in &fleet.servers[&id].node.key_sets().borrow().keys {
             let key: &[u8; 48] = key.expose();
-            assert_eq!(kit::memory::contains_key(&bytes, key), None);
+            assert_eq!(testkit::memory::contains_key(&bytes, key), None);
             assert!(!bytes.windows(16).any(|window| window == &key[..16]), "not even its name");
         }
     }
-    // A box that lives might save meanwhile.
+    // A server that lives might save meanwhile.
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
 }
 
-/// Kills box 3, spoils its file, starts it again: it must refuse the file with `reason` and come
-/// back as an empty box.
+/// Kills server 3, spoils its file, starts it again: it must refuse the file with `reason` and come
+/// back as an empty server.
 fn refused(fleet: &mut Fleet, root: &Path, reason: &str, spoil: impl FnOnce(&Path)) {
     // It counts again, and has saved what it remembers, a moment after it has the keys.
     let file = file_of(root, 3);
@@ -165,7 +165,7 @@ fn refused(fleet: &mut Fleet, root: &Path, reason: &str, spoil: impl FnOnce(&Pat
     start_keeping(fleet, root, 3);
     fleet.wait_until_one();
     wait_until_saved(fleet, root, &[3]);
-    let lines = fleet.boxes[&3].lines.all();
+    let lines = fleet.servers[&3].lines.all();
     assert!(
         lines.iter().any(|(level, line)| *level == Level::Warning
             && line.contains("is not used")
@@ -200,7 +200,7 @@ fn a_file_that_is_not_right_is_refused_with_a_line() {
     refused(&mut fleet, &root, "belongs to server_id 1", |path| {
         fs::copy(&others, path).unwrap();
     });
-    // A box that lives might save meanwhile.
+    // A server that lives might save meanwhile.
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
 }
@@ -211,17 +211,17 @@ fn another_private_key_does_not_open_it_and_a_renewed_one_seals_it_anew() {
     // Renewed while it runs: sealed under the new key at once.
     fleet.renew_identity(3);
     let renewed = own_tls(&mut fleet, 3);
-    fleet.boxes[&3].node.set_certificates(renewed);
+    fleet.servers[&3].node.set_certificates(renewed);
     wait_until_saved(&mut fleet, &root, &[3]);
     fleet.kill(3);
     start_keeping(&mut fleet, &root, 3);
     fleet.wait_until_one();
-    assert!(fleet.boxes[&3].lines.has("the keys of the state file, saved"));
+    assert!(fleet.servers[&3].lines.has("the keys of the state file, saved"));
     // Renewed while it was down: the old file is closed for good.
     wait_until_saved(&mut fleet, &root, &[3]);
     fleet.renew_identity(3);
     refused(&mut fleet, &root, "another private key", |_| {});
-    // A box that lives might save meanwhile.
+    // A server that lives might save meanwhile.
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
 }
@@ -239,18 +239,18 @@ fn keys_that_are_too_old_are_refused() {
     fleet.start_with(3, settings, tls);
     wait_for(
         "the file to be refused",
-        || fleet.boxes[&3].lines.has("more than max_key_age"),
+        || fleet.servers[&3].lines.has("more than max_key_age"),
         || fleet.describe(),
     );
-    // A box that lives might save meanwhile.
+    // A server that lives might save meanwhile.
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
 }
 
 #[test]
-fn a_file_of_a_history_that_the_group_has_left_is_refused() {
+fn a_file_of_a_cluster_id_that_the_group_has_left_is_refused() {
     let (mut fleet, root) = keeping_fleet("left");
-    let old = fleet.boxes[&1].report().history;
+    let old = fleet.servers[&1].report().cluster_id;
     fleet.kill(3);
     // The others begin anew without it.
     for id in 1..=2 {
@@ -261,25 +261,25 @@ fn a_file_of_a_history_that_the_group_has_left_is_refused() {
         start_keeping(&mut fleet, &root, id);
     }
     fleet.wait_until_one();
-    assert_ne!(fleet.boxes[&1].report().history, old);
+    assert_ne!(fleet.servers[&1].report().cluster_id, old);
     start_keeping(&mut fleet, &root, 3);
     fleet.wait_until_one();
-    assert_eq!(fleet.boxes[&3].report().history, fleet.boxes[&1].report().history);
-    // A box that lives might save meanwhile.
+    assert_eq!(fleet.servers[&3].report().cluster_id, fleet.servers[&1].report().cluster_id);
+    // A server that lives might save meanwhile.
     drop(fleet);
     fs::remove_dir_all(root).unwrap();
 }
 
 #[test]
 fn a_place_on_a_disk_is_warned_of() {
-    let dir = kit::run_dir::RunDir::new("state").unwrap();
+    let dir = testkit::run_dir::RunDir::new("state").unwrap();
     let mut fleet = Fleet::new(1, default);
     start_keeping(&mut fleet, dir.path(), 1);
     fleet.wait_until_one();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     // Where the temporary directory itself is in memory there is nothing to warn of.
     let tmp_in_memory = mounts.lines().any(|l| l.contains(" /tmp ") && l.contains(" - tmpfs "));
-    let is_warned = || fleet.boxes[&1].lines.has("not on memory-backed storage");
+    let is_warned = || fleet.servers[&1].lines.has("not on memory-backed storage");
     wait_for("a warning, if due", || is_warned() != tmp_in_memory, || fleet.describe());
     dir.done().unwrap();
 }

@@ -1,4 +1,4 @@
-//! Connections that stand: whether they still would be let in, and how long they may stand.
+//! Connections that stand: whether they still would be let in, and how long they may campaign.
 
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use openssl::stack::Stack;
 use super::*;
 use stek_share::transport::CLOCK_LOOK;
 
-/// Two boxes, each of which dialled the other: four ends of connections.
+/// Two servers, each of which dialled the other: four ends of connections.
 async fn linked(one: Tls, two: Tls) -> (Box_, Box_) {
     let (one, two) = pair(one, two).await;
     one.ask(2, b"x").await.unwrap();
@@ -16,7 +16,7 @@ async fn linked(one: Tls, two: Tls) -> (Box_, Box_) {
     (one, two)
 }
 
-/// Has box two, which would not let box one in now, go on: neither hears the other.
+/// Has server two, which would not let server one in now, go on: neither hears the other.
 async fn assert_parted(one: &Box_, two: &Box_) {
     let (heard_one, heard_two) = (one.begun(), two.begun());
     let (out, back) = tokio::join!(two.ask(1, b"key"), one.ask(2, b"order"));
@@ -89,13 +89,13 @@ async fn who_leaves_the_list_is_cut_off_at_once() {
     let two = Box_::start(2, leaf("/CN=two")).await;
     let three = Box_::start(3, leaf("/CN=three")).await;
     let members = [named(&one, "/CN=one"), named(&two, "/CN=two"), named(&three, "/CN=three")];
-    enlist(&[&one, &two, &three], &members);
+    change_membership(&[&one, &two, &three], &members);
     for (from, to) in [(&one, 2), (&two, 1), (&three, 2)] {
         from.ask(to, b"x").await.unwrap();
     }
-    // Its subject is another one from now on; box 3 has nothing to do with it.
+    // Its subject is another one from now on; server 3 has nothing to do with it.
     let renamed = Member { subject: Some("/CN=else".to_owned()), ..members[0].clone() };
-    enlist(&[&two], &[renamed, members[1].clone(), members[2].clone()]);
+    change_membership(&[&two], &[renamed, members[1].clone(), members[2].clone()]);
     until("cut off", || two.listener.connections() == 1 && one.listener.connections() == 0).await;
     assert!(matches!(two.ask(1, b"key").await, Err(CallError::Unreachable(_))));
     assert!(matches!(one.ask(2, b"order").await, Err(CallError::Unreachable(_))));
@@ -112,7 +112,7 @@ async fn a_list_without_a_member_ends_its_connections_though_its_subject_is_good
     let asked = tokio::spawn(async move { ask(&peers, 2, b"W", PATIENCE).await });
     until("it is served", || two.begun() == 2).await;
     two.service.members.lock().unwrap().remove(&1);
-    enlist(&[&two], &[two.member()]);
+    change_membership(&[&two], &[two.member()]);
     two.service.release.notify_one();
     let answer = asked.await.unwrap();
     assert!(matches!(answer, Err(CallError::Unreachable(_))), "{answer:?}");
@@ -160,7 +160,7 @@ impl Clock {
         let mut libs = dirs.map(|dir| dir.path().join("faketime/libfaketime.so.1"));
         let lib = libs.find(|lib| lib.exists());
         let lib = lib.expect("`make deps` installs Debian's faketime");
-        let dir = kit::run_dir::RunDir::new("clock").unwrap();
+        let dir = testkit::run_dir::RunDir::new("clock").unwrap();
         let clock = Clock(dir.path().join("clock"));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         clock.show(now.as_secs());
@@ -235,10 +235,10 @@ async fn a_certificate_ends_its_connections_to_the_second() {
 }
 
 #[test]
-fn a_chain_is_judged_valid_while_each_of_its_certificates_is() {
+fn a_chain_is_assessed_valid_while_each_of_its_certificates_is() {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let root = Spec { subject: "/CN=root", is_ca: true, not_after: 900, ..Spec::default() };
-    let judged = |times: [i64; 4]| {
+    let assessed = |times: [i64; 4]| {
         let root = root.make();
         let of = |issuer, not_before, not_after| Spec {
             issuer: Some(issuer),
@@ -251,7 +251,7 @@ fn a_chain_is_judged_valid_while_each_of_its_certificates_is() {
         let leaf = of(&middle, times[2], times[3]).make();
         let mut rest = Stack::new().unwrap();
         rest.push(middle.cert).unwrap();
-        tls(&root, &pki::leaf(&root)).judge(&leaf.cert, &rest).unwrap()
+        tls(&root, &pki::leaf(&root)).assess(&leaf.cert, &rest).unwrap()
     };
     for (times, from, to) in [
         ([-200, 500, -300, 400], -200, 400),
@@ -261,7 +261,7 @@ fn a_chain_is_judged_valid_while_each_of_its_certificates_is() {
         // Made within one second, on a machine that has one to spare.
         let (now, valid) = loop {
             let begun = now();
-            let valid = judged(times);
+            let valid = assessed(times);
             if now() == begun {
                 break (begun, valid);
             }
@@ -281,9 +281,9 @@ async fn what_has_nothing_to_do_with_a_connection_leaves_it_alone() {
     let members = [one.member(), two.member(), member(3, one.addr)];
     for _ in 0..10 {
         two.swap.send_replace(tls(&root, &leaf[1]));
-        enlist(&[&one, &two], &members);
+        change_membership(&[&one, &two], &members);
         two.swap.send_replace(more.clone());
-        enlist(&[&one, &two], &members[..2]);
+        change_membership(&[&one, &two], &members[..2]);
         let (a, b) = tokio::join!(one.ask(2, b"x"), two.ask(1, b"y"));
         assert_eq!((a.unwrap(), b.unwrap()), (b"x".to_vec(), b"y".to_vec()));
     }
@@ -346,7 +346,7 @@ async fn a_connection_at_rest_is_renewed_too_and_no_service_is_asked() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_its_own_that_is_new_renews_what_a_box_dialled() {
+async fn a_certificate_of_its_own_that_is_new_renews_what_a_server_dialled() {
     let root = pki::root("root");
     let (one, two) = linked(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
     one.swap.send_replace(tls(&root, &pki::leaf(&root)));

@@ -233,12 +233,12 @@ fn each_fault_of_a_chain_is_named_with_a_remedy_of_its_own() {
     let between = Order::authority(MIDDLE, Some(&root)).make();
     place(&site, &[&root], &Order::leaf(&between).make(), &[]);
     has_all(&refusal(&site), &[SUBJECT, "give the root that issued it, and add certificates in"]);
-    let twin = Order::authority("/CN=top", None).make();
-    place(&site, &[&twin, &root], &Order::leaf(&root).make(), &[]);
+    let duplicate_id = Order::authority("/CN=top", None).make();
+    place(&site, &[&duplicate_id, &root], &Order::leaf(&root).make(), &[]);
     if let Err(refused) = site.load() {
         has_all(&site.line(&refused.problems[0]), &["several authorities there have the name"]);
     }
-    place(&site, &[&twin], &Order::leaf(&root).make(), &[]);
+    place(&site, &[&duplicate_id], &Order::leaf(&root).make(), &[]);
     has_all(&refusal(&site), &["signed with another key than that of the authority of this name"]);
 }
 
@@ -387,12 +387,15 @@ fn a_certificate_without_a_subject_is_said_to_have_none() {
     let nameless = Identity::new("", Some(&site.root), -DAY, 365 * DAY);
     site.write_identity(&nameless);
     has_all(&refusal(&site), &["has no subject, by which servers are told", "cert-manager"]);
-    site.edit("server_conf.yaml", "cert_verify_str: /C=US/O=Example/CN=box\n", "");
+    site.edit("server_conf.yaml", "cert_verify_str: /C=US/O=Example/CN=server\n", "");
     let [line] = &site.lines(&site.load().unwrap().warnings)[..] else { panic!() };
     has_all(line, &["server_cert_file: ", "has no subject", "any certificate of root_cert_file"]);
-    site.write_identity(&site.leaf("/CN=box ", -DAY, 365 * DAY));
-    site.write("server_conf.yaml", super::CONF.replace("/C=US/O=Example/CN=box", "'/CN=box '"));
-    has_all(&refusal(&site), &["subject, \"/CN=box \", begins or ends with a blank"]);
+    site.write_identity(&site.leaf("/CN=server ", -DAY, 365 * DAY));
+    site.write(
+        "server_conf.yaml",
+        super::CONF.replace("/C=US/O=Example/CN=server", "'/CN=server '"),
+    );
+    has_all(&refusal(&site), &["subject, \"/CN=server \", begins or ends with a blank"]);
 }
 
 #[test]

@@ -27,8 +27,8 @@ mod field;
 
 const DAY: i64 = 86_400;
 
-/// The wanted subject of the boxes below.
-const SUBJECT: &str = "/C=US/O=Example/CN=box";
+/// The wanted subject of the servers below.
+const SUBJECT: &str = "/C=US/O=Example/CN=server";
 
 const CONF: &str = "\
 server_id: 1
@@ -39,7 +39,7 @@ server_list_file: list.yaml
 root_cert_file: root.pem
 server_cert_file: cert.pem
 server_key_file: key.pem
-cert_verify_str: /C=US/O=Example/CN=box
+cert_verify_str: /C=US/O=Example/CN=server
 ";
 
 const LIST: &str = "- server_id: 1\n  address: 127.0.0.1\n  port: 10001\n";
@@ -100,7 +100,7 @@ fn name(one_line: &str) -> X509Name {
 }
 
 /// A directory that is removed in the end, with room for a working, an install and a
-/// configuration directory, and with a box's files in `config`.
+/// configuration directory, and with a server's files in `config`.
 struct Site {
     top: PathBuf,
     root: Identity,
@@ -352,29 +352,29 @@ fn each_error_is_one_line() {
         (
             |s| s.write("key.pem", s.root.key_pem()),
             "TOP/config/server_conf.yaml line 8: server_key_file: \"TOP/config/key.pem\" is not \
-             the key of the first certificate in \"TOP/config/cert.pem\", /C=US/O=Example/CN=box; \
+             the key of the first certificate in \"TOP/config/cert.pem\", /C=US/O=Example/CN=server; \
              give the key that belongs to it",
         ),
         (
             |s| s.write_identity(&s.leaf(SUBJECT, -2 * DAY, -DAY)),
             "TOP/config/server_conf.yaml line 7: server_cert_file: \"TOP/config/cert.pem\" holds \
-             the certificate /C=US/O=Example/CN=box, which expired at ",
+             the certificate /C=US/O=Example/CN=server, which expired at ",
         ),
         (
             |s| s.write_identity(&s.leaf(SUBJECT, DAY, 365 * DAY)),
             "TOP/config/server_conf.yaml line 7: server_cert_file: \"TOP/config/cert.pem\" holds \
-             the certificate /C=US/O=Example/CN=box, which is not valid before ",
+             the certificate /C=US/O=Example/CN=server, which is not valid before ",
         ),
         (
             |s| s.write_identity(&s.leaf("/C=US/O=Example/CN=else", -DAY, 365 * DAY)),
-            "TOP/config/server_conf.yaml line 9: cert_verify_str: \"/C=US/O=Example/CN=box\" is \
+            "TOP/config/server_conf.yaml line 9: cert_verify_str: \"/C=US/O=Example/CN=server\" is \
              not the subject of this server's own certificate, /C=US/O=Example/CN=else; make both \
              the same on all servers",
         ),
         (
             |s| s.write_identity(&Identity::new(SUBJECT, None, -DAY, 365 * DAY)),
             "TOP/config/server_conf.yaml line 7: server_cert_file: \"TOP/config/cert.pem\" does \
-             not verify against root_cert_file, \"TOP/config/root.pem\": /C=US/O=Example/CN=box: ",
+             not verify against root_cert_file, \"TOP/config/root.pem\": /C=US/O=Example/CN=server: ",
         ),
         (
             |s| {
@@ -399,7 +399,7 @@ fn each_error_is_one_line() {
 }
 
 #[test]
-fn each_warning_is_one_line_and_the_box_starts() {
+fn each_warning_is_one_line_and_the_server_starts() {
     let cases: &[Case] = &[
         (
             |s| s.edit("server_conf.yaml", "server_id", "hart_beat_interval: 50\nserver_id"),
@@ -413,7 +413,7 @@ fn each_warning_is_one_line_and_the_box_starts() {
              servers dial the list's; make both say the same",
         ),
         (
-            |s| s.edit("server_conf.yaml", "/C=US/O=Example/CN=box", ""),
+            |s| s.edit("server_conf.yaml", "/C=US/O=Example/CN=server", ""),
             "TOP/config/server_conf.yaml line 9: cert_verify_str: is not given, so any certificate \
              of root_cert_file may join the group; give what 'openssl x509 ",
         ),
@@ -507,14 +507,14 @@ fn an_entry_of_the_list_may_name_the_subject() {
     assert_eq!(
         site.lines(&refused.problems),
         ["TOP/config/list.yaml line 1: server_id 1: cert_verify_str: \"/C=US/O=Example/CN=one\" is \
-          not the subject of this server's own certificate, /C=US/O=Example/CN=box; make both the \
+          not the subject of this server's own certificate, /C=US/O=Example/CN=server; make both the \
           same; the other servers refuse this one otherwise"]
     );
     site.write_identity(&site.leaf(OWN, -DAY, 365 * DAY));
     let loaded = site.load().unwrap();
     assert_eq!(site.lines(&loaded.warnings), [""; 0]);
     assert_eq!(loaded.settings.members[0].subject.as_deref(), Some(OWN));
-    site.edit("server_conf.yaml", "cert_verify_str: /C=US/O=Example/CN=box\n", "");
+    site.edit("server_conf.yaml", "cert_verify_str: /C=US/O=Example/CN=server\n", "");
     let loaded = site.load().unwrap();
     assert_eq!(site.lines(&loaded.warnings), [""; 0], "no other certificate may join");
     assert!(!loaded.tls.with_members(&loaded.settings.members).accepts_any_subject());

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use kit::{ports, sys, wait, Context, Error, Result};
+use testkit::{ports, sys, wait, Context, Error, Result};
 
 use crate::PATIENCE;
 
@@ -22,8 +22,8 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// Starts it in front of `boxes` and waits until it has found all of them up.
-    pub fn start(dir: &Path, boxes: &[SocketAddr]) -> Result<Self> {
+    /// Starts it in front of `servers` and waits until it has found all of them up.
+    pub fn start(dir: &Path, servers: &[SocketAddr]) -> Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::take()?));
         let admin = dir.join("haproxy.sock");
         let mut text = fs::read_to_string(EXAMPLE).context(EXAMPLE)?;
@@ -36,7 +36,7 @@ impl Balancer {
         put("stats socket /run/haproxy/admin.sock", &format!("stats socket {}", admin.display()));
         // It stays the user of the test, which the kernel could not end it for otherwise.
         put("    user haproxy\n    group haproxy\n", "");
-        for (number, real) in (1..).zip(boxes) {
+        for (number, real) in (1..).zip(servers) {
             put(&format!("10.0.0.{number}:443\n"), &format!("{real}\n"));
         }
         assert!(!text.contains("10.0.0."), "no address of the example is left");
@@ -50,7 +50,7 @@ impl Balancer {
         let child = sys::spawn(command)
             .map_err(|error| Error::new(format!("haproxy (Debian's package): {error}")))?;
         let mut balancer = Self { child, address, admin };
-        balancer.wait_up(boxes.len())?;
+        balancer.wait_up(servers.len())?;
         Ok(balancer)
     }
 
@@ -59,9 +59,9 @@ impl Balancer {
         self.address
     }
 
-    /// How many connections each box has had, in the order of the file.
+    /// How many connections each server has had, in the order of the file.
     pub fn shares(&self) -> Result<Vec<u64>> {
-        let rows = self.boxes()?;
+        let rows = self.servers()?;
         let total = |row: &Row| row.connections.parse::<u64>().context(&row.name);
         rows.iter().map(total).collect()
     }
@@ -72,25 +72,25 @@ impl Balancer {
         Ok(now.iter().zip(before).map(|(now, before)| now.saturating_sub(*before)).collect())
     }
 
-    /// What haproxy thinks of a box, `UP` at best.
+    /// What haproxy thinks of a server, `UP` at best.
     pub fn status(&self, name: &str) -> Result<String> {
-        let row = self.boxes()?.into_iter().find(|row| row.name == name);
+        let row = self.servers()?.into_iter().find(|row| row.name == name);
         row.map(|row| row.status).ok_or_else(|| Error::new(format!("haproxy knows no {name}")))
     }
 
     fn wait_up(&mut self, count: usize) -> Result<()> {
-        wait::until(PATIENCE, "haproxy with all boxes up", || {
+        wait::until(PATIENCE, "haproxy with all servers up", || {
             if let Some(status) = self.child.try_wait()? {
                 return Err(Error::new(format!("haproxy has ended, {status}; see haproxy.log")));
             }
-            // After its first check a box is UP; before, haproxy says so with a word more.
-            let Ok(rows) = self.boxes() else { return Ok(None) };
+            // After its first check a server is UP; before, haproxy says so with a word more.
+            let Ok(rows) = self.servers() else { return Ok(None) };
             let up = rows.iter().filter(|row| row.status == "UP" && row.checked).count();
             Ok((up == count).then_some(()))
         })
     }
 
-    fn boxes(&self) -> Result<Vec<Row>> {
+    fn servers(&self) -> Result<Vec<Row>> {
         let mut socket = UnixStream::connect(&self.admin).context(self.admin.display())?;
         socket.write_all(b"show stat\n")?;
         let mut text = String::new();
@@ -109,7 +109,7 @@ impl Balancer {
                 columns.map(|column| fields.get(column).copied().unwrap_or_default().to_owned());
             Row { name, connections, status, checked: check.starts_with("L4OK") }
         };
-        Ok(lines.map(row).filter(|row| row.name.starts_with("box")).collect())
+        Ok(lines.map(row).filter(|row| row.name.starts_with("server")).collect())
     }
 }
 

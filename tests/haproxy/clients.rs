@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kit::tickets::{self, Route, Ticket, TlsVersion};
-use kit::{wait, Error, Result};
+use testkit::tickets::{self, Route, Ticket, TlsVersion};
+use testkit::{wait, Error, Result};
 
-/// How often a connection is tried that a dying box broke off, before it counts as a failure.
+/// How often a connection is tried that a dying server broke off, before it counts as a failure.
 const ATTEMPTS: usize = 5;
 
 /// What came of it.
@@ -101,13 +101,13 @@ pub fn one(to: SocketAddr, returns: usize) -> Result<Figures> {
 }
 
 /// Many clients at the same time, each in a thread of its own.
-pub struct Crowd {
+pub struct LargeCluster {
     over: Arc<AtomicBool>,
     returns: Vec<Arc<AtomicUsize>>,
     clients: Vec<JoinHandle<Result<Figures>>>,
 }
 
-impl Crowd {
+impl LargeCluster {
     /// Lets `count` clients come and go.
     pub fn start(to: SocketAddr, count: usize) -> Self {
         let over = Arc::new(AtomicBool::new(false));
@@ -158,7 +158,7 @@ impl Crowd {
     }
 }
 
-impl Drop for Crowd {
+impl Drop for LargeCluster {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
     }

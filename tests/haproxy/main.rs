@@ -1,5 +1,5 @@
-//! No stickiness needed: behind a balancer that sends each connection to the next box, clients
-//! resume on whichever box they land, while the key rotates and while a box dies and comes back.
+//! No stickiness needed: behind a balancer that sends each connection to the next server, clients
+//! resume on whichever server they land, while the key rotates and while a server dies and comes back.
 //!
 //! Debian's haproxy runs with `examples/haproxy.cfg` itself, addresses apart, in front of three
 //! real Traffic Servers, with the plugin and, to compare, without it. `STEK_SHARE_SO` names the
@@ -13,19 +13,19 @@ use std::thread;
 use std::time::Duration;
 
 use balancer::Balancer;
-use clients::{Crowd, Figures};
-use kit::fleet::{self, Fleet, Plan};
-use kit::run_dir::RunDir;
-use kit::sys::Signal;
-use kit::tickets::{self, KeyName};
-use kit::{wait, Context, Result};
+use clients::{Figures, LargeCluster};
+use testkit::fleet::{self, Fleet, Plan};
+use testkit::run_dir::RunDir;
+use testkit::sys::Signal;
+use testkit::tickets::{self, KeyName};
+use testkit::{wait, Context, Result};
 
-const BOXES: usize = 3;
+const SERVERS: usize = 3;
 const CLIENTS: usize = 20;
 /// How often the single client comes back, for each version of TLS.
 const SINGLE_RETURNS: usize = 45;
 /// How often each of the many clients comes back at least.
-const CROWD_RETURNS: usize = 8;
+const LARGE_CLUSTER_RETURNS: usize = 8;
 /// A phase with the plugin goes on until the key has changed so often.
 const ROTATIONS: u64 = 2;
 /// `key_update_interval`.
@@ -37,8 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 struct Phase {
     what: &'static str,
     single: Figures,
-    crowd: Figures,
-    /// Connections that each box got.
+    large_cluster: Figures,
+    /// Connections that each server got.
     shares: Vec<u64>,
     rotations: u64,
 }
@@ -47,61 +47,61 @@ struct Phase {
 fn clients_resume_wherever_round_robin_sends_them() -> Result<()> {
     let dir = RunDir::new("haproxy")?;
     let plugin = fleet::built_plugin()?;
-    let shared = with_the_plugin(Plan::new(BOXES, &plugin, INTERVAL), &dir)?;
-    let plain = without(Plan::new(BOXES, &plugin, INTERVAL).plain(), &dir)?;
+    let shared = with_the_plugin(Plan::new(SERVERS, &plugin, INTERVAL), &dir)?;
+    let plain = without(Plan::new(SERVERS, &plugin, INTERVAL).plain(), &dir)?;
     print(&shared, &plain);
     for phase in &shared {
-        for figures in [&phase.single, &phase.crowd] {
+        for figures in [&phase.single, &phase.large_cluster] {
             assert_eq!(figures.resumed, figures.returns, "{}: {figures:?}", phase.what);
         }
         assert!(phase.rotations >= ROTATIONS, "{}: {} rotations", phase.what, phase.rotations);
         assert_fair(phase);
     }
-    // One client meets the box of its ticket never, many clients meet it by chance: one in three.
+    // One client meets the server of its ticket never, many clients meet it by chance: one in three.
     assert_eq!(plain.single.resumed, 0, "{:?}", plain.single);
-    let percent = plain.crowd.percent();
-    assert!((15.0..55.0).contains(&percent), "without the plugin: {:?}", plain.crowd);
+    let percent = plain.large_cluster.percent();
+    assert!((15.0..55.0).contains(&percent), "without the plugin: {:?}", plain.large_cluster);
     assert_fair(&plain);
     dir.done()
 }
 
-/// Three boxes; one of them is killed under load; it comes back.
+/// Three servers; one of them is killed under load; it comes back.
 fn with_the_plugin(plan: Plan, dir: &RunDir) -> Result<Vec<Phase>> {
     let mut fleet = plan.start(&dir.join("shared"))?;
     fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
     let balancer = Balancer::start(&dir.join("shared"), &fleet.https())?;
-    let mut phases = vec![phase("three boxes", &fleet, &balancer, || Ok(()))?];
+    let mut phases = vec![phase("three servers", &fleet, &balancer, || Ok(()))?];
 
-    let mut victim = fleet.boxes.remove(1);
+    let mut victim = fleet.servers.remove(1);
     phases.push(phase("one is killed", &fleet, &balancer, || {
         victim.stop(Signal::Kill)?;
         Ok(())
     })?);
-    fleet.boxes.insert(1, victim);
+    fleet.servers.insert(1, victim);
 
-    fleet.boxes[1].start()?;
-    fleet.boxes[1].wait_ready()?;
-    wait::until(PATIENCE, "the returned box in haproxy's eyes", || {
-        Ok(balancer.status("box2")?.starts_with("UP").then_some(()))
+    fleet.servers[1].start()?;
+    fleet.servers[1].wait_ready()?;
+    wait::until(PATIENCE, "the returned server in haproxy's eyes", || {
+        Ok(balancer.status("server2")?.starts_with("UP").then_some(()))
     })?;
     phases.push(phase("it is back", &fleet, &balancer, || Ok(()))?);
     Ok(phases)
 }
 
-/// The same without the plugin, as long as all boxes are up.
+/// The same without the plugin, as long as all servers are up.
 fn without(plan: Plan, dir: &RunDir) -> Result<Phase> {
     let fleet = plan.start(&dir.join("plain"))?;
     let balancer = Balancer::start(&dir.join("plain"), &fleet.https())?;
     let before = balancer.shares()?;
     let single = clients::one(balancer.address(), SINGLE_RETURNS)?;
-    let mut crowd = Crowd::start(balancer.address(), CLIENTS);
-    crowd.wait_returns(CROWD_RETURNS, PATIENCE)?;
-    let crowd = crowd.stop()?;
+    let mut large_cluster = LargeCluster::start(balancer.address(), CLIENTS);
+    large_cluster.wait_returns(LARGE_CLUSTER_RETURNS, PATIENCE)?;
+    let large_cluster = large_cluster.stop()?;
     let shares = balancer.shares_since(&before)?;
-    Ok(Phase { what: "without the plugin", single, crowd, shares, rotations: 0 })
+    Ok(Phase { what: "without the plugin", single, large_cluster, shares, rotations: 0 })
 }
 
-/// The crowd, in whose midst `event` happens, and after it the single client, until both have come
+/// The large cluster, in whose midst `event` happens, and after it the single client, until both have come
 /// back often enough and the key has changed often enough.
 fn phase(
     what: &'static str,
@@ -113,25 +113,32 @@ fn phase(
     let counter = Rotations::default();
     thread::scope(|scope| {
         let counted = scope.spawn(|| counter.count(fleet));
-        let mut crowd = Crowd::start(balancer.address(), CLIENTS);
+        let mut large_cluster = LargeCluster::start(balancer.address(), CLIENTS);
         // Whatever fails, the counting thread has to end.
         let figures: Result<(Figures, Figures)> = (|| {
-            crowd.wait_returns(1, PATIENCE)?;
+            large_cluster.wait_returns(1, PATIENCE)?;
             event()?;
-            crowd.wait_returns(CROWD_RETURNS, PATIENCE)?;
+            large_cluster.wait_returns(LARGE_CLUSTER_RETURNS, PATIENCE)?;
             wait::until(PATIENCE, "rotations", || Ok(counter.reached().then_some(())))?;
-            let crowd = crowd.stop()?;
-            // Between the crowd and the single client nobody else may take a turn of the balancer.
-            Ok((clients::one(balancer.address(), SINGLE_RETURNS)?, crowd))
+            let large_cluster = large_cluster.stop()?;
+            // Between the large cluster and the single client nobody else may take a turn of the balancer.
+            Ok((clients::one(balancer.address(), SINGLE_RETURNS)?, large_cluster))
         })();
         counter.over.store(true, Ordering::Relaxed);
-        let rotations = counted.join().map_err(|_| kit::Error::new("the counter panicked"))??;
-        let (single, crowd) = figures?;
-        Ok(Phase { what, single, crowd, shares: balancer.shares_since(&before)?, rotations })
+        let rotations =
+            counted.join().map_err(|_| testkit::Error::new("the counter panicked"))??;
+        let (single, large_cluster) = figures?;
+        Ok(Phase {
+            what,
+            single,
+            large_cluster,
+            shares: balancer.shares_since(&before)?,
+            rotations,
+        })
     })
 }
 
-/// How often the fleet's key changes, as the first box's tickets show it.
+/// How often the fleet's key changes, as the first server's tickets show it.
 #[derive(Default)]
 struct Rotations {
     over: AtomicBool,
@@ -140,10 +147,10 @@ struct Rotations {
 
 impl Rotations {
     fn count(&self, fleet: &Fleet) -> Result<u64> {
-        let address = fleet.boxes[0].https();
+        let address = fleet.servers[0].https();
         let (mut last, mut changes) = (None::<KeyName>, 0);
         while !self.over.load(Ordering::Relaxed) {
-            let now = tickets::key_name(address).context("the first box")?;
+            let now = tickets::key_name(address).context("the first server")?;
             changes += u64::from(last.is_some_and(|last| last != now));
             last = Some(now);
             self.enough.store(changes >= ROTATIONS, Ordering::Relaxed);
@@ -157,7 +164,7 @@ impl Rotations {
     }
 }
 
-/// The boxes that were there all the time got the same, give or take a fifth.
+/// The servers that were there all the time got the same, give or take a fifth.
 fn assert_fair(phase: &Phase) {
     let all_the_time = |index: &usize| *index != 1 || phase.what != "one is killed";
     let shares: Vec<u64> =
@@ -168,11 +175,15 @@ fn assert_fair(phase: &Phase) {
 }
 
 fn print(shared: &[Phase], plain: &Phase) {
-    println!("haproxy, round robin, {BOXES} boxes, TLS 1.2 and 1.3; resumed of all returns");
-    println!("  {:<20} {:>18} {:>20}  connections of each box", "", "1 client", "20 clients");
+    println!("haproxy, round robin, {SERVERS} servers, TLS 1.2 and 1.3; resumed of all returns");
+    println!("  {:<20} {:>18} {:>20}  connections of each server", "", "1 client", "20 clients");
     for phase in shared.iter().chain([plain]) {
-        let Phase { what, single, crowd, shares, rotations } = phase;
-        print!("  {what:<20} {:>18} {:>20}  {shares:?}", single.to_string(), crowd.to_string());
+        let Phase { what, single, large_cluster, shares, rotations } = phase;
+        print!(
+            "  {what:<20} {:>18} {:>20}  {shares:?}",
+            single.to_string(),
+            large_cluster.to_string()
+        );
         match rotations {
             0 => println!(),
             _ => println!(", {rotations} rotations"),

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kit::fleet::{wait_one_key, Plan};
-use kit::run_dir::RunDir;
-use kit::sys::{find, Signal};
-use kit::tickets::{take, TlsVersion};
-use kit::{Error, Result};
+use testkit::fleet::{wait_one_key, Plan};
+use testkit::run_dir::RunDir;
+use testkit::sys::{find, Signal};
+use testkit::tickets::{take, TlsVersion};
+use testkit::{Error, Result};
 
 use crate::{copies, key_of, plugin};
 
@@ -20,7 +20,7 @@ fn a_core_dump_leaves_the_plugins_keys_out() -> Result<()> {
     let dir = RunDir::new("core")?;
     let mut fleet = Plan::new(1, &plugin()?, INTERVAL).start(dir.path())?;
     wait_one_key(&fleet.https(), None, Duration::from_secs(30))?;
-    let ats = &mut fleet.boxes[0];
+    let ats = &mut fleet.servers[0];
     let pid = ats.pid()?;
     let key = key_of(pid, &take(ats.https(), TlsVersion::V12)?)?;
     // The pages that the kernel leaves out, by their flag; this holds on every machine.

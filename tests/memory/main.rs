@@ -13,9 +13,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use kit::memory::{candidates_after, find_all, left_out_of_dumps, read, Hit};
-use kit::tickets::{Ticket, KEY_LEN};
-use kit::{Error, Result};
+use testkit::memory::{candidates_after, find_all, left_out_of_dumps, read, Hit};
+use testkit::tickets::{Ticket, KEY_LEN};
+use testkit::{Error, Result};
 
 /// The plugin takes its pages one by one.
 const PAGE: usize = 4096;
@@ -85,8 +85,8 @@ pub fn copies(pid: u32, key: &[u8; KEY_LEN]) -> Result<Copies> {
     let pages = our_pages(pid)?;
     let (secret, aes) = (find_all(pid, &key[16..32])?, find_all(pid, &key[32..])?);
     let follows = |hit: &Hit| secret.iter().any(|s| s.address + 16 == hit.address);
-    let lone: Vec<Hit> = aes.into_iter().filter(|hit| !follows(hit)).collect();
+    let standalone_node: Vec<Hit> = aes.into_iter().filter(|hit| !follows(hit)).collect();
     let inside = |hit: &Hit| pages.iter().any(|page: &Range<u64>| page.contains(&hit.address));
-    let (ours, elsewhere) = secret.into_iter().chain(lone).partition(inside);
+    let (ours, elsewhere) = secret.into_iter().chain(standalone_node).partition(inside);
     Ok(Copies { ours, elsewhere })
 }

@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use kit::ats::Ats;
-use kit::fleet::{wait_one_key, Fleet, Plan};
-use kit::run_dir::RunDir;
-use kit::tickets::{fingerprint, take, TlsVersion, KEY_LEN};
-use kit::{wait, Context, Result};
+use testkit::ats::Ats;
+use testkit::fleet::{wait_one_key, Fleet, Plan};
+use testkit::run_dir::RunDir;
+use testkit::tickets::{fingerprint, take, TlsVersion, KEY_LEN};
+use testkit::{wait, Context, Result};
 
 use crate::{copies, key_of, keys_held, plugin, Copies};
 
@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(4);
 /// The same, where many keys are to be seen.
 const SHORT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long the boxes may take to agree, on a busy machine.
+/// How long the servers may take to agree, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long after its retirement a key may still be in the plugin's pages.
@@ -32,25 +32,25 @@ const MOST_HELD: usize = 3;
 /// Between two looks through a whole process.
 const SCAN_PAUSE: Duration = Duration::from_millis(500);
 
-/// Follows two keys to their end: one that a returning box got in a snapshot, and the next, which
-/// one box made and the others got by the log.
+/// Follows two keys to their end: one that a returning server got in a snapshot, and the next, which
+/// one server made and the others got by the log.
 #[test]
-fn retired_keys_are_gone_from_every_box() -> Result<()> {
+fn retired_keys_are_gone_from_every_server() -> Result<()> {
     let dir = RunDir::new("retired")?;
     let mut fleet = hoarding(INTERVAL)?.start(dir.path())?;
     let first = wait_one_key(&fleet.https(), None, PATIENCE)?;
     let leader = wait::until(PATIENCE, "a leader", || Ok(fleet.leader()))?.index;
     let away = (leader + 1) % 3;
-    fleet.boxes[away].kill9();
+    fleet.servers[away].kill9();
     let staying = fleet.https_without(away);
     // Two keys later the first has retired, and its log entries are purged with it: what remains
     // can only be had as a snapshot.
     let second = wait_one_key(&staying, Some(&first), PATIENCE)?;
     wait_one_key(&staying, Some(&second), PATIENCE)?;
     let by_snapshot = present_key(&fleet, leader)?;
-    let old = fleet.boxes[away].debug_lines().len();
-    fleet.boxes[away].start()?;
-    fleet.boxes[away].wait_ready()?;
+    let old = fleet.servers[away].debug_lines().len();
+    fleet.servers[away].start()?;
+    fleet.servers[away].wait_ready()?;
     let all: Vec<Box> = (0..3).map(|i| Box(i, if i == away { old } else { 0 })).collect();
     wait_until_held(&fleet, away, &by_snapshot)?;
     wait_one_key(&fleet.https(), Some(&name_of(&by_snapshot)), PATIENCE)?;
@@ -75,9 +75,9 @@ fn retired_keys_are_gone_from_every_box() -> Result<()> {
     dir.done()
 }
 
-/// A box that hangs leaves requests to it open, which must not keep keys alive elsewhere.
+/// A server that hangs leaves requests to it open, which must not keep keys alive elsewhere.
 #[test]
-fn retired_keys_are_gone_while_a_box_hangs() -> Result<()> {
+fn retired_keys_are_gone_while_a_server_hangs() -> Result<()> {
     keys_retire_without("hangs", |leader| (leader + 1) % 3, |ats| ats.pause(), 6)
 }
 
@@ -91,7 +91,7 @@ fn retired_keys_are_gone_after_the_leader_died() -> Result<()> {
     keys_retire_without("dies", |leader| leader, kill, 2)
 }
 
-/// Does `harm` to the box that `choose` makes of the leader's index, and follows the key that is
+/// Does `harm` to the server that `choose` makes of the leader's index, and follows the key that is
 /// in use then and the next ones, `count` in all, to their end on the others.
 fn keys_retire_without(
     purpose: &str,
@@ -107,7 +107,7 @@ fn keys_retire_without(
     // One that was staged in an ordinary handover, not the leader's initial STEK.
     name = wait_one_key(&fleet.https(), Some(&name), PATIENCE)?;
     let mut key = present_key(&fleet, others[0].0)?;
-    harm(&mut fleet.boxes[away])?;
+    harm(&mut fleet.servers[away])?;
     for _ in 0..count {
         wait_until_left_out(&fleet, &others, &key)?;
         std::thread::sleep(GRACE);
@@ -118,7 +118,7 @@ fn keys_retire_without(
     dir.done()
 }
 
-/// Three boxes that are told to keep all of the log, which does not extend to retired keys.
+/// Three servers that are told to keep all of the log, which does not extend to retired keys.
 fn hoarding(interval: Duration) -> Result<Plan> {
     let plan = Plan::new(3, &plugin()?, interval);
     Ok(plan.option("reserved_log_items", "1000").option("snapshot_distance", "1000"))
@@ -128,50 +128,50 @@ fn name_of(key: &[u8; KEY_LEN]) -> [u8; 16] {
     std::array::from_fn(|i| key[i])
 }
 
-/// The key that a box encrypts with now.
+/// The key that a server encrypts with now.
 fn present_key(fleet: &Fleet, index: usize) -> Result<[u8; KEY_LEN]> {
-    let ats = &fleet.boxes[index];
+    let ats = &fleet.servers[index];
     key_of(ats.pid()?, &take(ats.https(), TlsVersion::V12)?)
 }
 
-/// Waits until the plugin of a box holds `key`; so the search does find it where it is.
+/// Waits until the plugin of a server holds `key`; so the search does find it where it is.
 fn wait_until_held(fleet: &Fleet, index: usize, key: &[u8; KEY_LEN]) -> Result<Copies> {
-    let pid = fleet.boxes[index].pid()?;
+    let pid = fleet.servers[index].pid()?;
     wait::until_every(SCAN_PAUSE, PATIENCE, "the key in the plugin's pages", || {
         Ok(Some(copies(pid, key)?).filter(|now| !now.ours.is_empty()))
     })
 }
 
-/// A box by its index, and where in its debug lines its present run begins.
+/// A server by its index, and where in its debug lines its present run begins.
 struct Box(usize, usize);
 
-/// The sets that a box gave to its host in its present run.
+/// The sets that a server gave to its host in its present run.
 fn sets_of(fleet: &Fleet, Box(index, from): &Box) -> Vec<String> {
-    let lines = fleet.boxes[*index].debug_lines();
+    let lines = fleet.servers[*index].debug_lines();
     let sets = lines.get(*from..).unwrap_or_default().lines();
     sets.filter_map(|line| line.split_once("installed key set ")).map(|(_, s)| s.into()).collect()
 }
 
-/// Waits until the latest set of each box has no place for `key` any more; when that was.
-fn wait_until_left_out(fleet: &Fleet, boxes: &[Box], key: &[u8; KEY_LEN]) -> Result<Instant> {
+/// Waits until the latest set of each server has no place for `key` any more; when that was.
+fn wait_until_left_out(fleet: &Fleet, servers: &[Box], key: &[u8; KEY_LEN]) -> Result<Instant> {
     let print = fingerprint(&name_of(key));
     let has_left = |one| sets_of(fleet, one).last().is_some_and(|set| !set.contains(&print));
     wait::until(PATIENCE, "the key to be replaced", || {
-        Ok(boxes.iter().all(has_left).then(Instant::now))
+        Ok(servers.iter().all(has_left).then(Instant::now))
     })
 }
 
 /// From [`GRACE`] after its retirement on, a key is in none of the plugin's pages, and elsewhere
 /// there is at most one copy for each set that the host was given: nothing else kept one. Nor do
 /// the pages hold any other key than those in use, initial STEKs for instance.
-fn assert_gone_from_our_pages(fleet: &Fleet, boxes: &[Box], key: &[u8; KEY_LEN]) -> Result<()> {
+fn assert_gone_from_our_pages(fleet: &Fleet, servers: &[Box], key: &[u8; KEY_LEN]) -> Result<()> {
     let print = fingerprint(&name_of(key));
-    for one in boxes {
-        let now = copies(fleet.boxes[one.0].pid()?, key)?;
+    for one in servers {
+        let now = copies(fleet.servers[one.0].pid()?, key)?;
         let given = sets_of(fleet, one).iter().filter(|set| set.contains(&print)).count();
-        let who = format!("box {}, key {print}", one.0 + 1);
+        let who = format!("server {}, key {print}", one.0 + 1);
         println!("{who}: {} copies, {given} sets given", now.elsewhere.len());
-        let held = keys_held(fleet.boxes[one.0].pid()?)?;
+        let held = keys_held(fleet.servers[one.0].pid()?)?;
         assert!((1..=MOST_HELD).contains(&held), "{who}: {held} keys are held");
         assert!(now.ours.is_empty(), "{who}: still held after its retirement: {now:?}");
         assert!(now.elsewhere.len() <= given, "{who}: {given} sets given, but there is {now:?}");
@@ -179,17 +179,17 @@ fn assert_gone_from_our_pages(fleet: &Fleet, boxes: &[Box], key: &[u8; KEY_LEN])
     Ok(())
 }
 
-/// Waits until no byte of the key's secrets is left in any box.
+/// Waits until no byte of the key's secrets is left in any server.
 fn wait_until_gone(fleet: &Fleet, what: &str, key: &[u8; KEY_LEN], retired: Instant) -> Result<()> {
-    for (index, ats) in fleet.boxes.iter().enumerate() {
+    for (index, ats) in fleet.servers.iter().enumerate() {
         let (pid, mut last) = (ats.pid()?, Copies::default());
         wait::until_every(SCAN_PAUSE, HOST_LIMIT, "the end of a retired key", || {
             last = copies(pid, key)?;
             Ok(last.none().then_some(()))
         })
-        .context(format_args!("key {what}, box {}: {last:?}", index + 1))?;
+        .context(format_args!("key {what}, server {}: {last:?}", index + 1))?;
         let after = retired.elapsed().as_secs();
-        println!("key {what}: gone from box {} at most {after} s after", index + 1);
+        println!("key {what}: gone from server {} at most {after} s after", index + 1);
     }
     Ok(())
 }

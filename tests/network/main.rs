@@ -1,5 +1,5 @@
 //! Real Traffic Servers on a network that parts, is slow and loses packets: each in a network
-//! namespace of its own, behind a hub in user space. Clients reach all boxes all the time.
+//! namespace of its own, behind a hub in user space. Clients reach all servers all the time.
 //!
 //! Needs root and /dev/net/tun, so that it runs only when asked for: `make prove-network`.
 //! `STEK_SHARE_SO` names the plugin.
@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use kit::fleet::{self, Fleet, Plan};
-use kit::hub::Hub;
-use kit::load::{self, Load};
-use kit::logs;
-use kit::run_dir::RunDir;
-use kit::tickets::KeyName;
-use kit::{wait, Error, Result};
+use testkit::fleet::{self, Fleet, Plan};
+use testkit::hub::Hub;
+use testkit::load::{self, Load};
+use testkit::logs;
+use testkit::run_dir::RunDir;
+use testkit::tickets::KeyName;
+use testkit::{wait, Error, Result};
 
 const INTERVAL: Duration = Duration::from_secs(3);
 /// So long a cut lasts: one rotation at least falls into it.
@@ -25,7 +25,7 @@ const LATE: Duration = Duration::from_secs(4);
 /// machine may make more of it before the test fails.
 const HEALING: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Since when a box that was away counts as one of all again.
+/// Since when a server that was away counts as one of all again.
 const STEADY: Duration = Duration::from_secs(1);
 
 struct Scene {
@@ -61,21 +61,22 @@ impl Scene {
     }
 
     fn all(&self) -> Vec<usize> {
-        (0..self.fleet.boxes.len()).collect()
+        (0..self.fleet.servers.len()).collect()
     }
 
     fn others(&self, than: &[usize]) -> Vec<usize> {
         self.all().into_iter().filter(|index| !than.contains(index)).collect()
     }
 
-    /// Clients use these boxes as of one fleet, or no longer.
-    fn use_boxes(&self, boxes: &[usize], up: bool) {
-        boxes.iter().for_each(|index| self.load.set_up(*index, up));
+    /// Clients use these servers as of one fleet, or no longer.
+    fn use_servers(&self, servers: &[usize], up: bool) {
+        servers.iter().for_each(|index| self.load.set_up(*index, up));
     }
 
     /// The key that a part of the fleet has and changes.
-    fn rotates(&self, boxes: &[usize]) -> Result<KeyName> {
-        let https: Vec<_> = boxes.iter().map(|index| self.fleet.boxes[*index].https()).collect();
+    fn rotates(&self, servers: &[usize]) -> Result<KeyName> {
+        let https: Vec<_> =
+            servers.iter().map(|index| self.fleet.servers[*index].https()).collect();
         let old = fleet::wait_one_key(&https, None, INTERVAL + LATE)?;
         fleet::wait_one_key(&https, Some(&old), INTERVAL + LATE)
     }
@@ -89,12 +90,12 @@ impl Scene {
         println!("{}: {how}: one again {took:.2?} after healing", self.what);
         assert!(took < HEALING, "{how}: {took:?}");
         sleep(STEADY);
-        self.use_boxes(away, true);
+        self.use_servers(away, true);
         Ok(())
     }
 
     fn cut(&self, how: &str, away: &[usize]) -> Result<()> {
-        self.use_boxes(away, false);
+        self.use_servers(away, false);
         let rest = self.others(away);
         self.hub.part(away, &rest, true);
         let begun = Instant::now();
@@ -104,7 +105,7 @@ impl Scene {
     }
 
     /// What is true at the end of any scene; `loses` packets, so that handovers may go on without
-    /// a box that is silent for too long.
+    /// a server that is silent for too long.
     fn end(self, loses: bool) -> Result<()> {
         self.rotates(&self.all())?;
         let gaps = logs::gaps(&logs::rotations(&logs::read(&self.fleet)));
@@ -128,7 +129,7 @@ impl Scene {
 #[test]
 #[ignore = "needs root and /dev/net/tun: make prove-network"]
 fn cuts_of_every_shape() -> Result<()> {
-    let mut scene = Scene::begin("cuts, 5 boxes", 5, 0, 0)?;
+    let mut scene = Scene::begin("cuts, 5 servers", 5, 0, 0)?;
     let leader = scene.leader()?;
     scene.cut("isolated follower", &scene.others(&[leader])[..1])?;
     scene.cut("isolated leader", &[scene.leader()?])?;
@@ -141,32 +142,32 @@ fn cuts_of_every_shape() -> Result<()> {
         ("a leader deaf to a follower", deaf, [leader].as_slice()),
     ] {
         let away = [from, to].concat();
-        scene.use_boxes(&away, false);
+        scene.use_servers(&away, false);
         scene.hub.silence(from, to, true);
         sleep(CUT);
         scene.heal(how, &away)?;
     }
     let leader = scene.leader()?;
     let rest = scene.others(&[leader]);
-    scene.use_boxes(&[leader], false);
+    scene.use_servers(&[leader], false);
     scene.hub.silence(&[leader], &rest, true);
     scene.rotates(&rest)?;
     scene.heal("a leader that nobody hears", &[leader])?;
     for away in [scene.leader()?, 0, 1] {
-        scene.use_boxes(&[away], false);
-        scene.fleet.boxes[away].kill9();
+        scene.use_servers(&[away], false);
+        scene.fleet.servers[away].kill9();
         let leader = wait::until(PATIENCE, "another leader", || {
             Ok(scene.fleet.leader().filter(|leader| leader.index != away))
         })?;
         scene.hub.part(&[away], &[leader.index], true);
-        scene.fleet.boxes[away].start()?;
-        scene.fleet.boxes[away].wait_ready()?;
+        scene.fleet.servers[away].start()?;
+        scene.fleet.servers[away].wait_ready()?;
         scene.rotates(&scene.others(&[away]))?;
         scene.heal("back without memory and without the leader", &[away])?;
     }
     let leader = scene.leader()?;
     let rest = scene.others(&[leader]);
-    scene.use_boxes(&[leader], false);
+    scene.use_servers(&[leader], false);
     for round in 0..20 {
         scene.hub.part(&[leader], &rest, round % 2 == 0);
         sleep(Duration::from_millis(150 + 30 * round));
@@ -178,7 +179,7 @@ fn cuts_of_every_shape() -> Result<()> {
 #[test]
 #[ignore = "needs root and /dev/net/tun: make prove-network"]
 fn a_round_trip_of_150_ms() -> Result<()> {
-    let scene = Scene::begin("RTT 150 ms, 3 boxes", 3, 75, 0)?;
+    let scene = Scene::begin("RTT 150 ms, 3 servers", 3, 75, 0)?;
     scene.rotates(&scene.all())?;
     scene.cut("isolated leader", &[scene.leader()?])?;
     let leader = scene.leader()?;
@@ -189,7 +190,7 @@ fn a_round_trip_of_150_ms() -> Result<()> {
 #[test]
 #[ignore = "needs root and /dev/net/tun: make prove-network"]
 fn one_packet_in_twenty_lost() -> Result<()> {
-    for (what, delay) in [("5 % loss, 3 boxes", 5), ("5 % loss, RTT 150 ms, 3 boxes", 75)] {
+    for (what, delay) in [("5 % loss, 3 servers", 5), ("5 % loss, RTT 150 ms, 3 servers", 75)] {
         let scene = Scene::begin(what, 3, delay, 50)?;
         (0..3).try_for_each(|_| scene.rotates(&scene.all()).map(drop))?;
         scene.cut("isolated leader", &[scene.leader()?])?;

@@ -1,7 +1,7 @@
 //! Panics while Traffic Server starts or ends: it does so all the same.
 
-use kit::sys::Signal;
-use kit::Result;
+use testkit::sys::Signal;
+use testkit::Result;
 
 use crate::stage::{serves, Stage};
 
@@ -15,7 +15,7 @@ fn a_panic_in_init_and_in_a_late_start_leaves_the_next_reload_free() -> Result<(
     stage.told(0, "init")?;
     let own = "TSPluginInit ended by an internal error; Traffic Server goes on";
     stage.wait_line(0, 0, own)?;
-    serves(&stage.fleet.boxes[0])?;
+    serves(&stage.fleet.servers[0])?;
     stage.plant(0, "late-start")?;
     stage.send(0, "reload")?;
     stage.told(0, "late-start")?;
@@ -45,12 +45,12 @@ fn a_panic_of_the_whole_installer_leaves_the_servers_own_key_and_says_so() -> Re
     stage.fleet.start()?;
     stage.told(0, "installer-thread")?;
     stage.wait_line(0, 0, "the installer ended by an internal error; the ticket keys installed")?;
-    serves(&stage.fleet.boxes[0])?;
+    serves(&stage.fleet.servers[0])?;
     let process = stage.process_of(0)?;
     stage.send(0, "reload")?;
     stage.wait_line(0, 0, "reload: not done: the plugin has ended, for the reason above")?;
     assert_eq!(stage.process_of(0)?, process);
-    stage.fleet.boxes[0].restart()?;
+    stage.fleet.servers[0].restart()?;
     stage.all_take_part()?;
     stage.done()
 }
@@ -73,7 +73,7 @@ fn a_panic_at_shutdown_does_not_change_how_the_server_ends() -> Result<()> {
     stage.fleet.start()?;
     stage.all_take_part()?;
     stage.plant(0, "hook-shutdown")?;
-    let stopped = stage.fleet.boxes[0].stop(Signal::Interrupt)?;
+    let stopped = stage.fleet.servers[0].stop(Signal::Interrupt)?;
     assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
     stage.told(0, "hook-shutdown")?;
     stage.done()

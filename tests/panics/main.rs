@@ -1,5 +1,5 @@
 //! A panic planted in every callback and task of the plugin inside real Traffic Servers: the
-//! server lives and says what happened, the keys that are installed stay in use, and the box
+//! server lives and says what happened, the keys that are installed stay in use, and the server
 //! takes part again.
 //!
 //! Needs Debian's package trafficserver, and a plugin that is built with the feature

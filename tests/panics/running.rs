@@ -1,23 +1,23 @@
-//! Panics in boxes that run: every task, and the hooks that come while a server runs.
+//! Panics in servers that run: every task, and the hooks that come while a server runs.
 
-use kit::{Error, Result};
+use testkit::{Error, Result};
 
 use crate::stage::{serves, Stage};
 
 /// What has to happen for a point to be passed, if not what a group that rotates does anyway.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trigger {
-    /// A rotation, on whichever box passes it first.
+    /// A rotation, on whichever server passes it first.
     Rotation,
     /// A client's handshake.
     Handshake,
-    /// A message to the box.
+    /// A message to the server.
     Message(&'static str),
-    /// Another box's return, which dials and is dialled.
+    /// Another server's return, which dials and is dialled.
     Return,
     /// The same without what it keeps in `state_dir`, so that it needs a snapshot.
     EmptyReturn,
-    /// The box's own return, without that either, so that it asks around.
+    /// The server's own return, without that either, so that it is joining.
     OwnReturn,
     /// The leader's death.
     Death,
@@ -25,13 +25,13 @@ enum Trigger {
 
 use Trigger::{Death, EmptyReturn, Handshake, Message, OwnReturn, Return, Rotation};
 
-/// Every place where a panic can be planted in a running box.
+/// Every place where a panic can be planted in a running server.
 const POINTS: &[(&str, Trigger)] = &[
     ("hook-hello", Handshake),
     ("line", Return),
     ("snapshot", EmptyReturn),
     ("vote", Death),
-    ("beat-ask", Rotation),
+    ("heartbeat-ask", Rotation),
     ("save", Rotation),
     ("asker", OwnReturn),
     ("hook-message", Message("status")),
@@ -44,19 +44,19 @@ const POINTS: &[(&str, Trigger)] = &[
     ("append", Rotation),
     ("apply", Rotation),
     ("ask-installed", Rotation),
-    ("beat", Rotation),
+    ("heartbeat", Rotation),
     ("conversation", Rotation),
-    ("inbox", Rotation),
+    ("rpc_server", Rotation),
     ("installer", Rotation),
-    ("keeper", Rotation),
+    ("key_publisher", Rotation),
     ("leader", Rotation),
     ("metrics", Rotation),
     ("replicate", Rotation),
-    ("roster", Rotation),
+    ("server_list", Rotation),
 ];
 
 #[test]
-fn a_running_box_survives_a_panic_anywhere_and_takes_part_again() -> Result<()> {
+fn a_running_server_survives_a_panic_anywhere_and_takes_part_again() -> Result<()> {
     let mut stage = Stage::new("running", 3)?;
     stage.fleet.start()?;
     stage.all_take_part()?;
@@ -71,7 +71,7 @@ fn a_running_box_survives_a_panic_anywhere_and_takes_part_again() -> Result<()> 
 
 fn survive(stage: &mut Stage, point: &str, trigger: Trigger) -> Result<()> {
     let processes: Vec<u32> = (0..3).map(|i| stage.process_of(i)).collect::<Result<_>>()?;
-    let marks: Vec<usize> = stage.fleet.boxes.iter().map(|ats| ats.diags().len()).collect();
+    let marks: Vec<usize> = stage.fleet.servers.iter().map(|ats| ats.diags().len()).collect();
     let mut restarted = None;
     let among: &[usize] = match trigger {
         Rotation | Death => &[0, 1, 2],
@@ -108,15 +108,15 @@ fn survive(stage: &mut Stage, point: &str, trigger: Trigger) -> Result<()> {
             if trigger != Death {
                 plant(stage)?;
             }
-            stage.fleet.boxes[index].start()?;
-            stage.fleet.boxes[index].wait_ready()?;
+            stage.fleet.servers[index].start()?;
+            stage.fleet.servers[index].wait_ready()?;
         }
     }
     let index = stage.panicked(among, point)?;
     stage.wait_line(index, marks[index], &format!("planted at {point}"))?;
-    serves(&stage.fleet.boxes[index])?;
+    serves(&stage.fleet.servers[index])?;
     stage.all_take_part()?;
-    let news = stage.fleet.boxes[index].diags().split_off(marks[index]);
+    let news = stage.fleet.servers[index].diags().split_off(marks[index]);
     if restarted != Some(index) && news.contains("(this server's own)") {
         return Err(Error::new(format!("the group's keys were given up\n{news}")));
     }

@@ -1,15 +1,15 @@
-//! A fleet whose boxes panic where a test wants it.
+//! A fleet whose servers panic where a test wants it.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kit::ats::Ats;
-use kit::fleet::{self, Fleet, Place, Plan};
-use kit::run_dir::RunDir;
-use kit::tickets::{self, KeyName, TlsVersion};
-use kit::{wait, Context, Error, Result};
+use testkit::ats::Ats;
+use testkit::fleet::{self, Fleet, Place, Plan};
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, KeyName, TlsVersion};
+use testkit::{wait, Context, Error, Result};
 
 /// Until something has happened that takes a few seconds at most on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,12 +24,12 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// `size` boxes, not started yet, that can be sent messages.
+    /// `size` servers, not started yet, that can be sent messages.
     pub fn new(name: &str, size: usize) -> Result<Stage> {
         Stage::of(name, size, Plan::manager)
     }
 
-    /// One box that cannot be sent messages, but whose end is the server's own.
+    /// One server that cannot be sent messages, but whose end is the server's own.
     pub fn without_manager(name: &str) -> Result<Stage> {
         Stage::of(name, 1, |plan| plan)
     }
@@ -47,8 +47,8 @@ impl Stage {
         let places: Vec<Place> = (0..size).map(place).collect::<Result<_>>()?;
         let plan = tune(Plan::new(size, &plugin()?, INTERVAL).places(&places));
         let fleet = plan.prepare(dir.path())?;
-        for (index, ats) in fleet.boxes.iter().enumerate() {
-            // What a box does at each change of what it remembers is one more place to panic at.
+        for (index, ats) in fleet.servers.iter().enumerate() {
+            // What a server does at each change of what it remembers is one more place to panic at.
             let state = dir.join(&format!("state-{index}"));
             let path = ats.etc().join("server_conf.yaml");
             let conf = fs::read_to_string(&path).context(path.display())?;
@@ -58,12 +58,12 @@ impl Stage {
         Ok(Stage { fleet, dir })
     }
 
-    /// Has one box panic the next time that it passes `point`.
+    /// Has one server panic the next time that it passes `point`.
     pub fn plant(&self, index: usize, point: &str) -> Result<()> {
         fs::write(self.place(index, point), "").context(point)
     }
 
-    /// Waits until one of the boxes has panicked at `point`, where all or one were to; has the
+    /// Waits until one of the servers has panicked at `point`, where all or one were to; has the
     /// others not do so any more.
     pub fn panicked(&self, among: &[usize], point: &str) -> Result<usize> {
         let gone = |index: &usize| !self.place(*index, point).exists();
@@ -76,14 +76,14 @@ impl Stage {
         Ok(index)
     }
 
-    /// The box has told in diags.log, in one line, that it panicked at `point`.
+    /// The server has told in diags.log, in one line, that it panicked at `point`.
     pub fn told(&self, index: usize, point: &str) -> Result<()> {
-        let ats = &self.fleet.boxes[index];
+        let ats = &self.fleet.servers[index];
         ats.wait_diags("[stek_share] internal error at src/", PATIENCE)?;
         ats.wait_diags(&format!("planted at {point}"), PATIENCE)
     }
 
-    /// The group rotates, and all boxes follow: each in one with the others, by its tickets.
+    /// The group rotates, and all servers follow: each in one with the others, by its tickets.
     pub fn all_take_part(&self) -> Result<KeyName> {
         let now = fleet::wait_one_key(&self.fleet.https(), None, PATIENCE)?;
         let next = fleet::wait_one_key(&self.fleet.https(), Some(&now), PATIENCE)?;
@@ -92,35 +92,35 @@ impl Stage {
 
     /// The very process that was there before lives.
     pub fn process_of(&self, index: usize) -> Result<u32> {
-        self.fleet.boxes[index].pid()
+        self.fleet.servers[index].pid()
     }
 
-    /// Waits until diags.log of a box has `part` behind its first `from` bytes.
+    /// Waits until diags.log of a server has `part` behind its first `from` bytes.
     pub fn wait_line(&self, index: usize, from: usize, part: &str) -> Result<()> {
-        let ats = &self.fleet.boxes[index];
+        let ats = &self.fleet.servers[index];
         let look = || Ok(ats.diags().get(from..).unwrap_or_default().contains(part).then_some(()));
         wait::until(PATIENCE, &format!("{part:?} in diags.log"), look)
             .map_err(|error| Error::new(format!("{error}\n{}", ats.diags())))
     }
 
     pub fn send(&self, index: usize, verb: &str) -> Result<()> {
-        self.fleet.boxes[index].ctl(&["plugin", "msg", "stek_share", verb]).map(drop)
+        self.fleet.servers[index].ctl(&["plugin", "msg", "stek_share", verb]).map(drop)
     }
 
-    /// A client comes to a box, whatever that makes of its session.
+    /// A client comes to a server, whatever that makes of its session.
     pub fn handshake(&self, index: usize) -> Result<()> {
-        tickets::take(self.fleet.boxes[index].https(), TlsVersion::V12).map(drop)
+        tickets::take(self.fleet.servers[index].https(), TlsVersion::V12).map(drop)
     }
 
-    /// Kills a box, and waits until its port is free: its manager may be gone before it.
+    /// Kills a server, and waits until its port is free: its manager may be gone before it.
     pub fn kill(&mut self, index: usize) -> Result<()> {
-        let ats = &mut self.fleet.boxes[index];
+        let ats = &mut self.fleet.servers[index];
         ats.kill9();
         let address = ats.https();
         wait::until(PATIENCE, "a free port", || Ok(TcpListener::bind(address).ok().map(drop)))
     }
 
-    /// Removes what a box that does not run kept in `state_dir`.
+    /// Removes what a server that does not run kept in `state_dir`.
     pub fn forget(&self, index: usize) -> Result<()> {
         let state = self.dir.join(&format!("state-{index}"));
         fs::remove_dir_all(&state).context(state.display())?;
@@ -136,7 +136,7 @@ impl Stage {
     }
 }
 
-/// Whether the box resumes a session of its own, with whatever key it has.
+/// Whether the server resumes a session of its own, with whatever key it has.
 pub fn serves(ats: &Ats) -> Result<()> {
     let ticket = tickets::take(ats.https(), TlsVersion::V12)?;
     match tickets::offer(ats.https(), &ticket)?.resumed {

@@ -3,11 +3,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use kit::ats::Ats;
-use kit::fleet::{self, Plan};
-use kit::run_dir::RunDir;
-use kit::tickets::{self, KeyName};
-use kit::{wait, Result};
+use testkit::ats::Ats;
+use testkit::fleet::{self, Plan};
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, KeyName};
+use testkit::{wait, Result};
 
 use crate::stage::{self, send, turn, wait_line, PATIENCE};
 
@@ -21,7 +21,7 @@ const FILE: &str = "ticket.key";
 const SOON: Duration = Duration::from_secs(5);
 const LATE: Duration = Duration::from_secs(10);
 
-/// Waits until the box gives out tickets under this key; answers with how long that took.
+/// Waits until the server gives out tickets under this key; answers with how long that took.
 fn wait_key(ats: &Ats, key: &KeyName, what: &str) -> Result<Duration> {
     let begun = Instant::now();
     wait::until(PATIENCE, what, || Ok((tickets::key_name(ats.https())? == *key).then_some(())))?;
@@ -37,7 +37,7 @@ fn keys_that_the_host_replaces_come_back_by_themselves() -> Result<()> {
     let plan = Plan::new(2, &stage::plugin()?, Duration::from_secs(3600)).manager();
     let fleet = plan.record(&place).start(dir.path())?;
     let ours = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
-    let ats = &fleet.boxes[0];
+    let ats = &fleet.servers[0];
     let theirs: Vec<u8> = (0..48).map(|byte| byte ^ 0x5a).collect();
     fs::write(certificates.join(FILE), &theirs)?;
     let theirs: KeyName = theirs[..16].try_into().expect("16 bytes");
@@ -71,7 +71,7 @@ fn hints_follow_what_the_operator_mends() -> Result<()> {
     let dir = RunDir::new("host-hints")?;
     let plan = Plan::new(1, &stage::plugin()?, Duration::from_secs(3600)).manager();
     let fleet = plan.start(dir.path())?;
-    let ats = &fleet.boxes[0];
+    let ats = &fleet.servers[0];
     ats.wait_diags("(generation ", PATIENCE)?;
     let multicert = fs::read_to_string(ats.etc().join("ssl_multicert.config"))?;
     stage::rewrite(ats, "ssl_multicert.config", |text| {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use kit::fleet::Place;
-use kit::sys::find;
-use kit::{Context, Result};
+use testkit::fleet::Place;
+use testkit::sys::find;
+use testkit::{Context, Result};
 
 /// Answers each question about an IPv4 address of a peer, `*.example`, with 127.0.0.1 after a while,
 /// or never; and says at once that there is nothing else, such as the machine's own name.

@@ -5,10 +5,10 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use kit::ats::Ats;
-use kit::fleet::{self, Plan};
-use kit::run_dir::RunDir;
-use kit::{ports, wait, Result};
+use testkit::ats::Ats;
+use testkit::fleet::{self, Plan};
+use testkit::run_dir::RunDir;
+use testkit::{ports, wait, Result};
 
 use crate::nameserver::{is_root, NameServer};
 use crate::stage::{self, send, turn, PATIENCE};
@@ -46,9 +46,9 @@ fn four_peers_whose_names_hang_stop_neither_reload_nor_status() -> Result<()> {
         let port = ports::take()?;
         list += &format!("- server_id: {id}\n  address: server{id}.example\n  port: {port}\n");
     }
-    fs::write(fleet.boxes[0].etc().join("server_list.yaml"), list)?;
+    fs::write(fleet.servers[0].etc().join("server_list.yaml"), list)?;
     fleet.start()?;
-    let ats = &fleet.boxes[0];
+    let ats = &fleet.servers[0];
     // All four hang, and each of them in one look-up: two questions, one for each kind of address.
     wait::until(
         PATIENCE,
@@ -86,14 +86,14 @@ fn names_that_are_found_late_are_used() -> Result<()> {
             format!("- server_id: {id}\n  address: server{id}.example\n  port: {port}\n")
         })
         .collect();
-    for (id, ats) in (1..).zip(&fleet.boxes) {
+    for (id, ats) in (1..).zip(&fleet.servers) {
         fs::write(ats.etc().join("server_list.yaml"), &list)?;
         stage::rewrite(ats, "server_conf.yaml", |text| {
             text.replace("address: 127.0.0.1\n", &format!("address: server{id}.example\n"))
         })?;
     }
     fleet.start()?;
-    for ats in &fleet.boxes {
+    for ats in &fleet.servers {
         ats.wait_diags("(generation ", PATIENCE)?;
     }
     fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;

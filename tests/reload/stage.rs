@@ -4,9 +4,9 @@ use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kit::ats::Ats;
-pub use kit::fleet::built_plugin as plugin;
-use kit::{wait, Context, Error, Result};
+use testkit::ats::Ats;
+pub use testkit::fleet::built_plugin as plugin;
+use testkit::{wait, Context, Error, Result};
 
 /// Until something has happened that takes a few seconds at most on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -35,14 +35,14 @@ pub fn wait_line(ats: &Ats, from: usize, part: &str) -> Result<String> {
         .map_err(|error| Error::new(format!("{error}\n{}", ats.diags())))
 }
 
-/// Waits until the box uses a generation above this one, by its log; answers with it.
+/// Waits until the server uses a generation above this one, by its log; answers with it.
 pub fn wait_generation_above(ats: &Ats, generation: u64) -> Result<u64> {
     wait::until(PATIENCE, &format!("a generation above {generation}"), || {
         Ok(self::generation(ats).filter(|now| *now > generation))
     })
 }
 
-/// The generation that the box uses, by its log.
+/// The generation that the server uses, by its log.
 pub fn generation(ats: &Ats) -> Option<u64> {
     let diags = ats.diags();
     let line = diags.lines().rev().find(|line| line.contains("] installed "))?;
@@ -50,7 +50,7 @@ pub fn generation(ats: &Ats) -> Option<u64> {
     number.split_once(')')?.0.parse().ok()
 }
 
-/// Rewrites one of a box's files.
+/// Rewrites one of a server's files.
 pub fn rewrite(ats: &Ats, name: &str, change: impl Fn(&str) -> String) -> Result<()> {
     let path = ats.etc().join(name);
     let text = fs::read_to_string(&path).context(path.display())?;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use kit::fleet::{self, Fleet, Plan, PEER_SUBJECT};
-use kit::pki::{Authority, Identity, Request};
-use kit::run_dir::RunDir;
-use kit::tickets::{self, TlsVersion};
-use kit::{wait, Result};
+use testkit::fleet::{self, Fleet, Plan, PEER_SUBJECT};
+use testkit::pki::{Authority, Identity, Request};
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, TlsVersion};
+use testkit::{wait, Result};
 
 use crate::stage::{self, rewrite, send, turn, wait_generation_above, wait_line, PATIENCE};
 
@@ -19,7 +19,7 @@ fn every_word_does_what_it_says_and_a_bad_file_changes_nothing() -> Result<()> {
     let plan = Plan::new(2, &stage::plugin()?, hour).one_certificate().manager();
     let fleet = plan.start(dir.path())?;
     let key = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
-    let ats = &fleet.boxes[0];
+    let ats = &fleet.servers[0];
 
     let carried = tickets::take_all(&fleet.https(), TlsVersion::V13)?;
     let line = send(ats, "status", "status: current ")?;
@@ -39,18 +39,18 @@ fn every_word_does_what_it_says_and_a_bad_file_changes_nothing() -> Result<()> {
 
     a_new_interval_counts(&fleet)?;
     a_bad_file_changes_nothing(&fleet)?;
-    a_box_without_the_other_says_what_is_wrong(fleet)?;
+    a_server_without_the_other_says_what_is_wrong(fleet)?;
     dir.done()
 }
 
-fn a_box_without_the_other_says_what_is_wrong(mut fleet: Fleet) -> Result<()> {
-    fleet.boxes[1].kill9();
-    let ats = &fleet.boxes[0];
+fn a_server_without_the_other_says_what_is_wrong(mut fleet: Fleet) -> Result<()> {
+    fleet.servers[1].kill9();
+    let ats = &fleet.servers[0];
     let missing = "status: broken: it has no part in a majority";
     let told = wait::until(PATIENCE, missing, || {
         let line = send(ats, "status", "] status: current ")?;
         assert!(line.contains("(generation "), "{line}");
-        // The verdict is the line behind it.
+        // The outcome is the line behind it.
         Ok(ats.diags().contains(missing).then_some(()))
     });
     told?;
@@ -61,11 +61,11 @@ fn a_box_without_the_other_says_what_is_wrong(mut fleet: Fleet) -> Result<()> {
 fn a_new_interval_counts(fleet: &Fleet) -> Result<()> {
     let carried = tickets::take_all(&fleet.https(), TlsVersion::V12)?;
     let shorter = |text: &str| text.replace("_interval: 3600", "_interval: 4");
-    for ats in &fleet.boxes {
+    for ats in &fleet.servers {
         rewrite(ats, "server_conf.yaml", shorter)?;
         send(ats, "reload", "reload: done; changed: key_update_interval")?;
     }
-    wait_generation_above(&fleet.boxes[0], 3)?;
+    wait_generation_above(&fleet.servers[0], 3)?;
     // The first one after the reload; the second would be four seconds later.
     let matrix = tickets::offer_all(&fleet.https(), TlsVersion::V12, &carried);
     assert!(matrix.is_full(), "{matrix}");
@@ -73,7 +73,7 @@ fn a_new_interval_counts(fleet: &Fleet) -> Result<()> {
 }
 
 fn a_bad_file_changes_nothing(fleet: &Fleet) -> Result<()> {
-    let ats = &fleet.boxes[1];
+    let ats = &fleet.servers[1];
     let from = ats.diags().len();
     rewrite(ats, "server_conf.yaml", |text| text.replace("_interval: 4", "_interval: soon"))?;
     send(ats, "reload", "reload: nothing was changed")?;
@@ -90,19 +90,19 @@ fn new_certificates_are_taken_over_by_themselves_and_by_reload() -> Result<()> {
     let plan = Plan::new(2, &stage::plugin()?, Duration::from_secs(3600));
     let fleet = plan.manager().start(dir.path())?;
     let key = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
-    let marks: Vec<usize> = fleet.boxes.iter().map(|ats| ats.diags().len()).collect();
+    let marks: Vec<usize> = fleet.servers.iter().map(|ats| ats.diags().len()).collect();
 
     let pki = dir.path().join("pki");
     let authority = Authority::read(&pki, "root")?;
     for id in 1..=2 {
         authority.issue(&Request::new(PEER_SUBJECT))?.write(&pki, &format!("peer-{id}"))?;
     }
-    send(&fleet.boxes[0], "reload", "reload: done; changed: the certificate, ")?;
+    send(&fleet.servers[0], "reload", "reload: done; changed: the certificate, ")?;
     // The other one is told nothing, and the connections between them stay.
-    wait_line(&fleet.boxes[1], marks[1], "files changed; new connections use ")?;
-    send(&fleet.boxes[1], "rotate", "rotate: generation 2 is in use")?;
+    wait_line(&fleet.servers[1], marks[1], "files changed; new connections use ")?;
+    send(&fleet.servers[1], "rotate", "rotate: generation 2 is in use")?;
     fleet::wait_one_key(&fleet.https(), Some(&key), PATIENCE)?;
-    for (ats, mark) in fleet.boxes.iter().zip(marks) {
+    for (ats, mark) in fleet.servers.iter().zip(marks) {
         let diags = ats.diags();
         let news = &diags[mark..];
         assert!(!news.contains(" is down"), "connections stay up\n{news}");
@@ -119,18 +119,18 @@ fn a_new_root_parts_servers_until_both_have_it() -> Result<()> {
     let plan = Plan::new(2, &stage::plugin()?, Duration::from_secs(3600)).one_certificate();
     let fleet = plan.manager().start(dir.path())?;
     let key = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
-    let marks: Vec<usize> = fleet.boxes.iter().map(|ats| ats.diags().len()).collect();
+    let marks: Vec<usize> = fleet.servers.iter().map(|ats| ats.diags().len()).collect();
 
     Identity::self_signed(PEER_SUBJECT)?.write(&dir.path().join("pki"), "peer")?;
-    send(&fleet.boxes[0], "reload", "reload: done; changed: the certificate, ")?;
-    wait_line(&fleet.boxes[0], marks[0], "is down: it is no longer trusted: its certificate")?;
-    wait_line(&fleet.boxes[1], marks[1], "files changed; new connections use ")?;
+    send(&fleet.servers[0], "reload", "reload: done; changed: the certificate, ")?;
+    wait_line(&fleet.servers[0], marks[0], "is down: it is no longer trusted: its certificate")?;
+    wait_line(&fleet.servers[1], marks[1], "files changed; new connections use ")?;
     wait::until(PATIENCE, "both to be one group again", || {
-        let diags = fleet.boxes[0].diags();
+        let diags = fleet.servers[0].diags();
         let after = diags[marks[0]..].rsplit(" is down").next().unwrap_or_default();
         Ok(after.contains("is up").then_some(()))
     })?;
-    send(&fleet.boxes[1], "rotate", "is in use")?;
+    send(&fleet.servers[1], "rotate", "is in use")?;
     fleet::wait_one_key(&fleet.https(), Some(&key), PATIENCE)?;
     dir.done()
 }

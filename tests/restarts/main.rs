@@ -1,5 +1,5 @@
-//! Boxes that are restarted, again and again, with real Traffic Servers: what clients carry from
-//! before still resumes, from the first handshake that a returning box accepts.
+//! Servers that are restarted, again and again, with real Traffic Servers: what clients carry from
+//! before still resumes, from the first handshake that a returning server accepts.
 //!
 //! Short by default; `make prove-restarts` sets the variables below for the long version.
 //! `STEK_RESTARTS` is the number of single restarts with a minority down at a time,
@@ -7,7 +7,7 @@
 //! `STEK_RESTART_SEED` repeats the choices of an earlier run. `STEK_SHARE_SO` names the plugin;
 //! without it the one that cargo built for this run is tested.
 
-use kit::{Error, Result};
+use testkit::{Error, Result};
 
 mod majority;
 mod minority;

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::fleet::{self, Fleet, Plan};
-use kit::run_dir::RunDir;
-use kit::{tickets, Error, Result};
+use testkit::fleet::{self, Fleet, Plan};
+use testkit::run_dir::RunDir;
+use testkit::{tickets, Error, Result};
 
-use crate::stage::{self, meet, turn, Carried, Dice, Spread, Welcome, PATIENCE};
+use crate::stage::{self, meet, turn, Carried, Rng, Spread, Welcome, PATIENCE};
 
 /// Leaves time between two rotations for a restart of all, so that both keys of before count.
 const INTERVAL: Duration = Duration::from_secs(4);
-/// At most so long after a rotation the boxes go down.
+/// At most so long after a rotation the servers go down.
 const PHASE: Duration = Duration::from_millis(1500);
 /// What is promised for one key everywhere, from the start of the last process.
 const PROMISED: Duration = Duration::from_secs(3);
@@ -50,7 +50,7 @@ struct Tally {
     kept: u64,
     offers: usize,
     missed: Vec<String>,
-    /// A rotation came before the box was asked, which retired the older of the two keys.
+    /// A rotation came before the server was asked, which retired the older of the two keys.
     retired: usize,
 }
 
@@ -58,15 +58,15 @@ struct Tally {
 fn a_majority_or_all_restarted_at_once_agree_again_and_with_state_dir_lose_nothing() -> Result<()> {
     let _turn = turn();
     let wanted = crate::number("STEK_RESTART_ROUNDS", 3)?;
-    let mut dice = Dice::new()?;
+    let mut rng = Rng::new()?;
     let fleets = [(3, true), (3, false), (5, true), (5, false)];
     let mut all = Vec::new();
     for (number, (size, remembers)) in (0..).zip(fleets) {
         let rounds = wanted / 4 + u64::from(number < wanted % 4);
-        let tally = rounds_of(size, remembers, rounds, &mut dice)?;
+        let tally = rounds_of(size, remembers, rounds, &mut rng)?;
         let how = if remembers { "with state_dir" } else { "without memory" };
         println!(
-            "{size} boxes {how}, {} rounds: one key after {}; first handshakes after {}; the key \
+            "{size} servers {how}, {} rounds: one key after {}; first handshakes after {}; the key \
              of before went on in {}; {} of {} tickets missed, {} retired meanwhile",
             tally.rounds,
             Spread(&tally.one_key),
@@ -86,7 +86,7 @@ fn a_majority_or_all_restarted_at_once_agree_again_and_with_state_dir_lose_nothi
     Ok(())
 }
 
-fn rounds_of(size: usize, remembers: bool, rounds: u64, dice: &mut Dice) -> Result<Tally> {
+fn rounds_of(size: usize, remembers: bool, rounds: u64, rng: &mut Rng) -> Result<Tally> {
     let mut tally = Tally::default();
     if rounds == 0 {
         return Ok(tally);
@@ -103,13 +103,13 @@ fn rounds_of(size: usize, remembers: bool, rounds: u64, dice: &mut Dice) -> Resu
     for round in 0..rounds {
         // All and the least majority by turns.
         let count = if round % 2 == 0 { size } else { size / 2 + 1 };
-        let victims = dice.choose(count, size, None);
+        let victims = rng.choose(count, size, None);
         let old = carried.newest();
         carried.fill(&fleet.https(), old)?;
-        thread::sleep(dice.span(PHASE));
-        carried.look(fleet.boxes[0].https())?;
-        let begun = restart_at_once(&mut fleet, &victims, dice)?;
-        let welcomes = meet_all(&mut fleet, &victims, &carried, begun, dice)?;
+        thread::sleep(rng.span(PHASE));
+        carried.look(fleet.servers[0].https())?;
+        let begun = restart_at_once(&mut fleet, &victims, rng)?;
+        let welcomes = meet_all(&mut fleet, &victims, &carried, begun, rng)?;
         let key = fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
         tally.one_key.push(begun.elapsed());
         tally.rounds += 1;
@@ -124,7 +124,7 @@ fn rounds_of(size: usize, remembers: bool, rounds: u64, dice: &mut Dice) -> Resu
                     continue;
                 }
                 let line = format!(
-                    "round {round}, box {} of {victims:?} (from 0): {ticket:?}, handshake {number}, \
+                    "round {round}, server {} of {victims:?} (from 0): {ticket:?}, handshake {number}, \
                      now under {}",
                     index + 1,
                     tickets::fingerprint(&key)
@@ -133,7 +133,7 @@ fn rounds_of(size: usize, remembers: bool, rounds: u64, dice: &mut Dice) -> Resu
             }
         }
         if !remembers {
-            // Whatever was held is gone with its history.
+            // Whatever was held is gone with its cluster incarnation.
             carried.clear();
         }
     }
@@ -148,19 +148,19 @@ fn rounds_of(size: usize, remembers: bool, rounds: u64, dice: &mut Dice) -> Resu
 }
 
 /// Ends the victims together, starts them together; returns the last one's start.
-fn restart_at_once(fleet: &mut Fleet, victims: &[usize], dice: &mut Dice) -> Result<Instant> {
-    let signals: Vec<_> = (0..fleet.boxes.len()).map(|_| dice.signal()).collect();
+fn restart_at_once(fleet: &mut Fleet, victims: &[usize], rng: &mut Rng) -> Result<Instant> {
+    let signals: Vec<_> = (0..fleet.servers.len()).map(|_| rng.signal()).collect();
     thread::scope(|scope| {
-        let boxes = fleet.boxes.iter_mut().enumerate();
-        let boxes = boxes.filter(|(index, _)| victims.contains(index));
-        let stops: Vec<_> = boxes
+        let servers = fleet.servers.iter_mut().enumerate();
+        let servers = servers.filter(|(index, _)| victims.contains(index));
+        let stops: Vec<_> = servers
             .map(|(index, ats)| (scope, ats, signals[index]))
             .map(|(scope, ats, signal)| scope.spawn(move || ats.stop(signal).map(drop)))
             .collect();
-        let panicked = |_| Err(Error::new("a thread that stops a box panicked"));
+        let panicked = |_| Err(Error::new("a thread that stops a server panicked"));
         stops.into_iter().try_for_each(|stop| stop.join().unwrap_or_else(panicked))
     })?;
-    victims.iter().try_for_each(|index| fleet.boxes[*index].start())?;
+    victims.iter().try_for_each(|index| fleet.servers[*index].start())?;
     Ok(Instant::now())
 }
 
@@ -170,17 +170,17 @@ fn meet_all(
     victims: &[usize],
     carried: &Carried,
     begun: Instant,
-    dice: &mut Dice,
+    rng: &mut Rng,
 ) -> Result<Vec<Welcome>> {
-    let turned = dice.below(4);
+    let turned = rng.below(4);
     thread::scope(|scope| {
-        let mut boxes: Vec<Option<_>> = fleet.boxes.iter_mut().map(Some).collect();
+        let mut servers: Vec<Option<_>> = fleet.servers.iter_mut().map(Some).collect();
         let threads: Vec<_> = victims
             .iter()
-            .filter_map(|index| boxes[*index].take())
+            .filter_map(|index| servers[*index].take())
             .map(|ats| scope.spawn(move || meet(ats, carried, turned, begun)))
             .collect();
-        let panicked = |_| Err(Error::new("a thread that meets a box panicked"));
+        let panicked = |_| Err(Error::new("a thread that meets a server panicked"));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
     })
 }

@@ -8,19 +8,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use kit::ats::Ats;
-pub use kit::fleet::built_plugin as plugin;
-use kit::fleet::Fleet;
-use kit::logs::{self, Event};
-use kit::sys::{lock, Signal};
-use kit::tickets::{self, KeyName, Ticket, TlsVersion};
-use kit::{wait, Error, Result};
+use testkit::ats::Ats;
+pub use testkit::fleet::built_plugin as plugin;
+use testkit::fleet::Fleet;
+use testkit::logs::{self, Event};
+use testkit::sys::{lock, Signal};
+use testkit::tickets::{self, KeyName, Ticket, TlsVersion};
+use testkit::{wait, Error, Result};
 
 /// Until a fleet has one key on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks for a new key; each is a handshake.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
-/// How many keys a box holds that has no handover under way: current and previous.
+/// How many keys a server holds that has no handover under way: current and previous.
 const HELD: usize = 2;
 
 /// What the plugin says, in its debug lines, when `startup_wait` brought the group's keys.
@@ -47,7 +47,7 @@ pub type OfOneKey = Vec<Ticket>;
 pub struct Carried(Mutex<VecDeque<OfOneKey>>);
 
 impl Carried {
-    /// Takes tickets on the box at `address` if it encrypts with a key that none is held of.
+    /// Takes tickets on the server at `address` if it encrypts with a key that none is held of.
     pub fn look(&self, address: SocketAddr) -> Result<()> {
         let first = tickets::take(address, TlsVersion::V12)?;
         if self.newest() == Some(first.key_name) {
@@ -63,21 +63,21 @@ impl Carried {
         Ok(())
     }
 
-    /// Looks, at one box after another, until `enough`.
-    pub fn look_until(&self, boxes: &[SocketAddr], enough: impl Fn() -> bool) -> Result<()> {
-        let mut boxes = boxes.iter().cycle();
+    /// Looks, at one server after another, until `enough`.
+    pub fn look_until(&self, servers: &[SocketAddr], enough: impl Fn() -> bool) -> Result<()> {
+        let mut servers = servers.iter().cycle();
         while !enough() {
-            boxes.next().map_or(Ok(()), |address| self.look(*address))?;
+            servers.next().map_or(Ok(()), |address| self.look(*address))?;
             thread::sleep(LOOK_PAUSE);
         }
         Ok(())
     }
 
     /// Looks until tickets of current and previous key are held, and the current key is not `old`.
-    pub fn fill(&self, boxes: &[SocketAddr], old: Option<KeyName>) -> Result<()> {
+    pub fn fill(&self, servers: &[SocketAddr], old: Option<KeyName>) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         let full = || lock(&self.0).len() == HELD && self.newest() != old;
-        self.look_until(boxes, || full() || Instant::now() > end)?;
+        self.look_until(servers, || full() || Instant::now() > end)?;
         match full() {
             true => Ok(()),
             false => Err(Error::new("no rotation was seen")),
@@ -104,7 +104,7 @@ impl Carried {
     }
 }
 
-/// What a returning box did with what clients carried.
+/// What a returning server did with what clients carried.
 #[derive(Debug)]
 pub struct Welcome {
     /// From the start of its process to its first handshake.
@@ -115,17 +115,17 @@ pub struct Welcome {
     pub missed: Vec<(usize, Ticket)>,
 }
 
-/// Starts a box and offers it all tickets, one of them in the very first handshake that it
+/// Starts a server and offers it all tickets, one of them in the very first handshake that it
 /// accepts; `turned` says which comes first.
 pub fn welcome(ats: &mut Ats, carried: &Carried, turned: usize) -> Result<Welcome> {
     ats.start()?;
     meet(ats, carried, turned, Instant::now())
 }
 
-/// The same for a box that was started at `begun`.
+/// The same for a server that was started at `begun`.
 pub fn meet(ats: &mut Ats, carried: &Carried, turned: usize, begun: Instant) -> Result<Welcome> {
     let (tickets, first) = ats.wait_first(|address| {
-        // Anew for each attempt: keys go on changing until the box accepts one.
+        // Anew for each attempt: keys go on changing until the server accepts one.
         let mut tickets = carried.all();
         let middle = turned % tickets.len().max(1);
         tickets.rotate_left(middle);
@@ -142,7 +142,7 @@ pub fn meet(ats: &mut Ats, carried: &Carried, turned: usize, begun: Instant) -> 
     Ok(Welcome { took, offers: offers.len(), missed })
 }
 
-/// Whether the box's latest process got the group's keys within `startup_wait`, and its words.
+/// Whether the server's latest process got the group's keys within `startup_wait`, and its words.
 pub fn in_time(ats: &Ats) -> Result<(bool, String)> {
     wait::until(PATIENCE, "a line about startup_wait", || {
         let lines = ats.debug_lines();
@@ -152,7 +152,7 @@ pub fn in_time(ats: &Ats) -> Result<(bool, String)> {
     })
 }
 
-/// Checks that all boxes went through one sequence of keys: no generation has two keys, and no
+/// Checks that all servers went through one sequence of keys: no generation has two keys, and no
 /// number is missing. Returns its first and last generation.
 ///
 /// # Errors
@@ -168,7 +168,7 @@ pub fn one_sequence(fleet: &Fleet) -> Result<(u64, u64)> {
         if known != fingerprint {
             let number = entry.index + 1;
             return Err(Error::new(format!(
-                "generation {generation} is {known}, and {fingerprint} on box {number}"
+                "generation {generation} is {known}, and {fingerprint} on server {number}"
             )));
         }
     }
@@ -200,9 +200,9 @@ impl fmt::Display for Spread<'_> {
 }
 
 /// A xorshift generator: chance need not be good here, only repeatable.
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// Begins with `STEK_RESTART_SEED`, else the clock, and says where.
     pub fn new() -> Result<Self> {
         let clock =

@@ -1,15 +1,15 @@
-//! Rotations while boxes stand still, die and return: the boxes that are up lose nothing, and no
+//! Rotations while servers stand still, die and return: the servers that are up lose nothing, and no
 //! rotation is late.
 
 use std::thread;
 use std::time::Duration;
 
-use kit::Result;
+use testkit::Result;
 
 use crate::stage::{turn, Return, Stage};
 use crate::Effort;
 
-/// What happens to one box.
+/// What happens to one server.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     /// Stands still for less than an interval.
@@ -36,7 +36,7 @@ const FAULTS: [Fault; 6] = [
 ];
 
 #[test]
-fn boxes_that_are_up_lose_no_session_when_others_fail() -> Result<()> {
+fn servers_that_are_up_lose_no_session_when_others_fail() -> Result<()> {
     let _turn = turn();
     let mut stage = Stage::set(Effort::from_environment())?;
     let first = stage.generation();
@@ -55,7 +55,7 @@ fn boxes_that_are_up_lose_no_session_when_others_fail() -> Result<()> {
     Ok(())
 }
 
-/// Lets one fault happen, and brings the box back.
+/// Lets one fault happen, and brings the server back.
 fn meet(stage: &mut Stage, fault: Fault) -> Result<Return> {
     let interval = stage.effort.interval;
     let index = match fault {
@@ -79,16 +79,16 @@ fn meet(stage: &mut Stage, fault: Fault) -> Result<Return> {
 
 fn stand_still(stage: &Stage, index: usize, span: Duration) -> Result<Return> {
     stage.load.set_up(index, false);
-    stage.fleet.boxes[index].pause()?;
+    stage.fleet.servers[index].pause()?;
     thread::sleep(span);
-    stage.fleet.boxes[index].resume()?;
+    stage.fleet.servers[index].resume()?;
     stage.catch_up(index)
 }
 
 fn die(stage: &mut Stage, index: usize) -> Result<Return> {
     stage.load.set_up(index, false);
-    stage.fleet.boxes[index].kill9();
+    stage.fleet.servers[index].kill9();
     stage.wait_generation(stage.generation() + 1)?;
-    stage.fleet.boxes[index].start()?;
+    stage.fleet.servers[index].start()?;
     stage.catch_up(index)
 }

@@ -1,30 +1,30 @@
-//! Five boxes under load, and what the tests want to know of them.
+//! Five servers under load, and what the tests want to know of them.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::fleet::{self, Fleet, Plan};
-use kit::load::{self, Load};
-use kit::logs::{self, Entry, Event};
-use kit::run_dir::RunDir;
-use kit::tickets::{self, TlsVersion};
-use kit::{wait, Error, Result};
+use testkit::fleet::{self, Fleet, Plan};
+use testkit::load::{self, Load};
+use testkit::logs::{self, Entry, Event};
+use testkit::run_dir::RunDir;
+use testkit::tickets::{self, TlsVersion};
+use testkit::{wait, Error, Result};
 
 use crate::Effort;
 
-/// As many boxes as the promise speaks of.
-pub const BOXES: usize = 5;
-/// Until a box that starts or thaws holds the group's keys, on a busy machine.
+/// As many servers as the promise speaks of.
+pub const SERVERS: usize = 5;
+/// Until a server that starts or thaws holds the group's keys, on a busy machine.
 pub const CATCH_UP_LIMIT: Duration = Duration::from_secs(30);
-/// How long a box must have kept up before it counts as one that the leader waits for: the upper
+/// How long a server must have kept up before it counts as one that the leader waits for: the upper
 /// election bound, 400 ms, after which the leader has surely heard it.
 const STEADY: Duration = Duration::from_millis(500);
-/// Between two looks at a box that comes back.
+/// Between two looks at a server that comes back.
 const PROBE_PAUSE: Duration = Duration::from_millis(10);
 /// How much later than the interval a rotation may be.
 const GAP_SLACK: Duration = Duration::from_secs(2);
-/// How much the log's stamps of two boxes may be wrong about an interval that was kept.
+/// How much the log's stamps of two servers may be wrong about an interval that was kept.
 const STAMP_SLACK: Duration = Duration::from_millis(100);
 
 /// Tests take turns: two fleets at once would only measure each other.
@@ -33,12 +33,12 @@ pub fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What clients met while a box came back, which counts nowhere else.
+/// What clients met while a server came back, which counts nowhere else.
 #[derive(Debug, Default)]
 pub struct Return {
     /// Until it had caught up.
     pub took: Duration,
-    /// How often its ticket was offered to another box, or another's to it.
+    /// How often its ticket was offered to another server, or another's to it.
     pub offers: u64,
     /// How many of these were not resumed.
     pub missed: u64,
@@ -46,7 +46,7 @@ pub struct Return {
 
 /// The fleet with its clients.
 pub struct Stage {
-    /// The boxes.
+    /// The servers.
     pub fleet: Fleet,
     /// The clients.
     pub load: Load,
@@ -56,15 +56,15 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts the boxes, restarts each at a random moment, and lets the clients in.
+    /// Starts the servers, restarts each at a random moment, and lets the clients in.
     pub fn set(effort: Effort) -> Result<Self> {
         let dir = RunDir::new("rotation")?;
         let mut fleet =
-            Plan::new(BOXES, &fleet::built_plugin()?, effort.interval).start(dir.path())?;
+            Plan::new(SERVERS, &fleet::built_plugin()?, effort.interval).start(dir.path())?;
         fleet::wait_one_key(&fleet.https(), None, CATCH_UP_LIMIT)?;
         // The clock's digits are as random as this needs.
         let mut chance = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos());
-        for ats in &mut fleet.boxes {
+        for ats in &mut fleet.servers {
             chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             thread::sleep(effort.interval.mul_f64(f64::from((chance >> 64) as u8) / 512.0));
             ats.restart()?;
@@ -75,17 +75,17 @@ impl Stage {
         Ok(Self { fleet, load, effort, dir })
     }
 
-    /// All that the boxes wrote.
+    /// All that the servers wrote.
     pub fn entries(&self) -> Vec<Entry> {
         logs::read(&self.fleet)
     }
 
-    /// The newest generation that any box uses.
+    /// The newest generation that any server uses.
     pub fn generation(&self) -> u64 {
         logs::rotations(&self.entries()).last().map_or(0, |rotation| rotation.generation)
     }
 
-    /// Waits until some box uses this generation or a later one.
+    /// Waits until some server uses this generation or a later one.
     pub fn wait_generation(&self, generation: u64) -> Result<()> {
         let missing = generation.saturating_sub(self.generation());
         let limit = (self.effort.interval + GAP_SLACK) * u32::try_from(missing + 1).unwrap_or(1);
@@ -100,21 +100,21 @@ impl Stage {
         Ok(leader.index)
     }
 
-    /// A box that does not lead, not always the same.
+    /// A server that does not lead, not always the same.
     pub fn follower(&self) -> Result<usize> {
-        Ok((self.leader()? + 1 + self.generation() as usize % (BOXES - 1)) % BOXES)
+        Ok((self.leader()? + 1 + self.generation() as usize % (SERVERS - 1)) % SERVERS)
     }
 
-    /// Offers tickets to a box that comes back, and its own to another, until it has kept up with
+    /// Offers tickets to a server that comes back, and its own to another, until it has kept up with
     /// the others for a while; then the clients may use it again.
     pub fn catch_up(&self, index: usize) -> Result<Return> {
         let (begun, mut steady_since) = (Instant::now(), None);
         let mut back = Return::default();
-        let other = self.fleet.boxes[(index + 1) % BOXES].https();
-        let own = self.fleet.boxes[index].https();
+        let other = self.fleet.servers[(index + 1) % SERVERS].https();
+        let own = self.fleet.servers[index].https();
         loop {
             for (from, to) in [(own, other), (other, own)] {
-                // A box that is not there yet refuses; that is no miss.
+                // A server that is not there yet refuses; that is no miss.
                 let offered = tickets::take(from, TlsVersion::V13)
                     .and_then(|ticket| tickets::offer(to, &ticket));
                 back.offers += u64::from(offered.is_ok());
@@ -127,7 +127,7 @@ impl Stage {
             }
             thread::sleep(PROBE_PAUSE);
             if begun.elapsed() > CATCH_UP_LIMIT {
-                return Err(Error::new(format!("box {} has not caught up", index + 1)));
+                return Err(Error::new(format!("server {} has not caught up", index + 1)));
             }
         }
         back.took = steady_since.map_or(begun.elapsed(), |since| since - begun);
@@ -135,19 +135,19 @@ impl Stage {
         Ok(back)
     }
 
-    /// Whether the box holds the same set as all others, by their logs, and encrypts with the same
+    /// Whether the server holds the same set as all others, by their logs, and encrypts with the same
     /// key as a neighbour.
     fn keeps_up(&self, index: usize) -> bool {
         let entries = self.entries();
         let own = logs::last_set(&entries, index);
         let agreed = matches!(own, Some(Event::Installed { current: Some(_), .. }));
-        let same = (0..BOXES).all(|other| logs::last_set(&entries, other) == own);
+        let same = (0..SERVERS).all(|other| logs::last_set(&entries, other) == own);
         if !agreed || !same {
             return false;
         }
         // Without an answer it is not there yet.
-        let name = |index: usize| tickets::key_name(self.fleet.boxes[index].https()).ok();
-        name(index).is_some() && name(index) == name((index + 1) % BOXES)
+        let name = |index: usize| tickets::key_name(self.fleet.servers[index].https()).ok();
+        name(index).is_some() && name(index) == name((index + 1) % SERVERS)
     }
 
     /// The gaps between rotations after generation `first`, each of which must be the interval, and

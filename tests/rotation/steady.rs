@@ -6,20 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::logs;
-use kit::tickets::{self, Matrix, Ticket, TlsVersion};
-use kit::{Error, Result};
+use testkit::logs;
+use testkit::tickets::{self, Matrix, Ticket, TlsVersion};
+use testkit::{Error, Result};
 
 use crate::stage::{turn, Stage};
 use crate::Effort;
 
-/// What a handover takes at most on a busy machine when all boxes are well; measured: some 20 ms.
+/// What a handover takes at most on a busy machine when all servers are well; measured: some 20 ms.
 /// A ticket lives for the interval less this.
 const HANDOVER: Duration = Duration::from_millis(500);
 /// Between two rounds of tickets: the last one before a rotation is that old at most.
 const ROUND: Duration = Duration::from_millis(100);
 
-/// One box's tickets of both versions, and when the first of them was taken.
+/// One server's tickets of both versions, and when the first of them was taken.
 type Round = (Instant, Vec<Ticket>);
 
 #[test]
@@ -27,12 +27,13 @@ fn no_session_is_lost_over_many_rotations() -> Result<()> {
     let _turn = turn();
     let stage = Stage::set(Effort::from_environment())?;
     let first = stage.generation();
-    let (boxes, over) = (stage.fleet.https(), AtomicBool::new(false));
+    let (servers, over) = (stage.fleet.https(), AtomicBool::new(false));
     let lived = thread::scope(|scope| {
-        let keeper = scope.spawn(|| keep_tickets(&boxes, stage.effort.interval, &over));
+        let key_publisher = scope.spawn(|| keep_tickets(&servers, stage.effort.interval, &over));
         let waited = stage.wait_generation(first + stage.effort.rotations);
         over.store(true, Ordering::Relaxed);
-        let lived = keeper.join().unwrap_or_else(|_| Err(Error::new("the keeper panicked")));
+        let lived =
+            key_publisher.join().unwrap_or_else(|_| Err(Error::new("the key publisher panicked")));
         waited.and(lived)
     })?;
     println!("the last tickets of {lived} keys lived for the interval less {HANDOVER:?}");
@@ -46,17 +47,17 @@ fn no_session_is_lost_over_many_rotations() -> Result<()> {
     Ok(())
 }
 
-/// Keeps the last tickets from before each rotation, and offers them to every box when they are
+/// Keeps the last tickets from before each rotation, and offers them to every server when they are
 /// an interval old, less the handover. Returns for how many keys that was done.
-fn keep_tickets(boxes: &[SocketAddr], interval: Duration, over: &AtomicBool) -> Result<u64> {
+fn keep_tickets(servers: &[SocketAddr], interval: Duration, over: &AtomicBool) -> Result<u64> {
     let take = |address: &SocketAddr| -> Result<Round> {
         let now = Instant::now();
         let tickets = TlsVersion::ALL.iter().map(|version| tickets::take(*address, *version));
         Ok((now, tickets.collect::<Result<_>>()?))
     };
     let key = |round: &Round| round.1.first().map(|ticket| ticket.key_name);
-    let mut givers = boxes.iter().cycle();
-    let mut next = || take(givers.next().ok_or_else(|| Error::new("no boxes"))?);
+    let mut givers = servers.iter().cycle();
+    let mut next = || take(givers.next().ok_or_else(|| Error::new("no servers"))?);
     let mut last = next()?;
     let mut kept: VecDeque<Round> = VecDeque::new();
     let mut lived = 0;
@@ -71,7 +72,7 @@ fn keep_tickets(boxes: &[SocketAddr], interval: Duration, over: &AtomicBool) -> 
             let matrices: Vec<Matrix> = tickets
                 .iter()
                 .map(|ticket| {
-                    tickets::offer_all(boxes, ticket.version, std::slice::from_ref(ticket))
+                    tickets::offer_all(servers, ticket.version, std::slice::from_ref(ticket))
                 })
                 .collect();
             // Offers that a slow machine brings too late prove nothing.

@@ -157,7 +157,7 @@ pub static OPTIONS: &[ConfigOption] = &[
         AtReload, Own, port = Row::number),
     row!("asio_thread_pool_size", Some(&WORKERS), Number(4), AtRestart, Own, workers = Row::number),
     row!("heart_beat_interval", Some(&TIMER), Number(100),
-        AtReload, Alike, timers.heart_beat = Row::millis),
+        AtReload, Alike, timers.heartbeat = Row::millis),
     row!("election_timeout_lower_bound", Some(&TIMER), Number(200),
         AtReload, Alike, timers.election_lower = Row::millis),
     row!("election_timeout_upper_bound", Some(&TIMER), Number(400),
@@ -343,7 +343,7 @@ fn server_id(row: &mut Row<'_, '_>, settings: &Settings) -> Option<ServerId> {
 /// The last of Raft's timers, with the check of their order.
 fn election_upper(row: &mut Row<'_, '_>, settings: &Settings) -> Option<Duration> {
     let upper = row.millis(settings)?;
-    let Timers { heart_beat, election_lower: lower, .. } = settings.timers;
+    let Timers { heartbeat, election_lower: lower, .. } = settings.timers;
     let mut below = |name, value: Duration, bound, most: Duration, remedy| {
         // One that is zero was refused.
         if value >= most && !value.is_zero() && !most.is_zero() {
@@ -354,7 +354,7 @@ fn election_upper(row: &mut Row<'_, '_>, settings: &Settings) -> Option<Duration
         }
     };
     let remedy = "make it half of the lower bound or less";
-    below("heart_beat_interval", heart_beat, "election_timeout_lower_bound", lower, remedy);
+    below("heart_beat_interval", heartbeat, "election_timeout_lower_bound", lower, remedy);
     let (name, remedy) =
         ("election_timeout_lower_bound", "make the upper bound twice the lower one");
     below(name, lower, "election_timeout_upper_bound", upper, remedy);

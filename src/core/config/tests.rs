@@ -71,7 +71,7 @@ fn defaults_are_the_originals() {
         address: "127.0.0.1".to_owned(),
         port: 10001,
         workers: 4,
-        timers: Timers { heart_beat: ms(100), election_lower: ms(200), election_upper: ms(400) },
+        timers: Timers { heartbeat: ms(100), election_lower: ms(200), election_upper: ms(400) },
         reserved_log_items: 5,
         snapshot_distance: 5,
         request_timeout: ms(3000),
@@ -102,7 +102,7 @@ fn each_option_reaches_its_setting() {
     let (s, _) = settings_with("asio_thread_pool_size: 7");
     assert_eq!(s.workers, 7);
     let (s, _) = settings_with("heart_beat_interval: '50'");
-    assert_eq!(s.timers.heart_beat, ms(50));
+    assert_eq!(s.timers.heartbeat, ms(50));
     let (s, _) = settings_with("election_timeout_lower_bound: 300");
     assert_eq!(s.timers.election_lower, ms(300));
     let (s, _) = settings_with("election_timeout_upper_bound: 800");

@@ -1,6 +1,6 @@
 //! YAML text as a small tree, and the lines on which its keys stand.
 //!
-//! Knows no option. What must hold: a text of any content takes time and memory in proportion to
+//! Knows no option. Invariants: a text of any content takes time and memory in proportion to
 //! its length (neither aliases nor nesting multiply them), and a key that is given twice is kept twice, so that
 //! the reader can name it.
 
@@ -278,14 +278,14 @@ impl Places {
     }
 }
 
-struct Line<'a> {
+struct PeerConnection<'a> {
     number: usize,
     indent: usize,
     says: &'a str,
 }
 
 /// The lines of the first document that are neither blank nor comments nor markers.
-fn content_lines(text: &str) -> Vec<Line<'_>> {
+fn content_lines(text: &str) -> Vec<PeerConnection<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut lines = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -300,7 +300,7 @@ fn content_lines(text: &str) -> Vec<Line<'_>> {
             break;
         }
         let indent = line.len() - line.trim_start().len();
-        lines.push(Line { number: index + 1, indent, says });
+        lines.push(PeerConnection { number: index + 1, indent, says });
     }
     lines
 }

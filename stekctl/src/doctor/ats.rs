@@ -11,7 +11,7 @@ use stek_share::client::TicketScope;
 use stek_share::core::config::Problem;
 use stek_share::load;
 
-use crate::place;
+use crate::locate;
 
 /// Whether Traffic Server gives out tickets.
 const ENABLE: &str = "proxy.config.ssl.server.session_ticket.enable";
@@ -30,7 +30,7 @@ const SNI: &str = "proxy.config.ssl.servername.filename";
 
 /// What early data means under a shared key, and the ways out.
 pub const REPEATED: (&str, &str) = (
-    "a copy of a client's first flight is accepted again by every box that shares the key, as \
+    "a copy of a client's first flight is accepted again by every server that shares the key, as \
      Traffic Server switches OpenSSL's protection against that off",
     "take it out; or see that origins refuse with 425 what must not happen twice, where a request \
      has the header Early-Data: 1",
@@ -38,9 +38,9 @@ pub const REPEATED: (&str, &str) = (
 
 /// What is said where clients are asked for a certificate with `ticket_scope: host`.
 const OPENED: (&str, &str) = (
-    "asks clients for a certificate, but with ticket_scope: host a session of a name or a box that \
+    "asks clients for a certificate, but with ticket_scope: host a session of a name or a server that \
      asks for none is resumed there too, and with TLS 1.3 lets its client in without one",
-    "set ticket_scope: site on all boxes",
+    "set ticket_scope: site on all servers",
 );
 
 /// One setting, and where it stands.
@@ -69,12 +69,12 @@ pub fn findings(dir: &Path, conf: Option<&Path>, scope: Option<TicketScope>) -> 
     let mut found = in_records(&records, scope);
     let name = last(&records, MULTICERT).map_or("ssl_multicert.config", |record| &record.value);
     let multicert = dir.join(name);
-    if let Ok(text) = place::read(&multicert) {
+    if let Ok(text) = locate::read(&multicert) {
         found.extend(in_multicert(&shown(&multicert), &text));
     }
     let name = last(&records, SNI).map_or("sni.yaml", |record| &record.value);
     let sni = dir.join(name);
-    if let Ok(text) = place::read(&sni) {
+    if let Ok(text) = locate::read(&sni) {
         found.extend(in_sni(&shown(&sni), &text, scope));
     }
     found.extend(in_plugin_config(dir, conf));
@@ -185,7 +185,7 @@ fn in_multicert(file: &str, text: &str) -> Vec<Problem> {
         if let Some(value) = has("dest_ip").filter(|value| *value != "*") {
             let reason = "binds this line to an address: some versions of Traffic Server give it \
                           a ticket key of its own (apache/trafficserver issue 8734), and with \
-                          ticket_scope: host its sessions resume only on boxes whose lines are \
+                          ticket_scope: host its sessions resume only on servers whose lines are \
                           all of the same kind";
             let remedy = "write dest_ip=* wherever one certificate serves all addresses";
             push(Problem::warning(file, reason, remedy), "dest_ip", value);
@@ -219,16 +219,16 @@ fn multicert_fields(line: &str) -> Vec<(String, String)> {
 fn in_plugin_config(dir: &Path, conf: Option<&Path>) -> Vec<Problem> {
     let path = dir.join("plugin.config");
     let file = shown(&path);
-    let text = match place::read(&path) {
+    let text = match locate::read(&path) {
         Ok(text) => text,
         Err(why) => {
             let reason = format!("{why}, so it is not known whether the plugin is loaded");
             return vec![Problem::warning(&file, reason, "give --ats-config DIR")];
         }
     };
-    let lines: Vec<(usize, Vec<&str>)> = place::plugin_lines(&text).collect();
+    let lines: Vec<(usize, Vec<&str>)> = locate::plugin_lines(&text).collect();
     let Some((line, arguments)) = lines.first() else {
-        let reason = "does not load stek_share.so, so this box shares no key";
+        let reason = "does not load stek_share.so, so this server shares no key";
         let remedy = "add the line 'stek_share.so stek_share/server_conf.yaml', or give \
                       --ats-config DIR if this is not the Traffic Server that is meant";
         return vec![Problem::error(&file, reason, remedy)];
@@ -262,11 +262,11 @@ fn in_plugin_config(dir: &Path, conf: Option<&Path>) -> Vec<Problem> {
 /// The settings of records.yaml, which Traffic Server 10 has, or else of records.config.
 fn read_records(dir: &Path) -> Vec<Record> {
     let yaml = dir.join("records.yaml");
-    if let Ok(text) = place::read(&yaml) {
+    if let Ok(text) = locate::read(&yaml) {
         return yaml_records(&shown(&yaml), &text);
     }
     let config = dir.join("records.config");
-    place::read(&config).map_or_else(|_| Vec::new(), |text| config_records(&shown(&config), &text))
+    locate::read(&config).map_or_else(|_| Vec::new(), |text| config_records(&shown(&config), &text))
 }
 
 fn shown(path: &Path) -> String {
@@ -389,7 +389,7 @@ mod tests {
         let found = lines(&in_records(&records, host));
         let [level] = found.as_slice() else { panic!("{found:?}") };
         assert!(level.starts_with(&format!("f line 1: {LEVEL}: 2 asks")), "{level}");
-        assert!(level.ends_with("; set ticket_scope: site on all boxes"), "{level}");
+        assert!(level.ends_with("; set ticket_scope: site on all servers"), "{level}");
         let records = config_records("f", &format!("CONFIG {LEVEL} INT 0\nCONFIG {EARLY} INT 9\n"));
         let problems = in_records(&records, host);
         assert!(is_early(&problems), "{problems:?}");
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_ssl_multicert_are_judged_one_by_one() {
+    fn lines_of_ssl_multicert_are_assessed_one_by_one() {
         let good = "# dest_ip=1.2.3.4\n\ndest_ip=* ssl_cert_name=a.pem ssl_ticket_enabled=1 \
                     ssl_key_dialog=\"exec:/bin/x dest_ip=9\"\n";
         assert_eq!(in_multicert("m", good), []);

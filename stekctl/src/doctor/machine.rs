@@ -27,7 +27,8 @@ fn swap(proc: &Path) -> Vec<Problem> {
         .map(|area| {
             let reason = "is in use as swap: memory in which Traffic Server holds keys can be \
                           written there, where nothing erases it";
-            let remedy = "swapoff it on boxes that end TLS, or encrypt it under a key that is new \
+            let remedy =
+                "swapoff it on servers that end TLS, or encrypt it under a key that is new \
                           at each boot";
             Problem::warning(&path.display().to_string(), reason, remedy).value(area)
         })

@@ -1,7 +1,7 @@
 //! `doctor`: finds what keeps sessions from being resumed although the key is shared.
 //!
 //! A finding is a [`Problem`], one line with file or server, reason and remedy; an error among them
-//! means that sessions do not resume. What must hold: a fleet that is well has no finding; what is
+//! means that sessions do not resume. Invariants: a fleet that is well has no finding; what is
 //! only worth a note is said by `check`.
 
 pub mod ats;
@@ -12,22 +12,22 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use stek_share::client::{BoxStatus, Hint, TicketScope};
+use stek_share::client::{Hint, ServerStatus, TicketScope};
 use stek_share::core::config::Problem;
 use stek_share::load::Loaded;
 
 use self::resume::{Client, Matrix, Miss, Offer, Version};
 use crate::check::told;
 use crate::cli::{DoctorArgs, Place};
+use crate::exit_code::{Ended, Failure, Outcome};
 use crate::fleet::{address, Fleet, Server};
-use crate::outcome::{Ended, Failure, Outcome};
-use crate::place;
+use crate::health::seconds;
+use crate::locate;
+use crate::output::{print, Field, Table, BAD, GOOD};
 use crate::rights;
-use crate::screen::{print, Field, Table, BAD, GOOD};
 use crate::status::look;
-use crate::verdict::seconds;
 
-/// How far a box's clock may be off: less than this hurts nothing, and a fleet with time
+/// How far a server's clock may be off: less than this hurts nothing, and a fleet with time
 /// synchronisation is far below it.
 const CLOCK_MARGIN_MS: i64 = 30_000;
 
@@ -36,12 +36,12 @@ const EARLY_CLOCK_MARGIN_MS: i64 = 2_000;
 
 /// Looks at everything and prints what it found.
 pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
-    let config = place::ats_config(place)?;
-    let source = place::source(place)?;
+    let config = locate::ats_config(place)?;
+    let source = locate::source(place)?;
     let user = config.as_deref().and_then(|dir| rights::server_user(dir, &args.proc));
-    let (mut found, loaded) = place::problems_as(user.as_ref(), &source)?;
+    let (mut found, loaded) = locate::problems_as(user.as_ref(), &source)?;
     // What that user may not read, whoever asks the fleet may.
-    let loaded = loaded.or_else(|| user.is_some().then(|| place::load(&source).ok()).flatten());
+    let loaded = loaded.or_else(|| user.is_some().then(|| locate::load(&source).ok()).flatten());
     match &config {
         Some(dir) => {
             let conf = PathBuf::from(&source.argument);
@@ -55,7 +55,7 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
             "give --ats-config DIR",
         )),
     }
-    let usual = config.as_deref() == place::usual().as_deref();
+    let usual = config.as_deref() == locate::usual().as_deref();
     found.extend(machine::findings(&args.proc, config.as_deref(), usual));
     let servers = match (&loaded, args.offline) {
         (Some(loaded), false) => ask(loaded, place.timeout, config.is_some(), &mut found)?,
@@ -76,7 +76,7 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     })
 }
 
-/// Asks the fleet. `knows_files` says that this box's own files were looked at already.
+/// Asks the fleet. `knows_files` says that this server's own files were looked at already.
 fn ask(
     loaded: &Loaded,
     limit: Duration,
@@ -100,7 +100,7 @@ fn ask(
             _ => Problem::warning("fleet", what, remedy),
         }
     }));
-    let answers: Vec<(&Server, &BoxStatus)> =
+    let answers: Vec<(&Server, &ServerStatus)> =
         look.servers.iter().filter_map(|server| Some((server, server.status()?))).collect();
     roots(&answers, found);
     bundles(&answers, found);
@@ -111,7 +111,7 @@ fn named(server: &Server) -> String {
     format!("server {} ({})", server.id(), address(&server.member))
 }
 
-/// Whether clients may send early data: by this box's files, or else by the tickets of any place.
+/// Whether clients may send early data: by this server's files, or else by the tickets of any place.
 fn early_data(matrices: &[Matrix], places: &[String], found: &mut Vec<Problem>) -> bool {
     if ats::is_early(found) {
         return true;
@@ -146,8 +146,8 @@ fn clocks(servers: &[Server], early: bool, found: &mut Vec<Problem>) {
             "tickets seem older or newer there than they are, and certificates not valid yet or \
              expired"
         } else if early && off.abs() > EARLY_CLOCK_MARGIN_MS {
-            "early data is refused on a box whose clock is more than a second behind that of the \
-             box that gave the ticket, or some ten ahead of it"
+            "early data is refused on a server whose clock is more than a second behind that of the \
+             server that gave the ticket, or some ten ahead of it"
         } else {
             continue;
         };
@@ -156,13 +156,13 @@ fn clocks(servers: &[Server], early: bool, found: &mut Vec<Problem>) {
             seconds(off.unsigned_abs() / 1000),
             if off > 0 { "ahead of" } else { "behind" },
         );
-        let remedy = "synchronise the clocks of all boxes, for example with chrony";
+        let remedy = "synchronise the clocks of all servers, for example with chrony";
         found.push(Problem::warning(&named(server), reason, remedy));
     }
 }
 
-/// Boxes that trust other roots than the first one does.
-fn roots(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
+/// Servers that trust other roots than the first one does.
+fn roots(answers: &[(&Server, &ServerStatus)], found: &mut Vec<Problem>) {
     let Some((first, standard)) = answers.first() else { return };
     for (server, status) in answers {
         if status.certificate.roots_digest != standard.certificate.roots_digest {
@@ -172,18 +172,19 @@ fn roots(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
                 named(first),
                 standard.certificate.roots_digest
             );
-            let remedy = "give all boxes the same, unless a change of the root is under way: one \
-                          box may refuse another";
+            let remedy =
+                "give all servers the same, unless a change of the root is under way: one \
+                          server may refuse another";
             found.push(Problem::warning(&named(server), reason, remedy));
         }
     }
 }
 
-/// Boxes whose Traffic Server binds sessions to another CA bundle. With `ticket_scope: host` the
+/// Servers whose Traffic Server binds sessions to another CA bundle. With `ticket_scope: host` the
 /// names of that file's certificates are part of what a session is bound to, even where clients
 /// show no certificate.
-fn bundles(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
-    let binds = |status: &BoxStatus| status.host.ticket_scope == Some(TicketScope::Host);
+fn bundles(answers: &[(&Server, &ServerStatus)], found: &mut Vec<Problem>) {
+    let binds = |status: &ServerStatus| status.host.ticket_scope == Some(TicketScope::Host);
     let mut hosted = answers.iter().filter(|(_, status)| binds(status));
     let Some((first, standard)) = hosted.next() else { return };
     let words = |digest: &Option<String>| digest.clone().unwrap_or_else(|| "none".to_owned());
@@ -197,7 +198,7 @@ fn bundles(answers: &[(&Server, &BoxStatus)], found: &mut Vec<Problem>) {
                 named(first),
                 words(&standard.host.ca_digest)
             );
-            let remedy = "give all boxes the same file, or none, or ticket_scope: site";
+            let remedy = "give all servers the same file, or none, or ticket_scope: site";
             found.push(Problem::error(&named(server), reason, remedy));
         }
     }
@@ -248,7 +249,7 @@ fn try_tickets(
         .flat_map(|status| status.keys.current.iter().chain(&status.keys.previous))
         .map(|key| key.fingerprint.to_string())
         .collect();
-    judge(&matrices, &places, &group, found);
+    assess(&matrices, &places, &group, found);
     // Who did not answer would only be waited for.
     let answers = |index: usize| {
         let newest = matrices.iter().find(|matrix| matrix.version == Version::Tls13);
@@ -267,7 +268,7 @@ fn may_be_a_moment(matrix: &Matrix) -> bool {
 }
 
 /// What the matrices say. `group` has the fingerprints of the group's keys, if they are known.
-fn judge(
+fn assess(
     matrices: &[Matrix],
     places: &[resume::Place],
     group: &BTreeSet<String>,
@@ -303,7 +304,7 @@ fn judge(
     spoken(matrices, places, found);
     asked_of_clients(matrices, places, found);
     certificates(matrices, places, found);
-    refusals(matrices, places, &without, found);
+    rejected_keys(matrices, places, &without, found);
 }
 
 /// The names of the places for which this is so.
@@ -345,7 +346,7 @@ fn spoken(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<Problem
                 Version::Tls13 => "proxy.config.ssl.TLSv1_3 (from 10 on .TLSv1_3.enabled)",
             };
             let remedy = format!(
-                "give all boxes the same {record}, and from Traffic Server 10 on the same \
+                "give all servers the same {record}, and from Traffic Server 10 on the same \
                  proxy.config.ssl.server.version.min and .max"
             );
             found.push(Problem::error(&place.name, reason, remedy));
@@ -388,7 +389,7 @@ fn asked_of_clients(matrices: &[Matrix], places: &[resume::Place], found: &mut V
              none",
             open.join(", ")
         );
-        let remedy = "give all boxes the same proxy.config.ssl.client.certification_level, and \
+        let remedy = "give all servers the same proxy.config.ssl.client.certification_level, and \
                       the same verify_client in sni.yaml; to try tickets there give --cert FILE \
                       --key FILE of a client that is let in";
         found.push(Problem::error(&who, reason, remedy));
@@ -413,13 +414,13 @@ fn suites(taken: &[Vec<Option<&str>>], places: &[resume::Place], found: &mut Vec
              suites of different hashes never resume each other's sessions",
             first.name
         );
-        let remedy = "give all boxes the same proxy.config.ssl.server.TLSv1_3.cipher_suites, \
+        let remedy = "give all servers the same proxy.config.ssl.server.TLSv1_3.cipher_suites, \
                       proxy.config.ssl.server.honor_cipher_order and prioritize_chacha";
         found.push(Problem::error(&place.name, reason, remedy));
     }
 }
 
-/// A box whose tickets are not under one of the group's keys.
+/// A server whose tickets are not under one of the group's keys.
 fn foreign_key(
     matrices: &[Matrix],
     index: usize,
@@ -438,7 +439,7 @@ fn foreign_key(
     }
 }
 
-/// Boxes that show another certificate than the first.
+/// Servers that show another certificate than the first.
 fn certificates(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<Problem>) {
     let Some(matrix) = matrices.first() else { return };
     let mut shown = matrix.taken.iter().zip(places).filter_map(|(taken, place)| {
@@ -455,7 +456,7 @@ fn certificates(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<P
                 first.name,
                 short(standard),
             );
-            let remedy = "give all boxes the same, under the same ssl_cert_name; or name with \
+            let remedy = "give all servers the same, under the same ssl_cert_name; or name with \
                           --sni a site that all of them serve";
             found.push(Problem::warning(&place.name, reason, remedy));
         }
@@ -464,7 +465,7 @@ fn certificates(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<P
 
 /// Tickets that were not taken although they could be, by the place that did not take them. The
 /// places `without` tickets are left out.
-fn refusals(
+fn rejected_keys(
     matrices: &[Matrix],
     places: &[resume::Place],
     without: &BTreeSet<usize>,

@@ -1,7 +1,7 @@
 //! Who resumes whose sessions: takes a ticket from each address and offers it to every address, as
-//! a browser that lands on another box does.
+//! a browser that lands on another server does.
 //!
-//! Certificates are not verified: what is studied is tickets, not trust. What must hold: one
+//! Certificates are not verified: what is studied is tickets, not trust. Invariants: one
 //! exchange ends within its time limit, whatever the other side does; tickets are forgotten when
 //! the command ends, and no part of one is printed but the fingerprint of its key's name.
 

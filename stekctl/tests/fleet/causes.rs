@@ -4,24 +4,24 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 
-use kit::ats::Ats;
-use kit::fleet::{Fleet, Place};
-use kit::pki::{Authority, Files, Identity, Request};
-use kit::run_dir::RunDir;
-use kit::sites::Visit;
-use kit::sys::Signal;
-use kit::tickets::TlsVersion;
-use kit::{ports, Context, Error, Result};
+use testkit::ats::Ats;
+use testkit::fleet::{Fleet, Place};
+use testkit::pki::{Authority, Files, Identity, Request};
+use testkit::run_dir::RunDir;
+use testkit::sites::Visit;
+use testkit::sys::Signal;
+use testkit::tickets::TlsVersion;
+use testkit::{ports, Context, Error, Result};
 
 use crate::stage::{
     addresses, machine, on, plan, rewrite, text, turn, wait_healthy, Said, PATIENCE,
 };
 
-/// Boxes of one fleet, each with one fault but the first; the order is that of [`CAUSES`].
+/// Servers of one fleet, each with one fault but the first; the order is that of [`CAUSES`].
 struct Cause {
     /// What is planted.
     plant: fn(&Path, &Plant) -> Result<()>,
-    /// What each line has to say that doctor prints of this box and the first, in any order.
+    /// What each line has to say that doctor prints of this server and the first, in any order.
     lines: &'static [&'static [&'static str]],
     /// Its exit code.
     code: i32,
@@ -265,11 +265,11 @@ fn early_data_is_told_and_the_clocks_that_it_needs() -> Result<()> {
     let places = [place(Vec::new()), place(Vec::new()), place(ahead("+20s")?)];
     let mut fleet = plan(3)?.places(&places).prepare(dir.path())?;
     const RECORD: &str = "proxy.config.ssl.server.max_early_data";
-    for ats in &fleet.boxes {
+    for ats in &fleet.servers {
         record(&ats.etc(), RECORD, "INT 16384")?;
     }
     fleet.start()?;
-    wait_healthy(&fleet.boxes[0])?;
+    wait_healthy(&fleet.servers[0])?;
     let early: &[&str] = &["warning: ", REPEATED, "Early-Data: 1"];
     let third = format!("server 3 (127.0.0.1:{})", fleet.raft_ports[2]);
     let clock: &[&str] =
@@ -277,8 +277,8 @@ fn early_data_is_told_and_the_clocks_that_it_needs() -> Result<()> {
     let said = doctor(&dir, &fleet, &[1, 2, 0], &[])?;
     assert_says(&said, &[early, clock], 1)?;
     said.line(&["records.config line ", RECORD, ": 16384 allows"])?;
-    // Where this box's own files do not say so, the tickets do.
-    record(&fleet.boxes[0].etc(), RECORD, "INT 0")?;
+    // Where this server's own files do not say so, the tickets do.
+    record(&fleet.servers[0].etc(), RECORD, "INT 0")?;
     let said = doctor(&dir, &fleet, &[1, 2, 0], &[])?;
     assert_says(&said, &[early, clock], 1)?;
     let addresses = addresses(&fleet);
@@ -325,7 +325,7 @@ fn found_one_by_one(scope: &str, causes: &[Cause]) -> Result<()> {
     dir.done()
 }
 
-/// A running fleet with one box for each plant.
+/// A running fleet with one server for each plant.
 fn planted(
     dir: &RunDir,
     scope: &str,
@@ -336,22 +336,22 @@ fn planted(
     let bundle = authority.identity.write(dir.path(), "bundle")?.certificate;
     let client = authority.issue(&Request::new("/CN=client"))?.write(dir.path(), "client")?;
     let keys = dir.join("ticket.keys");
-    kit::pki::write_private(&keys, &(1..=48).collect::<Vec<u8>>())?;
+    testkit::pki::write_private(&keys, &(1..=48).collect::<Vec<u8>>())?;
     // So many starting at once on a small machine would call for one election after the other.
-    let calm = plan(plants.len())?
+    let idle = plan(plants.len())?
         .option("ticket_scope", scope)
         .option("heart_beat_interval", "500")
         .option("election_timeout_lower_bound", "2000")
         .option("election_timeout_upper_bound", "4000");
-    let mut fleet = calm.prepare(dir.path())?;
+    let mut fleet = idle.prepare(dir.path())?;
     let pki = dir.join("pki");
     let site = Files { certificate: pki.join("site.pem"), key: pki.join("site.key") };
     let plant = Plant { site, other, bundle, client, keys };
-    for (put, ats) in plants.iter().zip(&fleet.boxes) {
+    for (put, ats) in plants.iter().zip(&fleet.servers) {
         put(&ats.etc(), &plant)?;
     }
-    fleet.boxes.iter_mut().try_for_each(Ats::start)?;
-    for ats in &mut fleet.boxes {
+    fleet.servers.iter_mut().try_for_each(Ats::start)?;
+    for ats in &mut fleet.servers {
         ats.wait_diags("(generation ", PATIENCE)?;
         // Not all of them give TLS 1.2 tickets; and the key is there before the port listens.
         ats.wait_first(|address| Ok(TcpStream::connect(address)?))?;
@@ -359,24 +359,24 @@ fn planted(
     Ok((fleet, plant))
 }
 
-/// Runs doctor on the last of these boxes, with the addresses of all of them.
-fn doctor(dir: &RunDir, fleet: &Fleet, boxes: &[usize], more: &[&str]) -> Result<Said> {
-    let all: Vec<&Ats> = fleet.boxes.iter().collect();
+/// Runs doctor on the last of these servers, with the addresses of all of them.
+fn doctor(dir: &RunDir, fleet: &Fleet, servers: &[usize], more: &[&str]) -> Result<Said> {
+    let all: Vec<&Ats> = fleet.servers.iter().collect();
     let proc = machine(dir.path(), &all)?;
     let addresses = addresses(fleet);
     let mut words = vec!["doctor", "--proc", text(&proc), "--sni", "localhost", "--tls"];
-    words.extend(boxes.iter().map(|index| addresses[*index].as_str()));
+    words.extend(servers.iter().map(|index| addresses[*index].as_str()));
     words.extend(more);
-    if boxes.len() < all.len() {
+    if servers.len() < all.len() {
         words.push("--offline");
     }
-    let last = boxes.last().map_or(&fleet.boxes[0], |index| &fleet.boxes[*index]);
+    let last = servers.last().map_or(&fleet.servers[0], |index| &fleet.servers[*index]);
     on(last, &words)
 }
 
 #[test]
-fn what_all_boxes_have_in_common_is_no_fault() -> Result<()> {
-    /// Pairs of boxes that are the same.
+fn what_all_servers_have_in_common_is_no_fault() -> Result<()> {
+    /// Pairs of servers that are the same.
     const COMMON: [fn(&Path, &Plant) -> Result<()>; 4] = [
         |etc, _| speak(etc, "TLSv1_2", "INT 0"),
         |etc, _| speak(etc, "TLSv1_3", "INT 0"),
@@ -420,7 +420,7 @@ fn a_bundle_of_the_same_authorities_is_the_same() -> Result<()> {
         record(etc, "proxy.config.ssl.CA.cert.filename", &file)
     };
     let (fleet, _) = planted(&dir, "host", &[plain, adorned])?;
-    wait_healthy(&fleet.boxes[0])?;
+    wait_healthy(&fleet.servers[0])?;
     let said = doctor(&dir, &fleet, &[0, 1], &["--matrix"])?;
     assert_eq!(said.out.matches("resumed").count(), 2 * 4, "{said:#?}");
     assert_says(&doctor(&dir, &fleet, &[0, 1], &[])?, &[], 0)?;
@@ -443,19 +443,19 @@ fn assert_says(said: &Said, expected: &[&[&str]], code: i32) -> Result<()> {
 }
 
 #[test]
-fn what_differs_between_boxes_is_found_with_their_names() -> Result<()> {
+fn what_differs_between_servers_is_found_with_their_names() -> Result<()> {
     let _turn = turn();
     let dir = RunDir::new("ctl-differ")?;
     let fleet = three_that_differ(&dir)?;
-    let boxes: Vec<&Ats> = fleet.boxes.iter().collect();
-    let proc = machine(dir.path(), &boxes)?;
-    let ats = &fleet.boxes[0];
+    let servers: Vec<&Ats> = fleet.servers.iter().collect();
+    let proc = machine(dir.path(), &servers)?;
+    let ats = &fleet.servers[0];
     let look = || {
         let said = on(ats, &["doctor", "--proc", text(&proc)])?;
         // The group may just be finding itself.
         Ok((!said.out.contains("majority")).then_some(said))
     };
-    let said = kit::wait::until(PATIENCE, "a look at the fleet", look)?;
+    let said = testkit::wait::until(PATIENCE, "a look at the fleet", look)?;
     let name = |id: usize| format!("server {id} (127.0.0.1:{})", fleet.raft_ports[id - 1]);
     let (second, third) = (name(2), name(3));
     let expected: [&[&str]; 6] = [
@@ -481,9 +481,9 @@ fn what_differs_between_boxes_is_found_with_their_names() -> Result<()> {
     fs::write(proc.join("swaps"), "Filename Type\n/dev/sda2 partition 1 0 -2\n")?;
     let said = on(ats, &["doctor", "--offline", "--proc", text(&proc)])?;
     assert_says(&said, &[&["warning: ", "swaps: /dev/sda2 is in use as swap", "swapoff"]], 1)?;
-    let said = on(&fleet.boxes[1], &["doctor", "--offline", "--proc", "/proc"])?;
+    let said = on(&fleet.servers[1], &["doctor", "--offline", "--proc", "/proc"])?;
     let line = said.line(&["warning: ", "/limits: Max core file size: ", "core_limit to 0"])?;
-    assert!(line.contains(&format!("process {}", fleet.boxes[1].pid()?)), "{line}");
+    assert!(line.contains(&format!("process {}", fleet.servers[1].pid()?)), "{line}");
 
     // plugin.config is not what it should be.
     let path = ats.etc().join("plugin.config");
@@ -494,7 +494,7 @@ fn what_differs_between_boxes_is_found_with_their_names() -> Result<()> {
     assert_says(&look()?, &[&["warning: ", "plugin.config line 2: loads stek_share.so once"]], 1)?;
     fs::write(&path, "xdebug.so\n")?;
     assert_says(&look()?, &[&["error: ", "plugin.config: does not load stek_share.so"]], 2)?;
-    let elsewhere = fleet.boxes[1].etc().join("server_conf.yaml");
+    let elsewhere = fleet.servers[1].etc().join("server_conf.yaml");
     fs::write(&path, format!("stek_share.so {}\n", elsewhere.display()))?;
     assert_says(&look()?, &[&["warning: ", "plugin.config line 1: ", "another configuration"]], 1)?;
     dir.done()
@@ -506,18 +506,18 @@ fn three_that_differ(dir: &RunDir) -> Result<Fleet> {
     let place = |wrapper: Vec<String>| Place { address: Ipv4Addr::LOCALHOST.into(), wrapper };
     let places = [place(Vec::new()), place(Vec::new()), place(ahead("+120s")?)];
     let mut fleet = plan(3)?.option("ticket_scope", "host").places(&places).prepare(dir.path())?;
-    record(&fleet.boxes[1].etc(), "proxy.config.core_limit", "INT -1")?;
-    let third = fleet.boxes[2].etc();
+    record(&fleet.servers[1].etc(), "proxy.config.core_limit", "INT -1")?;
+    let third = fleet.servers[2].etc();
     record(&third, "proxy.config.ssl.server.session_ticket.enable", "INT 0")?;
     let bundle = Authority::new("/CN=bundle")?.identity.write(&third, "bundle")?.certificate;
     let file = format!("STRING {}", bundle.display());
     record(&third, "proxy.config.ssl.CA.cert.filename", &file)?;
-    fleet.boxes.iter_mut().try_for_each(Ats::start)?;
-    for ats in &fleet.boxes {
+    fleet.servers.iter_mut().try_for_each(Ats::start)?;
+    for ats in &fleet.servers {
         ats.wait_diags("(generation ", PATIENCE)?;
     }
     // A list that was there at the cold start would be the group's.
-    let (port, second) = (ports::take()?, &mut fleet.boxes[1]);
+    let (port, second) = (ports::take()?, &mut fleet.servers[1]);
     second.wait_ready()?;
     second.stop(Signal::Interrupt)?;
     let etc = second.etc();

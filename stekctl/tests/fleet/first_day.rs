@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kit::ats::Ats;
-use kit::pki::Identity;
-use kit::run_dir::RunDir;
-use kit::{ports, Context, Error, Result};
+use testkit::ats::Ats;
+use testkit::pki::Identity;
+use testkit::run_dir::RunDir;
+use testkit::{ports, Context, Error, Result};
 
 use crate::stage::{machine, plugin, stekctl, text, turn, wait_code};
 
@@ -20,38 +20,38 @@ fn what_init_writes_works_in_traffic_servers() -> Result<()> {
         ports::take_many(3)?.iter().map(|port| format!("127.0.0.1:{port}")).collect();
     let places: Vec<&str> = places.iter().map(String::as_str).collect();
     let said = stekctl(&[&["init", text(&made)], &places[..]].concat())?;
-    said.ended(0, "box-3/  for the box at 127.0.0.1, port ")?;
+    said.ended(0, "server-3/  for the server at 127.0.0.1, port ")?;
     assert_keys_are_private(&made)?;
 
     let site = Identity::self_signed("/CN=localhost")?.write(dir.path(), "site")?;
-    let mut boxes = Vec::new();
+    let mut servers = Vec::new();
     for id in 1..=3 {
-        let home = made.join(format!("box-{id}"));
+        let home = made.join(format!("server-{id}"));
         stekctl(&["check", text(&home.join("server_conf.yaml"))])?.ended(0, "usable: server ")?;
-        let ats = Ats::builder(&dir.join(&format!("box-{id}"))).certificate(&site);
+        let ats = Ats::builder(&dir.join(&format!("server-{id}"))).certificate(&site);
         let mut ats = ats.record("proxy.config.core_limit INT 0").build()?;
         install(&home, &ats)?;
         ats.start()?;
-        boxes.push(ats);
+        servers.push(ats);
     }
     // As an operator does: nothing is named but where Traffic Server's files are.
     let on = |index: usize, words: &[&str]| {
-        let etc = boxes[index].etc();
+        let etc = servers[index].etc();
         stekctl(&[&["--ats-config", text(&etc)], words].concat())
     };
     wait_code(0, || on(0, &["status"]))?;
-    let all: Vec<&Ats> = boxes.iter().collect();
+    let all: Vec<&Ats> = servers.iter().collect();
     let proc = machine(dir.path(), &all)?;
     let said = on(2, &["doctor", "--proc", text(&proc)])?;
     assert!(said.lines().is_empty(), "{said:#?}");
     on(1, &["rotate"])?.ended(0, "done: generation 2 is in use")?;
 
-    strangers_are_refused(&dir, &places, &boxes)?;
+    strangers_are_refused(&dir, &places, &servers)?;
     on(0, &["status"])?.ended(0, "generation 2,")?;
     dir.done()
 }
 
-/// Copies what was made for a box to where init says, and appends the line for plugin.config.
+/// Copies what was made for a server to where init says, and appends the line for plugin.config.
 fn install(home: &Path, ats: &Ats) -> Result<()> {
     let target = ats.etc().join("stek_share");
     fs::create_dir(&target)?;
@@ -66,7 +66,7 @@ fn install(home: &Path, ats: &Ats) -> Result<()> {
 }
 
 fn assert_keys_are_private(made: &Path) -> Result<()> {
-    let homes = ["ca", "box-1", "box-2", "box-3"].map(|name| made.join(name));
+    let homes = ["ca", "server-1", "server-2", "server-3"].map(|name| made.join(name));
     let mut keys: Vec<PathBuf> = Vec::new();
     for home in &homes {
         assert_eq!(fs::metadata(home)?.permissions().mode() & 0o777, 0o700, "{}", home.display());
@@ -84,12 +84,12 @@ fn assert_keys_are_private(made: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Neither a fleet of the same addresses with an authority of its own, nor a box of this one that
+/// Neither a fleet of the same addresses with an authority of its own, nor a server of this one that
 /// uses another's certificate.
-fn strangers_are_refused(dir: &RunDir, places: &[&str], boxes: &[Ats]) -> Result<()> {
+fn strangers_are_refused(dir: &RunDir, places: &[&str], servers: &[Ats]) -> Result<()> {
     let foreign = dir.join("foreign");
     stekctl(&[&["init", text(&foreign)], places].concat())?.ended(0, "Made ")?;
-    let conf = foreign.join("box-1/server_conf.yaml");
+    let conf = foreign.join("server-1/server_conf.yaml");
     for words in [&["rotate"][..], &["revoke", "--yes"]] {
         let said = stekctl(&[&["-c", text(&conf)], words].concat())?;
         said.ended(3, "nothing was done")?;
@@ -97,7 +97,7 @@ fn strangers_are_refused(dir: &RunDir, places: &[&str], boxes: &[Ats]) -> Result
     }
     let said = stekctl(&["-c", text(&conf), "status"])?;
     said.ended(2, "broken: no server answers")?;
-    for ats in boxes {
+    for ats in servers {
         let diags = ats.diags();
         assert!(!diags.contains("generation 3"), "{diags}");
     }

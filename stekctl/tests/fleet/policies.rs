@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use kit::ats::Ats;
-use kit::run_dir::RunDir;
-use kit::Result;
+use testkit::ats::Ats;
+use testkit::run_dir::RunDir;
+use testkit::Result;
 
 use crate::stage::{on, plan, rewrite, turn, PATIENCE};
 
@@ -19,18 +19,18 @@ fn servers_that_do_not_ask_the_same_of_clients_are_named() -> Result<()> {
     let _turn = turn();
     let dir = RunDir::new("ctl-policies")?;
     let mut fleet = plan(2)?.manager().prepare(dir.path())?;
-    for (ats, (level, strict)) in fleet.boxes.iter().zip([(0, "STRICT"), (1, "NONE")]) {
+    for (ats, (level, strict)) in fleet.servers.iter().zip([(0, "STRICT"), (1, "NONE")]) {
         rewrite(&ats.etc().join("records.config"), |old| format!("{old}{LEVEL} {level}\n"))?;
         fs::write(ats.etc().join("sni.yaml"), sites(strict))?;
     }
-    fleet.boxes.iter_mut().try_for_each(Ats::start)?;
-    for ats in &fleet.boxes {
+    fleet.servers.iter_mut().try_for_each(Ats::start)?;
+    for ats in &fleet.servers {
         ats.wait_diags("(generation ", PATIENCE)?;
     }
-    let ats = &fleet.boxes[0];
+    let ats = &fleet.servers[0];
     let look = || on(ats, &["status"]);
     let differ = || Ok(Some(look()?).filter(|said| said.out.contains("degraded: 2 of 2")));
-    let said = kit::wait::until(PATIENCE, "a status that knows both", differ)?;
+    let said = testkit::wait::until(PATIENCE, "a status that knows both", differ)?;
     said.line(&[
         "certification_level",
         "server 2 has certification_level 1, server 1 has certification_level 0",
@@ -41,13 +41,13 @@ fn servers_that_do_not_ask_the_same_of_clients_are_named() -> Result<()> {
         "; give all the same verify_client",
     ])?;
     // Mended, and looked at anew by a reload.
-    let second = &fleet.boxes[1];
+    let second = &fleet.servers[1];
     second.ctl(&["config", "set", "proxy.config.ssl.client.certification_level", "0"])?;
     fs::write(second.etc().join("sni.yaml"), sites("STRICT"))?;
     let healed = || {
         second.ctl(&["plugin", "msg", "stek_share", "reload"])?;
         Ok(look()?.out.contains("healthy: 2 of 2").then_some(()))
     };
-    kit::wait::until(PATIENCE, "a fleet that asks the same everywhere", healed)?;
+    testkit::wait::until(PATIENCE, "a fleet that asks the same everywhere", healed)?;
     dir.done()
 }

@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kit::ats::Ats;
-use kit::fleet::{Fleet, Plan};
-use kit::{wait, Context, Error, Result};
+use testkit::ats::Ats;
+use testkit::fleet::{Fleet, Plan};
+use testkit::{wait, Context, Error, Result};
 
 /// Until something has happened that takes a few seconds at most on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -88,7 +88,7 @@ pub fn stekctl_with(words: &[&str], tune: impl FnOnce(&mut Command)) -> Result<S
     })
 }
 
-/// Runs the command with the configuration of a box.
+/// Runs the command with the configuration of a server.
 ///
 /// # Errors
 /// When it cannot be started.
@@ -137,7 +137,7 @@ pub fn wait_code(code: i32, run: impl Fn() -> Result<Said>) -> Result<Said> {
     }
 }
 
-/// The kernel's files as a machine without swap has them, with the processes of these boxes.
+/// The kernel's files as a machine without swap has them, with the processes of these servers.
 ///
 /// # Errors
 /// When they cannot be written.
@@ -154,12 +154,12 @@ pub fn machine(dir: &Path, fleet: &[&Ats]) -> Result<PathBuf> {
     Ok(proc)
 }
 
-/// Where the boxes serve TLS.
+/// Where the servers serve TLS.
 pub fn addresses(fleet: &Fleet) -> Vec<String> {
     fleet.https().iter().map(ToString::to_string).collect()
 }
 
-/// Rewrites a file of a box that is not running.
+/// Rewrites a file of a server that is not running.
 ///
 /// # Errors
 /// When there is nothing to rewrite.

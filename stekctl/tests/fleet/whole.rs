@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-use kit::ats::Ats;
-use kit::fleet::Fleet;
-use kit::run_dir::RunDir;
-use kit::sys::Signal;
-use kit::{ports, wait, Error, Result};
 use serde_json::Value;
 use stek_share::metrics::METRICS;
+use testkit::ats::Ats;
+use testkit::fleet::Fleet;
+use testkit::run_dir::RunDir;
+use testkit::sys::Signal;
+use testkit::{ports, wait, Error, Result};
 
 use crate::stage::{
     addresses, machine, on, plan, rewrite, stekctl, stekctl_with, text, turn, wait_code,
@@ -23,21 +23,21 @@ fn a_fleet_from_health_to_its_end() -> Result<()> {
     let dir = RunDir::new("ctl-whole")?;
     let mut fleet = plan(3)?.prepare(dir.path())?;
     let modules = "/usr/lib/trafficserver/modules/stats_over_http.so";
-    rewrite(&fleet.boxes[0].etc().join("plugin.config"), |old| format!("{old}{modules}\n"))?;
+    rewrite(&fleet.servers[0].etc().join("plugin.config"), |old| format!("{old}{modules}\n"))?;
     let plain = ports::take()?;
-    rewrite(&fleet.boxes[0].etc().join("records.config"), |old| {
+    rewrite(&fleet.servers[0].etc().join("records.config"), |old| {
         old.replace(
             "server_ports STRING ",
             &format!("server_ports STRING {plain}:ip-in=127.0.0.1 "),
         )
     })?;
     fleet.start()?;
-    wait_healthy(&fleet.boxes[0])?;
+    wait_healthy(&fleet.servers[0])?;
     status_of_a_healthy_fleet(&fleet)?;
     doctor_says_nothing(&fleet, &dir)?;
     metrics_come_from_the_running_server(plain)?;
     orders_move_the_generation(&fleet)?;
-    watching_repeats(&fleet.boxes[1])?;
+    watching_repeats(&fleet.servers[1])?;
     nobody_counted_the_tool(&fleet)?;
     one_dead_then_two(&mut fleet)?;
     dir.done()
@@ -56,7 +56,7 @@ fn generations(ats: &Ats) -> Result<BTreeSet<u64>> {
 }
 
 fn status_of_a_healthy_fleet(fleet: &Fleet) -> Result<()> {
-    let said = on(&fleet.boxes[1], &["status"])?;
+    let said = on(&fleet.servers[1], &["status"])?;
     said.ended(0, "healthy: 3 of 3 servers answer, generation ")?;
     let head = said.line(&["ID", "ADDRESS", "ROLE", "GEN", "KEYS", "NEXT", "LIST", "RTT"])?;
     assert!(!head.contains('\u{1b}'), "no colour where nobody looks: {head:?}");
@@ -66,13 +66,13 @@ fn status_of_a_healthy_fleet(fleet: &Fleet) -> Result<()> {
     }
     said.line(&["leader"])?;
     let coloured = stekctl_with(
-        &["-c", text(&fleet.boxes[0].etc().join("server_conf.yaml")), "status"],
+        &["-c", text(&fleet.servers[0].etc().join("server_conf.yaml")), "status"],
         |command| {
             command.env("CLICOLOR_FORCE", "1");
         },
     )?;
     coloured.ended(0, "\u{1b}[32mhealthy\u{1b}[0m")?;
-    let (code, all) = json(&fleet.boxes[2])?;
+    let (code, all) = json(&fleet.servers[2])?;
     assert_eq!(
         (code, &all["outcome"], &all["reasons"]),
         (0, &"healthy".into(), &Value::Array(vec![]))
@@ -80,7 +80,7 @@ fn status_of_a_healthy_fleet(fleet: &Fleet) -> Result<()> {
     let servers = all["servers"].as_array().cloned().unwrap_or_default();
     assert_eq!(servers.len(), 3);
     let of = |field: &str| servers.iter().map(|s| s[field].to_string()).collect::<BTreeSet<_>>();
-    for same in ["current", "list_digest", "history", "version", "leader", "options_digest"] {
+    for same in ["current", "list_digest", "cluster_id", "version", "leader", "options_digest"] {
         assert_eq!(of(same).len(), 1, "{same}: {all:#}");
     }
     assert_eq!(of("id").len(), 3);
@@ -89,18 +89,18 @@ fn status_of_a_healthy_fleet(fleet: &Fleet) -> Result<()> {
 }
 
 fn doctor_says_nothing(fleet: &Fleet, dir: &RunDir) -> Result<()> {
-    let boxes: Vec<&Ats> = fleet.boxes.iter().collect();
-    let proc = machine(dir.path(), &boxes)?;
+    let servers: Vec<&Ats> = fleet.servers.iter().collect();
+    let proc = machine(dir.path(), &servers)?;
     let addresses = addresses(fleet);
     let mut words = vec!["doctor", "--proc", text(&proc), "--sni", "localhost", "--tls"];
     words.extend(addresses.iter().map(String::as_str));
-    for ats in &fleet.boxes {
+    for ats in &fleet.servers {
         let said = on(ats, &words)?;
         assert!(said.lines().is_empty() && said.err.is_empty(), "{said:#?}");
         assert!(said.code == 0 || said.out.contains("LimitMEMLOCK"), "{said:#?}");
     }
     words.push("--matrix");
-    let said = on(&fleet.boxes[0], &words)?;
+    let said = on(&fleet.servers[0], &words)?;
     assert_eq!(said.out.matches("resumed").count(), 2 * 9, "{said:#?}");
     Ok(())
 }
@@ -140,14 +140,14 @@ fn metrics_come_from_the_running_server(port: u16) -> Result<()> {
 }
 
 fn orders_move_the_generation(fleet: &Fleet) -> Result<()> {
-    let ats = &fleet.boxes[1];
+    let ats = &fleet.servers[1];
     let before = generations(ats)?;
     let one = |generations: &BTreeSet<u64>| match generations.iter().collect::<Vec<_>>()[..] {
         [one] => Ok(*one),
         _ => Err(Error::new(format!("not one generation: {generations:?}"))),
     };
     let first = one(&before)?;
-    for ats in &fleet.boxes {
+    for ats in &fleet.servers {
         let next = one(&generations(ats)?)? + 1;
         on(ats, &["rotate"])?.ended(0, &format!("done: generation {next} is in use\n"))?;
         wait_healthy(ats)?;
@@ -200,9 +200,9 @@ fn watching_repeats(ats: &Ats) -> Result<()> {
     Ok(())
 }
 
-/// Who asked so often was neither a second box nor a member.
+/// Who asked so often was neither a second server nor a member.
 fn nobody_counted_the_tool(fleet: &Fleet) -> Result<()> {
-    for ats in &fleet.boxes {
+    for ats in &fleet.servers {
         let diags = ats.diags();
         let loud = |line: &&str| {
             (line.contains("WARNING: [stek_share]") || line.contains("ERROR: [stek_share]"))
@@ -212,7 +212,7 @@ fn nobody_counted_the_tool(fleet: &Fleet) -> Result<()> {
         assert!(loud.is_empty(), "{loud:?}");
         assert!(!diags.contains("server list version 2"), "{diags}");
     }
-    let (_, all) = json(&fleet.boxes[0])?;
+    let (_, all) = json(&fleet.servers[0])?;
     let servers = all["servers"].as_array().cloned().unwrap_or_default();
     for server in &servers {
         assert_eq!(server["list_version"], servers[0]["list_version"], "{all:#}");
@@ -223,8 +223,8 @@ fn nobody_counted_the_tool(fleet: &Fleet) -> Result<()> {
 }
 
 fn one_dead_then_two(fleet: &mut Fleet) -> Result<()> {
-    fleet.boxes[2].stop(Signal::Interrupt)?;
-    let ats = &fleet.boxes[0];
+    fleet.servers[2].stop(Signal::Interrupt)?;
+    let ats = &fleet.servers[0];
     // A leader that went may leave the others without one for a moment.
     let said = wait_code(1, || on(ats, &["status"]))?;
     said.ended(1, "degraded: 2 of 3 servers answer")?;
@@ -237,8 +237,8 @@ fn one_dead_then_two(fleet: &mut Fleet) -> Result<()> {
     said.ended(1, "warning: fleet: server 3 is unreachable: ")?;
     assert!(on(ats, &["rotate"])?.code == 0, "two of three are a majority");
 
-    fleet.boxes[1].stop(Signal::Interrupt)?;
-    let ats = &fleet.boxes[0];
+    fleet.servers[1].stop(Signal::Interrupt)?;
+    let ats = &fleet.servers[0];
     let said = wait_code(2, || on(ats, &["status"]))?;
     said.line(&["broken: no server belongs to a majority: 1 of 3 answer"])?;
     on(ats, &["rotate"])?.ended(3, "nothing was done")?;

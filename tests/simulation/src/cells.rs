@@ -1,4 +1,4 @@
-//! Every copy of a key that any simulated box holds in a cell of its own, whoever holds it: ring,
+//! Every copy of a key that any simulated server holds in a cell of its own, whoever holds it: ring,
 //! log, snapshots, queues, key sets. The plugin makes all its keys in cells ([`use_cells`]), so that
 //! what is found here is all there is, but for frames on their way.
 
@@ -57,7 +57,7 @@ fn make() -> Box<dyn SecretCell> {
 pub fn each(mut look: impl FnMut(Owner, &Bytes)) {
     LIVE.with_borrow(|live| {
         for (owner, bytes) in live.values() {
-            // SAFETY: a cell leaves the table before its box is freed, all on this one thread,
+            // SAFETY: a cell leaves the table before its server is freed, all on this one thread,
             // and nobody fills a cell while this runs.
             look(*owner, unsafe { &**bytes });
         }

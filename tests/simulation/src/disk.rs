@@ -1,4 +1,4 @@
-//! A box's disk: a few files in memory, and the machine's clocks for stamps. It can be slow, hang, be
+//! A server's disk: a few files in memory, and the machine's clocks for stamps. It can be slow, hang, be
 //! full, lose all that was on it, and bring back what was on it before; what was written is there as
 //! a whole or not at all, as the plugin's real files are, which are renamed into place.
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use stek_share::node::outside::{Disk, Reply, Stamp, Unusable};
+use stek_share::node::environment::{Disk, Reply, Stamp, Unusable};
 use tokio::time::sleep;
 
 use crate::system;

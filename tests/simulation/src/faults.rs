@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use std::sync::Arc;
-use stek_share::core::roster::Roster;
 use stek_share::core::rotation::Order;
+use stek_share::core::server_list::ServerList;
 use stek_share::node::Node;
 
 use crate::machine::{Machine, Note};
@@ -47,12 +47,12 @@ impl World {
     }
 
     fn fault(&mut self) {
-        let gap = self.dice.between(0, 2 * self.plan.fault_gap);
+        let gap = self.rng.between(0, 2 * self.plan.fault_gap);
         self.at(gap, Entry::Fault);
         let plan = self.plan.clone();
-        let kind = *self.dice.pick(&plan.faults);
-        let id = self.dice.between(1, u64::from(plan.boxes)) as u32;
-        let lasts = self.dice.spread(50, 15_000) * MS;
+        let kind = *self.rng.pick(&plan.faults);
+        let id = self.rng.between(1, u64::from(plan.servers)) as u32;
+        let lasts = self.rng.spread(50, 15_000) * MS;
         self.faults += 1;
         self.log.say(self.now, id, || format!("fault {kind:?} for {} ms", lasts / MS));
         match kind {
@@ -65,7 +65,7 @@ impl World {
             Kind::Pause => self.pause(id, lasts),
             Kind::WallStep => self.step_wall(id),
             Kind::Drift => {
-                let drift = self.dice.between(0, 2 * DRIFT) as i64 - DRIFT as i64;
+                let drift = self.rng.between(0, 2 * DRIFT) as i64 - DRIFT as i64;
                 let now = self.now;
                 if let Some(machine) = self.machines.get_mut(&id) {
                     machine.set_drift(now, drift);
@@ -81,21 +81,21 @@ impl World {
     }
 
     /// A vote request that arrives when one who granted it has begun anew: the leader is cut off
-    /// from a half of the others until one of them stands for election, which one more server,
+    /// from a half of the others until one of them campaigns, which one more server,
     /// heard by both halves, votes for; that one is back at once and with the leader, who is told
     /// to make a key, while the request is still on its way to the rest.
     fn vote_late(&mut self) {
         let (lower, upper) = (self.plan.lower, self.plan.upper);
         let Some(leader) = self.sight.leaders.last().map(|leader| leader.id) else { return };
         let mut others: Vec<u32> = self.listed.iter().copied().filter(|id| *id != leader).collect();
-        let turns = self.dice.below(others.len() as u64) as usize;
+        let turns = self.rng.below(others.len() as u64) as usize;
         others.rotate_left(turns);
         let Some(between) = others.pop() else { return };
         let apart = others.split_off(others.len() / 2);
         others.push(leader);
         let cut = Link { cut: true, ..self.plan.link };
         let slow = Link { delay: (lower / 2, lower), ..self.plan.link };
-        let again = lower + self.dice.below((upper + lower) / MS) * MS;
+        let again = lower + self.rng.below((upper + lower) / MS) * MS;
         let ways = |from: &[u32], to: &[u32]| -> Vec<(u32, u32)> {
             from.iter()
                 .flat_map(|a| to.iter().map(move |b| (*a, *b)))
@@ -110,13 +110,13 @@ impl World {
             ways(&apart, &apart).into_iter().filter(|(a, b)| a < b).collect();
         self.set_links([ways(&apart, &others), later].concat(), slow, lasts);
         self.at(again, Entry::Restart(between));
-        let told = again + self.dice.below(lower / MS) * MS;
+        let told = again + self.rng.below(lower / MS) * MS;
         self.at(told, Entry::OrderOf(leader));
     }
 
     /// Kills a process that comes back `after` so long.
     fn crash(&mut self, id: u32, after: u64, keeps: bool) {
-        // A box that the operator switched off stays off.
+        // A server that the operator switched off stays off.
         if !self.kill(id) {
             return;
         }
@@ -128,18 +128,18 @@ impl World {
     }
 
     fn restart(&mut self, id: u32) {
-        let keeps = self.dice.chance(500);
-        let after = self.dice.below(20) * MS;
+        let keeps = self.rng.chance(500);
+        let after = self.rng.below(20) * MS;
         self.crash(id, after, keeps);
     }
 
     fn crash_many(&mut self, lasts: u64) {
-        let share = *self.dice.pick(&[400, 600, 1000]);
+        let share = *self.rng.pick(&[400, 600, 1000]);
         let ids: Vec<u32> = self.machines.keys().copied().collect();
-        let keeps = self.dice.chance(600);
+        let keeps = self.rng.chance(600);
         for id in ids {
-            if self.dice.chance(share) {
-                let after = self.dice.below(lasts / MS + 1) * MS;
+            if self.rng.chance(share) {
+                let after = self.rng.below(lasts / MS + 1) * MS;
                 self.crash(id, after, keeps);
             }
         }
@@ -166,9 +166,9 @@ impl World {
     }
 
     fn boot(&mut self, id: u32, lasts: u64) {
-        let steps = self.dice.chance(300);
+        let steps = self.rng.chance(300);
         let now = self.now;
-        let cut = self.dice.chance(500);
+        let cut = self.rng.chance(500);
         let gone = if cut { self.cut_power(id) } else { self.kill(id) };
         if !gone {
             return;
@@ -192,7 +192,7 @@ impl World {
             _ => machine.suspend(now),
         }
         self.sight.pauses.push((id, now, now + lasts));
-        if let Some(view) = self.sight.boxes.get_mut(&id) {
+        if let Some(view) = self.sight.servers.get_mut(&id) {
             view.awake = false;
             view.trouble.begin();
         }
@@ -206,14 +206,14 @@ impl World {
         if runs {
             machine.set_paused(now, false);
         }
-        if let Some(view) = self.sight.boxes.get_mut(&id) {
+        if let Some(view) = self.sight.servers.get_mut(&id) {
             view.awake |= runs;
             view.trouble.end(now);
         }
     }
 
     fn step_wall(&mut self, id: u32) {
-        let seconds = self.dice.between(0, 2 * WALL_STEP) as i64 - WALL_STEP as i64;
+        let seconds = self.rng.between(0, 2 * WALL_STEP) as i64 - WALL_STEP as i64;
         if let Some(machine) = self.machines.get_mut(&id) {
             machine.step_wall(seconds * SECOND as i64);
             // Only a wall clock tells how long a machine was off: it is believed within bounds.
@@ -225,9 +225,9 @@ impl World {
         let ids: Vec<u32> = self.machines.keys().copied().collect();
         let here: BTreeSet<u32> = match kind {
             Kind::Isolate => BTreeSet::from([id]),
-            _ => ids.iter().copied().filter(|_| self.dice.chance(500)).collect(),
+            _ => ids.iter().copied().filter(|_| self.rng.chance(500)).collect(),
         };
-        let one_way = kind == Kind::CutOneWay || self.dice.chance(200);
+        let one_way = kind == Kind::CutOneWay || self.rng.chance(200);
         let pairs: Vec<(u32, u32)> = match kind {
             Kind::CutOneWay => self.some_links(),
             _ => all_links(&ids)
@@ -244,9 +244,9 @@ impl World {
         let usual = self.plan.link;
         let (least, most) = usual.delay;
         let link = match kind {
-            Kind::Loss => Link { loss: self.dice.between(10, 600), ..usual },
+            Kind::Loss => Link { loss: self.rng.between(10, 600), ..usual },
             Kind::Delay => {
-                let more = self.dice.spread(10, 2000) * MS;
+                let more = self.rng.spread(10, 2000) * MS;
                 Link { delay: (least + more / 2, most + more), ..usual }
             }
             _ => Link { double: 300, delay: (least, most + self.plan.lower / 2), ..usual },
@@ -256,8 +256,8 @@ impl World {
 
     fn some_links(&mut self) -> Vec<(u32, u32)> {
         let ids: Vec<u32> = self.machines.keys().copied().collect();
-        let share = *self.dice.pick(&[200, 500, 1000]);
-        all_links(&ids).filter(|_| self.dice.chance(share)).collect()
+        let share = *self.rng.pick(&[200, 500, 1000]);
+        all_links(&ids).filter(|_| self.rng.chance(share)).collect()
     }
 
     fn set_links(&mut self, pairs: Vec<(u32, u32)>, link: Link, lasts: u64) {
@@ -284,9 +284,9 @@ impl World {
         }
     }
 
-    /// No trouble of the box: nothing that is promised waits for a disk.
+    /// No trouble of the server: nothing that is promised waits for a disk.
     fn hurt_disk(&mut self, kind: Kind, id: u32, lasts: u64) {
-        let takes = self.dice.spread(5, 20_000) * MS;
+        let takes = self.rng.spread(5, 20_000) * MS;
         let Some(machine) = self.machines.get(&id) else { return };
         match kind {
             Kind::SlowDisk => machine.disk.set_slow(takes),
@@ -309,7 +309,7 @@ impl World {
     fn back_up(&mut self, id: u32, lasts: u64) {
         let Some(machine) = self.machines.get(&id) else { return };
         machine.disk.back_up();
-        let later = lasts + self.dice.below(2 * self.plan.interval / MS) * MS;
+        let later = lasts + self.rng.below(2 * self.plan.interval / MS) * MS;
         self.at(later, Entry::RollBack(id));
     }
 
@@ -321,12 +321,12 @@ impl World {
             machine.disk.roll_back();
         }
         self.sight.files_failed = Some(self.now);
-        let after = self.dice.below(1000) * MS;
+        let after = self.rng.below(1000) * MS;
         self.at(after, Entry::Revive(id));
     }
 
     fn hurt_host(&mut self, kind: Kind, id: u32, lasts: u64) {
-        let takes = self.plan.handover * self.dice.between(1, 3) / MS;
+        let takes = self.plan.handover * self.rng.between(1, 3) / MS;
         if let Some(machine) = self.machines.get(&id) {
             let mut installing = machine.installing.lock().expect("one thread");
             match kind {
@@ -334,7 +334,7 @@ impl World {
                 _ => installing.takes = (takes, takes),
             }
         }
-        if let Some(view) = self.sight.boxes.get_mut(&id) {
+        if let Some(view) = self.sight.servers.get_mut(&id) {
             view.install_trouble.begin();
         }
         self.at(lasts, Entry::MendHost(id));
@@ -350,21 +350,21 @@ impl World {
             installing.broken = false;
             installing.takes = (0, most);
         }
-        if let Some(view) = self.sight.boxes.get_mut(&id) {
+        if let Some(view) = self.sight.servers.get_mut(&id) {
             view.install_trouble.end(now + rest);
         }
     }
 
-    /// A box that can be given an order.
+    /// A server that can be given an order.
     fn some_member(&mut self) -> Option<u32> {
         let able = self.machines.iter().filter(|(id, m)| m.is_awake() && self.listed.contains(id));
         let able: Vec<u32> = able.map(|(id, _)| *id).collect();
-        (!able.is_empty()).then(|| *self.dice.pick(&able))
+        (!able.is_empty()).then(|| *self.rng.pick(&able))
     }
 
     fn order(&mut self) {
         if let Some(gap) = self.plan.order_gap {
-            let gap = self.dice.between(gap / 2, gap * 3 / 2);
+            let gap = self.rng.between(gap / 2, gap * 3 / 2);
             self.at(gap, Entry::Order);
         }
         let Some(id) = self.some_member() else { return };
@@ -375,7 +375,7 @@ impl World {
         if !self.machines.get(&id).is_some_and(|machine| machine.is_awake()) {
             return;
         }
-        let order = if self.dice.chance(300) { Order::Revoke } else { Order::Rotate };
+        let order = if self.rng.chance(300) { Order::Revoke } else { Order::Rotate };
         self.faults += 1;
         let number = self.begin_deed(id, Pending::Order(self.sight.orders.len(), order));
         self.sight.orders.push((self.now, u64::MAX));
@@ -404,19 +404,19 @@ impl World {
         }
     }
 
-    /// Puts a list with one box more or less into all files; one of the boxes is told a moment
+    /// Puts a list with one server more or less into all files; one of the servers is told a moment
     /// later, when a new one has started.
     fn change_list(&mut self) {
         if let Some(gap) = self.plan.list_gap {
-            let gap = self.dice.between(gap / 2, gap * 3 / 2);
+            let gap = self.rng.between(gap / 2, gap * 3 / 2);
             self.at(gap, Entry::ChangeList);
         }
-        let agreed = self.sight.boxes.values().any(|view| view.listed && view.joined.is_some());
+        let agreed = self.sight.servers.values().any(|view| view.listed && view.joined.is_some());
         if self.list_busy || !agreed {
             return;
         }
         let mut target = self.listed.clone();
-        let id = self.dice.between(1, u64::from(self.plan.boxes)) as u32;
+        let id = self.rng.between(1, u64::from(self.plan.servers)) as u32;
         if !target.remove(&id) {
             target.insert(id);
         }
@@ -448,7 +448,7 @@ impl World {
     fn distribute(&mut self, first: u32, list: &BTreeSet<u32>) {
         let ids: Vec<u32> = self.machines.keys().copied().collect();
         for id in ids {
-            if id == first || self.is_calm() || !self.dice.chance(100) {
+            if id == first || self.is_idle() || !self.rng.chance(100) {
                 self.write_file(id, list);
             }
         }
@@ -456,9 +456,9 @@ impl World {
 
     fn tell_list(&mut self, id: u32, target: BTreeSet<u32>) {
         let before = self.listed.clone();
-        // While the group makes up its mind, the boxes that differ are in neither list for sure.
+        // While the group makes up its mind, the servers that differ are in neither list for sure.
         for other in target.symmetric_difference(&before) {
-            if let Some(view) = self.sight.boxes.get_mut(other) {
+            if let Some(view) = self.sight.servers.get_mut(other) {
                 view.listed = false;
                 view.unlisted_since = None;
             }
@@ -468,7 +468,7 @@ impl World {
         self.reload(id, pending);
     }
 
-    /// A box whose file did not change says that nothing was to be done, although the group has
+    /// A server whose file did not change says that nothing was to be done, although the group has
     /// another list: it has left this one. The operator does what the log says: the group's list goes
     /// into the file first.
     fn tell_detour(&mut self, id: u32, agreed: &str, target: BTreeSet<u32>, before: BTreeSet<u32>) {
@@ -478,11 +478,11 @@ impl World {
             chosen.map(|(_, id)| *id).collect::<BTreeSet<u32>>()
         });
         let has_digest = |list: &BTreeSet<u32>| {
-            Roster::new(0, &self.members_of(list))
+            ServerList::new(0, &self.members_of(list))
                 .is_ok_and(|list| list.digest().to_string() == agreed)
         };
         let Some(present) = lists.filter(|list| list.contains(&id)).find(has_digest) else {
-            // A box that is not in it cannot have it in its file.
+            // A server that is not in it cannot have it in its file.
             return self.list_done(target, before, false);
         };
         self.write_file(id, &present);
@@ -513,10 +513,12 @@ impl World {
         self.log.say(self.now, id, || format!("answers its operator: {result:?}"));
         match pending {
             Pending::Order(place, order) => {
-                let set = self.sight.boxes.get(&id).and_then(|view| view.set.as_ref());
-                let history = set.and_then(|set| set.history);
-                if let (Order::Revoke, Some(history), Ok(Some(by))) = (order, history, &result) {
-                    self.sight.revoked.insert((history, *by));
+                let set = self.sight.servers.get(&id).and_then(|view| view.set.as_ref());
+                let cluster_id = set.and_then(|set| set.cluster_id);
+                if let (Order::Revoke, Some(cluster_id), Ok(Some(by))) =
+                    (order, cluster_id, &result)
+                {
+                    self.sight.revoked.insert((cluster_id, *by));
                 }
                 // What did not end well may still come true.
                 let late = 2 * self.plan.request_timeout + self.plan.handover + 3 * SECOND;
@@ -532,7 +534,7 @@ impl World {
                     Some((agreed, file)) if agreed != file => {
                         self.tell_detour(id, &agreed, target, before);
                     }
-                    // A box that knows of no group yet has nobody to ask, and merely takes its file.
+                    // A server that knows of no group yet has nobody to ask, and merely takes its file.
                     lists => {
                         let agreed = matches!(result, Ok(Some(_))) || lists.is_some();
                         self.list_done(target, before, agreed);
@@ -552,7 +554,7 @@ impl World {
     fn list_done(&mut self, target: BTreeSet<u32>, before: BTreeSet<u32>, agreed: bool) {
         self.list_busy = false;
         if !agreed {
-            // Nobody knows whether it was; a box that was to come stays up for the next attempt.
+            // Nobody knows whether it was; a server that was to come stays up for the next attempt.
             return;
         }
         self.listed = target.clone();
@@ -560,11 +562,11 @@ impl World {
         let ids: Vec<u32> = self.machines.keys().copied().collect();
         for id in ids {
             let is_in = target.contains(&id);
-            if let Some(view) = self.sight.boxes.get_mut(&id) {
+            if let Some(view) = self.sight.servers.get_mut(&id) {
                 let was_surely_in = view.listed;
                 view.listed = is_in;
                 view.unlisted_since = (!is_in).then_some(view.unlisted_since.unwrap_or(now));
-                // A box that has just come has to catch up; so has one that an earlier change, of
+                // A server that has just come has to catch up; so has one that an earlier change, of
                 // which nobody knows what came of it, may have let go.
                 if is_in && !was_surely_in {
                     view.trouble.begin();
@@ -574,8 +576,8 @@ impl World {
             if is_in {
                 self.write_file(id, &target);
                 self.reload(id, Pending::Reload);
-            } else if before.contains(&id) && !self.is_calm() {
-                let off = self.dice.between(3, 20) * SECOND;
+            } else if before.contains(&id) && !self.is_idle() {
+                let off = self.rng.between(3, 20) * SECOND;
                 self.at(off, Entry::Retire(id));
             }
         }
@@ -598,26 +600,26 @@ impl World {
         self.list_busy = false;
     }
 
-    /// An operator who wants all boxes in the list asks for it until it is so.
+    /// An operator who wants all servers in the list asks for it until it is so.
     pub(crate) fn insist_on_list(&mut self) {
         let everybody: BTreeSet<u32> = self.machines.keys().copied().collect();
         let busy = !self.deeds.is_empty();
-        // A history that was founded anew has the list of its founder's file.
+        // A cluster incarnation that was founded anew has the list of its founder's file.
         let whole = |m: &Machine| {
             m.report(self.now).is_some_and(|report| report.members == everybody.len())
         };
-        let surely = everybody.iter().all(|id| self.sight.boxes[id].listed)
+        let surely = everybody.iter().all(|id| self.sight.servers[id].listed)
             && self.machines.values().all(whole);
-        if surely || busy || !self.is_calm() {
+        if surely || busy || !self.is_idle() {
             return;
         }
-        // Also one that was let go and runs with a list of before, which keeps others out.
+        // Also one that was removed and runs with a list of before, which keeps others out.
         let awake: Vec<u32> =
             self.machines.iter().filter(|(_, m)| m.is_awake()).map(|(id, _)| *id).collect();
         if awake.is_empty() {
             return;
         }
-        let id = *self.dice.pick(&awake);
+        let id = *self.rng.pick(&awake);
         self.tell_list(id, everybody);
     }
 }

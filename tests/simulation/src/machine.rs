@@ -1,4 +1,4 @@
-//! One box: a machine with clocks and a disk, at times a process on it, and in that process the
+//! One server: a machine with clocks and a disk, at times a process on it, and in that process the
 //! real node on a tokio runtime of its own, with a stand-in for Traffic Server around it.
 //!
 //! A process is killed by dropping its runtime, paused by not running it, and drifts by its clock.
@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stek_share::core::config::{Member, Settings};
-use stek_share::journal::{Journal, Level, Log};
-use stek_share::node::outside::{Mail, Outside, ReadList};
+use stek_share::log_sink::{Level, Log, LogSink};
+use stek_share::node::environment::{Environment, ReadList, SimulatedNetwork};
 use stek_share::node::{new_key, Deps, KeySet, Node, Report};
 use stek_share::transport::tls::Tls;
 use stek_share::transport::Versions;
@@ -38,15 +38,15 @@ pub struct Set {
     pub keys: Vec<Bytes>,
     /// Whether the first is the group's.
     pub agreed: bool,
-    /// Its history.
-    pub history: Option<[u8; 16]>,
+    /// Its cluster incarnation.
+    pub cluster_id: Option<[u8; 16]>,
     /// The generation of the first key, 0 if it is not the group's.
     pub current: u64,
     /// The newest generation.
     pub newest: u64,
 }
 
-/// What a box says to the world around it.
+/// What a server says to the world around it.
 #[derive(Debug)]
 pub enum Note {
     /// Its host has these keys now.
@@ -54,14 +54,14 @@ pub enum Note {
     /// Its start is over: handshakes begin.
     Serving,
     /// It wrote a line.
-    Line(Level, String),
+    PeerConnection(Level, String),
     /// An operator's order or reload, by its number, came to this.
     Done(u64, Result<Option<u64>, String>),
     /// An orderly shutdown is over.
     Ended,
 }
 
-/// Where boxes leave their notes.
+/// Where servers leave their notes.
 #[derive(Clone, Default)]
 pub struct Notes(Arc<Mutex<Vec<(u32, Note)>>>);
 
@@ -79,9 +79,9 @@ impl Notes {
 
 struct Speaker(u32, Notes);
 
-impl Journal for Speaker {
+impl LogSink for Speaker {
     fn write(&self, level: Level, line: &str) {
-        self.1.leave(self.0, Note::Line(level, line.to_owned()));
+        self.1.leave(self.0, Note::PeerConnection(level, line.to_owned()));
     }
 }
 
@@ -236,7 +236,7 @@ impl Machine {
         self.runs() && !self.paused
     }
 
-    /// What the box says of itself, if it has a node.
+    /// What the server says of itself, if it has a node.
     pub fn report(&self, now: u64) -> Option<Report> {
         let node = lock(&self.process.as_ref()?.node).clone()?;
         self.enter(now);
@@ -276,15 +276,15 @@ impl Machine {
         let post = network.connect(self.id, self.runs);
         let file = self.file.clone();
         let list_file: ReadList = Arc::new(move || Box::pin(ready(Some(lock(&file).clone()))));
-        let mail: Arc<dyn Mail> = Arc::new(Mailbox(post));
+        let mail: Arc<dyn SimulatedNetwork> = Arc::new(Mailbox(post));
         let disk = self.disk.clone();
         let suspended = Arc::new(move || disk.slept());
-        let outside = Outside {
+        let outside = Environment {
             mail: Some(mail),
             disk: self.disk.clone(),
             suspended,
             list_file,
-            ..Outside::default()
+            ..Environment::default()
         };
         let node = Arc::new(Mutex::new(None));
         let host = Host {
@@ -427,7 +427,7 @@ struct Host {
 }
 
 impl Host {
-    async fn live(self, settings: Settings, log: Log, tls: Tls, outside: Outside) {
+    async fn live(self, settings: Settings, log: Log, tls: Tls, outside: Environment) {
         let initial = new_key().expect("randomness is simulated");
         let mut serial = 1;
         self.put(&KeySet::own(initial.clone()));
@@ -475,7 +475,7 @@ impl Host {
         let set = Set {
             keys: set.keys.iter().map(|key| *key.expose()).collect(),
             agreed: set.agreed,
-            history: set.history.map(|history| history.to_bytes()),
+            cluster_id: set.cluster_id.map(|cluster_id| cluster_id.to_bytes()),
             current: set.current.0,
             newest: set.newest.0,
         };
@@ -487,7 +487,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where a box with `state_dir` keeps its file.
+/// Where a server with `state_dir` keeps its file.
 pub fn state_dir() -> PathBuf {
     PathBuf::from("/run/stek_share")
 }

@@ -10,7 +10,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cells;
-mod dice;
 mod disk;
 mod event_log;
 mod faults;
@@ -18,6 +17,7 @@ mod machine;
 mod network;
 mod plan;
 mod promises;
+mod rng;
 mod system;
 mod tickets;
 mod workers;
@@ -27,8 +27,8 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use kit::pki::{Authority, Request};
 use stek_share::transport::tls::Tls;
+use testkit::pki::{Authority, Request};
 
 use crate::workers::Total;
 
@@ -73,7 +73,7 @@ impl Options {
     }
 }
 
-/// The certificate that all boxes share: TLS is not simulated, but state files are sealed with it.
+/// The certificate that all servers share: TLS is not simulated, but state files are sealed with it.
 fn certificate() -> Tls {
     let authority = Authority::new("/O=Simulation/CN=root").expect("an authority");
     let own = authority.issue(&Request::new(plan::SUBJECT)).expect("a certificate");

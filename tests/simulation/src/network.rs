@@ -1,7 +1,7 @@
-//! The network between the boxes, message by message, in place of TLS connections.
+//! The network between the servers, message by message, in place of TLS connections.
 //!
 //! A message may be delayed, lost, doubled and overtaken, each link in each direction by itself.
-//! What connections do for the plugin is kept: a box that is not there refuses at once, a request
+//! What connections do for the plugin is kept: a server that is not there refuses at once, a request
 //! to a process that ended in the meantime comes back as a broken connection, an answer reaches
 //! only the run that asked, and a peer that could not be reached is not dialled for a while.
 //! Doubling and overtaking are harsher than TCP, which does neither within a connection.
@@ -13,17 +13,17 @@ use std::time::Duration;
 
 use stek_share::core::config::Member;
 use stek_share::core::server_id::ServerId;
-use stek_share::node::outside::{Mail, Porter, Reply};
+use stek_share::node::environment::{DynService, Reply, SimulatedNetwork};
 use stek_share::transport::frame::{Header, Kind, Role};
 use stek_share::transport::listener::{Caller, Refusal};
 use stek_share::transport::peers::CallError;
-use stek_share::transport::{Body, Heard, Me};
+use stek_share::transport::{Body, LastSeen, Me};
 use tokio::sync::oneshot;
 use tokio::time::{timeout, Instant};
 
-use crate::dice::Dice;
+use crate::rng::Rng;
 
-/// Pauses before an unreachable box is dialled again, as `transport::peers` has them.
+/// Pauses before an unreachable server is dialled again, as `transport::peers` has them.
 const REDIAL_MIN: Duration = Duration::from_millis(50);
 const REDIAL_MAX: Duration = Duration::from_secs(1);
 
@@ -40,13 +40,13 @@ pub struct Link {
     pub delay: (u64, u64),
 }
 
-/// What a box's process is given by the network.
+/// What a server's process is given by the network.
 pub enum Arrival {
-    /// Another box asks.
+    /// Another server asks.
     Request(Request),
-    /// Another box tells something and wants no answer.
+    /// Another server tells something and wants no answer.
     Note(Request),
-    /// Another box, or the network in its stead, answers a request.
+    /// Another server, or the network in its stead, answers a request.
     Answer(Answer),
     /// A process on another machine has ended, and its system closed the connections to it.
     Closed(u32),
@@ -95,7 +95,7 @@ struct Asked {
 
 struct Inner {
     now: u64,
-    dice: Dice,
+    rng: Rng,
     links: BTreeMap<(u32, u32), Link>,
     usual: Link,
     ports: BTreeMap<u32, Port>,
@@ -106,22 +106,22 @@ struct Inner {
     counts: Counts,
 }
 
-/// Where one box can be reached.
+/// Where one server can be reached.
 #[derive(Default)]
 struct Port {
     /// Counts the runs of its process; 0 while there is none.
     run: u64,
-    porter: Option<Arc<dyn Porter>>,
+    dyn_service: Option<Arc<dyn DynService>>,
     me: Option<Me>,
-    heard: Option<Heard>,
+    heard: Option<LastSeen>,
 }
 
 impl Network {
     /// A network whose links all are as `usual`.
-    pub fn new(dice: Dice, usual: Link) -> Network {
+    pub fn new(rng: Rng, usual: Link) -> Network {
         Network(Arc::new(Mutex::new(Inner {
             now: 0,
-            dice,
+            rng,
             links: BTreeMap::new(),
             usual,
             ports: BTreeMap::new(),
@@ -164,9 +164,9 @@ impl Network {
     }
 
     /// A process begins on this machine; its mail.
-    pub fn connect(&self, id: u32, run: u64) -> Arc<Post> {
+    pub fn connect(&self, id: u32, run: u64) -> Arc<PeerTransport> {
         self.lock().ports.insert(id, Port { run, ..Port::default() });
-        Arc::new(Post {
+        Arc::new(PeerTransport {
             network: self.clone(),
             id,
             run,
@@ -200,13 +200,13 @@ impl Network {
         self.lock().counts
     }
 
-    /// Whether the box would hear a request with this header, if it listens at all.
+    /// Whether the server would hear a request with this header, if it listens at all.
     pub fn would_admit(&self, at: u32, header: &Header) -> Option<Result<(), Refusal>> {
-        let porter = self.lock().ports.get(&at)?.porter.clone()?;
-        Some(porter.admit(header))
+        let dyn_service = self.lock().ports.get(&at)?.dyn_service.clone()?;
+        Some(dyn_service.admit(header))
     }
 
-    /// Gives a box what arrived; has to be called inside its runtime.
+    /// Gives a server what arrived; has to be called inside its runtime.
     pub fn deliver(&self, at: u32, arrival: Arrival) {
         match arrival {
             Arrival::Answer(answer) => self.take_answer(at, answer),
@@ -232,7 +232,7 @@ impl Network {
         let by_line = reply.as_ref().is_some_and(|asked| asked.by_line);
         let result = answer.result.map(|(incarnation, body)| {
             if let Some(heard) = heard.filter(|_| by_line) {
-                heard.note_answer(ServerId(answer.from), incarnation, Instant::now());
+                heard.record_answer(ServerId(answer.from), incarnation, Instant::now());
             }
             body
         });
@@ -242,42 +242,42 @@ impl Network {
     }
 
     fn take_note(&self, at: u32, note: Request) {
-        let (porter, heard) = {
+        let (dyn_service, heard) = {
             let inner = self.lock();
             let Some(port) = inner.ports.get(&at).filter(|port| port.run == note.to_run) else {
                 return;
             };
-            (port.porter.clone(), port.heard.clone())
+            (port.dyn_service.clone(), port.heard.clone())
         };
-        let (Some(porter), Some(heard)) = (porter, heard) else { return };
-        if porter.admit(&note.header).is_ok() {
+        let (Some(dyn_service), Some(heard)) = (dyn_service, heard) else { return };
+        if dyn_service.admit(&note.header).is_ok() {
             heard.note(note.header.sender, Instant::now());
-            porter.take_note(&caller(note.from, &note.header), note.body);
+            dyn_service.take_note(&caller(note.from, &note.header), note.body);
         }
     }
 
     fn take_request(&self, at: u32, request: Request) {
-        let (porter, heard, me, run) = {
+        let (dyn_service, heard, me, run) = {
             let inner = self.lock();
             let Some(port) = inner.ports.get(&at) else { return };
-            (port.porter.clone(), port.heard.clone(), port.me.clone(), port.run)
+            (port.dyn_service.clone(), port.heard.clone(), port.me.clone(), port.run)
         };
         let Request { call, from, header, body, to_run } = request;
         let fail = |error| self.lock().answer(at, from, call, Err(error));
-        let (Some(porter), Some(heard), Some(me)) = (porter, heard, me) else {
+        let (Some(dyn_service), Some(heard), Some(me)) = (dyn_service, heard, me) else {
             return fail(unreachable("nobody listens there"));
         };
         if to_run != run {
             return fail(unreachable("the connection broke"));
         }
-        if let Err(refusal) = porter.admit(&header) {
+        if let Err(refusal) = dyn_service.admit(&header) {
             return fail(CallError::Refused(refusal));
         }
         heard.note(header.sender, Instant::now());
         let caller = caller(from, &header);
         let network = self.clone();
         tokio::spawn(async move {
-            let answer = porter.serve(caller, body).await;
+            let answer = dyn_service.serve(caller, body).await;
             let incarnation = me.header(header.version, header.request, Kind::Response).incarnation;
             let result = match answer {
                 Some(body) => Ok((incarnation, body)),
@@ -302,7 +302,7 @@ fn caller(from: u32, header: &Header) -> Caller {
         role: header.role,
         version: header.version,
         incarnation: header.incarnation,
-        history: header.history,
+        cluster_id: header.cluster_id,
         addr: ([10, 0, 0, from as u8], 1).into(),
         subject: "/CN=simulated".into(),
     }
@@ -349,14 +349,14 @@ impl Inner {
     fn travel(&mut self, from: u32, to: u32) -> Vec<u64> {
         let link = self.link(from, to);
         self.counts.sent += 1;
-        if link.cut || self.dice.chance(link.loss) {
+        if link.cut || self.rng.chance(link.loss) {
             self.counts.lost += 1;
             return Vec::new();
         }
-        let copies = 1 + usize::from(self.dice.chance(link.double));
+        let copies = 1 + usize::from(self.rng.chance(link.double));
         self.counts.doubled += copies as u64 - 1;
         let (least, most) = link.delay;
-        (0..copies).map(|_| self.now + self.dice.between(least, most)).collect()
+        (0..copies).map(|_| self.now + self.rng.between(least, most)).collect()
     }
 
     fn post(&mut self, at: u64, to: u32, letter: Arrival) {
@@ -367,32 +367,32 @@ impl Inner {
 }
 
 /// One process's mail.
-pub struct Post {
+pub struct PeerTransport {
     network: Network,
     id: u32,
     run: u64,
     members: Mutex<Vec<Member>>,
     /// The lines to the others.
-    lines: Mutex<BTreeMap<ServerId, Line>>,
+    lines: Mutex<BTreeMap<ServerId, PeerConnection>>,
     me: OnceLock<Me>,
-    heard: OnceLock<Heard>,
+    heard: OnceLock<LastSeen>,
 }
 
-/// The line to one other box, as the dialling side knows it.
+/// The line to one other server, as the dialling side knows it.
 #[derive(Clone, Copy)]
-struct Line {
+struct PeerConnection {
     is_up: bool,
     /// The run of the process that the connection leads to.
     run: u64,
     pause: Duration,
     failed: Option<Instant>,
-    /// Why it failed, if the other end refused this box.
+    /// Why it failed, if the other end refused this server.
     refused: Option<Refusal>,
 }
 
-impl Default for Line {
-    fn default() -> Line {
-        Line { is_up: false, run: 0, pause: REDIAL_MIN, failed: None, refused: None }
+impl Default for PeerConnection {
+    fn default() -> PeerConnection {
+        PeerConnection { is_up: false, run: 0, pause: REDIAL_MIN, failed: None, refused: None }
     }
 }
 
@@ -410,12 +410,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Post {
+impl PeerTransport {
     fn is_member(&self, id: ServerId) -> bool {
         lock(&self.members).iter().any(|member| member.id == id)
     }
 
-    /// Why this box is not dialled again before a pause is over, if so: what the last attempt came
+    /// Why this server is not dialled again before a pause is over, if so: what the last attempt came
     /// to, as with the real line.
     fn barred(&self, to: ServerId) -> Option<CallError> {
         let line = lock(&self.lines).get(&to).copied().unwrap_or_default();
@@ -431,7 +431,9 @@ impl Post {
         let mut lines = lock(&self.lines);
         let line = lines.entry(to).or_default();
         match result {
-            Ok(_) => *line = Line { is_up: true, run: line.run, ..Line::default() },
+            Ok(_) => {
+                *line = PeerConnection { is_up: true, run: line.run, ..PeerConnection::default() }
+            }
             Err(CallError::TimedOut) => line.is_up = false,
             // A line that was good may be dialled again at once.
             Err(_) if std::mem::take(&mut line.is_up) => {}
@@ -487,11 +489,11 @@ impl Post {
     }
 }
 
-/// A [`Post`] that several hold.
-pub struct Mailbox(pub Arc<Post>);
+/// A [`PeerTransport`] that several hold.
+pub struct Mailbox(pub Arc<PeerTransport>);
 
-impl Mail for Mailbox {
-    fn open(&self, me: &Me, heard: &Heard) {
+impl SimulatedNetwork for Mailbox {
+    fn open(&self, me: &Me, heard: &LastSeen) {
         let _ = self.0.me.set(me.clone());
         let _ = self.0.heard.set(heard.clone());
         if let Some(port) = self.0.network.lock().ports.get_mut(&self.0.id) {
@@ -559,10 +561,10 @@ impl Mail for Mailbox {
         Box::pin(async move { post.exchange(to, body, limit, false).await })
     }
 
-    fn listen(&self, porter: Arc<dyn Porter>) -> Box<dyn Send + Sync> {
+    fn listen(&self, dyn_service: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
         if let Some(port) = self.0.network.lock().ports.get_mut(&self.0.id) {
             if port.run == self.0.run {
-                port.porter = Some(porter);
+                port.dyn_service = Some(dyn_service);
             }
         }
         Box::new(Listening(self.0.clone()))
@@ -570,27 +572,27 @@ impl Mail for Mailbox {
 }
 
 /// Closes the port when it is dropped.
-struct Listening(Arc<Post>);
+struct Listening(Arc<PeerTransport>);
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let porter = {
+        let dyn_service = {
             let mut inner = self.0.network.lock();
             let port = inner.ports.get_mut(&self.0.id).filter(|port| port.run == self.0.run);
-            port.and_then(|port| port.porter.take())
+            port.and_then(|port| port.dyn_service.take())
         };
-        drop(porter);
+        drop(dyn_service);
     }
 }
 
-/// The header of a box that is in nobody's list, or of one that says it is another.
+/// The header of a server that is in nobody's list, or of one that says it is another.
 pub fn strangers_header(id: u32, incarnation: u64) -> Header {
     Header {
         version: 1,
         role: Role::Member,
         sender: ServerId(id),
         incarnation,
-        history: [0; 16],
+        cluster_id: [0; 16],
         request: 1,
         kind: Kind::Request,
     }

@@ -1,4 +1,4 @@
-//! What one seed's fleet is like: how many boxes, which settings, which network, which faults.
+//! What one seed's fleet is like: how many servers, which settings, which network, which faults.
 //!
 //! Each seed has some of the faults only (as in swarm testing: Groce and others, 2012), because
 //! many a fault hides behind another.
@@ -9,13 +9,13 @@ use std::time::Duration;
 use stek_share::core::config::{Member, Settings, Timers};
 use stek_share::core::server_id::ServerId;
 
-use crate::dice::Dice;
 use crate::machine::state_dir;
 use crate::network::Link;
+use crate::rng::Rng;
 use crate::{MS, SECOND};
 
-/// The subject of every box's certificate.
-pub const SUBJECT: &str = "/O=Simulation/CN=box";
+/// The subject of every server's certificate.
+pub const SUBJECT: &str = "/O=Simulation/CN=server";
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,9 +38,9 @@ pub enum Kind {
     WallStep,
     /// A clock runs at another speed from now on.
     Drift,
-    /// The boxes are parted in two groups.
+    /// The servers are parted in two groups.
     Part,
-    /// One box is cut off.
+    /// One server is cut off.
     Isolate,
     /// Some links are cut in one direction.
     CutOneWay,
@@ -65,7 +65,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All that any box can have; [`Kind::OldFile`] is for those with files, [`Kind::LateVotes`]
+    /// All that any server can have; [`Kind::OldFile`] is for those with files, [`Kind::LateVotes`]
     /// for groups where some may vote without the others.
     pub const ALL: [Kind; 19] = [
         Kind::Kill,
@@ -93,12 +93,12 @@ impl Kind {
 /// See the module's head. Times in nanoseconds.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Boxes, with ids from 1.
-    pub boxes: u32,
-    /// Boxes that are not in the first list.
+    /// Servers, with ids from 1.
+    pub servers: u32,
+    /// Servers that are not in the first list.
     pub spare: u32,
     /// `heart_beat_interval`.
-    pub heart_beat: u64,
+    pub heartbeat: u64,
     /// `election_timeout_lower_bound`.
     pub lower: u64,
     /// `election_timeout_upper_bound`.
@@ -117,7 +117,7 @@ pub struct Plan {
     pub ticket_keys: u64,
     /// `reserved_log_items` and `snapshot_distance`.
     pub log: (u64, u64),
-    /// Whether boxes have a `state_dir`.
+    /// Whether servers have a `state_dir`.
     pub keeps_state: bool,
     /// The most that an install takes while all is well.
     pub installing: u64,
@@ -132,7 +132,7 @@ pub struct Plan {
     /// The mean time between two changes of the list, if there are any.
     pub list_gap: Option<u64>,
     /// For how long faults happen.
-    pub unrest: u64,
+    pub fault_phase: u64,
 }
 
 /// Whether all seeds are of five servers with no fault but [`Kind::LateVotes`], which is rare else.
@@ -140,41 +140,41 @@ pub static LATE_VOTES: AtomicBool = AtomicBool::new(false);
 
 impl Plan {
     /// A seed's plan.
-    pub fn new(dice: &mut Dice) -> Plan {
-        let boxes = *dice.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]);
+    pub fn new(rng: &mut Rng) -> Plan {
+        let servers = *rng.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]);
         let late = LATE_VOTES.load(Ordering::Relaxed);
-        let boxes = if late { 5 } else { boxes };
-        let heart_beat = *dice.pick(&[50, 100, 100, 100, 200]) * MS;
-        let lower = 2 * heart_beat;
-        let interval = dice.between(5, 20) * SECOND;
-        let handover = (interval / 2).min(dice.between(500, 2000) * MS);
-        let far = dice.chance(300);
-        let least = if far { dice.below(lower / 8) } else { 50_000 };
+        let servers = if late { 5 } else { servers };
+        let heartbeat = *rng.pick(&[50, 100, 100, 100, 200]) * MS;
+        let lower = 2 * heartbeat;
+        let interval = rng.between(5, 20) * SECOND;
+        let handover = (interval / 2).min(rng.between(500, 2000) * MS);
+        let far = rng.chance(300);
+        let least = if far { rng.below(lower / 8) } else { 50_000 };
         let link = Link { cut: false, loss: 0, double: 0, delay: (least, least + lower / 100) };
-        let change = dice.chance(350) && boxes >= 3;
+        let change = rng.chance(350) && servers >= 3;
         let mut plan = Plan {
-            boxes,
-            spare: u32::from(change && boxes >= 4),
-            heart_beat,
+            servers,
+            spare: u32::from(change && servers >= 4),
+            heartbeat,
             lower,
             upper: 2 * lower,
             interval,
             handover,
-            max_key_age: interval * dice.between(2, 4),
-            request_timeout: *dice.pick(&[1, 3, 3]) * SECOND,
-            startup_wait: dice.below(3) * SECOND,
-            ticket_keys: *dice.pick(&[2, 2, 2, 3, 4]),
-            log: (dice.below(8), dice.below(8)),
-            keeps_state: dice.chance(400),
-            installing: dice.between(0, handover / 4 / MS) * MS,
+            max_key_age: interval * rng.between(2, 4),
+            request_timeout: *rng.pick(&[1, 3, 3]) * SECOND,
+            startup_wait: rng.below(3) * SECOND,
+            ticket_keys: *rng.pick(&[2, 2, 2, 3, 4]),
+            log: (rng.below(8), rng.below(8)),
+            keeps_state: rng.chance(400),
+            installing: rng.between(0, handover / 4 / MS) * MS,
             link,
-            faults: Kind::ALL.into_iter().filter(|_| dice.chance(400)).collect(),
-            fault_gap: dice.spread(1000, 20_000) * MS,
-            order_gap: dice.chance(500).then(|| dice.between(5, 30) * SECOND),
-            list_gap: change.then(|| dice.between(10, 30) * SECOND),
-            unrest: dice.between(40, 90) * SECOND,
+            faults: Kind::ALL.into_iter().filter(|_| rng.chance(400)).collect(),
+            fault_gap: rng.spread(1000, 20_000) * MS,
+            order_gap: rng.chance(500).then(|| rng.between(5, 30) * SECOND),
+            list_gap: change.then(|| rng.between(10, 30) * SECOND),
+            fault_phase: rng.between(40, 90) * SECOND,
         };
-        if plan.keeps_state && dice.chance(400) {
+        if plan.keeps_state && rng.chance(400) {
             plan.faults.push(Kind::OldFile);
         }
         if late {
@@ -182,18 +182,18 @@ impl Plan {
             plan.fault_gap = 3 * SECOND;
         }
         // By what is there already: one more draw would make every seed another story.
-        else if plan.boxes >= 4 && (plan.unrest / MS).is_multiple_of(3) {
+        else if plan.servers >= 4 && (plan.fault_phase / MS).is_multiple_of(3) {
             plan.faults.push(Kind::LateVotes);
         }
         plan
     }
 
-    /// The entry of a box in the list.
+    /// The entry of a server in the list.
     pub fn member(id: u32) -> Member {
         Member { id: ServerId(id), address: format!("10.0.0.{id}"), port: 4000, subject: None }
     }
 
-    /// The settings of a box whose file has these members.
+    /// The settings of a server whose file has these members.
     pub fn settings(&self, id: u32, members: Vec<Member>) -> Settings {
         let me = Plan::member(id);
         Settings {
@@ -202,7 +202,7 @@ impl Plan {
             port: me.port,
             workers: 1,
             timers: Timers {
-                heart_beat: Duration::from_nanos(self.heart_beat),
+                heartbeat: Duration::from_nanos(self.heartbeat),
                 election_lower: Duration::from_nanos(self.lower),
                 election_upper: Duration::from_nanos(self.upper),
             },

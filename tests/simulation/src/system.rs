@@ -1,4 +1,4 @@
-//! The operating system as a simulated box sees it: clocks, randomness, and waiting for events.
+//! The operating system as a simulated server sees it: clocks, randomness, and waiting for events.
 //!
 //! Defines functions of the C library that std, tokio, mio and the `getrandom` crate call, and gives
 //! OpenSSL a random method. While a simulation runs on this thread ([`begin`]) they answer from the
@@ -14,11 +14,11 @@ use std::task::{Context, Poll, Waker};
 use libc::{c_long, c_uint, c_void, clockid_t, epoll_event, size_t, ssize_t, timespec};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Whose code runs: a box's id and the run of its process; zeroes for nobody's.
+/// Whose code runs: a server's id and the run of its process; zeroes for nobody's.
 pub type Owner = (u32, u64);
 
 thread_local! {
@@ -29,7 +29,7 @@ thread_local! {
     /// What the event loop last asked to wait for, in milliseconds; -1 for ever.
     static WAIT: Cell<c_int> = const { Cell::new(-1) };
     static OWNER: Cell<Owner> = const { Cell::new((0, 0)) };
-    /// Wakes the future that drives a box's runtime.
+    /// Wakes the future that drives a server's runtime.
     static DRIVER: RefCell<Option<Waker>> = const { RefCell::new(None) };
 }
 
@@ -55,17 +55,17 @@ pub fn owner() -> Owner {
     OWNER.get()
 }
 
-/// The present box's monotonic clock in nanoseconds.
+/// The present server's monotonic clock in nanoseconds.
 pub fn monotonic() -> u64 {
     MONOTONIC.get()
 }
 
-/// The present box's wall clock in nanoseconds since 1970.
+/// The present server's wall clock in nanoseconds since 1970.
 pub fn wall() -> u64 {
     WALL.get()
 }
 
-/// A runtime for one box, to be driven by [`drive`].
+/// A runtime for one server, to be driven by [`drive`].
 pub fn runtime() -> Runtime {
     let wake = || DRIVER.with_borrow(|driver| driver.iter().for_each(Waker::wake_by_ref));
     Builder::new_current_thread()
@@ -75,7 +75,7 @@ pub fn runtime() -> Runtime {
         .expect("a runtime of one thread")
 }
 
-/// Runs `first` inside the box's runtime and then all its tasks, until nothing is left to do at the
+/// Runs `first` inside the server's runtime and then all its tasks, until nothing is left to do at the
 /// present time. How long the runtime would then have waited, in nanoseconds; `None` for ever.
 pub fn drive(runtime: &Runtime, first: impl FnOnce()) -> Option<u64> {
     WAIT.set(-1);
@@ -107,11 +107,11 @@ impl<F: FnOnce()> Future for UntilIdle<F> {
 }
 
 fn draw(into: &mut [u8]) {
-    let mut dice = Dice::resume(RANDOM.get());
+    let mut rng = Rng::resume(RANDOM.get());
     for chunk in into.chunks_mut(8) {
-        chunk.copy_from_slice(&dice.next().to_le_bytes()[..chunk.len()]);
+        chunk.copy_from_slice(&rng.next().to_le_bytes()[..chunk.len()]);
     }
-    RANDOM.set(dice.state());
+    RANDOM.set(rng.state());
 }
 
 /// In place of getrandom(2): std's hash maps, tokio's `select!` and openraft draw from it.

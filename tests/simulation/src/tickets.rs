@@ -8,9 +8,9 @@ use openssl::sign::Signer;
 use openssl::symm::{decrypt, encrypt, Cipher};
 
 use crate::cells::Bytes;
-use crate::dice::Dice;
+use crate::rng::Rng;
 
-/// What a client got from a box.
+/// What a client got from a server.
 #[derive(Clone, Debug)]
 pub struct Ticket {
     bytes: Vec<u8>,
@@ -30,17 +30,17 @@ fn mac(secret: &[u8], over: &[u8]) -> Vec<u8> {
 }
 
 /// A new session's ticket, made with the encrypting key.
-pub fn seal(key: &Bytes, dice: &mut Dice) -> Ticket {
+pub fn seal(key: &Bytes, rng: &mut Rng) -> Ticket {
     let (name, hmac, aes) = parts(key);
-    let session: Vec<u8> = (0..6).flat_map(|_| dice.next().to_le_bytes()).collect();
-    let iv: Vec<u8> = (0..2).flat_map(|_| dice.next().to_le_bytes()).collect();
+    let session: Vec<u8> = (0..6).flat_map(|_| rng.next().to_le_bytes()).collect();
+    let iv: Vec<u8> = (0..2).flat_map(|_| rng.next().to_le_bytes()).collect();
     let text = encrypt(Cipher::aes_128_cbc(), aes, Some(&iv), &session).expect("AES-128-CBC");
     let mut bytes = [name, &iv, &text].concat();
     bytes.extend(mac(hmac, &bytes));
     Ticket { bytes, session }
 }
 
-/// Which of the keys opens the ticket; none, if the box would make a full handshake.
+/// Which of the keys opens the ticket; none, if the server would make a full handshake.
 pub fn open(ticket: &Ticket, keys: &[Bytes]) -> Option<usize> {
     let (body, given) = ticket.bytes.split_last_chunk::<32>()?;
     let (head, text) = body.split_first_chunk::<32>()?;

@@ -97,7 +97,7 @@ fn numbers(outcome: &Outcome) -> [u64; 10] {
     [
         outcome.digest,
         outcome.simulated,
-        outcome.boxes,
+        outcome.servers,
         outcome.faults,
         outcome.rotations,
         offered,
@@ -116,13 +116,13 @@ fn write(outcome: &Outcome) -> String {
 fn parse(words: &str) -> Option<Outcome> {
     let (numbers, broken) = words.split_once('\n')?;
     let numbers: Vec<u64> = numbers.split(' ').map_while(|word| word.parse().ok()).collect();
-    let [digest, simulated, boxes, faults, rotations, offered, opened, owed, messages, reunion] =
+    let [digest, simulated, servers, faults, rotations, offered, opened, owed, messages, reunion] =
         *numbers.first_chunk()?;
     Some(Outcome {
         broken: (!broken.is_empty()).then(|| broken.to_owned()),
         digest,
         simulated,
-        boxes,
+        servers,
         faults,
         rotations,
         tickets: [offered, opened, owed],
@@ -156,7 +156,7 @@ impl Total {
         self.seeds += 1;
         self.broken += u64::from(outcome.broken.is_some());
         self.sum.simulated += outcome.simulated;
-        self.sum.boxes += outcome.boxes;
+        self.sum.servers += outcome.servers;
         self.sum.faults += outcome.faults;
         self.sum.rotations += outcome.rotations;
         self.sum.messages += outcome.messages;
@@ -172,14 +172,14 @@ impl Total {
         let [offered, opened, owed] = sum.tickets;
         let hours = sum.simulated / SECOND;
         println!(
-            "{} seeds, {} broken: {} h {} min simulated, {} boxes, {} faults and orders, {} keys, \
+            "{} seeds, {} broken: {} h {} min simulated, {} servers, {} faults and orders, {} keys, \
              {} messages; {offered} tickets offered, {opened} opened, {owed} owed; one again after \
              {} s at most",
             self.seeds,
             self.broken,
             hours / 3600,
             hours / 60 % 60,
-            sum.boxes,
+            sum.servers,
             sum.faults,
             sum.rotations,
             sum.messages,

@@ -1,34 +1,34 @@
-//! One seed from its first event to its last: boxes, network, faults, operators, clients, judges.
+//! One seed from its first event to its last: servers, network, faults, operators, clients, checks.
 //!
-//! Two phases. During unrest faults happen and the judges look at every event (safety). Then all
-//! faults end, and all boxes must be one again, rotate on time and serve every ticket within a
-//! bound (liveness), while the judges look on.
+//! Two phases. During fault phase faults happen and the checkers look at every event (safety). Then all
+//! faults end, and all servers must be one again, rotate on time and serve every ticket within a
+//! bound (liveness), while the checkers look on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use stek_share::core::config::Member;
 use stek_share::core::rotation::Order;
-use stek_share::journal::Level;
+use stek_share::log_sink::Level;
 use stek_share::node::{Report, Role, SHUTDOWN_LIMIT};
 use stek_share::transport::tls::Tls;
 
 use crate::cells::Bytes;
-use crate::dice::Dice;
 use crate::event_log::EventLog;
 use crate::machine::{Machine, Note, Notes, Set};
 use crate::network::{strangers_header, Network};
 use crate::plan::Plan;
 use crate::promises::{
-    seconds, Annals, Event, Judges, Leader, Offer, Sight, Trouble, Verdict, View,
+    seconds, Annals, Checkers, Event, Leader, Offer, RecoveryDecision, Sight, Trouble, View,
 };
+use crate::rng::Rng;
 use crate::tickets::{open, seal, Ticket};
 use crate::{MS, SECOND};
 
-/// Within this time after the last fault all boxes must be one.
+/// Within this time after the last fault all servers must be one.
 pub const REUNION_LIMIT: u64 = 60 * SECOND;
 
-/// How often judges look at what no event tells.
+/// How often checks look at what no event tells.
 const LOOK: u64 = 250 * MS;
 
 /// Between two visits of clients.
@@ -60,17 +60,17 @@ pub enum Entry {
     MendHost(u32),
     /// An operator gives an order.
     Order,
-    /// One box is given an order.
+    /// One server is given an order.
     OrderOf(u32),
     /// An operator changes the list.
     ChangeList,
-    /// The operator's files are in place: one box is told.
+    /// The operator's files are in place: one server is told.
     TellList(u32, BTreeSet<u32>),
-    /// A box that has left is switched off.
+    /// A server that has left is switched off.
     Retire(u32),
     /// Clients come.
     Visit,
-    /// Judges look.
+    /// Checks look.
     Look,
     /// Somebody knocks who must not be heard.
     Knock,
@@ -85,8 +85,8 @@ pub struct Outcome {
     pub digest: u64,
     /// Simulated nanoseconds.
     pub simulated: u64,
-    /// Boxes.
-    pub boxes: u64,
+    /// Servers.
+    pub servers: u64,
     /// Faults, orders and list changes.
     pub faults: u64,
     /// Keys that became current.
@@ -95,7 +95,7 @@ pub struct Outcome {
     pub tickets: [u64; 3],
     /// Messages sent.
     pub messages: u64,
-    /// How long the boxes took to be one again, in nanoseconds.
+    /// How long the servers took to be one again, in nanoseconds.
     pub reunion: u64,
 }
 
@@ -125,7 +125,7 @@ pub(crate) enum Pending {
 /// See the module's head.
 pub struct World {
     pub(crate) plan: Rc<Plan>,
-    pub(crate) dice: Dice,
+    pub(crate) rng: Rng,
     pub(crate) now: u64,
     pub(crate) network: Network,
     pub(crate) notes: Notes,
@@ -143,26 +143,26 @@ pub struct World {
     pub(crate) next_deed: u64,
     agenda: BTreeMap<(u64, u64), Entry>,
     serial: u64,
-    judges: Judges,
+    checkers: Checkers,
     pocket: VecDeque<Kept>,
     started: BTreeMap<u32, u64>,
     runs_now: u64,
-    calm: bool,
+    idle: bool,
     reunion: u64,
-    /// Boxes that have lost their memory and have not joined the group again.
+    /// Servers that have lost their memory and have not joined the group again.
     forgetful: BTreeSet<u32>,
 }
 
 impl World {
     /// The world of a seed, before its first event.
     pub fn new(seed: u64, tls: Tls, print: bool) -> World {
-        let plan = Plan::new(&mut Dice::new(seed, 1));
-        let network = Network::new(Dice::new(seed, 2), plan.link);
-        let listed: BTreeSet<u32> = (1..=plan.boxes - plan.spare).collect();
+        let plan = Plan::new(&mut Rng::new(seed, 1));
+        let network = Network::new(Rng::new(seed, 2), plan.link);
+        let listed: BTreeSet<u32> = (1..=plan.servers - plan.spare).collect();
         let sight = Sight {
             now: 0,
             plan: plan.clone(),
-            boxes: BTreeMap::new(),
+            servers: BTreeMap::new(),
             links: BTreeMap::new(),
             leaders: Vec::new(),
             orders: Vec::new(),
@@ -177,7 +177,7 @@ impl World {
         };
         let mut world = World {
             plan: Rc::new(plan),
-            dice: Dice::new(seed, 3),
+            rng: Rng::new(seed, 3),
             now: 0,
             network,
             notes: Notes::default(),
@@ -194,11 +194,11 @@ impl World {
             next_deed: 1,
             agenda: BTreeMap::new(),
             serial: 0,
-            judges: Judges::default(),
+            checkers: Checkers::default(),
             pocket: VecDeque::new(),
             started: BTreeMap::new(),
             runs_now: 0,
-            calm: false,
+            idle: false,
             reunion: 0,
             forgetful: BTreeSet::new(),
         };
@@ -209,7 +209,7 @@ impl World {
     fn populate(&mut self) {
         let plan = self.plan.clone();
         self.log.say(0, 0, || format!("{plan:?}"));
-        for id in 1..=plan.boxes {
+        for id in 1..=plan.servers {
             let machine = Machine::new(id);
             machine.installing.lock().expect("one thread").takes = (0, plan.installing / MS);
             machine.write_file(self.members_of(&self.listed));
@@ -217,17 +217,17 @@ impl World {
             let mut view = View { listed: self.listed.contains(&id), ..View::default() };
             view.trouble = Trouble { now: 1, ended: 0 };
             view.unlisted_since = (!view.listed).then_some(0);
-            self.sight.boxes.insert(id, view);
+            self.sight.servers.insert(id, view);
         }
         for id in self.listed.clone() {
-            let late = self.dice.spread(1, 2000) * MS;
+            let late = self.rng.spread(1, 2000) * MS;
             self.at(late, Entry::Revive(id));
         }
         self.at(LOOK, Entry::Look);
         self.at(VISIT, Entry::Visit);
         self.at(SECOND, Entry::Knock);
         if !plan.faults.is_empty() {
-            let first = self.dice.between(0, 2 * plan.fault_gap);
+            let first = self.rng.between(0, 2 * plan.fault_gap);
             self.at(first, Entry::Fault);
         }
         if let Some(gap) = plan.order_gap {
@@ -240,14 +240,17 @@ impl World {
 
     /// Runs to the end.
     pub fn run(mut self) -> Outcome {
-        let verdict = self.unrest().and_then(|()| self.liveness());
-        let [offered, opened, owed] =
-            [self.judges.tickets.offered, self.judges.tickets.opened, self.judges.tickets.owed];
+        let outcome = self.fault_phase().and_then(|()| self.liveness());
+        let [offered, opened, owed] = [
+            self.checkers.tickets.offered,
+            self.checkers.tickets.opened,
+            self.checkers.tickets.owed,
+        ];
         let outcome = Outcome {
-            broken: verdict.err(),
+            broken: outcome.err(),
             digest: self.log.digest(),
             simulated: self.now,
-            boxes: u64::from(self.plan.boxes),
+            servers: u64::from(self.plan.servers),
             faults: self.faults,
             rotations: self.sight.annals.current.len() as u64,
             tickets: [offered, opened, owed],
@@ -261,13 +264,13 @@ impl World {
         outcome
     }
 
-    fn unrest(&mut self) -> Verdict {
-        self.run_until(self.plan.unrest)
+    fn fault_phase(&mut self) -> RecoveryDecision {
+        self.run_until(self.plan.fault_phase)
     }
 
-    /// Ends all faults and holds the boxes to their bound.
-    fn liveness(&mut self) -> Verdict {
-        self.calm = true;
+    /// Ends all faults and holds the servers to their bound.
+    fn liveness(&mut self) -> RecoveryDecision {
+        self.idle = true;
         self.end_faults();
         let begun = self.now;
         self.log.say(self.now, 0, || "all faults have ended".to_owned());
@@ -305,54 +308,54 @@ impl World {
     }
 
     fn generation(&self) -> u64 {
-        let sets = self.sight.boxes.values().filter_map(|view| view.set.as_ref());
+        let sets = self.sight.servers.values().filter_map(|view| view.set.as_ref());
         sets.filter(|set| set.agreed).map(|set| set.current).max().unwrap_or(0)
     }
 
-    /// What keeps the boxes from being one.
+    /// What keeps the servers from being one.
     fn differences(&self) -> Option<String> {
         let mut first: Option<Report> = None;
         let mut leaders = 0;
         for (id, machine) in &self.machines {
             let Some(report) = machine.report(self.now) else {
-                return Some(format!("box {id} does not run"));
+                return Some(format!("server {id} does not run"));
             };
-            let view = &self.sight.boxes[id];
+            let view = &self.sight.servers[id];
             if !view.listed || !view.serving {
-                return Some(format!("box {id} is not listed or does not serve"));
+                return Some(format!("server {id} is not listed or does not serve"));
             }
             leaders += usize::from(report.role == Role::Leader);
             if !matches!(report.role, Role::Leader | Role::Follower) {
-                return Some(format!("box {id} is {:?}", report.role));
+                return Some(format!("server {id} is {:?}", report.role));
             }
             let set = view.set.as_ref();
             let used = set.filter(|set| set.agreed).map(|set| (set.current, set.newest));
             let same = |other: &Report| {
-                (report.history, report.leader, report.current, report.list_version)
-                    == (other.history, other.leader, other.current, other.list_version)
+                (report.cluster_id, report.leader, report.current, report.list_version)
+                    == (other.cluster_id, other.leader, other.current, other.list_version)
             };
             let whole = report.members == self.machines.len()
-                && report.history.is_some()
+                && report.cluster_id.is_some()
                 && used == Some((report.current.0, report.current.0));
             if !whole || first.as_ref().is_some_and(|first| !same(first)) {
-                return Some(format!("box {id} has {report:?} and uses {used:?}"));
+                return Some(format!("server {id} has {report:?} and uses {used:?}"));
             }
             first = Some(report);
         }
         (leaders != 1).then(|| format!("{leaders} leaders"))
     }
 
-    /// Every box gives a ticket, and every box opens it.
-    fn everybody_serves(&mut self) -> Verdict {
+    /// Every server gives a ticket, and every server opens it.
+    fn everybody_serves(&mut self) -> RecoveryDecision {
         let ids: Vec<u32> = self.machines.keys().copied().collect();
         for from in &ids {
             let Some(kept) = self.take_ticket(*from) else {
-                return Err(format!("liveness: box {from} gives no ticket"));
+                return Err(format!("liveness: server {from} gives no ticket"));
             };
             for to in &ids {
                 if !self.offer(&kept, *to)? {
                     return Err(format!(
-                        "liveness: box {to} does not open a ticket that box {from} just gave"
+                        "liveness: server {to} does not open a ticket that server {from} just gave"
                     ));
                 }
             }
@@ -383,11 +386,11 @@ impl World {
             .collect()
     }
 
-    fn run_until(&mut self, end: u64) -> Verdict {
+    fn run_until(&mut self, end: u64) -> RecoveryDecision {
         loop {
-            let boxes = self.machines.values().filter_map(|machine| machine.next(self.now)).min();
+            let servers = self.machines.values().filter_map(|machine| machine.next(self.now)).min();
             let entry = self.agenda.keys().next().map(|(at, _)| *at);
-            let next = [boxes, entry, self.network.next()].into_iter().flatten().min();
+            let next = [servers, entry, self.network.next()].into_iter().flatten().min();
             let next = next.unwrap_or(end).max(self.now);
             if next >= end {
                 self.set_now(end);
@@ -411,7 +414,7 @@ impl World {
                     }
                 }
             }
-            self.run_boxes()?;
+            self.run_servers()?;
         }
     }
 
@@ -424,7 +427,7 @@ impl World {
         self.network.set_now(now);
     }
 
-    fn run_boxes(&mut self) -> Verdict {
+    fn run_servers(&mut self) -> RecoveryDecision {
         let due: Vec<u32> = self
             .machines
             .iter()
@@ -441,7 +444,7 @@ impl World {
         Ok(())
     }
 
-    fn perform(&mut self, entry: Entry) -> Verdict {
+    fn perform(&mut self, entry: Entry) -> RecoveryDecision {
         match entry {
             Entry::Look => {
                 self.at(LOOK, Entry::Look);
@@ -474,7 +477,7 @@ impl World {
         self.log.say(now, id, || "starts".to_owned());
         self.started.insert(id, now);
         let run = machine.run_number();
-        if let Some(view) = self.sight.boxes.get_mut(&id) {
+        if let Some(view) = self.sight.servers.get_mut(&id) {
             view.run = run;
             view.awake = true;
             view.trouble.end(now);
@@ -487,8 +490,8 @@ impl World {
         self.cut_power(id)
     }
 
-    /// Notes that a box remembers nothing of what it promised, and whether that holds for a majority.
-    pub(crate) fn note_amnesia(&mut self, id: u32) {
+    /// Notes that a server remembers nothing of what it promised, and whether that holds for a majority.
+    pub(crate) fn record_amnesia(&mut self, id: u32) {
         self.forgetful.insert(id);
         let those = self.listed.intersection(&self.forgetful).count();
         if 2 * those >= self.listed.len() {
@@ -504,10 +507,10 @@ impl World {
         };
         machine.kill(now, &self.network);
         // What is on its disk decrypts, and remembers no promise.
-        self.note_amnesia(id);
+        self.record_amnesia(id);
         self.stopping.remove(&id);
         self.log.say(now, id, || "is gone".to_owned());
-        if let Some(view) = self.sight.boxes.get_mut(&id) {
+        if let Some(view) = self.sight.servers.get_mut(&id) {
             view.awake = false;
             view.serving = false;
             view.set = None;
@@ -528,13 +531,13 @@ impl World {
         ids.iter().map(|id| Plan::member(*id)).collect()
     }
 
-    fn read_notes(&mut self) -> Verdict {
+    fn read_notes(&mut self) -> RecoveryDecision {
         for (id, note) in self.notes.take() {
             match note {
-                Note::Line(level, line) => self.heard_line(id, level, line)?,
+                Note::PeerConnection(level, line) => self.heard_line(id, level, line)?,
                 Note::Serving => {
                     self.log.say(self.now, id, || "serves".to_owned());
-                    if let Some(view) = self.sight.boxes.get_mut(&id) {
+                    if let Some(view) = self.sight.servers.get_mut(&id) {
                         view.serving = true;
                     }
                 }
@@ -546,7 +549,7 @@ impl World {
         Ok(())
     }
 
-    fn heard_line(&mut self, id: u32, level: Level, line: String) -> Verdict {
+    fn heard_line(&mut self, id: u32, level: Level, line: String) -> RecoveryDecision {
         let term = line.strip_prefix("this server is the leader of term ");
         if let Some(term) = term.and_then(|term| term.parse().ok()) {
             self.sight.leaders.push(Leader { at: self.now, id, term });
@@ -554,15 +557,15 @@ impl World {
         if line.starts_with("the group goes on without something") {
             if self.sight.doubt.is_none() && self.sight.majority_forgot.is_none() {
                 return Err(format!(
-                    "promise \"one order\" is broken: box {id} is overruled though none forgot"
+                    "promise \"one order\" is broken: server {id} is diverged though none forgot"
                 ));
             }
-            self.note_amnesia(id);
+            self.record_amnesia(id);
         }
         if line.ends_with("installed keys stay in use until then") {
             // It joins again, as one that has just started does.
             let now = self.now;
-            if let Some(view) = self.sight.boxes.get_mut(&id) {
+            if let Some(view) = self.sight.servers.get_mut(&id) {
                 view.trouble.begin();
                 view.trouble.end(now);
             }
@@ -577,8 +580,10 @@ impl World {
         if let Some(staged) = named(" is staged") {
             self.sight.annals.staged.entry(staged).or_insert(self.now);
         }
-        if let (Some(resumed), Some(history)) = (named(" is current again"), self.history_of(id)) {
-            self.sight.annals.resumed.insert((history, resumed));
+        if let (Some(resumed), Some(cluster_id)) =
+            (named(" is current again"), self.cluster_id_of(id))
+        {
+            self.sight.annals.resumed.insert((cluster_id, resumed));
         }
         let generation = named(" is current").or(named(" is current again"));
         self.log.say(self.now, id, || format!("{level:?}: {line}"));
@@ -588,21 +593,21 @@ impl World {
         }
     }
 
-    fn history_of(&self, id: u32) -> Option<[u8; 16]> {
+    fn cluster_id_of(&self, id: u32) -> Option<[u8; 16]> {
         let report = self.machines.get(&id)?.report(self.now)?;
-        report.history.map(|history| history.to_bytes())
+        report.cluster_id.map(|cluster_id| cluster_id.to_bytes())
     }
 
-    /// A box has applied an activation, which says nothing about its host yet.
-    fn activated(&mut self, id: u32, generation: u64) -> Verdict {
+    /// A server has applied an activation, which says nothing about its host yet.
+    fn activated(&mut self, id: u32, generation: u64) -> RecoveryDecision {
         let now = self.now;
-        let Some(history) = self.history_of(id) else { return Ok(()) };
-        self.sight.annals.note_activation(now, (history, generation));
-        self.sight.annals.noted.entry((id, history, generation)).or_insert(now);
-        self.judges.judge(&self.sight, &Event::Activated { history, generation })
+        let Some(cluster_id) = self.cluster_id_of(id) else { return Ok(()) };
+        self.sight.annals.record_activation(now, (cluster_id, generation));
+        self.sight.annals.noted.entry((id, cluster_id, generation)).or_insert(now);
+        self.checkers.assess(&self.sight, &Event::Activated { cluster_id, generation })
     }
 
-    fn installed(&mut self, id: u32, set: Set) -> Verdict {
+    fn installed(&mut self, id: u32, set: Set) -> RecoveryDecision {
         let now = self.now;
         self.log.say(now, id, || {
             let names: Vec<String> =
@@ -615,45 +620,45 @@ impl World {
         for place in self.sight.annals.note(now, &set) {
             self.sight.revoked.remove(&place);
         }
-        if let Some(view) = self.sight.boxes.get_mut(&id) {
+        if let Some(view) = self.sight.servers.get_mut(&id) {
             if set.agreed && view.joined.is_none() {
                 view.joined = Some(now);
                 self.forgetful.remove(&id);
             }
             view.set = Some(set.clone());
         }
-        self.judges.judge(&self.sight, &Event::Installed { at: id, set: &set })
+        self.checkers.assess(&self.sight, &Event::Installed { at: id, set: &set })
     }
 
     /// An orderly shutdown is over; it has a limit.
-    fn ended(&mut self, id: u32) -> Verdict {
+    fn ended(&mut self, id: u32) -> RecoveryDecision {
         let Some(begun) = self.stopping.remove(&id) else { return Ok(()) };
         let took = self.now - begun;
         let limit = SHUTDOWN_LIMIT.as_nanos() as u64;
         let well = |view: &View| view.trouble.now == 0 && view.trouble.ended <= begun;
-        let well = self.sight.boxes.get(&id).is_some_and(well);
+        let well = self.sight.servers.get(&id).is_some_and(well);
         self.kill(id);
-        if self.calm {
+        if self.idle {
             self.at(MS, Entry::Revive(id));
         }
         // Clocks drift, and timers are a millisecond late.
         match well && took > limit + limit / 20 {
             true => Err(format!(
-                "promise \"the host stays up\" is broken: the shutdown of box {id} took {}",
+                "promise \"the host stays up\" is broken: the shutdown of server {id} took {}",
                 seconds(took)
             )),
             false => Ok(()),
         }
     }
 
-    /// Compares what each box's host uses with what the box's ring says.
-    fn note_lags(&mut self) {
+    /// Compares what each server's host uses with what the server's ring says.
+    fn record_lags(&mut self) {
         for (id, machine) in &self.machines {
             let report = machine.report(self.now).filter(|_| machine.is_awake());
-            let Some(view) = self.sight.boxes.get_mut(id) else { continue };
+            let Some(view) = self.sight.servers.get_mut(id) else { continue };
             view.told_age = report.as_ref().and_then(|report| {
                 let age = report.current_age.as_nanos() as u64;
-                Some((report.history?.to_bytes(), report.current.0, age))
+                Some((report.cluster_id?.to_bytes(), report.current.0, age))
             });
             let used = view.set.as_ref().filter(|set| set.agreed).map(|set| set.current);
             let lags = match (report, used) {
@@ -664,27 +669,27 @@ impl World {
         }
     }
 
-    fn look(&mut self) -> Verdict {
-        self.note_lags();
+    fn look(&mut self) -> RecoveryDecision {
+        self.record_lags();
         self.sight.end_doubt();
-        for (id, view) in &self.sight.boxes {
+        for (id, view) in &self.sight.servers {
             let since = self.started.get(id).copied().unwrap_or(0);
             let limit = self.plan.startup_wait + self.plan.startup_wait / 20 + SECOND;
             let quiet = view.trouble.now == 0 && view.trouble.ended <= since;
             if view.awake && !view.serving && quiet && self.now - since > limit {
                 return Err(format!(
-                    "promise \"the host stays up\" is broken: box {id} holds its host up for {}",
+                    "promise \"the host stays up\" is broken: server {id} holds its host up for {}",
                     seconds(self.now - since)
                 ));
             }
         }
-        self.judges.judge(&self.sight, &Event::Look)
+        self.checkers.assess(&self.sight, &Event::Look)
     }
 
-    fn visit(&mut self) -> Verdict {
+    fn visit(&mut self) -> RecoveryDecision {
         let serving: Vec<u32> = self
             .sight
-            .boxes
+            .servers
             .iter()
             .filter(|(_, v)| v.awake && v.serving)
             .map(|(i, _)| *i)
@@ -692,15 +697,15 @@ impl World {
         if serving.is_empty() {
             return Ok(());
         }
-        let (from, to) = (*self.dice.pick(&serving), *self.dice.pick(&serving));
+        let (from, to) = (*self.rng.pick(&serving), *self.rng.pick(&serving));
         let Some(kept) = self.take_ticket(from) else { return Ok(()) };
         self.offer(&kept, to)?;
         if self.pocket.len() >= POCKET {
             self.pocket.pop_front();
         }
         self.pocket.push_back(kept);
-        let old = self.dice.below(self.pocket.len() as u64) as usize;
-        let to = *self.dice.pick(&serving);
+        let old = self.rng.below(self.pocket.len() as u64) as usize;
+        let to = *self.rng.pick(&serving);
         if let Some(kept) = self.pocket.remove(old) {
             self.offer(&kept, to)?;
             self.pocket.insert(old.min(self.pocket.len()), kept);
@@ -709,49 +714,54 @@ impl World {
     }
 
     fn take_ticket(&mut self, from: u32) -> Option<Kept> {
-        let key = *self.sight.boxes.get(&from)?.set.as_ref()?.keys.first()?;
-        let ticket = seal(&key, &mut self.dice);
+        let key = *self.sight.servers.get(&from)?.set.as_ref()?.keys.first()?;
+        let ticket = seal(&key, &mut self.rng);
         let well = self.sight.settled(from);
         Some(Kept { ticket, key, from: (from, well), taken: self.now })
     }
 
     fn offer(&mut self, kept: &Kept, to: u32) -> Result<bool, String> {
-        let set = self.sight.boxes.get(&to).and_then(|view| view.set.as_ref());
+        let set = self.sight.servers.get(&to).and_then(|view| view.set.as_ref());
         let opened = set.and_then(|set| open(&kept.ticket, &set.keys)).is_some();
         self.log.mix(self.now, to, 4 + u64::from(opened));
         let offer = Offer { key: kept.key, from: kept.from, taken: kept.taken, to, opened };
-        self.judges.judge(&self.sight, &Event::Offered(&offer))?;
+        self.checkers.assess(&self.sight, &Event::Offered(&offer))?;
         Ok(opened)
     }
 
     /// Somebody asks to be heard who is no member.
-    fn knock(&mut self) -> Verdict {
-        let awake: Vec<u32> =
-            self.sight.boxes.iter().filter(|(_, v)| v.awake && v.listed).map(|(i, _)| *i).collect();
+    fn knock(&mut self) -> RecoveryDecision {
+        let awake: Vec<u32> = self
+            .sight
+            .servers
+            .iter()
+            .filter(|(_, v)| v.awake && v.listed)
+            .map(|(i, _)| *i)
+            .collect();
         if awake.is_empty() {
             return Ok(());
         }
-        let at = *self.dice.pick(&awake);
+        let at = *self.rng.pick(&awake);
         let settling = self.sight.settling();
         let gone =
-            self.sight.boxes.iter().find(|(_, view)| {
+            self.sight.servers.iter().find(|(_, view)| {
                 view.unlisted_since.is_some_and(|since| self.now - since > settling)
             });
         let mut guests = vec![(99, "a server id that is in no list"), (at, "its own server id")];
         guests.extend(gone.map(|(id, _)| (*id, "a server id that is not in the list")));
         for (id, as_whom) in guests {
-            let header = strangers_header(id, self.dice.next());
+            let header = strangers_header(id, self.rng.next());
             let (now, network) = (self.now, &self.network);
             let machine = self.machines.get_mut(&at);
             let answer = machine.and_then(|m| m.within(now, || network.would_admit(at, &header)));
             let heard = answer.flatten() == Some(Ok(()));
-            self.judges.judge(&self.sight, &Event::Knocked { at, as_whom, heard })?;
+            self.checkers.assess(&self.sight, &Event::Knocked { at, as_whom, heard })?;
         }
         Ok(())
     }
 
     /// Whether faults are over for good.
-    pub(crate) fn is_calm(&self) -> bool {
-        self.calm
+    pub(crate) fn is_idle(&self) -> bool {
+        self.idle
     }
 }

@@ -25,14 +25,14 @@ fn words(output: &Output) -> String {
 }
 
 #[test]
-fn all_promises_are_kept_and_all_boxes_become_one() {
+fn all_promises_are_kept_and_all_servers_become_one() {
     let last = std::env::var("STEK_SIMULATION_SEEDS");
     let last = last.unwrap_or_else(|_| LAST.to_string());
     let output = simulation(&["--seeds", &last, "--until-broken"]);
     let words = words(&output);
     println!("{words}");
     assert!(output.status.success(), "{words}");
-    // Something was there to be judged.
+    // Something was there to be checked.
     let owed = words.split(" opened, ").nth(1).and_then(|rest| rest.split(' ').next());
     assert!(owed.and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n > 0), "{words}");
 }

@@ -1,11 +1,11 @@
 //! Promise 6, *gone means gone*: a retired key is erased from ring, log, snapshot, buffers and queues
-//! on every connected box.
+//! on every connected server.
 //!
 //! A revocation retires all older keys at once, and no state file brings one back that encrypts as
-//! the group's, as long as files are what they should be. Judged by every cell that holds a key's bytes ([`crate::cells`]), and by tickets, which no box
+//! the group's, as long as files are what they should be. Checked by every cell that holds a key's bytes ([`crate::cells`]), and by tickets, which no server
 //! opens whose own set is two generations on.
 
-use super::{seconds, Event, History, Sight, Verdict};
+use super::{seconds, Cluster, Event, RecoveryDecision, Sight};
 use crate::machine::Set;
 use crate::SECOND;
 
@@ -16,22 +16,22 @@ fn grace(sight: &Sight) -> u64 {
 }
 
 /// See the module's head.
-pub fn judge(sight: &Sight, event: &Event) -> Verdict {
+pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
     match event {
         Event::Look => erased(sight),
         Event::Installed { at, set } if set.agreed => encrypts(sight, *at, set),
         Event::Offered(offer) if offer.opened => {
-            let set = sight.boxes.get(&offer.to).and_then(|view| view.set.as_ref());
+            let set = sight.servers.get(&offer.to).and_then(|view| view.set.as_ref());
             let Some(set) = set.filter(|set| set.agreed) else { return Ok(()) };
-            let Some(history) = set.history else { return Ok(()) };
-            let Some(generation) = sight.annals.place_in(&offer.key, history) else {
+            let Some(cluster_id) = set.cluster_id else { return Ok(()) };
+            let Some(generation) = sight.annals.place_in(&offer.key, cluster_id) else {
                 return Ok(());
             };
             let revoked = (generation + 1..=set.current)
-                .any(|later| sight.revoked.contains(&(history, later)));
+                .any(|later| sight.revoked.contains(&(cluster_id, later)));
             match revoked || generation + sight.plan.ticket_keys <= set.current {
                 true => Err(format!(
-                    "box {} opens a ticket of generation {generation} in generation {}",
+                    "server {} opens a ticket of generation {generation} in generation {}",
                     offer.to, set.current
                 )),
                 false => Ok(()),
@@ -41,22 +41,22 @@ pub fn judge(sight: &Sight, event: &Event) -> Verdict {
     }
 }
 
-/// Whether a box begins to encrypt with an agreed key that was revoked.
-fn encrypts(sight: &Sight, at: u32, set: &Set) -> Verdict {
+/// Whether a server begins to encrypt with an agreed key that was revoked.
+fn encrypts(sight: &Sight, at: u32, set: &Set) -> RecoveryDecision {
     let Some(key) = set.keys.first() else { return Ok(()) };
-    for (history, generation) in sight.annals.places(key) {
-        let later = (history, generation + 1)..=(history, u64::MAX);
+    for (cluster_id, generation) in sight.annals.places(key) {
+        let later = (cluster_id, generation + 1)..=(cluster_id, u64::MAX);
         let revoked = sight.revoked.range(later);
         let Some(since) = revoked.filter_map(|by| sight.annals.current.get(by)).min() else {
             continue;
         };
-        // A box that was cut off has not heard of it, and is judged by what it decrypts.
-        let in_history = set.history == Some(history);
+        // A server that was cut off has not heard of it, and is checked by what it decrypts.
+        let in_cluster_id = set.cluster_id == Some(cluster_id);
         let excused = sight.files_failed.is_some_and(|failed| failed >= *since);
-        if !in_history && !excused {
+        if !in_cluster_id && !excused {
             return Err(format!(
-                "box {at} encrypts with generation {generation}, which was revoked {} ago in \
-                 another history",
+                "server {at} encrypts with generation {generation}, which was revoked {} ago in \
+                 another cluster incarnation",
                 seconds(sight.now - since)
             ));
         }
@@ -64,12 +64,12 @@ fn encrypts(sight: &Sight, at: u32, set: &Set) -> Verdict {
     Ok(())
 }
 
-fn erased(sight: &Sight) -> Verdict {
-    let mut verdict = Ok(());
-    sight.each_key(|owner, history, generation| {
-        let set = sight.boxes.get(&owner).and_then(|view| view.set.as_ref());
-        let in_history = set.is_some_and(|set| set.agreed && set.history == Some(history));
-        let Some(gone) = retired(sight, history, generation) else { return };
+fn erased(sight: &Sight) -> RecoveryDecision {
+    let mut outcome = Ok(());
+    sight.each_key(|owner, cluster_id, generation| {
+        let set = sight.servers.get(&owner).and_then(|view| view.set.as_ref());
+        let in_cluster_id = set.is_some_and(|set| set.agreed && set.cluster_id == Some(cluster_id));
+        let Some(gone) = retired(sight, cluster_id, generation) else { return };
         // What replaced it may be forgotten: then it counts again, until another one comes.
         let forgotten = sight.majority_forgot.is_some_and(|at| at >= gone);
         let replaced = set.is_some_and(|set| generation + sight.plan.ticket_keys <= set.current);
@@ -77,21 +77,22 @@ fn erased(sight: &Sight) -> Verdict {
             return;
         }
         let since = sight.now - gone;
-        if in_history && since > grace(sight) && sight.settled(owner) && sight.has_company(owner) {
-            verdict = Err(format!(
-                "box {owner} holds the key of generation {generation}, which retired {} ago",
+        if in_cluster_id && since > grace(sight) && sight.settled(owner) && sight.has_company(owner)
+        {
+            outcome = Err(format!(
+                "server {owner} holds the key of generation {generation}, which retired {} ago",
                 seconds(since)
             ));
         }
     });
-    verdict
+    outcome
 }
 
 /// When the key left the ring, if it did.
-fn retired(sight: &Sight, history: History, generation: u64) -> Option<u64> {
-    let by = (history, generation + sight.plan.ticket_keys);
+fn retired(sight: &Sight, cluster_id: Cluster, generation: u64) -> Option<u64> {
+    let by = (cluster_id, generation + sight.plan.ticket_keys);
     let replaced = sight.annals.current.get(&by);
-    let later = (history, generation + 1)..=by;
+    let later = (cluster_id, generation + 1)..=by;
     let revoked = sight.revoked.range(later).filter_map(|by| sight.annals.current.get(by));
     replaced.into_iter().chain(revoked).min().copied()
 }

@@ -1,10 +1,10 @@
-//! Promise 1, *held before used*: no box encrypts with an agreed key that another reachable box
+//! Promise 1, *held before used*: no server encrypts with an agreed key that another reachable server
 //! cannot yet decrypt.
 //!
-//! Judged twice: when a box begins to use a key, by what all other boxes hold at that instant; and
-//! by clients, who take a ticket from one box and offer it to another, where it is really opened.
+//! Checked twice: when a server begins to use a key, by what all other servers hold at that instant; and
+//! by clients, who take a ticket from one server and offer it to another, where it is really opened.
 
-use super::{seconds, Event, Offer, Sight, Verdict};
+use super::{seconds, Event, Offer, RecoveryDecision, Sight};
 
 /// What clients saw.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,15 +18,15 @@ pub struct Tickets {
 }
 
 /// See the module's head.
-pub fn judge(sight: &Sight, event: &Event, tickets: &mut Tickets) -> Verdict {
+pub fn assess(sight: &Sight, event: &Event, tickets: &mut Tickets) -> RecoveryDecision {
     match event {
         Event::Installed { at, set } if set.agreed && sight.settled(*at) => {
             let Some(key) = set.keys.first() else { return Ok(()) };
-            for (id, view) in &sight.boxes {
+            for (id, view) in &sight.servers {
                 let holds = view.set.as_ref().is_some_and(|set| set.keys.contains(key));
                 if id != at && sight.settled(*id) && !holds {
                     return Err(format!(
-                        "box {at} encrypts with generation {}, which box {id} does not hold; all \
+                        "server {at} encrypts with generation {}, which server {id} does not hold; all \
                          has been well with it for {}",
                         set.current,
                         seconds(sight.well_for(*id))
@@ -42,7 +42,7 @@ pub fn judge(sight: &Sight, event: &Event, tickets: &mut Tickets) -> Verdict {
                 tickets.owed += 1;
                 if !offer.opened {
                     return Err(format!(
-                        "box {} does not open a ticket that box {} gave {} ago",
+                        "server {} does not open a ticket that server {} gave {} ago",
                         offer.to,
                         offer.from.0,
                         seconds(sight.now - offer.taken)
@@ -55,23 +55,23 @@ pub fn judge(sight: &Sight, event: &Event, tickets: &mut Tickets) -> Verdict {
     }
 }
 
-/// Whether the box has to open the ticket: all is well with it, all was well with the one that
+/// Whether the server has to open the ticket: all is well with it, all was well with the one that
 /// gave it, and the ticket's key is the current one, the staged one, or the one before where
 /// there is room for it. Nothing is owed for a key that was forgotten and made anew.
 fn is_owed(sight: &Sight, offer: &Offer) -> bool {
     if sight.annals.is_remade(&offer.key) {
         return false;
     }
-    let Some(set) = sight.boxes.get(&offer.to).and_then(|view| view.set.as_ref()) else {
+    let Some(set) = sight.servers.get(&offer.to).and_then(|view| view.set.as_ref()) else {
         return false;
     };
-    let Some(history) = set.history else { return false };
-    let Some(generation) = sight.annals.place_in(&offer.key, history) else { return false };
+    let Some(cluster_id) = set.cluster_id else { return false };
+    let Some(generation) = sight.annals.place_in(&offer.key, cluster_id) else { return false };
     if !offer.from.1 || !sight.settled(offer.to) || !set.agreed {
         return false;
     }
     let staging = set.newest > set.current;
     let room = 1 + u64::from(staging) < sight.plan.ticket_keys;
     let is_previous = generation + 1 == set.current;
-    generation >= set.current || (is_previous && room && !sight.may_revoke(history, set.current))
+    generation >= set.current || (is_previous && room && !sight.may_revoke(cluster_id, set.current))
 }

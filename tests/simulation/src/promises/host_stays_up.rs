@@ -1,11 +1,11 @@
 //! Promise 8, *the host stays up*: nothing that happens here panics, or leaves a host without keys.
 //!
-//! That a start and a shutdown keep their limits, and that no box is busy for ever, is seen where
+//! That a start and a shutdown keep their limits, and that no server is busy for ever, is seen where
 //! they are driven ([`crate::world`]).
 
 use std::cell::RefCell;
 
-use super::{Event, Sight, Verdict};
+use super::{Event, RecoveryDecision, Sight};
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -24,20 +24,20 @@ pub fn panics() -> Vec<String> {
 }
 
 /// See the module's head.
-pub fn judge(sight: &Sight, event: &Event) -> Verdict {
+pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
     match event {
         Event::Look => match panics().first() {
             Some(words) => Err(format!("panic: {words}")),
             None => Ok(()),
         },
         Event::Installed { at, set } if set.keys.is_empty() => {
-            Err(format!("box {at} is left without keys"))
+            Err(format!("server {at} is left without keys"))
         }
         Event::Offered(offer) => {
-            let view = sight.boxes.get(&offer.to);
+            let view = sight.servers.get(&offer.to);
             match view.is_some_and(|view| view.set.is_some()) {
                 true => Ok(()),
-                false => Err(format!("box {} takes handshakes without keys", offer.to)),
+                false => Err(format!("server {} takes handshakes without keys", offer.to)),
             }
         }
         _ => Ok(()),

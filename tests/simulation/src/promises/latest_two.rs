@@ -1,37 +1,37 @@
-//! Promise 2, *the latest two*: what a box installs is its newest keys, as many as `ticket_keys`
-//! says, the encrypting one first; a box that joins or returns gets the whole set. A group that is
+//! Promise 2, *the latest two*: what a server installs is its newest keys, as many as `ticket_keys`
+//! says, the encrypting one first; a server that joins or returns gets the whole set. A group that is
 //! founded anew goes on with the keys of its state files, as long as these are what they should be.
 
-use super::{seconds, Event, Sight, Verdict};
+use super::{seconds, Event, RecoveryDecision, Sight};
 use crate::machine::Set;
 use crate::SECOND;
 
 /// See the module's head.
-pub fn judge(sight: &Sight, event: &Event) -> Verdict {
+pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
     let (at, set) = match event {
         Event::Installed { at, set } => (at, set),
         Event::Look => return in_step(sight),
         _ => return Ok(()),
     };
     if set.keys.is_empty() || set.keys.len() as u64 > sight.plan.ticket_keys {
-        return Err(format!("box {at} installs {} keys", set.keys.len()));
+        return Err(format!("server {at} installs {} keys", set.keys.len()));
     }
-    match (set.agreed, set.history) {
-        (true, Some(history)) => {
-            whole(sight, *at, set, history).and_then(|()| goes_on(sight, set, history))
+    match (set.agreed, set.cluster_id) {
+        (true, Some(cluster_id)) => {
+            whole(sight, *at, set, cluster_id).and_then(|()| goes_on(sight, set, cluster_id))
         }
         _ => Ok(()),
     }
 }
 
 /// What was agreed reaches the host.
-fn in_step(sight: &Sight) -> Verdict {
+fn in_step(sight: &Sight) -> RecoveryDecision {
     let limit = sight.plan.installing + 2 * SECOND;
-    for (id, view) in &sight.boxes {
+    for (id, view) in &sight.servers {
         let lag = view.lags_since.map_or(0, |since| sight.now - since);
         if lag > limit && sight.settled(*id) && sight.has_company(*id) {
             return Err(format!(
-                "the host of box {id} has used another key than its ring for {}",
+                "the host of server {id} has used another key than its ring for {}",
                 seconds(lag)
             ));
         }
@@ -42,32 +42,35 @@ fn in_step(sight: &Sight) -> Verdict {
 /// How long a key has to be in use for all files to have it.
 const KEPT_AFTER: u64 = 10 * SECOND;
 
-/// Whether a history that is new here goes on with a key of an earlier one, if it can.
-fn goes_on(sight: &Sight, set: &Set, history: super::History) -> Verdict {
-    let is_new =
-        sight.annals.seen.range((history, 0)..=(history, u64::MAX)).all(|(_, at)| *at == sight.now);
+/// Whether a cluster incarnation that is new here goes on with a key of an earlier one, if it can.
+fn goes_on(sight: &Sight, set: &Set, cluster_id: super::Cluster) -> RecoveryDecision {
+    let is_new = sight
+        .annals
+        .seen
+        .range((cluster_id, 0)..=(cluster_id, u64::MAX))
+        .all(|(_, at)| *at == sight.now);
     let files_are_good =
         sight.plan.keeps_state && sight.files_failed.is_none() && !sight.clock_lied;
     let may_use = sight.plan.max_key_age.saturating_sub(KEPT_AFTER);
     let could = sight.annals.current.iter().any(|((other, _), at)| {
         let age = sight.now - at;
-        *other != history && age > KEPT_AFTER && age < may_use
+        *other != cluster_id && age > KEPT_AFTER && age < may_use
     });
     // A slow host may be given first what came after that key.
     let imported =
-        sight.annals.resumed.range((history, 0)..=(history, set.current)).next().is_some();
+        sight.annals.resumed.range((cluster_id, 0)..=(cluster_id, set.current)).next().is_some();
     match is_new && files_are_good && could && !imported {
-        true => Err("a new history begins with a new key, though there were state files with a \
+        true => Err("a new cluster incarnation begins with a new key, though there were state files with a \
                      young one"
             .to_owned()),
         false => Ok(()),
     }
 }
 
-fn whole(sight: &Sight, at: u32, set: &Set, history: super::History) -> Verdict {
+fn whole(sight: &Sight, at: u32, set: &Set, cluster_id: super::Cluster) -> RecoveryDecision {
     let staged = (set.newest > set.current).then_some(set.newest);
     if staged.is_some_and(|staged| staged != set.current + 1) {
-        return Err(format!("box {at} stages {} behind {}", set.newest, set.current));
+        return Err(format!("server {at} stages {} behind {}", set.newest, set.current));
     }
     // Then the older ones, as far as there is room, none was revoked, and there are any.
     let mut expected: Vec<u64> = [set.current].into_iter().chain(staged).collect();
@@ -76,19 +79,19 @@ fn whole(sight: &Sight, at: u32, set: &Set, history: super::History) -> Verdict 
         if expected.len() as u64 >= sight.plan.ticket_keys {
             break;
         }
-        optional |= sight.may_revoke(history, generation + 1);
+        optional |= sight.may_revoke(cluster_id, generation + 1);
         if optional || set.current - generation >= sight.plan.ticket_keys {
             break;
         }
         expected.push(generation);
     }
     for (place, generation) in expected.iter().enumerate() {
-        let known = set.keys.get(place).and_then(|key| sight.annals.place_in(key, history));
+        let known = set.keys.get(place).and_then(|key| sight.annals.place_in(key, cluster_id));
         // A key that no host was given as staged or current is not known, and cannot be expected.
-        let is_known = sight.annals.seen.contains_key(&(history, *generation));
+        let is_known = sight.annals.seen.contains_key(&(cluster_id, *generation));
         if is_known && known != Some(*generation) {
             return Err(format!(
-                "box {at} has {known:?} in place {place} where generation {generation} belongs"
+                "server {at} has {known:?} in place {place} where generation {generation} belongs"
             ));
         }
     }

@@ -1,7 +1,7 @@
-//! The plugin's promises, one module each, and what their judges get to see.
+//! The plugin's promises, one module each, and what their checks get to see.
 //!
-//! A judge looks from above: it knows all boxes, all faults and the true time. It says nothing
-//! about boxes that something is wrong with at present, since promises are made for those that are
+//! A checker looks from above: it knows all servers, all faults and the true time. It says nothing
+//! about servers that something is wrong with at present, since promises are made for those that are
 //! well; that these come back is for the liveness phase to see ([`crate::world`]).
 
 pub mod gone_means_gone;
@@ -20,25 +20,25 @@ use crate::machine::Set;
 use crate::plan::{Kind, Plan};
 use crate::{MS, SECOND};
 
-/// A history's id.
-pub type History = [u8; 16];
+/// A cluster incarnation's id.
+pub type Cluster = [u8; 16];
 
 /// Whether a promise was kept; if not, what happened.
-pub type Verdict = Result<(), String>;
+pub type RecoveryDecision = Result<(), String>;
 
 /// What happened at one instant.
 pub enum Event<'a> {
-    /// A box's host has other keys than before.
+    /// A server's host has other keys than before.
     Installed {
-        /// Which box.
+        /// Which server.
         at: u32,
         /// The keys.
         set: &'a Set,
     },
     /// A ring has a new current key, the first one that has.
     Activated {
-        /// The key's history.
-        history: History,
+        /// The key's cluster incarnation.
+        cluster_id: Cluster,
         /// The key's place.
         generation: u64,
     },
@@ -46,7 +46,7 @@ pub enum Event<'a> {
     Offered(&'a Offer),
     /// A sender that must not be heard asked to be; whether it was, and what is wrong with it.
     Knocked {
-        /// At which box.
+        /// At which server.
         at: u32,
         /// What is wrong with it.
         as_whom: &'static str,
@@ -57,27 +57,27 @@ pub enum Event<'a> {
     Look,
 }
 
-/// A ticket that a client offered to a box.
+/// A ticket that a client offered to a server.
 #[derive(Clone, Debug)]
 pub struct Offer {
     /// The key that it was made with.
     pub key: Bytes,
-    /// The box that gave it, and whether all was well with that one.
+    /// The server that gave it, and whether all was well with that one.
     pub from: (u32, bool),
     /// When it was given.
     pub taken: u64,
-    /// The box that it was offered to.
+    /// The server that it was offered to.
     pub to: u32,
     /// Whether that one opened it.
     pub opened: bool,
 }
 
-/// One box, seen from above.
+/// One server, seen from above.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// Whether it is surely a member of the agreed list.
     pub listed: bool,
-    /// Since when it is surely none; such a box must not be heard.
+    /// Since when it is surely none; such a server must not be heard.
     pub unlisted_since: Option<u64>,
     /// Counts the runs of its process.
     pub run: u64,
@@ -87,8 +87,8 @@ pub struct View {
     pub serving: bool,
     /// What its host holds.
     pub set: Option<Set>,
-    /// What it says of its current key: the history, the generation, the age.
-    pub told_age: Option<(History, u64, u64)>,
+    /// What it says of its current key: the cluster incarnation, the generation, the age.
+    pub told_age: Option<(Cluster, u64, u64)>,
     /// Since when its host has used another key than its ring says, if it does.
     pub lags_since: Option<u64>,
     /// When its process first had the group's keys.
@@ -135,21 +135,21 @@ impl Trouble {
     }
 }
 
-/// A box that became leader.
+/// A server that became leader.
 #[derive(Clone, Copy, Debug)]
 pub struct Leader {
     /// When.
     pub at: u64,
-    /// Which box.
+    /// Which server.
     pub id: u32,
     /// Of which term.
     pub term: u64,
 }
 
-/// A box without memory joined fewer than a majority who remember, while another one that remembers
-/// was away, or was not asked because the joining box's file lacked it, as one does whose list the
+/// A server without memory joined fewer than a majority who remember, while another one that remembers
+/// was away, or was not asked because the joining server's file lacked it, as one does whose list the
 /// group refused. To join them is the plugin's choice: it would rather go on than wait for ever for
-/// a box that may never return. What the forgetful box and the one that was away had agreed on may
+/// a server that may never return. What the forgetful server and the one that was away had agreed on may
 /// then be made once more, and that one comes back with its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Doubt {
@@ -157,14 +157,14 @@ pub struct Doubt {
     pub beyond: u64,
 }
 
-/// All that judges may look at.
+/// All that checks may look at.
 pub struct Sight {
     /// The time.
     pub now: u64,
     /// What this seed's fleet is like.
     pub plan: Plan,
-    /// The boxes by id.
-    pub boxes: BTreeMap<u32, View>,
+    /// The servers by id.
+    pub servers: BTreeMap<u32, View>,
     /// Troubles on links; both directions count as one.
     pub links: BTreeMap<(u32, u32), Trouble>,
     /// Who became leader, in the order of time.
@@ -173,20 +173,20 @@ pub struct Sight {
     pub orders: Vec<(u64, u64)>,
     /// Generations whose activation surely dropped all older keys; that of the key which came to
     /// such a place later need not have done so.
-    pub revoked: BTreeSet<(History, u64)>,
+    pub revoked: BTreeSet<(Cluster, u64)>,
     /// When half of the members or more last were without memory at the same time. What only they
     /// knew is lost then, which no protocol can help.
     pub majority_forgot: Option<u64>,
-    /// Whether there may be two lines of one history at present.
+    /// Whether there may be two lines of one cluster incarnation at present.
     pub doubt: Option<Doubt>,
     /// When a state file last was lost, or may not have been what it should be; for ever while a
     /// disk is ill.
     pub files_failed: Option<u64>,
-    /// Since when some box may have been told a wrong age, by a wall clock across a reboot.
+    /// Since when some server may have been told a wrong age, by a wall clock across a reboot.
     pub clock_lied: bool,
     /// The longest that any message was under way for.
     pub slowest: u64,
-    /// Which box stood still, from when to when: what it was told waited for it.
+    /// Which server stood still, from when to when: what it was told waited for it.
     pub pauses: Vec<(u32, u64, u64)>,
     /// What is known of keys.
     pub annals: Annals,
@@ -195,48 +195,48 @@ pub struct Sight {
 /// What is known of agreed keys, from what hosts were given.
 #[derive(Default)]
 pub struct Annals {
-    /// Each agreed key's generation, in each history that has it: one that is founded from a record
+    /// Each agreed key's generation, in each cluster incarnation that has it: one that is founded from a record
     /// goes on with the keys of another.
-    place: BTreeMap<Bytes, BTreeMap<History, u64>>,
+    place: BTreeMap<Bytes, BTreeMap<Cluster, u64>>,
     /// The key that each place has at present. Where a majority forgot one, another may come to its
     /// place; then all below is about that one.
-    key: BTreeMap<(History, u64), Bytes>,
+    key: BTreeMap<(Cluster, u64), Bytes>,
     /// When a key was first seen anywhere as staged or current.
-    pub seen: BTreeMap<(History, u64), u64>,
-    /// When a key was first current in any box's ring. Its host may have it later, or never.
-    pub activated: BTreeMap<(History, u64), u64>,
+    pub seen: BTreeMap<(Cluster, u64), u64>,
+    /// When a key was first current in any server's ring. Its host may have it later, or never.
+    pub activated: BTreeMap<(Cluster, u64), u64>,
     /// The same of whichever key of that place was the first: a group may come back to that one.
-    pub first_activated: BTreeMap<(History, u64), u64>,
-    /// When a key of this generation was first staged, in whatever history.
+    pub first_activated: BTreeMap<(Cluster, u64), u64>,
+    /// When a key of this generation was first staged, in whatever cluster incarnation.
     pub staged: BTreeMap<u64, u64>,
-    /// Places whose key came from an earlier history.
-    pub resumed: BTreeSet<(History, u64)>,
-    /// When each box first applied an activation.
-    pub noted: BTreeMap<(u32, History, u64), u64>,
+    /// Places whose key came from an earlier cluster incarnation.
+    pub resumed: BTreeSet<(Cluster, u64)>,
+    /// When each server first applied an activation.
+    pub noted: BTreeMap<(u32, Cluster, u64), u64>,
     /// When a key first encrypted anywhere.
-    pub current: BTreeMap<(History, u64), u64>,
+    pub current: BTreeMap<(Cluster, u64), u64>,
 }
 
 impl Annals {
     /// A key became current in some ring.
-    pub fn note_activation(&mut self, now: u64, place: (History, u64)) {
+    pub fn record_activation(&mut self, now: u64, place: (Cluster, u64)) {
         self.activated.entry(place).or_insert(now);
         self.first_activated.entry(place).or_insert(now);
     }
 
     /// All places of a key.
-    pub fn places(&self, key: &Bytes) -> impl Iterator<Item = (History, u64)> + '_ {
-        self.place.get(key).into_iter().flatten().map(|(history, place)| (*history, *place))
+    pub fn places(&self, key: &Bytes) -> impl Iterator<Item = (Cluster, u64)> + '_ {
+        self.place.get(key).into_iter().flatten().map(|(cluster_id, place)| (*cluster_id, *place))
     }
 
-    /// A key's generation in a history.
-    pub fn place_in(&self, key: &Bytes, history: History) -> Option<u64> {
-        self.place.get(key)?.get(&history).copied()
+    /// A key's generation in a cluster incarnation.
+    pub fn place_in(&self, key: &Bytes, cluster_id: Cluster) -> Option<u64> {
+        self.place.get(key)?.get(&cluster_id).copied()
     }
 
     /// Since when the schedule counts: when the first key of this place became current, or if that
-    /// came from another history, when it was staged there.
-    pub fn since(&self, place: (History, u64)) -> Option<u64> {
+    /// came from another cluster incarnation, when it was staged there.
+    pub fn since(&self, place: (Cluster, u64)) -> Option<u64> {
         match self.resumed.contains(&place) {
             true => self.staged.get(&place.1).copied(),
             false => self.first_activated.get(&place).copied(),
@@ -250,26 +250,27 @@ impl Annals {
 
     /// Writes down what a set tells; the places to which another key has come. Says nothing of
     /// contradictions; that is for [`one_order`].
-    pub fn note(&mut self, now: u64, set: &Set) -> Vec<(History, u64)> {
+    pub fn note(&mut self, now: u64, set: &Set) -> Vec<(Cluster, u64)> {
         let mut remade = Vec::new();
-        let (true, Some(history)) = (set.agreed, set.history) else { return remade };
+        let (true, Some(cluster_id)) = (set.agreed, set.cluster_id) else { return remade };
         for (key, generation) in named(set) {
-            let place = (history, generation);
+            let place = (cluster_id, generation);
             let places = self.place.entry(key).or_default();
-            let is_new = !places.contains_key(&history);
-            places.entry(history).or_insert(generation);
-            // A box that was away may show the one from before again.
+            let is_new = !places.contains_key(&cluster_id);
+            places.entry(cluster_id).or_insert(generation);
+            // A server that was away may show the one from before again.
             if is_new && self.key.insert(place, key).is_some() {
                 for times in [&mut self.seen, &mut self.activated, &mut self.current] {
                     times.remove(&place);
                 }
-                self.noted.retain(|(_, history, generation), _| (*history, *generation) != place);
+                self.noted
+                    .retain(|(_, cluster_id, generation), _| (*cluster_id, *generation) != place);
                 remade.push(place);
             }
             self.seen.entry(place).or_insert(now);
         }
-        self.note_activation(now, (history, set.current));
-        self.current.entry((history, set.current)).or_insert(now);
+        self.record_activation(now, (cluster_id, set.current));
+        self.current.entry((cluster_id, set.current)).or_insert(now);
         remade
     }
 }
@@ -283,24 +284,26 @@ pub fn named(set: &Set) -> impl Iterator<Item = (Bytes, u64)> + '_ {
 }
 
 impl Sight {
-    /// Calls `look` for each key that a box's present process holds: the box, the key's place.
-    pub fn each_key(&self, mut look: impl FnMut(u32, History, u64)) {
+    /// Calls `look` for each key that a server's present process holds: the server, the key's place.
+    pub fn each_key(&self, mut look: impl FnMut(u32, Cluster, u64)) {
         cells::each(|(id, run), bytes| {
-            if self.boxes.get(&id).is_some_and(|view| view.run == run) {
-                self.annals.places(bytes).for_each(|(history, place)| look(id, history, place));
+            if self.servers.get(&id).is_some_and(|view| view.run == run) {
+                self.annals
+                    .places(bytes)
+                    .for_each(|(cluster_id, place)| look(id, cluster_id, place));
             }
         });
     }
 
-    /// How long it takes until a box that is well again is also in step with the others: a
+    /// How long it takes until a server that is well again is also in step with the others: a
     /// handover that goes on without it, an election, and a connection that is dialled anew.
     pub fn settling(&self) -> u64 {
         self.plan.handover + 2 * self.plan.upper + 3 * SECOND
     }
 
-    /// For how long all has been well with a box by itself.
+    /// For how long all has been well with a server by itself.
     pub fn well_for(&self, id: u32) -> u64 {
-        let is_listed = self.boxes.get(&id).is_some_and(|view| view.listed);
+        let is_listed = self.servers.get(&id).is_some_and(|view| view.listed);
         if is_listed {
             self.up_for(id)
         } else {
@@ -310,7 +313,7 @@ impl Sight {
 
     /// The same whether or not the list has it.
     fn up_for(&self, id: u32) -> u64 {
-        let Some(view) = self.boxes.get(&id) else { return 0 };
+        let Some(view) = self.servers.get(&id) else { return 0 };
         match view.joined {
             Some(joined) if view.awake => {
                 let own = view.trouble.free_for(self.now);
@@ -326,7 +329,7 @@ impl Sight {
         self.links.get(&pair).map_or(self.now, |trouble| trouble.free_for(self.now))
     }
 
-    /// The boxes that lead, or did not long ago.
+    /// The servers that lead, or did not long ago.
     ///
     /// Of those who began long ago the one with the highest term leads, since a majority lost its
     /// memory, and terms with it.
@@ -340,7 +343,7 @@ impl Sight {
         standing.into_iter().chain(recent).map(|leader| leader.id)
     }
 
-    /// Whether all has been well with a box, its links to leaders and the leaders themselves
+    /// Whether all has been well with a server, its links to leaders and the leaders themselves
     /// for so long that it has to be in step.
     pub fn settled(&self, id: u32) -> bool {
         let enough = self.settling();
@@ -352,7 +355,7 @@ impl Sight {
             })
     }
 
-    /// Whether a box has been connected for long enough with a majority of those that may count,
+    /// Whether a server has been connected for long enough with a majority of those that may count,
     /// all of them well. Asked for only where nothing but late votes happens: those restart servers
     /// faster than they are brought up to date, and as long as entries are on their way to one, openraft
     /// puts off to purge them.
@@ -361,7 +364,7 @@ impl Sight {
             return true;
         }
         let enough = self.settling();
-        let counting = || self.boxes.iter().filter(|(_, view)| view.may_count());
+        let counting = || self.servers.iter().filter(|(_, view)| view.may_count());
         let together = counting().filter(|(other, _)| {
             let linked = **other == id || self.linked_for(id, **other) >= enough;
             linked && self.up_for(**other) >= enough
@@ -372,17 +375,18 @@ impl Sight {
     /// For how long all has been well everywhere, that is with all that the group may count on:
     /// with those as well of which nobody knows whether a change of the list came true.
     pub fn all_well_for(&self) -> u64 {
-        let listed = self.boxes.iter().filter(|(_, view)| view.may_count()).map(|(id, _)| *id);
-        let boxes = listed.clone().map(|id| self.up_for(id)).min().unwrap_or(0);
+        let listed = self.servers.iter().filter(|(_, view)| view.may_count()).map(|(id, _)| *id);
+        let servers = listed.clone().map(|id| self.up_for(id)).min().unwrap_or(0);
         let links = listed.clone().flat_map(|a| listed.clone().map(move |b| (a, b)));
         let links = links.filter(|(a, b)| a != b).map(|(a, b)| self.linked_for(a, b)).min();
-        boxes.min(links.unwrap_or(boxes))
+        servers.min(links.unwrap_or(servers))
     }
 
-    /// Box `id` joins fewer than a majority who remember; it asked those of its file, `asked`, and
+    /// Server `id` joins fewer than a majority who remember; it asked those of its file, `asked`, and
     /// `forgetful` remember nothing.
     pub fn joins_few(&mut self, id: u32, asked: &BTreeSet<u32>, forgetful: &BTreeSet<u32>) {
-        let others = || self.boxes.iter().filter(|(other, view)| **other != id && view.may_count());
+        let others =
+            || self.servers.iter().filter(|(other, view)| **other != id && view.may_count());
         let there = |other: u32, view: &View| {
             view.awake && asked.contains(&other) && self.linked_for(id, other) > 0
         };
@@ -415,41 +419,41 @@ impl Sight {
     }
 
     /// Whether the activation of this generation may have dropped all older keys.
-    pub fn may_revoke(&self, history: History, generation: u64) -> bool {
-        let key = (history, generation);
+    pub fn may_revoke(&self, cluster_id: Cluster, generation: u64) -> bool {
+        let key = (cluster_id, generation);
         let seen = self.annals.seen.get(&key).copied().unwrap_or(self.now);
         self.ordered_between(seen.saturating_sub(MS), seen)
     }
 }
 
-/// The judges of all promises.
+/// The checkers of all promises.
 #[derive(Default)]
-pub struct Judges {
-    one_order: one_order::Judge,
-    on_time: on_time::Judge,
-    nobody_else: nobody_else::Judge,
+pub struct Checkers {
+    one_order: one_order::Checker,
+    on_time: on_time::Checker,
+    nobody_else: nobody_else::Checker,
     /// What clients saw.
     pub tickets: held_before_used::Tickets,
 }
 
-impl Judges {
-    /// Lets all of them judge one event.
+impl Checkers {
+    /// Lets all of them check one event.
     ///
     /// # Errors
     /// Which promise was broken, and how.
-    pub fn judge(&mut self, sight: &Sight, event: &Event) -> Verdict {
-        let verdicts = [
-            ("held before used", held_before_used::judge(sight, event, &mut self.tickets)),
-            ("the latest two", latest_two::judge(sight, event)),
-            ("one order", self.one_order.judge(sight, event)),
-            ("on time", self.on_time.judge(sight, event)),
-            ("never old", never_old::judge(sight, event)),
-            ("gone means gone", gone_means_gone::judge(sight, event)),
-            ("nobody else", self.nobody_else.judge(sight, event)),
-            ("the host stays up", host_stays_up::judge(sight, event)),
+    pub fn assess(&mut self, sight: &Sight, event: &Event) -> RecoveryDecision {
+        let outcomes = [
+            ("held before used", held_before_used::assess(sight, event, &mut self.tickets)),
+            ("the latest two", latest_two::assess(sight, event)),
+            ("one order", self.one_order.assess(sight, event)),
+            ("on time", self.on_time.assess(sight, event)),
+            ("never old", never_old::assess(sight, event)),
+            ("gone means gone", gone_means_gone::assess(sight, event)),
+            ("nobody else", self.nobody_else.assess(sight, event)),
+            ("the host stays up", host_stays_up::assess(sight, event)),
         ];
-        for (promise, verdict) in verdicts {
-            verdict.map_err(|words| format!("promise \"{promise}\" is broken: {words}"))?;
+        for (promise, outcome) in outcomes {
+            outcome.map_err(|words| format!("promise \"{promise}\" is broken: {words}"))?;
         }
         Ok(())
     }

@@ -5,24 +5,26 @@
 //! activation leaves its host without the key, and the schedule goes on from the activation. Young:
 //! whoever may lead next knows how old the current key is. Late: while all is well everywhere, none is overdue.
 
-use super::{seconds, Event, Sight, Verdict};
+use super::{seconds, Event, RecoveryDecision, Sight};
 use crate::SECOND;
 
 /// See the module's head.
 #[derive(Default)]
-pub struct Judge {
-    /// The activations that were judged.
-    seen: std::collections::BTreeSet<(super::History, u64)>,
+pub struct Checker {
+    /// The activations that were checked.
+    seen: std::collections::BTreeSet<(super::Cluster, u64)>,
 }
 
-impl Judge {
+impl Checker {
     /// See the module's head.
-    pub fn judge(&mut self, sight: &Sight, event: &Event) -> Verdict {
+    pub fn assess(&mut self, sight: &Sight, event: &Event) -> RecoveryDecision {
         match event {
-            Event::Activated { history, generation } => self.first(sight, *history, *generation),
+            Event::Activated { cluster_id, generation } => {
+                self.first(sight, *cluster_id, *generation)
+            }
             // For a ring that nobody saw.
-            Event::Installed { set, .. } if set.agreed => match set.history {
-                Some(history) => self.first(sight, history, set.current),
+            Event::Installed { set, .. } if set.agreed => match set.cluster_id {
+                Some(cluster_id) => self.first(sight, cluster_id, set.current),
                 None => Ok(()),
             },
             Event::Look => late(sight).and(young(sight)),
@@ -30,16 +32,21 @@ impl Judge {
         }
     }
 
-    fn first(&mut self, sight: &Sight, history: super::History, generation: u64) -> Verdict {
-        match self.seen.insert((history, generation)) {
-            true => early(sight, history, generation),
+    fn first(
+        &mut self,
+        sight: &Sight,
+        cluster_id: super::Cluster,
+        generation: u64,
+    ) -> RecoveryDecision {
+        match self.seen.insert((cluster_id, generation)) {
+            true => early(sight, cluster_id, generation),
             false => Ok(()),
         }
     }
 }
 
-fn early(sight: &Sight, history: super::History, generation: u64) -> Verdict {
-    let before = (history, generation.saturating_sub(1));
+fn early(sight: &Sight, cluster_id: super::Cluster, generation: u64) -> RecoveryDecision {
+    let before = (cluster_id, generation.saturating_sub(1));
     let Some(last) = sight.annals.since(before) else { return Ok(()) };
     if sight.clock_lied || sight.ordered_between(last, sight.now) {
         return Ok(());
@@ -57,32 +64,32 @@ fn early(sight: &Sight, history: super::History, generation: u64) -> Verdict {
     }
 }
 
-/// A box that takes the current key for younger than it is would rotate late if it led.
-fn young(sight: &Sight) -> Verdict {
+/// A server that takes the current key for younger than it is would rotate late if it led.
+fn young(sight: &Sight) -> RecoveryDecision {
     if sight.clock_lied {
         return Ok(());
     }
-    for (id, view) in sight.boxes.iter().filter(|(id, _)| sight.settled(**id)) {
-        let Some((history, generation, told)) = view.told_age else { continue };
-        let since = sight.annals.activated.get(&(history, generation)).copied();
+    for (id, view) in sight.servers.iter().filter(|(id, _)| sight.settled(**id)) {
+        let Some((cluster_id, generation, told)) = view.told_age else { continue };
+        let since = sight.annals.activated.get(&(cluster_id, generation)).copied();
         // A majority that forgets an activation may make another key of that generation.
         let known = since.filter(|since| sight.majority_forgot.is_none_or(|at| at < *since));
         // A new leader goes by its own note and tells that: of when it first heard of the activation,
         // be it long after the others, because it was paused or cut off.
         let notes = |since: u64| {
             let later = sight.leaders.iter().filter(move |leader| leader.at >= since);
-            later.filter_map(|leader| sight.annals.noted.get(&(leader.id, history, generation)))
+            later.filter_map(|leader| sight.annals.noted.get(&(leader.id, cluster_id, generation)))
         };
         let known = known.map(|since| notes(since).copied().max().map_or(since, |n| n.max(since)));
         let age = sight.now - known.unwrap_or(sight.now);
-        // An age is told as it was when the message was sent, and a message waits for a box that
+        // An age is told as it was when the message was sent, and a message waits for a server that
         // stands still.
         let since = sight.now - age;
         let pauses = sight.pauses.iter().filter(|(other, _, to)| other == id && *to > since);
         let waited = pauses.map(|(_, from, to)| to - from.max(&since)).max().unwrap_or(0);
         if told + age / 100 + SECOND + sight.slowest + waited < age {
             return Err(format!(
-                "box {id} takes generation {generation}, {} old, for {} old",
+                "server {id} takes generation {generation}, {} old, for {} old",
                 seconds(age),
                 seconds(told)
             ));
@@ -91,19 +98,19 @@ fn young(sight: &Sight) -> Verdict {
     Ok(())
 }
 
-fn late(sight: &Sight) -> Verdict {
+fn late(sight: &Sight) -> RecoveryDecision {
     let grace = 2 * sight.settling();
     if sight.all_well_for() < grace {
         return Ok(());
     }
-    for (id, view) in sight.boxes.iter().filter(|(_, view)| view.listed) {
+    for (id, view) in sight.servers.iter().filter(|(_, view)| view.listed) {
         let Some(set) = &view.set else { continue };
-        let (true, Some(history)) = (set.agreed, set.history) else { continue };
-        let since = sight.annals.current.get(&(history, set.current)).copied();
+        let (true, Some(cluster_id)) = (set.agreed, set.cluster_id) else { continue };
+        let since = sight.annals.current.get(&(cluster_id, set.current)).copied();
         let age = sight.now - since.unwrap_or(sight.now);
         if age > sight.plan.interval + sight.plan.interval / 25 + grace {
             return Err(format!(
-                "box {id} still has generation {} after {}; the interval is {}, and all has been \
+                "server {id} still has generation {} after {}; the interval is {}, and all has been \
                  well everywhere for {}",
                 set.current,
                 seconds(age),

@@ -1,0 +1,537 @@
+//! What a server says of itself to an operator's command: everything that tells whether it is well,
+//! and nothing secret. Keys appear by generation and fingerprint only.
+//!
+//! Plain values; who fills them in is [`crate::node`], who asks for them [`crate::client`]. What
+//! must hold: [`ServerStatus::check`] bounds all that has no length of its own, and lets no text pass
+//! that could do more on a terminal than be read.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::client_policy::{ClientPolicy, MAX_SITES};
+use super::config::MAX_MEMBERS;
+use super::ending::Ending;
+use super::key_ring::{ClusterId, Generation, MAX_KEYS};
+use super::server_id::ServerId;
+use super::stek::Fingerprint;
+use super::text::is_readable;
+use super::ticket_scope::TicketScope;
+
+/// The most entries of a list of counts.
+pub const MAX_COUNTS: usize = 64;
+
+/// The most hints of one server.
+pub const MAX_HINTS: usize = 32;
+
+/// A server's part in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// It is joining what it may do.
+    Joining,
+    /// It came back without memory and is catching up.
+    Recovering,
+    /// It follows a leader, or waits for one.
+    Follower,
+    /// It campaigns.
+    Candidate,
+    /// It leads, and a majority acknowledged that lately.
+    Leader,
+}
+
+impl Role {
+    /// The word for it in tables and in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Role::Joining => "joining",
+            Role::Recovering => "recovering",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::Leader => "leader",
+        }
+    }
+
+    /// The number for it in the metric `role`: 0 to 4 in the order of the values.
+    pub fn number(self) -> u64 {
+        self as u64
+    }
+}
+
+/// Whose key encrypts the tickets that a server gives out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyInUse {
+    /// The group's.
+    Agreed,
+    /// Its own, because it has not met the group yet.
+    Own,
+    /// Its own, because there was no majority for longer than `max_key_age`.
+    Emergency,
+}
+
+impl KeyInUse {
+    /// The word for it in tables and in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            KeyInUse::Agreed => "agreed",
+            KeyInUse::Own => "own",
+            KeyInUse::Emergency => "emergency",
+        }
+    }
+}
+
+/// A key by its public names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyStatus {
+    /// Its place in the order.
+    pub generation: Generation,
+    /// Its fingerprint.
+    pub fingerprint: Fingerprint,
+}
+
+/// The keys of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keys {
+    /// The agreed key that encrypts, once there is one.
+    pub current: Option<KeyStatus>,
+    /// The agreed keys that still decrypt, newest first; with `ticket_keys` 2 there is one.
+    pub previous: Vec<KeyStatus>,
+    /// The next key, during a handover.
+    pub staged: Option<KeyStatus>,
+    /// How long the current key has been current, in milliseconds; 0 if there is none.
+    pub age_ms: u64,
+    /// When the next rotation is due by this server's options, in milliseconds from now.
+    pub next_ms: u64,
+    /// This server's `key_update_interval`, in milliseconds.
+    pub interval_ms: u64,
+    /// Whose key encrypts.
+    pub in_use: KeyInUse,
+    /// The newest agreed generation in Traffic Server's ticket context, 0 if none is.
+    pub installed: Generation,
+}
+
+/// The server list as a server knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListStatus {
+    /// The version of the agreed list, 0 before there is one.
+    pub version: u64,
+    /// The first 8 hex digits of a hash over the agreed list. All servers have the same.
+    pub digest: Option<String>,
+    /// The same over the list of the server's own file, which may be behind the agreed one.
+    pub file_digest: String,
+    /// The first 8 hex digits of a hash over those options that all servers should have alike.
+    pub options_digest: String,
+    /// Voters of Raft's membership.
+    pub voters: u32,
+    /// All other members, by id.
+    pub others: Vec<MemberStatus>,
+}
+
+/// Another member as a server sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Which one.
+    pub id: ServerId,
+    /// When a frame of it was last heard, in milliseconds ago; `None` if never.
+    pub heard_ms: Option<u64>,
+    /// Whether it was heard within the upper election bound.
+    pub reachable: bool,
+    /// Whether this server has a connection to the member's listed address.
+    pub connected: bool,
+}
+
+/// How a server stands with the majority, and what it has counted since it started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its part.
+    pub role: Role,
+    /// The leader, if one is known.
+    pub leader: Option<ServerId>,
+    /// Raft's term.
+    pub term: u64,
+    /// The cluster incarnation that it belongs to.
+    pub cluster_id: Option<ClusterId>,
+    /// Whether it belongs to a majority that agrees at present.
+    pub quorum: bool,
+    /// When it last knew that it did, in milliseconds ago; `None` if never.
+    pub quorum_ms: Option<u64>,
+    /// How often it campaigned.
+    pub elections: u64,
+    /// How often it saw another leader or term than before.
+    pub leaders: u64,
+    /// How many keys it saw being staged.
+    pub staged: u64,
+    /// How many keys it saw become current.
+    pub rotations: u64,
+}
+
+/// A count and the word for what is counted, as in metrics.
+pub type Count = (String, u64);
+
+/// The certificates of a server, without the key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The leaf's subject in the one-line form.
+    pub subject: String,
+    /// SHA-256 over the leaf, in hex.
+    pub fingerprint: String,
+    /// The first 8 hex digits of a hash over the certificates of `root_cert_file`, in any order.
+    pub roots_digest: String,
+    /// How long all certificates in use are still valid, in seconds, 0 if one has expired: of the
+    /// one to speak of, see [`Ending::first`]. `None` if OpenSSL cannot read a date.
+    pub expires_s: Option<u64>,
+    /// How long that one lives in all, in seconds.
+    pub life_s: u64,
+    /// The subject of that one, if it is not the leaf but an authority above it.
+    pub authority: Option<String>,
+}
+
+impl CertificateStatus {
+    /// The end to speak of.
+    pub fn ending(&self) -> Option<Ending> {
+        Some(Ending {
+            subject: self.authority.clone().unwrap_or_else(|| self.subject.clone()),
+            is_authority: self.authority.is_some(),
+            left: Duration::from_secs(self.expires_s?),
+            life: Duration::from_secs(self.life_s),
+        })
+    }
+}
+
+/// What in a server keeps sessions from being resumed, or secrets from being kept, and cannot be seen
+/// from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hint {
+    /// `proxy.config.ssl.server.session_ticket.enable` is 0.
+    TicketsDisabled,
+    /// `proxy.config.ssl.server.ticket_key.filename` is set to this.
+    TicketKeyFile(String),
+    /// That line of ssl_multicert.config has `ssl_ticket_enabled=0`.
+    LineWithoutTickets(u32),
+    /// That line of ssl_multicert.config has a `ticket_key_name`, which nothing heeds any more.
+    LineWithKeys(u32),
+    /// That line of ssl_multicert.config has a `dest_ip` other than `*`, whose sites Traffic Server
+    /// gives keys of their own (its issue 8734).
+    LineWithAddress(u32),
+    /// Memory of keys may be written to swap: the kernel's error number for `mlock`.
+    Unlocked(i32),
+    /// Memory of keys would be part of a core dump: the error number for `madvise`.
+    Dumped(i32),
+    /// Keys have no memory of their own: the error number for `mmap`.
+    Unmapped(i32),
+}
+
+/// The hint as a sentence without its full stop: what is so, what that means, what to do.
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = |errno: &i32| io::Error::from_raw_os_error(*errno);
+        match self {
+            Hint::TicketsDisabled => write!(
+                f,
+                "proxy.config.ssl.server.session_ticket.enable is 0: Traffic Server gives out no \
+                 session tickets, so there is nothing to share; set it to 1"
+            ),
+            Hint::TicketKeyFile(file) => write!(
+                f,
+                "proxy.config.ssl.server.ticket_key.filename is {file:?}: Traffic Server puts \
+                 that file's keys in place of the shared ones when the record changes and when it \
+                 reloads its configuration; the shared ones are given to it again every 5 s, and \
+                 tickets of the time between resume nowhere else; unset it"
+            ),
+            Hint::LineWithoutTickets(line) => write!(
+                f,
+                "ssl_multicert.config line {line} has ssl_ticket_enabled=0: its sites give out no \
+                 session tickets; remove it unless that is wanted"
+            ),
+            Hint::LineWithKeys(line) => write!(
+                f,
+                "ssl_multicert.config line {line} has a ticket_key_name, which Traffic Server \
+                 ignores since 7.1, and which means that its sites were to have keys of their own; \
+                 remove it"
+            ),
+            Hint::LineWithAddress(line) => write!(
+                f,
+                "ssl_multicert.config line {line} has a dest_ip other than *: some versions of \
+                 Traffic Server give its sites ticket keys of their own (apache/trafficserver issue \
+                 8734), and with ticket_scope: host their sessions resume only on servers whose \
+                 lines are of the same kind; tell sites apart by server name"
+            ),
+            Hint::Unlocked(errno) => write!(
+                f,
+                "ticket keys may be written to swap (mlock: {}); raise LimitMEMLOCK, ulimit -l",
+                error(errno)
+            ),
+            Hint::Dumped(errno) => write!(
+                f,
+                "ticket keys would be part of a core dump (madvise: {}); switch core dumps off",
+                error(errno)
+            ),
+            Hint::Unmapped(errno) => write!(
+                f,
+                "ticket keys have no protected memory of their own (mmap: {})",
+                error(errno)
+            ),
+        }
+    }
+}
+
+/// What a server knows of the Traffic Server that it runs in. All empty where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Traffic Server's version.
+    pub version: Option<String>,
+    /// Sets of keys that Traffic Server took.
+    pub installs: u64,
+    /// Sets of keys that it refused, or that were not fit for it.
+    pub install_failures: u64,
+    /// Whether a set that was refused waits to be tried again.
+    pub install_pending: bool,
+    /// What the operator has to look at.
+    pub hints: Vec<Hint>,
+    /// The first 8 hex digits of SHA-256 over the subjects in the file of
+    /// `proxy.config.ssl.CA.cert.filename`, in their order, each once: with `ticket_scope: host` a
+    /// part of what a session is bound to. `None` if the record is unset or the file no PEM.
+    pub ca_digest: Option<String>,
+    /// What its clients are asked for; `None` where there is no Traffic Server.
+    pub client_policy: Option<ClientPolicy>,
+    /// What sessions are bound to, in effect; `None` where there is no Traffic Server.
+    pub ticket_scope: Option<TicketScope>,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Which server.
+    pub id: ServerId,
+    /// The version of this software.
+    pub software: String,
+    /// The run of its process: a random number.
+    pub incarnation: u64,
+    /// How long the plugin has been running, in milliseconds.
+    pub uptime_ms: u64,
+    /// The server's wall clock: milliseconds since 1970. Nothing of ours goes by it.
+    pub clock_ms: u64,
+    /// Its part in the group.
+    pub group: GroupStatus,
+    /// Its keys.
+    pub keys: Keys,
+    /// Its server list.
+    pub list: ListStatus,
+    /// Its certificates.
+    pub certificate: CertificateStatus,
+    /// The Traffic Server around it.
+    pub host: HostStatus,
+    /// Refused keys by place and reason, such as `leader_weak`; those that are 0 are left out.
+    pub refused_keys: Vec<Count>,
+    /// Refused or ended connections by cause, such as `untrusted`; those that are 0 are left out.
+    pub refused_peers: Vec<Count>,
+    /// Connections whose handshake succeeded.
+    pub accepted: u64,
+}
+
+/// Why a status is not one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BadStatus {
+    /// There is more of something than any server has.
+    #[error("more {0} than any server has")]
+    TooMany(&'static str),
+    /// A text is longer than [`super::text::MAX_WORDS`], or has a control character in it.
+    #[error("a text that is too long or not printable")]
+    Text,
+}
+
+impl ServerStatus {
+    /// Whether it is within what any server says.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), BadStatus> {
+        let bounds = [
+            (self.keys.previous.len(), MAX_KEYS, "keys"),
+            (self.list.others.len(), MAX_MEMBERS, "members"),
+            (self.host.hints.len(), MAX_HINTS, "hints"),
+            (self.host.client_policy.as_ref().map_or(0, |p| p.sites.len()), MAX_SITES, "sites"),
+            (self.refused_keys.len(), MAX_COUNTS, "counts"),
+            (self.refused_peers.len(), MAX_COUNTS, "counts"),
+        ];
+        if let Some((.., what)) = bounds.into_iter().find(|(len, most, _)| len > most) {
+            return Err(BadStatus::TooMany(what));
+        }
+        match self.texts().all(|text| is_readable(text)) {
+            true => Ok(()),
+            false => Err(BadStatus::Text),
+        }
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &String> {
+        let files = self.host.hints.iter().filter_map(|hint| match hint {
+            Hint::TicketKeyFile(file) => Some(file),
+            _ => None,
+        });
+        let certificate = &self.certificate;
+        [
+            &self.software,
+            &self.list.file_digest,
+            &self.list.options_digest,
+            &certificate.subject,
+            &certificate.fingerprint,
+            &certificate.roots_digest,
+        ]
+        .into_iter()
+        .chain(&self.list.digest)
+        .chain(&certificate.authority)
+        .chain(&self.host.version)
+        .chain(&self.host.ca_digest)
+        .chain(self.host.client_policy.iter().flat_map(ClientPolicy::texts))
+        .chain(self.refused_keys.iter().chain(&self.refused_peers).map(|(word, _)| word))
+        .chain(files)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::core::text::{readable, MAX_WORDS};
+
+    /// A status as a sound server gives it.
+    pub(crate) fn sample() -> ServerStatus {
+        let fingerprint = crate::core::stek::Stek::copy_from(&[7; 48]).unwrap().fingerprint();
+        let key = |g| KeyStatus { generation: Generation(g), fingerprint };
+        ServerStatus {
+            id: ServerId(3),
+            software: "0.1.0".to_owned(),
+            incarnation: 7,
+            uptime_ms: 10,
+            clock_ms: 1_700_000_000_000,
+            group: GroupStatus {
+                role: Role::Follower,
+                leader: Some(ServerId(1)),
+                term: 4,
+                cluster_id: ClusterId::from_bytes([9; 16]),
+                quorum: true,
+                quorum_ms: Some(60),
+                elections: 1,
+                leaders: 2,
+                staged: 4,
+                rotations: 3,
+            },
+            keys: Keys {
+                current: Some(key(9)),
+                previous: vec![key(8)],
+                staged: None,
+                age_ms: 1000,
+                next_ms: 2000,
+                interval_ms: 3000,
+                in_use: KeyInUse::Agreed,
+                installed: Generation(9),
+            },
+            list: ListStatus {
+                version: 1,
+                digest: Some("01234567".to_owned()),
+                file_digest: "01234567".to_owned(),
+                options_digest: "89abcdef".to_owned(),
+                voters: 3,
+                others: vec![MemberStatus {
+                    id: ServerId(1),
+                    heard_ms: Some(20),
+                    reachable: true,
+                    connected: false,
+                }],
+            },
+            certificate: CertificateStatus {
+                subject: "/CN=server".to_owned(),
+                fingerprint: "00".repeat(32),
+                roots_digest: "01234567".to_owned(),
+                expires_s: Some(86_400),
+                life_s: 365 * 86_400,
+                authority: None,
+            },
+            host: HostStatus { hints: vec![Hint::TicketsDisabled], ..HostStatus::default() },
+            refused_keys: vec![("leader_weak".to_owned(), 1)],
+            refused_peers: vec![("untrusted".to_owned(), 2)],
+            accepted: 4,
+        }
+    }
+
+    #[test]
+    fn what_is_at_a_bound_passes() {
+        let mut most = sample();
+        most.keys.previous = vec![most.keys.previous[0]; MAX_KEYS];
+        most.list.others = vec![most.list.others[0]; MAX_MEMBERS];
+        most.host.hints = vec![Hint::TicketsDisabled; MAX_HINTS];
+        most.refused_keys = vec![most.refused_keys[0].clone(); MAX_COUNTS];
+        most.refused_peers = vec![most.refused_peers[0].clone(); MAX_COUNTS];
+        most.software = "x".repeat(MAX_WORDS);
+        assert_eq!(most.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_readable_text_is_the_text_up_to_the_bound() {
+        assert_eq!(readable("a b\u{1b}c"), "a b\u{fffd}c");
+        assert_eq!(readable(&"x".repeat(MAX_WORDS)), "x".repeat(MAX_WORDS));
+        assert_eq!(readable(&"x".repeat(MAX_WORDS + 1)), "x".repeat(MAX_WORDS));
+        // A character that would go over the bound is left out whole.
+        let long = format!("{}\u{e9}", "x".repeat(MAX_WORDS - 1));
+        assert_eq!(readable(&long), "x".repeat(MAX_WORDS - 1));
+    }
+
+    #[test]
+    fn words_and_numbers_are_those_that_tables_and_metrics_have() {
+        let roles =
+            [Role::Joining, Role::Recovering, Role::Follower, Role::Candidate, Role::Leader];
+        let words = ["joining", "recovering", "follower", "candidate", "leader"];
+        assert_eq!(roles.map(Role::word), words);
+        assert_eq!(roles.map(Role::number), [0, 1, 2, 3, 4]);
+        let uses = [KeyInUse::Agreed, KeyInUse::Own, KeyInUse::Emergency];
+        assert_eq!(uses.map(KeyInUse::word), ["agreed", "own", "emergency"]);
+    }
+
+    #[test]
+    fn what_any_server_says_passes_and_more_does_not() {
+        assert_eq!(sample().check(), Ok(()));
+        let mut many = sample();
+        many.keys.previous = vec![many.keys.previous[0]; MAX_KEYS + 1];
+        assert_eq!(many.check(), Err(BadStatus::TooMany("keys")));
+        let mut many = sample();
+        many.list.others = vec![many.list.others[0]; MAX_MEMBERS + 1];
+        assert_eq!(many.check(), Err(BadStatus::TooMany("members")));
+        let mut many = sample();
+        many.host.hints = vec![Hint::TicketsDisabled; MAX_HINTS + 1];
+        assert_eq!(many.check(), Err(BadStatus::TooMany("hints")));
+        let mut many = sample();
+        many.refused_peers = vec![many.refused_peers[0].clone(); MAX_COUNTS + 1];
+        assert_eq!(many.check(), Err(BadStatus::TooMany("counts")));
+    }
+
+    #[test]
+    fn no_text_moves_a_cursor() {
+        type Place = fn(&mut ServerStatus) -> &mut String;
+        let places: [Place; 11] = [
+            |s| &mut s.software,
+            |s| s.list.digest.as_mut().unwrap(),
+            |s| &mut s.list.file_digest,
+            |s| &mut s.list.options_digest,
+            |s| &mut s.certificate.subject,
+            |s| &mut s.certificate.fingerprint,
+            |s| &mut s.certificate.roots_digest,
+            |s| s.certificate.authority.get_or_insert_default(),
+            |s| &mut s.refused_keys[0].0,
+            |s| s.host.version.get_or_insert_default(),
+            |s| s.host.ca_digest.get_or_insert_default(),
+        ];
+        for (i, place) in places.into_iter().enumerate() {
+            for bad in ["\u{1b}[2J".to_owned(), "x".repeat(MAX_WORDS + 1)] {
+                let mut status = sample();
+                *place(&mut status) = bad.clone();
+                assert_eq!(status.check(), Err(BadStatus::Text), "{i}");
+                *place(&mut status) = readable(&bad);
+                assert_eq!(status.check(), Ok(()), "{i}");
+            }
+        }
+        let mut status = sample();
+        status.host.hints.push(Hint::TicketKeyFile("a\nb".to_owned()));
+        assert_eq!(status.check(), Err(BadStatus::Text));
+    }
+}

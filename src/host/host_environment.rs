@@ -1,0 +1,232 @@
+//! The Traffic Server around the plugin: settings of the host that defeat what the plugin is for,
+//! and what else only the inside can tell.
+//!
+//! The operator may change them while the host runs, so they are looked at again and again: the
+//! host's records with the metrics, its files with ours and at each reload. Invariants: a file that
+//! cannot be read is no reason not to start; what came and what went is told once.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openssl::error::ErrorStack;
+use openssl::sha::sha256;
+use openssl::x509::X509;
+
+use super::ats;
+use crate::core::client_policy::ClientPolicy;
+use crate::core::multicert;
+use crate::core::server_status::Hint;
+use crate::core::text::{readable, short_digest};
+use crate::load::{self, Dirs};
+use crate::log_sink::Log;
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct HostEnvironment {
+    /// Traffic Server's version.
+    pub version: Option<String>,
+    /// What the operator has to look at in the host's records.
+    pub records: Vec<Hint>,
+    /// What is in the host's files.
+    pub files: HostFiles,
+}
+
+/// What was found in the host's files.
+#[derive(Clone, Debug, Default)]
+pub struct HostFiles {
+    /// What the operator has to look at.
+    pub hints: Vec<Hint>,
+    /// See [`crate::core::server_status::HostStatus::ca_digest`].
+    pub ca_digest: Option<String>,
+    /// See [`crate::core::server_status::HostStatus::client_policy`].
+    pub client_policy: Option<ClientPolicy>,
+}
+
+/// What was found last. Cloning makes another handle.
+#[derive(Clone)]
+pub struct Around {
+    log: Log,
+    latest: Arc<Mutex<HostEnvironment>>,
+}
+
+impl Around {
+    /// Looks at all for the first time. Reads files, so it is not for a thread that must not wait.
+    pub fn look(log: Log, dirs: &Dirs) -> Around {
+        let around = Around { log, latest: Arc::default() };
+        around.lock().version = ats::version().map(|version| readable(&version));
+        around.look_at_records();
+        around.take_files(HostFiles::look(dirs));
+        around
+    }
+
+    /// What was found last.
+    pub fn latest(&self) -> HostEnvironment {
+        self.lock().clone()
+    }
+
+    /// Looks at the host's records, which costs no more than looking them up in a table.
+    pub fn look_at_records(&self) {
+        self.take_records(records());
+    }
+
+    fn take_records(&self, new: Vec<Hint>) {
+        let old = std::mem::replace(&mut self.lock().records, new.clone());
+        self.tell(&old, &new);
+    }
+
+    /// Takes over what the host's files say now.
+    pub fn take_files(&self, new: HostFiles) {
+        let hints = new.hints.clone();
+        let old = std::mem::replace(&mut self.lock().files, new);
+        self.tell(&old.hints, &hints);
+    }
+
+    fn tell(&self, old: &[Hint], new: &[Hint]) {
+        for hint in new.iter().filter(|hint| !old.contains(hint)) {
+            self.log.warning(hint.to_string());
+        }
+        for hint in old.iter().filter(|hint| !new.contains(hint)) {
+            self.log.note(format!("no longer so: {hint}"));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HostEnvironment> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HostFiles {
+    /// Reads two files of the host's.
+    pub fn look(dirs: &Dirs) -> HostFiles {
+        let multicert = load::host_file(&multicert_path(dirs));
+        let text = multicert.as_ref().and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let hints = text.map(multicert::hints).unwrap_or_default();
+        HostFiles { hints, ca_digest: ca_digest(dirs), client_policy: Some(client_policy(dirs)) }
+    }
+}
+
+/// The file of ticket keys that the host is configured with, if any.
+pub fn ticket_key_file() -> Option<String> {
+    ats::record_string("proxy.config.ssl.server.ticket_key.filename")
+}
+
+fn records() -> Vec<Hint> {
+    const TICKETS: &str = "proxy.config.ssl.server.session_ticket.enable";
+    let file = ticket_key_file().map(|file| Hint::TicketKeyFile(readable(&file)));
+    let disabled = (ats::record_int(TICKETS) == Some(0)).then_some(Hint::TicketsDisabled);
+    file.into_iter().chain(disabled).collect()
+}
+
+fn multicert_path(dirs: &Dirs) -> PathBuf {
+    let name = ats::record_string("proxy.config.ssl.server.multicert.filename");
+    dirs.config.join(name.unwrap_or_else(|| "ssl_multicert.config".to_owned()))
+}
+
+/// What the host asks of its clients, by the record and by sni.yaml.
+fn client_policy(dirs: &Dirs) -> ClientPolicy {
+    let level = ats::record_int("proxy.config.ssl.client.certification_level").unwrap_or_default();
+    let name = ats::record_string("proxy.config.ssl.servername.filename");
+    let file = dirs.config.join(name.unwrap_or_else(|| "sni.yaml".to_owned()));
+    let text = load::host_file(&file).unwrap_or_default();
+    // Many names may have the same authorities; each file is read once.
+    let read = RefCell::new(BTreeMap::new());
+    ClientPolicy::read(level, &String::from_utf8_lossy(&text), |file| {
+        let mut read = read.borrow_mut();
+        let digest = read.entry(file.to_owned()).or_insert_with(|| {
+            let certificates = load::host_file(&dirs.config.join(file)).unwrap_or_default();
+            let mut subjects = subjects(&certificates).unwrap_or_default();
+            // OpenSSL looks one up by its subject, so that their order is none of the host's.
+            subjects.sort_unstable();
+            digest_of(&subjects)
+        });
+        digest.clone()
+    })
+}
+
+/// The host takes the path to be relative to its prefix, and the name to be relative to the path.
+fn ca_digest(dirs: &Dirs) -> Option<String> {
+    let name = ats::record_string("proxy.config.ssl.CA.cert.filename")?;
+    let path = ats::record_string("proxy.config.ssl.CA.cert.path").unwrap_or_default();
+    let bytes = load::host_file(&dirs.install.join(path).join(name))?;
+    subjects(&bytes).ok().as_deref().map(digest_of)
+}
+
+/// What the host takes of a file of authorities: the certificates' subjects in their order, each
+/// once.
+fn subjects(pem: &[u8]) -> Result<Vec<Vec<u8>>, ErrorStack> {
+    let mut subjects = Vec::new();
+    for certificate in X509::stack_from_pem(pem)? {
+        let subject = certificate.subject_name().to_der()?;
+        if !subjects.contains(&subject) {
+            subjects.push(subject);
+        }
+    }
+    Ok(subjects)
+}
+
+/// DER tells where it ends, so that the subjects need nothing between them.
+fn digest_of(subjects: &[Vec<u8>]) -> String {
+    short_digest(&sha256(&subjects.concat()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::log_sink::{Level, LogSink};
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<(Level, String)>>);
+
+    impl LogSink for Lines {
+        fn write(&self, level: Level, line: &str) {
+            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.push((level, line.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_bundle_is_its_subjects_in_their_order() -> testkit::Result<()> {
+        let pem = |subject: &str| -> testkit::Result<String> {
+            let pem = testkit::pki::Authority::new(subject)?.identity.certificate.to_pem()?;
+            Ok(String::from_utf8_lossy(&pem).into_owned())
+        };
+        let (a, b, a_again) = (pem("/CN=a")?, pem("/CN=b")?, pem("/CN=a")?);
+        let digest = |text: String| subjects(text.as_bytes()).ok().as_deref().map(digest_of);
+        let plain = digest(format!("{a}{b}"));
+        assert!(plain.as_ref().is_some_and(|digest| digest.len() == 8), "{plain:?}");
+        for same in [format!("# x\n\n{a}\n{b}"), format!("{a}{b}{a}"), format!("{a_again}{b}")] {
+            assert_eq!(digest(same), plain);
+        }
+        for other in [a.clone(), format!("{b}{a}"), String::new()] {
+            assert_ne!(digest(other), plain);
+        }
+        assert_eq!(digest(format!("{a}-----BEGIN CERTIFICATE-----\nAA\n")), None);
+        Ok(())
+    }
+
+    #[test]
+    fn what_came_and_what_went_is_told_once() {
+        let lines = Arc::new(Lines::default());
+        let around = Around { log: Log::new(lines.clone()), latest: Arc::default() };
+        let told = || std::mem::take(&mut *lines.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let file = |name: &str| Hint::TicketKeyFile(name.to_owned());
+        around.take_records(vec![file("a")]);
+        around.take_records(vec![file("a")]);
+        assert_eq!(told(), [(Level::Warning, file("a").to_string())]);
+        around.take_files(HostFiles { hints: vec![Hint::LineWithKeys(3)], ..HostFiles::default() });
+        assert_eq!(around.latest().records, [file("a")]);
+        assert_eq!(told(), [(Level::Warning, Hint::LineWithKeys(3).to_string())]);
+        around.take_records(vec![file("b")]);
+        around.take_files(HostFiles::default());
+        let gone = |hint: Hint| (Level::Note, format!("no longer so: {hint}"));
+        let expected =
+            [(Level::Warning, file("b").to_string()), gone(file("a")), gone(Hint::LineWithKeys(3))];
+        assert_eq!(told(), expected);
+        // Without a host there is nothing to look at.
+        around.look_at_records();
+        assert_eq!(told(), [gone(file("b"))]);
+    }
+}

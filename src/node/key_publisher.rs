@@ -1,0 +1,272 @@
+//! From the agreed ring to the set that the host should hold.
+//!
+//! Outlives any one run of Raft: if agreement breaks and starts anew, the keys that are installed
+//! stay until the group's are known again. Makes a key of its own when the group's has become too
+//! old to encrypt, or while there is none. Invariants: what goes out passed key validation; at least
+//! one key always goes out; keys that nobody needs any more are dropped. Begun anew after a panic,
+//! it goes on with the keys that it held.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{watch, Mutex};
+use tokio::time::sleep;
+
+use super::rejected_keys::Place;
+use super::shared::Shared;
+use super::{new_key, KeySet};
+use crate::consensus::state_machine::AgreedView;
+use crate::core::key_ring::{keys_to_install, Generation, Held, KeyRing, Refusal};
+use crate::core::moment::Moment;
+use crate::core::rotation::may_encrypt_for_at;
+use crate::core::stek::Stek;
+use crate::log_sink::Level;
+use crate::supervise::{fail_point, kept_alive};
+
+/// How often a server whose key should have been replaced looks whether there is still a majority.
+const GRACE_LOOK: Duration = Duration::from_millis(200);
+
+/// The pause before another attempt when OpenSSL gave no key.
+const NO_KEY_RETRY: Duration = Duration::from_secs(1);
+
+/// Keeps the set up to date until the task is aborted.
+pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
+    let (log, now) = (shared.ctx.log.clone(), shared.ctx.now());
+    let kept = shared
+        .store
+        .kept_record()
+        .map_or_else(Vec::new, |record| record.ring.all().map(|held| held.stek.clone()).collect());
+    let key_publisher = Arc::new(Mutex::new(KeyPublisher {
+        shared,
+        held: AgreedView::default(),
+        own: vec![initial],
+        own_since: now,
+        kept,
+        alone: false,
+    }));
+    let begin = || keep_on(key_publisher.clone(), sets.clone());
+    kept_alive(&log, "keeping the set of ticket keys", begin).await;
+}
+
+/// Goes on from what the key publisher holds.
+async fn keep_on(key_publisher: Arc<Mutex<KeyPublisher>>, sets: watch::Sender<KeySet>) {
+    let mut key_publisher = key_publisher.lock().await;
+    let mut views = key_publisher.shared.ctx.views.subscribe();
+    let mut vote_restriction = key_publisher.shared.ctx.vote_restriction.subscribe();
+    let mut settings = key_publisher.shared.ctx.watch_settings();
+    let mut slept = key_publisher.shared.ctx.clock.watch_slept();
+    loop {
+        let view = views.borrow_and_update().clone();
+        fail_point("key_publisher");
+        // While a server catches up it passes through what was current long ago.
+        if vote_restriction.borrow_and_update().has_caught_up() {
+            key_publisher.take(view);
+        }
+        let pause = key_publisher.renew_own().min(key_publisher.age_kept());
+        key_publisher.shared.keys.alone.send_replace(key_publisher.alone);
+        key_publisher.publish(&sets);
+        tokio::select! {
+            () = sleep(pause) => {}
+            changed = views.changed() => if changed.is_err() { return },
+            _ = vote_restriction.changed() => {}
+            _ = settings.changed() => {}
+            // No timer notices that the machine was suspended, and keys are older now.
+            _ = slept.changed() => {}
+        }
+    }
+}
+
+struct KeyPublisher {
+    shared: Arc<Shared>,
+    /// The latest ring that may be used.
+    held: AgreedView,
+    /// This server's own keys, newest first: they encrypt while nothing agreed may, and otherwise
+    /// decrypt where there is room.
+    own: Vec<Stek>,
+    own_since: Moment,
+    /// Keys of this server's state file, newest first: they decrypt until the group's keys are known,
+    /// and never encrypt.
+    kept: Vec<Stek>,
+    /// Whether this server goes on with keys of its own because the group's are too old.
+    alone: bool,
+}
+
+impl KeyPublisher {
+    /// Takes over a newer ring if it passes key validation. A server that starts anew has an empty one for a while, which says
+    /// nothing about the keys.
+    fn take(&mut self, view: AgreedView) {
+        let (old, new) = (&self.held.agreed.ring, &view.agreed.ring);
+        if new.cluster_id().is_none() {
+            return;
+        }
+        let goes_back = match old.may_become(new) {
+            Ok(()) => false,
+            // The order of what an earlier life knew ends with it: the group may have lost that.
+            Err(_)
+                if self.shared.keys.is_restarted()
+                    && KeyRing::default().may_become(new).is_ok() =>
+            {
+                true
+            }
+            Err(refusal) => {
+                self.shared.rejected_keys.note(Place::Install, refusal);
+                return;
+            }
+        };
+        self.shared.keys.set_restarted(false);
+        if goes_back {
+            self.shared.keys.void_installed();
+        }
+        if old.cluster_id() != new.cluster_id() || goes_back {
+            // What this server encrypted with there goes on as a key of its own.
+            if let Some(held) = old.current() {
+                self.own.insert(0, held.stek.clone());
+                self.own_since = self.shared.keys.current_since(&self.held);
+            }
+        } else if new.revoked() > old.revoked() {
+            // Whatever leaked may have been one of this server's own.
+            self.own.clear();
+        }
+        self.held = view;
+        // Those that are the group's are in its ring; any other one retired, or was revoked.
+        if self.held.agreed.ring.all().next().is_some() {
+            self.kept.clear();
+            self.shared.store.drop_record();
+        }
+        // A key of an earlier cluster incarnation may have retired in the present one, or been revoked there.
+        self.own.retain(|own| !self.held.agreed.ring.has_retired(own));
+        self.drop_doubles();
+        if self.held.agreed.ring.current().is_some() {
+            self.shared.keys.drop_initial();
+        }
+    }
+
+    /// Drops own keys that have the name of another key in the ring: a ticket would not tell which
+    /// of the two made it, and the group's is the one that others know.
+    fn drop_doubles(&mut self) {
+        let (ring, rejected_keys) = (&self.held.agreed.ring, &self.shared.rejected_keys);
+        self.own.retain(|own| {
+            let double = |held: &Held| held.stek.name() == own.name() && !held.stek.same_bytes(own);
+            let is_double = ring.all().any(double);
+            if is_double {
+                rejected_keys.note(Place::Install, Refusal::NameTaken(own.fingerprint()));
+            }
+            !is_double
+        });
+    }
+
+    /// Drops the state file's keys once they are too old; when to look again.
+    fn age_kept(&mut self) -> Duration {
+        let age = match self.shared.store.kept_record() {
+            Some(record) => record.age(),
+            None => return Duration::MAX,
+        };
+        let rest = self.shared.ctx.settings().max_key_age.saturating_sub(age);
+        if rest.is_zero() {
+            self.shared
+                .ctx
+                .log
+                .note("the keys of the state file are older than max_key_age; dropped");
+            self.kept.clear();
+            self.shared.store.drop_record();
+            return Duration::MAX;
+        }
+        rest
+    }
+
+    /// Replaces this server's own encrypting key if it is due; when to look again.
+    fn renew_own(&mut self) -> Duration {
+        let shared = self.shared.clone();
+        let now = shared.ctx.now();
+        let ring = &self.held.agreed.ring;
+        if ring.current().is_some() {
+            let since = shared.keys.current_since(&self.held);
+            let settings = shared.ctx.settings();
+            let mut rest = may_encrypt_for_at(now, since, settings.max_key_age);
+            // Where a majority agrees, a rotation is under way or about to be; it gets its time.
+            let patience =
+                settings.max_key_age + settings.handover_timeout + settings.request_timeout;
+            let in_time = !may_encrypt_for_at(now, since, patience).is_zero();
+            if rest.is_zero() && in_time && shared.ctx.in_majority() {
+                rest = GRACE_LOOK;
+            }
+            if !rest.is_zero() {
+                if std::mem::take(&mut self.alone) {
+                    shared
+                        .ctx
+                        .log
+                        .note("the group's key is fresh again; this server's own key retires");
+                }
+                return rest;
+            }
+            if !std::mem::replace(&mut self.alone, true) {
+                shared.ctx.log.warning(
+                    "no majority for longer than max_key_age: the group's key is too old to \
+                     encrypt, going on with a key of this server's own until the group is back",
+                );
+                self.own_since = Moment::default();
+            }
+        }
+        let interval = shared.ctx.settings().key_update_interval;
+        let rest = interval.saturating_sub(now.since(self.own_since));
+        if !self.own.is_empty() && !rest.is_zero() {
+            return rest;
+        }
+        match new_key() {
+            Ok(key) => {
+                shared.ctx.log.note(format!(
+                    "this server's own key is now {}; other servers do not resume its tickets",
+                    key.fingerprint()
+                ));
+                shared.keys.replace_initial(&key);
+                self.own.insert(0, key);
+                self.own_since = now;
+                interval
+            }
+            Err(e) => {
+                let line = format!("no new key: {e}; the present one stays in use");
+                shared.ctx.log.limited(Level::Error, "no new key", line);
+                NO_KEY_RETRY
+            }
+        }
+    }
+
+    /// Sends the set out if it has changed, and drops own keys that are not in it.
+    fn publish(&mut self, sets: &watch::Sender<KeySet>) {
+        let ring: &KeyRing = &self.held.agreed.ring;
+        let limit = self.shared.ctx.settings().ticket_keys;
+        let keys: Vec<Stek> = keys_to_install(ring, &self.own, &self.kept, self.alone, limit)
+            .into_iter()
+            .filter(|key| self.passes_gate(key))
+            .collect();
+        if keys.is_empty() {
+            return;
+        }
+        self.own.retain(|own| keys.iter().any(|key| key.same_bytes(own)));
+        let generation_of = |key: &Stek| {
+            let mut held = ring.all();
+            held.find(|held| held.stek.same_bytes(key)).map(|held| held.generation)
+        };
+        let current = keys.first().and_then(generation_of).unwrap_or_default();
+        let newest = keys.iter().filter_map(generation_of).max().unwrap_or_default();
+        // During a first handover the leader's own key is the staged one as well.
+        let agreed = ring.current().is_some_and(|held| held.generation == current);
+        let current = if agreed { current } else { Generation(0) };
+        let last = sets.borrow().clone();
+        let same_keys = last.keys.len() == keys.len()
+            && last.keys.iter().zip(&keys).all(|(a, b)| a.same_bytes(b));
+        let same_rank =
+            (last.agreed, last.cluster_id, last.newest) == (agreed, ring.cluster_id(), newest);
+        if same_keys && same_rank {
+            return;
+        }
+        let (serial, cluster_id) = (last.serial + 1, ring.cluster_id());
+        sets.send_replace(KeySet { serial, keys, agreed, cluster_id, newest, current });
+    }
+
+    fn passes_gate(&self, key: &Stek) -> bool {
+        let refused =
+            |weakness| self.shared.rejected_keys.note(Place::Install, Refusal::Weak(weakness));
+        key.check().map_err(refused).is_ok()
+    }
+}

@@ -1,0 +1,593 @@
+//! The server list as the group agrees on it, and Raft's membership that follows it.
+//!
+//! A wrong list must not wedge the group: Raft can leave a membership change only through a
+//! majority of the old *and* of the new members, so both are asked for before anything is agreed,
+//! and again before Raft's membership moves. Nor may one server alone change the list: an operator
+//! puts the new one into the files of the servers, and the leader asks for it there. Invariants:
+//! - A list is taken only from a member that answers at its listed address, as the replacement of the
+//!   list that the group has now, and only if more than half of the voters have it in their files.
+//! - A server that is new gets the state as a snapshot, never as a log whose old memberships it would
+//!   replay.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::impls::EmptyNode;
+use openraft::{ChangeMembers, LogIdOptionExt, ServerState};
+use tokio::join;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout, Instant};
+
+use super::list_file::READ_LIMIT;
+use super::peer_client::Peers;
+use super::running::Running;
+use super::{forward, origin};
+use crate::consensus::network::{CallFailure, RpcClient};
+use crate::core::agreed::{Agreed, Command};
+use crate::core::config::Member;
+use crate::core::recovery::Status;
+use crate::core::server_id::ServerId;
+use crate::core::server_list::{Digest, ServerList};
+use crate::log_sink::Level;
+use crate::rpc::{self, MembershipRefusal, Request, Response};
+use crate::supervise::{fail_point, kept_alive};
+use crate::transport::listener::Caller;
+
+/// How long a server may take to say what it is, a new connection included.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a server may take to say what its file holds: a read that waits for the one before, the
+/// pause in between, and the way.
+const FILE_LIMIT: Duration = READ_LIMIT.saturating_mul(3);
+
+/// Between two looks at servers that have to catch up.
+const STEP_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a snapshot of the state may take.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often a server says that its file has another list than the group.
+const REMINDER: Duration = Duration::from_secs(600);
+
+/// A server that has not been level with the group for so long may have missed a new list; longer than
+/// any election takes.
+const OUT_OF_TOUCH: Duration = Duration::from_secs(10);
+
+/// How often a server whose file has another list than the group looks whether it is in touch.
+const TOUCH_LOOK: Duration = Duration::from_secs(1);
+
+/// Has this server know the members that the group agreed on, until the task is aborted.
+pub(super) async fn follow(peers: Arc<Peers>) {
+    let begin = || follow_on(peers.clone());
+    kept_alive(&peers.ctx.log, "following the server list", begin).await;
+}
+
+async fn follow_on(peers: Arc<Peers>) {
+    let mut views = peers.ctx.views.subscribe();
+    let mut settings = peers.ctx.watch_settings();
+    let mut told: Option<(String, Instant)> = None;
+    // What was loaded from the file, or what it held when it was looked at since.
+    let mut file = settings.borrow().members.clone();
+    // For which version of the agreed list it was looked at, and when.
+    let mut looked: Option<(u64, Instant)> = None;
+    loop {
+        let view = views.borrow_and_update().clone();
+        if settings.has_changed().unwrap_or(false) {
+            file.clone_from(&settings.borrow_and_update().members);
+            looked = None;
+        }
+        fail_point("server_list");
+        if let Some(server_list) = &view.agreed.server_list {
+            let mut members = places(&peers, server_list);
+            members.extend(leaving(&peers, server_list, &view.voters));
+            members.extend(new_peers(&peers, &view.agreed, server_list));
+            peers.set_members(&members);
+            // Where the operator has given all servers the new list and had one of them reload, the
+            // file has the agreed list although what was loaded from it differs.
+            let due = looked.is_none_or(|(version, at)| {
+                version != server_list.version || at.elapsed() >= REMINDER
+            });
+            if due && difference(&file, &view.agreed, server_list).is_some() {
+                looked = Some((server_list.version, Instant::now()));
+                if let Some(members) = peers.list_file.read().await {
+                    file = members;
+                    if ServerList::new(0, &file).is_ok_and(|file| file.same_members(server_list)) {
+                        peers.ctx.set_file_list(file.clone());
+                        continue;
+                    }
+                }
+            }
+            let words = difference(&file, &view.agreed, server_list);
+            told = words.map(|words| remind(&peers, words, told));
+        }
+        let rest = told.as_ref().map(|(_, at)| REMINDER.saturating_sub(at.elapsed()));
+        let rest = rest.map(|rest| rest.min(TOUCH_LOOK));
+        tokio::select! {
+            changed = views.changed() => if changed.is_err() { return },
+            _ = settings.changed() => {
+                file.clone_from(&settings.borrow_and_update().members);
+                looked = None;
+            }
+            () = sleep(rest.unwrap_or(REMINDER)), if rest.is_some() => {}
+        }
+    }
+}
+
+/// Says what differs, unless it said the same a short while ago: views change with every key.
+/// Answers with what was said last, and when.
+fn remind(peers: &Peers, words: String, told: Option<(String, Instant)>) -> (String, Instant) {
+    match told {
+        Some((last, at)) if last == words && at.elapsed() < REMINDER => (last, at),
+        _ => {
+            peers.ctx.log.warning(format!(
+                "server_list_file differs from the list that the group agreed on: {words}"
+            ));
+            (words, Instant::now())
+        }
+    }
+}
+
+/// Where to find the members. A first list is merely that of the first leader's file, and a server's
+/// own file goes before it, since servers may know each other by different addresses; a list that
+/// was agreed on by a reload counts everywhere.
+fn places(peers: &Peers, server_list: &ServerList) -> Vec<Member> {
+    let settings = peers.ctx.settings();
+    let own = |member: &Member| settings.members.iter().find(|m| m.id == member.id);
+    let choose = |member: &Member| match server_list.version {
+        1 => own(member).unwrap_or(member).clone(),
+        _ => member.clone(),
+    };
+    server_list.members().iter().map(choose).collect()
+}
+
+/// Members that the list no longer has, but that Raft still counts on until its own membership
+/// has followed: without them there might be no majority to let them go.
+fn leaving(peers: &Peers, server_list: &ServerList, voters: &BTreeSet<ServerId>) -> Vec<Member> {
+    let known = peers.ctx.members();
+    let still = known.iter().filter(|m| server_list.get(m.id).is_none() && voters.contains(&m.id));
+    still.cloned().collect()
+}
+
+/// Members of this server's file that the list it remembers has not, while it is out of touch.
+///
+/// The group may have a new list since, and a leader that this server has never heard of: if that one
+/// were kept out, nobody could tell this server of the new list for as long as it leads. Once the server
+/// has caught up, the agreed list alone counts again. A file with a list that the group has left is
+/// merely behind, and adds nobody.
+fn new_peers(peers: &Peers, agreed: &Agreed, server_list: &ServerList) -> Vec<Member> {
+    let level = peers.ctx.last_in_sync();
+    let in_touch = level.is_some_and(|at| peers.ctx.now().since(at) < OUT_OF_TOUCH);
+    let settings = peers.ctx.settings();
+    let Ok(file) = ServerList::new(0, &settings.members) else { return Vec::new() };
+    if in_touch || agreed.has_left(&file) {
+        return Vec::new();
+    }
+    file.members().iter().filter(|member| server_list.get(member.id).is_none()).cloned().collect()
+}
+
+/// What this server's file has otherwise than the agreed list, and what to do about it.
+fn difference(file: &[Member], agreed: &Agreed, present: &ServerList) -> Option<String> {
+    let file = ServerList::new(present.version, file).ok()?;
+    let remedy = match agreed.has_left(&file) {
+        false => "or put it on all servers and have one of them reload",
+        true => {
+            "the group has left the list that it holds; to have that one again, reload with the \
+             group's list first, and then with this one"
+        }
+    };
+    present.differences(&file).map(|words| format!("{words}; mend the file, {remedy}"))
+}
+
+/// Whether a file's list is one that the group never had.
+pub(super) fn asks_for_new(peers: &Peers, members: &[Member]) -> bool {
+    let agreed = peers.ctx.views.borrow().agreed.clone();
+    let (Some(present), Ok(file)) = (&agreed.server_list, ServerList::new(0, members)) else {
+        return false;
+    };
+    match present.version {
+        // The first list is merely that of the first leader's file; see `places`.
+        1 => !file.same_servers(present),
+        _ => !file.same_members(present) && !agreed.has_left(&file),
+    }
+}
+
+/// Brings a list to the leader, wherever it is; answers with its version once the group has
+/// agreed on it.
+pub(super) async fn change_membership(
+    peers: &Arc<Peers>,
+    members: Vec<Member>,
+) -> Result<u64, MembershipRefusal> {
+    let limit = peers.ctx.settings().request_timeout + PROBE_LIMIT * 2 + FILE_LIMIT;
+    let deadline = Instant::now() + peers.ctx.settings().request_timeout;
+    loop {
+        let Some(id) = forward::find(&peers.ctx, deadline).await else {
+            return Err(MembershipRefusal::NoLeader);
+        };
+        let present = peers.ctx.views.borrow().agreed.server_list.as_ref().map(ServerList::digest);
+        let Some(replaces) = present else { return Err(MembershipRefusal::NoLeader) };
+        let answer = match id == peers.ctx.me {
+            true => {
+                let origin = origin::message(peers.ctx.me);
+                change_membership_here(peers, replaces, members.clone(), origin).await
+            }
+            false => {
+                let request = Request::ChangeMembership { replaces, members: members.clone() };
+                match peers.call(id, request, limit).await {
+                    Ok(Response::MembershipChanged(answer)) => answer,
+                    Err(CallFailure::Unreachable) if !renames_own(peers, &members) => {
+                        Err(MembershipRefusal::NoLeader)
+                    }
+                    _ => Err(MembershipRefusal::Unknown),
+                }
+            }
+        };
+        if let Ok(version) = answer {
+            // Or this server would take its new file for one that differs.
+            let mut views = peers.ctx.views.subscribe();
+            let known = views.wait_for(|view| {
+                view.agreed.server_list.as_ref().is_some_and(|list| list.version >= version)
+            });
+            let _ = timeout(PROBE_LIMIT, known).await;
+        }
+        if answer != Err(MembershipRefusal::NoLeader) || Instant::now() >= deadline {
+            return answer;
+        }
+        sleep(STEP_PAUSE).await;
+    }
+}
+
+/// Whether a list names another certificate for this server than the one that it shows. A group that
+/// has agreed on it hears this server no more until it shows that one, and so the answer may get lost.
+pub(super) fn renames_own(peers: &Peers, members: &[Member]) -> bool {
+    let tls = peers.tls.borrow().with_members(members);
+    !tls.is_of(peers.ctx.me, &tls.subject())
+}
+
+/// The same for a member that brought a list here, if it is the one that answers at its address.
+pub(super) async fn change_membership_for(
+    peers: &Arc<Peers>,
+    from: &Caller,
+    replaces: Digest,
+    members: Vec<Member>,
+) -> Result<u64, MembershipRefusal> {
+    let origin = origin::caller(from);
+    if !is_at_place(peers, from).await {
+        let line = format!(
+            "refused a server list from {origin}: that is not what answers at the address of this \
+             server"
+        );
+        peers.ctx.log.limited(Level::Warning, "list from elsewhere", line);
+        return Err(MembershipRefusal::NotAtPlace);
+    }
+    change_membership_here(peers, replaces, members, origin).await
+}
+
+/// Whether a member is the very process that answers at the address which the list has for it; asks
+/// there if that is not known.
+async fn is_at_place(peers: &Arc<Peers>, from: &Caller) -> bool {
+    if peers.heard.at_address(from.id).is_none() {
+        let _ = status_of(peers, from.id).await;
+    }
+    peers.heard.at_address(from.id) == Some(from.incarnation)
+}
+
+/// Has the group agree on a list, if this server leads, enough servers of both lists are there, and enough
+/// of the present ones have it in their files.
+async fn change_membership_here(
+    peers: &Arc<Peers>,
+    replaces: Digest,
+    members: Vec<Member>,
+    origin: String,
+) -> Result<u64, MembershipRefusal> {
+    let running = peers.ctx.running().ok_or(MembershipRefusal::NoLeader)?;
+    let server = running.raft.server_metrics().borrow().clone();
+    if server.state != ServerState::Leader {
+        return Err(MembershipRefusal::NoLeader);
+    }
+    let agreed = peers.ctx.views.borrow().agreed.clone();
+    let old = agreed.server_list.as_ref().ok_or(MembershipRefusal::NoLeader)?;
+    let new =
+        ServerList::new(old.version.saturating_add(1), &members).map_err(MembershipRefusal::Bad)?;
+    if new.same_members(old) {
+        return Ok(old.version);
+    }
+    // Nor does a leader take a list that the present one no longer has.
+    if old.get(peers.ctx.me).is_none() {
+        return Err(MembershipRefusal::NoLeader);
+    }
+    if replaces != old.digest() {
+        return Err(MembershipRefusal::Stale(old.version));
+    }
+    // A change that has begun can only go on; one whose new peers do not come can be taken back.
+    let voters = running.voters();
+    let [present] = voters.as_slice() else { return Err(MembershipRefusal::UnderWay(old.version)) };
+    let (whole, files) = join!(probe(peers, old, &new), files(peers, present, &new));
+    for (ids, of_new) in [(present, false), (&new.ids(), true)] {
+        let missing: Vec<ServerId> = ids.difference(&whole).copied().collect();
+        if missing.len() * 2 >= ids.len() {
+            return Err(MembershipRefusal::TooFew { of_new, missing });
+        }
+    }
+    is_wanted(present, &files)?;
+    let (version, digest) = (new.version, new.digest());
+    let write = running.raft.client_write(Command::ChangeMembership(new));
+    match timeout(peers.ctx.settings().request_timeout, write).await {
+        Ok(Ok(response)) => match response.data {
+            Some(Err(refusal)) => Err(MembershipRefusal::Refused(refusal.to_string())),
+            _ => {
+                peers.ctx.log.note(format!(
+                    "server list version {version} (digest {digest}): ordered by {origin}"
+                ));
+                Ok(version)
+            }
+        },
+        Ok(Err(_)) => Err(MembershipRefusal::Unknown),
+        Err(_) => Err(MembershipRefusal::TimedOut),
+    }
+}
+
+/// What each voter says, as far as it does: whether its file holds this list now.
+async fn files(
+    peers: &Arc<Peers>,
+    voters: &BTreeSet<ServerId>,
+    new: &ServerList,
+) -> BTreeMap<ServerId, bool> {
+    let list = new.digest();
+    let mut questions = JoinSet::new();
+    for id in voters.iter().copied() {
+        let peers = peers.clone();
+        questions.spawn(async move {
+            if id == peers.ctx.me {
+                return Some((id, peers.list_file.holds(list).await));
+            }
+            match peers.call(id, Request::ListInFile(list), FILE_LIMIT).await {
+                Ok(Response::ListInFile(holds)) => Some((id, holds)),
+                _ => None,
+            }
+        });
+    }
+    let mut answers = BTreeMap::new();
+    while let Some(answer) = questions.join_next().await {
+        answers.extend(answer.ok().flatten());
+    }
+    answers
+}
+
+/// Whether more than half of the voters have the list in their files.
+fn is_wanted(
+    voters: &BTreeSet<ServerId>,
+    files: &BTreeMap<ServerId, bool>,
+) -> Result<(), MembershipRefusal> {
+    let having = |said: Option<bool>| -> Vec<ServerId> {
+        voters.iter().copied().filter(|id| files.get(id).copied() == said).collect()
+    };
+    match having(Some(true)).len() * 2 > voters.len() {
+        true => Ok(()),
+        false => Err(MembershipRefusal::NotInFiles {
+            lacking: having(Some(false)),
+            silent: having(None),
+        }),
+    }
+}
+
+/// Which servers of both lists are there: old members that remember everything, and new peers that
+/// answer at the place where the new list has them.
+async fn probe(peers: &Arc<Peers>, old: &ServerList, new: &ServerList) -> BTreeSet<ServerId> {
+    let mut probes = JoinSet::new();
+    for member in old.members().iter().chain(new.members()).cloned() {
+        let is_old = old.get(member.id) == Some(&member);
+        let was_member = old.get(member.id).is_some();
+        let moved = !is_old && was_member;
+        if member.id != peers.ctx.me && !(moved && new.get(member.id) != Some(&member)) {
+            let peers = peers.clone();
+            probes.spawn(async move {
+                let status = match is_old {
+                    true => status_of(&peers, member.id).await,
+                    false => status_at(&peers, &member).await,
+                };
+                let ours = peers.ctx.cluster_id();
+                let fits = |status: &Status| match was_member {
+                    true => status.full && status.cluster_id == ours,
+                    false => status.cluster_id.is_none() || status.cluster_id == ours,
+                };
+                status.filter(fits).map(|_| member.id)
+            });
+        }
+    }
+    let mut whole = BTreeSet::from([peers.ctx.me]);
+    while let Some(answer) = probes.join_next().await {
+        whole.extend(answer.ok().flatten());
+    }
+    whole
+}
+
+async fn status_of(peers: &Arc<Peers>, id: ServerId) -> Option<Status> {
+    let question = Request::Status(peers.ctx.status());
+    match peers.call(id, question, PROBE_LIMIT).await {
+        Ok(Response::Status(status)) => Some(status),
+        _ => None,
+    }
+}
+
+/// Asks a server that is not connected yet, since it is no member or has moved.
+async fn status_at(peers: &Peers, member: &Member) -> Option<Status> {
+    let body = rpc::encode(&Request::Status(peers.ctx.status()))?;
+    let answer = peers
+        .post
+        .ask_stranger((&peers.sender, &peers.tls), member, body, PROBE_LIMIT)
+        .await
+        .ok()?;
+    match rpc::decode_response(&answer) {
+        Ok(Response::Status(status)) => Some(status),
+        _ => None,
+    }
+}
+
+/// For the leader: has the group agree on a first list, and Raft's membership follow the agreed
+/// one. Never returns.
+pub(super) async fn lead_membership(peers: &Arc<Peers>, running: &Running) {
+    let mut views = peers.ctx.views.subscribe();
+    let mut server = running.raft.server_metrics();
+    loop {
+        let agreed = views.borrow_and_update().agreed.clone();
+        server.borrow_and_update();
+        let busy = match &agreed.server_list {
+            _ if agreed.ring.cluster_id().is_none() => false,
+            None => {
+                first_list(peers, running).await;
+                true
+            }
+            Some(server_list)
+                if running.voters() == vec![server_list.ids()]
+                    && running.known() == server_list.ids()
+                    && !running.is_first_membership() =>
+            {
+                false
+            }
+            Some(server_list) => {
+                step(peers, running, server_list).await;
+                true
+            }
+        };
+        tokio::select! {
+            () = sleep(STEP_PAUSE), if busy => {}
+            _ = views.changed() => {}
+            _ = server.changed() => {}
+        }
+    }
+}
+
+async fn first_list(peers: &Arc<Peers>, running: &Running) {
+    let Ok(server_list) = ServerList::new(1, &peers.ctx.settings().members) else { return };
+    let write = running.raft.client_write(Command::ChangeMembership(server_list));
+    let _ = timeout(peers.ctx.settings().request_timeout, write).await;
+}
+
+/// One step towards a membership that is the server list's: new peers learn first, and become voters
+/// together once enough of the new list has caught up.
+async fn step(peers: &Arc<Peers>, running: &Running, server_list: &ServerList) {
+    let limit = peers.ctx.settings().request_timeout;
+    let known = running.known();
+    let new_peers: Vec<ServerId> = server_list.ids().difference(&known).copied().collect();
+    if !new_peers.is_empty() && !forget_old_memberships(running).await {
+        return;
+    }
+    for id in new_peers {
+        let add = running.raft.add_learner(id, EmptyNode {}, false);
+        if !matches!(timeout(limit, add).await, Ok(Ok(_))) {
+            return;
+        }
+    }
+    let behind = behind(peers, server_list).await;
+    if behind.len() * 2 >= server_list.members().len() {
+        let names: Vec<String> = behind.iter().map(ToString::to_string).collect();
+        let line = format!(
+            "the new server list (version {}) waits for servers {} to catch up",
+            server_list.version,
+            names.join(", ")
+        );
+        peers.ctx.log.limited(Level::Note, "list waits", line);
+        return;
+    }
+    let stays = known == server_list.ids() || running.is_first_membership();
+    let change = match running.voters() == vec![server_list.ids()] && !stays {
+        // Servers that were to come, and whose list was taken back.
+        true => ChangeMembers::RemoveNodes(known.difference(&server_list.ids()).copied().collect()),
+        false => ChangeMembers::ReplaceAllVoters(server_list.ids()),
+    };
+    match timeout(limit, running.raft.change_membership(change, false)).await {
+        Ok(Ok(_)) => {
+            peers.ctx.log.note(format!(
+                "the group has {} members now (server list version {}, digest {})",
+                server_list.members().len(),
+                server_list.version,
+                server_list.digest()
+            ));
+        }
+        Ok(Err(e)) => peers.ctx.log.debug(format!("the membership did not change: {e}")),
+        Err(_) => peers.ctx.log.debug("the membership did not change in time"),
+    }
+}
+
+/// Has new peers start from a snapshot, so that none of them replays a membership of old, in
+/// which it might find itself alone.
+async fn forget_old_memberships(running: &Running) -> bool {
+    let applied = running.raft.data_metrics().borrow().last_applied.index();
+    let Some(applied) = applied else { return false };
+    if running.raft.trigger().snapshot().await.is_err() {
+        return false;
+    }
+    let mut data = running.raft.data_metrics();
+    let built = data.wait_for(|m| m.snapshot.index() >= Some(applied));
+    if !matches!(timeout(SNAPSHOT_LIMIT, built).await, Ok(Ok(_))) {
+        return false;
+    }
+    running.raft.trigger().purge_log(applied).await.is_ok()
+}
+
+/// Members of the list that have not caught up with this leader.
+async fn behind(peers: &Arc<Peers>, server_list: &ServerList) -> BTreeSet<ServerId> {
+    let mut probes = JoinSet::new();
+    for id in server_list.ids().into_iter().filter(|id| *id != peers.ctx.me) {
+        let peers = peers.clone();
+        probes.spawn(async move { (id, status_of(&peers, id).await) });
+    }
+    let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
+    while let Some(answer) = probes.join_next().await {
+        if let Ok((id, Some(status))) = answer {
+            answers.insert(id, status);
+        }
+    }
+    let ours = peers.ctx.status();
+    let caught_up = |status: &Status| {
+        status.full && status.cluster_id == ours.cluster_id && status.generation >= ours.generation
+    };
+    let mut behind = server_list.ids();
+    behind.retain(|id| *id != peers.ctx.me && !answers.get(id).is_some_and(caught_up));
+    behind
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::config::Settings;
+    use crate::node::bench::{settings, Bench};
+
+    fn list(ids: &[u32]) -> Vec<Member> {
+        let port = |id: u32| u16::try_from(id).unwrap();
+        let member = |&id| Member {
+            id: ServerId(id),
+            address: "127.0.0.1".to_owned(),
+            port: port(id),
+            subject: None,
+        };
+        ids.iter().map(member).collect()
+    }
+
+    fn agreed(lists: &[&[u32]]) -> Agreed {
+        let mut agreed = Agreed::default();
+        for (version, ids) in (1..).zip(lists) {
+            let server_list = ServerList::new(version, &list(ids)).unwrap();
+            agreed.apply(Command::ChangeMembership(server_list)).unwrap();
+        }
+        agreed
+    }
+
+    #[tokio::test]
+    async fn a_server_that_missed_a_list_hears_the_new_peers_of_its_file_until_it_is_in_touch() {
+        let shared = Bench::new().shared;
+        let heard = |agreed: &Agreed| {
+            let server_list = agreed.server_list.as_ref().unwrap();
+            new_peers(&shared.peers, agreed, server_list).iter().map(|m| m.id.0).collect::<Vec<_>>()
+        };
+        shared.ctx.set_settings(Settings { members: list(&[1, 2, 4]), ..settings() });
+        assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [4]);
+        assert_eq!(heard(&agreed(&[&[1, 2, 4]])), [0; 0], "the list has all");
+        assert_eq!(heard(&agreed(&[&[1, 2, 4], &[1, 2]])), [0; 0], "the group has left that list");
+        shared.ctx.record_contact(true);
+        assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [4], "the leader has not brought its list yet");
+        shared.ctx.record_in_sync();
+        assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [0; 0], "the agreed list alone counts");
+    }
+}

@@ -1,0 +1,633 @@
+//! Whether a fleet is well, and if not, why: a assessment of what its servers say, in words.
+//!
+//! What is wrong with a server by itself is [`stek_share::core::health`]'s to say; what differs
+//! between servers is found here. Asks nobody and prints nothing. Invariants: nothing is said
+//! of a fleet that is well, and everything that is said names the servers that it is about.
+
+use stek_share::client::{Failure as Unanswered, KeyInUse, Role, ServerStatus, TicketScope};
+use stek_share::core::health::{complaints, Severity};
+use stek_share::core::server_id::ServerId;
+
+use crate::exit_code::Outcome;
+use crate::fleet::Server;
+
+/// One reason why a fleet is not well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// How bad it is.
+    pub outcome: Outcome,
+    /// What it is, for the operator.
+    pub words: String,
+    /// Whether it is also so for a moment in a fleet that is well, during an election or a
+    /// handover: then only a second look tells.
+    pub may_pass: bool,
+}
+
+/// Gathers reasons.
+#[derive(Default)]
+struct Reasons(Vec<Reason>);
+
+impl Reasons {
+    fn broken(&mut self, words: String) {
+        self.0.push(Reason { outcome: Outcome::Broken, words, may_pass: true });
+    }
+
+    fn degraded(&mut self, words: String) {
+        self.0.push(Reason { outcome: Outcome::Degraded, words, may_pass: false });
+    }
+
+    fn unsettled(&mut self, words: String) {
+        self.0.push(Reason { outcome: Outcome::Degraded, words, may_pass: true });
+    }
+}
+
+/// All reasons why this fleet is not well, the worst first.
+pub fn reasons(servers: &[Server]) -> Vec<Reason> {
+    let mut reasons = Reasons::default();
+    let answers: Vec<&ServerStatus> = servers.iter().filter_map(Server::status).collect();
+    look_at_absence(servers, &answers, &mut reasons);
+    look_at_groups(&answers, &mut reasons);
+    look_at_keys(&answers, &mut reasons);
+    look_at_lists(&answers, &mut reasons);
+    look_at_each(&answers, &mut reasons);
+    let mut found = reasons.0;
+    // Stable: within one degree they stay in the order in which one would ask.
+    found.sort_by_key(|reason| std::cmp::Reverse(reason.outcome));
+    found
+}
+
+/// How the fleet is on the whole.
+pub fn outcome(reasons: &[Reason]) -> Outcome {
+    reasons.iter().map(|reason| reason.outcome).max().unwrap_or(Outcome::Healthy)
+}
+
+/// Who does not answer, and whether those who do are enough to make keys.
+fn look_at_absence(servers: &[Server], answers: &[&ServerStatus], reasons: &mut Reasons) {
+    if answers.is_empty() {
+        reasons.broken("no server answers".to_owned());
+    } else if !answers.iter().any(|status| status.group.quorum) {
+        reasons.broken(format!(
+            "no server belongs to a majority: {} of {} answer, and no new key is made before more \
+             than half of the list agree again; bring the others back",
+            answers.len(),
+            servers.len()
+        ));
+    } else if answers.len() == servers.len()
+        && !answers.iter().any(|status| status.group.role == Role::Leader)
+    {
+        reasons.broken("no server leads the group, so no new key is made".to_owned());
+    }
+    for server in servers {
+        if let Err(failure) = &server.answer {
+            reasons.degraded(format!("server {} {}", server.id(), predicate(failure)));
+        }
+    }
+}
+
+/// Whether the servers belong to one group, and who stands apart from it.
+fn look_at_groups(answers: &[&ServerStatus], reasons: &mut Reasons) {
+    let clusters = Sides::of(answers, |status| status.group.cluster_id);
+    if clusters.differ() {
+        reasons.broken(format!(
+            "the servers do not share one cluster incarnation of keys: {}; they join by themselves once they \
+             reach each other",
+            clusters.describe(|cluster_id| match cluster_id {
+                Some(cluster_id) => format!("belong to cluster incarnation {cluster_id}"),
+                None => "have none yet".to_owned(),
+            })
+        ));
+    }
+    if !answers.iter().any(|status| status.group.quorum) {
+        return;
+    }
+    for status in answers.iter().filter(|status| is_apart(status)) {
+        let id = status.id;
+        reasons.unsettled(match (status.group.role, status.group.quorum_ms) {
+            (Role::Joining, _) => {
+                format!("server {id} has just started and still asks the others what it may do")
+            }
+            (Role::Recovering, _) => {
+                format!("server {id} came back without its memory and is catching up")
+            }
+            (_, Some(ms)) => format!(
+                "server {id} is cut off from the majority, of which it last heard {} ago; see the \
+                 network between it and the others",
+                span(ms)
+            ),
+            (_, None) => {
+                format!("server {id} has not met the majority since it started; see its diags.log")
+            }
+        });
+    }
+}
+
+/// Whether this server takes no part in a majority.
+fn is_apart(status: &ServerStatus) -> bool {
+    !status.group.quorum || matches!(status.group.role, Role::Joining | Role::Recovering)
+}
+
+/// Whether a ticket of each server can be decrypted by each other one.
+fn look_at_keys(answers: &[&ServerStatus], reasons: &mut Reasons) {
+    let agreed: Vec<&ServerStatus> =
+        answers.iter().copied().filter(|s| s.keys.in_use == KeyInUse::Agreed).collect();
+    let sides = Sides::of(&agreed, |status| status.keys.current);
+    if !sides.differ() {
+        return;
+    }
+    let told = sides.describe(|key| match key {
+        Some(key) => format!("hold generation {} ({})", key.generation, key.fingerprint),
+        None => "hold no key".to_owned(),
+    });
+    // During a handover some are ahead, and all hold both keys.
+    match agreed.iter().all(|one| agreed.iter().all(|other| decrypts(other, one))) {
+        true => reasons.unsettled(format!("a handover takes its time: {told}")),
+        false => reasons.broken(format!(
+            "the servers do not use one key: {told}; see diags.log of the ones behind"
+        )),
+    }
+}
+
+/// Whether `one` has the key that `other` encrypts with.
+fn decrypts(one: &ServerStatus, other: &ServerStatus) -> bool {
+    let Some(key) = other.keys.current else { return false };
+    let held = one.keys.current.iter().chain(&one.keys.previous).chain(&one.keys.staged);
+    held.into_iter().any(|held| *held == key)
+}
+
+/// Whether the servers agree on who they are and how they run.
+fn look_at_lists(answers: &[&ServerStatus], reasons: &mut Reasons) {
+    let agreed = Sides::of(answers, |status| status.list.digest.clone());
+    if agreed.differ() {
+        reasons.unsettled(format!(
+            "the servers go by different server lists: {}; see that all are in one group",
+            agreed.describe(|digest| match digest {
+                Some(digest) => format!("by {digest}"),
+                None => "by none that was agreed on".to_owned(),
+            })
+        ));
+    }
+    let options = Sides::of(answers, |status| status.list.options_digest.clone());
+    if options.differ() {
+        reasons.degraded(format!(
+            "not all servers have the same options, such as key_update_interval: {}; compare their \
+             server_conf.yaml",
+            options.describe(|digest| format!("have {digest}"))
+        ));
+    }
+    let hosted = answers.iter().copied().filter(|status| status.host.ticket_scope.is_some());
+    let hosted: Vec<&ServerStatus> = hosted.collect();
+    let scopes = Sides::of(&hosted, |status| status.host.ticket_scope);
+    if scopes.differ() {
+        reasons.degraded(format!(
+            "not all servers have the same ticket_scope, so that sessions of one do not resume on \
+             another: {}; give all the same one in server_conf.yaml and restart Traffic Server",
+            scopes.describe(|scope| format!("have {}", scope.map_or("none", TicketScope::word)))
+        ));
+    }
+    look_at_client_policies(&hosted, reasons);
+    let versions = Sides::of(answers, |status| status.software.clone());
+    if versions.differ() {
+        reasons.degraded(format!(
+            "not all servers run the same version of stek_share: {}; finish the upgrade",
+            versions.describe(|version| format!("run {version}"))
+        ));
+    }
+}
+
+/// Whether all ask the same of their clients: a session is not resumed where something else is
+/// asked, and with `ticket_scope: host` it is, although it must not be.
+fn look_at_client_policies(hosted: &[&ServerStatus], reasons: &mut Reasons) {
+    let hosted: Vec<&ServerStatus> =
+        hosted.iter().copied().filter(|status| status.host.client_policy.is_some()).collect();
+    let policy = |status: &ServerStatus| status.host.client_policy.clone().unwrap_or_default();
+    let by_host = hosted.iter().any(|status| status.host.ticket_scope == Some(TicketScope::Host));
+    let means = match by_host {
+        true => "a session of a server that demands no certificate opens one that does",
+        false => "sessions of one do not resume on another",
+    };
+    let levels = Sides::of(&hosted, |status| policy(status).level);
+    if levels.differ() {
+        reasons.degraded(format!(
+            "not all servers ask the same of their clients, so that {means}: {}; give all the same \
+             proxy.config.ssl.client.certification_level",
+            levels.describe(|level| format!("have certification_level {level}"))
+        ));
+    }
+    let sites = Sides::of(&hosted, |status| policy(status).digest);
+    let [(_, most), (_, few), ..] = &sites.0[..] else { return };
+    let of = |ids: &[ServerId]| {
+        hosted.iter().find(|status| ids.first() == Some(&status.id)).copied().map(policy)
+    };
+    let (Some(most), Some(few)) = (of(most), of(few)) else { return };
+    let name = few.differs_in(&most).unwrap_or("a name further on").to_owned();
+    let sides = Sides::of(&hosted, |status| policy(status).of(&name));
+    let told = match sides.differ() {
+        true => sides.describe(Clone::clone),
+        false => sites.describe(|digest| format!("have {digest}")),
+    };
+    reasons.degraded(format!(
+        "not all servers ask the same of their clients, so that {means}: for {name}, in sni.yaml, {told}; \
+         give all the same verify_client and verify_client_ca_certs in sni.yaml"
+    ));
+}
+
+/// What concerns one server alone; servers of which the same is to be said share a line.
+fn look_at_each(answers: &[&ServerStatus], reasons: &mut Reasons) {
+    let has_majority = answers.iter().any(|status| status.group.quorum);
+    let mut said: Vec<(Reason, Vec<ServerId>)> = Vec::new();
+    for status in answers {
+        let may_pass = is_apart(status)
+            || status.group.leader.is_none()
+            || status.keys.in_use != KeyInUse::Agreed
+            || status.keys.current.is_some_and(|key| key.generation != status.keys.installed)
+            || status.host.install_pending
+            || status.list.others.iter().any(|other| !other.reachable);
+        // Who stands apart from a majority, or that there is none, was said already.
+        let apart = is_apart(status) || !has_majority;
+        let assessed = if apart { among_others(status) } else { (*status).clone() };
+        for complaint in complaints(&assessed) {
+            let outcome = match complaint.severity {
+                Severity::Degraded => Outcome::Degraded,
+                Severity::Broken => Outcome::Broken,
+            };
+            let reason = Reason { outcome, words: complaint.words, may_pass };
+            match said.iter_mut().find(|(known, _)| known.words == reason.words) {
+                Some((known, ids)) => {
+                    known.may_pass |= may_pass;
+                    ids.push(status.id);
+                }
+                None => said.push((reason, vec![status.id])),
+            }
+        }
+    }
+    for (reason, ids) in said {
+        let words = format!("{}: {}", servers_named(&ids), reason.words);
+        reasons.0.push(Reason { words, ..reason });
+    }
+}
+
+/// The same server as if it took part in a majority.
+fn among_others(status: &ServerStatus) -> ServerStatus {
+    let mut joined = status.clone();
+    joined.group.role = Role::Follower;
+    joined.group.quorum = true;
+    joined.group.leader = Some(status.id);
+    joined
+}
+
+/// Servers by what they say of one matter, the value that most of them have first.
+struct Sides<T>(Vec<(T, Vec<ServerId>)>);
+
+impl<T: PartialEq> Sides<T> {
+    fn of(answers: &[&ServerStatus], value: impl Fn(&ServerStatus) -> T) -> Sides<T> {
+        let mut sides: Vec<(T, Vec<ServerId>)> = Vec::new();
+        for status in answers {
+            let value = value(status);
+            match sides.iter_mut().find(|(known, _)| *known == value) {
+                Some((_, ids)) => ids.push(status.id),
+                None => sides.push((value, vec![status.id])),
+            }
+        }
+        sides.sort_by_key(|(_, ids)| std::cmp::Reverse(ids.len()));
+        Sides(sides)
+    }
+
+    fn differ(&self) -> bool {
+        self.0.len() > 1
+    }
+
+    /// `server 3 hold ..., servers 1 and 2 ...`: the few first, the many last. `does` begins with
+    /// a verb in the plural.
+    fn describe(&self, does: impl Fn(&T) -> String) -> String {
+        let parts = self.0.iter().rev().map(|(value, ids)| {
+            let does = does(value);
+            let (verb, rest) = does.split_once(' ').unwrap_or((&does, ""));
+            let verb = match (verb, ids.len()) {
+                ("have", 1) => "has",
+                ("belong", 1) => "belongs",
+                ("hold", 1) => "holds",
+                ("run", 1) => "runs",
+                ("say", 1) => "says",
+                _ => verb,
+            };
+            format!("{} {verb} {rest}", servers_named(ids))
+        });
+        parts.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `server 1`, `servers 1 and 2`, `servers 1, 2 and 3`.
+pub fn servers_named(ids: &[ServerId]) -> String {
+    match ids {
+        [] => "no server".to_owned(),
+        [one] => format!("server {one}"),
+        [first @ .., last] => {
+            let first: Vec<String> = first.iter().map(ToString::to_string).collect();
+            format!("servers {} and {last}", first.join(", "))
+        }
+    }
+}
+
+/// A failure's words read on after `server 3`: those that begin with a noun or adjective need a
+/// verb.
+fn predicate(failure: &Unanswered) -> String {
+    match failure {
+        Unanswered::Unreachable(_) => format!("is {failure}"),
+        Unanswered::TimedOut(_) => format!("gives {failure}"),
+        other => format!("does not answer: {other}"),
+    }
+}
+
+/// The generation that encrypts, in digits.
+pub fn generation(status: &ServerStatus) -> String {
+    status.keys.current.map_or_else(|| "-".to_owned(), |key| key.generation.to_string())
+}
+
+/// One day in seconds.
+const DAY_S: u64 = 86_400;
+
+/// A span of milliseconds in its two largest units.
+pub fn span(ms: u64) -> String {
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        _ => seconds(ms / 1000),
+    }
+}
+
+/// A span of seconds in its two largest units, `2 d 3 h`.
+pub fn seconds(seconds: u64) -> String {
+    let units = [(DAY_S, "d"), (3600, "h"), (60, "min"), (1, "s")];
+    let mut left = seconds;
+    let mut parts = Vec::new();
+    for (length, unit) in units {
+        let count = left / length;
+        left %= length;
+        // After the largest unit only the next one counts, even if it is 0.
+        if count > 0 || !parts.is_empty() {
+            parts.push((count, unit));
+        }
+    }
+    let shown = parts.into_iter().take(2).filter(|(count, _)| *count > 0);
+    let words: Vec<String> = shown.map(|(count, unit)| format!("{count} {unit}")).collect();
+    match words.is_empty() {
+        true => "0 s".to_owned(),
+        false => words.join(" "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use stek_share::client::ClientPolicy;
+
+    use stek_share::client::{
+        CertificateStatus, GroupStatus, HostStatus, KeyStatus, Keys, ListStatus,
+    };
+    use stek_share::core::config::Member;
+    use stek_share::core::key_ring::{ClusterId, Generation};
+    use stek_share::core::stek::Stek;
+
+    fn key(generation: u64) -> Option<KeyStatus> {
+        let byte = u8::try_from(generation).ok()?;
+        let fingerprint = Stek::copy_from(&[byte; 48])?.fingerprint();
+        Some(KeyStatus { generation: Generation(generation), fingerprint })
+    }
+
+    /// What a server says that is well; server 1 leads.
+    fn well(id: u32) -> ServerStatus {
+        let role = if id == 1 { Role::Leader } else { Role::Follower };
+        ServerStatus {
+            id: ServerId(id),
+            software: "1.0.0".to_owned(),
+            incarnation: id.into(),
+            uptime_ms: 1000,
+            clock_ms: 0,
+            group: GroupStatus {
+                role,
+                leader: Some(ServerId(1)),
+                term: 1,
+                cluster_id: ClusterId::from_bytes([7; 16]),
+                quorum: true,
+                quorum_ms: Some(10),
+                elections: 0,
+                leaders: 1,
+                staged: 7,
+                rotations: 7,
+            },
+            keys: Keys {
+                current: key(7),
+                previous: key(6).into_iter().collect(),
+                staged: None,
+                age_ms: 1000,
+                next_ms: 3_599_000,
+                interval_ms: 3_600_000,
+                in_use: KeyInUse::Agreed,
+                installed: Generation(7),
+            },
+            list: ListStatus {
+                version: 1,
+                digest: Some("0123abcd".to_owned()),
+                file_digest: "0123abcd".to_owned(),
+                options_digest: "4567abcd".to_owned(),
+                voters: 3,
+                others: Vec::new(),
+            },
+            certificate: CertificateStatus {
+                subject: "/CN=server".to_owned(),
+                fingerprint: String::new(),
+                roots_digest: String::new(),
+                expires_s: Some(365 * DAY_S),
+                life_s: 730 * DAY_S,
+                authority: None,
+            },
+            host: HostStatus::default(),
+            refused_keys: Vec::new(),
+            refused_peers: Vec::new(),
+            accepted: 0,
+        }
+    }
+
+    /// Three servers, spoiled.
+    fn fleet(spoil: impl Fn(&mut [ServerStatus; 3])) -> Vec<Server> {
+        let mut statuses = [well(1), well(2), well(3)];
+        spoil(&mut statuses);
+        let server = |status: ServerStatus| Server {
+            member: Member {
+                id: status.id,
+                address: "10.0.0.1".to_owned(),
+                port: 1,
+                subject: None,
+            },
+            answer: Ok((status, Duration::from_millis(1))),
+            clock_offset_ms: Some(0),
+        };
+        statuses.map(server).into()
+    }
+
+    fn unreachable(server: &mut Server) {
+        server.answer = Err(Unanswered::Unreachable("connection refused".to_owned()));
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_fleet_that_is_well() {
+        assert_eq!(reasons(&fleet(|_| {})), []);
+    }
+
+    #[test]
+    fn each_difference_is_said_once_with_the_servers_names() {
+        type Spoil = fn(&mut [ServerStatus; 3]);
+        let cases: [(Spoil, Outcome, &str); 12] = [
+            (
+                |all| {
+                    all[2].keys.current = key(6);
+                    all[2].keys.previous = Vec::new();
+                    all[2].keys.installed = Generation(6);
+                },
+                Outcome::Broken,
+                "server 3 holds generation 6 (",
+            ),
+            (
+                |all| {
+                    // The next key is held by all and used by one.
+                    all[0].keys = Keys { current: key(8), ..all[0].keys.clone() };
+                    all[0].keys.previous = key(7).into_iter().collect();
+                    all[0].keys.installed = Generation(8);
+                    all[1].keys.staged = key(8);
+                    all[2].keys.staged = key(8);
+                },
+                Outcome::Degraded,
+                "a handover takes its time: server 1 holds generation 8 (",
+            ),
+            (
+                |all| all[1].group.cluster_id = ClusterId::from_bytes([8; 16]),
+                Outcome::Broken,
+                "server 2 belongs to cluster incarnation 08080808, servers 1 and 3 belong to cluster incarnation 07070707",
+            ),
+            (
+                |all| all[1].list.options_digest = "89abcdef".to_owned(),
+                Outcome::Degraded,
+                "server 2 has 89abcdef, servers 1 and 3 have 4567abcd",
+            ),
+            (
+                |all| {
+                    all[0].host.ticket_scope = Some(TicketScope::Site);
+                    all[1].host.ticket_scope = Some(TicketScope::Host);
+                    all[2].host.ticket_scope = Some(TicketScope::Site);
+                },
+                Outcome::Degraded,
+                "server 2 has host, servers 1 and 3 have site; give all the same one",
+            ),
+            (
+                |all| {
+                    let policy = |level, asks: &str| {
+                        let text = format!("sni:\n- {{fqdn: a.example, verify_client: {asks}}}");
+                        Some(ClientPolicy::read(level, &text, str::to_owned))
+                    };
+                    all.iter_mut().for_each(|one| {
+                        one.host.ticket_scope = Some(TicketScope::Site);
+                        one.host.client_policy = policy(2, "STRICT");
+                    });
+                    all[2].host.client_policy = policy(0, "STRICT");
+                },
+                Outcome::Degraded,
+                "sessions of one do not resume on another: server 3 has certification_level 0, servers \
+                 1 and 2 have certification_level 2; give all the same proxy.config",
+            ),
+            (
+                |all| {
+                    let policy = |asks: &str| {
+                        let text = format!("sni:\n- {{fqdn: a.example, verify_client: {asks}}}");
+                        Some(ClientPolicy::read(0, &text, str::to_owned))
+                    };
+                    all.iter_mut().for_each(|one| {
+                        one.host.ticket_scope = Some(TicketScope::Host);
+                        one.host.client_policy = policy("STRICT");
+                    });
+                    all[0].host.client_policy = policy("NONE");
+                },
+                Outcome::Degraded,
+                "demands no certificate opens one that does: for a.example, in sni.yaml, server 1 has \
+                 NONE, servers 2 and 3 have STRICT; give all the same verify_client",
+            ),
+            (
+                |all| all[2].software = "1.1.0".to_owned(),
+                Outcome::Degraded,
+                "server 3 runs 1.1.0, servers 1 and 2 run 1.0.0; finish the upgrade",
+            ),
+            (
+                |all| {
+                    all[2].list.digest = Some("ffff0000".to_owned());
+                    all[2].list.file_digest = "ffff0000".to_owned();
+                },
+                Outcome::Degraded,
+                "different server lists: server 3 by ffff0000",
+            ),
+            (
+                |all| {
+                    all[2].group.quorum = false;
+                    all[2].group.quorum_ms = Some(65_000);
+                    all[2].group.leader = None;
+                },
+                Outcome::Degraded,
+                "server 3 is cut off from the majority, of which it last heard 1 min 5 s ago",
+            ),
+            (
+                |all| all[0].group.role = Role::Follower,
+                Outcome::Broken,
+                "no server leads the group",
+            ),
+            (
+                |all| all[1].keys.in_use = KeyInUse::Emergency,
+                Outcome::Broken,
+                "server 2: it encrypts with a key of its own",
+            ),
+        ];
+        for (spoil, outcome, words) in cases {
+            let found = reasons(&fleet(spoil));
+            let [one] = found.as_slice() else { panic!("{words}: {found:#?}") };
+            assert!(one.outcome == outcome && one.words.contains(words), "{words}: {one:#?}");
+        }
+    }
+
+    #[test]
+    fn servers_of_which_the_same_is_to_be_said_share_a_line() {
+        let found = reasons(&fleet(|all| {
+            all.iter_mut().for_each(|status| status.certificate.expires_s = Some(0));
+        }));
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert!(
+            one.words.starts_with("servers 1, 2 and 3: its certificate has expired"),
+            "{one:?}"
+        );
+        assert!(!one.may_pass);
+    }
+
+    #[test]
+    fn the_absent_are_named_and_a_minority_is_broken() {
+        let mut servers = fleet(|_| {});
+        unreachable(&mut servers[2]);
+        let found = reasons(&servers);
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert_eq!(outcome(&found), Outcome::Degraded);
+        assert!(one.words.starts_with("server 3 is unreachable: connection refused;"), "{one:?}");
+        let mut servers = fleet(|all| {
+            all[0].group.quorum = false;
+            all[0].group.role = Role::Candidate;
+        });
+        servers[1..].iter_mut().for_each(unreachable);
+        let found = reasons(&servers);
+        assert_eq!(found.len(), 3, "{found:#?}");
+        assert!(found[0].words.contains("no server belongs to a majority: 1 of 3 answer"));
+        unreachable(&mut servers[0]);
+        assert_eq!(reasons(&servers)[0].words, "no server answers");
+    }
+
+    #[test]
+    fn spans_are_told_in_their_two_largest_units() {
+        let told = [0, 59, 60, 3600, 3661, 90_000, 172_859].map(seconds);
+        let expected = ["0 s", "59 s", "1 min", "1 h", "1 h 1 min", "1 d 1 h", "2 d"];
+        assert_eq!(told, expected);
+        assert_eq!((span(7), span(61_000)), ("7 ms".to_owned(), "1 min 1 s".to_owned()));
+    }
+}

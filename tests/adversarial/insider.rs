@@ -1,0 +1,149 @@
+//! A member in the wrong hands: it has a good certificate and says what it likes.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+
+use openssl::ssl::{SslConnector, SslMethod, SslStream, SslVerifyMode};
+use stek_share::core::agreed::Agreed;
+use stek_share::core::recovery::{LeaderId, LogPosition, Status};
+use stek_share::core::server_id::ServerId;
+use stek_share::rpc::{
+    decode_response, encode, Request, Response, WireAppend, WireMembership, WireSnapshot,
+};
+use stek_share::transport::frame::{self, Header, Kind, Role};
+use testkit::pki::Identity;
+
+use crate::fleet::{Fleet, PATIENCE};
+use crate::ENEMY;
+
+/// One connection of the enemy to a server.
+pub struct Insider {
+    stream: SslStream<TcpStream>,
+    cluster_id: [u8; 16],
+    asked: u32,
+}
+
+impl Insider {
+    /// Connects to the server `to` with a certificate as good as any member's.
+    pub fn connect(fleet: &mut Fleet, to: u32) -> Insider {
+        let to = door(fleet, to);
+        Insider::connect_at(fleet, to)
+    }
+
+    /// The same at any address.
+    pub fn connect_at(fleet: &mut Fleet, to: SocketAddr) -> Insider {
+        let identity = fleet.identity(ENEMY);
+        Insider::connect_as(fleet, to, &identity).expect("a good certificate opens the door")
+    }
+
+    /// The same with any certificate; `None` if the handshake fails, which it need not where the
+    /// certificate is bad, since a TLS 1.3 client is done before it is checked.
+    pub fn connect_as(fleet: &Fleet, to: SocketAddr, identity: &Identity) -> Option<Insider> {
+        let mut builder = SslConnector::builder(SslMethod::tls_client()).unwrap();
+        builder.set_verify(SslVerifyMode::NONE);
+        builder.set_certificate(&identity.certificate).unwrap();
+        builder.set_private_key(&identity.key).unwrap();
+        let config = builder.build().configure().unwrap();
+        let config = config.verify_hostname(false).use_server_name_indication(false);
+        let tcp = TcpStream::connect(to).unwrap();
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        tcp.set_nodelay(true).unwrap();
+        let stream = config.connect("server", tcp).ok()?;
+        Some(Insider { stream, cluster_id: cluster_id(fleet), asked: 0 })
+    }
+
+    /// Asks, and takes the answer; `None` if the server closes instead.
+    pub fn ask(&mut self, request: &Request) -> Option<Response> {
+        let body = encode(request).unwrap();
+        self.ask_bytes(ServerId(ENEMY), frame::VERSION_MAX, &body)
+    }
+
+    /// The same with any sender, version and body.
+    pub fn ask_bytes(&mut self, sender: ServerId, version: u8, body: &[u8]) -> Option<Response> {
+        self.send(sender, version, body).ok()?;
+        self.answer()
+    }
+
+    /// Sends without waiting for the answer.
+    pub fn send(&mut self, sender: ServerId, version: u8, body: &[u8]) -> std::io::Result<()> {
+        self.asked += 1;
+        let header = Header {
+            version,
+            role: Role::Member,
+            sender,
+            incarnation: 666,
+            cluster_id: self.cluster_id,
+            request: self.asked,
+            kind: Kind::Request,
+        };
+        self.stream.write_all(&frame::encode(&header, body).unwrap())
+    }
+
+    /// The next answer; `None` if there is none, because the server closed or refused.
+    pub fn answer(&mut self) -> Option<Response> {
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).ok()?;
+        let mut rest = vec![0; u32::from_be_bytes(length) as usize];
+        self.stream.read_exact(&mut rest).ok()?;
+        let frame = [&length[..], &rest].concat();
+        let (header, body, _) = frame::decode(&frame).ok()??;
+        (header.kind == Kind::Response).then(|| decode_response(body).unwrap())
+    }
+
+    /// What the server says of itself.
+    pub fn status(&mut self) -> Status {
+        self.try_status().expect("a status")
+    }
+
+    /// The same; `None` if it says nothing.
+    pub fn try_status(&mut self) -> Option<Status> {
+        match self.ask(&Request::Status(Status::default()))? {
+            Response::Status(status) => Some(status),
+            other => panic!("no status: {other:?}"),
+        }
+    }
+}
+
+/// Where a server listens.
+pub fn door(fleet: &Fleet, id: u32) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, fleet.members[id as usize - 1].port).into()
+}
+
+/// The cluster incarnation of a fleet that has one.
+pub fn cluster_id(fleet: &Fleet) -> [u8; 16] {
+    let mut clusters = fleet.servers.values().filter_map(|b| b.report().cluster_id);
+    clusters.next().map_or([0; 16], |cluster_id| cluster_id.to_bytes())
+}
+
+/// A term of the enemy's own.
+pub fn leader_id(term: u64) -> LeaderId {
+    LeaderId { term, node: ServerId(ENEMY) }
+}
+
+/// A heartbeat in this term, as if the enemy had been elected in it.
+pub fn heartbeat(leader_id: LeaderId) -> WireAppend {
+    WireAppend {
+        vote: (leader_id, true),
+        previous: None,
+        entries: Vec::new(),
+        commit: None,
+        age: None,
+        quorum: true,
+    }
+}
+
+/// A snapshot in this term.
+pub fn snapshot(leader_id: LeaderId, index: u64, agreed: Agreed) -> WireSnapshot {
+    let members = (1..=ENEMY).map(ServerId).collect();
+    let configs = vec![(1..=ENEMY).map(ServerId).collect()];
+    WireSnapshot {
+        vote: (leader_id, true),
+        last: Some(LogPosition { leader_id, index }),
+        membership_at: None,
+        membership: WireMembership { configs, members },
+        id: "enemy".to_owned(),
+        agreed,
+        current_age_ms: 0,
+        staged_age_ms: 0,
+    }
+}

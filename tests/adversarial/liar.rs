@@ -1,0 +1,113 @@
+//! A member that is asked, and lies.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use stek_share::core::recovery::{LogPosition, Status};
+use stek_share::core::server_id::ServerId;
+use stek_share::log_sink::Log;
+use stek_share::rpc::{decode_request, encode, AppendAnswer, Request, Response};
+use stek_share::transport::frame::{Body, Header};
+use stek_share::transport::listener::{
+    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
+};
+use stek_share::transport::{Counters, LastSeen, Me};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::fleet::{wait_for, Fleet, Lines};
+use crate::insider::{cluster_id, leader_id};
+use crate::{leader_term, rotate, three_of_four, ENEMY};
+
+/// The highest term and index that a message may carry at all.
+const HIGHEST: u64 = 1 << 62;
+
+/// Answers each question with the worst that passes for an answer.
+pub struct Liar {
+    told: AtomicU64,
+    cluster_id: [u8; 16],
+}
+
+impl Service for Liar {
+    fn admit(&self, _: &Header) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn take_note(&self, _: &Caller, _: Body) -> bool {
+        true
+    }
+
+    async fn serve(self: Arc<Self>, _: Caller, body: Body) -> Option<Body> {
+        let lie = leader_id(HIGHEST);
+        let far = Some(LogPosition { leader_id: leader_id(1), index: HIGHEST });
+        let number = self.told.fetch_add(1, Ordering::Relaxed);
+        let response = match decode_request(&body).ok()? {
+            Request::Status(_) => Response::Status(Status {
+                full: true,
+                leader_id: lie,
+                log_end: Some(LogPosition { leader_id: lie, index: HIGHEST }),
+                cluster_id: stek_share::core::key_ring::ClusterId::from_bytes(self.cluster_id),
+                may_vote: true,
+                ..Status::default()
+            }),
+            Request::Vote(_) => Response::Vote { vote: (lie, false), granted: true, log_end: far },
+            Request::Append(_) => Response::Append(match number % 3 {
+                0 => AppendAnswer::HigherVote(lie, true),
+                1 => AppendAnswer::HigherVote(leader_id(u64::MAX), false),
+                _ => AppendAnswer::Partial(far),
+            }),
+            Request::Snapshot(_) => Response::Snapshot { vote: (lie, true) },
+            Request::Heartbeat(_) => Response::Heartbeat { vote: (lie, true), level: false },
+            _ => return None,
+        };
+        encode(&response)
+    }
+}
+
+/// The enemy listens where the list says; keep both.
+pub fn listen(fleet: &mut Fleet) -> (Runtime, Listener, Arc<Liar>) {
+    let runtime = Runtime::new().unwrap();
+    let port = fleet.members[ENEMY as usize - 1].port;
+    let settings = ListenSettings {
+        bind_address: None,
+        address: "127.0.0.1".to_owned(),
+        port,
+        members: fleet.members.clone(),
+        bounds: Default::default(),
+    };
+    let cluster_id = cluster_id(fleet);
+    let deps = ListenDeps {
+        log: Log::new(Arc::new(Lines::default())),
+        tls: watch::channel(fleet.tls()).1,
+        me: Me::member(ServerId(ENEMY), 666, move || cluster_id),
+        heard: LastSeen::new(),
+        counters: Counters::new(),
+    };
+    let liar = Arc::new(Liar { told: AtomicU64::new(0), cluster_id });
+    let service = liar.clone();
+    let listener = runtime.block_on(async { Listener::start(settings, deps, service) });
+    (runtime, listener, liar)
+}
+
+#[test]
+fn lies_of_one_member_unseat_nobody_and_take_no_empty_server_in() {
+    let mut fleet = three_of_four();
+    let (leader, term) = leader_term(&fleet);
+    let (_runtime, _listener, liar) = listen(&mut fleet);
+    wait_for(
+        "the liar to be asked",
+        || liar.told.load(Ordering::Relaxed) > 20,
+        || fleet.describe(),
+    );
+    rotate(&fleet);
+    assert_eq!(leader_term(&fleet), (leader, term), "{}", fleet.describe());
+    // A server that lost its memory asks the liar too.
+    let other = (1..ENEMY).find(|id| *id != leader).unwrap();
+    fleet.kill(other);
+    fleet.start(other);
+    fleet.wait_until_one();
+    rotate(&fleet);
+    // With the liar's vote worth nothing, a second server without memory would be one fault too many.
+    let (_, after) = leader_term(&fleet);
+    assert!(after < term + 1_000, "term {after}, {}", fleet.describe());
+}

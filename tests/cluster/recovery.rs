@@ -1,0 +1,221 @@
+//! Servers that lost their memory, cluster incarnations that meet, a leader that leaves.
+
+use std::time::{Duration, Instant};
+
+use stek_share::core::config::Settings;
+use stek_share::core::rotation::Order;
+
+use crate::fleet::{block_on, wait_for, Fleet};
+
+fn default(_: &mut Settings) {}
+
+fn roomy(settings: &mut Settings) {
+    settings.ticket_keys = 6;
+}
+
+#[test]
+fn a_majority_restarted_at_once_keeps_the_key_that_a_survivor_holds() {
+    for (count, restarted) in [(3, vec![1, 2]), (5, vec![1, 3, 5])] {
+        let mut fleet = Fleet::running(count, default);
+        fleet.wait_until_one();
+        block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+        fleet.wait_for_generation(2);
+        let before = fleet.servers[&2].report();
+        for id in &restarted {
+            fleet.kill(*id);
+        }
+        for id in &restarted {
+            fleet.start(*id);
+        }
+        fleet.wait_until_one();
+        let after = fleet.servers[&1].report();
+        assert_eq!(after.cluster_id, before.cluster_id, "{}", fleet.describe());
+        assert_eq!(after.fingerprint, before.fingerprint);
+    }
+}
+
+#[test]
+fn two_servers_survive_the_restart_of_either() {
+    let mut fleet = Fleet::running(2, default);
+    fleet.wait_until_one();
+    let before = fleet.servers[&1].report();
+    for id in [1, 2, 1] {
+        fleet.kill(id);
+        fleet.start(id);
+        fleet.wait_until_one();
+        assert_eq!(fleet.servers[&id].report().fingerprint, before.fingerprint);
+    }
+}
+
+#[test]
+fn all_restarted_at_once_begin_a_new_cluster_id() {
+    let mut fleet = Fleet::running(3, default);
+    fleet.wait_until_one();
+    let before = fleet.servers[&1].report();
+    for id in 1..=3 {
+        fleet.kill(id);
+    }
+    for id in 1..=3 {
+        fleet.start(id);
+    }
+    fleet.wait_until_one();
+    assert_ne!(fleet.servers[&1].report().cluster_id, before.cluster_id);
+}
+
+/// The log has been purged a thousand times by then; what it gets is a snapshot.
+#[test]
+fn a_server_that_returns_after_a_thousand_rotations_has_the_latest_two_keys() {
+    let mut fleet = Fleet::running(3, default);
+    fleet.wait_until_one();
+    let away = followers_of(&fleet)[0];
+    fleet.kill(away);
+    let node = fleet.servers.values().next().unwrap().node.clone();
+    let mut generation = 1;
+    while generation <= 1000 {
+        generation = block_on(node.order(Order::Rotate)).unwrap().0;
+    }
+    fleet.wait_for_generation(generation);
+    let keys = fleet.servers.values().next().unwrap().host.latest();
+    fleet.start(away);
+    fleet.wait_for_generation(generation);
+    assert_eq!(fleet.servers[&away].host.latest(), keys);
+}
+
+fn followers_of(fleet: &Fleet) -> Vec<u32> {
+    let leader = fleet.wait_for_leader();
+    fleet.servers.keys().copied().filter(|id| *id != leader).collect()
+}
+
+#[test]
+fn a_leader_restarted_before_anybody_noticed_does_not_lose_the_keys() {
+    let mut fleet = Fleet::running(3, default);
+    fleet.wait_until_one();
+    let before = fleet.servers[&1].report();
+    for _ in 0..5 {
+        let leader = fleet.wait_for_leader();
+        fleet.kill(leader);
+        fleet.start(leader);
+        fleet.wait_until_one();
+        fleet.wait_for_leader();
+    }
+    let after = fleet.servers[&1].report();
+    assert_eq!((after.cluster_id, after.fingerprint), (before.cluster_id, before.fingerprint));
+}
+
+/// The server that is without a vote relies on a leader that then dies; the rest must not wait for it
+/// for ever.
+#[test]
+fn a_recovering_server_whose_leader_dies_helps_to_elect_another() {
+    let mut fleet = Fleet::running(3, default);
+    fleet.wait_until_one();
+    let before = fleet.servers[&1].report();
+    let leader = fleet.wait_for_leader();
+    let other = *fleet.servers.keys().find(|id| **id != leader).unwrap();
+    fleet.kill(other);
+    fleet.start(other);
+    // At the worst moment: the server may have asked, and is not yet caught up.
+    fleet.kill(leader);
+    fleet.wait_until_one();
+    wait_for("a new leader", || fleet.leader().is_some_and(|id| id != leader), || fleet.describe());
+    assert_eq!(fleet.servers[&other].report().fingerprint, before.fingerprint);
+}
+
+#[test]
+fn a_server_behind_a_cut_gives_its_cluster_id_up_for_the_majoritys() {
+    let mut fleet = Fleet::linked(3, roomy);
+    fleet.wait_until_one();
+    let old = fleet.servers[&1].report();
+    fleet.part(&[1], &[2, 3], true);
+    fleet.kill(2);
+    fleet.kill(3);
+    fleet.start(2);
+    fleet.start(3);
+    let founded = |fleet: &Fleet| {
+        let report = fleet.servers[&2].report();
+        report.current.0 > 0 && report.cluster_id != old.cluster_id
+    };
+    wait_for("a second cluster incarnation", || founded(&fleet), || fleet.describe());
+    let new = fleet.servers[&2].report();
+    assert_eq!(fleet.servers[&1].report().cluster_id, old.cluster_id);
+    fleet.part(&[1], &[2, 3], false);
+    fleet.wait_until_one();
+    assert_eq!(fleet.servers[&1].report().cluster_id, new.cluster_id);
+    assert!(
+        fleet.servers[&1].host.latest().contains(&old.fingerprint.unwrap()),
+        "what it encrypted with behind the cut still decrypts: {}",
+        fleet.describe()
+    );
+}
+
+#[test]
+fn an_isolated_leader_loses_its_office_and_nothing_else() {
+    let fleet = Fleet::linked(3, default);
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    let others: Vec<u32> = fleet.servers.keys().copied().filter(|id| *id != leader).collect();
+    fleet.part(&[leader], &others, true);
+    wait_for(
+        "another leader",
+        || fleet.leader().is_some_and(|id| id != leader),
+        || fleet.describe(),
+    );
+    let generation =
+        block_on(fleet.servers[&others[0]].node.order(Order::Rotate)).expect("a majority agrees");
+    fleet.part(&[leader], &others, false);
+    fleet.wait_for_generation(generation.0);
+}
+
+#[test]
+fn an_isolated_follower_disturbs_nobody_when_it_returns() {
+    let fleet = Fleet::linked(3, default);
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    let term = fleet.servers[&leader].report().term;
+    let cut = *fleet.servers.keys().find(|id| **id != leader).unwrap();
+    let others: Vec<u32> = fleet.servers.keys().copied().filter(|id| *id != cut).collect();
+    fleet.part(&[cut], &others, true);
+    // Long enough for several elections, had it stood for any.
+    std::thread::sleep(Duration::from_secs(3));
+    fleet.part(&[cut], &others, false);
+    fleet.wait_until_one();
+    let report = fleet.servers[&leader].report();
+    assert_eq!((report.term, fleet.leader()), (term, Some(leader)), "{}", fleet.describe());
+}
+
+#[test]
+fn a_leader_that_leaves_has_a_successor_before_it_is_gone() {
+    let mut fleet = Fleet::running(3, default);
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    let begun = Instant::now();
+    fleet.stop(leader);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(2), "leaving took {took:?}");
+    wait_for("a successor", || fleet.leader().is_some(), || fleet.describe());
+    println!("left after {took:?}");
+}
+
+#[test]
+fn a_server_with_another_boxs_id_is_refused_and_both_sides_say_so() {
+    let fleet = Fleet::running(3, default);
+    fleet.wait_until_one();
+    let mut duplicate_id = Fleet::new(3, default);
+    // The same group and certificates, but this server listens elsewhere and calls itself server 2.
+    duplicate_id.authority = fleet.authority.clone();
+    let mut settings = fleet.settings(2);
+    settings.port = duplicate_id.members[1].port;
+    let tls = fleet.tls();
+    let duplicate_id_server = duplicate_id.start_with(2, settings, tls);
+    let refused = "another server with this server_id is up";
+    wait_for(
+        "the duplicate id to say so",
+        || duplicate_id_server.lines.has(refused),
+        || fleet.describe(),
+    );
+    wait_for(
+        "a member to say so",
+        || fleet.servers.values().any(|b| b.lines.has(refused)),
+        || fleet.describe(),
+    );
+    assert!(fleet.is_one(), "the group is undisturbed: {}", fleet.describe());
+}

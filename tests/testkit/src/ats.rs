@@ -1,0 +1,560 @@
+//! One real `traffic_server` in a run root of its own.
+//!
+//! The server listens on loopback (or the address that a test gives it), keeps no cache, and runs
+//! with few threads, so that many of them start quickly on a small machine. It is killed when its
+//! [`Ats`] is dropped, and by the kernel if this process dies first.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::pki::Files;
+use crate::sys::{self, Signal};
+use crate::tickets::{self, TlsVersion};
+use crate::{ports, wait, Context, Error, Result};
+
+/// How long a server may take until it accepts handshakes; it needs some 0.2 s on an idle machine,
+/// 3 s with a manager.
+pub const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a server may take to stop, as ATS's own tests have it.
+pub const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// What goes into records.config unless a test says otherwise.
+const RECORDS: &[&str] = &[
+    // As root, and stay root: run roots belong to the test's own user.
+    "proxy.config.admin.user_id STRING #-1",
+    // Without it a crash waits for a helper that a run root does not have.
+    "proxy.config.crash_log_helper STRING NULL",
+    "proxy.config.exec_thread.autoconfig INT 0",
+    "proxy.config.exec_thread.limit INT 1",
+    "proxy.config.accept_threads INT 1",
+    "proxy.config.task_threads INT 1",
+    "proxy.config.cache.threads_per_disk INT 1",
+    "proxy.config.net.connections_throttle INT 2000",
+    "proxy.config.http.cache.http INT 0",
+    "proxy.config.http.wait_for_cache INT 0",
+    "proxy.config.log.logging_enabled INT 0",
+    "proxy.config.url_remap.remap_required INT 1",
+    "proxy.config.ssl.server.session_ticket.enable INT 1",
+    "proxy.config.diags.debug.enabled INT 1",
+    "proxy.config.diags.debug.tags STRING stek_share",
+];
+
+/// Everybody may ask: a server listens where only its own test can reach it.
+const IP_ALLOW: &str = "\
+ip_allow:
+  - { apply: in, ip_addrs: 0/0, action: allow, methods: ALL }
+  - { apply: in, ip_addrs: ::/0, action: allow, methods: ALL }
+";
+
+/// Files that may be empty but whose absence is a warning in diags.log.
+const EMPTY_FILES: &[&str] =
+    &["storage.config", "volume.config", "cache.config", "parent.config", "hosting.config"];
+
+/// What a server is to be.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    root: PathBuf,
+    address: IpAddr,
+    records: Vec<String>,
+    plugins: Vec<String>,
+    remaps: Vec<String>,
+    multicert: Vec<String>,
+    wrapper: Vec<String>,
+    manager: bool,
+}
+
+impl Builder {
+    /// The server's certificate for all its addresses.
+    pub fn certificate(self, files: &Files) -> Self {
+        let (certificate, key) = (files.certificate.display(), files.key.display());
+        let line = format!("dest_ip=* ssl_cert_name={certificate} ssl_key_name={key}");
+        self.multicert(&line)
+    }
+
+    /// A line of ssl_multicert.config.
+    pub fn multicert(mut self, line: &str) -> Self {
+        self.multicert.push(line.into());
+        self
+    }
+
+    /// A line of records.config without its leading word, `proxy.config.x INT 1`. It replaces an
+    /// earlier line of the same name.
+    pub fn record(mut self, line: &str) -> Self {
+        let name = |line: &str| line.split_whitespace().next().map(str::to_owned);
+        self.records.retain(|earlier| name(earlier) != name(line));
+        self.records.push(line.into());
+        self
+    }
+
+    /// A static ticket key: a file of 48 bytes, or several times 48.
+    pub fn ticket_key(self, file: &Path) -> Self {
+        let name = "proxy.config.ssl.server.ticket_key.filename";
+        self.record(&format!("{name} STRING {}", file.display()))
+    }
+
+    /// A line of plugin.config.
+    pub fn plugin(mut self, line: &str) -> Self {
+        self.plugins.push(line.into());
+        self
+    }
+
+    /// A line of remap.config.
+    pub fn remap(mut self, line: &str) -> Self {
+        self.remaps.push(line.into());
+        self
+    }
+
+    /// Sends all requests to the web server at `origin`. Without any remap the server answers 404.
+    pub fn origin(self, origin: SocketAddr) -> Self {
+        self.remap(&format!("map / http://{origin}/"))
+    }
+
+    /// The address to listen on, instead of 127.0.0.1.
+    pub fn address(mut self, address: IpAddr) -> Self {
+        self.address = address;
+        self
+    }
+
+    /// Words to put before the command, for example `ip netns exec NAME`. The last program among
+    /// them must exec the server, so that the process id stays.
+    pub fn wrapper(mut self, words: &[&str]) -> Self {
+        self.wrapper = words.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Starts `traffic_manager`, which starts the server, so that `traffic_ctl` works
+    /// ([`Ats::ctl`]). That takes some three seconds longer.
+    pub fn manager(mut self) -> Self {
+        self.manager = true;
+        self
+    }
+
+    /// Makes the run root, without starting anything.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or no port is free.
+    pub fn build(self) -> Result<Ats> {
+        let ats = Ats {
+            https: SocketAddr::new(self.address, ports::take()?),
+            root: self.root.clone(),
+            wrapper: self.wrapper.clone(),
+            manager: self.manager,
+            process: None,
+        };
+        self.write(ats.https).context(format_args!("run root {}", ats.root.display()))?;
+        Ok(ats)
+    }
+
+    /// Makes the run root and starts the server, without waiting for it.
+    ///
+    /// # Errors
+    /// As [`Builder::build`] and [`Ats::start`].
+    pub fn start(self) -> Result<Ats> {
+        let mut ats = self.build()?;
+        ats.start()?;
+        Ok(ats)
+    }
+
+    fn write(self, https: SocketAddr) -> io::Result<()> {
+        let root = self.root.display();
+        let etc = self.root.join("etc");
+        for dir in ["etc", "var/log", "var/run", "cache"] {
+            fs::create_dir_all(self.root.join(dir))?;
+        }
+        let layout = [
+            ("prefix", format!("{root}")),
+            ("exec_prefix", "/usr".into()),
+            ("bindir", "/usr/bin".into()),
+            ("sbindir", "/usr/bin".into()),
+            ("sysconfdir", format!("{root}/etc")),
+            ("datadir", format!("{root}/cache")),
+            ("includedir", "/usr/include".into()),
+            ("libdir", "/usr/lib/trafficserver".into()),
+            ("libexecdir", "/usr/lib/trafficserver/modules".into()),
+            ("localstatedir", format!("{root}/var")),
+            ("runtimedir", format!("{root}/var/run")),
+            ("logdir", format!("{root}/var/log")),
+            ("cachedir", format!("{root}/cache")),
+        ];
+        let layout = layout.map(|(name, value)| format!("{name}: {value}\n")).concat();
+        fs::write(self.root.join("runroot.yaml"), layout)?;
+
+        let listen = match https.ip() {
+            IpAddr::V4(ip) => format!("{}:ssl:ip-in={ip}", https.port()),
+            IpAddr::V6(ip) => format!("{}:ssl:ipv6:ip-in=[{ip}]", https.port()),
+        };
+        let this = self.record(&format!("proxy.config.http.server_ports STRING {listen}"));
+        let lines = |lines: &[String]| lines.iter().map(|line| format!("{line}\n")).collect();
+        let records: String = this.records.iter().map(|line| format!("CONFIG {line}\n")).collect();
+        fs::write(etc.join("records.config"), records)?;
+        fs::write::<_, String>(etc.join("plugin.config"), lines(&this.plugins))?;
+        fs::write::<_, String>(etc.join("remap.config"), lines(&this.remaps))?;
+        fs::write::<_, String>(etc.join("ssl_multicert.config"), lines(&this.multicert))?;
+        fs::write(etc.join("ip_allow.yaml"), IP_ALLOW)?;
+        fs::write(etc.join("sni.yaml"), "sni: []\n")?;
+        EMPTY_FILES.iter().try_for_each(|name| fs::write(etc.join(name), ""))
+    }
+}
+
+/// A server: a run root and, most of the time, a running server.
+#[derive(Debug)]
+pub struct Ats {
+    root: PathBuf,
+    https: SocketAddr,
+    wrapper: Vec<String>,
+    manager: bool,
+    process: Option<Child>,
+}
+
+/// What a server has used.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Processor time of all its living threads since their start.
+    pub cpu: Duration,
+    /// Memory in KiB, shared pages divided among those that share them (PSS).
+    pub memory: u64,
+    /// Memory in KiB that it has written to and shares with nobody. Unlike the above it does not
+    /// depend on how many other servers there are on the machine.
+    pub private: u64,
+    /// How often its living threads have been woken: their voluntary context switches.
+    pub wakeups: u64,
+    /// How many threads it has.
+    pub threads: usize,
+    /// How many descriptors are open.
+    pub descriptors: usize,
+}
+
+/// Processor time of all living threads of any process since their start.
+///
+/// # Errors
+/// When there is none with this id.
+pub fn cpu_of(pid: u32) -> Result<Duration> {
+    cpu_of_tasks(pid, |_| true)
+}
+
+/// The same of those threads that have this name, of which the kernel keeps 15 bytes.
+///
+/// # Errors
+/// When there is none with this id.
+pub fn cpu_of_threads(pid: u32, name: &str) -> Result<Duration> {
+    cpu_of_tasks(pid, |task| {
+        fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    })
+}
+
+fn cpu_of_tasks(pid: u32, counts: impl Fn(&Path) -> bool) -> Result<Duration> {
+    // The kernel counts nanoseconds here; the ticks in `stat` are too coarse for an idle server.
+    let nanos = fs::read_dir(format!("/proc/{pid}/task"))?.flatten().filter_map(|task| {
+        let task = task.path();
+        let times = fs::read_to_string(task.join("schedstat")).ok().filter(|_| counts(&task))?;
+        times.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Ok(Duration::from_nanos(nanos.sum()))
+}
+
+impl Usage {
+    /// Looks at any process.
+    ///
+    /// # Errors
+    /// When there is none with this id, or no right to look into it.
+    pub fn of(pid: u32) -> Result<Self> {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let cpu = cpu_of(pid)?;
+        let rollup = fs::read_to_string(proc.join("smaps_rollup"))?;
+        let kib = |name: &str| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            kib.ok_or_else(|| Error::new(format!("smaps_rollup has no {name}")))
+        };
+        let (memory, private) = (kib("Pss:")?, kib("Private_Dirty:")?);
+        let tasks: Vec<_> = fs::read_dir(proc.join("task"))?.flatten().collect();
+        let wakeups = tasks.iter().filter_map(|task| {
+            let status = fs::read_to_string(task.path().join("status")).ok()?;
+            let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))?;
+            line.trim().parse::<u64>().ok()
+        });
+        let (wakeups, threads) = (wakeups.sum(), tasks.len());
+        let descriptors = fs::read_dir(proc.join("fd"))?.count();
+        Ok(Self { cpu, memory, private, wakeups, threads, descriptors })
+    }
+}
+
+/// How a server ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopped {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// From the signal to the end.
+    pub took: Duration,
+}
+
+impl Ats {
+    /// A server whose run root is made in `root`, a directory that need not exist yet and must
+    /// outlive the server. At least a certificate is to be added.
+    pub fn builder(root: &Path) -> Builder {
+        Builder {
+            root: root.into(),
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            records: RECORDS.iter().map(ToString::to_string).collect(),
+            plugins: Vec::new(),
+            remaps: Vec::new(),
+            multicert: Vec::new(),
+            wrapper: Vec::new(),
+            manager: false,
+        }
+    }
+
+    /// Starts the server in its run root, without waiting for it; logs are continued.
+    ///
+    /// # Errors
+    /// When it runs already, or the program cannot be started.
+    pub fn start(&mut self) -> Result<()> {
+        if self.process.is_some() {
+            return Err(Error::new(format!("{} runs already", self.root.display())));
+        }
+        let program = if self.manager { "traffic_manager" } else { "traffic_server" };
+        let out = OpenOptions::new().create(true).append(true).open(self.traffic_out())?;
+        let mut words = self.wrapper.iter().map(String::as_str).chain([program]);
+        let mut command = Command::new(words.next().unwrap_or(program));
+        command.args(words).arg(format!("--run-root={}", self.root.join("runroot.yaml").display()));
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        let child = sys::spawn(command).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::new(format!(
+                "{program} is not installed: these tests need Debian's package trafficserver \
+                 (apt-get install trafficserver)"
+            )),
+            _ => Error::new(format!("cannot start {program}: {error}")),
+        })?;
+        self.process = Some(child);
+        Ok(())
+    }
+
+    /// Waits until the server completes a TLS handshake.
+    ///
+    /// # Errors
+    /// When it ends or has not done so within [`START_LIMIT`]; with the last lines of its logs.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        self.wait_first(|address| tickets::take(address, TlsVersion::V12)).map(drop)
+    }
+
+    /// Repeats `exchange` with the server until it succeeds, and returns what came of it: the
+    /// server's first handshake, since a server that does not listen yet refuses connections.
+    ///
+    /// # Errors
+    /// As [`Ats::wait_ready`].
+    pub fn wait_first<T>(&mut self, exchange: impl Fn(SocketAddr) -> Result<T>) -> Result<T> {
+        let (address, mut last) = (self.https, String::new());
+        let ready = wait::until(START_LIMIT, "a TLS handshake", || {
+            if let Some(status) = self.try_wait()? {
+                return Err(Error::new(format!("the server has ended, {status}")));
+            }
+            exchange(address).map(Some).or_else(|error| {
+                last = error.to_string();
+                Ok(None)
+            })
+        });
+        ready.map_err(|error| {
+            let (diags, out) = (tail(&self.diags()), tail(&self.debug_lines()));
+            let root = self.root.display();
+            Error::new(format!(
+                "server {root}: {error}; {last}\ndiags.log:\n{diags}\ntraffic.out:\n{out}"
+            ))
+        })
+    }
+
+    /// The server's process id; with a manager that of the server below it.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pid(&self) -> Result<u32> {
+        let own = self.child()?.id();
+        if !self.manager {
+            return Ok(own);
+        }
+        let mut tasks = fs::read_dir(format!("/proc/{own}/task"))?.flatten();
+        tasks
+            .find_map(|task| {
+                let children = fs::read_to_string(task.path().join("children")).ok()?;
+                children.split_whitespace().next()?.parse().ok()
+            })
+            .ok_or_else(|| Error::new("the manager has not started the server yet"))
+    }
+
+    /// Sends `signal`, waits for the end and says how it came.
+    ///
+    /// # Errors
+    /// When the server does not run, or not end within [`STOP_LIMIT`]; it is killed then.
+    pub fn stop(&mut self, signal: Signal) -> Result<Stopped> {
+        let start = Instant::now();
+        sys::kill(self.child()?.id(), signal)?;
+        let status = wait::until(STOP_LIMIT, "the server's end", || self.try_wait());
+        match status {
+            Ok(status) => Ok(Stopped { status, took: start.elapsed() }),
+            Err(error) => {
+                self.kill9();
+                Err(error)
+            }
+        }
+    }
+
+    /// Kills the server with SIGKILL (and its manager, if any) and waits for its end. Does nothing
+    /// when it does not run.
+    pub fn kill9(&mut self) {
+        let server = self.pid().ok();
+        if let Some(mut child) = self.process.take() {
+            // The child is not reaped, so that the group is still ours; errors mean it is gone.
+            let _ = sys::kill_group(child.id(), Signal::Kill);
+            let _ = child.wait();
+        }
+        // A server under a manager is not our child. It holds its lock until its files are closed,
+        // which they are once it is a zombie and none of its threads is left.
+        let has_ended = |pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+            let zombie = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'));
+            zombie && threads <= 1
+        };
+        if let Some(pid) = server {
+            let _ = wait::until(STOP_LIMIT, "the killed server's end", || {
+                Ok(has_ended(pid).then_some(()))
+            });
+        }
+    }
+
+    /// Stops the server in its tracks with SIGSTOP.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self) -> Result<()> {
+        Ok(sys::kill(self.pid()?, Signal::Stop)?)
+    }
+
+    /// Lets it go on with SIGCONT.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&self) -> Result<()> {
+        Ok(sys::kill(self.pid()?, Signal::Continue)?)
+    }
+
+    /// Stops it with SIGINT, starts it in the same run root and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Ats::stop`], [`Ats::start`] and [`Ats::wait_ready`].
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop(Signal::Interrupt)?;
+        self.start()?;
+        self.wait_ready()
+    }
+
+    /// Whether it runs; reaps it if it has ended by itself.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.try_wait(), Ok(None)) && self.process.is_some()
+    }
+
+    /// What the server uses; the difference of two looks tells the processor time between them.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn usage(&self) -> Result<Usage> {
+        Usage::of(self.pid()?)
+    }
+
+    /// Runs `traffic_ctl` with `arguments`; only for a server with a manager. Returns what it prints.
+    ///
+    /// # Errors
+    /// When it cannot be run or fails.
+    pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
+        let root = format!("--run-root={}", self.root.join("runroot.yaml").display());
+        let mut command = Command::new("traffic_ctl");
+        let output = command.arg(root).args(arguments).output().context("traffic_ctl")?;
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        match output.status.success() {
+            true => Ok(text),
+            false => Err(Error::new(format!("traffic_ctl {arguments:?}: {text}"))),
+        }
+    }
+
+    /// Where it serves HTTPS; the same after a restart.
+    pub fn https(&self) -> SocketAddr {
+        self.https
+    }
+
+    /// Its run root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its configuration directory.
+    pub fn etc(&self) -> PathBuf {
+        self.root.join("etc")
+    }
+
+    /// Everything in diags.log, of earlier runs too; empty while there is none.
+    pub fn diags(&self) -> String {
+        read(&self.root.join("var/log/diags.log"))
+    }
+
+    /// Everything in traffic.out, where debug lines go.
+    pub fn debug_lines(&self) -> String {
+        read(&self.traffic_out())
+    }
+
+    /// Every file in the log directory.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn log_files(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(self.root.join("var/log"))?;
+        Ok(entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>()?)
+    }
+
+    /// Waits until `needle` stands in diags.log.
+    ///
+    /// # Errors
+    /// When `limit` is over; with the log's last lines.
+    pub fn wait_diags(&self, needle: &str, limit: Duration) -> Result<()> {
+        let look = || Ok(self.diags().contains(needle).then_some(()));
+        wait::until(limit, &format!("{needle:?} in diags.log"), look)
+            .map_err(|error| Error::new(format!("{error}\n{}", tail(&self.diags()))))
+    }
+
+    fn traffic_out(&self) -> PathBuf {
+        self.root.join("var/log/traffic.out")
+    }
+
+    fn child(&self) -> Result<&Child> {
+        let message = || Error::new(format!("{} does not run", self.root.display()));
+        self.process.as_ref().ok_or_else(message)
+    }
+
+    fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.process else { return Ok(None) };
+        let status = child.try_wait()?;
+        if status.is_some() {
+            self.process = None;
+        }
+        Ok(status)
+    }
+}
+
+impl Drop for Ats {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// The last lines of a log, for an error message.
+fn tail(log: &str) -> String {
+    const LINES: usize = 15;
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
