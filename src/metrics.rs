@@ -330,7 +330,7 @@ pub const METRICS: &[Metric] = &[
     refused(
         "refused_peers_closed_early",
         "closed_early",
-        "those that went away before a first frame: port checks, members that had nothing left to ask",
+        "those that went away before a hello: port checks, members that had nothing left to ask",
         "",
     ),
     refused(

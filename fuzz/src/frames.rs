@@ -1,14 +1,15 @@
-//! Frames, whole and in pieces.
+//! Hellos and frames, whole and in pieces.
 
+use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{pin, Pin};
 use std::task::{Context, Poll, Waker};
 
 use stek_share::transport::frame::{
-    self, decode, encode, Event, FrameError, Versions, Wire, WireError, HEADER_LEN, MAX_BODY,
-    NOTICE,
+    decode, encode, encode_hello, read_hello, FrameError, Header, Hello, Reader, Versions,
+    WireError, HEADER_LEN, HELLO_LEN, MAX_BODY,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 /// A whole frame from a slice: its parts lie in the input one after another, and give the same
 /// bytes when they are encoded again.
@@ -18,71 +19,83 @@ pub fn whole(bytes: &[u8]) {
     assert!(body.len() <= MAX_BODY);
     let again = encode(&header, body).expect("what was decoded can be encoded");
     assert_eq!(again.as_slice(), &bytes[..again.len()]);
-    assert!(header.version == NOTICE || Versions::OURS.contain(header.version));
-    if let Some(theirs) = Versions::of_notice(body) {
-        assert!(theirs.min > NOTICE && theirs.min <= theirs.max);
-        assert_eq!(Versions::of_notice(&theirs.to_notice()), Some(theirs));
-        if let Some(common) = theirs.common(Versions::OURS) {
-            assert!(theirs.contain(common) && Versions::OURS.contain(common));
-        }
-    }
 }
 
-/// What a stream gave: the events, and how it ended.
+/// A hello: what is understood gives the same bytes when it is encoded again, but for what a later
+/// version added.
+pub fn hello(bytes: &[u8]) {
+    let [Seen::Hello(hello, answer), ..] = read(bytes, None)[..] else { return };
+    let Versions { min, max } = hello.versions;
+    assert!(min > 0 && min <= max);
+    if let Some(common) = hello.versions.common(Versions::OURS) {
+        assert!((min..=max).contains(&common));
+    }
+    let again = encode_hello(&hello, answer);
+    assert_eq!(
+        (again[..4].to_vec(), again[8..].to_vec()),
+        (bytes[..4].to_vec(), bytes[8..HELLO_LEN].to_vec())
+    );
+}
+
+/// What a stream gave, and how it ended.
 #[derive(Debug, PartialEq)]
 enum Seen {
-    Head(frame::Header),
-    Foreign(u8),
-    Body(Vec<u8>),
+    Hello(Hello, u8),
+    Frame(Header, Vec<u8>),
     End(Option<FrameError>),
 }
 
-/// A stream in pieces of any size, with pauses in between, gives what it gives in one piece: no
-/// byte is lost, invented or read twice, and it ends in the same way. The first byte of the input
-/// says which versions are spoken, and a part of it how the rest is cut.
+/// A stream in pieces of any size, with pauses in between at which the wait is given up, gives what
+/// it gives in one piece: no byte is lost, invented or read twice, and it ends in the same way. The
+/// first byte of the input says how the rest is cut.
 pub fn stream(input: &[u8]) {
-    let [versions, seed, bytes @ ..] = input else { return };
-    let spoken = match versions % 3 {
-        0 => Versions::OURS,
-        1 => Versions { min: 1, max: 7 },
-        _ => Versions { min: 2, max: 3 },
-    };
-    let in_one = read(bytes, spoken, None);
-    assert_eq!(in_one, read(bytes, spoken, Some(u32::from(*seed))), "cut in pieces");
-    let bodies: usize = in_one
-        .iter()
-        .map(|seen| match seen {
-            Seen::Body(body) => body.len() + HEADER_LEN,
-            _ => 0,
-        })
-        .sum();
-    assert!(bodies <= bytes.len(), "bytes were invented");
-    assert!(matches!(in_one.last(), Some(Seen::End(_))));
-    if let Some(Seen::End(None)) = in_one.last() {
-        assert_eq!(bodies, bytes.len(), "bytes were lost");
+    let [seed, bytes @ ..] = input else { return };
+    let in_one = read(bytes, None);
+    assert_eq!(in_one, read(bytes, Some(u32::from(*seed))), "cut in pieces");
+    let bodies = in_one.iter().map(|seen| match seen {
+        Seen::Hello(..) => HELLO_LEN,
+        Seen::Frame(_, body) => body.len() + HEADER_LEN,
+        Seen::End(_) => 0,
+    });
+    let known = bodies.sum::<usize>();
+    assert!(known <= bytes.len(), "bytes were invented");
+    if let ([Seen::Hello(..), .., Seen::End(None)], true) = (&in_one[..], bytes[7] == 30) {
+        assert_eq!(known, bytes.len(), "bytes were lost");
     }
 }
 
-fn read(bytes: &[u8], spoken: Versions, cuts: Option<u32>) -> Vec<Seen> {
-    let mut wire = Wire::new(Pieces { rest: bytes, cuts, paused: false }, spoken);
+fn read(bytes: &[u8], cuts: Option<u32>) -> Vec<Seen> {
+    let mut from = Pieces { rest: bytes, cuts, paused: false };
     let mut context = Context::from_waker(Waker::noop());
+    let end = |error| match error {
+        WireError::Frame(error) => Seen::End(Some(error)),
+        other => panic!("{other}"),
+    };
     let mut seen = Vec::new();
-    loop {
-        let event = match wire.poll(&mut context, true) {
-            Poll::Pending => continue,
-            Poll::Ready(Ok(Event::Closed)) => Seen::End(None),
-            Poll::Ready(Ok(Event::Head(header))) => Seen::Head(header),
-            Poll::Ready(Ok(Event::Foreign(version))) => Seen::Foreign(version),
-            Poll::Ready(Ok(Event::Body(body))) => Seen::Body(body.to_vec()),
-            Poll::Ready(Ok(Event::Sent)) => panic!("nothing was sent"),
-            Poll::Ready(Err(WireError::Frame(error))) => Seen::End(Some(error)),
-            Poll::Ready(Err(WireError::Io(error))) => panic!("{error}"),
+    {
+        // A hello is awaited to its end.
+        let mut greeting = pin!(read_hello(&mut from));
+        let greeting = loop {
+            if let Poll::Ready(greeting) = greeting.as_mut().poll(&mut context) {
+                break greeting;
+            }
         };
-        if let Seen::Foreign(version) = event {
-            assert!(!spoken.contain(version) && version != NOTICE);
+        match greeting {
+            Ok(Some((hello, answer))) => seen.push(Seen::Hello(hello, answer)),
+            Ok(None) => return vec![Seen::End(None)],
+            Err(error) => return vec![end(error)],
         }
-        let ended = matches!(event, Seen::End(_));
-        seen.push(event);
+    }
+    let mut reader = Reader::new(from);
+    loop {
+        let Poll::Ready(next) = pin!(reader.next()).poll(&mut context) else { continue };
+        let next = match next {
+            Ok(Some((header, body))) => Seen::Frame(header, body.to_vec()),
+            Ok(None) => Seen::End(None),
+            Err(error) => end(error),
+        };
+        let ended = matches!(next, Seen::End(_));
+        seen.push(next);
         if ended {
             return seen;
         }
@@ -116,18 +129,6 @@ impl AsyncRead for Pieces<'_> {
         let (piece, rest) = self.rest.split_at(size);
         space.put_slice(piece);
         self.rest = rest;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Pieces<'_> {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        panic!("nothing is written")
-    }
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }

@@ -45,8 +45,9 @@ const CLAIMED: usize = 4 * MIB;
 /// What is said of a file: so many lines at most, each of them there as a whole and in its parts.
 const TOLD: usize = 4 * MAX_PROBLEMS * yaml::MAX_LINE;
 
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 12] = [
     Target { name: "frame", assess: frames::whole, bound: (4 * KIB, 4) },
+    Target { name: "greeting", assess: frames::hello, bound: (4 * KIB, 4) },
     // A claimed length is honoured up to the longest frame, three times: read, written, reference.
     Target { name: "stream", assess: frames::stream, bound: (4 * MIB, 16) },
     Target { name: "request", assess: messages::request, bound: (CLAIMED, 64) },

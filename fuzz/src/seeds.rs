@@ -26,7 +26,7 @@ use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::{Stek, STEK_LEN};
 use stek_share::node::state_file_door::{self as door, Saved};
-use stek_share::transport::frame::{self, Header, Kind, Role, Versions, NOTICE};
+use stek_share::transport::frame::{self, Header, Hello, Kind, Role, Versions};
 
 
 /// A self-signed certificate and its key, PEM.
@@ -230,22 +230,28 @@ fn responses() -> Vec<Response> {
 }
 
 fn frames() -> Vec<Vec<u8>> {
-    let header = Header {
-        version: 1,
+    [(Kind::Request, &b"hello"[..]), (Kind::Note, b""), (Kind::Unknown(9), b"x")]
+        .map(|(kind, body)| {
+            let header = Header { kind, request: 7, cluster_id: CLUSTER_ID };
+            frame::encode(&header, body).expect("it is short").to_vec()
+        })
+        .to_vec()
+}
+
+/// Hellos of this version and of a later one, which says more.
+fn greetings() -> Vec<Vec<u8>> {
+    let hello = Hello {
+        versions: Versions { min: 1, max: 3 },
         role: Role::Member,
         sender: ServerId(2),
         incarnation: 0x1112_1314_1516_1718,
         cluster_id: CLUSTER_ID,
-        request: 7,
-        kind: Kind::Request,
     };
-    let notice = Header { version: NOTICE, kind: Kind::Refused, ..header };
-    let foreign = Header { version: 9, role: Role::Tool, ..header };
-    let versions = Versions { min: 1, max: 3 };
-    [(header, &b"hello"[..]), (notice, &versions.to_notice()), (foreign, b"x"), (header, b"")]
-        .iter()
-        .map(|(header, body)| frame::encode(header, body).expect("it is short").to_vec())
-        .collect()
+    let first = frame::encode_hello(&hello, 0);
+    let refused = frame::encode_hello(&Hello { role: Role::Tool, ..hello }, 4);
+    let mut longer = [&first[..], b"more"].concat();
+    longer[7] += 4;
+    vec![first, refused, longer]
 }
 
 fn names() -> Vec<Vec<u8>> {
@@ -286,14 +292,15 @@ pub fn write(dir: &Path) {
         let plain = door::plain(saved(n)).expect("it can be encoded");
         [&[255], plain.as_slice()].concat()
     });
-    let streams =
-        [[&[0, 5], frames().concat().as_slice()].concat(), [&[1], &frames()[2][..]].concat()];
+    let whole = [&greetings()[0][..], &frames().concat()].concat();
+    let streams = [[&[5], &whole[..]].concat(), [&[0], &greetings()[2][..], &frames()[2]].concat()];
     let conf = include_bytes!("../../example_server_conf.yaml").to_vec();
     let list = include_bytes!("../../example_server_list.yaml").to_vec();
     let odd = b"- {server_id: 0x2, address: fe80::1%eth0, port: '80', cert_verify_str: /CN=a}\n";
     let verbs = [&b"reload\0"[..], b"rotate", b"revoke", b"status\0", b"x"].map(<[u8]>::to_vec);
     for (target, seeds) in [
         ("frame", frames()),
+        ("greeting", greetings()),
         ("stream", streams.to_vec()),
         ("request", requests().iter().map(|r| bytes(r)).collect()),
         ("response", responses().iter().map(|r| encode(r).expect("as before").to_vec()).collect()),

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::core::config::{Member, Settings};
 use crate::core::server_id::ServerId;
 use crate::log_sink::Log;
-use crate::transport::frame::Header;
+use crate::transport::frame::Hello;
 use crate::transport::listener::{Caller, ListenDeps, ListenSettings, Listener, Refusal, Service};
 use crate::transport::peers::{call_once_by, CallError, Peers};
 use crate::transport::resolver::Resolver;
@@ -59,7 +59,7 @@ pub trait DynService: Send + Sync {
     ///
     /// # Errors
     /// Why the sender is not heard.
-    fn admit(&self, hello: &Header) -> Result<(), Refusal>;
+    fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
 
     /// As [`Service::take_note`].
     fn take_note(&self, from: &Caller, body: Body) -> bool;
@@ -69,7 +69,7 @@ pub trait DynService: Send + Sync {
 }
 
 impl<S: Service> DynService for S {
-    fn admit(&self, hello: &Header) -> Result<(), Refusal> {
+    fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
         Service::admit(self, hello)
     }
 

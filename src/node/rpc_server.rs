@@ -34,7 +34,7 @@ use crate::rpc::{
     WireSnapshot, WireVote,
 };
 use crate::supervise::{catch_panic, fail_point};
-use crate::transport::frame::{Header, Role};
+use crate::transport::frame::{Hello, Role};
 use crate::transport::listener::{Caller, Refusal, Service};
 use crate::transport::Body;
 
@@ -52,7 +52,7 @@ const DOUBT_LIMIT: Duration = Duration::from_secs(1);
 pub(super) struct RpcServer(pub Arc<Shared>);
 
 impl Service for RpcServer {
-    fn admit(&self, hello: &Header) -> Result<(), Refusal> {
+    fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
         if hello.role == Role::Member {
             if hello.sender == self.0.ctx.me {
                 return Err(Refusal::OwnId);

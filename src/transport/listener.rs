@@ -2,21 +2,23 @@
 //! request to a [`Service`].
 //!
 //! Leaves to the service who is a member and what a request means. Invariants:
-//! - No byte of a frame is read from, or sent to, an end whose certificate was not verified; and
-//!   no request is served whose sender names an id that is not its certificate's.
+//! - No byte is read from, or sent to, an end whose certificate was not verified; and nobody is
+//!   heard who names an id that is not its certificate's.
 //! - An end that would not be let in now, by its certificate or by the service, is neither heard
 //!   nor answered any more: its connection is closed at once, with what is being served on it.
-//! - Whoever shows no first frame in time is closed; connections, handshakes and requests are
-//!   bounded in number. When there are too many handshakes the oldest one gives way, so that
-//!   silent strangers cannot keep a member out.
+//! - Whoever says no hello in time is closed; connections, handshakes and requests are bounded in
+//!   number. When there are too many handshakes the oldest one gives way, so that silent strangers
+//!   cannot keep a member out.
 //! - An address whose handshakes come to nothing too often is closed before anything is computed
 //!   for it ([`Knocks`]).
-//! - Whoever begins with a version that is not spoken here is told which ones are; an answer is in
-//!   the version of its request.
+//! - Each hello is answered: with the versions that are spoken here, and with why its sender is not
+//!   heard if it is not. What means nothing here and wants no answer is counted and passed over, so
+//!   that later versions may say more.
 //! - One task per connection; requests are begun in the order in which they came, and a note is
 //!   dealt with before anything that came after it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::fmt;
 use std::future::{poll_fn, Future};
 use std::io;
@@ -24,9 +26,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{ready, Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -34,16 +37,14 @@ use tokio::time::{sleep, timeout_at, Instant};
 
 use super::binding::{Bound, Lookout};
 use super::frame::{
-    self, Body, ClusterId, Event, FrameError, Header, Kind, NoCommonVersion, Role, Versions, Wire,
-    WireError, NOTICE,
+    self, Body, ClusterId, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire, WireError,
 };
 use super::places::{Place, Places, Source};
 pub use super::places::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
 use super::tls::{fingerprint, subject_line, HandshakeError, Stream, Tls};
-use super::trust::{polled, Trust};
+use super::trust::Trust;
 use super::{
-    tune, Alarm, Bounds, Cause, Counters, LastSeen, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT,
-    MAX_IN_FLIGHT,
+    tune, Alarm, Bounds, Cause, Counters, LastSeen, Me, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
 };
 use crate::core::config::Member;
 use crate::core::knocks::{Allowance, Knocks, Token, STRANGERS};
@@ -89,7 +90,7 @@ pub struct ListenDeps {
     pub log: Log,
     /// Certificates; a new connection uses the newest.
     pub tls: watch::Receiver<Tls>,
-    /// What this server says of itself in a response.
+    /// What this server says of itself.
     pub me: Me,
     /// Where it is noted who was heard when.
     pub heard: LastSeen,
@@ -134,25 +135,28 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// What a hello answers.
     pub(super) fn code(self) -> u8 {
         match self {
-            Refusal::Other => 0,
             Refusal::NotAMember => 1,
             Refusal::OwnId => 2,
             Refusal::Cluster => 3,
             Refusal::DuplicateId => 4,
             Refusal::Certificate => 5,
+            Refusal::Other => u8::MAX,
         }
     }
 
-    pub(super) fn from_code(code: u8) -> Refusal {
+    /// What a hello answers to one that is not heard.
+    pub(super) fn from_code(code: u8) -> Option<Refusal> {
         match code {
-            1 => Refusal::NotAMember,
-            2 => Refusal::OwnId,
-            3 => Refusal::Cluster,
-            4 => Refusal::DuplicateId,
-            5 => Refusal::Certificate,
-            _ => Refusal::Other,
+            0 => None,
+            1 => Some(Refusal::NotAMember),
+            2 => Some(Refusal::OwnId),
+            3 => Some(Refusal::Cluster),
+            4 => Some(Refusal::DuplicateId),
+            5 => Some(Refusal::Certificate),
+            _ => Some(Refusal::Other),
         }
     }
 }
@@ -178,14 +182,14 @@ impl fmt::Display for Refusal {
 
 /// What answers requests.
 pub trait Service: Send + Sync + 'static {
-    /// Asked at each request's header, before its body is read. Must not block.
+    /// Asked at a hello, and again before the body of each frame is looked at. Must not block.
     ///
     /// # Errors
-    /// Why the sender is not heard; it is told so, and its connection closed.
-    fn admit(&self, hello: &Header) -> Result<(), Refusal>;
+    /// Why the sender is not heard; its connection is closed, and its hello answered with this.
+    fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
 
-    /// Takes a note, which gets no answer. `false` says that the body means nothing: the
-    /// connection is closed. Runs in the connection's task and must not block.
+    /// Takes a note, which gets no answer. `false` says that the body means nothing here: it is
+    /// counted and passed over. Runs in the connection's task and must not block.
     fn take_note(&self, from: &Caller, body: Body) -> bool;
 
     /// Answers one request. `None` says that the body is no request at all: the connection is
@@ -434,8 +438,6 @@ enum End {
     GaveWay(Option<ServerId>),
     Untrusted(HandshakeError),
     Refused(ServerId, Refusal),
-    OtherSender,
-    BadKind,
     BadBody(ServerId),
     NoVersion(ServerId, NoCommonVersion),
     Frame(FrameError),
@@ -446,10 +448,21 @@ enum End {
     Aged,
 }
 
+impl From<WireError> for End {
+    fn from(error: WireError) -> End {
+        match error {
+            WireError::Frame(error) => End::Frame(error),
+            WireError::Io(error) => End::Lost(error),
+            WireError::TooSlow => End::TooSlow("a frame"),
+        }
+    }
+}
+
 impl End {
     /// What to count, how loud to be, and the words.
     fn assess(&self) -> (Option<Cause>, Level, String) {
         let refused = |cause, words: String| (Some(cause), Level::Warning, words);
+        let quiet = |words: &str| (None, Level::Debug, words.to_owned());
         match self {
             End::Handshake(error) => {
                 let cause = cause_of(error);
@@ -477,33 +490,22 @@ impl End {
                 };
                 refused(cause, format!("it calls itself server_id {id}, but {refusal}"))
             }
-            End::OtherSender => {
-                refused(Cause::BadFrame, "it changed its server_id on one connection".to_owned())
-            }
-            End::BadKind => {
-                refused(Cause::BadFrame, "it sent a frame that asks nothing".to_owned())
-            }
             End::BadBody(id) => {
                 refused(Cause::BadFrame, format!("server_id {id} sent a request without meaning"))
             }
             End::NoVersion(id, error) => {
                 refused(Cause::Version, format!("it calls itself server_id {id}, and {error}"))
             }
-            End::Frame(error @ FrameError::Version(_)) => {
-                refused(Cause::Version, error.to_string())
-            }
             End::Frame(error) => refused(Cause::BadFrame, error.to_string()),
-            End::Lost(error) => (None, Level::Debug, format!("the connection was lost: {error}")),
-            End::Closed => (None, Level::Debug, "it closed the connection".to_owned()),
+            End::Lost(error) => quiet(&format!("the connection was lost: {error}")),
+            End::Closed => quiet("it closed the connection"),
             End::Silent => (
                 Some(Cause::ClosedEarly),
                 Level::Debug,
-                "it closed the connection before its first frame".to_owned(),
+                "it closed the connection before its hello".to_owned(),
             ),
-            End::Aged => {
-                (None, Level::Debug, "it stood for as long as a connection may".to_owned())
-            }
-            End::Idle => (None, Level::Debug, "the connection was idle".to_owned()),
+            End::Aged => quiet("it stood for as long as a connection may"),
+            End::Idle => quiet("the connection was idle"),
         }
     }
 }
@@ -567,285 +569,217 @@ impl<S: Service> Door<S> {
             Ok(trust) => trust,
             Err(error) => return End::Untrusted(error),
         };
-        let leaf = fingerprint(trust.leaf());
+        let source = Source { leaf: fingerprint(trust.leaf()), ip: addr.ip() };
+        let (place, gave_way) = self.gate.places.enter(source);
+        let mut who = None;
+        tokio::select! {
+            biased;
+            _ = gave_way => {}
+            end = self.talk(stream, addr, trust, &place, deadline, &mut who) => match end {
+                Err(end) => return end,
+                Ok(never) => match never {},
+            },
+        }
+        End::GaveWay(who)
+    }
+
+    /// A verified connection from its hello to its end.
+    async fn talk(
+        &self,
+        mut stream: Stream,
+        addr: SocketAddr,
+        mut trust: Trust,
+        place: &Place,
+        deadline: Instant,
+        who: &mut Option<ServerId>,
+    ) -> Result<Infallible, End> {
+        let subject: Arc<str> = subject_line(trust.leaf()).into();
+        let greeting = self.greet(&mut stream, &mut trust, &subject);
+        let too_slow = Err(End::TooSlow("its hello"));
+        let (hello, version) = timeout_at(deadline, greeting).await.unwrap_or(too_slow)?;
+        let Hello { role, sender: id, incarnation, cluster_id, .. } = hello;
+        if role == Role::Member {
+            place.belongs_to(id);
+        }
+        *who = Some(id);
+        let now = Instant::now();
+        let ends = now + self.bounds.max_age;
         let mut conversation = Conversation {
             door: self,
-            place: self.gate.places.enter(Source { leaf, ip: addr.ip() }),
-            addr,
-            subject: subject_line(trust.leaf()).into(),
+            caller: Caller { id, role, version, incarnation, cluster_id, addr, subject },
+            hello,
             trust,
-            ends: Instant::now() + self.bounds.max_age,
-            hello: None,
-            wire: Wire::new(stream, self.deps.me.versions()),
-            foreign: None,
-            parting: None,
-            caller: None,
-            request: (Kind::Note, 0),
+            ends,
             in_flight: Vec::new(),
-            ready: VecDeque::new(),
-            refused: None,
-            last: Instant::now(),
-            first: deadline,
-            alarm: Alarm::new(deadline),
+            last: now,
+            alarm: Alarm::new(ends.min(now + IDLE_LIMIT)),
         };
-        polled(self.deps.tls.clone(), |cx| conversation.poll(cx)).await
-    }
-}
-
-type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
-
-/// A verified connection: requests in, responses out.
-struct Conversation<'a, S> {
-    door: &'a Door<S>,
-    place: Place,
-    addr: SocketAddr,
-    /// Whose certificate the other end has.
-    subject: Arc<str>,
-    trust: Trust,
-    /// Until when it may campaign.
-    ends: Instant,
-    /// What the other end said of itself last.
-    hello: Option<Header>,
-    wire: Wire<Stream>,
-    /// The version that the other end began with, if it is not spoken here: it was told so.
-    foreign: Option<u8>,
-    /// Who is about to say that it speaks none of ours either.
-    parting: Option<ServerId>,
-    /// Who is at the other end, as its first header said; the cluster incarnation is the latest.
-    caller: Option<Caller>,
-    /// The kind and the id of the frame whose body is being read.
-    request: (Kind, u32),
-    /// Requests that are being served, at most [`MAX_IN_FLIGHT`].
-    in_flight: Vec<(u32, Answer)>,
-    /// Responses that wait for their turn; they count towards [`MAX_IN_FLIGHT`] as well.
-    ready: VecDeque<Body>,
-    /// Set once the sender is refused: the connection ends when it was told.
-    refused: Option<(ServerId, Refusal)>,
-    last: Instant,
-    /// Until when the first frame must be there.
-    first: Instant,
-    alarm: Alarm,
-}
-
-impl<S: Service> Conversation<'_, S> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if self.place.poll_given_up(cx).is_ready() {
-            return Poll::Ready(End::GaveWay(self.caller.as_ref().map(|caller| caller.id)));
+        conversation.heard();
+        let mut wire = Wire::new(stream);
+        let end = conversation.go_on(&mut wire).await;
+        if matches!(end, Err(End::Untrusted(_) | End::Refused(..))) {
+            wire.into_stream().get_ref().discard_unsent();
         }
-        loop {
-            let assessed = self.assess().and_then(|()| self.poll_answers(cx));
-            // What an answer tells may be newer than the last look.
-            if let Err(end) = assessed.and_then(|()| self.assess()) {
-                return Poll::Ready(end);
-            }
-            if !self.wire.is_sending() {
-                if let Some(frame) = self.ready.pop_front() {
-                    self.wire.send(frame);
-                } else if let (Some((id, refusal)), false) = (self.refused, self.wire.is_reading())
-                {
-                    return Poll::Ready(End::Refused(id, refusal));
-                }
-            }
-            // Whatever was begun is read to its end, also a refused sender's request: closing
-            // on top of unread bytes could take the refusal away from it.
-            let has_room = self.in_flight.len() + self.ready.len() < MAX_IN_FLIGHT;
-            let may_read = self.wire.is_reading() || (has_room && self.refused.is_none());
-            let event = match self.wire.poll(cx, may_read) {
-                Poll::Ready(Ok(event)) => event,
-                Poll::Ready(Err(WireError::Frame(error))) => return Poll::Ready(End::Frame(error)),
-                Poll::Ready(Err(WireError::Io(error))) => return Poll::Ready(End::Lost(error)),
-                Poll::Pending => break,
-            };
-            if let Err(end) = self.assess().and_then(|()| self.take(event)) {
-                return Poll::Ready(end);
-            }
-        }
-        self.poll_alarm(cx)
+        end
     }
 
-    /// Whether the other end would still be let in, if anything changed since the last look.
-    fn assess(&mut self) -> Result<(), End> {
-        let assessed = match (self.trust.check(), &self.hello) {
-            (Err(error), _) => Err(End::Untrusted(error)),
-            (Ok(true), Some(hello)) if self.refused.is_none() => {
-                self.admit(hello).map_err(|refusal| End::Refused(hello.sender, refusal))
-            }
-            _ => Ok(()),
+    /// Hears the other end's hello and answers it; who it is, and the version that both speak.
+    async fn greet(
+        &self,
+        stream: &mut Stream,
+        trust: &mut Trust,
+        subject: &str,
+    ) -> Result<(Hello, u8), End> {
+        let (hello, _) = frame::read_hello(stream).await?.ok_or(End::Silent)?;
+        trust.check().map_err(End::Untrusted)?;
+        let (me, id) = (self.deps.me.hello(), hello.sender);
+        let parted = NoCommonVersion { theirs: hello.versions, ours: me.versions };
+        let version = me.versions.common(hello.versions).ok_or(End::NoVersion(id, parted));
+        let assessed = version.and_then(|version| match self.admit(&hello, subject) {
+            Ok(()) => Ok((hello, version)),
+            Err(refusal) => Err(End::Refused(id, refusal)),
+        });
+        let answer = match &assessed {
+            Err(End::Refused(_, refusal)) => refusal.code(),
+            _ => 0,
         };
-        assessed.inspect_err(|_| self.wire.stream().get_ref().discard_unsent())
-    }
-
-    fn take(&mut self, event: Event) -> Result<(), End> {
-        self.last = Instant::now();
-        match event {
-            Event::Sent => Ok(()),
-            Event::Head(header) => self.take_head(&header),
-            Event::Foreign(version) => self.take_foreign(version),
-            Event::Body(body) => self.take_body(body),
-            Event::Closed if self.caller.is_none() && self.foreign.is_some() => {
-                Err(self.unspoken())
-            }
-            Event::Closed if self.caller.is_none() => Err(End::Silent),
-            Event::Closed => Err(End::Closed),
-        }
-    }
-
-    /// Tells the other end, once, which versions are spoken here. Until its first frame in one of
-    /// them it has no more time than anybody.
-    fn take_foreign(&mut self, version: u8) -> Result<(), End> {
-        if self.caller.is_some() {
-            return Err(End::Frame(FrameError::Version(version)));
-        }
-        if self.foreign.replace(version).is_none() {
-            self.ready.push_back(self.door.deps.me.notice().map_err(End::Frame)?);
-        }
-        Ok(())
-    }
-
-    /// How it ends with one that was told of our versions, and said nothing more.
-    fn unspoken(&self) -> End {
-        End::Frame(FrameError::Version(self.foreign.unwrap_or(NOTICE)))
-    }
-
-    fn take_head(&mut self, header: &Header) -> Result<(), End> {
-        if header.version == NOTICE {
-            if self.foreign.is_none() || self.caller.is_some() {
-                return Err(End::BadKind);
-            }
-            self.parting = Some(header.sender);
-            return Ok(());
-        }
-        let now = Caller {
-            id: header.sender,
-            role: header.role,
-            version: header.version,
-            incarnation: header.incarnation,
-            cluster_id: header.cluster_id,
-            addr: self.addr,
-            subject: Arc::clone(&self.subject),
-        };
-        let before = self.caller.as_ref().unwrap_or(&now);
-        if (before.id, before.role, before.incarnation) != (now.id, now.role, now.incarnation) {
-            return Err(End::OtherSender);
-        }
-        if before.version != now.version {
-            return Err(End::Frame(FrameError::Version(now.version)));
-        }
-        if !matches!(header.kind, Kind::Request | Kind::Note | Kind::Hello) {
-            return Err(End::BadKind);
-        }
-        self.caller = Some(now);
-        let admitted = self.admit(header);
-        if self.hello.is_none() && admitted.is_ok() && header.role == Role::Member {
-            self.place.belongs_to(header.sender);
-        }
-        if let Err(refusal) = admitted {
-            self.refused = Some((header.sender, refusal));
-            self.answer(header.request, Kind::Refused, &[refusal.code()])?;
-        }
-        (self.hello, self.request) = (Some(*header), (header.kind, header.request));
-        Ok(())
+        stream.write_all(&frame::encode_hello(&me, answer)).await.map_err(End::Lost)?;
+        assessed
     }
 
     /// Whether the sender is heard: the service says who is a member, the certificate who it is.
-    /// Asked at each header, since a new server list counts for connections that are up, too.
-    fn admit(&self, header: &Header) -> Result<(), Refusal> {
-        let admitted = self.door.service.admit(header);
+    fn admit(&self, hello: &Hello, subject: &str) -> Result<(), Refusal> {
+        let admitted = self.service.admit(hello);
         if admitted != Err(Refusal::NotAMember)
-            && !self.door.deps.tls.borrow().is_of(header.sender, &self.subject)
+            && !self.deps.tls.borrow().is_of(hello.sender, subject)
         {
             return Err(Refusal::Certificate);
         }
         admitted
     }
+}
 
-    fn take_body(&mut self, body: Body) -> Result<(), End> {
-        if self.refused.is_some() {
-            return Ok(());
-        }
-        if let Some(id) = self.parting {
-            let ours = self.door.deps.me.versions();
-            return Err(match Versions::of_notice(&body) {
-                Some(theirs) => End::NoVersion(id, NoCommonVersion { theirs, ours }),
-                None => self.unspoken(),
-            });
-        }
-        // A body always follows its header, which set the caller unless it was a foreign one.
-        let Some(caller) = self.caller.clone() else { return Ok(()) };
-        if caller.role == Role::Member {
-            self.door.deps.heard.record_from(caller.id, self.last, self.addr.ip());
-        }
-        let request = match self.request {
-            (Kind::Request, request) => request,
-            (Kind::Hello, request) => return self.answer(request, Kind::Response, &[]),
-            _ => {
-                return match self.door.service.take_note(&caller, body) {
-                    true => Ok(()),
-                    false => Err(End::BadBody(caller.id)),
-                }
-            }
-        };
-        self.door.deps.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let answer = Arc::clone(&self.door.service).serve(caller, body);
-        self.in_flight.push((request, Box::pin(answer)));
-        Ok(())
-    }
+type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
 
-    /// Moves every request on. All are polled whenever the task wakes: there are few, and
-    /// telling them apart would cost a task each.
-    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let mut at = 0;
-        while let Some((request, answer)) = self.in_flight.get_mut(at) {
-            match answer.as_mut().poll(cx) {
-                Poll::Pending => at += 1,
-                Poll::Ready(None) => {
-                    return Err(End::BadBody(self.caller.as_ref().map_or(ServerId(0), |c| c.id)))
-                }
-                Poll::Ready(Some(body)) => {
-                    let request = *request;
-                    drop(self.in_flight.remove(at));
-                    self.answer(request, Kind::Response, &body)?;
-                }
-            }
-        }
-        Ok(())
-    }
+/// A connection after its hello: requests in, responses out.
+struct Conversation<'a, S> {
+    door: &'a Door<S>,
+    /// Who is at the other end; the cluster incarnation is the latest.
+    caller: Caller,
+    hello: Hello,
+    trust: Trust,
+    /// Until when it may campaign.
+    ends: Instant,
+    /// Requests that are being served; with the responses that wait at most [`MAX_IN_FLIGHT`].
+    in_flight: Vec<(u32, Answer)>,
+    /// When something was read or written last.
+    last: Instant,
+    alarm: Alarm,
+}
 
-    fn answer(&mut self, request: u32, kind: Kind, body: &[u8]) -> Result<(), End> {
-        // Only a caller is answered, and its version stays the same.
-        let version = self.caller.as_ref().map_or(NOTICE, |caller| caller.version);
-        let header = self.door.deps.me.header(version, request, kind);
-        self.ready.push_back(frame::encode(&header, body).map_err(End::Frame)?);
-        Ok(())
-    }
-
-    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let now = Instant::now();
-        let active = if self.in_flight.is_empty() { self.last } else { now };
-        let mut deadline = active + IDLE_LIMIT;
-        let mut end = End::Idle;
-        if let Some(begun) = self.wire.begun() {
-            deadline = begun + FRAME_LIMIT;
-            end = End::TooSlow("a frame");
-        }
-        if self.caller.is_none() && self.first < deadline {
-            deadline = self.first;
-            end = match self.foreign {
-                Some(_) => self.unspoken(),
-                None => End::TooSlow("its first frame"),
-            };
-        }
-        if self.ends < deadline {
-            (deadline, end) = (self.ends, End::Aged);
-        }
+impl<S: Service> Conversation<'_, S> {
+    async fn go_on(&mut self, wire: &mut Wire<Stream>) -> Result<Infallible, End> {
+        let Wire { reader, writer } = wire;
         loop {
-            ready!(self.alarm.poll(cx, deadline.min(self.trust.due)));
-            if deadline <= Instant::now() {
-                return Poll::Ready(end);
-            }
-            if let Err(end) = self.assess() {
-                return Poll::Ready(end);
+            self.assess()?;
+            let has_room = self.in_flight.len() + writer.waiting() < MAX_IN_FLIGHT;
+            let idle = self.last + IDLE_LIMIT;
+            // While something is being served it is not idle, however long that takes.
+            let idle = if self.in_flight.is_empty() { idle } else { self.ends };
+            let due = self.ends.min(idle).min(self.trust.due);
+            tokio::select! {
+                biased;
+                () = self.trust.changed() => {}
+                (request, body) = next_answer(&mut self.in_flight) => {
+                    let body = body.ok_or(End::BadBody(self.caller.id))?;
+                    // Checked before it goes out: what it tells may be newer than the last look.
+                    let cluster_id = self.door.deps.me.cluster_id();
+                    let header = Header { kind: Kind::Response, request, cluster_id };
+                    writer.send(frame::encode(&header, &body).map_err(End::Frame)?);
+                }
+                sent = writer.write(), if writer.waiting() > 0 => {
+                    sent?;
+                    self.last = Instant::now();
+                }
+                frame = reader.next(), if has_room => {
+                    let (header, body) = frame?.ok_or(End::Closed)?;
+                    self.assess()?;
+                    self.take(&header, body)?;
+                }
+                // Last: what has come may have waited longer than the timer.
+                () = poll_fn(|cx| self.alarm.poll(cx, due)) => {
+                    self.assess()?;
+                    if idle <= Instant::now() {
+                        return Err(End::Idle);
+                    }
+                }
             }
         }
     }
+
+    /// Whether the other end would still be let in, if anything changed since the last look.
+    fn assess(&mut self) -> Result<(), End> {
+        if self.ends <= Instant::now() {
+            return Err(End::Aged);
+        }
+        match self.trust.check() {
+            Ok(false) => Ok(()),
+            Ok(true) => self.admit(),
+            Err(error) => Err(End::Untrusted(error)),
+        }
+    }
+
+    fn admit(&self) -> Result<(), End> {
+        let admitted = self.door.admit(&self.hello, &self.caller.subject);
+        admitted.map_err(|refusal| End::Refused(self.caller.id, refusal))
+    }
+
+    /// A member gave a sign of life.
+    fn heard(&self) {
+        if self.caller.role == Role::Member {
+            self.door.deps.heard.record_from(self.caller.id, self.last, self.caller.addr.ip());
+        }
+    }
+
+    fn take(&mut self, header: &Header, body: Body) -> Result<(), End> {
+        self.last = Instant::now();
+        (self.hello.cluster_id, self.caller.cluster_id) = (header.cluster_id, header.cluster_id);
+        self.admit()?;
+        self.heard();
+        let Door { deps, service, .. } = self.door;
+        match header.kind {
+            Kind::Request => {
+                deps.counters.requests.fetch_add(1, Ordering::Relaxed);
+                let answer = Arc::clone(service).serve(self.caller.clone(), body);
+                self.in_flight.push((header.request, Box::pin(answer)));
+            }
+            Kind::Note if service.take_note(&self.caller, body) => {}
+            Kind::Note | Kind::Unknown(_) => {
+                let passed_over = 1 + deps.counters.passed_over.fetch_add(1, Ordering::Relaxed);
+                let words = format!(
+                    "server {} sent a message that means nothing to this version of the plugin;                      it was passed over, and {passed_over} were since the start",
+                    self.caller.id
+                );
+                deps.log.limited(Level::Note, "passed over", words);
+            }
+            Kind::Response => return Err(End::Frame(FrameError::Kind)),
+        }
+        Ok(())
+    }
+}
+
+/// Moves every request on until one is answered. All are polled whenever the task wakes: there are
+/// few, and telling them apart would cost a task each.
+async fn next_answer(in_flight: &mut Vec<(u32, Answer)>) -> (u32, Option<Body>) {
+    poll_fn(|cx| {
+        for (at, (request, answer)) in in_flight.iter_mut().enumerate() {
+            if let Poll::Ready(body) = answer.as_mut().poll(cx) {
+                let request = *request;
+                drop(in_flight.swap_remove(at));
+                return Poll::Ready((request, body));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }

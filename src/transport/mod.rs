@@ -11,7 +11,6 @@ mod one_line;
 pub mod peers;
 mod places;
 mod rehearsal;
-mod renewal;
 pub mod resolver;
 pub mod tls;
 mod trust;
@@ -34,10 +33,10 @@ pub use one_line::one_line;
 pub use trust::{CLOCK_LOOK, MAX_AGE};
 
 use crate::core::server_id::ServerId;
-use frame::{FrameError, Header, Kind, Role, NOTICE};
+use frame::{Hello, Role};
 use resolver::{Resolver, Unresolved};
 
-/// How long a TLS handshake and the first frame after it may take together. Generous for a far
+/// How long a TLS handshake and the hello after it may take together. Generous for a far
 /// peer on a busy server, short enough to be rid of a silent stranger within 5 s.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -74,7 +73,7 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// What this server says of itself in each header, and the protocol versions that it speaks.
+/// What this server says of itself, and the protocol versions that it speaks.
 #[derive(Clone)]
 pub struct Me(Arc<MeInner>, Versions);
 
@@ -124,22 +123,15 @@ impl Me {
         self.0.incarnation
     }
 
-    /// Tells a server that begins with a version that is not spoken here which ones are.
-    fn notice(&self) -> Result<Body, FrameError> {
-        frame::encode(&self.header(NOTICE, 0, Kind::Refused), &self.1.to_notice())
+    /// Its cluster incarnation at this moment.
+    fn cluster_id(&self) -> ClusterId {
+        (self.0.cluster_id)()
     }
 
-    /// The header of a frame that it sends now; `request` pairs a response with its request.
-    pub fn header(&self, version: u8, request: u32, kind: Kind) -> Header {
-        Header {
-            version,
-            role: self.0.role,
-            sender: self.0.id,
-            incarnation: self.0.incarnation,
-            cluster_id: (self.0.cluster_id)(),
-            request,
-            kind,
-        }
+    /// What it says of itself now.
+    pub fn hello(&self) -> Hello {
+        let MeInner { id: sender, role, incarnation, .. } = *self.0;
+        Hello { versions: self.1, role, sender, incarnation, cluster_id: self.cluster_id() }
     }
 }
 
@@ -271,7 +263,7 @@ pub enum Cause {
     NotOurTls,
     /// The other end does not accept this server's certificate or TLS.
     RefusedUs,
-    /// The other end closed or lost the connection before its first frame.
+    /// The other end closed or lost the connection before its hello.
     ClosedEarly,
     /// OpenSSL failed on this side.
     Library,
@@ -279,11 +271,11 @@ pub enum Cause {
     NotAMember,
     /// The service refused the sender for another reason.
     Refused,
-    /// Bytes that are no frame, a frame that does not fit, or a body that is no request.
+    /// Bytes that are no hello and no frame, or a body that is no request.
     BadFrame,
     /// A protocol version that this server does not speak.
     Version,
-    /// A handshake, a first frame or a begun frame took too long.
+    /// A handshake, a hello or a begun frame took too long.
     TooSlow,
     /// There were too many connections or handshakes already.
     OverLimit,
@@ -318,6 +310,7 @@ pub struct Counters {
     refused: [AtomicU64; Cause::ALL.len()],
     accepted: AtomicU64,
     requests: AtomicU64,
+    passed_over: AtomicU64,
 }
 
 impl Counters {
@@ -344,6 +337,11 @@ impl Counters {
     /// Requests that were handed to the service.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Messages that want no answer and meant nothing here.
+    pub fn passed_over(&self) -> u64 {
+        self.passed_over.load(Ordering::Relaxed)
     }
 
     fn count(&self, cause: Cause) {

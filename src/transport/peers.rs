@@ -9,45 +9,41 @@
 //! - A connection on which nothing at all comes back for twice the time of a request is given up, so
 //!   that a peer which vanished without a word is dialled anew. The time that dialling took does
 //!   not count, or a far peer would never be reached by impatient requests.
-//! - A connection on which nothing was asked, since who wanted it is gone, is closed before the
-//!   other side takes this server for a stranger that says nothing.
 //! - A request's bytes are erased when they are sent or nobody waits for the response any more.
-//!   Where the peer may turn out to speak an older version only, they are kept until it answers.
-//! - A connection begins with the newest version; which one follows is agreed on it once.
+//! - Nothing but the hello is sent before the peer has said in its own that it hears this server,
+//!   and in which version.
 //! - A connection whose other end would not be let in now is closed before anything else is sent
 //!   on it, and what the system has not sent yet is thrown away; see `trust`.
-//! - No connection stands longer than its bound. Before that a new one takes its place, on which
-//!   the peer has answered already; the old one goes when its last response is there.
-//! - One task per peer; its queue, its open requests and its dialling are bounded.
+//! - No connection stands longer than its bound, nor with a certificate that this server has no
+//!   more. Before that a new one takes its place, which the peer has answered already; the old one
+//!   goes when its last response is there.
+//! - One task per peer; its queue, its open requests and its connections are bounded.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
-use std::future::{poll_fn, Future};
+use std::future::{pending, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch, Mutex as AsyncMutex};
 use tokio::task::JoinHandle;
-use tokio::time::{timeout, timeout_at, Instant};
+use tokio::time::{sleep_until, timeout, timeout_at, Instant};
 
 use super::frame::{
-    self, Body, Event, FrameError, Header, Kind, NoCommonVersion, Role, Versions, Wire, WireError,
-    MAX_BODY, NOTICE,
+    self, Body, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire, WireError, MAX_BODY,
 };
 use super::listener::Refusal;
-use super::renewal::Renewal;
 use super::resolver::{Found, Resolver, Unresolved};
 use super::tls::{alert_in, HandshakeError, Stream, Tls};
-use super::trust::{polled, Trust};
-use super::{
-    tune, Alarm, Bounds, LastSeen, Me, FRAME_LIMIT, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
-};
+use super::trust::{renewal_after, Trust};
+use super::{tune, Alarm, Bounds, LastSeen, Me, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
 use crate::log_sink::{Level, Log};
@@ -67,17 +63,16 @@ const REDIAL_MAX: Duration = Duration::from_secs(1);
 /// request is sent into a connection that is being closed.
 const DIALLER_IDLE_LIMIT: Duration = IDLE_LIMIT.saturating_sub(Duration::from_secs(30));
 
-/// Counted from the dialling, how long a connection may be kept on which nothing was ever asked,
-/// because who wanted it was gone before it was up. The other side closes it a little later, and
-/// would have to take this server for a silent stranger.
-const UNUSED_LIMIT: Duration = HANDSHAKE_LIMIT.saturating_sub(Duration::from_secs(1));
-
 /// How long after its time a request that its caller dropped counts as open. Callers that wait
 /// their time out tell at once; this is for the others, and spares a timer per request.
 const DROPPED_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a request may wait for the connection's task without being the later checked for it.
 const QUEUEING: Duration = Duration::from_millis(5);
+
+/// Tries to renew one connection before it ends at its full age, so that a peer that is away for a
+/// moment is asked again in time.
+const RENEWAL_TRIES: u32 = 30;
 
 /// The least time that one address of several gets.
 const ADDRESS_SHARE_MIN: Duration = Duration::from_millis(500);
@@ -125,6 +120,8 @@ pub struct Peers {
 struct Peer {
     member: Member,
     orders: mpsc::Sender<Order>,
+    /// Whether there is a connection for a note to go by.
+    is_up: Arc<AtomicBool>,
     /// Set once it is no peer any more: nothing is sent to it, however late its task ends.
     gone: Arc<AtomicBool>,
     task: JoinHandle<()>,
@@ -137,7 +134,7 @@ impl Drop for Peer {
     }
 }
 
-pub(super) enum Order {
+enum Order {
     /// Send this request.
     Ask(Ask),
     /// Send this note, unless it is too late for it.
@@ -146,8 +143,7 @@ pub(super) enum Order {
     Check,
 }
 
-pub(super) struct Ask {
-    kind: Kind,
+struct Ask {
     letter: RequestBody,
     /// What its caller granted, and until when that lasts.
     limit: Duration,
@@ -161,16 +157,8 @@ pub(super) struct Ask {
 struct RequestBody(Arc<Mutex<Option<Body>>>);
 
 impl RequestBody {
-    fn new(body: Body) -> RequestBody {
-        RequestBody(Arc::new(Mutex::new(Some(body))))
-    }
-
     fn take(&self) -> Option<Body> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    fn copy(&self) -> Option<Body> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -215,9 +203,21 @@ impl Peers {
         for member in members.iter().filter(|member| member.id != self.deps.me.id()) {
             peers.entry(member.id).or_insert_with(|| {
                 let (orders, rpc_server) = mpsc::channel(MAX_QUEUE);
-                let gone = Arc::new(AtomicBool::new(false));
-                let line = keep_line(member.clone(), gone.clone(), self.deps.clone(), rpc_server);
-                Peer { member: member.clone(), orders, gone, task: tokio::spawn(line) }
+                let (is_up, gone) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
+                let begin = {
+                    let (deps, member) = (self.deps.clone(), Arc::new(member.clone()));
+                    let (is_up, gone) = (Arc::clone(&is_up), Arc::clone(&gone));
+                    move || {
+                        PeerConnection::new(
+                            member.clone(),
+                            is_up.clone(),
+                            gone.clone(),
+                            deps.clone(),
+                        )
+                    }
+                };
+                let task = tokio::spawn(keep_line(begin, rpc_server));
+                Peer { member: member.clone(), orders, is_up, gone, task }
             });
         }
         self.deps.heard.retain(|id| members.iter().any(|member| member.id == id));
@@ -244,9 +244,9 @@ impl Peers {
             let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
             peers.get(&to).ok_or(CallError::UnknownPeer)?.orders.clone()
         };
-        let letter = RequestBody::new(body);
+        let letter = RequestBody(Arc::new(Mutex::new(Some(body))));
         let _recall = ClearOnDrop(letter.clone());
-        let ask = Ask { kind: Kind::Request, letter, limit, deadline, reply };
+        let ask = Ask { letter, limit, deadline, reply };
         orders.try_send(Order::Ask(ask)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => CallError::Busy,
             mpsc::error::TrySendError::Closed(_) => gone(),
@@ -262,12 +262,13 @@ impl Peers {
         }
     }
 
-    /// Sends something that wants no response, if the connection is up and the peer has answered
-    /// on it, and if that can be done within `limit`. Does not wait, and does not tell.
+    /// Sends something that wants no response, if a connection is up, and if that can be done
+    /// within `limit`. Does not wait, and does not tell.
     pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
         let until = Instant::now() + limit;
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(peer), true) = (peers.get(&to), body.len() <= MAX_BODY) {
+        let peer = peers.get(&to).filter(|peer| peer.is_up.load(Ordering::SeqCst));
+        if let (Some(peer), true) = (peer, body.len() <= MAX_BODY) {
             let _ = peer.orders.try_send(Order::Note { body, until });
         }
     }
@@ -279,21 +280,14 @@ impl Peers {
 }
 
 /// One peer's line, with a new beginning after each panic.
-async fn keep_line(
-    member: Member,
-    gone: Arc<AtomicBool>,
-    deps: Deps,
-    rpc_server: mpsc::Receiver<Order>,
-) {
-    let (log, rpc_server) = (deps.log.clone(), Arc::new(AsyncMutex::new(rpc_server)));
-    let member = Arc::new(member);
-    let what = format!("asking peer {}", member.id);
-    let begin = || {
-        let line = PeerConnection::new(Arc::clone(&member), Arc::clone(&gone), deps.clone());
-        let rpc_server = rpc_server.clone();
+async fn keep_line(begin: impl Fn() -> PeerConnection, rpc_server: mpsc::Receiver<Order>) {
+    let rpc_server = Arc::new(AsyncMutex::new(rpc_server));
+    let PeerConnection { member, deps, .. } = begin();
+    let run = || {
+        let (line, rpc_server) = (begin(), Arc::clone(&rpc_server));
         async move { line.run(&mut *rpc_server.lock().await).await }
     };
-    kept_alive(&log, &what, begin).await;
+    kept_alive(&deps.log, &format!("asking peer {}", member.id), run).await;
 }
 
 fn gone() -> CallError {
@@ -330,21 +324,11 @@ impl From<DialError> for OnceError {
     fn from(error: DialError) -> OnceError {
         match error {
             DialError::Handshake(_, fault) => OnceError::Handshake(fault),
+            DialError::RefusedUs(alert) => OnceError::Handshake(HandshakeError::RefusedUs(alert)),
+            DialError::Refused(refusal) => OnceError::Refused(refusal),
+            DialError::NoVersion(parted) => OnceError::Version(parted),
+            DialError::Closed => OnceError::Closed,
             other => OnceError::Unreachable(other.to_string()),
-        }
-    }
-}
-
-impl From<WireError> for OnceError {
-    fn from(error: WireError) -> OnceError {
-        let alert = match &error {
-            // With TLS 1.3 a peer that does not accept our certificate says so only now.
-            WireError::Io(error) => alert_in(error),
-            WireError::Frame(_) => None,
-        };
-        match alert {
-            Some(alert) => OnceError::Handshake(HandshakeError::RefusedUs(alert)),
-            None => OnceError::Unreachable(error.to_string()),
         }
     }
 }
@@ -402,57 +386,46 @@ pub async fn ask_once(
 ) -> Result<(Body, Duration), OnceError> {
     let found = resolver.resolve(address.0, address.1).await.map_err(DialError::Resolve)?;
     let exchange = async {
-        let stream = dial(tls, found.addresses).await?;
-        let ours = me.versions();
-        let mut wire = Wire::new(stream, ours);
-        let encode = |version| {
-            frame::encode(&me.header(version, 1, Kind::Request), body)
-                .map_err(|_| OnceError::TooLong(body.len()))
-        };
-        wire.send(encode(ours.max)?);
-        let mut sent = Instant::now();
-        let (mut again, mut head) = (None, (ours.max, Kind::Response));
-        let mut parted: Option<NoCommonVersion> = None;
+        let mut stream = dial(tls, found.addresses).await?;
+        greet(&mut stream, me).await?;
+        let lost = |error: WireError| OnceError::Unreachable(error.to_string());
+        let header = Header { kind: Kind::Request, request: 1, cluster_id: me.cluster_id() };
+        let frame = frame::encode(&header, body).map_err(|_| OnceError::TooLong(body.len()))?;
+        let (mut wire, sent) = (Wire::new(stream), Instant::now());
+        wire.writer.send(frame);
+        wire.writer.write().await.map_err(lost)?;
         loop {
-            if !wire.is_sending() {
-                if let Some(frame) = again.take() {
-                    sent = Instant::now();
-                    wire.send(frame);
-                }
-            }
-            match poll_fn(|cx| wire.poll(cx, true)).await? {
-                Event::Sent => match parted {
-                    Some(parted) if again.is_none() => return Err(OnceError::Version(parted)),
-                    _ => {}
-                },
-                Event::Head(header) => head = (header.version, header.kind),
-                Event::Body(body) if head.1 == Kind::Response => return Ok((body, sent.elapsed())),
-                Event::Body(body) if head.0 == NOTICE => {
-                    let theirs = Versions::of_notice(&body).ok_or(OnceError::Closed)?;
-                    // What speaks our newest version has no reason to send a notice.
-                    let lower = ours.common(theirs).filter(|version| *version < ours.max);
-                    again = Some(match lower {
-                        Some(version) => encode(version)?,
-                        None => {
-                            parted = Some(NoCommonVersion { theirs, ours });
-                            me.notice().map_err(|e| OnceError::Unreachable(e.to_string()))?
-                        }
-                    });
-                }
-                Event::Body(body) => return Err(OnceError::Refused(refusal(&body))),
-                Event::Foreign(_) | Event::Closed => return Err(OnceError::Closed),
+            let (header, body) =
+                wire.reader.next().await.map_err(lost)?.ok_or(OnceError::Closed)?;
+            if header.kind == Kind::Response {
+                return Ok((body, sent.elapsed()));
             }
         }
     };
     timeout(limit, exchange).await.unwrap_or(Err(OnceError::TimedOut))
 }
 
-fn refusal(body: &[u8]) -> Refusal {
-    Refusal::from_code(body.first().copied().unwrap_or_default())
+/// Says hello on a connection that was just made: who answers, if it hears this server and both
+/// speak one version.
+async fn greet(stream: &mut Stream, me: &Me) -> Result<Hello, DialError> {
+    let ours = me.hello();
+    let greeting = async {
+        stream.write_all(&frame::encode_hello(&ours, 0)).await.map_err(WireError::Io)?;
+        frame::read_hello(stream).await
+    };
+    let answer = timeout(HANDSHAKE_LIMIT, greeting).await.map_err(|_| DialError::NoHello)?;
+    let (theirs, refused) = answer?.ok_or(DialError::Closed)?;
+    let parted = NoCommonVersion { theirs: theirs.versions, ours: ours.versions };
+    match (ours.versions.common(theirs.versions), Refusal::from_code(refused)) {
+        (None, _) => Err(DialError::NoVersion(parted)),
+        (_, Some(refusal)) => Err(DialError::Refused(refusal)),
+        (Some(_), None) => Ok(theirs),
+    }
 }
 
+/// Why there is no connection that can be used.
 #[derive(Debug, Error)]
-pub(super) enum DialError {
+enum DialError {
     #[error("cannot resolve the name: {0}")]
     Resolve(Unresolved),
     #[error("cannot connect to {0}: {1}")]
@@ -461,6 +434,45 @@ pub(super) enum DialError {
     Handshake(SocketAddr, HandshakeError),
     #[error("no answer from {0} in time")]
     TooSlow(SocketAddr),
+    #[error("it refuses this server: {0}")]
+    Refused(Refusal),
+    #[error("the server there calls itself server_id {0}; the server list is wrong here or there")]
+    Stranger(ServerId),
+    #[error(transparent)]
+    NoVersion(NoCommonVersion),
+    // With TLS 1.3 a peer that does not accept our certificate says so only now.
+    #[error("it refuses this server's certificate: {0}")]
+    RefusedUs(String),
+    #[error(transparent)]
+    Frame(FrameError),
+    #[error("the connection was lost: {0}")]
+    Lost(#[from] io::Error),
+    #[error("the connection was closed")]
+    Closed,
+    #[error("it said no hello in time")]
+    NoHello,
+}
+
+impl From<WireError> for DialError {
+    fn from(error: WireError) -> DialError {
+        match error {
+            WireError::Frame(error) => DialError::Frame(error),
+            WireError::Io(error) => match alert_in(&error) {
+                Some(alert) => DialError::RefusedUs(alert),
+                None => DialError::Lost(error),
+            },
+            WireError::TooSlow => DialError::NoHello,
+        }
+    }
+}
+
+impl DialError {
+    fn as_error(&self) -> CallError {
+        match self {
+            DialError::Refused(refusal) => CallError::Refused(*refusal),
+            other => CallError::Unreachable(other.to_string().into()),
+        }
+    }
 }
 
 /// Tries all addresses of a host in turn, within [`DIAL_LIMIT`].
@@ -515,12 +527,13 @@ fn tell_stale(log: &Log, member: &Member, found: &Found) {
 }
 
 /// The line to one peer: its task's state between connections.
-pub(super) struct PeerConnection {
+struct PeerConnection {
     member: Arc<Member>,
+    is_up: Arc<AtomicBool>,
     gone: Arc<AtomicBool>,
     deps: Deps,
     /// Whether the operator was told that the peer is up.
-    is_up: bool,
+    told_up: bool,
     pause: Duration,
     /// No dialling before this, and why the last attempt came to nothing.
     barred: Option<(Instant, CallError)>,
@@ -529,9 +542,15 @@ pub(super) struct PeerConnection {
 }
 
 impl PeerConnection {
-    fn new(member: Arc<Member>, gone: Arc<AtomicBool>, deps: Deps) -> PeerConnection {
+    fn new(
+        member: Arc<Member>,
+        is_up: Arc<AtomicBool>,
+        gone: Arc<AtomicBool>,
+        deps: Deps,
+    ) -> PeerConnection {
+        is_up.store(false, Ordering::SeqCst);
         let (pause, failed) = (REDIAL_MIN, Instant::now());
-        PeerConnection { member, gone, deps, is_up: false, pause, barred: None, failed }
+        PeerConnection { member, is_up, gone, deps, told_up: false, pause, barred: None, failed }
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
@@ -548,35 +567,37 @@ impl PeerConnection {
             if ask.reply.is_closed() {
                 continue;
             }
-            match self.dial().await {
+            match Box::pin(self.open()).await {
+                Ok(conversation) => self.converse(conversation, ask, rpc_server).await,
                 Err(error) => {
-                    let words = error.to_string();
                     self.tell_trouble(&error);
-                    self.fail(CallError::Unreachable(words.into()), Some(ask), rpc_server);
+                    self.fail(error.as_error(), Some(ask), rpc_server);
                 }
-                Ok(dialled) => self.converse(dialled, ask, rpc_server).await,
             }
         }
     }
 
-    /// Makes a connection by the newest certificates.
-    pub(super) fn dial(&self) -> impl Future<Output = Result<Dialled, DialError>> + Send + 'static {
-        let (mut newest, member) = (self.deps.tls.clone(), Arc::clone(&self.member));
-        let tls = newest.borrow_and_update().for_member(&member);
-        let (log, resolver) = (self.deps.log.clone(), self.deps.resolver.clone());
-        async move {
-            let found = resolver.resolve(&member.address, member.port).await;
-            let found = found.map_err(DialError::Resolve)?;
-            tell_stale(&log, &member, &found);
-            let unused = Instant::now() + UNUSED_LIMIT;
-            let stream = dial(&tls, found.addresses).await?;
-            let assessed = Trust::new(newest, Some(Arc::clone(&member)), &stream);
-            let trust = assessed.map_err(|fault| match stream.get_ref().peer_addr() {
-                Ok(addr) => DialError::Handshake(addr, fault),
-                Err(error) => DialError::Resolve(Unresolved::Failed(error.to_string().into())),
-            })?;
-            Ok(Dialled { stream, trust, leaf: tls.leaf_mark(), unused })
+    /// Makes a connection by the newest certificates, on which the peer has answered.
+    async fn open(&self) -> Result<Conversation, DialError> {
+        let (deps, member) = (&self.deps, &self.member);
+        let mut newest = deps.tls.clone();
+        let tls = newest.borrow_and_update().for_member(member);
+        let found = deps.resolver.resolve(&member.address, member.port).await;
+        let found = found.map_err(DialError::Resolve)?;
+        tell_stale(&deps.log, member, &found);
+        let mut stream = dial(&tls, found.addresses).await?;
+        let addr = stream.get_ref().peer_addr()?;
+        let trust = Trust::new(newest, Some(Arc::clone(member)), &stream);
+        let trust = trust.map_err(|fault| DialError::Handshake(addr, fault))?;
+        let hello = greet(&mut stream, &deps.me).await?;
+        if (hello.role, hello.sender) != (Role::Member, member.id) {
+            return Err(DialError::Stranger(hello.sender));
         }
+        self.tell_version(&hello);
+        let (now, leaf) = (Instant::now(), tls.leaf_mark());
+        deps.heard.record_answer(member.id, hello.incarnation, now);
+        deps.heard.record_answered_at(member.id, addr.ip());
+        Ok(Conversation::new(Wire::new(stream), trust, leaf, hello, deps.bounds.max_age))
     }
 
     /// Whether the peer has dialled us since we failed to dial it: then it is up, and waiting any
@@ -594,9 +615,26 @@ impl PeerConnection {
             DialError::Resolve(_) => (Level::Warning, "resolve"),
             // Only this machine can cause such ones: its firewall, its routes, its own policy.
             DialError::Connect(_, why) if is_of_this_machine(why) => (Level::Warning, "connect"),
-            DialError::Connect(..) | DialError::TooSlow(_) => (Level::Debug, "connect"),
+            DialError::Refused(_)
+            | DialError::Stranger(_)
+            | DialError::NoVersion(_)
+            | DialError::RefusedUs(_)
+            | DialError::Frame(_) => (Level::Warning, "end"),
+            _ => (Level::Debug, "connect"),
         };
         self.deps.log.limited(level, &format!("peer {} {subject}", self.member.id), line);
+    }
+
+    /// Says which version is spoken if it is not the newest.
+    fn tell_version(&self, hello: &Hello) {
+        let (theirs, ours) = (hello.versions, self.deps.me.versions());
+        if let Some(version) = ours.common(theirs).filter(|version| *version < ours.max) {
+            let (name, subject) = (self.name(), format!("peer {} version", self.member.id));
+            let line = format!(
+                "peer {name} speaks protocol {theirs}, this server {ours}; version {version} is used"
+            );
+            self.deps.log.limited(Level::Note, &subject, line);
+        }
     }
 
     fn name(&self) -> String {
@@ -607,7 +645,7 @@ impl PeerConnection {
     fn fail(
         &mut self,
         error: CallError,
-        first: impl IntoIterator<Item = Ask>,
+        first: Option<Ask>,
         rpc_server: &mut mpsc::Receiver<Order>,
     ) {
         self.failed = Instant::now();
@@ -626,75 +664,93 @@ impl PeerConnection {
 
     async fn converse(
         &mut self,
-        dialled: Dialled,
+        mut present: Conversation,
         first: Ask,
         rpc_server: &mut mpsc::Receiver<Order>,
     ) {
-        let mut renewal = Renewal::new(Arc::clone(&dialled.leaf), self.deps.bounds.max_age);
-        let mut conversation = Conversation::new(dialled, first, &self.deps);
-        let end = polled(self.deps.tls.clone(), |cx| {
-            fail_point("conversation");
-            let end = conversation.poll(cx, self, Some(&mut *rpc_server));
-            if end.is_pending() {
-                renewal.poll(cx, self, &mut conversation);
-            }
-            end
-        });
-        let end = end.await;
+        self.tell_up();
+        self.is_up.store(true, Ordering::SeqCst);
+        let end = match present.send(self, first) {
+            Ok(()) => self.go_on(&mut present, rpc_server).await,
+            Err(end) => end,
+        };
+        self.is_up.store(false, Ordering::SeqCst);
         self.deps.heard.forget_answer(self.member.id);
-        let error = end.as_error();
-        let (next, has_heard) = conversation.part(&end);
-        if matches!(end, End::Unused) || has_heard && !matches!(end, End::Refused(_)) {
-            // Nothing is wrong with it, or it was good once: it may be dialled again at once.
-            for ask in next {
-                let _ = ask.reply.send(Err(error.clone()));
-            }
-        } else {
-            self.fail(error, next, rpc_server);
+        let is_good = present.has_answered || present.open.is_empty();
+        if present.has_answered {
+            (self.pause, self.barred) = (REDIAL_MIN, None);
+        }
+        let error = present.part(&end);
+        if !is_good {
+            // It may not be dialled again at once, or each request would dial it.
+            self.fail(error, None, rpc_server);
         }
         self.tell_end(&end);
     }
 
+    /// Goes on with a connection, and with those that take its place, until the last one ends.
+    async fn go_on(
+        &self,
+        present: &mut Conversation,
+        rpc_server: &mut mpsc::Receiver<Order>,
+    ) -> End {
+        let mut due = Instant::now() + renewal_after(self.deps.bounds.max_age);
+        let mut renewal = Box::pin(self.renewed(present.leaf.clone(), due));
+        // The connection that was renewed last, until its last response is there.
+        let mut old: Option<Conversation> = None;
+        loop {
+            fail_point("conversation");
+            tokio::select! {
+                biased;
+                Err(end) = present.go_on(self, Some(&mut *rpc_server)) => return end,
+                Err(end) = drain(&mut old, self) => {
+                    self.tell_spare_end(&end);
+                    old.take().map(|old| old.part(&end));
+                }
+                fresh = &mut renewal, if old.is_none() => {
+                    let fresh = Conversation { has_answered: present.has_answered, ..fresh };
+                    old = Some(std::mem::replace(present, fresh));
+                    due = Instant::now() + renewal_after(self.deps.bounds.max_age);
+                    renewal.set(self.renewed(present.leaf.clone(), due));
+                }
+            }
+        }
+    }
+
+    /// A new connection in the place of one on which this server showed the certificate `shown`:
+    /// when it is `due`, or once this server has another certificate.
+    async fn renewed(&self, mut shown: Arc<str>, mut due: Instant) -> Conversation {
+        let mut tls = self.deps.tls.clone();
+        loop {
+            let newest = tls.borrow_and_update().leaf_mark();
+            if newest == shown && Instant::now() < due {
+                tokio::select! {
+                    () = sleep_until(due) => {}
+                    Ok(()) = tls.changed() => {}
+                }
+                continue;
+            }
+            shown = newest;
+            match Box::pin(self.open()).await {
+                Ok(fresh) => return fresh,
+                // The one that stands has its own end.
+                Err(error) => {
+                    self.tell_spare_end(&error);
+                    due = Instant::now() + self.deps.bounds.max_age / RENEWAL_TRIES;
+                }
+            }
+        }
+    }
+
     /// Tells of a connection that was to take the place of another, or that another took the
     /// place of: neither is the end of the line.
-    pub(super) fn tell_spare_end(&self, end: &dyn fmt::Display) {
+    fn tell_spare_end(&self, end: &dyn fmt::Display) {
         let name = self.name();
         self.deps.log.debug(format!("peer {name}: a renewed connection ended: {end}"));
     }
 
-    /// The newest own certificate.
-    pub(super) fn newest_leaf(&self) -> Arc<str> {
-        self.deps.tls.borrow().leaf_mark()
-    }
-
-    /// How long a connection may campaign.
-    pub(super) fn max_age(&self) -> Duration {
-        self.deps.bounds.max_age
-    }
-
-    /// A conversation that begins by asking the other end's transport whether it is good, and
-    /// what keeps that question open.
-    pub(super) fn greet(&self, dialled: Dialled) -> (Conversation, Hope) {
-        let (reply, hope) = oneshot::channel();
-        let deadline = Instant::now() + UNUSED_LIMIT;
-        let letter = RequestBody::new(Body::default());
-        let hello = Ask { kind: Kind::Hello, letter, limit: UNUSED_LIMIT, deadline, reply };
-        (Conversation::new(dialled, hello, &self.deps), hope)
-    }
-
-    /// The peer answered here.
-    fn heard_at(&self, addr: io::Result<SocketAddr>) {
-        if let Ok(addr) = addr {
-            self.deps.heard.record_answered_at(self.member.id, addr.ip());
-        }
-    }
-
-    fn heard(&mut self, incarnation: u64, now: Instant) {
-        self.deps.heard.record_answer(self.member.id, incarnation, now);
-        self.pause = REDIAL_MIN;
-        self.barred = None;
-        if !self.is_up {
-            self.is_up = true;
+    fn tell_up(&mut self) {
+        if !std::mem::replace(&mut self.told_up, true) {
             let subject = format!("peer {} up", self.member.id);
             self.deps.log.limited(Level::Note, &subject, format!("peer {} is up", self.name()));
         }
@@ -702,25 +758,32 @@ impl PeerConnection {
 
     fn tell_end(&mut self, end: &End) {
         let (name, id, log) = (self.name(), self.member.id, &self.deps.log);
-        if let Some(words) = end.trouble() {
-            let line = format!("peer {name}: {words}");
-            log.limited(Level::Warning, &format!("peer {id} end"), line);
+        if matches!(end, End::Frame(_) | End::Untrusted(_)) {
+            // What an operator has to do something about; a peer that stops is not.
+            log.limited(Level::Warning, &format!("peer {id} end"), format!("peer {name}: {end}"));
         }
-        if matches!(end, End::Idle | End::Gone | End::Aged) || !std::mem::take(&mut self.is_up) {
+        if matches!(end, End::Idle | End::Gone | End::Aged) {
             return log.debug(format!("peer {name}: connection ended: {end}"));
         }
+        self.told_up = false;
         let line = format!("peer {name} is down: {end}");
         log.limited(Level::Note, &format!("peer {id} down"), line);
     }
 }
 
+/// Goes on with a connection that takes no more requests, if there is one.
+async fn drain(old: &mut Option<Conversation>, line: &PeerConnection) -> Result<Infallible, End> {
+    match old {
+        Some(old) => old.go_on(line, None).await,
+        None => pending().await,
+    }
+}
+
 /// How a connection that this side dialled ended.
 #[derive(Debug, Error)]
-pub(super) enum End {
+enum End {
     #[error("nothing was asked for a long time")]
     Idle,
-    #[error("whoever wanted to ask was gone before it was up")]
-    Unused,
     #[error("this server no longer asks it")]
     Gone,
     #[error("a new connection took its place")]
@@ -735,37 +798,16 @@ pub(super) enum End {
     Lost(io::Error),
     #[error("it does not answer")]
     Dead,
-    #[error("it refuses this server: {0}")]
-    Refused(Refusal),
-    #[error("the server there calls itself server_id {0}; the server list is wrong here or there")]
-    Stranger(ServerId),
-    #[error(transparent)]
-    NoVersion(NoCommonVersion),
     #[error(transparent)]
     Frame(FrameError),
 }
 
-impl End {
-    /// What an operator has to do something about; a peer that stops is not.
-    fn trouble(&self) -> Option<String> {
-        match self {
-            End::Refused(_)
-            | End::Stranger(_)
-            | End::NoVersion(_)
-            | End::Frame(_)
-            | End::Untrusted(_) => Some(self.to_string()),
-            // With TLS 1.3 a peer that does not accept our certificate says so only now.
-            End::Lost(error) => alert_in(error)
-                .map(|alert| format!("it refuses this server's certificate: {alert}")),
-            End::Idle | End::Unused | End::Gone | End::Closed | End::Dead => None,
-            End::Renewed | End::Aged => None,
-        }
-    }
-
-    fn as_error(&self) -> CallError {
-        match self {
-            End::Refused(refusal) => CallError::Refused(*refusal),
-            other => CallError::Unreachable(other.to_string().into()),
+impl From<WireError> for End {
+    fn from(error: WireError) -> End {
+        match error {
+            WireError::Frame(error) => End::Frame(error),
+            WireError::Io(error) => End::Lost(error),
+            WireError::TooSlow => End::Dead,
         }
     }
 }
@@ -773,293 +815,173 @@ impl End {
 /// A request that was sent and not yet answered.
 struct Open {
     id: u32,
-    kind: Kind,
     sent: Instant,
     limit: Duration,
     deadline: Instant,
-    /// Still full while it may have to be sent again in an older version.
-    letter: RequestBody,
     reply: oneshot::Sender<Result<Body, CallError>>,
 }
 
-/// What keeps a question open until it is answered.
-pub(super) type Hope = oneshot::Receiver<Result<Body, CallError>>;
-
-/// A connection that was just made.
-pub(super) struct Dialled {
-    stream: Stream,
+/// A connection that this side dialled, after the hello: requests out, responses in.
+struct Conversation {
+    wire: Wire<Stream>,
     trust: Trust,
     /// The certificate that this side showed.
-    pub leaf: Arc<str>,
-    unused: Instant,
-}
-
-/// A connection that this side dialled: requests out, responses in.
-pub(super) struct Conversation {
-    trust: Trust,
+    leaf: Arc<str>,
+    /// The run of the process at the other end.
+    incarnation: u64,
     /// Until when it may campaign.
     ends: Instant,
-    wire: Wire<Stream>,
-    /// The version that is written: the newest, or the one that was agreed on.
-    version: u8,
-    /// Set once no version is common: the connection ends when the goodbye is out.
-    parting: Option<(NoCommonVersion, Option<Body>)>,
-    /// What goes before new requests: the one that made us dial, until it is sent, and those that
-    /// have to be sent again in another version, at most [`MAX_IN_FLIGHT`].
-    next: VecDeque<Ask>,
     /// At most [`MAX_IN_FLIGHT`].
     open: Vec<Open>,
     last_id: u32,
-    /// The header whose body is being read.
-    head: Option<Header>,
     /// When the last frame was put on the wire, and when the last one came in.
     sent: Instant,
     received: Instant,
-    has_heard: bool,
+    has_answered: bool,
     /// A request spent its whole time while nothing came back: it is to come until then.
     suspect: Option<Instant>,
-    /// Until when something must have been asked.
-    unused: Instant,
     alarm: Alarm,
 }
 
 impl Conversation {
-    fn new(dialled: Dialled, first: Ask, deps: &Deps) -> Conversation {
-        let (now, versions) = (Instant::now(), deps.me.versions());
-        let Dialled { stream, trust, unused, .. } = dialled;
+    fn new(
+        wire: Wire<Stream>,
+        trust: Trust,
+        leaf: Arc<str>,
+        hello: Hello,
+        max_age: Duration,
+    ) -> Conversation {
+        let now = Instant::now();
+        let ends = now + max_age;
         Conversation {
+            wire,
             trust,
-            ends: now + deps.bounds.max_age,
-            wire: Wire::new(stream, versions),
-            version: versions.max,
-            parting: None,
-            next: VecDeque::from([first]),
+            leaf,
+            incarnation: hello.incarnation,
+            ends,
             open: Vec::new(),
             last_id: 0,
-            head: None,
             sent: now,
             received: now,
-            has_heard: false,
+            has_answered: false,
             suspect: None,
-            unused,
-            alarm: Alarm::new(unused),
+            alarm: Alarm::new(ends.min(now + DIALLER_IDLE_LIMIT)),
         }
     }
 
-    /// Whether the peer has answered on it.
-    pub(super) fn has_heard(&self) -> bool {
-        self.has_heard
-    }
-
-    /// Gives back what was asked on it and not answered: what was sent is lost, the rest is left.
-    pub(super) fn part(self, end: &End) -> (VecDeque<Ask>, bool) {
-        let error = end.as_error();
+    /// Ends it: what was sent and not answered is lost.
+    fn part(self, end: &End) -> CallError {
+        if matches!(end, End::Untrusted(_) | End::Gone) {
+            self.wire.into_stream().get_ref().discard_unsent();
+        }
+        let error = CallError::Unreachable(end.to_string().into());
         for open in self.open {
             let _ = open.reply.send(Err(error.clone()));
         }
-        (self.next, self.has_heard)
+        error
     }
 
     /// Nothing more may be sent to an end that would not be let in now.
     fn assess(&mut self, line: &PeerConnection) -> Result<(), End> {
         if line.gone.load(Ordering::SeqCst) {
-            self.wire.stream().get_ref().discard_unsent();
             return Err(End::Gone);
         }
-        let assessed = self.trust.check().map(drop).map_err(End::Untrusted);
-        assessed.inspect_err(|_| self.wire.stream().get_ref().discard_unsent())
-    }
-
-    /// Without an RPC server it takes no more requests, and ends when the last is answered.
-    pub(super) fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        line: &mut PeerConnection,
-        mut rpc_server: Option<&mut mpsc::Receiver<Order>>,
-    ) -> Poll<End> {
-        loop {
-            if let Err(end) = self.assess(line) {
-                return Poll::Ready(end);
-            }
-            match &mut self.parting {
-                Some(_) if self.wire.is_sending() => {}
-                Some((parted, goodbye)) => match goodbye.take() {
-                    Some(frame) => self.wire.send(frame),
-                    None => return Poll::Ready(End::NoVersion(*parted)),
-                },
-                None => {
-                    if let Poll::Ready(Err(end)) =
-                        self.poll_orders(cx, line, rpc_server.as_deref_mut())
-                    {
-                        return Poll::Ready(end);
-                    }
-                }
-            }
-            let event = match self.wire.poll(cx, self.parting.is_none()) {
-                Poll::Ready(Ok(event)) => event,
-                Poll::Ready(Err(WireError::Frame(error))) => return Poll::Ready(End::Frame(error)),
-                Poll::Ready(Err(WireError::Io(error))) => return Poll::Ready(End::Lost(error)),
-                Poll::Pending => break,
-            };
-            if let Err(end) = self.take(event, line) {
-                return Poll::Ready(end);
-            }
+        if self.ends <= Instant::now() {
+            return Err(End::Aged);
         }
-        self.poll_alarm(cx, line)
+        self.trust.check().map(drop).map_err(End::Untrusted)
     }
 
-    /// Puts one waiting request on the wire, if there is room for it.
-    fn poll_orders(
+    /// Without an RPC server it takes no more requests, and ends when the last is answered. May be
+    /// dropped and called again at any time.
+    async fn go_on(
         &mut self,
-        cx: &mut Context<'_>,
         line: &PeerConnection,
         mut rpc_server: Option<&mut mpsc::Receiver<Order>>,
-    ) -> Poll<Result<(), End>> {
-        while !self.wire.is_sending() && self.open.len() < MAX_IN_FLIGHT {
-            let order = match (self.next.pop_front(), &mut rpc_server) {
-                (Some(ask), _) => Order::Ask(ask),
-                (None, None) if self.open.is_empty() => {
-                    return Poll::Ready(Err(End::Renewed));
+    ) -> Result<Infallible, End> {
+        loop {
+            self.assess(line)?;
+            let is_sending = self.wire.writer.waiting() > 0;
+            if rpc_server.is_none() && self.open.is_empty() && !is_sending {
+                return Err(End::Renewed);
+            }
+            let may_take = !is_sending && self.open.len() < MAX_IN_FLIGHT;
+            let due = self.due().min(self.ends).min(self.trust.due);
+            tokio::select! {
+                biased;
+                () = self.trust.changed() => {}
+                sent = self.wire.writer.write(), if is_sending => sent?,
+                frame = self.wire.reader.next() => {
+                    let (header, body) = frame?.ok_or(End::Closed)?;
+                    self.assess(line)?;
+                    self.take(&header, body, line)?;
                 }
-                (None, None) => return Poll::Pending,
-                (None, Some(rpc_server)) => match rpc_server.poll_recv(cx) {
-                    Poll::Ready(Some(order)) => order,
-                    Poll::Ready(None) => return Poll::Ready(Err(End::Gone)),
-                    Poll::Pending => return Poll::Pending,
-                },
-            };
-            match order {
-                Order::Check => {
-                    let now = Instant::now();
-                    self.check(now)?;
-                    // Alive but late: nobody waits for these any more.
-                    self.open.retain(|open| now < open.deadline || !open.reply.is_closed());
+                order = next_order(&mut rpc_server), if may_take => {
+                    self.take_order(line, order.ok_or(End::Gone)?)?;
                 }
-                Order::Ask(ask) if ask.reply.is_closed() => {}
-                Order::Ask(ask) => self.send(line, ask)?,
-                // Before the first answer the version is not settled, and nobody waits for it.
-                Order::Note { body, until } if self.has_heard && Instant::now() < until => {
-                    self.write(line, 0, Kind::Note, &body)?;
-                }
-                Order::Note { .. } => {}
+                // Last: on a busy machine what has come may have waited longer than the timer.
+                () = poll_fn(|cx| self.alarm.poll(cx, due)) => self.look(Instant::now())?,
             }
         }
-        Poll::Pending
+    }
+
+    fn take_order(&mut self, line: &PeerConnection, order: Order) -> Result<(), End> {
+        match order {
+            Order::Check => {
+                let now = Instant::now();
+                self.check(now)?;
+                // Alive but late: nobody waits for these any more.
+                self.open.retain(|open| now < open.deadline || !open.reply.is_closed());
+                Ok(())
+            }
+            Order::Ask(ask) => self.send(line, ask),
+            Order::Note { body, until } if Instant::now() < until => {
+                self.write(line, Kind::Note, 0, &body)
+            }
+            Order::Note { .. } => Ok(()),
+        }
     }
 
     fn send(&mut self, line: &PeerConnection, ask: Ask) -> Result<(), End> {
-        let may_go_again = !self.has_heard && self.version > line.deps.me.versions().min;
-        let body = if may_go_again { ask.letter.copy() } else { ask.letter.take() };
-        let Some(body) = body else { return Ok(()) };
+        let Ask { letter, limit, deadline, reply } = ask;
+        let Some(body) = letter.take() else { return Ok(()) };
         self.last_id = self.last_id.wrapping_add(1);
         let id = self.last_id;
-        self.write(line, id, ask.kind, &body)?;
-        let Ask { kind, letter, limit, deadline, reply } = ask;
-        self.open.push(Open { id, kind, sent: self.sent, limit, deadline, letter, reply });
-        Ok(())
+        self.open.push(Open { id, sent: Instant::now(), limit, deadline, reply });
+        self.write(line, Kind::Request, id, &body)
     }
 
     fn write(
         &mut self,
         line: &PeerConnection,
-        id: u32,
         kind: Kind,
+        request: u32,
         body: &[u8],
     ) -> Result<(), End> {
         // Asked once more: what goes out may be newer than the last look.
         self.assess(line)?;
-        let header = line.deps.me.header(self.version, id, kind);
-        self.wire.send(frame::encode(&header, body).map_err(End::Frame)?);
+        let header = Header { kind, request, cluster_id: line.deps.me.cluster_id() };
+        self.wire.writer.send(frame::encode(&header, body).map_err(End::Frame)?);
         self.sent = Instant::now();
         Ok(())
     }
 
-    /// Goes on in the newest version that the peer speaks as well, or says goodbye.
-    fn agree(&mut self, theirs: Versions, line: &PeerConnection) -> Result<(), End> {
-        let ours = line.deps.me.versions();
-        match ours.common(theirs) {
-            None => {
-                let goodbye = line.deps.me.notice().map_err(End::Frame)?;
-                self.parting = Some((NoCommonVersion { theirs, ours }, Some(goodbye)));
-            }
-            Some(version) if version < self.version && !self.has_heard => {
-                self.version = version;
-                let again = self.open.drain(..);
-                self.next.extend(again.map(|open| Ask {
-                    kind: open.kind,
-                    letter: open.letter,
-                    limit: open.limit,
-                    deadline: open.deadline,
-                    reply: open.reply,
-                }));
-                let (name, log) = (line.name(), &line.deps.log);
-                let words = format!(
-                    "peer {name} speaks protocol {theirs}, this server {ours}; version {version} is \
-                     used"
-                );
-                log.limited(Level::Note, &format!("peer {} version", line.member.id), words);
-            }
-            // It does speak what it was asked in.
-            Some(_) => return Err(End::Frame(FrameError::Version(NOTICE))),
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, event: Event, line: &mut PeerConnection) -> Result<(), End> {
-        let now = Instant::now();
-        match event {
-            Event::Sent => return Ok(()),
-            Event::Closed => return Err(End::Closed),
-            Event::Head(_) | Event::Foreign(_) | Event::Body(_) => {
-                (self.received, self.suspect) = (now, None);
-            }
-        }
-        match event {
-            Event::Sent | Event::Closed => Ok(()),
-            // It was never asked in that version.
-            Event::Foreign(version) => Err(End::Frame(FrameError::Version(version))),
-            Event::Head(header) => {
-                if (header.role, header.sender) != (Role::Member, line.member.id) {
-                    return Err(End::Stranger(header.sender));
+    fn take(&mut self, header: &Header, body: Body, line: &PeerConnection) -> Result<(), End> {
+        (self.received, self.suspect) = (Instant::now(), None);
+        match header.kind {
+            Kind::Response => {
+                self.has_answered = true;
+                let (id, heard) = (line.member.id, &line.deps.heard);
+                heard.record_answer(id, self.incarnation, self.received);
+                // One that nobody waits for any more is dropped.
+                if let Some(at) = self.open.iter().position(|open| open.id == header.request) {
+                    let _ = self.open.swap_remove(at).reply.send(Ok(body));
                 }
-                self.head = Some(header);
                 Ok(())
             }
-            Event::Body(body) => {
-                // A body always follows its header.
-                let Some(header) = self.head.take() else { return Err(End::Closed) };
-                match header.kind {
-                    Kind::Response => {
-                        let is_first = !std::mem::replace(&mut self.has_heard, true);
-                        if is_first {
-                            // The version is settled; nothing goes again.
-                            self.open.iter().for_each(|open| drop(open.letter.take()));
-                        }
-                        line.heard(header.incarnation, now);
-                        if is_first {
-                            line.heard_at(self.wire.stream().get_ref().peer_addr());
-                        }
-                        self.close(header.request, body);
-                        Ok(())
-                    }
-                    Kind::Refused if header.version == NOTICE => {
-                        let theirs = Versions::of_notice(&body);
-                        let theirs = theirs.ok_or(End::Frame(FrameError::Version(NOTICE)))?;
-                        self.agree(theirs, line)
-                    }
-                    Kind::Refused => Err(End::Refused(refusal(&body))),
-                    Kind::Request => Err(End::Frame(FrameError::Kind(0))),
-                    Kind::Note => Err(End::Frame(FrameError::Kind(3))),
-                    Kind::Hello => Err(End::Frame(FrameError::Kind(4))),
-                }
-            }
-        }
-    }
-
-    /// Gives a response to who asked; one that nobody waits for any more is dropped.
-    fn close(&mut self, id: u32, body: Body) {
-        if let Some(at) = self.open.iter().position(|open| open.id == id) {
-            let _ = self.open.swap_remove(at).reply.send(Ok(body));
+            // A later version may have something to say.
+            Kind::Unknown(_) => Ok(()),
+            Kind::Request | Kind::Note => Err(End::Frame(FrameError::Kind)),
         }
     }
 
@@ -1071,7 +993,7 @@ impl Conversation {
             |open: &&Open| open.sent + open.limit <= now + QUEUEING && received <= open.sent;
         let silent = self.open.iter().filter(is_silent).map(|open| open.limit).min();
         match (silent, self.suspect) {
-            _ if self.wire.is_reading() => self.suspect = None,
+            _ if self.wire.reader.is_reading() => self.suspect = None,
             (_, Some(until)) if until <= now => return Err(End::Dead),
             (Some(limit), None) => self.suspect = Some(now + limit),
             _ => {}
@@ -1079,38 +1001,36 @@ impl Conversation {
         Ok(())
     }
 
-    fn poll_alarm(&mut self, cx: &mut Context<'_>, line: &PeerConnection) -> Poll<End> {
-        loop {
-            let oldest = self.open.iter().map(|open| open.deadline + DROPPED_GRACE).min();
-            let begun = self.wire.begun().map(|begun| begun + FRAME_LIMIT);
-            let idle = match self.last_id {
-                0 => self.unused,
-                _ => self.sent.max(self.received) + DIALLER_IDLE_LIMIT,
-            };
-            let others = begun.into_iter().chain(self.suspect);
-            let deadline = oldest.into_iter().chain(others).min().unwrap_or(idle);
-            ready!(self.alarm.poll(cx, deadline.min(self.ends).min(self.trust.due)));
-            let now = Instant::now();
-            if self.ends <= now {
-                return Poll::Ready(End::Aged);
-            }
-            if let Err(end) = self.assess(line) {
-                return Poll::Ready(end);
-            }
-            if now < deadline {
-                continue;
-            }
-            if begun.is_some_and(|limit| limit <= now) {
-                return Poll::Ready(End::Dead);
-            }
-            if oldest.is_none() && self.suspect.is_none() {
-                return Poll::Ready(if self.last_id == 0 { End::Unused } else { End::Idle });
-            }
-            if let Err(end) = self.check(now) {
-                return Poll::Ready(end);
-            }
-            // Alive but late: nobody waits for these any more.
-            self.open.retain(|open| now < open.deadline + DROPPED_GRACE);
+    /// When a request that its caller dropped is overdue.
+    fn overdue(&self) -> Option<Instant> {
+        self.open.iter().map(|open| open.deadline + DROPPED_GRACE).min()
+    }
+
+    /// When to look at it if nothing happens.
+    fn due(&self) -> Instant {
+        let idle = self.sent.max(self.received) + DIALLER_IDLE_LIMIT;
+        self.overdue().into_iter().chain(self.suspect).min().unwrap_or(idle)
+    }
+
+    /// Something is due.
+    fn look(&mut self, now: Instant) -> Result<(), End> {
+        if now < self.due() {
+            return Ok(());
         }
+        if self.overdue().is_none() && self.suspect.is_none() {
+            return Err(End::Idle);
+        }
+        self.check(now)?;
+        // Alive but late: nobody waits for these any more.
+        self.open.retain(|open| now < open.deadline + DROPPED_GRACE);
+        Ok(())
+    }
+}
+
+/// What to do next, by a connection that takes orders.
+async fn next_order(rpc_server: &mut Option<&mut mpsc::Receiver<Order>>) -> Option<Order> {
+    match rpc_server {
+        Some(rpc_server) => rpc_server.recv().await,
+        None => pending().await,
     }
 }

@@ -1,6 +1,6 @@
 //! Places for verified connections that came in.
 //!
-//! Each member of the list has places of its own, by the server id that its first frame names.
+//! Each member of the list has places of its own, by the server id that its hello names.
 //! Tools, and whoever has not said yet who it is, share the others. Invariants:
 //! - Nobody is kept out because all places are taken: a connection of the same kind gives way.
 //! - One certificate cannot take the places of others: the one that gives way belongs to the
@@ -8,11 +8,8 @@
 //!   it is the oldest of those.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
 
@@ -22,8 +19,8 @@ use crate::core::server_id::ServerId;
 /// one or two of before a power cut, which nobody closed.
 pub const CONNECTIONS_PER_MEMBER: usize = 4;
 
-/// Verified connections that are kept besides those of the members: tools, and whoever has shown
-/// no frame yet, which it has three seconds for.
+/// Verified connections that are kept besides those of the members: tools, and whoever has said
+/// no hello yet, which it has three seconds for.
 pub const SPARE_CONNECTIONS: usize = 64;
 
 /// Whose a place is.
@@ -33,7 +30,7 @@ enum Of {
     Anybody,
 }
 
-/// Whom a connection comes from, as far as it can be told before its first frame.
+/// Whom a connection comes from, as far as it can be told before its hello.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Source {
     /// The fingerprint of the certificate that it showed.
@@ -72,8 +69,9 @@ impl Places {
         self.table().taken.len()
     }
 
-    /// A place for a connection that has not said yet whose it is.
-    pub fn enter(self: &Arc<Self>, source: Source) -> Place {
+    /// A place for a connection that has not said yet whose it is, and what tells it that it has to
+    /// give way to a newer one.
+    pub fn enter(self: &Arc<Self>, source: Source) -> (Place, oneshot::Receiver<()>) {
         let (give_way, told) = oneshot::channel();
         let mut table = self.table();
         table.last += 1;
@@ -81,7 +79,7 @@ impl Places {
         let taken = Taken { of: Of::Anybody, source, give_way: Some(give_way) };
         table.taken.insert(serial, taken);
         table.make_room(Of::Anybody, self.spare);
-        Place { places: Arc::clone(self), serial, told, given_up: false }
+        (Place { places: Arc::clone(self), serial }, told)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -126,8 +124,6 @@ impl Table {
 pub(super) struct Place {
     places: Arc<Places>,
     serial: u64,
-    told: oneshot::Receiver<()>,
-    given_up: bool,
 }
 
 impl Place {
@@ -138,17 +134,6 @@ impl Place {
             taken.of = Of::Member(id);
         }
         table.make_room(Of::Member(id), CONNECTIONS_PER_MEMBER);
-    }
-
-    /// Ready once it has to give way to a newer one.
-    pub fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.given_up && Pin::new(&mut self.told).poll(cx).is_ready() {
-            self.given_up = true;
-        }
-        match self.given_up {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
     }
 }
 
@@ -169,13 +154,10 @@ mod tests {
         Source { leaf: leaf.to_owned(), ip: Ipv4Addr::new(127, 0, 0, host).into() }
     }
 
-    fn stands(place: &mut Place) -> bool {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        place.poll_given_up(&mut cx).is_pending()
-    }
+    type Taken = (Place, oneshot::Receiver<()>);
 
-    fn standing(places: &mut [Place]) -> Vec<bool> {
-        places.iter_mut().map(stands).collect()
+    fn standing(places: &[Taken]) -> Vec<bool> {
+        places.iter().map(|(_, told)| told.is_empty()).collect()
     }
 
     #[test]
@@ -183,11 +165,11 @@ mod tests {
         let places = Places::new(8);
         let enter = |_| {
             let place = places.enter(source("a", 1));
-            place.belongs_to(ServerId(1));
+            place.0.belongs_to(ServerId(1));
             place
         };
-        let mut mine: Vec<_> = (0..CONNECTIONS_PER_MEMBER + 1).map(enter).collect();
-        assert_eq!(standing(&mut mine), [false, true, true, true, true]);
+        let mine: Vec<_> = (0..CONNECTIONS_PER_MEMBER + 1).map(enter).collect();
+        assert_eq!(standing(&mine), [false, true, true, true, true]);
         drop(mine);
         assert_eq!(places.taken(), 0);
     }
@@ -197,33 +179,33 @@ mod tests {
         let places = Places::new(8);
         let enter = |leaf: &str, host| {
             let place = places.enter(source(leaf, host));
-            place.belongs_to(ServerId(1));
+            place.0.belongs_to(ServerId(1));
             place
         };
         let mut enemies: Vec<_> = (0..4).map(|_| enter("enemy", 9)).collect();
         let mut own = vec![enter("own", 1)];
         enemies.extend((0..20).map(|n| enter("enemy", n)));
-        assert_eq!(standing(&mut own), [true]);
+        assert_eq!(standing(&own), [true]);
         own.push(enter("own", 1));
-        assert_eq!(standing(&mut own), [true, true]);
-        assert_eq!(standing(&mut enemies).iter().filter(|stands| **stands).count(), 2);
+        assert_eq!(standing(&own), [true, true]);
+        assert_eq!(standing(&enemies).iter().filter(|stands| **stands).count(), 2);
         // Where all have one certificate, the address tells them apart.
         let mut same: Vec<_> = (0..8).map(|_| enter("all", 9)).collect();
-        let mut other = vec![enter("all", 2)];
+        let other = vec![enter("all", 2)];
         same.extend((0..8).map(|_| enter("all", 9)));
-        assert_eq!(standing(&mut other), [true]);
+        assert_eq!(standing(&other), [true]);
     }
 
     #[test]
     fn who_says_nothing_takes_no_places_of_members() {
         let places = Places::new(4);
         let mut member = vec![places.enter(source("own", 1))];
-        member[0].belongs_to(ServerId(1));
+        member[0].0.belongs_to(ServerId(1));
         let mut silent: Vec<_> = (0..20).map(|_| places.enter(source("enemy", 9))).collect();
         member.push(places.enter(source("own", 1)));
-        assert_eq!(standing(&mut member), [true, true]);
+        assert_eq!(standing(&member), [true, true]);
         silent.push(places.enter(source("enemy", 9)));
-        assert_eq!(standing(&mut member), [true, true]);
-        assert_eq!(standing(&mut silent).iter().filter(|stands| **stands).count(), 3);
+        assert_eq!(standing(&member), [true, true]);
+        assert_eq!(standing(&silent).iter().filter(|stands| **stands).count(), 3);
     }
 }

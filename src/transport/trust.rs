@@ -9,10 +9,9 @@
 //! - A connection at rest ends with its chain as well: one timer a connection, at the end of the
 //!   chain, and until then often enough to notice a wall clock that was set.
 
-use std::future::poll_fn;
+use std::future::pending;
 use std::ops::Range;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openssl::rand::rand_bytes;
@@ -40,6 +39,8 @@ const NEXT_LOOK: Duration = Duration::from_millis(50);
 /// What the other end of a connection was let in by.
 pub(super) struct Trust {
     tls: watch::Receiver<Tls>,
+    /// The same, for waiting.
+    news: watch::Receiver<Tls>,
     /// Who was dialled; nobody in particular for a connection that came in.
     dialled: Option<Arc<Member>>,
     leaf: X509,
@@ -64,7 +65,8 @@ impl Trust {
             rest.push(certificate.to_owned()).map_err(HandshakeError::library)?;
         }
         let valid = UNIX_EPOCH..UNIX_EPOCH;
-        let mut trust = Trust { tls, dialled, leaf, rest, valid, due: Instant::now() };
+        let news = tls.clone();
+        let mut trust = Trust { tls, news, dialled, leaf, rest, valid, due: Instant::now() };
         trust.check()?;
         Ok(trust)
     }
@@ -89,6 +91,14 @@ impl Trust {
         Ok(changed)
     }
 
+    /// Waits until there is something to check anew but for the time.
+    pub async fn changed(&mut self) {
+        if self.news.changed().await.is_err() {
+            // Without a sender nothing changes any more.
+            pending().await
+        }
+    }
+
     /// The certificate at the other end.
     pub fn leaf(&self) -> &X509 {
         &self.leaf
@@ -98,20 +108,6 @@ impl Trust {
 /// How long a connection at rest need not look at the wall clock, whose chain ends then.
 fn pause(end: SystemTime, wall: SystemTime) -> Duration {
     end.duration_since(wall).unwrap_or_default().clamp(NEXT_LOOK, CLOCK_LOOK)
-}
-
-/// Polls until the end, also whenever the certificates or the list change.
-pub(super) async fn polled<T>(
-    mut tls: watch::Receiver<Tls>,
-    mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
-) -> T {
-    loop {
-        tokio::select! {
-            biased;
-            Ok(()) = tls.changed() => {}
-            end = poll_fn(&mut poll) => return end,
-        }
-    }
 }
 
 /// When the side that dialled renews a connection of at most this age: after three quarters of

@@ -10,7 +10,7 @@ use stek_share::core::server_id::ServerId;
 use stek_share::rpc::{
     decode_response, encode, Request, Response, WireAppend, WireMembership, WireSnapshot,
 };
-use stek_share::transport::frame::{self, Header, Kind, Role};
+use stek_share::transport::frame::{self, Header, Hello, Kind, Role, Versions};
 use testkit::pki::Identity;
 
 use crate::fleet::{Fleet, PATIENCE};
@@ -64,18 +64,32 @@ impl Insider {
         self.answer()
     }
 
-    /// Sends without waiting for the answer.
-    pub fn send(&mut self, sender: ServerId, version: u8, body: &[u8]) -> std::io::Result<()> {
-        self.asked += 1;
-        let header = Header {
-            version,
+    /// Says hello, and hears the server's.
+    fn greet(&mut self, sender: ServerId, version: u8) -> std::io::Result<()> {
+        let hello = Hello {
+            versions: Versions { min: version, max: version },
             role: Role::Member,
             sender,
             incarnation: 666,
             cluster_id: self.cluster_id,
-            request: self.asked,
-            kind: Kind::Request,
         };
+        self.stream.write_all(&frame::encode_hello(&hello, 0))?;
+        let mut theirs = [0; frame::HELLO_LEN];
+        self.stream.read_exact(&mut theirs)?;
+        match theirs.ends_with(&[0]) {
+            true => Ok(()),
+            false => Err(std::io::ErrorKind::ConnectionRefused.into()),
+        }
+    }
+
+    /// Sends without waiting for the answer; the first time it says hello before.
+    pub fn send(&mut self, sender: ServerId, version: u8, body: &[u8]) -> std::io::Result<()> {
+        if self.asked == 0 {
+            self.greet(sender, version)?;
+        }
+        self.asked += 1;
+        let (kind, request, cluster_id) = (Kind::Request, self.asked, self.cluster_id);
+        let header = Header { kind, request, cluster_id };
         self.stream.write_all(&frame::encode(&header, body).unwrap())
     }
 

@@ -7,7 +7,7 @@ use stek_share::core::recovery::{LogPosition, Status};
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::Log;
 use stek_share::rpc::{decode_request, encode, AppendAnswer, Request, Response};
-use stek_share::transport::frame::{Body, Header};
+use stek_share::transport::frame::{Body, Hello};
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
 };
@@ -29,7 +29,7 @@ pub struct Liar {
 }
 
 impl Service for Liar {
-    fn admit(&self, _: &Header) -> Result<(), Refusal> {
+    fn admit(&self, _: &Hello) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Enemies at the port: strangers in great number, and members that misbehave. Real nodes, real
 //! sockets, real mutual TLS, without the host.
 //!
-//! What single strangers and single broken rules meet is in `tests/transport.rs`, and what a real
+//! What single strangers and single broken rules meet is in `tests/transport/`, and what a real
 //! Traffic Server makes of strangers in `tests/ats/strangers.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

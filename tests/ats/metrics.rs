@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,9 @@ use stek_share::core::config::{Member, Settings};
 use stek_share::core::server_id::ServerId;
 use stek_share::load::{self, Dirs, Loaded};
 use stek_share::metrics::{METRICS, PREFIX};
-use stek_share::transport::frame::{encode, Header, Kind, Role};
+use stek_share::transport::frame::{
+    encode, encode_hello, Header, Hello, Kind, Role, Versions, HELLO_LEN,
+};
 use stek_share::transport::listener::Refusal;
 use stek_share::transport::tls::Tls;
 use testkit::ats::Ats;
@@ -211,20 +213,21 @@ fn strangers_are_counted(fleet: &Fleet, index: usize, dir: &Path) -> Result<()> 
     let member = &settings.members[index];
     outsider_is_refused(&settings, &tls, member)?;
     other_cluster_peer_refuses_us(&settings, member)?;
-    let hello = Header {
-        version: 1,
+    let hello = Hello {
+        versions: Versions::OURS,
         role: Role::Tool,
         sender: ServerId(1),
         incarnation: 0,
         cluster_id: [0; 16],
-        request: 1,
-        kind: Kind::Request,
     };
-    for header in [hello, Header { version: 99, ..hello }] {
+    let header = Header { kind: Kind::Request, request: 1, cluster_id: [0; 16] };
+    let invalid_response =
+        encode(&header, b"\xff no request").map_err(|e| Error::new(e.to_string()))?;
+    for versions in [Versions::OURS, Versions { min: 99, max: 99 }] {
         let mut stream = shake_hands(door, Some(&good))?;
-        stream.write_all(
-            &encode(&header, b"\xff no request").map_err(|e| Error::new(e.to_string()))?,
-        )?;
+        stream.write_all(&encode_hello(&Hello { versions, ..hello }, 0))?;
+        stream.read_exact(&mut [0; HELLO_LEN])?;
+        let _ = stream.write_all(&invalid_response);
         let _ = stream.ssl_read(&mut [0; 64]);
     }
     // One address that comes too often, and then many that say nothing.

@@ -14,7 +14,7 @@ use stek_share::node::Role;
 use stek_share::rpc::{
     self, AppendAnswer, ErrorResponse, Request, Response, WireHeartbeat, WireVote,
 };
-use stek_share::transport::frame::Header;
+use stek_share::transport::frame::Hello;
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
 };
@@ -82,7 +82,7 @@ impl Strings {
 }
 
 impl Service for Strings {
-    fn admit(&self, _: &Header) -> Result<(), Refusal> {
+    fn admit(&self, _: &Hello) -> Result<(), Refusal> {
         Ok(())
     }
 

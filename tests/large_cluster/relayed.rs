@@ -10,7 +10,7 @@ use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::Log;
 use stek_share::node::Role;
 use stek_share::rpc::{decode_request, encode, RelayedStatus, Request, Response};
-use stek_share::transport::frame::{Body, Header};
+use stek_share::transport::frame::{Body, Hello};
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
 };
@@ -37,7 +37,7 @@ struct Teller {
 }
 
 impl Service for Teller {
-    fn admit(&self, _: &Header) -> Result<(), Refusal> {
+    fn admit(&self, _: &Hello) -> Result<(), Refusal> {
         Ok(())
     }
 

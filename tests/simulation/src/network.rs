@@ -14,10 +14,10 @@ use std::time::Duration;
 use stek_share::core::config::Member;
 use stek_share::core::server_id::ServerId;
 use stek_share::node::environment::{DynService, Reply, SimulatedNetwork};
-use stek_share::transport::frame::{Header, Kind, Role};
+use stek_share::transport::frame::{Hello, Role};
 use stek_share::transport::listener::{Caller, Refusal};
 use stek_share::transport::peers::CallError;
-use stek_share::transport::{Body, LastSeen, Me};
+use stek_share::transport::{Body, LastSeen, Me, Versions};
 use tokio::sync::oneshot;
 use tokio::time::{timeout, Instant};
 
@@ -57,7 +57,7 @@ pub enum Arrival {
 pub struct Request {
     call: u64,
     from: u32,
-    header: Header,
+    hello: Hello,
     body: Body,
     to_run: u64,
 }
@@ -200,10 +200,10 @@ impl Network {
         self.lock().counts
     }
 
-    /// Whether the server would hear a request with this header, if it listens at all.
-    pub fn would_admit(&self, at: u32, header: &Header) -> Option<Result<(), Refusal>> {
+    /// Whether the server would hear a request with this hello, if it listens at all.
+    pub fn would_admit(&self, at: u32, hello: &Hello) -> Option<Result<(), Refusal>> {
         let dyn_service = self.lock().ports.get(&at)?.dyn_service.clone()?;
-        Some(dyn_service.admit(header))
+        Some(dyn_service.admit(hello))
     }
 
     /// Gives a server what arrived; has to be called inside its runtime.
@@ -250,9 +250,9 @@ impl Network {
             (port.dyn_service.clone(), port.heard.clone())
         };
         let (Some(dyn_service), Some(heard)) = (dyn_service, heard) else { return };
-        if dyn_service.admit(&note.header).is_ok() {
-            heard.note(note.header.sender, Instant::now());
-            dyn_service.take_note(&caller(note.from, &note.header), note.body);
+        if dyn_service.admit(&note.hello).is_ok() {
+            heard.note(note.hello.sender, Instant::now());
+            dyn_service.take_note(&caller(note.from, &note.hello), note.body);
         }
     }
 
@@ -262,7 +262,7 @@ impl Network {
             let Some(port) = inner.ports.get(&at) else { return };
             (port.dyn_service.clone(), port.heard.clone(), port.me.clone(), port.run)
         };
-        let Request { call, from, header, body, to_run } = request;
+        let Request { call, from, hello, body, to_run } = request;
         let fail = |error| self.lock().answer(at, from, call, Err(error));
         let (Some(dyn_service), Some(heard), Some(me)) = (dyn_service, heard, me) else {
             return fail(unreachable("nobody listens there"));
@@ -270,15 +270,15 @@ impl Network {
         if to_run != run {
             return fail(unreachable("the connection broke"));
         }
-        if let Err(refusal) = dyn_service.admit(&header) {
+        if let Err(refusal) = dyn_service.admit(&hello) {
             return fail(CallError::Refused(refusal));
         }
-        heard.note(header.sender, Instant::now());
-        let caller = caller(from, &header);
+        heard.note(hello.sender, Instant::now());
+        let caller = caller(from, &hello);
         let network = self.clone();
         tokio::spawn(async move {
             let answer = dyn_service.serve(caller, body).await;
-            let incarnation = me.header(header.version, header.request, Kind::Response).incarnation;
+            let incarnation = me.incarnation();
             let result = match answer {
                 Some(body) => Ok((incarnation, body)),
                 None => Err(unreachable("the connection was closed")),
@@ -296,13 +296,13 @@ impl Network {
     }
 }
 
-fn caller(from: u32, header: &Header) -> Caller {
+fn caller(from: u32, hello: &Hello) -> Caller {
     Caller {
-        id: header.sender,
-        role: header.role,
-        version: header.version,
-        incarnation: header.incarnation,
-        cluster_id: header.cluster_id,
+        id: hello.sender,
+        role: hello.role,
+        version: hello.versions.max,
+        incarnation: hello.incarnation,
+        cluster_id: hello.cluster_id,
         addr: ([10, 0, 0, from as u8], 1).into(),
         subject: "/CN=simulated".into(),
     }
@@ -325,13 +325,13 @@ impl Inner {
         &mut self,
         (from, to): (u32, u32),
         to_run: u64,
-        (header, body): (Header, Body),
+        (hello, body): (Hello, Body),
         asked: Asked,
     ) -> u64 {
         self.serial += 1;
         let call = self.serial;
         self.waiting.insert(call, asked);
-        let request = Request { call, from, header, body, to_run };
+        let request = Request { call, from, hello, body, to_run };
         for at in self.travel(from, to) {
             self.post(at, to, Arrival::Request(request.clone()));
         }
@@ -461,7 +461,7 @@ impl PeerTransport {
         by_line: bool,
     ) -> Result<Body, CallError> {
         let Some(me) = self.me.get() else { return Err(unreachable("not open")) };
-        let header = me.header(me.versions().max, 1, Kind::Request);
+        let hello = me.hello();
         let (reply, answer) = oneshot::channel();
         let run;
         let call = {
@@ -472,7 +472,7 @@ impl PeerTransport {
             // A connection that is up leads to the process that it was made with, gone or not.
             let line = lock(&self.lines).get(&to).copied().unwrap_or_default();
             run = if by_line && line.is_up { line.run } else { inner.run_of(to.0) };
-            inner.ask((self.id, to.0), run, (header, body), Asked { reply, by_line })
+            inner.ask((self.id, to.0), run, (hello, body), Asked { reply, by_line })
         };
         let _waiting = Waiting(self.network.clone(), call);
         match timeout(limit, answer).await {
@@ -531,7 +531,7 @@ impl SimulatedNetwork for Mailbox {
 
     fn note(&self, to: ServerId, body: Body, _limit: Duration) {
         let Some(me) = self.0.me.get() else { return };
-        let header = me.header(me.versions().max, 0, Kind::Note);
+        let hello = me.hello();
         let line = lock(&self.0.lines).get(&to).copied().unwrap_or_default();
         let mut inner = self.0.network.lock();
         let (from, run) = (self.0.id, line.run);
@@ -545,7 +545,7 @@ impl SimulatedNetwork for Mailbox {
             self.0.note(to, &Err(unreachable("the connection broke")));
             return;
         }
-        let note = Request { call: 0, from, header, body, to_run: run };
+        let note = Request { call: 0, from, hello, body, to_run: run };
         for at in inner.travel(from, to.0) {
             inner.post(at, to.0, Arrival::Note(note.clone()));
         }
@@ -585,15 +585,8 @@ impl Drop for Listening {
     }
 }
 
-/// The header of a server that is in nobody's list, or of one that says it is another.
-pub fn strangers_header(id: u32, incarnation: u64) -> Header {
-    Header {
-        version: 1,
-        role: Role::Member,
-        sender: ServerId(id),
-        incarnation,
-        cluster_id: [0; 16],
-        request: 1,
-        kind: Kind::Request,
-    }
+/// The hello of a server that is in nobody's list, or of one that says it is another.
+pub fn strangers_hello(id: u32, incarnation: u64) -> Hello {
+    let (versions, sender) = (Versions::OURS, ServerId(id));
+    Hello { versions, role: Role::Member, sender, incarnation, cluster_id: [0; 16] }
 }

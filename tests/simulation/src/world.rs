@@ -16,7 +16,7 @@ use stek_share::transport::tls::Tls;
 use crate::cells::Bytes;
 use crate::event_log::EventLog;
 use crate::machine::{Machine, Note, Notes, Set};
-use crate::network::{strangers_header, Network};
+use crate::network::{strangers_hello, Network};
 use crate::plan::Plan;
 use crate::promises::{
     seconds, Annals, Checkers, Event, Leader, Offer, RecoveryDecision, Sight, Trouble, View,
@@ -750,10 +750,10 @@ impl World {
         let mut guests = vec![(99, "a server id that is in no list"), (at, "its own server id")];
         guests.extend(gone.map(|(id, _)| (*id, "a server id that is not in the list")));
         for (id, as_whom) in guests {
-            let header = strangers_header(id, self.rng.next());
+            let hello = strangers_hello(id, self.rng.next());
             let (now, network) = (self.now, &self.network);
             let machine = self.machines.get_mut(&at);
-            let answer = machine.and_then(|m| m.within(now, || network.would_admit(at, &header)));
+            let answer = machine.and_then(|m| m.within(now, || network.would_admit(at, &hello)));
             let heard = answer.flatten() == Some(Ok(()));
             self.checkers.assess(&self.sight, &Event::Knocked { at, as_whom, heard })?;
         }

@@ -363,7 +363,8 @@ async fn who_never_renews_is_closed_at_full_age() {
     let two = Box_::within(2, tls(&root, &leaf), aging(Duration::from_secs(1))).await;
     let mut stream = raw_connect(&raw_context(Some(&leaf), None), two.addr).await.unwrap();
     let begun = Instant::now();
-    stream.write_all(&request(1, b"N")).await.unwrap();
+    greet(&mut stream, hello(1)).await;
+    stream.write_all(&request(b"N")).await.unwrap();
     let got = timeout(PATIENCE, drain(&mut stream)).await.expect("it is closed");
     assert_eq!(got, b"");
     assert!(begun.elapsed() >= Duration::from_millis(900));
