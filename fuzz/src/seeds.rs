@@ -11,23 +11,22 @@ use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::PKey;
 use openssl::x509::{X509Builder, X509NameBuilder, X509};
-use stek_share::rpc::{
-    encode, AppendAnswer, MembershipRefusal, RotationRefusal, Request, Response, ErrorResponse, WireAppend,
-    WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
-};
 use stek_share::core::agreed::{Agreed, Command};
-use stek_share::core::server_status::ServerStatus;
 use stek_share::core::config::Member;
-use stek_share::core::key_ring::{Command as KeyCommand, Generation, Held, ClusterId, KeyRing};
+use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held, KeyRing};
 use stek_share::core::record::Record;
 use stek_share::core::recovery::{LeaderId, LogPosition, Status};
-use stek_share::core::server_list::ServerList;
 use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
+use stek_share::core::server_list::ServerList;
+use stek_share::core::server_status::ServerStatus;
 use stek_share::core::stek::{Stek, STEK_LEN};
 use stek_share::node::state_file_door::{self as door, Saved};
+use stek_share::rpc::{
+    encode, AppendAnswer, ErrorResponse, MembershipRefusal, Request, Response, RotationRefusal,
+    WireAppend, WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
+};
 use stek_share::transport::frame::{self, Header, Hello, Kind, Role, Versions};
-
 
 /// A self-signed certificate and its key, PEM.
 pub fn identity(subject: &str) -> (Vec<u8>, Vec<u8>) {
@@ -122,7 +121,8 @@ pub fn saved(generations: u64) -> Saved {
     let Agreed { server_list, .. } = agreed(generations);
     let mut ring = KeyRing::default();
     let from = Some(Box::new(record(generations)));
-    ring.apply(KeyCommand::Found { cluster_id: cluster_id(), epoch: 2, from }).expect("a good record");
+    ring.apply(KeyCommand::Found { cluster_id: cluster_id(), epoch: 2, from })
+        .expect("a good record");
     Saved { record: Record { ring, ..record(generations) }, server_list }
 }
 
@@ -197,7 +197,10 @@ fn requests() -> Vec<Request> {
         Request::AwaitInstalled { generation: Generation(7), limit_ms: 1000 },
         Request::Order { order: Order::Revoke, origin: "traffic_ctl on server 1".to_owned() },
         Request::Campaign,
-        Request::ChangeMembership { replaces: list().digest(), members: vec![member(1), member(2)] },
+        Request::ChangeMembership {
+            replaces: list().digest(),
+            members: vec![member(1), member(2)],
+        },
         Request::Report,
         Request::ListInFile(list().digest()),
         Request::Record,
