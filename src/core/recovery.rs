@@ -82,7 +82,7 @@ pub fn yields(mine: &Status, theirs: &Status) -> bool {
 
 /// How far a term may lie above the highest that a server knows for it to be believed at once. A server
 /// that was cut off is that far behind only after a million elections, which take days at the
-/// shortest election bounds; it then is joining, see [`SanityBounds`].
+/// shortest election bounds; it then joins anew, see [`SanityBounds`].
 pub const MAX_TERM_LEAP: u64 = 1 << 20;
 
 /// The same for the index of a log's end: two entries a second for four years.
@@ -200,7 +200,7 @@ pub enum RecoveryDecision {
         /// The longest log that was seen, if it is longer than the one that all begin with.
         log_end: Option<LogPosition>,
     },
-    /// Some remember, but fewer than a majority: join, never stand, and vote only for those who
+    /// Some remember, but fewer than a majority: join, never campaign, and vote only for those who
     /// hold at least `log_end`.
     RejoinWithoutQuorum {
         /// As in [`RecoveryDecision::Rejoin`].

@@ -30,7 +30,7 @@ pub const MAX_HINTS: usize = 32;
 /// A server's part in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
-    /// It is joining what it may do.
+    /// It asks the others what it may do.
     Joining,
     /// It came back without memory and is catching up.
     Recovering,

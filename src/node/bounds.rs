@@ -8,7 +8,7 @@
 //! what this server knows.
 //!
 //! A server that is catching up knows nothing to hold it against and takes what it is sent. Nobody
-//! counts on it, and it is joining again if that leads nowhere. The same goes for a cold start,
+//! counts on it, and it joins again if that leads nowhere. The same goes for a cold start,
 //! until the voters are others than those that its log began with.
 
 use std::collections::BTreeSet;
@@ -23,7 +23,7 @@ use crate::log_sink::Level;
 use crate::rpc::{ErrorResponse, WireAppend, WireMembership, WirePayload, WireSnapshot};
 
 /// How far the version of a list may lie above the one that this server knows: a server that was
-/// away for as many changes is joining first.
+/// away for as many changes joins first.
 const MAX_VERSION_LEAP: u64 = 1 << 20;
 
 /// The most voters that a line names.
@@ -143,7 +143,7 @@ fn near(voters: &BTreeSet<ServerId>, list: &BTreeSet<ServerId>) -> bool {
 fn refuse(peers: &Peers, from: ServerId, what: &str) -> Result<(), ErrorResponse> {
     let line = format!(
         "server {from} leads with {what}, which is far from what this server knows; not believed: is \
-         that server sound? If it is, restart this one, which then is joining"
+         that server sound? If it is, restart this one, which then joins anew"
     );
     peers.ctx.log.limited(Level::Warning, "not believed", line);
     Err(ErrorResponse::Malformed)

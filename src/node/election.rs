@@ -1,6 +1,6 @@
 //! Elections: has this server become a candidate when its timer says so and a pre-vote is won.
 //!
-//! When that is is [`crate::core::election`]'s to say, who takes turns in a large cluster
+//! When that is, is [`crate::core::election`]'s to say, who takes turns in a large cluster
 //! [`crate::core::large_cluster`]'s, who would win [`crate::core::recovery`]'s; votes are openraft's.
 //! Invariants: nobody raises the term in vain, so a server becomes a candidate only when a majority
 //! would vote for it now; and when those that may become one never can, the server in their way

@@ -161,7 +161,7 @@ pub enum Response {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum ErrorResponse {
     /// It has not found out yet what it may do.
-    #[error("it is starting and still is joining")]
+    #[error("it is starting and still joining")]
     Starting,
     /// It came back empty and does not vote yet.
     #[error("it came back without memory and does not vote yet")]
