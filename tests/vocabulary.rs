@@ -1,5 +1,6 @@
 //! One vocabulary, the field's: what operators and engineers read has none of the words that were
 //! once made up for it. docs/glossary.md says which word stands for what.
+#![allow(clippy::expect_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

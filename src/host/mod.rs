@@ -1,4 +1,4 @@
-//! Traffic Server: the only room that knows it, and the only one with `unsafe`.
+//! Traffic Server: the only module that knows it, and the only one with `unsafe`.
 //!
 //! [`plugin`] is what the host calls, [`installer`] the one thread that gives it ticket keys,
 //! [`guard`] what gives it them again, [`operator`] what answers operators' messages, [`files`] what

@@ -699,7 +699,6 @@ impl PeerConnection {
         // The connection that was renewed last, until its last response is there.
         let mut old: Option<Conversation> = None;
         loop {
-            fail_point("conversation");
             tokio::select! {
                 biased;
                 Err(end) = present.go_on(self, Some(&mut *rpc_server)) => return end,
@@ -900,6 +899,7 @@ impl Conversation {
         mut rpc_server: Option<&mut mpsc::Receiver<Order>>,
     ) -> Result<Infallible, End> {
         loop {
+            fail_point("conversation");
             self.assess(line)?;
             let is_sending = self.wire.writer.waiting() > 0;
             if rpc_server.is_none() && self.open.is_empty() && !is_sending {
