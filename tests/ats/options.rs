@@ -17,7 +17,7 @@ use crate::stage::{plugin, reserve, PATIENCE};
 const TESTED: &[(&str, &str, &str)] = &[
     (
         "server_id",
-        "tests/ats/life.rs",
+        "tests/ats/lifecycle.rs",
         "three_servers_share_rotate_lose_their_leader_and_get_it_back",
     ),
     ("address", "tests/ats/listening.rs", "it_listens_at_its_address_only"),
