@@ -177,12 +177,14 @@ async fn idle_and_stuck_connections_are_closed() {
     tokio::time::pause();
     tokio::time::advance(FRAME_LIMIT + Duration::from_secs(1)).await;
     tokio::time::resume();
-    assert_eq!(drain(&mut stuck).await, b"");
+    let rest = timeout(PATIENCE, drain(&mut stuck)).await;
+    assert_eq!(rest.expect("it is closed"), b"");
     until("counted", || two.counters.refused(Cause::TooSlow) == 1).await;
     assert_eq!(two.listener.connections(), 1);
     tokio::time::pause();
     tokio::time::advance(IDLE_LIMIT).await;
     tokio::time::resume();
-    assert_eq!(drain(&mut idle).await, b"");
+    let rest = timeout(PATIENCE, drain(&mut idle)).await;
+    assert_eq!(rest.expect("it is closed"), b"");
     until("closed", || two.listener.connections() == 0).await;
 }
