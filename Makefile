@@ -48,7 +48,7 @@ build: ## the plugin, target/release/stek_share.so, and the command, target/rele
 	@cp --remove-destination $(TARGET)/release/libstek_share.so $(PLUGIN)
 
 demo: deps build ## three Traffic Servers on this machine share a key, before your eyes
-	cargo run --release --locked -p kit --bin demo -- $(PLUGIN)
+	cargo run --release --locked -p testkit --bin demo -- $(PLUGIN)
 
 test: deps build build-tests ## lints, documentation and all tests, with real Traffic Servers; ends with a result
 	@tools/test.sh \
@@ -119,7 +119,7 @@ prove-clients: deps-clients build ## TLS clients of others resume on three serve
 	cargo test --locked --test clients -- --ignored --nocapture
 
 soak: build ## an hour of faults under load, in network namespaces (root); MINUTES=5, SEED=1
-	cargo run --locked -q -p kit --bin soak -- --minutes $(or $(MINUTES),60) \
+	cargo run --locked -q -p testkit --bin soak -- --minutes $(or $(MINUTES),60) \
 	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
 
 simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1; or SEED=7 for the story of one
@@ -163,23 +163,23 @@ deps-bench: ## what `make bench` needs besides: Redis, caddy, ATS's experimental
 # Part of a bench is a look back: the earlier figures are kept to be compared with.
 bench: deps-bench build ## this plugin and its rivals, measured side by side, into docs/benchmarks.md; some 25 minutes
 	@cp docs/benchmarks.json $(TARGET)/bench-before.json 2>/dev/null || true
-	cargo run --locked -q -p kit --bin measure -- bench \
+	cargo run --locked -q -p testkit --bin measure -- bench \
 	    --json docs/benchmarks.json --report docs/benchmarks.md
 
 bench-quick: build ## this plugin and plain Traffic Server in under three minutes
-	cargo run --locked -q -p kit --bin measure -- bench --quick --json $(TARGET)/bench-quick.json
+	cargo run --locked -q -p testkit --bin measure -- bench --quick --json $(TARGET)/bench-quick.json
 
 bench-compare: ## what has become worse beyond noise; OLD=target/bench-before.json NEW=docs/benchmarks.json
-	cargo run --locked -q -p kit --bin measure -- compare \
+	cargo run --locked -q -p testkit --bin measure -- compare \
 	    $(or $(OLD),$(TARGET)/bench-before.json) $(or $(NEW),docs/benchmarks.json)
 
 bench-scale: ## fleets of up to 200 servers without Traffic Server, into docs/scale.json; SERVERS=5,20; some 7 minutes
-	cargo build --release --locked -p lone
-	STEK_SHARE_LONE=$(TARGET)/release/lone cargo run --locked -q -p kit --bin measure -- scale \
+	cargo build --release --locked -p standalone_node
+	STEK_SHARE_LONE=$(TARGET)/release/standalone_node cargo run --locked -q -p testkit --bin measure -- scale \
 	    $(if $(SERVERS),--servers $(SERVERS)) --json docs/scale.json
 
 measure: build ## cold start, spread, idle cost, failover, size; WHAT="spread idle", ARGS="--runs 3"
-	cargo run --locked -q -p kit --bin measure -- $(or $(WHAT),all) \
+	cargo run --locked -q -p testkit --bin measure -- $(or $(WHAT),all) \
 	    --json $(TARGET)/measure.json $(ARGS)
 
 deny: deny-tool ## licences, duplicates and sources of all crates, as deny.toml has it
