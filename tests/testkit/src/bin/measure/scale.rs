@@ -581,6 +581,8 @@ fn program() -> Result<PathBuf> {
     let beside = env::current_exe()?.with_file_name("standalone_node");
     match beside.exists() {
         true => Ok(beside),
-        false => Err(Error::new("no program to run: cargo build -p standalone_node, or STEK_SHARE_LONE")),
+        false => {
+            Err(Error::new("no program to run: cargo build -p standalone_node, or STEK_SHARE_LONE"))
+        }
     }
 }
