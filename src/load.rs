@@ -484,7 +484,7 @@ fn check_expiry(blame: &dyn Blame, chain: &str, tls: &Tls) -> Option<Problem> {
     let reason = format!("{which} {ending}, at {not_after}");
     let remedy = match ending.left.is_zero() {
         true => format!("{renew}: the other servers refuse this one"),
-        false => format!("{renew}, before; the other servers refuse this one afterwards"),
+        false => format!("{renew} before then: the other servers refuse this one afterwards"),
     };
     Some(blame.warning("server_cert_file", reason, &remedy).value(chain.to_owned()))
 }

@@ -21,7 +21,8 @@ const READ: [&str; 11] = [
 ];
 
 /// Figures of long runs, as a program wrote them.
-const FIGURES: [&str; 3] = ["docs/benchmarks", "docs/scale", "docs/testing/"];
+const FIGURES: [&str; 4] =
+    ["docs/benchmarks/", "docs/benchmarks.json", "docs/scale.json", "docs/testing/"];
 
 /// Words that are not used, and the word that is.
 const WORDS: [(&str, &str); 54] = [

@@ -130,8 +130,8 @@ fn a_new_root_parts_servers_until_both_have_it() -> Result<()> {
         // Whoever has something to ask dials; the one that follows has nothing.
         let is_up = |(ats, mark): (&Ats, &usize)| {
             let diags = ats.diags();
-            let after = diags[*mark..].rsplit(" is down").next().unwrap_or_default();
-            after.contains("is up")
+            let after = diags[*mark..].rsplit_once(" is down").map(|(_, after)| after);
+            after.is_some_and(|after| after.contains("is up"))
         };
         Ok(fleet.servers.iter().zip(&marks).any(is_up).then_some(()))
     })?;
