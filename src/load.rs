@@ -476,15 +476,17 @@ fn make_tls(
 /// A warning if a certificate that is used with the file `chain` expires soon or has expired.
 fn check_expiry(blame: &dyn Blame, chain: &str, tls: &Tls) -> Option<Problem> {
     let (ending, not_after) = tls.ending().filter(|(ending, _)| ending.is_soon())?;
-    let which = match ending.is_authority {
-        false => "holds a certificate that".to_owned(),
-        true => format!("holds a certificate that hangs on {}, which", ending.subject),
+    let which = if !ending.is_authority {
+        "holds a certificate that".to_owned()
+    } else {
+        format!("holds a certificate that hangs on {}, which", ending.subject)
     };
     let renew = if ending.is_authority { "renew that one first" } else { "renew it" };
     let reason = format!("{which} {ending}, at {not_after}");
-    let remedy = match ending.left.is_zero() {
-        true => format!("{renew}: the other servers refuse this one"),
-        false => format!("{renew} before then: the other servers refuse this one afterwards"),
+    let remedy = if ending.left.is_zero() {
+        format!("{renew}: the other servers refuse this one")
+    } else {
+        format!("{renew} before then: the other servers refuse this one afterwards")
     };
     Some(blame.warning("server_cert_file", reason, &remedy).value(chain.to_owned()))
 }

@@ -525,9 +525,10 @@ mod tests {
             change(&mut status);
             for (metric, before) in METRICS.iter().zip(before) {
                 let now = metric.read(&status);
-                match metric.name == *name {
-                    true => assert!(now == *expected && now != before, "{name}: {before} {now}"),
-                    false => assert_eq!(now, before, "{name} moved {}", metric.name),
+                if metric.name == *name {
+                    assert!(now == *expected && now != before, "{name}: {before} {now}")
+                } else {
+                    assert_eq!(now, before, "{name} moved {}", metric.name)
                 }
             }
         }

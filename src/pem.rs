@@ -129,9 +129,10 @@ fn blocks(text: &str) -> Vec<Block<'_>> {
             if let Some(rest) = line.strip_prefix(END) {
                 open = false;
                 if let Some(block) = last.filter(|b| rest.strip_suffix(DASHES) != Some(b.label)) {
-                    block.fault = Some(match rest.contains(BEGIN) {
-                        true => "has the next one's '-----BEGIN' in its last line",
-                        false => "ends with another word than it begins with",
+                    block.fault = Some(if rest.contains(BEGIN) {
+                        "has the next one's '-----BEGIN' in its last line"
+                    } else {
+                        "ends with another word than it begins with"
                     });
                 }
                 continue;

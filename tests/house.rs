@@ -221,16 +221,15 @@ fn paths(tokens: &[String]) -> Vec<Vec<String>> {
             continue;
         }
         let before = at.checked_sub(1).map(|before| tokens[before].as_str());
-        match is_name(&tokens[at]) && !matches!(before, Some("::" | "mod")) {
-            true => {
-                let known = found.len();
-                at = tree(tokens, at, &[], &mut found);
-                for path in &mut found[known..] {
-                    let up = path.iter().take_while(|name| *name == "super").count();
-                    path.drain(..up.min(inner.len()));
-                }
+        if is_name(&tokens[at]) && !matches!(before, Some("::" | "mod")) {
+            let known = found.len();
+            at = tree(tokens, at, &[], &mut found);
+            for path in &mut found[known..] {
+                let up = path.iter().take_while(|name| *name == "super").count();
+                path.drain(..up.min(inner.len()));
             }
-            false => at += 1,
+        } else {
+            at += 1
         }
     }
     found
@@ -253,10 +252,7 @@ fn tree(tokens: &[String], at: usize, before: &[String], found: &mut Vec<Vec<Str
         if tokens.get(at).is_some_and(|next| next == "{") {
             at += 1;
             while at < tokens.len() && tokens[at] != "}" {
-                at = match is_name(&tokens[at]) {
-                    true => tree(tokens, at, &path, found),
-                    false => at + 1,
-                };
+                at = if is_name(&tokens[at]) { tree(tokens, at, &path, found) } else { at + 1 };
             }
             return at + 1;
         }
@@ -286,9 +282,12 @@ fn circles<'a>(
 
 /// Each circle, with the arrows inside it.
 fn told(uses: &BTreeMap<&Module, BTreeSet<&Module>>) -> Vec<String> {
-    let name = |module: &Module| match module.is_empty() {
-        true => "the crate's root".to_owned(),
-        false => module.join("::"),
+    let name = |module: &Module| {
+        if module.is_empty() {
+            "the crate's root".to_owned()
+        } else {
+            module.join("::")
+        }
     };
     let tell = |circle: BTreeSet<&Module>| {
         let arrows = circle.iter().map(|from| {

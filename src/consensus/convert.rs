@@ -175,9 +175,10 @@ pub fn vote_answer(answer: &VoteResponse<ServerId>) -> Response {
 
 /// openraft's vote for one on the wire.
 pub fn raft_vote((leader_id, committed): (LeaderId, bool)) -> Vote<ServerId> {
-    match committed {
-        true => Vote::new_committed(leader_id.term, leader_id.node),
-        false => Vote::new(leader_id.term, leader_id.node),
+    if committed {
+        Vote::new_committed(leader_id.term, leader_id.node)
+    } else {
+        Vote::new(leader_id.term, leader_id.node)
     }
 }
 

@@ -148,9 +148,10 @@ impl<C> PeerLink<C> {
     /// same term in the name of the server that refused is a stronger promise, and makes this one
     /// step down and stand in the next term.
     fn not_ours(&self, sent: LeaderId, refused: LeaderId) -> LeaderId {
-        match refused.node == sent.node && refused > sent {
-            true => LeaderId { node: self.target, ..refused },
-            false => refused,
+        if refused.node == sent.node && refused > sent {
+            LeaderId { node: self.target, ..refused }
+        } else {
+            refused
         }
     }
 }
@@ -238,9 +239,10 @@ impl<C: RpcClient> RaftNetwork<Types> for PeerLink<C> {
             // A process that was stopped finds an answer that came meanwhile, however late. Servers
             // that forgot their vote rely on it that it does not count then; see
             // `crate::core::recovery`.
-            match begun.elapsed() < limit {
-                true => answer,
-                false => Err(CallFailure::TimedOut),
+            if begun.elapsed() < limit {
+                answer
+            } else {
+                Err(CallFailure::TimedOut)
             }
         };
         match catch_panic(call).await.unwrap_or(Err(CallFailure::Unreachable))? {

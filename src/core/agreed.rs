@@ -111,9 +111,10 @@ impl Agreed {
             .as_ref()
             .map_or(0, |server_list| server_list.version.saturating_sub(1));
         let most = usize::try_from(before).unwrap_or(usize::MAX).min(MAX_PAST);
-        match self.past.len() <= most {
-            true => Ok(()),
-            false => Err(Refusal::Past(self.past.len())),
+        if self.past.len() <= most {
+            Ok(())
+        } else {
+            Err(Refusal::Past(self.past.len()))
         }
     }
 

@@ -230,18 +230,20 @@ pub fn check_subjects(conf: &Conf, list: &List) -> Option<Problem> {
     }
     let remedy = "give each server a certificate with a subject of its own, and name that in \
                   cert_verify_str of its entry in the list, as 'stekctl init' does";
-    let which = match ids.len() == list.members.len() {
-        true => "all servers".to_owned(),
-        false => format!("servers {}", ids.join(", ")),
+    let which = if ids.len() == list.members.len() {
+        "all servers".to_owned()
+    } else {
+        format!("servers {}", ids.join(", "))
     };
     let reason = format!(
         "{which} have the certificate subject of cert_verify_str in {}: whoever has the key of one \
          of them can speak as any of them, even after that one was removed from the list",
         conf.file
     );
-    Some(match unnamed == list.members.len() {
-        true => Problem::note(&list.file, reason, remedy),
-        false => Problem::warning(&list.file, reason, remedy),
+    Some(if unnamed == list.members.len() {
+        Problem::note(&list.file, reason, remedy)
+    } else {
+        Problem::warning(&list.file, reason, remedy)
     })
 }
 
@@ -368,11 +370,10 @@ const SUBJECT_REMEDY: &str = "give what 'openssl x509 -noout -subject -nameopt c
 fn own_subject(r: &mut Reader<'_>) -> Option<String> {
     let remedy = format!("{SUBJECT_REMEDY}, or remove the line");
     let Given::Value(subject) = r.text("cert_verify_str", &remedy) else { return None };
-    let reason = match is_one_line(&subject) {
-        false => Some(NO_SUBJECT.to_owned()),
-        true => {
-            (subject.len() > MAX_SUBJECT).then(|| format!("is longer than {MAX_SUBJECT} bytes"))
-        }
+    let reason = if !is_one_line(&subject) {
+        Some(NO_SUBJECT.to_owned())
+    } else {
+        (subject.len() > MAX_SUBJECT).then(|| format!("is longer than {MAX_SUBJECT} bytes"))
     };
     if let Some(reason) = reason {
         let problem = r.error("cert_verify_str", &reason, &remedy);

@@ -72,9 +72,10 @@ pub struct ElectionTimer {
 impl ElectionTimer {
     /// Begins to wait. In a cold start there is no leader to wait for.
     pub fn new(now: Moment, is_cold: bool, timers: &Timers, share: Share<'_>) -> ElectionTimer {
-        let patience = match is_cold {
-            true => between(Duration::ZERO, timers.election_lower / 2, share),
-            false => between(timers.election_lower, timers.election_upper, share),
+        let patience = if is_cold {
+            between(Duration::ZERO, timers.election_lower / 2, share)
+        } else {
+            between(timers.election_lower, timers.election_upper, share)
         };
         ElectionTimer {
             since: now,
@@ -132,10 +133,11 @@ impl ElectionTimer {
         let timers = &seen.timers;
         self.since = seen.now;
         self.retrying = true;
-        self.patience = match seen.scale > 1 && !self.hurries {
+        self.patience = if seen.scale > 1 && !self.hurries {
             // Nobody asks hundreds of others again and again.
-            true => between(timers.election_lower, timers.election_upper, share) * seen.scale,
-            false => between(RETRY_MIN, self.retry, share),
+            between(timers.election_lower, timers.election_upper, share) * seen.scale
+        } else {
+            between(RETRY_MIN, self.retry, share)
         };
         self.retry = (self.retry * 5 / 4).min(timers.election_upper);
     }

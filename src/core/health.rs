@@ -148,9 +148,10 @@ fn certificate(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
     let Some(ending) = status.certificate.ending() else {
         return say(Severity::Degraded, "the end of its certificate cannot be read".to_owned());
     };
-    let whose = match ending.is_authority {
-        false => "its certificate".to_owned(),
-        true => format!("{}, which its certificate hangs on,", ending.subject),
+    let whose = if !ending.is_authority {
+        "its certificate".to_owned()
+    } else {
+        format!("{}, which its certificate hangs on,", ending.subject)
     };
     match (ending.left.is_zero(), ending.is_soon()) {
         (true, _) => {

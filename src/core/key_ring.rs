@@ -373,9 +373,10 @@ impl KeyRing {
         // A key that was imported as the only one may be the one that dropped all before it.
         let imported = self.staged.as_ref().filter(|_| self.imported).map(|s| &s.held);
         let oldest = self.keys.last().or(imported).map(|held| held.generation).unwrap_or_default();
-        match self.revoked <= oldest {
-            true => Ok(()),
-            false => Err(Refusal::Revoked(self.revoked)),
+        if self.revoked <= oldest {
+            Ok(())
+        } else {
+            Err(Refusal::Revoked(self.revoked))
         }
     }
 
@@ -460,9 +461,10 @@ impl KeyRing {
                 self.retired.extend(gone.iter().map(|k| k.stek.fingerprint()));
                 let forget = self.retired.len().saturating_sub(MAX_REMEMBERED);
                 self.retired.drain(..forget);
-                Ok(match std::mem::take(&mut self.imported) {
-                    true => Change::Resumed(generation),
-                    false => Change::Activated(generation),
+                Ok(if std::mem::take(&mut self.imported) {
+                    Change::Resumed(generation)
+                } else {
+                    Change::Activated(generation)
                 })
             }
             other => {

@@ -244,9 +244,10 @@ pub fn decide_recovery(
         }
         let patience_over = asked_for >= election_upper * 3;
         let log_end = log_end.filter(|end| *end > LogPosition::default());
-        return match all_answered || (enough_answered && patience_over) {
-            true => RecoveryDecision::Bootstrap { leader_id, log_end },
-            false => RecoveryDecision::Wait,
+        return if all_answered || (enough_answered && patience_over) {
+            RecoveryDecision::Bootstrap { leader_id, log_end }
+        } else {
+            RecoveryDecision::Wait
         };
     }
     if enough_answered && asked_for >= election_upper * 3 / 2 {

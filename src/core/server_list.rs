@@ -243,9 +243,10 @@ struct Place<'a>(&'a Member);
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.address.contains(':') {
-            true => write!(f, "[{}]:{}", self.0.address, self.0.port),
-            false => write!(f, "{}:{}", self.0.address, self.0.port),
+        if self.0.address.contains(':') {
+            write!(f, "[{}]:{}", self.0.address, self.0.port)
+        } else {
+            write!(f, "{}:{}", self.0.address, self.0.port)
         }
     }
 }

@@ -359,9 +359,10 @@ impl ServerStatus {
         if let Some((.., what)) = bounds.into_iter().find(|(len, most, _)| len > most) {
             return Err(BadStatus::TooMany(what));
         }
-        match self.texts().all(|text| is_readable(text)) {
-            true => Ok(()),
-            false => Err(BadStatus::Text),
+        if self.texts().all(|text| is_readable(text)) {
+            Ok(())
+        } else {
+            Err(BadStatus::Text)
         }
     }
 

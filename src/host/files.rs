@@ -221,11 +221,12 @@ impl Files {
                 if stamps != self.watch.taken {
                     changes.push(format!("the certificate, {}", described(&tls)));
                 }
-                self.log.note(match changes.is_empty() {
-                    true => "reload: done; no changes; the ticket keys are given to Traffic \
-                             Server again"
-                        .to_owned(),
-                    false => format!("reload: done; changed: {}", changes.join(", ")),
+                self.log.note(if changes.is_empty() {
+                    "reload: done; no changes; the ticket keys are given to Traffic \
+                     Server again"
+                        .to_owned()
+                } else {
+                    format!("reload: done; changed: {}", changes.join(", "))
                 });
                 for option in options.iter().filter(|o| o.change == Change::AtRestart) {
                     self.log.warning(format!(

@@ -102,9 +102,10 @@ pub fn begin(scope: TicketScope, log: &Log) {
 
 /// The scope that is in effect.
 pub fn in_effect() -> TicketScope {
-    match BINDS.load(Ordering::Relaxed) {
-        true => TicketScope::Site,
-        false => TicketScope::Host,
+    if BINDS.load(Ordering::Relaxed) {
+        TicketScope::Site
+    } else {
+        TicketScope::Host
     }
 }
 

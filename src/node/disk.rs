@@ -206,9 +206,10 @@ fn sync_entries(path: &Path) -> io::Result<()> {
 fn read_bounded(file: File) -> Result<Vec<u8>, Unusable> {
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > MAX_FILE {
-        true => Err(Unusable::TooLong),
-        false => Ok(bytes),
+    if bytes.len() as u64 > MAX_FILE {
+        Err(Unusable::TooLong)
+    } else {
+        Ok(bytes)
     }
 }
 

@@ -100,9 +100,10 @@ async fn would_grant(peers: &Arc<Peers>, running: &Running) -> bool {
         let wins = has_majority(peers, running).await;
         // Hundreds of handshakes take so long that those who answered first may follow somebody
         // by now. With the handshakes done, asking again takes a moment.
-        match wins && scale > 1 && begun.elapsed() > timers.election_lower {
-            true => has_majority(peers, running).await,
-            false => wins,
+        if wins && scale > 1 && begun.elapsed() > timers.election_lower {
+            has_majority(peers, running).await
+        } else {
+            wins
         }
     };
     timeout(timers.election_upper * scale, asking).await.unwrap_or(false)

@@ -34,15 +34,14 @@ pub(super) async fn order(
         let Some(id) = find(&shared.ctx, deadline).await else {
             return Err(RotationRefusal::NoLeader);
         };
-        let answer = match id == shared.ctx.me {
-            true => order_here(shared, order, origin.clone()).await,
-            false => {
-                let request = Request::Order { order, origin: origin::to_pass_on(&origin) };
-                match shared.peers.call(id, request, limit).await {
-                    Ok(Response::Ordered(answer)) => answer,
-                    Err(CallFailure::Unreachable) => Err(RotationRefusal::NoLeader),
-                    _ => Err(RotationRefusal::Unknown),
-                }
+        let answer = if id == shared.ctx.me {
+            order_here(shared, order, origin.clone()).await
+        } else {
+            let request = Request::Order { order, origin: origin::to_pass_on(&origin) };
+            match shared.peers.call(id, request, limit).await {
+                Ok(Response::Ordered(answer)) => answer,
+                Err(CallFailure::Unreachable) => Err(RotationRefusal::NoLeader),
+                _ => Err(RotationRefusal::Unknown),
             }
         };
         if answer != Err(RotationRefusal::NoLeader) || Instant::now() >= deadline {

@@ -246,9 +246,10 @@ pub(super) fn take(
     let mut level = false;
     if follows {
         let next = Duration::from_millis(heartbeat.next_ms.into()).min(MAX_PAUSE);
-        match next.is_zero() {
-            true => ctx.record_leadership_transfer(),
-            false => ctx.record_heartbeat(heartbeat.quorum, next),
+        if next.is_zero() {
+            ctx.record_leadership_transfer()
+        } else {
+            ctx.record_heartbeat(heartbeat.quorum, next)
         }
         keys.record_age(cluster_id, heartbeat.age);
         if *ctx.vote_restriction.borrow() != VoteRestriction::Lifted {

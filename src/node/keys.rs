@@ -137,9 +137,10 @@ impl Keys {
     pub fn installed_newest(&self) -> Generation {
         let installed = *self.installed.borrow();
         let cluster_id = self.ctx.views.borrow().agreed.ring.cluster_id();
-        match installed.cluster_id == cluster_id {
-            true => installed.newest,
-            false => Generation(0),
+        if installed.cluster_id == cluster_id {
+            installed.newest
+        } else {
+            Generation(0)
         }
     }
 }

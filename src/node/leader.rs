@@ -153,10 +153,13 @@ impl<'a> LeaderTerm<'a> {
             }
             let pause = match self.decide(&view) {
                 Step::Wait(rest) => rest,
-                step if self.shared.ctx.has_quorum() => match self.carry_out(&view, step).await {
-                    true => continue,
-                    false => PROPOSAL_RETRY,
-                },
+                step if self.shared.ctx.has_quorum() => {
+                    if self.carry_out(&view, step).await {
+                        continue;
+                    } else {
+                        PROPOSAL_RETRY
+                    }
+                }
                 step => {
                     // Nothing of it was proposed, and whoever gave it should not wait in vain.
                     if !matches!(step, Step::Activate { .. }) {
@@ -193,9 +196,10 @@ impl<'a> LeaderTerm<'a> {
 
     /// The newest generation that a server has installed, as far as this leader knows.
     fn installed_by(&self, id: ServerId) -> Generation {
-        match id == self.shared.ctx.me {
-            true => self.shared.keys.installed_newest(),
-            false => self.installed.get(&id).map(|said| said.newest).unwrap_or_default(),
+        if id == self.shared.ctx.me {
+            self.shared.keys.installed_newest()
+        } else {
+            self.installed.get(&id).map(|said| said.newest).unwrap_or_default()
         }
     }
 

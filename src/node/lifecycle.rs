@@ -171,10 +171,8 @@ async fn start(shared: &Arc<Shared>, decision: RecoveryDecision) -> Result<Runni
     // below what it may have promised in its earlier life.
     let vote = leader_id.filter(|leader_id| *leader_id != LeaderId::default()).map(vote_of);
     let cold = matches!(decision, RecoveryDecision::Bootstrap { .. });
-    let log = match cold {
-        true => LogStore::founding(shared.ctx.ids(), vote),
-        false => LogStore::with_vote(vote),
-    };
+    let log =
+        if cold { LogStore::founding(shared.ctx.ids(), vote) } else { LogStore::with_vote(vote) };
     let machine = new_machine(&shared.ctx, &shared.node_counters, &shared.rejected_keys);
     let running = run_raft(&shared.peers, &shared.keys, Memory { log, machine, cold }).await?;
     shared.ctx.vote_restriction.send_replace(VoteRestriction::after(&decision));

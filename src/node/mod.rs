@@ -200,9 +200,10 @@ impl Node {
         let edited = settings.members != old.members;
         let nothing_agreed = self.shared.ctx.views.borrow().agreed.ring.cluster_id().is_none();
         let wants_list = edited || server_list::asks_for_new(&self.shared.peers, &settings.members);
-        let list = match wants_list && !nothing_agreed {
-            true => Some(self.change_membership_with(&settings.members, &tls).await?),
-            false => None,
+        let list = if wants_list && !nothing_agreed {
+            Some(self.change_membership_with(&settings.members, &tls).await?)
+        } else {
+            None
         };
         let moved = (&settings.bind_address, &settings.address, settings.port)
             != (&old.bind_address, &old.address, old.port);

@@ -289,9 +289,10 @@ impl RpcClient for Arc<Peers> {
             self.record_other_cluster_peer(to);
         }
         let told = answer.leader_id();
-        match told.is_none_or(|leader_id| self.finds_plausible(to, leader_id.term, 0)) {
-            true => Ok(answer),
-            false => Err(CallFailure::InvalidResponse),
+        if told.is_none_or(|leader_id| self.finds_plausible(to, leader_id.term, 0)) {
+            Ok(answer)
+        } else {
+            Err(CallFailure::InvalidResponse)
         }
     }
 }

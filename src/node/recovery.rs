@@ -134,9 +134,10 @@ async fn keep_asking(
 async fn ask(peers: &Arc<Peers>, id: ServerId, since: Moment) -> Result<(), CallFailure> {
     fail_point("asker");
     let (ours, asked) = (peers.ctx.status(), peers.ctx.now());
-    let (question, limit) = match peers.ctx.members().len() > SMALL {
-        true => (Request::StatusPoll(ours), STATUS_POLL_LIMIT),
-        false => (Request::Status(ours), STATUS_LIMIT),
+    let (question, limit) = if peers.ctx.members().len() > SMALL {
+        (Request::StatusPoll(ours), STATUS_POLL_LIMIT)
+    } else {
+        (Request::Status(ours), STATUS_LIMIT)
     };
     match peers.call(id, question, limit).await? {
         Response::Status(status) => peers.record_answer(id, status),
@@ -181,16 +182,18 @@ pub(super) async fn prove_itself(peers: &Arc<Peers>, running: &Running, forgot: 
 async fn ask_again(peers: &Arc<Peers>) -> BTreeMap<ServerId, Status> {
     let ids = peers.ctx.ids();
     let is_large = ids.len() > SMALL;
-    let whom = match is_large {
-        true => seed_nodes(&ids).into_iter().chain(peers.ctx.leader()).collect(),
-        false => ids.clone(),
+    let whom = if is_large {
+        seed_nodes(&ids).into_iter().chain(peers.ctx.leader()).collect()
+    } else {
+        ids.clone()
     };
     let mut asked = JoinSet::new();
     for id in whom.into_iter().filter(|id| *id != peers.ctx.me) {
         let (peers, ours) = (peers.clone(), peers.ctx.status());
-        let (question, limit) = match is_large {
-            true => (Request::StatusPoll(ours), STATUS_POLL_LIMIT),
-            false => (Request::Status(ours), STATUS_LIMIT),
+        let (question, limit) = if is_large {
+            (Request::StatusPoll(ours), STATUS_POLL_LIMIT)
+        } else {
+            (Request::Status(ours), STATUS_LIMIT)
         };
         asked.spawn(async move { (id, peers.call(id, question, limit).await) });
     }

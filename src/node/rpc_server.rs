@@ -65,9 +65,10 @@ impl Service for RpcServer {
                 return Err(Refusal::DuplicateId);
             }
         }
-        match self.0.ctx.members().iter().any(|m| m.id == hello.sender) {
-            true => Ok(()),
-            false => Err(Refusal::NotAMember),
+        if self.0.ctx.members().iter().any(|m| m.id == hello.sender) {
+            Ok(())
+        } else {
+            Err(Refusal::NotAMember)
         }
     }
 
@@ -264,11 +265,11 @@ impl RpcServer {
         leader_id: LeaderId,
         index: u64,
     ) -> Result<(), ErrorResponse> {
-        match leader_id.node == from.id
-            && self.0.peers.finds_plausible(from.id, leader_id.term, index)
+        if leader_id.node == from.id && self.0.peers.finds_plausible(from.id, leader_id.term, index)
         {
-            true => Ok(()),
-            false => Err(ErrorResponse::Malformed),
+            Ok(())
+        } else {
+            Err(ErrorResponse::Malformed)
         }
     }
 

@@ -169,12 +169,11 @@ fn new_peers(peers: &Peers, agreed: &Agreed, server_list: &ServerList) -> Vec<Me
 /// What this server's file has otherwise than the agreed list, and what to do about it.
 fn difference(file: &[Member], agreed: &Agreed, present: &ServerList) -> Option<String> {
     let file = ServerList::new(present.version, file).ok()?;
-    let remedy = match agreed.has_left(&file) {
-        false => "or put it on all servers and have one of them reload",
-        true => {
-            "the group has left the list that it holds; to have that one again, reload with the \
-             group's list first, and then with this one"
-        }
+    let remedy = if !agreed.has_left(&file) {
+        "or put it on all servers and have one of them reload"
+    } else {
+        "the group has left the list that it holds; to have that one again, reload with the \
+         group's list first, and then with this one"
     };
     present.differences(&file).map(|words| format!("{words}; mend the file, {remedy}"))
 }
@@ -206,20 +205,17 @@ pub(super) async fn change_membership(
         };
         let present = peers.ctx.views.borrow().agreed.server_list.as_ref().map(ServerList::digest);
         let Some(replaces) = present else { return Err(MembershipRefusal::NoLeader) };
-        let answer = match id == peers.ctx.me {
-            true => {
-                let origin = origin::message(peers.ctx.me);
-                change_membership_here(peers, replaces, members.clone(), origin).await
-            }
-            false => {
-                let request = Request::ChangeMembership { replaces, members: members.clone() };
-                match peers.call(id, request, limit).await {
-                    Ok(Response::MembershipChanged(answer)) => answer,
-                    Err(CallFailure::Unreachable) if !renames_own(peers, &members) => {
-                        Err(MembershipRefusal::NoLeader)
-                    }
-                    _ => Err(MembershipRefusal::Unknown),
+        let answer = if id == peers.ctx.me {
+            let origin = origin::message(peers.ctx.me);
+            change_membership_here(peers, replaces, members.clone(), origin).await
+        } else {
+            let request = Request::ChangeMembership { replaces, members: members.clone() };
+            match peers.call(id, request, limit).await {
+                Ok(Response::MembershipChanged(answer)) => answer,
+                Err(CallFailure::Unreachable) if !renames_own(peers, &members) => {
+                    Err(MembershipRefusal::NoLeader)
                 }
+                _ => Err(MembershipRefusal::Unknown),
             }
         };
         if let Ok(version) = answer {
@@ -362,12 +358,10 @@ fn is_wanted(
     let having = |said: Option<bool>| -> Vec<ServerId> {
         voters.iter().copied().filter(|id| files.get(id).copied() == said).collect()
     };
-    match having(Some(true)).len() * 2 > voters.len() {
-        true => Ok(()),
-        false => Err(MembershipRefusal::NotInFiles {
-            lacking: having(Some(false)),
-            silent: having(None),
-        }),
+    if having(Some(true)).len() * 2 > voters.len() {
+        Ok(())
+    } else {
+        Err(MembershipRefusal::NotInFiles { lacking: having(Some(false)), silent: having(None) })
     }
 }
 
@@ -382,14 +376,18 @@ async fn probe(peers: &Arc<Peers>, old: &ServerList, new: &ServerList) -> BTreeS
         if member.id != peers.ctx.me && !(moved && new.get(member.id) != Some(&member)) {
             let peers = peers.clone();
             probes.spawn(async move {
-                let status = match is_old {
-                    true => status_of(&peers, member.id).await,
-                    false => status_at(&peers, &member).await,
+                let status = if is_old {
+                    status_of(&peers, member.id).await
+                } else {
+                    status_at(&peers, &member).await
                 };
                 let ours = peers.ctx.cluster_id();
-                let fits = |status: &Status| match was_member {
-                    true => status.full && status.cluster_id == ours,
-                    false => status.cluster_id.is_none() || status.cluster_id == ours,
+                let fits = |status: &Status| {
+                    if was_member {
+                        status.full && status.cluster_id == ours
+                    } else {
+                        status.cluster_id.is_none() || status.cluster_id == ours
+                    }
                 };
                 status.filter(fits).map(|_| member.id)
             });
@@ -491,10 +489,11 @@ async fn step(peers: &Arc<Peers>, running: &Running, server_list: &ServerList) {
         return;
     }
     let stays = known == server_list.ids() || running.is_first_membership();
-    let change = match running.voters() == vec![server_list.ids()] && !stays {
+    let change = if running.voters() == vec![server_list.ids()] && !stays {
         // Servers that were to come, and whose list was taken back.
-        true => ChangeMembers::RemoveNodes(known.difference(&server_list.ids()).copied().collect()),
-        false => ChangeMembers::ReplaceAllVoters(server_list.ids()),
+        ChangeMembers::RemoveNodes(known.difference(&server_list.ids()).copied().collect())
+    } else {
+        ChangeMembers::ReplaceAllVoters(server_list.ids())
     };
     match timeout(limit, running.raft.change_membership(change, false)).await {
         Ok(Ok(_)) => {

@@ -175,9 +175,10 @@ impl StateFile {
         }
         let away = away(&stamp, &self.disk.stamp()?).ok_or(Unusable::Clock)?;
         record.age_ms = record.age_ms.saturating_add(millis(away));
-        match record.age() > max_key_age {
-            true => Err(Unusable::TooOld(record.age().as_secs())),
-            false => Ok(Some((record, away))),
+        if record.age() > max_key_age {
+            Err(Unusable::TooOld(record.age().as_secs()))
+        } else {
+            Ok(Some((record, away)))
         }
     }
 
@@ -243,9 +244,10 @@ impl StateFile {
 /// How long a server was away: by the machine's uptime, or across a reboot by the wall clock, which
 /// then must not have gone back.
 fn away(saved: &Stamp, now: &Stamp) -> Option<Duration> {
-    let (from, to) = match saved.boot == now.boot {
-        true => (saved.uptime_ms, now.uptime_ms),
-        false => (saved.wall_ms, now.wall_ms),
+    let (from, to) = if saved.boot == now.boot {
+        (saved.uptime_ms, now.uptime_ms)
+    } else {
+        (saved.wall_ms, now.wall_ms)
     };
     to.checked_sub(from).map(Duration::from_millis)
 }

@@ -135,9 +135,10 @@ pub(super) async fn tell(
             Some(id) if told != Some((id, term)) => {
                 told = Some((id, term));
                 node_counters.count(|node_counters| &node_counters.leaders);
-                ctx.log.note(match id == ctx.me {
-                    true => format!("this server is the leader of term {term}"),
-                    false => format!("leader is server {id} in term {term}"),
+                ctx.log.note(if id == ctx.me {
+                    format!("this server is the leader of term {term}")
+                } else {
+                    format!("leader is server {id} in term {term}")
                 });
             }
             _ => {}

@@ -41,9 +41,10 @@ pub(super) const MAX_COUNT: u64 = 1 << 62;
 
 impl LeaderId {
     pub(super) fn check(&self) -> Result<(), Malformed> {
-        match self.term <= MAX_COUNT {
-            true => Ok(()),
-            false => Err(Malformed::Absurd),
+        if self.term <= MAX_COUNT {
+            Ok(())
+        } else {
+            Err(Malformed::Absurd)
         }
     }
 }
@@ -51,9 +52,10 @@ impl LeaderId {
 impl LogPosition {
     pub(super) fn check(&self) -> Result<(), Malformed> {
         self.leader_id.check()?;
-        match self.index <= MAX_COUNT {
-            true => Ok(()),
-            false => Err(Malformed::Absurd),
+        if self.index <= MAX_COUNT {
+            Ok(())
+        } else {
+            Err(Malformed::Absurd)
         }
     }
 }

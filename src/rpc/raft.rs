@@ -144,9 +144,10 @@ impl WireAppend {
             leader_id = entry.id.leader_id;
             entry.check()?;
         }
-        match leader_id <= self.vote.0 {
-            true => Ok(()),
-            false => Err(Malformed::Order),
+        if leader_id <= self.vote.0 {
+            Ok(())
+        } else {
+            Err(Malformed::Order)
         }
     }
 }

@@ -230,9 +230,10 @@ fn checked(mut found: Vec<IpAddr>) -> Result<Vec<IpAddr>, Unresolved> {
     let mut seen = HashSet::new();
     found.retain(|&ip| seen.insert(ip));
     found.truncate(MAX_ADDRESSES);
-    match found.is_empty() {
-        true => Err(Unresolved::Failed("the name has no address".into())),
-        false => Ok(found),
+    if found.is_empty() {
+        Err(Unresolved::Failed("the name has no address".into()))
+    } else {
+        Ok(found)
     }
 }
 

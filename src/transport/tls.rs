@@ -370,9 +370,10 @@ impl Tls {
 
     /// What to say of a leaf that [`Tls::subject_matches`] refuses.
     fn wrong_subject(&self, subject: &str) -> HandshakeError {
-        match self.1.is_of_one && !self.1.takes_common {
-            true => HandshakeError::NotListed(clip(subject)),
-            false => HandshakeError::WrongSubject(clip(subject)),
+        if self.1.is_of_one && !self.1.takes_common {
+            HandshakeError::NotListed(clip(subject))
+        } else {
+            HandshakeError::WrongSubject(clip(subject))
         }
     }
 
@@ -400,9 +401,10 @@ impl Tls {
             is_authority: at > 0,
             left: link.valid.end.duration_since(now).unwrap_or_default(),
             // One that cuts the leaf's life short is as urgent as the leaf would be.
-            life: match link.valid.end < leaf.valid.end {
-                true => life(link).max(life(leaf)),
-                false => life(link),
+            life: if link.valid.end < leaf.valid.end {
+                life(link).max(life(leaf))
+            } else {
+                life(link)
             },
         });
         all.collect()
@@ -459,9 +461,10 @@ impl Tls {
             Ok(Ok(common.unwrap_or(UNIX_EPOCH..UNIX_EPOCH)))
         });
         let valid = outcome.map_err(library)??;
-        match self.subject_matches(&subject) {
-            true => Ok(valid),
-            false => Err(self.wrong_subject(&subject)),
+        if self.subject_matches(&subject) {
+            Ok(valid)
+        } else {
+            Err(self.wrong_subject(&subject))
         }
     }
 

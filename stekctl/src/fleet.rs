@@ -42,9 +42,10 @@ impl Server {
 
 /// Where a member listens, as one writes it.
 pub fn address(member: &Member) -> String {
-    match member.address.contains(':') {
-        true => format!("[{}]:{}", member.address, member.port),
-        false => format!("{}:{}", member.address, member.port),
+    if member.address.contains(':') {
+        format!("[{}]:{}", member.address, member.port)
+    } else {
+        format!("{}:{}", member.address, member.port)
     }
 }
 

@@ -139,11 +139,12 @@ fn look_at_keys(answers: &[&ServerStatus], reasons: &mut Reasons) {
         None => "hold no key".to_owned(),
     });
     // During a handover some are ahead, and all hold both keys.
-    match agreed.iter().all(|one| agreed.iter().all(|other| decrypts(other, one))) {
-        true => reasons.unsettled(format!("a handover takes its time: {told}")),
-        false => reasons.broken(format!(
+    if agreed.iter().all(|one| agreed.iter().all(|other| decrypts(other, one))) {
+        reasons.unsettled(format!("a handover takes its time: {told}"))
+    } else {
+        reasons.broken(format!(
             "the servers do not use one key: {told}; see diags.log of the ones behind"
-        )),
+        ))
     }
 }
 
@@ -201,9 +202,10 @@ fn look_at_client_policies(hosted: &[&ServerStatus], reasons: &mut Reasons) {
         hosted.iter().copied().filter(|status| status.host.client_policy.is_some()).collect();
     let policy = |status: &ServerStatus| status.host.client_policy.clone().unwrap_or_default();
     let by_host = hosted.iter().any(|status| status.host.ticket_scope == Some(TicketScope::Host));
-    let means = match by_host {
-        true => "a session of a server that demands no certificate opens one that does",
-        false => "sessions of one do not resume on another",
+    let means = if by_host {
+        "a session of a server that demands no certificate opens one that does"
+    } else {
+        "sessions of one do not resume on another"
     };
     let levels = Sides::of(&hosted, |status| policy(status).level);
     if levels.differ() {
@@ -221,9 +223,10 @@ fn look_at_client_policies(hosted: &[&ServerStatus], reasons: &mut Reasons) {
     let (Some(most), Some(few)) = (of(most), of(few)) else { return };
     let name = few.differs_in(&most).unwrap_or("a name further on").to_owned();
     let sides = Sides::of(&hosted, |status| policy(status).of(&name));
-    let told = match sides.differ() {
-        true => sides.describe(Clone::clone),
-        false => sites.describe(|digest| format!("have {digest}")),
+    let told = if sides.differ() {
+        sides.describe(Clone::clone)
+    } else {
+        sites.describe(|digest| format!("have {digest}"))
     };
     reasons.degraded(format!(
         "not all servers ask the same of their clients, so that {means}: for {name}, in sni.yaml, {told}; \
@@ -369,9 +372,10 @@ pub fn seconds(seconds: u64) -> String {
     }
     let shown = parts.into_iter().take(2).filter(|(count, _)| *count > 0);
     let words: Vec<String> = shown.map(|(count, unit)| format!("{count} {unit}")).collect();
-    match words.is_empty() {
-        true => "0 s".to_owned(),
-        false => words.join(" "),
+    if words.is_empty() {
+        "0 s".to_owned()
+    } else {
+        words.join(" ")
     }
 }
 

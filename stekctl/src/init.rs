@@ -63,9 +63,10 @@ fn servers(addresses: &[String], port: u16) -> Result<Vec<NewServer>, Failure> {
         let mut candidate = NewServer { id, address: address.to_owned(), port };
         let entry = list(std::slice::from_ref(&candidate));
         // The characters that could end the quotes around it are in no address.
-        let problem = match address.contains(['"', '\\', '\n']) {
-            true => Some("is not an address".to_owned()),
-            false => parse_list(&entry, "").1.into_iter().find(Problem::is_error).map(|p| p.reason),
+        let problem = if address.contains(['"', '\\', '\n']) {
+            Some("is not an address".to_owned())
+        } else {
+            parse_list(&entry, "").1.into_iter().find(Problem::is_error).map(|p| p.reason)
         };
         if let Some(reason) = problem {
             return Err(Failure::new(format!(

@@ -51,9 +51,10 @@ fn main() -> ExitCode {
             // Help and version are no errors, and go to standard output.
             let failed = error.use_stderr();
             let text = help::wrap(&error.render().ansi().to_string(), help::width());
-            let _ = match failed {
-                true => anstream::stderr().write_all(text.as_bytes()),
-                false => anstream::stdout().write_all(text.as_bytes()),
+            let _ = if failed {
+                anstream::stderr().write_all(text.as_bytes())
+            } else {
+                anstream::stdout().write_all(text.as_bytes())
             };
             return ExitCode::from(if failed { FAILED } else { 0 });
         }

@@ -70,12 +70,13 @@ fn translate(json: &str) -> Result<String, String> {
             "# HELP {exported} {help}\n# TYPE {exported} {kind}\n{exported} {number}\n"
         );
     }
-    match out.is_empty() {
-        false => Ok(out),
-        true => Err(format!(
+    if !out.is_empty() {
+        Ok(out)
+    } else {
+        Err(format!(
             "has no {PREFIX}*; the plugin does not run in that Traffic Server: see its \
-             plugin.config and diags.log"
-        )),
+         plugin.config and diags.log"
+        ))
     }
 }
 

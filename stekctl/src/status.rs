@@ -42,10 +42,7 @@ pub fn run(args: &StatusArgs, place: &Place) -> Ended {
     loop {
         let look = look(&fleet, |_| {});
         let outcome = health::outcome(&look.reasons);
-        let text = match args.json {
-            true => format!("{}\n", as_json(&look)),
-            false => as_text(&look),
-        };
+        let text = if args.json { format!("{}\n", as_json(&look)) } else { as_text(&look) };
         print(&format!("{}{text}", if clears { TOP_OF_SCREEN } else { "" }))?;
         match args.watch {
             None => return Ok(outcome),
@@ -112,9 +109,10 @@ fn scopes(answers: &[&ServerStatus]) -> String {
     let mut words: Vec<&str> = scopes.map(TicketScope::word).collect();
     words.sort_unstable();
     words.dedup();
-    match words.is_empty() {
-        true => String::new(),
-        false => format!(", ticket_scope {}", words.join(" and ")),
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!(", ticket_scope {}", words.join(" and "))
     }
 }
 
@@ -124,9 +122,12 @@ fn table(servers: &[Server]) -> Table {
     // What is not as elsewhere catches the eye.
     let newest = answers().filter_map(|status| status.keys.current.map(|k| k.generation)).max();
     let version = answers().map(|status| status.list.version).max();
-    let doubt = |is_so: bool, text: String| match is_so {
-        true => Field::new(text).style(DOUBTFUL),
-        false => Field::new(text),
+    let doubt = |is_so: bool, text: String| {
+        if is_so {
+            Field::new(text).style(DOUBTFUL)
+        } else {
+            Field::new(text)
+        }
     };
     for server in servers {
         let (id, place) = (Field::new(server.id().to_string()), address(&server.member));
@@ -179,9 +180,10 @@ fn keys(status: &ServerStatus) -> String {
         other => Some(format!("({} key)", other.word())),
     };
     let words: Vec<String> = own.into_iter().chain(held).chain(staged).collect();
-    match words.is_empty() {
-        true => "-".to_owned(),
-        false => words.join(" "),
+    if words.is_empty() {
+        "-".to_owned()
+    } else {
+        words.join(" ")
     }
 }
 

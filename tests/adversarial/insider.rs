@@ -76,9 +76,10 @@ impl Insider {
         self.stream.write_all(&frame::encode_hello(&hello, 0))?;
         let mut theirs = [0; frame::HELLO_LEN];
         self.stream.read_exact(&mut theirs)?;
-        match theirs.ends_with(&[0]) {
-            true => Ok(()),
-            false => Err(std::io::ErrorKind::ConnectionRefused.into()),
+        if theirs.ends_with(&[0]) {
+            Ok(())
+        } else {
+            Err(std::io::ErrorKind::ConnectionRefused.into())
         }
     }
 

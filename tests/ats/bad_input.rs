@@ -322,9 +322,10 @@ fn check_warned(mut site: Site, begin: &str, remedy: &str) -> Result<()> {
 }
 
 fn check_alive(ats: &mut Ats) -> Result<()> {
-    match ats.is_running() {
-        true => Ok(()),
-        false => Err(Error::new(format!("the server has ended: {}", ats.diags()))),
+    if ats.is_running() {
+        Ok(())
+    } else {
+        Err(Error::new(format!("the server has ended: {}", ats.diags())))
     }
 }
 

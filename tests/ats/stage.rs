@@ -134,9 +134,10 @@ impl Site {
     /// Replaces `from`, which has to be there, by `to` in a file.
     pub fn edit(&self, file: &str, from: &str, to: &str) -> Result<()> {
         let text = fs::read_to_string(self.path(file)).context(file)?;
-        match text.contains(from) {
-            true => self.write(file, text.replace(from, to)),
-            false => Err(Error::new(format!("{file} has no {from:?}"))),
+        if text.contains(from) {
+            self.write(file, text.replace(from, to))
+        } else {
+            Err(Error::new(format!("{file} has no {from:?}")))
         }
     }
 }

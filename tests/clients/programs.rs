@@ -268,8 +268,9 @@ fn chromium(call: &Call) -> Result<Command> {
 /// Runs what makes a program.
 fn finish(command: &mut Command) -> Result<()> {
     let output = command.stdin(Stdio::null()).output().context("a compiler")?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(Error::new(String::from_utf8_lossy(&output.stderr))),
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(Error::new(String::from_utf8_lossy(&output.stderr)))
     }
 }

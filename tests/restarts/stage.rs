@@ -78,9 +78,10 @@ impl Carried {
         let end = Instant::now() + PATIENCE;
         let full = || lock(&self.0).len() == HELD && self.newest() != old;
         self.look_until(servers, || full() || Instant::now() > end)?;
-        match full() {
-            true => Ok(()),
-            false => Err(Error::new("no rotation was seen")),
+        if full() {
+            Ok(())
+        } else {
+            Err(Error::new("no rotation was seen"))
         }
     }
 

@@ -90,9 +90,10 @@ struct Echo {
 impl Service for Echo {
     fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
         self.admitted.fetch_add(1, Ordering::Relaxed);
-        match self.members.lock().unwrap().contains(&hello.sender.0) {
-            true => Ok(()),
-            false => Err(Refusal::NotAMember),
+        if self.members.lock().unwrap().contains(&hello.sender.0) {
+            Ok(())
+        } else {
+            Err(Refusal::NotAMember)
         }
     }
 

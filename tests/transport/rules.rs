@@ -58,9 +58,10 @@ async fn a_member_that_breaks_the_rules_is_closed() {
         stream.write_all(&bytes).await.unwrap();
         let got = timeout(Duration::from_secs(5), drain(&mut stream)).await.expect(what);
         // What shows that it is a peer is answered: it is told who speaks, and which versions.
-        let answered = match bytes.starts_with(&hello_start(1)) || what == "version" {
-            true => frame::encode_hello(&Hello { incarnation: 77, ..hello(2) }, 0),
-            false => Vec::new(),
+        let answered = if bytes.starts_with(&hello_start(1)) || what == "version" {
+            frame::encode_hello(&Hello { incarnation: 77, ..hello(2) }, 0)
+        } else {
+            Vec::new()
         };
         assert_eq!(got, answered, "{what}");
         until(what, || two.counters.refused(cause) == counted + 1).await;

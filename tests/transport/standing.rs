@@ -129,12 +129,11 @@ async fn an_expired_certificate_ends_its_connections() {
     let of_root = Spec { issuer: Some(&root), not_after: 3, ..Spec::default() };
     // A leaf that lasts below an authority that does not is no better.
     for has_middle in [false, true] {
-        let (leaf, middle) = match has_middle {
-            false => (of_root.make(), None),
-            true => {
-                let middle = Spec { subject: "/CN=middle", is_ca: true, ..of_root.clone() }.make();
-                (pki::leaf(&middle), Some(middle.cert_pem()))
-            }
+        let (leaf, middle) = if !has_middle {
+            (of_root.make(), None)
+        } else {
+            let middle = Spec { subject: "/CN=middle", is_ca: true, ..of_root.clone() }.make();
+            (pki::leaf(&middle), Some(middle.cert_pem()))
         };
         let chain = [leaf.cert_pem(), middle.unwrap_or_default()].concat();
         let brief = Tls::from_pem(&root.cert_pem(), &chain, &leaf.key_pem(), SUBJECT).unwrap();

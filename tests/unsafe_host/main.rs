@@ -111,9 +111,10 @@ fn handshakes(ats: &Ats) -> Result<usize> {
             resumed += usize::from(tickets::offer(ats.https(), &ticket)?.resumed);
         }
     }
-    match resumed * 2 >= HANDSHAKES {
-        true => Ok(resumed),
-        false => Err(Error::new(format!("only {resumed} of {HANDSHAKES} tickets resumed"))),
+    if resumed * 2 >= HANDSHAKES {
+        Ok(resumed)
+    } else {
+        Err(Error::new(format!("only {resumed} of {HANDSHAKES} tickets resumed")))
     }
 }
 
@@ -171,9 +172,10 @@ fn read_reports(dir: &Path, plugin: &Path) -> Result<Reports> {
         reports += usize::from(serves);
         let blocks = text.split("<error>").skip(1).filter_map(|rest| rest.split("</error>").next());
         for block in blocks.filter(|block| block.contains(&frame)) {
-            match block.contains("<kind>Leak_StillReachable</kind>") {
-                true => reachable += 1,
-                false => findings.push(block.to_owned()),
+            if block.contains("<kind>Leak_StillReachable</kind>") {
+                reachable += 1
+            } else {
+                findings.push(block.to_owned())
             }
         }
     }

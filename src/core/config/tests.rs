@@ -462,11 +462,14 @@ fn a_subject_that_several_servers_have_is_told_with_what_it_means() {
         let conf = CONF.lines().filter(|line| !line.starts_with("cert_verify_str"));
         let conf: String = conf.map(|line| format!("{line}\n")).collect();
         let conf = parse_conf(&format!("{conf}cert_verify_str: {common}\n"), "c").0.unwrap();
-        let entry = |(id, subject): (usize, &&str)| match subject.is_empty() {
-            true => format!("- {{server_id: {id}, address: a{id}, port: 1}}\n"),
-            false => format!(
-                "- {{server_id: {id}, address: a{id}, port: 1, cert_verify_str: {subject}}}\n"
-            ),
+        let entry = |(id, subject): (usize, &&str)| {
+            if subject.is_empty() {
+                format!("- {{server_id: {id}, address: a{id}, port: 1}}\n")
+            } else {
+                format!(
+                    "- {{server_id: {id}, address: a{id}, port: 1, cert_verify_str: {subject}}}\n"
+                )
+            }
         };
         let list: String = (1..).zip(entries).map(entry).collect();
         let list = parse_list(&list, "l").0.unwrap();

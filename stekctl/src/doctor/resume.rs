@@ -377,9 +377,10 @@ struct Timed {
 impl Timed {
     fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        match left.is_zero() {
-            true => Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long")),
-            false => Ok(Some(left)),
+        if left.is_zero() {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long"))
+        } else {
+            Ok(Some(left))
         }
     }
 

@@ -57,9 +57,10 @@ impl Said {
     /// # Errors
     /// When it did not.
     pub fn ended(&self, code: i32, words: &str) -> Result<()> {
-        match self.code == code && (self.out.contains(words) || self.err.contains(words)) {
-            true => Ok(()),
-            false => Err(Error::new(format!("expected {code} and {words:?}: {self:#?}"))),
+        if self.code == code && (self.out.contains(words) || self.err.contains(words)) {
+            Ok(())
+        } else {
+            Err(Error::new(format!("expected {code} and {words:?}: {self:#?}")))
         }
     }
 }

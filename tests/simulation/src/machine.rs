@@ -446,14 +446,13 @@ impl Host {
         loop {
             let newest = sets.borrow_and_update().serial;
             if newest != serial {
-                match self.install().await {
-                    true => {
-                        let set = sets.borrow_and_update().clone();
-                        self.put(&set);
-                        node.installed(&set);
-                        serial = set.serial;
-                    }
-                    false => sleep(INSTALL_RETRY).await,
+                if self.install().await {
+                    let set = sets.borrow_and_update().clone();
+                    self.put(&set);
+                    node.installed(&set);
+                    serial = set.serial;
+                } else {
+                    sleep(INSTALL_RETRY).await
                 }
             } else if sets.changed().await.is_err() {
                 return;

@@ -521,9 +521,10 @@ impl SimulatedNetwork for Mailbox {
             }
             let result = post.exchange(to, body, limit, true).await;
             // The line to one that is a member no longer was closed.
-            match post.is_member(to) {
-                true => post.note(to, &result),
-                false => drop(lock(&post.lines).remove(&to)),
+            if post.is_member(to) {
+                post.note(to, &result)
+            } else {
+                lock(&post.lines).remove(&to);
             }
             result
         })

@@ -642,12 +642,13 @@ impl World {
             self.at(MS, Entry::Revive(id));
         }
         // Clocks drift, and timers are a millisecond late.
-        match well && took > limit + limit / 20 {
-            true => Err(format!(
+        if well && took > limit + limit / 20 {
+            Err(format!(
                 "promise \"the host stays up\" is broken: the shutdown of server {id} took {}",
                 seconds(took)
-            )),
-            false => Ok(()),
+            ))
+        } else {
+            Ok(())
         }
     }
 

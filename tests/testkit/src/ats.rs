@@ -473,9 +473,10 @@ impl Ats {
         let mut command = Command::new("traffic_ctl");
         let output = command.arg(root).args(arguments).output().context("traffic_ctl")?;
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        match output.status.success() {
-            true => Ok(text),
-            false => Err(Error::new(format!("traffic_ctl {arguments:?}: {text}"))),
+        if output.status.success() {
+            Ok(text)
+        } else {
+            Err(Error::new(format!("traffic_ctl {arguments:?}: {text}")))
         }
     }
 

@@ -102,9 +102,12 @@ impl Figures {
 
     /// A JSON array of `{"system", "name", "unit", "median", "least", "most", "values"}`.
     pub fn json(&self) -> Value {
-        let rounded = |value: f64| match value.is_finite() {
-            true => json!((value * 1e3).round() / 1e3),
-            false => Value::Null,
+        let rounded = |value: f64| {
+            if value.is_finite() {
+                json!((value * 1e3).round() / 1e3)
+            } else {
+                Value::Null
+            }
         };
         let figure = |figure: &Figure| {
             json!({

@@ -185,12 +185,13 @@ fn address(id: usize) -> Ipv4Addr {
 /// Runs ip(8).
 fn ip(words: &[&str]) -> Result<()> {
     let output = Command::new("ip").args(words).output().context("ip (Debian: iproute2)")?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(Error::new(format!(
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(Error::new(format!(
             "ip {}: {}; these tests need root",
             words.join(" "),
             String::from_utf8_lossy(&output.stderr).trim()
-        ))),
+        )))
     }
 }

@@ -208,10 +208,8 @@ impl Bars {
         let positive = self.bars.iter().map(|bar| bar.1).filter(|value| *value > 0.0);
         let least = positive.clone().fold(f64::INFINITY, f64::min);
         let most = positive.fold(0.0, f64::max);
-        let (from, to) = match most > 0.0 {
-            true => (least.log10().floor() - 0.3, most.log10()),
-            false => (0.0, 1.0),
-        };
+        let (from, to) =
+            if most > 0.0 { (least.log10().floor() - 0.3, most.log10()) } else { (0.0, 1.0) };
         for (i, (name, value)) in self.bars.iter().enumerate() {
             let y = TOP + (BAR + 6.0) * i as f64;
             let part =

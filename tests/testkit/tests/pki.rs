@@ -28,9 +28,10 @@ fn verify(
     let store: X509Store = builder.build();
     let mut context = X509StoreContext::new()?;
     let good = context.init(&store, leaf, Stack::new()?.as_ref(), |context| {
-        Ok(match context.verify_cert()? {
-            true => Ok(()),
-            false => Err(context.error().error_string().to_owned()),
+        Ok(if context.verify_cert()? {
+            Ok(())
+        } else {
+            Err(context.error().error_string().to_owned())
         })
     })?;
     Ok(good)

@@ -29,12 +29,13 @@ pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
             };
             let revoked = (generation + 1..=set.current)
                 .any(|later| sight.revoked.contains(&(cluster_id, later)));
-            match revoked || generation + sight.plan.ticket_keys <= set.current {
-                true => Err(format!(
+            if revoked || generation + sight.plan.ticket_keys <= set.current {
+                Err(format!(
                     "server {} opens a ticket of generation {generation} in generation {}",
                     offer.to, set.current
-                )),
-                false => Ok(()),
+                ))
+            } else {
+                Ok(())
             }
         }
         _ => Ok(()),

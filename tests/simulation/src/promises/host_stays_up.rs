@@ -35,9 +35,10 @@ pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
         }
         Event::Offered(offer) => {
             let view = sight.servers.get(&offer.to);
-            match view.is_some_and(|view| view.set.is_some()) {
-                true => Ok(()),
-                false => Err(format!("server {} takes handshakes without keys", offer.to)),
+            if view.is_some_and(|view| view.set.is_some()) {
+                Ok(())
+            } else {
+                Err(format!("server {} takes handshakes without keys", offer.to))
             }
         }
         _ => Ok(()),

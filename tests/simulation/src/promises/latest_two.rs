@@ -59,11 +59,12 @@ fn goes_on(sight: &Sight, set: &Set, cluster_id: super::Cluster) -> RecoveryDeci
     // A slow host may be given first what came after that key.
     let imported =
         sight.annals.resumed.range((cluster_id, 0)..=(cluster_id, set.current)).next().is_some();
-    match is_new && files_are_good && could && !imported {
-        true => Err("a new cluster incarnation begins with a new key, though there were state files with a \
-                     young one"
-            .to_owned()),
-        false => Ok(()),
+    if is_new && files_are_good && could && !imported {
+        Err("a new cluster incarnation begins with a new key, though there were state files with a \
+             young one"
+    .to_owned())
+    } else {
+        Ok(())
     }
 }
 

@@ -237,9 +237,10 @@ impl Annals {
     /// Since when the schedule counts: when the first key of this place became current, or if that
     /// came from another cluster incarnation, when it was staged there.
     pub fn since(&self, place: (Cluster, u64)) -> Option<u64> {
-        match self.resumed.contains(&place) {
-            true => self.staged.get(&place.1).copied(),
-            false => self.first_activated.get(&place).copied(),
+        if self.resumed.contains(&place) {
+            self.staged.get(&place.1).copied()
+        } else {
+            self.first_activated.get(&place).copied()
         }
     }
 

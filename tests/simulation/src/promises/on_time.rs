@@ -38,9 +38,10 @@ impl Checker {
         cluster_id: super::Cluster,
         generation: u64,
     ) -> RecoveryDecision {
-        match self.seen.insert((cluster_id, generation)) {
-            true => early(sight, cluster_id, generation),
-            false => Ok(()),
+        if self.seen.insert((cluster_id, generation)) {
+            early(sight, cluster_id, generation)
+        } else {
+            Ok(())
         }
     }
 }
@@ -54,13 +55,14 @@ fn early(sight: &Sight, cluster_id: super::Cluster, generation: u64) -> Recovery
     // Clocks drift, by less than this.
     let interval = sight.plan.interval;
     let least = interval - interval / 100;
-    match sight.now - last < least {
-        true => Err(format!(
+    if sight.now - last < least {
+        Err(format!(
             "generation {generation} comes {} after the one before, the interval is {}",
             seconds(sight.now - last),
             seconds(interval)
-        )),
-        false => Ok(()),
+        ))
+    } else {
+        Ok(())
     }
 }
 

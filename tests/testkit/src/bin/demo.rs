@@ -206,9 +206,10 @@ impl Demo {
             |(i, name): (usize, &KeyName)| format!("   server {} {}", i + 1, fingerprint(name));
         let shown: String = names.iter().enumerate().map(print).collect();
         let shown = format!("current key{shown}");
-        match names.windows(2).all(|pair| pair[0] == pair[1]) {
-            true => Ok(shown),
-            false => Err(Error::new(format!("the servers encrypt with different keys: {shown}"))),
+        if names.windows(2).all(|pair| pair[0] == pair[1]) {
+            Ok(shown)
+        } else {
+            Err(Error::new(format!("the servers encrypt with different keys: {shown}")))
         }
     }
 
@@ -222,9 +223,10 @@ impl Demo {
         };
         let matrices: Vec<Matrix> = carried.iter().map(matrix).collect();
         let shown = matrices.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        match !matrices.is_empty() && matrices.iter().all(Matrix::is_full) {
-            true => Ok(shown),
-            false => Err(Error::new(format!("not every session was resumed\n{shown}"))),
+        if !matrices.is_empty() && matrices.iter().all(Matrix::is_full) {
+            Ok(shown)
+        } else {
+            Err(Error::new(format!("not every session was resumed\n{shown}")))
         }
     }
 }

@@ -350,9 +350,10 @@ impl Redis {
         write!(stream, "AUTH {PASSWORD}\r\n{command}\r\nQUIT\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).context("Redis")?;
-        match answer.contains("-ERR") || answer.contains("-NOAUTH") {
-            true => Err(Error::new(format!("Redis: {command}: {answer}"))),
-            false => Ok(answer),
+        if answer.contains("-ERR") || answer.contains("-NOAUTH") {
+            Err(Error::new(format!("Redis: {command}: {answer}")))
+        } else {
+            Ok(answer)
         }
     }
 }

@@ -137,8 +137,9 @@ fn slice(group: &Group, version: TlsVersion, resumed: bool) -> Result<Slice> {
 
 fn one(address: SocketAddr, version: TlsVersion, ticket: Option<&Ticket>) -> Result<()> {
     let Some(ticket) = ticket else { return tickets::take(address, version).map(drop) };
-    match tickets::offer(address, ticket)?.resumed {
-        true => Ok(()),
-        false => Err(Error::new(format!("{address} did not resume its own ticket"))),
+    if tickets::offer(address, ticket)?.resumed {
+        Ok(())
+    } else {
+        Err(Error::new(format!("{address} did not resume its own ticket")))
     }
 }

@@ -579,10 +579,9 @@ fn program() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let beside = env::current_exe()?.with_file_name("standalone_node");
-    match beside.exists() {
-        true => Ok(beside),
-        false => {
-            Err(Error::new("no program to run: cargo build -p standalone_node, or STEK_SHARE_LONE"))
-        }
+    if beside.exists() {
+        Ok(beside)
+    } else {
+        Err(Error::new("no program to run: cargo build -p standalone_node, or STEK_SHARE_LONE"))
     }
 }
