@@ -16,6 +16,7 @@ pub mod lease;
 pub mod log_id;
 pub mod moment;
 pub mod multicert;
+pub mod node_id;
 pub mod quorum;
 pub mod record;
 pub mod recovery;

@@ -1,0 +1,92 @@
+//! One life of a server: what Raft takes for a node.
+//!
+//! Raft's own proof covers a node that stops for ever and one that joins; it says nothing of one
+//! that forgets its vote and goes on under its name. So a server that starts again, or whose Raft is
+//! made anew inside the process, is another node, with an incarnation of its own.
+//!
+//! Invariants: no two lives of a server have one incarnation; a later one is greater than all that
+//! was ever known of that server, so that of two hellos the newer one tells itself.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::server_id::ServerId;
+
+/// The highest incarnation that a server believes it had when others say so. Above it there is room
+/// for as many more as there are below.
+pub const MAX_TOLD_INCARNATION: Incarnation = Incarnation(1 << 62);
+
+/// Which life of a server.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Incarnation(pub u64);
+
+/// The bits of an incarnation that are drawn by lot; those above are milliseconds.
+const RANDOM_BITS: u32 = 16;
+
+impl Incarnation {
+    /// Stands where a server of the list is in no group: no living server has it.
+    pub const NOBODY: Incarnation = Incarnation(0);
+
+    /// That of a life that begins `wall` milliseconds after 1970, where `known` is the highest that
+    /// the server had before, as far as anybody remembers. A clock that went back cannot put it
+    /// before its own past; the random bits part two that begin at once under one id.
+    pub fn draw(known: Incarnation, wall: u64, random: u16) -> Incarnation {
+        let drawn = wall.saturating_mul(1 << RANDOM_BITS) | u64::from(random);
+        Incarnation(drawn.min(MAX_TOLD_INCARNATION.0).max(known.0.saturating_add(1)))
+    }
+
+    /// Whether no living server has it.
+    pub fn is_nobody(self) -> bool {
+        self == Incarnation::NOBODY
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// A server in one of its lives.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct NodeId {
+    /// The server of the list.
+    pub server: ServerId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.server, self.incarnation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_life_has_the_greater_incarnation_whatever_the_clock_says() {
+        let first = Incarnation::draw(Incarnation::NOBODY, 1_800_000_000_000, 7);
+        assert_eq!(first, Incarnation(1_800_000_000_000 << 16 | 7));
+        assert!(Incarnation::draw(first, 1_800_000_000_001, 0) > first);
+        assert_eq!(Incarnation::draw(first, 5, u16::MAX), Incarnation(first.0 + 1));
+        assert!(!Incarnation::draw(Incarnation::NOBODY, 0, 0).is_nobody());
+        assert_eq!(Incarnation::draw(Incarnation::NOBODY, u64::MAX, 0), MAX_TOLD_INCARNATION);
+        assert!(Incarnation::draw(MAX_TOLD_INCARNATION, 0, 0) > MAX_TOLD_INCARNATION);
+    }
+
+    #[test]
+    fn a_node_is_named_by_both() {
+        let node = NodeId { server: ServerId(3), incarnation: Incarnation(255) };
+        assert_eq!(node.to_string(), "3/ff");
+        assert!(node > NodeId { server: ServerId(2), incarnation: Incarnation(999) });
+    }
+}
