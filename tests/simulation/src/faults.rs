@@ -145,7 +145,7 @@ impl World {
         }
     }
 
-    fn stop(&mut self, id: u32, lasts: u64) {
+    pub(crate) fn stop(&mut self, id: u32, lasts: u64) {
         let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.is_awake()) else {
             return;
         };
@@ -182,7 +182,7 @@ impl World {
         self.at(lasts, Entry::Revive(id));
     }
 
-    fn pause(&mut self, id: u32, lasts: u64) {
+    pub(crate) fn pause(&mut self, id: u32, lasts: u64) {
         let now = self.now;
         let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.is_awake()) else {
             return;
@@ -260,8 +260,11 @@ impl World {
         all_links(&ids).filter(|_| self.rng.chance(share)).collect()
     }
 
-    fn set_links(&mut self, pairs: Vec<(u32, u32)>, link: Link, lasts: u64) {
-        self.log.say(self.now, 0, || format!("links {pairs:?} become {link:?}"));
+    pub(crate) fn set_links(&mut self, pairs: Vec<(u32, u32)>, link: Link, lasts: u64) {
+        self.log.say(self.now, 0, || {
+            let what = if link.cut { "cut".to_owned() } else { format!("{link:?}") };
+            format!("{what}: {}", ways(&pairs))
+        });
         self.sight.slowest = self.sight.slowest.max(link.delay.1);
         for (from, to) in &pairs {
             self.network.set_link(*from, *to, Some(link));
@@ -271,9 +274,9 @@ impl World {
         self.at(lasts, Entry::MendLinks(pairs));
     }
 
-    fn mend_links(&mut self, pairs: &[(u32, u32)]) {
+    pub(crate) fn mend_links(&mut self, pairs: &[(u32, u32)]) {
         let now = self.now;
-        self.log.say(now, 0, || format!("links {pairs:?} mend"));
+        self.log.say(now, 0, || format!("well again: {}", ways(pairs)));
         for (from, to) in pairs {
             let ill = self.ill_links.entry((*from, *to)).or_default();
             *ill = ill.saturating_sub(1);
@@ -376,10 +379,16 @@ impl World {
             return;
         }
         let order = if self.rng.chance(300) { Order::Revoke } else { Order::Rotate };
+        self.give_this_order(id, order);
+    }
+
+    /// An operator orders something of a server.
+    pub(crate) fn give_this_order(&mut self, id: u32, order: Order) {
         self.faults += 1;
         let number = self.begin_deed(id, Pending::Order(self.sight.orders.len(), order));
         self.sight.orders.push((self.now, u64::MAX));
-        self.log.say(self.now, id, || format!("is given the order {order:?}"));
+        self.log
+            .say(self.now, id, || format!("is told to {}", format!("{order:?}").to_lowercase()));
         let notes = self.notes.clone();
         self.have(id, move |node| {
             let node = node.clone();
@@ -437,7 +446,7 @@ impl World {
         self.at(SECOND, Entry::TellList(teller, target));
     }
 
-    fn write_file(&mut self, id: u32, list: &BTreeSet<u32>) {
+    pub(crate) fn write_file(&mut self, id: u32, list: &BTreeSet<u32>) {
         let members = self.members_of(list);
         if let Some(machine) = self.machines.get(&id) {
             machine.write_file(members);
@@ -454,7 +463,7 @@ impl World {
         }
     }
 
-    fn tell_list(&mut self, id: u32, target: BTreeSet<u32>) {
+    pub(crate) fn tell_list(&mut self, id: u32, target: BTreeSet<u32>) {
         let before = self.listed.clone();
         // While the group makes up its mind, the servers that differ are in neither list for sure.
         for other in target.symmetric_difference(&before) {
@@ -510,7 +519,11 @@ impl World {
     /// An operator hears what came of a deed.
     pub(crate) fn done(&mut self, number: u64, result: Result<Option<u64>, String>) {
         let Some((id, pending)) = self.deeds.remove(&number) else { return };
-        self.log.say(self.now, id, || format!("answers its operator: {result:?}"));
+        self.log.say(self.now, id, || match &result {
+            Ok(Some(number)) => format!("answers its operator: done, number {number}"),
+            Ok(None) => "answers its operator: done".to_owned(),
+            Err(words) => format!("answers its operator: refused: {words}"),
+        });
         match pending {
             Pending::Order(place, order) => {
                 let set = self.sight.servers.get(&id).and_then(|view| view.set.as_ref());
@@ -622,6 +635,11 @@ impl World {
         let id = *self.rng.pick(&awake);
         self.tell_list(id, everybody);
     }
+}
+
+/// Links in one direction each, for a reader.
+fn ways(pairs: &[(u32, u32)]) -> String {
+    pairs.iter().map(|(from, to)| format!("{from}>{to}")).collect::<Vec<_>>().join(" ")
 }
 
 fn all_links(ids: &[u32]) -> impl Iterator<Item = (u32, u32)> + '_ {

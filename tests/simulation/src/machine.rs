@@ -54,7 +54,7 @@ pub enum Note {
     /// Its start is over: handshakes begin.
     Serving,
     /// It wrote a line.
-    PeerConnection(Level, String),
+    Line(Level, String),
     /// An operator's order or reload, by its number, came to this.
     Done(u64, Result<Option<u64>, String>),
     /// An orderly shutdown is over.
@@ -81,7 +81,7 @@ struct Speaker(u32, Notes);
 
 impl LogSink for Speaker {
     fn write(&self, level: Level, line: &str) {
-        self.1.leave(self.0, Note::PeerConnection(level, line.to_owned()));
+        self.1.leave(self.0, Note::Line(level, line.to_owned()));
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //!     simulation [--seed N] [--seeds COUNT] [--from N] [--jobs N] [--log] [--digests] [--until-broken]
 //!                [--late-votes]
+//!     simulation --scenario FILE
 //!
 //! Each seed runs in a process of its own, forked from this one: nothing that one leaves behind can
 //! reach the next, not even a counter in a library, and a crash is one seed's.
@@ -18,11 +19,13 @@ mod network;
 mod plan;
 mod promises;
 mod rng;
+mod scenario;
 mod system;
 mod tickets;
 mod workers;
 mod world;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -44,15 +47,28 @@ struct Options {
     log: bool,
     digests: bool,
     until_broken: bool,
+    scenario: Option<PathBuf>,
 }
 
 impl Options {
     fn parse() -> Result<Options, String> {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut options =
-            Options { from: 1, count: 100, jobs, log: false, digests: false, until_broken: false };
+        let mut options = Options {
+            from: 1,
+            count: 100,
+            jobs,
+            log: false,
+            digests: false,
+            until_broken: false,
+            scenario: None,
+        };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
+            if word == "--scenario" {
+                let file = words.next().ok_or("--scenario needs a file")?;
+                options.scenario = Some(file.into());
+                continue;
+            }
             let mut number = || {
                 let given = words.next().and_then(|word| word.parse::<u64>().ok());
                 given.ok_or_else(|| format!("{word} needs a number"))
@@ -92,6 +108,18 @@ fn main() -> ExitCode {
         }
     };
     let tls = certificate();
+    if let Some(file) = &options.scenario {
+        return match workers::scenario(file, &tls) {
+            Ok(told) => {
+                print!("{told}");
+                ExitCode::SUCCESS
+            }
+            Err(words) => {
+                eprintln!("simulation: {}: {words}", file.display());
+                ExitCode::from(2)
+            }
+        };
+    }
     if options.log {
         let outcome = workers::one(options.from, &tls, true);
         println!("{outcome:#?}");

@@ -373,14 +373,14 @@ pub struct PeerTransport {
     run: u64,
     members: Mutex<Vec<Member>>,
     /// The lines to the others.
-    lines: Mutex<BTreeMap<ServerId, PeerConnection>>,
+    lines: Mutex<BTreeMap<ServerId, Connection>>,
     me: OnceLock<Me>,
     heard: OnceLock<LastSeen>,
 }
 
 /// The line to one other server, as the dialling side knows it.
 #[derive(Clone, Copy)]
-struct PeerConnection {
+struct Connection {
     is_up: bool,
     /// The run of the process that the connection leads to.
     run: u64,
@@ -390,9 +390,9 @@ struct PeerConnection {
     refused: Option<Refusal>,
 }
 
-impl Default for PeerConnection {
-    fn default() -> PeerConnection {
-        PeerConnection { is_up: false, run: 0, pause: REDIAL_MIN, failed: None, refused: None }
+impl Default for Connection {
+    fn default() -> Connection {
+        Connection { is_up: false, run: 0, pause: REDIAL_MIN, failed: None, refused: None }
     }
 }
 
@@ -431,9 +431,7 @@ impl PeerTransport {
         let mut lines = lock(&self.lines);
         let line = lines.entry(to).or_default();
         match result {
-            Ok(_) => {
-                *line = PeerConnection { is_up: true, run: line.run, ..PeerConnection::default() }
-            }
+            Ok(_) => *line = Connection { is_up: true, run: line.run, ..Connection::default() },
             Err(CallError::TimedOut) => line.is_up = false,
             // A line that was good may be dialled again at once.
             Err(_) if std::mem::take(&mut line.is_up) => {}

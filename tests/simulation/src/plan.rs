@@ -188,6 +188,40 @@ impl Plan {
         plan
     }
 
+    /// The plan of a scenario: what the documents recommend, and nothing befalls anybody.
+    pub fn calm(servers: u32) -> Plan {
+        let mut plan = Plan {
+            servers,
+            spare: 0,
+            heartbeat: 100 * MS,
+            lower: 200 * MS,
+            upper: 400 * MS,
+            interval: 0,
+            handover: SECOND,
+            max_key_age: 0,
+            request_timeout: 3 * SECOND,
+            startup_wait: 2 * SECOND,
+            ticket_keys: 2,
+            log: (4, 8),
+            keeps_state: false,
+            installing: 20 * MS,
+            link: Link { cut: false, loss: 0, double: 0, delay: (MS / 5, MS / 2) },
+            faults: Vec::new(),
+            fault_gap: 0,
+            order_gap: None,
+            list_gap: None,
+            fault_phase: 0,
+        };
+        plan.set_interval(20 * SECOND);
+        plan
+    }
+
+    /// Sets `key_update_interval`, and how old a key may become with it.
+    pub fn set_interval(&mut self, interval: u64) {
+        self.interval = interval;
+        self.max_key_age = 3 * interval;
+    }
+
     /// The entry of a server in the list.
     pub fn member(id: u32) -> Member {
         Member { id: ServerId(id), address: format!("10.0.0.{id}"), port: 4000, subject: None }

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use stek_share::transport::tls::Tls;
 
+use crate::event_log::EventLog;
+use crate::scenario::{self, Fleet};
 use crate::world::{Outcome, World};
 use crate::{cells, promises, system, SECOND};
 
@@ -20,6 +23,18 @@ pub fn one(seed: u64, tls: &Tls, print: bool) -> Outcome {
     cells::watch();
     system::begin(seed);
     World::new(seed, tls.clone(), print).run()
+}
+
+/// Plays a scenario in this process, which is good for nothing else afterwards; what is told.
+pub fn scenario(file: &Path, tls: &Tls) -> Result<String, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+    let Fleet { plan, seed, settled } = Fleet::parse(&text)?;
+    promises::host_stays_up::watch();
+    cells::watch();
+    system::begin(seed);
+    let mut log = EventLog::new(false);
+    log.keep_lines();
+    Ok(scenario::play(World::with_plan(plan, seed, tls.clone(), log), &text, settled))
 }
 
 /// Runs seeds, `jobs` at a time, until `each` says no.

@@ -1,6 +1,6 @@
 //! One seed from its first event to its last: servers, network, faults, operators, clients, checks.
 //!
-//! Two phases. During fault phase faults happen and the checkers look at every event (safety). Then all
+//! Two phases. During the fault phase faults happen and the checkers look at every event (safety). Then all
 //! faults end, and all servers must be one again, rotate on time and serve every ticket within a
 //! bound (liveness), while the checkers look on.
 
@@ -19,7 +19,7 @@ use crate::machine::{Machine, Note, Notes, Set};
 use crate::network::{strangers_hello, Network};
 use crate::plan::Plan;
 use crate::promises::{
-    seconds, Annals, Checkers, Event, Leader, Offer, RecoveryDecision, Sight, Trouble, View,
+    seconds, Annals, Checked, Checkers, Event, Leader, Offer, Sight, Trouble, View,
 };
 use crate::rng::Rng;
 use crate::tickets::{open, seal, Ticket};
@@ -100,7 +100,7 @@ pub struct Outcome {
 }
 
 /// A ticket in a client's pocket.
-struct Kept {
+pub(crate) struct Kept {
     ticket: Ticket,
     key: Bytes,
     from: (u32, bool),
@@ -144,7 +144,9 @@ pub struct World {
     agenda: BTreeMap<(u64, u64), Entry>,
     serial: u64,
     checkers: Checkers,
-    pocket: VecDeque<Kept>,
+    pub(crate) pocket: VecDeque<Kept>,
+    /// All keys that a host ever had, in the order in which they came about.
+    keys_seen: Vec<Bytes>,
     started: BTreeMap<u32, u64>,
     runs_now: u64,
     idle: bool,
@@ -157,6 +159,13 @@ impl World {
     /// The world of a seed, before its first event.
     pub fn new(seed: u64, tls: Tls, print: bool) -> World {
         let plan = Plan::new(&mut Rng::new(seed, 1));
+        let mut world = World::with_plan(plan, seed, tls, EventLog::new(print));
+        world.begin();
+        world
+    }
+
+    /// A fleet of which no process runs and that nothing befalls, until somebody says so.
+    pub fn with_plan(plan: Plan, seed: u64, tls: Tls, log: EventLog) -> World {
         let network = Network::new(Rng::new(seed, 2), plan.link);
         let listed: BTreeSet<u32> = (1..=plan.servers - plan.spare).collect();
         let sight = Sight {
@@ -183,7 +192,7 @@ impl World {
             notes: Notes::default(),
             machines: BTreeMap::new(),
             sight,
-            log: EventLog::new(print),
+            log,
             faults: 0,
             tls,
             deeds: BTreeMap::new(),
@@ -196,6 +205,7 @@ impl World {
             serial: 0,
             checkers: Checkers::default(),
             pocket: VecDeque::new(),
+            keys_seen: Vec::new(),
             started: BTreeMap::new(),
             runs_now: 0,
             idle: false,
@@ -219,11 +229,16 @@ impl World {
             view.unlisted_since = (!view.listed).then_some(0);
             self.sight.servers.insert(id, view);
         }
+        self.at(LOOK, Entry::Look);
+    }
+
+    /// Has processes start, and what befalls them begin.
+    fn begin(&mut self) {
+        let plan = self.plan.clone();
         for id in self.listed.clone() {
             let late = self.rng.spread(1, 2000) * MS;
             self.at(late, Entry::Revive(id));
         }
-        self.at(LOOK, Entry::Look);
         self.at(VISIT, Entry::Visit);
         self.at(SECOND, Entry::Knock);
         if !plan.faults.is_empty() {
@@ -257,19 +272,24 @@ impl World {
             messages: self.network.counts().sent,
             reunion: self.reunion,
         };
+        self.end();
+        outcome
+    }
+
+    /// Kills all that runs.
+    pub(crate) fn end(&mut self) {
         let ids: Vec<u32> = self.machines.keys().copied().collect();
         for id in ids {
             self.kill(id);
         }
-        outcome
     }
 
-    fn fault_phase(&mut self) -> RecoveryDecision {
+    fn fault_phase(&mut self) -> Checked {
         self.run_until(self.plan.fault_phase)
     }
 
     /// Ends all faults and holds the servers to their bound.
-    fn liveness(&mut self) -> RecoveryDecision {
+    fn liveness(&mut self) -> Checked {
         self.idle = true;
         self.end_faults();
         let begun = self.now;
@@ -346,7 +366,7 @@ impl World {
     }
 
     /// Every server gives a ticket, and every server opens it.
-    fn everybody_serves(&mut self) -> RecoveryDecision {
+    fn everybody_serves(&mut self) -> Checked {
         let ids: Vec<u32> = self.machines.keys().copied().collect();
         for from in &ids {
             let Some(kept) = self.take_ticket(*from) else {
@@ -386,7 +406,8 @@ impl World {
             .collect()
     }
 
-    fn run_until(&mut self, end: u64) -> RecoveryDecision {
+    /// Goes on until a moment, unless a promise is broken before.
+    pub(crate) fn run_until(&mut self, end: u64) -> Checked {
         loop {
             let servers = self.machines.values().filter_map(|machine| machine.next(self.now)).min();
             let entry = self.agenda.keys().next().map(|(at, _)| *at);
@@ -427,7 +448,7 @@ impl World {
         self.network.set_now(now);
     }
 
-    fn run_servers(&mut self) -> RecoveryDecision {
+    fn run_servers(&mut self) -> Checked {
         let due: Vec<u32> = self
             .machines
             .iter()
@@ -444,7 +465,7 @@ impl World {
         Ok(())
     }
 
-    fn perform(&mut self, entry: Entry) -> RecoveryDecision {
+    fn perform(&mut self, entry: Entry) -> Checked {
         match entry {
             Entry::Look => {
                 self.at(LOOK, Entry::Look);
@@ -531,10 +552,10 @@ impl World {
         ids.iter().map(|id| Plan::member(*id)).collect()
     }
 
-    fn read_notes(&mut self) -> RecoveryDecision {
+    fn read_notes(&mut self) -> Checked {
         for (id, note) in self.notes.take() {
             match note {
-                Note::PeerConnection(level, line) => self.heard_line(id, level, line)?,
+                Note::Line(level, line) => self.heard_line(id, level, line)?,
                 Note::Serving => {
                     self.log.say(self.now, id, || "serves".to_owned());
                     if let Some(view) = self.sight.servers.get_mut(&id) {
@@ -549,7 +570,7 @@ impl World {
         Ok(())
     }
 
-    fn heard_line(&mut self, id: u32, level: Level, line: String) -> RecoveryDecision {
+    fn heard_line(&mut self, id: u32, level: Level, line: String) -> Checked {
         let term = line.strip_prefix("this server is the leader of term ");
         if let Some(term) = term.and_then(|term| term.parse().ok()) {
             self.sight.leaders.push(Leader { at: self.now, id, term });
@@ -599,7 +620,7 @@ impl World {
     }
 
     /// A server has applied an activation, which says nothing about its host yet.
-    fn activated(&mut self, id: u32, generation: u64) -> RecoveryDecision {
+    fn activated(&mut self, id: u32, generation: u64) -> Checked {
         let now = self.now;
         let Some(cluster_id) = self.cluster_id_of(id) else { return Ok(()) };
         self.sight.annals.record_activation(now, (cluster_id, generation));
@@ -607,15 +628,21 @@ impl World {
         self.checkers.assess(&self.sight, &Event::Activated { cluster_id, generation })
     }
 
-    fn installed(&mut self, id: u32, set: Set) -> RecoveryDecision {
+    fn installed(&mut self, id: u32, set: Set) -> Checked {
         let now = self.now;
+        let names: Vec<String> = set.keys.iter().map(|key| self.key_name(key)).collect();
         self.log.say(now, id, || {
-            let names: Vec<String> =
-                set.keys.iter().map(|k| format!("{:02x}{:02x}", k[0], k[1])).collect();
-            format!(
-                "installs {names:?}, agreed {}, current {}, newest {}",
-                set.agreed, set.current, set.newest
-            )
+            let (first, rest) = names.split_first().map_or(("none", &[][..]), |(a, b)| (a, b));
+            let whose = if set.agreed {
+                format!("generation {}", set.current)
+            } else {
+                "its own".to_owned()
+            };
+            let opens = match rest {
+                [] => String::new(),
+                rest => format!(", still opens {}", rest.join(" ")),
+            };
+            format!("its host encrypts with key {first} ({whose}){opens}")
         });
         for place in self.sight.annals.note(now, &set) {
             self.sight.revoked.remove(&place);
@@ -630,8 +657,18 @@ impl World {
         self.checkers.assess(&self.sight, &Event::Installed { at: id, set: &set })
     }
 
+    /// Key 1, key 2 and so on: no bytes, and the same in each run.
+    fn key_name(&mut self, key: &Bytes) -> String {
+        let known = self.keys_seen.iter().position(|seen| seen == key);
+        let place = known.unwrap_or_else(|| {
+            self.keys_seen.push(*key);
+            self.keys_seen.len() - 1
+        });
+        format!("k{}", place + 1)
+    }
+
     /// An orderly shutdown is over; it has a limit.
-    fn ended(&mut self, id: u32) -> RecoveryDecision {
+    fn ended(&mut self, id: u32) -> Checked {
         let Some(begun) = self.stopping.remove(&id) else { return Ok(()) };
         let took = self.now - begun;
         let limit = SHUTDOWN_LIMIT.as_nanos() as u64;
@@ -670,7 +707,7 @@ impl World {
         }
     }
 
-    fn look(&mut self) -> RecoveryDecision {
+    fn look(&mut self) -> Checked {
         self.record_lags();
         self.sight.end_doubt();
         for (id, view) in &self.sight.servers {
@@ -687,7 +724,7 @@ impl World {
         self.checkers.assess(&self.sight, &Event::Look)
     }
 
-    fn visit(&mut self) -> RecoveryDecision {
+    fn visit(&mut self) -> Checked {
         let serving: Vec<u32> = self
             .sight
             .servers
@@ -714,14 +751,16 @@ impl World {
         Ok(())
     }
 
-    fn take_ticket(&mut self, from: u32) -> Option<Kept> {
+    /// A ticket that a server gives now, if it serves.
+    pub(crate) fn take_ticket(&mut self, from: u32) -> Option<Kept> {
         let key = *self.sight.servers.get(&from)?.set.as_ref()?.keys.first()?;
         let ticket = seal(&key, &mut self.rng);
         let well = self.sight.settled(from);
         Some(Kept { ticket, key, from: (from, well), taken: self.now })
     }
 
-    fn offer(&mut self, kept: &Kept, to: u32) -> Result<bool, String> {
+    /// Offers a ticket to a server; whether it opens it.
+    pub(crate) fn offer(&mut self, kept: &Kept, to: u32) -> Result<bool, String> {
         let set = self.sight.servers.get(&to).and_then(|view| view.set.as_ref());
         let opened = set.and_then(|set| open(&kept.ticket, &set.keys)).is_some();
         self.log.mix(self.now, to, 4 + u64::from(opened));
@@ -731,7 +770,7 @@ impl World {
     }
 
     /// Somebody asks to be heard who is no member.
-    fn knock(&mut self) -> RecoveryDecision {
+    fn knock(&mut self) -> Checked {
         let awake: Vec<u32> = self
             .sight
             .servers

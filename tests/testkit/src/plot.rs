@@ -23,7 +23,7 @@ const COLOURS: [&str; 7] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// Joined by straight lines.
-    PeerConnection,
+    Line,
     /// Each value holds until the next.
     Step,
     /// A dot each.
@@ -174,7 +174,7 @@ fn draw(series: &Series, field: &Field, colour: &str, out: &mut String) {
                 );
             }
         }
-        Shape::PeerConnection | Shape::Step => {
+        Shape::Line | Shape::Step => {
             let mut path = String::new();
             for (i, (x, y)) in places.iter().enumerate() {
                 let _ = match (i, series.shape) {

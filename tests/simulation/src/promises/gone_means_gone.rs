@@ -5,7 +5,7 @@
 //! the group's, as long as files are what they should be. Checked by every cell that holds a key's bytes ([`crate::cells`]), and by tickets, which no server
 //! opens whose own set is two generations on.
 
-use super::{seconds, Cluster, Event, RecoveryDecision, Sight};
+use super::{seconds, Checked, Cluster, Event, Sight};
 use crate::machine::Set;
 use crate::SECOND;
 
@@ -16,7 +16,7 @@ fn grace(sight: &Sight) -> u64 {
 }
 
 /// See the module's head.
-pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
+pub fn assess(sight: &Sight, event: &Event) -> Checked {
     match event {
         Event::Look => erased(sight),
         Event::Installed { at, set } if set.agreed => encrypts(sight, *at, set),
@@ -43,7 +43,7 @@ pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
 }
 
 /// Whether a server begins to encrypt with an agreed key that was revoked.
-fn encrypts(sight: &Sight, at: u32, set: &Set) -> RecoveryDecision {
+fn encrypts(sight: &Sight, at: u32, set: &Set) -> Checked {
     let Some(key) = set.keys.first() else { return Ok(()) };
     for (cluster_id, generation) in sight.annals.places(key) {
         let later = (cluster_id, generation + 1)..=(cluster_id, u64::MAX);
@@ -65,7 +65,7 @@ fn encrypts(sight: &Sight, at: u32, set: &Set) -> RecoveryDecision {
     Ok(())
 }
 
-fn erased(sight: &Sight) -> RecoveryDecision {
+fn erased(sight: &Sight) -> Checked {
     let mut outcome = Ok(());
     sight.each_key(|owner, cluster_id, generation| {
         let set = sight.servers.get(&owner).and_then(|view| view.set.as_ref());

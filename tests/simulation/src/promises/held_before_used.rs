@@ -4,7 +4,7 @@
 //! Checked twice: when a server begins to use a key, by what all other servers hold at that instant; and
 //! by clients, who take a ticket from one server and offer it to another, where it is really opened.
 
-use super::{seconds, Event, Offer, RecoveryDecision, Sight};
+use super::{seconds, Checked, Event, Offer, Sight};
 
 /// What clients saw.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,7 +18,7 @@ pub struct Tickets {
 }
 
 /// See the module's head.
-pub fn assess(sight: &Sight, event: &Event, tickets: &mut Tickets) -> RecoveryDecision {
+pub fn assess(sight: &Sight, event: &Event, tickets: &mut Tickets) -> Checked {
     match event {
         Event::Installed { at, set } if set.agreed && sight.settled(*at) => {
             let Some(key) = set.keys.first() else { return Ok(()) };

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 
-use super::{Event, RecoveryDecision, Sight};
+use super::{Checked, Event, Sight};
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -24,7 +24,7 @@ pub fn panics() -> Vec<String> {
 }
 
 /// See the module's head.
-pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
+pub fn assess(sight: &Sight, event: &Event) -> Checked {
     match event {
         Event::Look => match panics().first() {
             Some(words) => Err(format!("panic: {words}")),

@@ -2,12 +2,12 @@
 //! says, the encrypting one first; a server that joins or returns gets the whole set. A group that is
 //! founded anew goes on with the keys of its state files, as long as these are what they should be.
 
-use super::{seconds, Event, RecoveryDecision, Sight};
+use super::{seconds, Checked, Event, Sight};
 use crate::machine::Set;
 use crate::SECOND;
 
 /// See the module's head.
-pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
+pub fn assess(sight: &Sight, event: &Event) -> Checked {
     let (at, set) = match event {
         Event::Installed { at, set } => (at, set),
         Event::Look => return in_step(sight),
@@ -25,7 +25,7 @@ pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
 }
 
 /// What was agreed reaches the host.
-fn in_step(sight: &Sight) -> RecoveryDecision {
+fn in_step(sight: &Sight) -> Checked {
     let limit = sight.plan.installing + 2 * SECOND;
     for (id, view) in &sight.servers {
         let lag = view.lags_since.map_or(0, |since| sight.now - since);
@@ -43,7 +43,7 @@ fn in_step(sight: &Sight) -> RecoveryDecision {
 const KEPT_AFTER: u64 = 10 * SECOND;
 
 /// Whether a cluster incarnation that is new here goes on with a key of an earlier one, if it can.
-fn goes_on(sight: &Sight, set: &Set, cluster_id: super::Cluster) -> RecoveryDecision {
+fn goes_on(sight: &Sight, set: &Set, cluster_id: super::Cluster) -> Checked {
     let is_new = sight
         .annals
         .seen
@@ -68,7 +68,7 @@ fn goes_on(sight: &Sight, set: &Set, cluster_id: super::Cluster) -> RecoveryDeci
     }
 }
 
-fn whole(sight: &Sight, at: u32, set: &Set, cluster_id: super::Cluster) -> RecoveryDecision {
+fn whole(sight: &Sight, at: u32, set: &Set, cluster_id: super::Cluster) -> Checked {
     let staged = (set.newest > set.current).then_some(set.newest);
     if staged.is_some_and(|staged| staged != set.current + 1) {
         return Err(format!("server {at} stages {} behind {}", set.newest, set.current));

@@ -24,7 +24,7 @@ use crate::{MS, SECOND};
 pub type Cluster = [u8; 16];
 
 /// Whether a promise was kept; if not, what happened.
-pub type RecoveryDecision = Result<(), String>;
+pub type Checked = Result<(), String>;
 
 /// What happened at one instant.
 pub enum Event<'a> {
@@ -442,7 +442,7 @@ impl Checkers {
     ///
     /// # Errors
     /// Which promise was broken, and how.
-    pub fn assess(&mut self, sight: &Sight, event: &Event) -> RecoveryDecision {
+    pub fn assess(&mut self, sight: &Sight, event: &Event) -> Checked {
         let outcomes = [
             ("held before used", held_before_used::assess(sight, event, &mut self.tickets)),
             ("the latest two", latest_two::assess(sight, event)),

@@ -2,11 +2,11 @@
 //!
 //! With a quorum a rotation that is under way has a little more time.
 
-use super::{seconds, Event, RecoveryDecision, Sight};
+use super::{seconds, Checked, Event, Sight};
 use crate::SECOND;
 
 /// See the module's head.
-pub fn assess(sight: &Sight, event: &Event) -> RecoveryDecision {
+pub fn assess(sight: &Sight, event: &Event) -> Checked {
     let Event::Look = event else { return Ok(()) };
     let plan = &sight.plan;
     let limit = plan.max_key_age + plan.max_key_age / 25;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{seconds, Cluster, Event, RecoveryDecision, Sight};
+use super::{seconds, Checked, Cluster, Event, Sight};
 
 /// See the module's head.
 #[derive(Default)]
@@ -14,7 +14,7 @@ pub struct Checker {
 
 impl Checker {
     /// See the module's head.
-    pub fn assess(&mut self, sight: &Sight, event: &Event) -> RecoveryDecision {
+    pub fn assess(&mut self, sight: &Sight, event: &Event) -> Checked {
         match event {
             Event::Knocked { at, as_whom, heard: true }
                 if sight.settled(*at) && sight.all_well_for() > 2 * sight.settling() =>
@@ -26,7 +26,7 @@ impl Checker {
         }
     }
 
-    fn kept_out(&mut self, sight: &Sight) -> RecoveryDecision {
+    fn kept_out(&mut self, sight: &Sight) -> Checked {
         let grace = sight.settling();
         let mut outcome = Ok(());
         sight.each_key(|owner, cluster_id, generation| {

@@ -5,7 +5,7 @@
 //! activation leaves its host without the key, and the schedule goes on from the activation. Young:
 //! whoever may lead next knows how old the current key is. Late: while all is well everywhere, none is overdue.
 
-use super::{seconds, Event, RecoveryDecision, Sight};
+use super::{seconds, Checked, Event, Sight};
 use crate::SECOND;
 
 /// See the module's head.
@@ -17,7 +17,7 @@ pub struct Checker {
 
 impl Checker {
     /// See the module's head.
-    pub fn assess(&mut self, sight: &Sight, event: &Event) -> RecoveryDecision {
+    pub fn assess(&mut self, sight: &Sight, event: &Event) -> Checked {
         match event {
             Event::Activated { cluster_id, generation } => {
                 self.first(sight, *cluster_id, *generation)
@@ -32,12 +32,7 @@ impl Checker {
         }
     }
 
-    fn first(
-        &mut self,
-        sight: &Sight,
-        cluster_id: super::Cluster,
-        generation: u64,
-    ) -> RecoveryDecision {
+    fn first(&mut self, sight: &Sight, cluster_id: super::Cluster, generation: u64) -> Checked {
         if self.seen.insert((cluster_id, generation)) {
             early(sight, cluster_id, generation)
         } else {
@@ -46,7 +41,7 @@ impl Checker {
     }
 }
 
-fn early(sight: &Sight, cluster_id: super::Cluster, generation: u64) -> RecoveryDecision {
+fn early(sight: &Sight, cluster_id: super::Cluster, generation: u64) -> Checked {
     let before = (cluster_id, generation.saturating_sub(1));
     let Some(last) = sight.annals.since(before) else { return Ok(()) };
     if sight.clock_lied || sight.ordered_between(last, sight.now) {
@@ -67,7 +62,7 @@ fn early(sight: &Sight, cluster_id: super::Cluster, generation: u64) -> Recovery
 }
 
 /// A server that takes the current key for younger than it is would rotate late if it led.
-fn young(sight: &Sight) -> RecoveryDecision {
+fn young(sight: &Sight) -> Checked {
     if sight.clock_lied {
         return Ok(());
     }
@@ -100,7 +95,7 @@ fn young(sight: &Sight) -> RecoveryDecision {
     Ok(())
 }
 
-fn late(sight: &Sight) -> RecoveryDecision {
+fn late(sight: &Sight) -> Checked {
     let grace = 2 * sight.settling();
     if sight.all_well_for() < grace {
         return Ok(());

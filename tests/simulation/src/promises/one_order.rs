@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{named, Cluster, Event, RecoveryDecision, Sight};
+use super::{named, Checked, Cluster, Event, Sight};
 use crate::cells::Bytes;
 
 /// When a process first had the group's keys, the cluster incarnation, the current generation, the newest.
@@ -23,7 +23,7 @@ pub struct Checker {
 
 impl Checker {
     /// See the module's head.
-    pub fn assess(&mut self, sight: &Sight, event: &Event) -> RecoveryDecision {
+    pub fn assess(&mut self, sight: &Sight, event: &Event) -> Checked {
         let Event::Installed { at, set } = event else { return Ok(()) };
         let (true, Some(cluster_id)) = (set.agreed, set.cluster_id) else { return Ok(()) };
         for (key, generation) in named(set) {

@@ -357,15 +357,15 @@ impl Lone {
 }
 
 /// A line of a server: which one, in which run of its process.
-type PeerConnection = (usize, u64, String);
+type LogLine = (usize, u64, String);
 
 struct Fleet {
     program: PathBuf,
     dir: PathBuf,
     ports: Vec<u16>,
     servers: Vec<Lone>,
-    lines: Receiver<PeerConnection>,
-    teller: Sender<PeerConnection>,
+    lines: Receiver<LogLine>,
+    teller: Sender<LogLine>,
 }
 
 impl Drop for Fleet {

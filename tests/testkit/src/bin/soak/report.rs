@@ -377,21 +377,13 @@ fn plots(evidence: &Evidence, assessment: &Judgement) -> Vec<(&'static str, Char
             "memory",
             Chart {
                 from_zero: false,
-                ..chart(
-                    "Memory of its own",
-                    "KiB",
-                    used(Shape::PeerConnection, |s| s.usage.private as f64),
-                )
+                ..chart("Memory of its own", "KiB", used(Shape::Line, |s| s.usage.private as f64))
             },
         ),
         (
             "descriptors",
-            chart(
-                "Descriptors",
-                "open",
-                used(Shape::PeerConnection, |s| s.usage.descriptors as f64),
-            ),
+            chart("Descriptors", "open", used(Shape::Line, |s| s.usage.descriptors as f64)),
         ),
-        ("threads", chart("Threads", "", used(Shape::PeerConnection, |s| s.usage.threads as f64))),
+        ("threads", chart("Threads", "", used(Shape::Line, |s| s.usage.threads as f64))),
     ]
 }
