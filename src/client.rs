@@ -187,6 +187,12 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What happened, without what to do about it.
+    pub fn cause(&self) -> String {
+        let words = self.to_string();
+        words.split_once("; ").map_or(words.clone(), |(cause, _)| cause.to_owned())
+    }
+
     fn of(error: OnceError, limit: Duration) -> Failure {
         match error {
             OnceError::Unreachable(words) => Failure::Unreachable(words),

@@ -12,6 +12,7 @@ use std::process::Command;
 
 use serde_yaml::Value;
 use stek_share::core::config::{Absent, Change, ConfigOption, Servers, OPTIONS};
+use stek_share::core::health::Code;
 use stek_share::load::{load, Dirs};
 use stek_share::metrics::METRICS;
 use testkit::pki::Identity;
@@ -117,6 +118,24 @@ fn each_option_is_in_each_place_that_promises_all() {
             assert_eq!(said[0], in_documents(option), "example_server_conf.yaml, {name}");
         }
     }
+}
+
+#[test]
+fn each_health_code_has_its_remedy() {
+    let page = read("docs/health.md");
+    let rows =
+        page.split("\n## ").nth(1).unwrap().lines().filter_map(|row| row.strip_prefix("| `"));
+    let cells = |row: &str| row.split(" | ").map(str::to_owned).collect::<Vec<_>>();
+    let found: Vec<&str> = rows
+        .map(|row| {
+            assert_eq!(cells(row).len(), 4, "{row}");
+            row.split('`').next().unwrap()
+        })
+        .collect();
+    let wanted: Vec<&str> = Code::ALL.iter().map(|code| code.word()).collect();
+    assert_eq!(found, wanted, "docs/health.md");
+    let distinct: BTreeSet<&str> = wanted.iter().copied().collect();
+    assert_eq!(distinct.len(), wanted.len());
 }
 
 /// An option's default as the documents have it.

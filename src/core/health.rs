@@ -15,9 +15,110 @@ pub enum Severity {
     Broken,
 }
 
+/// The names of what may be wrong, each with the word that it has in JSON and in docs/health.md. A word
+/// never changes its meaning.
+macro_rules! codes {
+    ($($(#[$meaning:meta])* $code:ident = $word:literal,)*) => {
+        /// What may be wrong with a server or a fleet, by a name that scripts can go by.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Code {
+            $($(#[$meaning])* $code,)*
+        }
+
+        impl Code {
+            /// All of them.
+            pub const ALL: &[Code] = &[$(Code::$code),*];
+
+            /// The word for it.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Code::$code => $word,)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// No server of the list answers.
+    NoAnswer = "no_answer",
+    /// No server that answers belongs to a majority.
+    NoMajority = "no_majority",
+    /// All answer, and none leads.
+    NoLeader = "no_leader",
+    /// A server does not answer.
+    Unreachable = "unreachable",
+    /// Two processes run under one `server_id`, one of them on this machine.
+    DuplicateId = "duplicate_id",
+    /// The plugin of this machine does not answer at the address that the list has for it.
+    NotAtAddress = "not_at_address",
+    /// No plugin answers on this machine.
+    NoPluginHere = "no_plugin_here",
+    /// Servers belong to different cluster incarnations.
+    ClustersDiffer = "clusters_differ",
+    /// A server still asks what it may do.
+    Joining = "joining",
+    /// A server came back without its memory and catches up.
+    Recovering = "recovering",
+    /// A server takes no part in the majority that there is.
+    CutOff = "cut_off",
+    /// Servers encrypt with different keys of the group.
+    KeysDiffer = "keys_differ",
+    /// A handover takes longer than it should.
+    HandoverSlow = "handover_slow",
+    /// Servers go by different lists.
+    ListsDiffer = "lists_differ",
+    /// Servers have different values of options that all need alike.
+    OptionsDiffer = "options_differ",
+    /// Servers bind sessions to different things.
+    TicketScopesDiffer = "ticket_scopes_differ",
+    /// Servers ask different things of their clients.
+    ClientPoliciesDiffer = "client_policies_differ",
+    /// Servers run different versions of the plugin.
+    VersionsDiffer = "versions_differ",
+    /// A server campaigns, since it hears no leader.
+    Campaigning = "campaigning",
+    /// A server knows no leader.
+    LeaderUnknown = "leader_unknown",
+    /// A server encrypts with a key of its own, since it has none of the group's.
+    OwnKey = "own_key",
+    /// The same, since the group's is older than `max_key_age`.
+    OwnKeyByAge = "own_key_by_age",
+    /// Traffic Server has not taken the current key.
+    NotInstalled = "not_installed",
+    /// A rotation is late.
+    RotationLate = "rotation_late",
+    /// A server does not hear another one.
+    PeerSilent = "peer_silent",
+    /// A server's file holds another list than the agreed one.
+    ListFileDiffers = "list_file_differs",
+    /// The end of a certificate cannot be read.
+    CertificateUnreadable = "certificate_unreadable",
+    /// A certificate has expired.
+    CertificateExpired = "certificate_expired",
+    /// A certificate is in the last part of its life.
+    CertificateExpiring = "certificate_expiring",
+    /// Keys were refused.
+    KeysRefused = "keys_refused",
+    /// Traffic Server gives out no tickets.
+    TicketsDisabled = "tickets_disabled",
+    /// Traffic Server takes its ticket keys from a file.
+    TicketKeyFile = "ticket_key_file",
+    /// A line of ssl_multicert.config switches tickets off.
+    LineWithoutTickets = "line_without_tickets",
+    /// A line of ssl_multicert.config names ticket keys of its own.
+    LineWithKeys = "line_with_keys",
+    /// A line of ssl_multicert.config is for one address.
+    LineWithAddress = "line_with_address",
+    /// The memory of keys is not protected.
+    MemoryUnprotected = "memory_unprotected",
+}
+
 /// One thing that is wrong, in words that end without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Complaint {
+    /// Its name.
+    pub code: Code,
     /// How much it matters.
     pub severity: Severity,
     /// What it is and where to look.
@@ -34,7 +135,7 @@ const MAX_NAMED: usize = 8;
 /// All that is wrong with this server, the worst first.
 pub fn complaints(status: &ServerStatus) -> Vec<Complaint> {
     let mut all = Vec::new();
-    let mut say = |severity, words: String| all.push(Complaint { severity, words });
+    let mut say = |code, severity, words: String| all.push(Complaint { code, severity, words });
     group(status, &mut say);
     keys(status, &mut say);
     list(status, &mut say);
@@ -43,25 +144,30 @@ pub fn complaints(status: &ServerStatus) -> Vec<Complaint> {
     let refused: u64 = status.refused_keys.iter().map(|(_, count)| count).sum();
     if refused > 0 {
         let words = "keys were refused since the start, which no sound group causes; see diags.log";
-        say(Severity::Degraded, format!("{refused} {words}"));
+        say(Code::KeysRefused, Severity::Degraded, format!("{refused} {words}"));
     }
     all.sort_by_key(|complaint| std::cmp::Reverse(complaint.severity));
     all
 }
 
-fn group(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
+fn group(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
     let group = &status.group;
     match group.role {
         Role::Joining => say(
+            Code::Joining,
             Severity::Broken,
             "it is joining and takes no part yet: too few servers of the list answer it".to_owned(),
         ),
-        Role::Recovering => {
-            say(Severity::Degraded, "it came back without memory and is catching up".to_owned())
-        }
-        Role::Candidate => {
-            say(Severity::Degraded, "it campaigns, since no leader is heard".to_owned())
-        }
+        Role::Recovering => say(
+            Code::Recovering,
+            Severity::Degraded,
+            "it came back without memory and is catching up".to_owned(),
+        ),
+        Role::Candidate => say(
+            Code::Campaigning,
+            Severity::Degraded,
+            "it campaigns, since no leader is heard".to_owned(),
+        ),
         Role::Follower | Role::Leader => {}
     }
     if !group.quorum {
@@ -70,6 +176,7 @@ fn group(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
             None => "since it started".to_owned(),
         };
         say(
+            Code::NoMajority,
             Severity::Broken,
             format!(
                 "it has no part in a majority {since}: keys are not replaced until more than half \
@@ -77,19 +184,21 @@ fn group(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
             ),
         );
     } else if group.leader.is_none() {
-        say(Severity::Degraded, "it knows no leader at present".to_owned());
+        say(Code::LeaderUnknown, Severity::Degraded, "it knows no leader at present".to_owned());
     }
 }
 
-fn keys(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
+fn keys(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
     let keys = &status.keys;
     match keys.in_use {
         KeyInUse::Agreed => {}
         KeyInUse::Own => say(
+            Code::OwnKey,
             Severity::Broken,
             "it encrypts with a key of its own, since it has none of the group's yet".to_owned(),
         ),
         KeyInUse::Emergency => say(
+            Code::OwnKeyByAge,
             Severity::Broken,
             "it encrypts with a key of its own: the group's is older than max_key_age".to_owned(),
         ),
@@ -98,6 +207,7 @@ fn keys(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
     let lacks = keys.in_use == KeyInUse::Agreed && keys.installed < current;
     if lacks || status.host.install_pending {
         say(
+            Code::NotInstalled,
             Severity::Broken,
             format!(
                 "Traffic Server holds generation {} and has not taken {} yet; see diags.log",
@@ -109,11 +219,11 @@ fn keys(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
     let late = keys.age_ms.saturating_sub(keys.interval_ms);
     if keys.current.is_some() && late > LATE_MS {
         let words = format!("the rotation of its key is {} s late", late / 1000);
-        say(Severity::Degraded, words);
+        say(Code::RotationLate, Severity::Degraded, words);
     }
 }
 
-fn list(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
+fn list(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
     let list = &status.list;
     let silent: Vec<String> = list
         .others
@@ -126,10 +236,11 @@ fn list(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let named: Vec<&str> = silent.iter().take(MAX_NAMED).map(String::as_str).collect();
         let words = format!("it does not hear server {}{more}", named.join(", "));
-        say(Severity::Degraded, words);
+        say(Code::PeerSilent, Severity::Degraded, words);
     }
     if list.digest.as_ref().is_some_and(|agreed| *agreed != list.file_digest) {
         say(
+            Code::ListFileDiffers,
             Severity::Degraded,
             "its file's server list is not the agreed one; give it the group's list, or put this \
              one on all servers and send reload to one of them"
@@ -144,9 +255,13 @@ fn hears(status: &ServerStatus, other: super::server_id::ServerId) -> bool {
     status.group.role == Role::Leader || status.group.leader == Some(other)
 }
 
-fn certificate(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
+fn certificate(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
     let Some(ending) = status.certificate.ending() else {
-        return say(Severity::Degraded, "the end of its certificate cannot be read".to_owned());
+        return say(
+            Code::CertificateUnreadable,
+            Severity::Degraded,
+            "the end of its certificate cannot be read".to_owned(),
+        );
     };
     let whose = if !ending.is_authority {
         "its certificate".to_owned()
@@ -154,21 +269,38 @@ fn certificate(status: &ServerStatus, say: &mut impl FnMut(Severity, String)) {
         format!("{}, which its certificate hangs on,", ending.subject)
     };
     match (ending.left.is_zero(), ending.is_soon()) {
-        (true, _) => {
-            say(Severity::Broken, format!("{whose} {ending}: other servers refuse it; renew it"))
-        }
-        (false, true) => say(Severity::Degraded, format!("{whose} {ending}; renew it")),
+        (true, _) => say(
+            Code::CertificateExpired,
+            Severity::Broken,
+            format!("{whose} {ending}: other servers refuse it; renew it"),
+        ),
+        (false, true) => say(
+            Code::CertificateExpiring,
+            Severity::Degraded,
+            format!("{whose} {ending}; renew it"),
+        ),
         (false, false) => {}
     }
 }
 
-fn host(host: &HostStatus, say: &mut impl FnMut(Severity, String)) {
+fn host(host: &HostStatus, say: &mut impl FnMut(Code, Severity, String)) {
     for hint in &host.hints {
         let severity = match hint {
             Hint::TicketsDisabled | Hint::TicketKeyFile(_) => Severity::Broken,
             _ => Severity::Degraded,
         };
-        say(severity, hint.to_string());
+        say(code_of(hint), severity, hint.to_string());
+    }
+}
+
+fn code_of(hint: &Hint) -> Code {
+    match hint {
+        Hint::TicketsDisabled => Code::TicketsDisabled,
+        Hint::TicketKeyFile(_) => Code::TicketKeyFile,
+        Hint::LineWithoutTickets(_) => Code::LineWithoutTickets,
+        Hint::LineWithKeys(_) => Code::LineWithKeys,
+        Hint::LineWithAddress(_) => Code::LineWithAddress,
+        Hint::Unlocked(_) | Hint::Dumped(_) | Hint::Unmapped(_) => Code::MemoryUnprotected,
     }
 }
 

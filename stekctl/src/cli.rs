@@ -11,6 +11,9 @@ use clap::{Args, Parser, Subcommand};
 /// has no use for the answer.
 const MAX_TIMEOUT_S: u64 = 600;
 
+/// How long one question may take unless the operator says otherwise.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+
 /// The colours of help texts.
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -55,12 +58,20 @@ pub struct Place {
     /// /usr/local/etc/trafficserver that exists]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub ats_config: Option<PathBuf>,
-    /// How many seconds one server may take to answer; fractions are allowed
+    /// How long one server may take to answer: 2.5, 500ms, 2min [default: 3 s]; for wait, how long to
+    /// wait in all [default: 60 s]
     #[arg(
-        long, global = true, value_name = "SECONDS", default_value = "3", value_parser = seconds,
-        help_heading = "Global options"
+        long, global = true, value_name = "SECONDS", value_parser = seconds,
+        overrides_with = "timeout", help_heading = "Global options"
     )]
-    pub timeout: Duration,
+    pub timeout: Option<Duration>,
+}
+
+impl Place {
+    /// How long one server may take to answer.
+    pub fn limit(&self) -> Duration {
+        self.timeout.unwrap_or(ANSWER_LIMIT)
+    }
 }
 
 /// The commands.
@@ -75,6 +86,12 @@ pub enum Command {
     /// servers use different keys, or the group makes no new key, because it has no leader or no
     /// majority.
     Status(StatusArgs),
+    /// Wait until this server is back in the group, for upgrades and rolling restarts
+    ///
+    /// Asks the plugin of this machine again and again. Exit code 0: it encrypts with the group's key
+    /// and belongs to a majority, so that the next server may be restarted; whatever else there is to
+    /// say of the fleet does not count. 2: not so within --timeout.
+    Wait(WaitArgs),
     /// Have the group make a new key now
     ///
     /// The oldest key of the set goes, sooner than by schedule, and the tickets that it made with
@@ -132,17 +149,32 @@ pub enum Command {
     },
 }
 
+/// See [`Command::Wait`].
+#[derive(Clone, Debug, Args)]
+pub struct WaitArgs {
+    /// Print what the server says of itself as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// See [`Command::Status`].
 #[derive(Clone, Debug, Args)]
 pub struct StatusArgs {
-    /// Print JSON instead of a table
+    /// Print JSON instead of a table; docs/health.md has its fields
     #[arg(long)]
     pub json: bool,
+    /// Ask the plugin of this machine alone. Exit code 0: it encrypts with the group's key, also while
+    /// there is no majority; 2: it does not, or does not answer. For readiness probes and balancers
+    #[arg(long = "self", conflicts_with_all = ["watch", "wide"])]
+    pub own: bool,
+    /// All columns, however wide the table gets
+    #[arg(long, conflicts_with = "json")]
+    pub wide: bool,
     /// Ask again every SECONDS (2 if none are given) until interrupted; with --json one document
     /// on each line
     #[arg(
-        long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
-        default_missing_value = "2", value_parser = seconds
+        long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+        value_parser = seconds
     )]
     pub watch: Option<Duration>,
 }
@@ -203,9 +235,8 @@ pub struct InitArgs {
     #[arg(long, value_name = "PORT", default_value_t = 10001)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
-    /// How often the group makes a new key, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    /// How often the group makes a new key: seconds, or 90min, 12h, 1d
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = interval)]
     pub interval: u32,
     /// How many days the servers' certificates are good for; the authority's for ten years, or as
     /// long if that is more
@@ -222,13 +253,44 @@ pub struct MetricsArgs {
     pub source: String,
 }
 
-/// Seconds, perhaps with a fraction, from 0.1 to [`MAX_TIMEOUT_S`].
+/// Units that may follow a number, in milliseconds.
+const UNITS: [(&str, f64); 6] = [
+    ("ms", 1.0),
+    ("s", 1000.0),
+    ("min", 60_000.0),
+    ("m", 60_000.0),
+    ("h", 3_600_000.0),
+    ("d", 86_400_000.0),
+];
+
+/// A span: a number of seconds, or one with a unit, perhaps with a fraction.
+fn span(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let unit = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit);
+    let ms = match unit {
+        "" => 1000.0,
+        _ => UNITS.iter().find(|(word, _)| *word == unit)?.1,
+    };
+    let number: f64 = number.trim().parse().ok()?;
+    Duration::try_from_secs_f64(number * ms / 1000.0).ok()
+}
+
+/// A span from 0.1 s to [`MAX_TIMEOUT_S`].
 fn seconds(text: &str) -> Result<Duration, String> {
-    let outside = || format!("give a number of seconds from 0.1 to {MAX_TIMEOUT_S}");
-    let number: f64 = text.parse().map_err(|_| outside())?;
-    let span = Duration::try_from_secs_f64(number).map_err(|_| outside())?;
     let allowed = Duration::from_millis(100)..=Duration::from_secs(MAX_TIMEOUT_S);
-    allowed.contains(&span).then_some(span).ok_or_else(outside)
+    span(text).filter(|span| allowed.contains(span)).ok_or_else(|| {
+        format!("give a number of seconds from 0.1 to {MAX_TIMEOUT_S}, or 500ms, 2min")
+    })
+}
+
+/// A `key_update_interval`.
+fn interval(text: &str) -> Result<u32, String> {
+    let whole = span(text).filter(|span| span.subsec_nanos() == 0).map(|span| span.as_secs());
+    let seconds = whole.and_then(|seconds| i32::try_from(seconds).ok()).filter(|s| *s > 0);
+    seconds
+        .and_then(|seconds| u32::try_from(seconds).ok())
+        .ok_or_else(|| format!("give whole seconds from 1 to {}, or 90min, 12h, 1d", i32::MAX))
 }
 
 #[cfg(test)]
@@ -244,7 +306,14 @@ mod tests {
     #[test]
     fn seconds_have_bounds() {
         assert_eq!(seconds("2.5"), Ok(Duration::from_millis(2500)));
-        for bad in ["0", "-1", "601", "nan", "inf", "", "1s", "1e300"] {
+        assert_eq!(seconds("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(seconds("2min"), Ok(Duration::from_secs(120)));
+        assert_eq!((interval("1h"), interval("3600")), (Ok(3600), Ok(3600)));
+        assert_eq!(interval("1.5d"), Ok(129_600));
+        for bad in ["0", "0.5", "1w", "h", "-1h", "3000000000", ""] {
+            assert!(interval(bad).is_err_and(|why| why.contains("90min, 12h, 1d")), "{bad:?}");
+        }
+        for bad in ["0", "-1", "601", "nan", "inf", "", "1w", "1h", "s", "1e300"] {
             assert!(seconds(bad).is_err_and(|why| why.contains("0.1 to 600")), "{bad:?}");
         }
     }

@@ -13,16 +13,37 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
 use crate::exit_code::Failure;
+use crate::own::Places;
 
 /// Questions under way at a time. Each takes a socket and a handshake's processor time.
 const MAX_ASKED: usize = 32;
+
+/// The server in whose name is asked is asked on this machine first: where the list has it may be
+/// another one.
+pub enum Own {
+    /// It is another server.
+    NotAsked,
+    /// Its own plugin listens at the listed address, and gave the answer, if there is one.
+    AtAddress,
+    /// Its own plugin answered at this place of the machine, and this came from the listed address.
+    Elsewhere {
+        /// Where it listens.
+        place: Member,
+        /// What came from the listed address.
+        listed: Box<Answer>,
+    },
+    /// No plugin answered in this place of the machine; the answer is the listed address's.
+    Silent(Member, Unanswered),
+}
 
 /// One server of the list, and what it says.
 pub struct Server {
     /// Its entry.
     pub member: Member,
     /// What it says and how long that took, or why it says nothing.
-    pub answer: Result<(ServerStatus, Duration), Unanswered>,
+    pub answer: Answer,
+    /// Whether it is the server of this machine, and what its own plugin made of the question.
+    pub own: Own,
     /// How many milliseconds its clock is ahead of the one here, if it answered; the way of the
     /// answer counts as nothing.
     pub clock_offset_ms: Option<i64>,
@@ -32,6 +53,19 @@ impl Server {
     /// What it says, if it answered.
     pub fn status(&self) -> Option<&ServerStatus> {
         self.answer.as_ref().ok().map(|(status, _)| status)
+    }
+
+    /// Where it answered.
+    pub fn reached(&self) -> &Member {
+        match &self.own {
+            Own::Elsewhere { place, .. } => place,
+            _ => &self.member,
+        }
+    }
+
+    /// Whether it is the one in whose name is asked.
+    pub fn is_own(&self) -> bool {
+        !matches!(self.own, Own::NotAsked)
     }
 
     /// Its id.
@@ -55,11 +89,47 @@ fn offset(theirs: u64) -> Option<i64> {
     i64::try_from(theirs).ok()?.checked_sub(i64::try_from(ours).ok()?)
 }
 
+/// What a question came to, and how long the answer took.
+pub type Answer = Result<(ServerStatus, Duration), Unanswered>;
+
+/// Asks one server; this machine's where its plugin may listen, and where the list has it.
+async fn ask_one(
+    client: Client,
+    member: &Member,
+    places: Option<Places>,
+    limit: Duration,
+) -> (Answer, Own) {
+    let Some(places) = places else { return (client.status(member, limit).await, Own::NotAsked) };
+    if places.first.address == member.address && places.first.port == member.port {
+        return (client.status(member, limit).await, Own::AtAddress);
+    }
+    let (here, listed) =
+        tokio::join!(ask_here(&client, places, limit), client.status(member, limit));
+    match here {
+        (place, Ok(answer)) => (Ok(answer), Own::Elsewhere { place, listed: Box::new(listed) }),
+        (place, Err(why)) => (listed, Own::Silent(place, why)),
+    }
+}
+
+/// Asks the plugin of this machine: where, and what came of it.
+async fn ask_here(client: &Client, places: Places, limit: Duration) -> (Member, Answer) {
+    match (client.status(&places.first, limit).await, places.second) {
+        (Err(Unanswered::Unreachable(_)), Some(second)) => {
+            let answer = client.status(&second, limit).await;
+            (second, answer)
+        }
+        (answer, _) => (places.first, answer),
+    }
+}
+
 /// Speaks to the servers of a list in the name of this server.
 pub struct Fleet {
     runtime: Runtime,
     client: Client,
     members: Vec<Member>,
+    own: ServerId,
+    /// Where this machine's plugin may listen.
+    places: Places,
     limit: Duration,
 }
 
@@ -73,7 +143,28 @@ impl Fleet {
         let runtime = runtime
             .map_err(|error| Failure::new(format!("no threads to ask the servers: {error}")))?;
         let client = Client::new(&loaded.settings, &loaded.tls);
-        Ok(Fleet { runtime, client, members: loaded.settings.members.clone(), limit })
+        let settings = &loaded.settings;
+        Ok(Fleet {
+            runtime,
+            client,
+            members: settings.members.clone(),
+            own: settings.server_id,
+            places: Places::of(settings, limit),
+            limit,
+        })
+    }
+
+    /// Asks this machine's own plugin alone.
+    ///
+    /// # Errors
+    /// Where it was looked for, and why it did not answer.
+    pub fn ask_own(&self) -> Result<(Member, ServerStatus), (Member, Unanswered)> {
+        let asked = ask_here(&self.client, self.places.clone(), self.limit);
+        let (place, answer) = self.runtime.block_on(asked);
+        match answer {
+            Ok((status, _)) => Ok((place, status)),
+            Err(why) => Err((place, why)),
+        }
     }
 
     /// Asks all of them; the answers stand in the order of the list.
@@ -86,11 +177,12 @@ impl Fleet {
                     answers.extend(asked.join_next().await.and_then(Result::ok));
                 }
                 let (client, member, limit) = (self.client.clone(), member.clone(), self.limit);
+                let places = (member.id == self.own).then(|| self.places.clone());
                 asked.spawn(async move {
-                    let answer = client.status(&member, limit).await;
+                    let (answer, own) = ask_one(client, &member, places, limit).await;
                     let clock = |(status, _): &(ServerStatus, Duration)| offset(status.clock_ms);
                     let clock_offset_ms = answer.as_ref().ok().and_then(clock);
-                    (index, Server { member, answer, clock_offset_ms })
+                    (index, Server { member, answer, own, clock_offset_ms })
                 });
             }
             // A question that panicked has no row; there is none that could.

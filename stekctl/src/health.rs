@@ -5,16 +5,18 @@
 //! of a fleet that is well, and everything that is said names the servers that it is about.
 
 use stek_share::client::{Failure as Unanswered, KeyInUse, Role, ServerStatus, TicketScope};
-use stek_share::core::health::{complaints, Severity};
+use stek_share::core::health::{complaints, Code, Severity};
 use stek_share::core::server_id::ServerId;
 
 use crate::exit_code::Outcome;
-use crate::fleet::Server;
+use crate::fleet::{address, Own, Server};
 
 /// One reason why a fleet is not well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
-    /// How bad it is.
+    /// Its name.
+    pub code: Code,
+    /// How bad it is; what is merely worth a note is [`Outcome::Healthy`].
     pub outcome: Outcome,
     /// What it is, for the operator.
     pub words: String,
@@ -28,16 +30,20 @@ pub struct Reason {
 struct Reasons(Vec<Reason>);
 
 impl Reasons {
-    fn broken(&mut self, words: String) {
-        self.0.push(Reason { outcome: Outcome::Broken, words, may_pass: true });
+    fn broken(&mut self, code: Code, words: String) {
+        self.0.push(Reason { code, outcome: Outcome::Broken, words, may_pass: true });
     }
 
-    fn degraded(&mut self, words: String) {
-        self.0.push(Reason { outcome: Outcome::Degraded, words, may_pass: false });
+    fn degraded(&mut self, code: Code, words: String) {
+        self.0.push(Reason { code, outcome: Outcome::Degraded, words, may_pass: false });
     }
 
-    fn unsettled(&mut self, words: String) {
-        self.0.push(Reason { outcome: Outcome::Degraded, words, may_pass: true });
+    fn unsettled(&mut self, code: Code, words: String) {
+        self.0.push(Reason { code, outcome: Outcome::Degraded, words, may_pass: true });
+    }
+
+    fn note(&mut self, code: Code, words: String) {
+        self.0.push(Reason { code, outcome: Outcome::Healthy, words, may_pass: false });
     }
 }
 
@@ -46,6 +52,7 @@ pub fn reasons(servers: &[Server]) -> Vec<Reason> {
     let mut reasons = Reasons::default();
     let answers: Vec<&ServerStatus> = servers.iter().filter_map(Server::status).collect();
     look_at_absence(servers, &answers, &mut reasons);
+    servers.iter().for_each(|server| look_at_own(server, &mut reasons));
     look_at_groups(&answers, &mut reasons);
     look_at_keys(&answers, &mut reasons);
     look_at_lists(&answers, &mut reasons);
@@ -64,23 +71,78 @@ pub fn outcome(reasons: &[Reason]) -> Outcome {
 /// Who does not answer, and whether those who do are enough to make keys.
 fn look_at_absence(servers: &[Server], answers: &[&ServerStatus], reasons: &mut Reasons) {
     if answers.is_empty() {
-        reasons.broken("no server answers".to_owned());
+        reasons.broken(Code::NoAnswer, "no server answers".to_owned());
     } else if !answers.iter().any(|status| status.group.quorum) {
-        reasons.broken(format!(
+        reasons.broken(
+            Code::NoMajority,
+            format!(
             "no server belongs to a majority: {} of {} answer, and no new key is made before more \
              than half of the list agree again; bring the others back",
             answers.len(),
             servers.len()
-        ));
+        ),
+        );
     } else if answers.len() == servers.len()
         && !answers.iter().any(|status| status.group.role == Role::Leader)
     {
-        reasons.broken("no server leads the group, so no new key is made".to_owned());
+        reasons
+            .broken(Code::NoLeader, "no server leads the group, so no new key is made".to_owned());
     }
     for server in servers {
         if let Err(failure) = &server.answer {
-            reasons.degraded(format!("server {} {}", server.id(), predicate(failure)));
+            reasons.degraded(
+                Code::Unreachable,
+                format!("server {} {}", server.id(), predicate(failure)),
+            );
         }
+    }
+}
+
+/// Whether the plugin of this machine is the one that the list means.
+fn look_at_own(server: &Server, reasons: &mut Reasons) {
+    let (id, listed) = (server.id(), address(&server.member));
+    match (&server.own, &server.answer) {
+        (Own::NotAsked | Own::AtAddress, _) | (Own::Silent(..), Err(_)) => {}
+        (Own::Silent(place, why), Ok(_)) => reasons.note(
+            Code::NoPluginHere,
+            format!(
+                "no plugin of server {id} answers on this machine ({}: {}); {listed}, which \
+                 answers, is another machine",
+                address(place),
+                why.cause()
+            ),
+        ),
+        (Own::Elsewhere { place, listed: at_listed }, _) => match &**at_listed {
+            Ok((other, _)) if Some(other.incarnation) == server.status().map(|s| s.incarnation) => {
+            }
+            Ok(_) | Err(Unanswered::Stranger(_)) => {
+                let who = match &**at_listed {
+                    Err(Unanswered::Stranger(other)) => {
+                        format!("server {other} answers at {listed}")
+                    }
+                    _ => format!("another process answers as server {id} at {listed}"),
+                };
+                reasons.broken(
+                    Code::DuplicateId,
+                    format!(
+                        "server_id {id} is on this machine ({}) and elsewhere: {who}; a copied \
+                         machine needs a server_id, an address and a certificate of its own: see \
+                         docs/health.md",
+                        address(place)
+                    ),
+                );
+            }
+            Err(why) => reasons.degraded(
+                Code::NotAtAddress,
+                format!(
+                    "server {id} answers on this machine ({}), but not at its listed address \
+                     {listed}: {}; other servers cannot dial it; correct address and port, or what \
+                     is in between",
+                    address(place),
+                    why.cause()
+                ),
+            ),
+        },
     }
 }
 
@@ -88,7 +150,7 @@ fn look_at_absence(servers: &[Server], answers: &[&ServerStatus], reasons: &mut 
 fn look_at_groups(answers: &[&ServerStatus], reasons: &mut Reasons) {
     let clusters = Sides::of(answers, |status| status.group.cluster_id);
     if clusters.differ() {
-        reasons.broken(format!(
+        reasons.broken(Code::ClustersDiffer, format!(
             "the servers do not share one cluster incarnation of keys: {}; they join by themselves once they \
              reach each other",
             clusters.describe(|cluster_id| match cluster_id {
@@ -102,22 +164,29 @@ fn look_at_groups(answers: &[&ServerStatus], reasons: &mut Reasons) {
     }
     for status in answers.iter().filter(|status| is_apart(status)) {
         let id = status.id;
-        reasons.unsettled(match (status.group.role, status.group.quorum_ms) {
-            (Role::Joining, _) => {
-                format!("server {id} has just started and still asks the others what it may do")
-            }
-            (Role::Recovering, _) => {
-                format!("server {id} came back without its memory and is catching up")
-            }
-            (_, Some(ms)) => format!(
-                "server {id} is cut off from the majority, of which it last heard {} ago; see the \
-                 network between it and the others",
-                span(ms)
+        let (code, words) = match (status.group.role, status.group.quorum_ms) {
+            (Role::Joining, _) => (
+                Code::Joining,
+                format!("server {id} has just started and still asks the others what it may do"),
             ),
-            (_, None) => {
-                format!("server {id} has not met the majority since it started; see its diags.log")
-            }
-        });
+            (Role::Recovering, _) => (
+                Code::Recovering,
+                format!("server {id} came back without its memory and is catching up"),
+            ),
+            (_, Some(ms)) => (
+                Code::CutOff,
+                format!(
+                    "server {id} is cut off from the majority, of which it last heard {} ago; see the \
+                     network between it and the others",
+                    span(ms)
+                ),
+            ),
+            (_, None) => (
+                Code::CutOff,
+                format!("server {id} has not met the majority since it started; see its diags.log"),
+            ),
+        };
+        reasons.unsettled(code, words);
     }
 }
 
@@ -140,11 +209,12 @@ fn look_at_keys(answers: &[&ServerStatus], reasons: &mut Reasons) {
     });
     // During a handover some are ahead, and all hold both keys.
     if agreed.iter().all(|one| agreed.iter().all(|other| decrypts(other, one))) {
-        reasons.unsettled(format!("a handover takes its time: {told}"))
+        reasons.unsettled(Code::HandoverSlow, format!("a handover takes its time: {told}"))
     } else {
-        reasons.broken(format!(
-            "the servers do not use one key: {told}; see diags.log of the ones behind"
-        ))
+        reasons.broken(
+            Code::KeysDiffer,
+            format!("the servers do not use one key: {told}; see diags.log of the ones behind"),
+        )
     }
 }
 
@@ -159,39 +229,51 @@ fn decrypts(one: &ServerStatus, other: &ServerStatus) -> bool {
 fn look_at_lists(answers: &[&ServerStatus], reasons: &mut Reasons) {
     let agreed = Sides::of(answers, |status| status.list.digest.clone());
     if agreed.differ() {
-        reasons.unsettled(format!(
-            "the servers go by different server lists: {}; see that all are in one group",
-            agreed.describe(|digest| match digest {
-                Some(digest) => format!("by {digest}"),
-                None => "by none that was agreed on".to_owned(),
-            })
-        ));
+        reasons.unsettled(
+            Code::ListsDiffer,
+            format!(
+                "the servers go by different server lists: {}; see that all are in one group",
+                agreed.describe(|digest| match digest {
+                    Some(digest) => format!("by {digest}"),
+                    None => "by none that was agreed on".to_owned(),
+                })
+            ),
+        );
     }
     let options = Sides::of(answers, |status| status.list.options_digest.clone());
     if options.differ() {
-        reasons.degraded(format!(
+        reasons.degraded(
+            Code::OptionsDiffer,
+            format!(
             "not all servers have the same options, such as key_update_interval: {}; compare their \
              server_conf.yaml",
             options.describe(|digest| format!("have {digest}"))
-        ));
+        ),
+        );
     }
     let hosted = answers.iter().copied().filter(|status| status.host.ticket_scope.is_some());
     let hosted: Vec<&ServerStatus> = hosted.collect();
     let scopes = Sides::of(&hosted, |status| status.host.ticket_scope);
     if scopes.differ() {
-        reasons.degraded(format!(
+        reasons.degraded(
+            Code::TicketScopesDiffer,
+            format!(
             "not all servers have the same ticket_scope, so that sessions of one do not resume on \
              another: {}; give all the same one in server_conf.yaml and restart Traffic Server",
             scopes.describe(|scope| format!("have {}", scope.map_or("none", TicketScope::word)))
-        ));
+        ),
+        );
     }
     look_at_client_policies(&hosted, reasons);
     let versions = Sides::of(answers, |status| status.software.clone());
     if versions.differ() {
-        reasons.degraded(format!(
-            "not all servers run the same version of stek_share: {}; finish the upgrade",
-            versions.describe(|version| format!("run {version}"))
-        ));
+        reasons.degraded(
+            Code::VersionsDiffer,
+            format!(
+                "not all servers run the same version of stek_share: {}; finish the upgrade",
+                versions.describe(|version| format!("run {version}"))
+            ),
+        );
     }
 }
 
@@ -209,11 +291,14 @@ fn look_at_client_policies(hosted: &[&ServerStatus], reasons: &mut Reasons) {
     };
     let levels = Sides::of(&hosted, |status| policy(status).level);
     if levels.differ() {
-        reasons.degraded(format!(
+        reasons.degraded(
+            Code::ClientPoliciesDiffer,
+            format!(
             "not all servers ask the same of their clients, so that {means}: {}; give all the same \
              proxy.config.ssl.client.certification_level",
             levels.describe(|level| format!("have certification_level {level}"))
-        ));
+        ),
+        );
     }
     let sites = Sides::of(&hosted, |status| policy(status).digest);
     let [(_, most), (_, few), ..] = &sites.0[..] else { return };
@@ -228,7 +313,7 @@ fn look_at_client_policies(hosted: &[&ServerStatus], reasons: &mut Reasons) {
     } else {
         sites.describe(|digest| format!("have {digest}"))
     };
-    reasons.degraded(format!(
+    reasons.degraded(Code::ClientPoliciesDiffer, format!(
         "not all servers ask the same of their clients, so that {means}: for {name}, in sni.yaml, {told}; \
          give all the same verify_client and verify_client_ca_certs in sni.yaml"
     ));
@@ -253,7 +338,7 @@ fn look_at_each(answers: &[&ServerStatus], reasons: &mut Reasons) {
                 Severity::Degraded => Outcome::Degraded,
                 Severity::Broken => Outcome::Broken,
             };
-            let reason = Reason { outcome, words: complaint.words, may_pass };
+            let reason = Reason { code: complaint.code, outcome, words: complaint.words, may_pass };
             match said.iter_mut().find(|(known, _)| known.words == reason.words) {
                 Some((known, ids)) => {
                     known.may_pass |= may_pass;
@@ -357,6 +442,16 @@ pub fn span(ms: u64) -> String {
     }
 }
 
+/// A span of milliseconds in its largest unit, for tables.
+pub fn short_span(ms: u64) -> String {
+    let words = span(ms);
+    let mut parts = words.split(' ');
+    match (parts.next(), parts.next()) {
+        (Some(count), Some(unit)) => format!("{count} {unit}"),
+        _ => words,
+    }
+}
+
 /// A span of seconds in its two largest units, `2 d 3 h`.
 pub fn seconds(seconds: u64) -> String {
     let units = [(DAY_S, "d"), (3600, "h"), (60, "min"), (1, "s")];
@@ -382,6 +477,7 @@ pub fn seconds(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Answer;
     use std::time::Duration;
     use stek_share::client::ClientPolicy;
 
@@ -465,6 +561,7 @@ mod tests {
             },
             answer: Ok((status, Duration::from_millis(1))),
             clock_offset_ms: Some(0),
+            own: Own::NotAsked,
         };
         statuses.map(server).into()
     }
@@ -625,6 +722,39 @@ mod tests {
         assert!(found[0].words.contains("no server belongs to a majority: 1 of 3 answer"));
         unreachable(&mut servers[0]);
         assert_eq!(reasons(&servers)[0].words, "no server answers");
+    }
+
+    #[test]
+    fn a_copied_machine_is_told_from_a_proxied_one() {
+        let place = |address: &str| Member {
+            id: ServerId(1),
+            address: address.to_owned(),
+            port: 1,
+            subject: None,
+        };
+        let elsewhere = |listed: Answer, here: u64| {
+            let mut servers = fleet(|all| all[0].incarnation = here);
+            let place = place("127.0.0.1");
+            servers[0].own = Own::Elsewhere { place, listed: Box::new(listed) };
+            reasons(&servers)
+        };
+        let listed = || Ok((well(1), Duration::ZERO));
+        assert_eq!(elsewhere(listed(), 1), [], "one process, two ways to it");
+        let found = elsewhere(listed(), 9);
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert_eq!((one.code, one.outcome), (Code::DuplicateId, Outcome::Broken));
+        assert!(one.words.contains("server_id 1 is on this machine (127.0.0.1:1)"), "{one:?}");
+        let found = elsewhere(Err(Unanswered::Stranger(ServerId(7))), 1);
+        assert!(found[0].words.contains("server 7 answers at 10.0.0.1:1"), "{found:#?}");
+        let found = elsewhere(Err(Unanswered::Unreachable("refused; see".to_owned())), 1);
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert_eq!((one.code, one.outcome), (Code::NotAtAddress, Outcome::Degraded));
+        // Somebody who looks from another machine is not told that the fleet is ill.
+        let mut servers = fleet(|_| {});
+        let refused = Unanswered::Unreachable("refused".to_owned());
+        servers[0].own = Own::Silent(place("127.0.0.1"), refused);
+        let found = reasons(&servers);
+        assert_eq!((found[0].code, outcome(&found)), (Code::NoPluginHere, Outcome::Healthy));
     }
 
     #[test]

@@ -9,13 +9,14 @@
 //! |---|---|
 //! | [`cli`] | words and their meaning; help, man pages and completion come from it |
 //! | [`locate`] | finds Traffic Server's directories and the plugin's configuration |
-//! | [`check`], [`init`], [`metrics`], [`status`], [`doctor`] | those commands |
+//! | [`check`], [`init`], [`metrics`], [`status`], [`wait`], [`doctor`] | those commands |
 //! | [`order`] | `rotate` and `revoke` |
 //! | [`man`] | `man` and `completions` |
 //! | [`help`] | breaks the lines of help texts |
-//! | [`fleet`] | asks all servers |
+//! | [`fleet`], [`own`] | asks all servers; where this machine's own one is |
 //! | [`health`] | checks their answers |
 //! | [`pki`] | certificates for `init` |
+//! | [`json`] | the form of `--json` |
 //! | [`output`], [`exit_code`] | colour and tables; exit codes |
 
 mod check;
@@ -26,14 +27,17 @@ mod fleet;
 mod health;
 mod help;
 mod init;
+mod json;
 mod locate;
 mod man;
 mod metrics;
 mod order;
 mod output;
+mod own;
 mod pki;
 mod rights;
 mod status;
+mod wait;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -72,10 +76,11 @@ fn run(cli: &Cli) -> Ended {
     match &cli.command {
         Command::Check(args) => check::run(args, &cli.place),
         Command::Init(args) => init::run(args),
-        Command::Metrics(args) => metrics::run(args, cli.place.timeout),
+        Command::Metrics(args) => metrics::run(args, cli.place.limit()),
         Command::Completions { shell } => man::completions(*shell),
         Command::Man { dir } => man::man(dir.as_deref()),
         Command::Status(args) => status::run(args, &cli.place),
+        Command::Wait(args) => wait::run(args, &cli.place),
         Command::Rotate => order::rotate(&cli.place),
         Command::Revoke(args) => order::revoke(args, &cli.place),
         Command::Doctor(args) => doctor::run(args, &cli.place),

@@ -48,9 +48,9 @@ fn confirmed() -> Result<bool, Failure> {
 
 fn give(order: Order, place: &Place) -> Ended {
     let loaded = locate::load(&locate::source(place)?)?;
-    let fleet = Fleet::new(&loaded, place.timeout)?;
+    let fleet = Fleet::new(&loaded, place.limit())?;
     let own = loaded.settings.server_id;
-    let limit = order_limit(&loaded.settings).max(place.timeout);
+    let limit = order_limit(&loaded.settings).max(place.limit());
     let servers = fleet.ask();
     let mut willing: Vec<&Server> = servers.iter().filter(|server| may_do_it(server)).collect();
     // This server first: the shortest way, and the one that its configuration was made for.
@@ -60,7 +60,7 @@ fn give(order: Order, place: &Place) -> Ended {
         lines.push("no server of the list can have this done now; nothing was done".to_owned());
         return Err(Failure(lines));
     };
-    let member = &server.member;
+    let member = server.reached();
     match fleet.with(|client| async move { client.order(member, order, limit).await }) {
         Ok(generation) => {
             let also = match order {

@@ -5,14 +5,16 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{json, Value};
-use stek_share::client::{ClientPolicy, KeyInUse, Role, ServerStatus, SitePolicy, TicketScope};
+use stek_share::client::{KeyInUse, Role, ServerStatus, TicketScope};
 
 use crate::cli::{Place, StatusArgs};
-use crate::exit_code::Ended;
+use crate::exit_code::{Ended, Outcome};
 use crate::fleet::{address, Fleet, Server};
 use crate::health::{self, Reason};
+use crate::json::{answer_json, SCHEMA};
 use crate::locate;
 use crate::output::{print, style_of, styled, Field, Table, BAD, DOUBTFUL, GOOD};
+use crate::wait;
 
 /// How often to look again at what is also so for a moment in a fleet that is well, and how long
 /// to rest before: an election takes some 300 ms with the default timers, a handover less.
@@ -22,9 +24,12 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Erases the screen and begins at its top.
 const TOP_OF_SCREEN: &str = "\u{1b}[2J\u{1b}[H";
 
-/// The columns of the table.
-const HEAD: [&str; 10] =
-    ["ID", "ADDRESS", "ROLE", "GEN", "KEYS", "AGE", "NEXT", "VERSION", "LIST", "RTT"];
+/// The columns of the table, and those that `--wide` adds; `*` is in front of this server's id.
+const HEAD: [&str; 8] = ["ID", "ADDRESS", "ROLE", "GEN", "KEY", "AGE", "CERT", "RTT"];
+const MORE: [&str; 4] = ["NEXT", "VERSION", "LIST", "KEYS"];
+
+/// Characters of an address in a table that is to fit into 80: the other columns take 52 at most.
+const MAX_ADDRESS: usize = 28;
 
 /// What was found at one time.
 pub struct Look {
@@ -37,12 +42,16 @@ pub struct Look {
 /// Asks, checks and prints, once or again and again.
 pub fn run(args: &StatusArgs, place: &Place) -> Ended {
     let loaded = locate::load(&locate::source(place)?)?;
-    let fleet = Fleet::new(&loaded, place.timeout)?;
+    let fleet = Fleet::new(&loaded, place.limit())?;
+    if args.own {
+        return wait::tell_self(&fleet, args.json);
+    }
     let clears = args.watch.is_some() && !args.json && io::stdout().is_terminal();
     loop {
         let look = look(&fleet, |_| {});
         let outcome = health::outcome(&look.reasons);
-        let text = if args.json { format!("{}\n", as_json(&look)) } else { as_text(&look) };
+        let text =
+            if args.json { format!("{}\n", as_json(&look)) } else { as_text(&look, args.wide) };
         print(&format!("{}{text}", if clears { TOP_OF_SCREEN } else { "" }))?;
         match args.watch {
             None => return Ok(outcome),
@@ -68,15 +77,18 @@ pub fn look(fleet: &Fleet, adjust: impl Fn(&mut ServerStatus)) -> Look {
     }
 }
 
-fn as_text(look: &Look) -> String {
+fn as_text(look: &Look, wide: bool) -> String {
     let outcome = health::outcome(&look.reasons);
     let mut text = format!("{}: {}\n\n", styled(outcome.word(), style_of(outcome)), summary(look));
-    text += &table(&look.servers).render();
+    text += &table(&look.servers, wide).render();
     if !look.reasons.is_empty() {
         text.push('\n');
     }
     for reason in &look.reasons {
-        let word = styled(reason.outcome.word(), style_of(reason.outcome));
+        let word = match reason.outcome {
+            Outcome::Healthy => "note".to_owned(),
+            outcome => styled(outcome.word(), style_of(outcome)),
+        };
         text += &format!("{word}: {}\n", reason.words);
     }
     text
@@ -88,7 +100,7 @@ fn summary(look: &Look) -> String {
     let newest = answers.iter().filter_map(|status| status.keys.current.map(|k| k.generation));
     let leader = answers.iter().find(|status| status.group.role == Role::Leader);
     format!(
-        "{} of {} servers answer, {}, {}{}",
+        "{} of {} servers answer, {}, {}{}{}",
         answers.len(),
         look.servers.len(),
         match newest.max() {
@@ -99,6 +111,9 @@ fn summary(look: &Look) -> String {
             Some(leader) => format!("server {} leads", leader.id),
             None => "nobody leads".to_owned(),
         },
+        leader.filter(|leader| leader.keys.current.is_some()).map_or_else(String::new, |leader| {
+            format!(", next key in {}", health::span(leader.keys.next_ms))
+        }),
         scopes(&answers),
     )
 }
@@ -116,49 +131,86 @@ fn scopes(answers: &[&ServerStatus]) -> String {
     }
 }
 
-fn table(servers: &[Server]) -> Table {
-    let mut table = Table::new(HEAD);
+fn table(servers: &[Server], wide: bool) -> Table {
+    let head = HEAD.iter().chain(if wide { &MORE[..] } else { &[] });
+    let mut table = Table::new(head.clone().copied());
     let answers = || servers.iter().filter_map(Server::status);
     // What is not as elsewhere catches the eye.
     let newest = answers().filter_map(|status| status.keys.current.map(|k| k.generation)).max();
     let version = answers().map(|status| status.list.version).max();
-    let doubt = |is_so: bool, text: String| {
-        if is_so {
-            Field::new(text).style(DOUBTFUL)
-        } else {
-            Field::new(text)
-        }
-    };
     for server in servers {
-        let (id, place) = (Field::new(server.id().to_string()), address(&server.member));
-        let place = Field::new(place);
-        table.push(match &server.answer {
-            Ok((status, took)) => vec![
-                id,
-                place,
-                role_field(status),
-                doubt(
-                    status.keys.current.map(|key| key.generation) != newest,
-                    health::generation(status),
-                ),
-                Field::new(keys(status)),
-                Field::new(health::span(status.keys.age_ms)),
-                Field::new(health::span(status.keys.next_ms)),
-                Field::new(status.software.clone()),
-                doubt(
-                    Some(status.list.version) != version,
-                    status.list.digest.clone().unwrap_or_else(|| "-".to_owned()),
-                ),
-                Field::new(milliseconds(*took)),
-            ],
-            Err(_) => {
-                let mut row = vec![id, place, Field::new("no answer").style(BAD)];
-                row.resize(HEAD.len(), Field::new("-"));
-                row
+        let mark = if server.is_own() { "*" } else { "" };
+        let listed = address(&server.member);
+        let place = if wide { listed } else { shortened(&listed, MAX_ADDRESS) };
+        let mut row = vec![Field::new(format!("{mark}{}", server.id())), Field::new(place)];
+        match &server.answer {
+            Ok((status, took)) => {
+                let behind = status.keys.current.map(|key| key.generation) != newest;
+                row.extend([
+                    role_field(status),
+                    doubt(behind, health::generation(status)),
+                    key_field(status),
+                    Field::new(health::short_span(status.keys.age_ms)),
+                    certificate_field(status),
+                    Field::new(milliseconds(*took)),
+                ]);
+                if wide {
+                    let digest = status.list.digest.clone().unwrap_or_else(|| "-".to_owned());
+                    row.extend([
+                        Field::new(health::span(status.keys.next_ms)),
+                        Field::new(status.software.clone()),
+                        doubt(Some(status.list.version) != version, digest),
+                        Field::new(keys(status)),
+                    ]);
+                }
             }
-        });
+            Err(_) => {
+                row.push(Field::new("no answer").style(BAD));
+                row.resize(head.clone().count(), Field::new("-"));
+            }
+        }
+        table.push(row);
     }
     table
+}
+
+fn doubt(is_so: bool, text: String) -> Field {
+    if is_so {
+        Field::new(text).style(DOUBTFUL)
+    } else {
+        Field::new(text)
+    }
+}
+
+/// The beginning and the end of a text that is too long: names begin alike and end in the port.
+fn shortened(text: &str, most: usize) -> String {
+    let count = text.chars().count();
+    if count <= most {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(most / 2).collect();
+    let tail: String = text.chars().skip(count - (most - most / 2 - 2)).collect();
+    format!("{head}..{tail}")
+}
+
+/// The key that encrypts: the group's by its fingerprint, or in a word that it is another.
+fn key_field(status: &ServerStatus) -> Field {
+    match (status.keys.in_use, status.keys.current) {
+        (KeyInUse::Agreed, Some(key)) => Field::new(key.fingerprint.to_string()),
+        (KeyInUse::Agreed, None) => Field::new("-"),
+        (other, _) => Field::new(other.word()).style(BAD),
+    }
+}
+
+/// How long the first of its certificates lasts.
+fn certificate_field(status: &ServerStatus) -> Field {
+    match status.certificate.ending() {
+        Some(ending) => {
+            let left = health::short_span(ending.left.as_secs().saturating_mul(1000));
+            doubt(ending.is_soon(), left)
+        }
+        None => Field::new("?").style(DOUBTFUL),
+    }
 }
 
 fn role_field(status: &ServerStatus) -> Field {
@@ -192,11 +244,15 @@ fn milliseconds(span: Duration) -> String {
 }
 
 fn as_json(look: &Look) -> Value {
-    let reasons = look
-        .reasons
-        .iter()
-        .map(|reason| json!({ "outcome": reason.outcome.word(), "words": reason.words }));
+    let reasons = look.reasons.iter().map(|reason| {
+        json!({
+            "code": reason.code.word(),
+            "outcome": reason.outcome.word(),
+            "words": reason.words,
+        })
+    });
     json!({
+        "schema": SCHEMA,
         "outcome": health::outcome(&look.reasons).word(),
         "reasons": reasons.collect::<Vec<_>>(),
         "servers": look.servers.iter().map(server_json).collect::<Vec<_>>(),
@@ -208,6 +264,8 @@ fn server_json(server: &Server) -> Value {
         "id": server.id().0,
         "address": server.member.address,
         "port": server.member.port,
+        "is_this_server": server.is_own(),
+        "asked_at": address(server.reached()),
     });
     let body = match &server.answer {
         Ok((status, took)) => answer_json(status, *took),
@@ -222,65 +280,15 @@ fn server_json(server: &Server) -> Value {
     }
 }
 
-fn answer_json(status: &ServerStatus, took: Duration) -> Value {
-    let ServerStatus { group, keys, list, certificate, host, .. } = status;
-    let key = |key: &stek_share::client::KeyStatus| json!({ "generation": key.generation.0, "fingerprint": key.fingerprint.to_string() });
-    let counts = |counts: &[(String, u64)]| -> Value {
-        counts.iter().map(|(word, count)| (word.clone(), json!(count))).collect()
-    };
-    json!({
-        "answers": true,
-        "round_trip_ms": took.as_secs_f64() * 1000.0,
-        "version": status.software,
-        "uptime_ms": status.uptime_ms,
-        "clock_ms": status.clock_ms,
-        "role": group.role.word(),
-        "leader": group.leader.map(|id| id.0),
-        "term": group.term,
-        "cluster_id": group.cluster_id.map(|id| id.to_string()),
-        "quorum": group.quorum,
-        "elections": group.elections,
-        "rotations": group.rotations,
-        "key_in_use": keys.in_use.word(),
-        "current": keys.current.as_ref().map(key),
-        "previous": keys.previous.iter().map(key).collect::<Vec<_>>(),
-        "staged": keys.staged.as_ref().map(key),
-        "installed": keys.installed.0,
-        "key_age_ms": keys.age_ms,
-        "next_rotation_ms": keys.next_ms,
-        "members": list.others.len() + 1,
-        "voters": list.voters,
-        "list_version": list.version,
-        "list_digest": list.digest,
-        "file_list_digest": list.file_digest,
-        "options_digest": list.options_digest,
-        "certificate": {
-            "subject": certificate.subject,
-            "fingerprint": certificate.fingerprint,
-            "roots_digest": certificate.roots_digest,
-            "expires_s": certificate.expires_s,
-            "authority": certificate.authority,
-        },
-        "traffic_server": host.version,
-        "ticket_scope": host.ticket_scope.map(TicketScope::word),
-        "client_policy": host.client_policy.as_ref().map(client_policy),
-        "installs": host.installs,
-        "install_failures": host.install_failures,
-        "refused_keys": counts(&status.refused_keys),
-        "refused_peers": counts(&status.refused_peers),
-    })
-}
-fn client_policy(policy: &ClientPolicy) -> Value {
-    let site = |site: &SitePolicy| {
-        json!({
-            "name": site.name,
-            "verify_client": site.asks,
-            "authorities": site.authorities,
-        })
-    };
-    json!({
-        "certification_level": policy.level,
-        "sites": policy.sites.iter().map(site).collect::<Vec<_>>(),
-        "digest": policy.digest,
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_address_keeps_both_ends() {
+        assert_eq!(shortened("10.0.0.1:10001", MAX_ADDRESS), "10.0.0.1:10001");
+        let long = shortened("edge-17.frankfurt.cdn.example.net:10001", MAX_ADDRESS);
+        assert_eq!(long, "edge-17.frankf..le.net:10001");
+        assert_eq!(long.chars().count(), MAX_ADDRESS);
+    }
 }

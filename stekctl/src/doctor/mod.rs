@@ -58,10 +58,10 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     let usual = config.as_deref() == locate::usual().as_deref();
     found.extend(machine::findings(&args.proc, config.as_deref(), usual));
     let servers = match (&loaded, args.offline) {
-        (Some(loaded), false) => ask(loaded, place.timeout, config.is_some(), &mut found)?,
+        (Some(loaded), false) => ask(loaded, place.limit(), config.is_some(), &mut found)?,
         _ => Vec::new(),
     };
-    let matrices = try_tickets(args, place.timeout, &servers, &mut found)?;
+    let matrices = try_tickets(args, place.limit(), &servers, &mut found)?;
     let early = early_data(&matrices, &args.tls, &mut found);
     clocks(&servers, early, &mut found);
     if args.matrix {

@@ -5,5 +5,6 @@
 mod causes;
 mod first_day;
 mod policies;
+mod second_day;
 mod stage;
 mod whole;

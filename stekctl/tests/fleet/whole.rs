@@ -56,14 +56,21 @@ fn generations(ats: &Ats) -> Result<BTreeSet<u64>> {
 }
 
 fn status_of_a_healthy_fleet(fleet: &Fleet) -> Result<()> {
-    let said = on(&fleet.servers[1], &["status"])?;
+    let said = on(&fleet.servers[1], &["status", "--wide"])?;
     said.ended(0, "healthy: 3 of 3 servers answer, generation ")?;
     let head = said.line(&["ID", "ADDRESS", "ROLE", "GEN", "KEYS", "NEXT", "LIST", "RTT"])?;
     assert!(!head.contains('\u{1b}'), "no colour where nobody looks: {head:?}");
     for (id, port) in (1..).zip(&fleet.raft_ports) {
         let row = said.line(&[&format!("127.0.0.1:{port}"), env!("CARGO_PKG_VERSION"), " ms"])?;
-        assert!(row.starts_with(&format!("{id}  ")), "{row}");
+        let mark = if id == 2 { "*" } else { "" };
+        assert!(row.starts_with(&format!("{mark}{id}  ")), "{row}");
     }
+    let said = on(&fleet.servers[1], &["status"])?;
+    said.ended(0, ", next key in ")?;
+    let table = said.lines().into_iter().filter(|line| line.contains("  "));
+    let widest = table.map(|line| line.chars().count()).max();
+    assert!(widest.is_some_and(|widest| widest <= 80), "{said:#?}");
+    said.line(&["*2 ", "follower"]).or_else(|_| said.line(&["*2 ", "leader"]))?;
     said.line(&["leader"])?;
     let coloured = stekctl_with(
         &["-c", text(&fleet.servers[0].etc().join("server_conf.yaml")), "status"],
@@ -78,7 +85,12 @@ fn status_of_a_healthy_fleet(fleet: &Fleet) -> Result<()> {
         (0, &"healthy".into(), &Value::Array(vec![]))
     );
     let servers = all["servers"].as_array().cloned().unwrap_or_default();
-    assert_eq!(servers.len(), 3);
+    assert_eq!((servers.len(), &all["schema"]), (3, &1.into()));
+    let page = include_str!("../../../docs/health.md");
+    for name in all.as_object().into_iter().chain(servers[0].as_object()).flat_map(|map| map.keys())
+    {
+        assert!(page.contains(&format!("`{name}`")), "docs/health.md does not say what {name} is");
+    }
     let of = |field: &str| servers.iter().map(|s| s[field].to_string()).collect::<BTreeSet<_>>();
     for same in ["current", "list_digest", "cluster_id", "version", "leader", "options_digest"] {
         assert_eq!(of(same).len(), 1, "{same}: {all:#}");

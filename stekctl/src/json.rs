@@ -1,0 +1,75 @@
+//! What a server says of itself, for scripts. docs/health.md has the fields, and a test holds it to them.
+
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use stek_share::client::{ClientPolicy, KeyStatus, ServerStatus, SitePolicy, TicketScope};
+
+/// The version of the form of `--json`: raised when a field goes or changes its meaning, not when one
+/// is added.
+pub const SCHEMA: u32 = 1;
+
+/// What a server says, for scripts.
+pub fn answer_json(status: &ServerStatus, took: Duration) -> Value {
+    let ServerStatus { group, keys, list, certificate, host, .. } = status;
+    let key = |key: &KeyStatus| json!({ "generation": key.generation.0, "fingerprint": key.fingerprint.to_string() });
+    let counts = |counts: &[(String, u64)]| -> Value {
+        counts.iter().map(|(word, count)| (word.clone(), json!(count))).collect()
+    };
+    json!({
+        "answers": true,
+        "round_trip_ms": took.as_secs_f64() * 1000.0,
+        "version": status.software,
+        "uptime_ms": status.uptime_ms,
+        "clock_ms": status.clock_ms,
+        "role": group.role.word(),
+        "leader": group.leader.map(|id| id.0),
+        "term": group.term,
+        "cluster_id": group.cluster_id.map(|id| id.to_string()),
+        "quorum": group.quorum,
+        "elections": group.elections,
+        "rotations": group.rotations,
+        "key_in_use": keys.in_use.word(),
+        "current": keys.current.as_ref().map(key),
+        "previous": keys.previous.iter().map(key).collect::<Vec<_>>(),
+        "staged": keys.staged.as_ref().map(key),
+        "installed": keys.installed.0,
+        "key_age_ms": keys.age_ms,
+        "next_rotation_ms": keys.next_ms,
+        "members": list.others.len() + 1,
+        "voters": list.voters,
+        "list_version": list.version,
+        "list_digest": list.digest,
+        "file_list_digest": list.file_digest,
+        "options_digest": list.options_digest,
+        "certificate": {
+            "subject": certificate.subject,
+            "fingerprint": certificate.fingerprint,
+            "roots_digest": certificate.roots_digest,
+            "expires_s": certificate.expires_s,
+            "authority": certificate.authority,
+        },
+        "traffic_server": host.version,
+        "ticket_scope": host.ticket_scope.map(TicketScope::word),
+        "client_policy": host.client_policy.as_ref().map(client_policy),
+        "installs": host.installs,
+        "install_failures": host.install_failures,
+        "refused_keys": counts(&status.refused_keys),
+        "refused_peers": counts(&status.refused_peers),
+    })
+}
+
+fn client_policy(policy: &ClientPolicy) -> Value {
+    let site = |site: &SitePolicy| {
+        json!({
+            "name": site.name,
+            "verify_client": site.asks,
+            "authorities": site.authorities,
+        })
+    };
+    json!({
+        "certification_level": policy.level,
+        "sites": policy.sites.iter().map(site).collect::<Vec<_>>(),
+        "digest": policy.digest,
+    })
+}
