@@ -129,6 +129,31 @@ pub enum Command {
     /// read by nobody but their owner. An address may have a port, as in
     /// 10.0.0.1:10002; an IPv6 address then stands in brackets.
     Init(InitArgs),
+    /// Take new servers into a fleet that init made
+    ///
+    /// Changes the directory DIR: a number, a certificate and a directory for each new server, whose
+    /// configuration is that of the others, and the server list of all. Then prints what is to be done
+    /// on the servers, command by command. Asks the servers first, and refuses what would leave them
+    /// without a majority; run it where their ports can be reached, or give --offline.
+    Add(AddArgs),
+    /// Take servers out of a fleet that init made
+    ///
+    /// Changes the server list of all in the directory DIR, puts the directory of each server that goes
+    /// into DIR/removed, without its private key, and prints what is to be done. No later server gets its
+    /// number. Refuses what would leave the others without a majority.
+    Remove(RemoveArgs),
+    /// Put a new server in the place of one that is broken, lost or in the wrong hands
+    ///
+    /// As add and remove in one change of the server list. Without ADDRESS the new server is where the
+    /// old one was. It has a number and a certificate of its own, so that the old one's, wherever it is,
+    /// lets nobody in any more.
+    Replace(ReplaceArgs),
+    /// Make new certificates for servers of a fleet that init made
+    ///
+    /// For all servers, or for those whose numbers are given; their names stay. With --authority it goes
+    /// to a new authority, in three steps of one command each: all trust both, certificates come from
+    /// the new one, all trust the new one alone. No server has to be restarted.
+    Renew(RenewArgs),
     /// Print the plugin's metrics in Prometheus's text format
     ///
     /// Reads what Traffic Server's plugin stats_over_http.so answers, from a URL or from standard
@@ -240,6 +265,96 @@ pub struct InitArgs {
     pub interval: u32,
     /// How many days the servers' certificates are good for; the authority's for ten years, or as
     /// long if that is more
+    #[arg(long, value_name = "DAYS", default_value_t = 365)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub days: u32,
+}
+
+/// What the commands on a directory have in common.
+#[derive(Clone, Debug, Args)]
+pub struct Changing {
+    /// The directory that init made
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Print what was done and what is to be done as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// See [`Command::Add`].
+#[derive(Clone, Debug, Args)]
+pub struct AddArgs {
+    /// Which directory.
+    #[command(flatten)]
+    pub changing: Changing,
+    /// Do not ask the servers whether a majority is left
+    #[arg(long)]
+    pub offline: bool,
+    /// Where the new servers listen for the others: IPv4, IPv6 or host name, perhaps with a port
+    #[arg(value_name = "ADDRESS", required = true)]
+    pub addresses: Vec<String>,
+    /// The port of addresses without one
+    #[arg(long, value_name = "PORT", default_value_t = 10001)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// How many days the new certificates are good for
+    #[arg(long, value_name = "DAYS", default_value_t = 365)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub days: u32,
+}
+
+/// See [`Command::Remove`].
+#[derive(Clone, Debug, Args)]
+pub struct RemoveArgs {
+    /// Which directory.
+    #[command(flatten)]
+    pub changing: Changing,
+    /// Do not ask the servers whether a majority is left
+    #[arg(long)]
+    pub offline: bool,
+    /// Numbers of servers, as the server list has them
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<u32>,
+}
+
+/// See [`Command::Replace`].
+#[derive(Clone, Debug, Args)]
+pub struct ReplaceArgs {
+    /// Which directory.
+    #[command(flatten)]
+    pub changing: Changing,
+    /// Do not ask the servers whether a majority is left
+    #[arg(long)]
+    pub offline: bool,
+    /// The number of the server that goes
+    #[arg(value_name = "ID")]
+    pub id: u32,
+    /// Where the new server listens for the others [default: where the old one did]
+    #[arg(value_name = "ADDRESS")]
+    pub address: Option<String>,
+    /// The port of an address without one
+    #[arg(long, value_name = "PORT", default_value_t = 10001)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// How many days the new certificate is good for
+    #[arg(long, value_name = "DAYS", default_value_t = 365)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub days: u32,
+}
+
+/// See [`Command::Renew`].
+#[derive(Clone, Debug, Args)]
+pub struct RenewArgs {
+    /// Which directory.
+    #[command(flatten)]
+    pub changing: Changing,
+    /// Numbers of servers, as the server list has them [default: all]
+    #[arg(value_name = "ID")]
+    pub ids: Vec<u32>,
+    /// Go on to the next step towards a new authority
+    #[arg(long)]
+    pub authority: bool,
+    /// How many days the new certificates are good for
     #[arg(long, value_name = "DAYS", default_value_t = 365)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub days: u32,

@@ -127,7 +127,8 @@ pub struct Fleet {
     runtime: Runtime,
     client: Client,
     members: Vec<Member>,
-    own: ServerId,
+    /// The server of this machine, if one is meant.
+    own: Option<ServerId>,
     /// Where this machine's plugin may listen.
     places: Places,
     limit: Duration,
@@ -148,10 +149,15 @@ impl Fleet {
             runtime,
             client,
             members: settings.members.clone(),
-            own: settings.server_id,
+            own: Some(settings.server_id),
             places: Places::of(settings, limit),
             limit,
         })
+    }
+
+    /// The same for a configuration that is not this machine's: nobody is asked here in its name.
+    pub fn of_other_machines(self) -> Fleet {
+        Fleet { own: None, ..self }
     }
 
     /// Asks this machine's own plugin alone.
@@ -177,7 +183,7 @@ impl Fleet {
                     answers.extend(asked.join_next().await.and_then(Result::ok));
                 }
                 let (client, member, limit) = (self.client.clone(), member.clone(), self.limit);
-                let places = (member.id == self.own).then(|| self.places.clone());
+                let places = (Some(member.id) == self.own).then(|| self.places.clone());
                 asked.spawn(async move {
                     let (answer, own) = ask_one(client, &member, places, limit).await;
                     let clock = |(status, _): &(ServerStatus, Duration)| offset(status.clock_ms);

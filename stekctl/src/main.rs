@@ -2,28 +2,33 @@
 //!
 //! It asks and orders by way of [`stek_share::client`] and checks configurations by
 //! [`stek_share::load`], so that it says what the plugin would say. Invariants: it changes
-//! nothing but by `rotate`, `revoke` and `init`; it prints no key; it ends within the time limits
-//! that it was given.
+//! nothing but by `rotate` and `revoke`, and files by `init` and the commands of [`change`]; it prints
+//! no key; it ends within the time limits that it was given.
 //!
 //! | room | what it does |
 //! |---|---|
 //! | [`cli`] | words and their meaning; help, man pages and completion come from it |
 //! | [`locate`] | finds Traffic Server's directories and the plugin's configuration |
 //! | [`check`], [`init`], [`metrics`], [`status`], [`wait`], [`doctor`] | those commands |
+//! | [`change`] | `add`, `remove`, `replace`, `renew` |
+//! | [`next_steps`] | what they print |
 //! | [`order`] | `rotate` and `revoke` |
 //! | [`man`] | `man` and `completions` |
 //! | [`help`] | breaks the lines of help texts |
 //! | [`fleet`], [`own`] | asks all servers; where this machine's own one is |
 //! | [`health`] | checks their answers |
-//! | [`pki`] | certificates for `init` |
 //! | [`json`] | the form of `--json` |
+//! | [`fleet_dir`] | the directory that `init` makes |
+//! | [`pki`] | certificates in it |
 //! | [`output`], [`exit_code`] | colour and tables; exit codes |
 
+mod change;
 mod check;
 mod cli;
 mod doctor;
 mod exit_code;
 mod fleet;
+mod fleet_dir;
 mod health;
 mod help;
 mod init;
@@ -31,6 +36,7 @@ mod json;
 mod locate;
 mod man;
 mod metrics;
+mod next_steps;
 mod order;
 mod output;
 mod own;
@@ -77,6 +83,10 @@ fn run(cli: &Cli) -> Ended {
         Command::Check(args) => check::run(args, &cli.place),
         Command::Init(args) => init::run(args),
         Command::Metrics(args) => metrics::run(args, cli.place.limit()),
+        Command::Add(args) => change::add(args, &cli.place),
+        Command::Remove(args) => change::remove(args, &cli.place),
+        Command::Replace(args) => change::replace(args, &cli.place),
+        Command::Renew(args) => change::renew(args),
         Command::Completions { shell } => man::completions(*shell),
         Command::Man { dir } => man::man(dir.as_deref()),
         Command::Status(args) => status::run(args, &cli.place),

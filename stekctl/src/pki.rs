@@ -46,6 +46,35 @@ impl Identity {
         self.certificate.to_pem()
     }
 
+    /// An authority as it was written.
+    ///
+    /// # Errors
+    /// Why these are no certificate and its key.
+    pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Identity, String> {
+        let certificate = X509::from_pem(certificate)
+            .map_err(|_| "the certificate beside it is not in PEM form".to_owned())?;
+        // Never asks anybody for a passphrase.
+        let key = PKey::private_key_from_pem_callback(key, |_| Ok(0)).map_err(|_| {
+            "holds no private key in PEM form, or one that a passphrase protects".to_owned()
+        })?;
+        match certificate.public_key() {
+            Ok(public) if public.public_eq(&key) => Ok(Identity { certificate, key }),
+            _ => Err("is not the key of the certificate beside it".to_owned()),
+        }
+    }
+
+    /// Whether a certificate in PEM was signed with this key.
+    pub fn signed(&self, certificate: &[u8]) -> bool {
+        X509::from_pem(certificate).is_ok_and(|leaf| leaf.verify(&self.key).unwrap_or(false))
+    }
+
+    /// The last moment, in words, if that is sooner than so many days from now.
+    pub fn ends_within(&self, days: u32) -> Option<String> {
+        let end = self.certificate.not_after();
+        let then = Asn1Time::days_from_now(days).ok()?;
+        (*end < *then).then(|| end.to_string())
+    }
+
     /// The private key in PEM.
     ///
     /// # Errors

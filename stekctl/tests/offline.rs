@@ -318,3 +318,98 @@ fn check_foresees_what_becomes_of_the_state_file() -> Result<()> {
     fs::remove_dir_all(&memory)?;
     dir.done()
 }
+
+/// All files below a directory, with their modes.
+fn tree(dir: &Path) -> Result<Vec<(std::path::PathBuf, u32, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(tree(&path)?);
+        } else {
+            let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
+            found.push((path.clone(), mode, fs::read(&path)?));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[test]
+fn changes_of_a_fleets_directory_are_whole_or_not_at_all() -> Result<()> {
+    let dir = RunDir::new("ctl-changes-offline")?;
+    let made = dir.join("fleet");
+    expect(&["init", text(&made), "10.0.0.1", "10.0.0.2", "b.example"], 0, &["Made "])?;
+    let fleet = text(&made);
+    let conf = made.join("server-1/server_conf.yaml");
+    fs::write(&conf, fs::read_to_string(&conf)? + "ticket_keys: 5\n")?;
+
+    // Nobody answers at these addresses.
+    let words = ["add", fleet, "10.0.0.4", "--timeout", "0.1"];
+    let ask = ["server 1 (10.0.0.1:10001): ", "give --offline to go on without asking"];
+    let before = tree(&made)?;
+    expect(&words, 3, &ask)?;
+    for (words, part) in [
+        (&["add", fleet, "--offline", "10.0.0.2"][..], "is where server 2 is; give another"),
+        (&["add", fleet, "--offline", "10.0.0.4", "10.0.0.4"], "is where server 4 is"),
+        (&["add", fleet, "--offline", "10.0.0.400"], "is not an IPv4 address; give an IPv4"),
+        (
+            &["add", fleet, "--offline", "10.0.0.4", "--days", "4000"],
+            "ca/ca.crt: the authority ends",
+        ),
+        (&["remove", fleet, "--offline", "7"], "has no server 7; give one of 1, 2, 3"),
+        (&["remove", fleet, "--offline", "1", "2", "3"], "no server would be left; uninstall"),
+        (&["replace", fleet, "--offline", "1", "10.0.0.2"], "is where server 2 is"),
+        (&["renew", fleet, "8"], "has no server 8"),
+        (&["renew", fleet, "1", "--authority"], "leave out the server numbers"),
+        (&["add", text(dir.path()), "10.0.0.4"], "holds no server-N"),
+        (&["add", text(&dir.join("none")), "10.0.0.4"], "that 'stekctl init' made"),
+    ] {
+        expect(words, 3, &[part])?;
+        assert_eq!(before, tree(&made)?, "{words:?} changed something");
+    }
+
+    let said = expect(&["add", fleet, "--offline", "--json", "10.0.0.4:7"], 0, &["\"new\":[4]"])?;
+    assert!(said.contains("\"schema\":1") && said.contains("scp -rp "), "{said}");
+    let new = made.join("server-4");
+    let conf = fs::read_to_string(new.join("server_conf.yaml"))?;
+    for line in ["server_id: 4\n", "address: \"10.0.0.4\"\n", "port: 7\n", "ticket_keys: 5\n"] {
+        assert!(conf.contains(line), "{conf}");
+    }
+    expect(&["check", text(&new.join("server_conf.yaml"))], 0, &["usable: server 4 of 4"])?;
+    for (path, mode, _) in tree(&made)? {
+        let wanted = if path.extension().is_some_and(|end| end == "key") { 0o600 } else { 0o644 };
+        assert_eq!(mode, wanted, "{}", path.display());
+    }
+
+    expect(&["remove", fleet, "--offline", "4"], 0, &["left the list of now 3 servers"])?;
+    assert!(!made.join("removed/server-4/server.key").exists() && !new.exists());
+    // The certificate of the one that left names server 4.
+    let said = expect(&["replace", fleet, "--offline", "2"], 0, &["takes the place of server 2"])?;
+    assert!(said.contains("server 5 (10.0.0.2:10001)"), "{said}");
+    let list = fs::read_to_string(made.join("server-1/server_list.yaml"))?;
+    assert!(list.contains("CN=stek-share-5") && !list.contains("CN=stek-share-2"), "{list}");
+
+    let before = tree(&made)?;
+    let certificate = made.join("server-1/server.crt");
+    expect(&["renew", fleet, "1", "--days", "90"], 0, &["server.crt and server.key"])?;
+    let after = tree(&made)?;
+    let changed: Vec<_> = before.iter().zip(&after).filter(|(old, new)| old != new).collect();
+    assert_eq!(changed.len(), 2, "{changed:?}");
+    assert_eq!(changed[0].0 .0, certificate);
+
+    // A name of the directory without a name.
+    let output = Command::new(env!("CARGO_BIN_EXE_stekctl"))
+        .args(["renew", ".", "--authority"])
+        .current_dir(&made)
+        .output()?;
+    assert!(String::from_utf8_lossy(&output.stdout).contains("step 1 of 3"), "{output:?}");
+    let under_way = "finish it first with stekctl renew ";
+    expect(&["add", fleet, "--offline", "10.0.0.9"], 3, &[under_way])?;
+    let left: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, ["fleet"], "no draft is left behind");
+
+    fs::write(made.join("server-3/server_list.yaml"), "- server_id: 3\n")?;
+    expect(&["renew", fleet], 3, &["server-3/server_list.yaml"])?;
+    dir.done()
+}

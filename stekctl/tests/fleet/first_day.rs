@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use testkit::ats::Ats;
 use testkit::pki::Identity;
 use testkit::run_dir::RunDir;
-use testkit::{ports, Context, Error, Result};
+use testkit::{ports, Result};
 
-use crate::stage::{machine, plugin, stekctl, text, turn, wait_code};
+use crate::stage::{install, machine, stekctl, text, turn, wait_code};
 
 #[test]
 fn what_init_writes_works_in_traffic_servers() -> Result<()> {
@@ -49,20 +49,6 @@ fn what_init_writes_works_in_traffic_servers() -> Result<()> {
     strangers_are_refused(&dir, &places, &servers)?;
     on(0, &["status"])?.ended(0, "generation 2,")?;
     dir.done()
-}
-
-/// Copies what was made for a server to where init says, and appends the line for plugin.config.
-fn install(home: &Path, ats: &Ats) -> Result<()> {
-    let target = ats.etc().join("stek_share");
-    fs::create_dir(&target)?;
-    for entry in fs::read_dir(home)? {
-        let path = entry?.path();
-        let name = path.file_name().ok_or_else(|| Error::new("a file has a name"))?;
-        fs::copy(&path, target.join(name)).context(path.display())?;
-    }
-    let line = fs::read_to_string(home.join("plugin.config"))?;
-    let line = line.replace("stek_share.so", text(&plugin()?.canonicalize()?));
-    Ok(fs::write(ats.etc().join("plugin.config"), line)?)
 }
 
 fn assert_keys_are_private(made: &Path) -> Result<()> {

@@ -3,6 +3,7 @@
 //! `STEK_SHARE_SO` names the plugin; without it the one that cargo built for this run is used.
 
 mod causes;
+mod changes;
 mod first_day;
 mod policies;
 mod second_day;

@@ -173,6 +173,23 @@ pub fn rewrite(path: &Path, change: impl Fn(&str) -> String) -> Result<()> {
     fs::write(path, new).context(path.display())
 }
 
+/// Copies what was made for a server to where init says, and appends the line for plugin.config.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn install(home: &Path, ats: &Ats) -> Result<()> {
+    let target = ats.etc().join("stek_share");
+    fs::create_dir(&target)?;
+    for entry in fs::read_dir(home)? {
+        let path = entry?.path();
+        let name = path.file_name().ok_or_else(|| Error::new("a file has a name"))?;
+        fs::copy(&path, target.join(name)).context(path.display())?;
+    }
+    let line = fs::read_to_string(home.join("plugin.config"))?;
+    let line = line.replace("stek_share.so", text(&plugin()?.canonicalize()?));
+    Ok(fs::write(ats.etc().join("plugin.config"), line)?)
+}
+
 /// The plugin under test.
 ///
 /// # Errors

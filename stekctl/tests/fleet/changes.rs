@@ -1,0 +1,261 @@
+//! `add`, `remove`, `replace` and `renew` on fleets whose clients take and offer tickets all the while:
+//! what the commands print is what is done here, and no ticket is missed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use testkit::ats::Ats;
+use testkit::fleet::wait_one_key;
+use testkit::load::{self, Load};
+use testkit::pki::Identity;
+use testkit::run_dir::RunDir;
+use testkit::{ports, tickets, wait, Context, Error, Result};
+
+use crate::stage::{install, stekctl, text, turn, wait_code, Said, PATIENCE};
+
+/// The files of a fleet, the servers that it has and will have, and clients of them.
+struct Site {
+    dir: RunDir,
+    /// What `init` made.
+    files: PathBuf,
+    /// By server id. Those that are not in the list yet are not started.
+    servers: BTreeMap<usize, Ats>,
+    ports: Vec<u16>,
+    load: Load,
+}
+
+impl Site {
+    /// `size` servers of `all`, with a key that changes every two seconds.
+    fn new(size: usize, all: usize) -> Result<Site> {
+        let dir = RunDir::new("ctl-changes")?;
+        let files = dir.join("fleet");
+        let ports = ports::take_many(all)?;
+        let places: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let first: Vec<&str> = places.iter().take(size).map(String::as_str).collect();
+        let words = [&["init", text(&files), "--interval", "2"], &first[..]].concat();
+        stekctl(&words)?.ended(0, "Made ")?;
+        let site = Identity::self_signed("/CN=localhost")?.write(dir.path(), "site")?;
+        let mut servers = BTreeMap::new();
+        for id in 1..=all {
+            let ats = Ats::builder(&dir.join(&format!("server-{id}"))).certificate(&site);
+            let ats = ats.record("proxy.config.core_limit INT 0").manager().build()?;
+            if id <= size {
+                install(&files.join(format!("server-{id}")), &ats)?;
+            }
+            servers.insert(id, ats);
+        }
+        servers.values_mut().take(size).try_for_each(Ats::start)?;
+        servers.values_mut().take(size).try_for_each(Ats::wait_ready)?;
+        let https: Vec<_> = servers.values().map(Ats::https).collect();
+        wait_one_key(&https[..size], None, PATIENCE)?;
+        let load = Load::start(&https, load::Plan::default())?;
+        (size..all).for_each(|index| load.set_up(index, false));
+        Ok(Site { dir, files, servers, ports, load })
+    }
+
+    fn server(&self, id: usize) -> Result<&Ats> {
+        self.servers.get(&id).ok_or_else(|| Error::new(format!("no server {id}")))
+    }
+
+    fn place(&self, id: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[id - 1])
+    }
+
+    /// The command on the directory.
+    fn change(&self, words: &[&str]) -> Result<Said> {
+        let (command, rest) = words.split_first().ok_or_else(|| Error::new("no words"))?;
+        stekctl(&[&[*command, text(&self.files)], rest].concat())
+    }
+
+    /// Copies files of some servers to them, in this order.
+    fn hand_out(&self, ids: &[usize], names: &[&str]) -> Result<()> {
+        for id in ids {
+            let (from, to) = (self.home(*id), self.server(*id)?.etc().join("stek_share"));
+            for name in names {
+                // Over the file that is there, as scp does.
+                fs::write(to.join(name), fs::read(from.join(name))?).context(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn home(&self, id: usize) -> PathBuf {
+        self.files.join(format!("server-{id}"))
+    }
+
+    fn status(&self, by: usize) -> Result<Said> {
+        let etc = self.server(by)?.etc();
+        stekctl(&["--ats-config", text(&etc), "--timeout", "10", "status"])
+    }
+
+    /// Sends `reload` to a server, and waits for what it says.
+    fn reload(&self, id: usize, answer: &str) -> Result<()> {
+        let ats = self.server(id)?;
+        let before = ats.diags().len();
+        ats.ctl(&["plugin", "msg", "stek_share", "reload"])?;
+        wait::until(PATIENCE, answer, || {
+            Ok(ats.diags().get(before..).unwrap_or_default().contains(answer).then_some(()))
+        })
+        .map_err(|error| Error::new(format!("{error}\n{}", ats.diags())))
+    }
+
+    /// Starts a new server with its files, as the first steps of `add` and `replace` say.
+    fn arrive(&mut self, id: usize) -> Result<()> {
+        let home = self.home(id);
+        let ats = self.servers.get_mut(&id).ok_or_else(|| Error::new("no such server"))?;
+        install(&home, ats)?;
+        ats.start()?;
+        ats.wait_ready()
+    }
+
+    /// The last steps: the list for those that were there, one reload, and a fleet that is well.
+    fn agree(&self, present: &[usize], all: &[usize]) -> Result<()> {
+        self.hand_out(present, &["server_list.yaml"])?;
+        self.reload(present[0], "the group's server list, version")?;
+        let said = wait_code(0, || self.status(present[0]))?;
+        said.ended(0, &format!("healthy: {0} of {0} servers answer", all.len()))
+    }
+
+    /// Lets clients at a new server, once it has the group's keys and has seen one being replaced.
+    fn open(&self, id: usize, others: &[usize]) -> Result<()> {
+        let mut https = vec![self.server(id)?.https()];
+        for other in others {
+            https.push(self.server(*other)?.https());
+        }
+        let first = wait_one_key(&https, None, PATIENCE)?;
+        wait_one_key(&https, Some(&first), PATIENCE)?;
+        self.load.set_up(id - 1, true);
+        Ok(())
+    }
+
+    /// Takes clients off a server.
+    fn close(&self, id: usize) {
+        self.load.set_up(id - 1, false);
+    }
+
+    fn kill(&mut self, id: usize) {
+        self.servers.get_mut(&id).into_iter().for_each(Ats::kill9);
+    }
+
+    fn end(self) -> Result<()> {
+        let report = self.load.stop();
+        println!("{report}");
+        assert_eq!(report.missed, 0, "{report}");
+        assert!(report.offers > 100, "too little load: {report}");
+        self.dir.done()
+    }
+}
+
+/// Everything in a directory, to tell whether anything changed.
+fn content(dir: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            all.extend(content(&path)?);
+        } else {
+            all.insert(path.clone(), fs::read(&path)?);
+        }
+    }
+    Ok(all)
+}
+
+#[test]
+fn three_servers_grow_are_replaced_renewed_and_shrink_without_a_miss() -> Result<()> {
+    let _turn = turn();
+    let mut site = Site::new(3, 5)?;
+
+    let said = site.change(&["add", &site.place(4)])?;
+    said.ended(0, "server 4 (127.0.0.1:")?;
+    said.ended(0, "fleet/server-4 root@127.0.0.1:/etc/trafficserver/stek_share\n")?;
+    site.arrive(4)?;
+    site.agree(&[1, 2, 3], &[1, 2, 3, 4])?;
+    site.open(4, &[1, 2, 3])?;
+
+    // A machine that is gone, and one in its place: clients went with it.
+    site.close(2);
+    site.kill(2);
+    let said = site.change(&["replace", "2", &site.place(5)])?;
+    said.ended(0, "server 5 (127.0.0.1:")?;
+    site.arrive(5)?;
+    site.agree(&[1, 3, 4], &[1, 3, 4, 5])?;
+    site.open(5, &[1, 3, 4])?;
+
+    let before = fs::read(site.home(3).join("server.key"))?;
+    site.change(&["renew"])?.ended(0, "a new certificate and key for server 1")?;
+    assert_ne!(before, fs::read(site.home(3).join("server.key"))?);
+    for id in [1, 3, 4, 5] {
+        site.hand_out(&[id], &["server.crt", "server.key"])?;
+        site.reload(id, "reload: done; changed: ")?;
+    }
+    wait_code(0, || site.status(4))?;
+
+    site.close(4);
+    let said = site.change(&["remove", "4"])?;
+    said.ended(0, "server 4 (127.0.0.1:")?;
+    assert!(!site.files.join("removed/server-4/server.key").exists());
+    site.agree(&[1, 3, 5], &[1, 3, 5])?;
+    site.kill(4);
+
+    // Of three, two are a majority and one of two is none.
+    site.close(5);
+    site.kill(5);
+    let before = content(&site.files)?;
+    site.change(&["remove", "3"])?.ended(3, "bring back or remove server 5 first")?;
+    assert_eq!(before, content(&site.files)?, "a refused command changes nothing");
+    let said = site.change(&["remove", "5", "--json"])?;
+    said.ended(0, "\"removed\":[5]")?;
+    site.hand_out(&[1, 3], &["server_list.yaml"])?;
+    site.reload(1, "the group's server list, version")?;
+    wait_code(0, || site.status(3))?.ended(0, "2 of 2 servers answer")?;
+    site.end()
+}
+
+#[test]
+fn five_servers_change_their_authority_and_shrink_without_a_miss() -> Result<()> {
+    let _turn = turn();
+    let mut site = Site::new(5, 6)?;
+    let all = [1, 2, 3, 4, 5];
+    let steps: [(&str, &[&str]); 3] = [
+        ("step 1 of 3", &["ca.crt"]),
+        ("step 2 of 3", &["server.crt", "server.key"]),
+        ("step 3 of 3", &["ca.crt"]),
+    ];
+    for (words, files) in steps {
+        site.change(&["renew", "--authority"])?.ended(0, words)?;
+        for id in all {
+            site.hand_out(&[id], files)?;
+            site.reload(id, "reload: done; changed: ")?;
+        }
+        wait_code(0, || site.status(1))?;
+    }
+    // The next certificates are of the new authority, and the old one is worth nothing.
+    let ca = fs::read_to_string(site.files.join("ca/ca.crt"))?;
+    assert_eq!(fs::read_to_string(site.home(2).join("ca.crt"))?, ca);
+    assert!(!site.files.join("ca/next.key").exists());
+
+    // A living server's key was stolen: another machine takes its place.
+    site.change(&["replace", "1", &site.place(6)])?.ended(0, "server 6 (127.0.0.1:")?;
+    site.arrive(6)?;
+    site.close(1);
+    site.agree(&[2, 3, 4, 5], &[2, 3, 4, 5, 6])?;
+    site.open(6, &[2, 3])?;
+    let stolen = site.server(1)?.etc();
+    let said = stekctl(&["--ats-config", text(&stolen), "rotate"])?;
+    said.ended(3, "nothing was done")?;
+
+    site.close(2);
+    site.close(3);
+    site.change(&["remove", "2", "3"])?.ended(0, "the list of now 3 servers")?;
+    let begun = Instant::now();
+    site.agree(&[4, 5, 6], &[4, 5, 6])?;
+    println!("two of five left after {:?}", begun.elapsed());
+    [1, 2, 3].into_iter().for_each(|id| site.kill(id));
+    let https: Vec<_> =
+        [4, 5, 6].iter().map(|id| Ok(site.server(*id)?.https())).collect::<Result<_>>()?;
+    let now = tickets::key_name(https[0])?;
+    wait_one_key(&https, Some(&now), PATIENCE)?;
+    site.end()
+}
