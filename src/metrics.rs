@@ -3,8 +3,11 @@
 //!
 //! Knows no host and no exporter: [`crate::host`] makes the metrics in Traffic Server and sets
 //! them, stekctl prints them for Prometheus, and a test holds the documentation to this table.
-//! Invariants: a name never changes its meaning; a value that is not known is -1 where 0 means
-//! something.
+//! Invariants: a name never changes its meaning; no value is negative, since the host's exporter prints
+//! integers unsigned; and where 0 could be taken for something else than "not known yet", as it is in the
+//! first seconds of the host, another metric tells.
+//!
+//! Long because: one table with a line or more for each metric, and for each a test.
 
 use std::time::Duration;
 
@@ -109,6 +112,8 @@ const fn refused(
 
 /// The name of the metric that says whether the plugin runs; the host sets it back to 0.
 pub const UP: &str = "up";
+/// The name of the metric that has the plugin's version in one number.
+pub const VERSION: &str = "version";
 /// The names of the metrics that the installer sets by itself, since it works without a node.
 pub const INSTALLS: &str = "installs";
 /// See [`INSTALLS`].
@@ -131,11 +136,15 @@ const HANDSHAKE_CAUSES: [&str; 7] = [
 pub const METRICS: &[Metric] = &[
     gauge(
         UP,
-        "1 while the plugin runs; 0 if its configuration was refused or it ended by an error",
+        "1 while the plugin runs, set after all others; 0 in the first seconds, and if its configuration \
+         was refused or it ended by an error",
         "0, or absent, for a minute: this server shares no key; all other alarms need 1 here",
         |_| 1,
     ),
     gauge("server_id", "this server's server_id", "", |s| s.id.0.into()),
+    gauge(VERSION, "the plugin's version, 1002003 for 1.2.3", "not the same everywhere for a day", |s| {
+        version_number(&s.software)
+    }),
     gauge(
         "role",
         "0 joining, 1 catches up without its memory, 2 follower, 3 campaigns, \
@@ -143,8 +152,11 @@ pub const METRICS: &[Metric] = &[
         "0, 1 or 3 for a minute; no 4 or more than one in the fleet for a minute",
         |s| whole(s.group.role.number()),
     ),
-    gauge("leader_id", "the leader's server_id, -1 if none is known", "-1 for a minute", |s| {
-        s.group.leader.map_or(-1, |id| id.0.into())
+    gauge("leader_known", "1 while this server knows a leader", "0 for a minute", |s| {
+        s.group.leader.is_some().into()
+    }),
+    gauge("leader_id", "the leader's server_id; 0 also while none is known", "", |s| {
+        s.group.leader.map_or(0, |id| id.0.into())
     }),
     gauge("term", "Raft's term: it grows with each attempt at an election", "", |s| {
         whole(s.group.term)
@@ -163,9 +175,9 @@ pub const METRICS: &[Metric] = &[
     }),
     gauge(
         "quorum_age_seconds",
-        "how long ago this server last knew of such a majority; -1 if it never did",
+        "how long ago this server last knew of such a majority, or started if it never did",
         "above 60",
-        |s| s.group.quorum_ms.map_or(-1, seconds),
+        |s| seconds(s.group.quorum_ms.unwrap_or(s.uptime_ms)),
     ),
     gauge("members", "servers in the server list, this one included", "not the same everywhere", {
         |s| whole(s.list.others.len() as u64 + 1)
@@ -218,19 +230,19 @@ pub const METRICS: &[Metric] = &[
     ),
     gauge(
         "next_rotation_seconds",
-        "time to the next scheduled rotation, -1 before there is a key",
+        "time to the next scheduled rotation; key_update_interval before there is a key",
         "0 for a minute",
-        |s| s.keys.current.map_or(-1, |_| seconds(s.keys.next_ms)),
+        |s| seconds(s.keys.current.map_or(s.keys.interval_ms, |_| s.keys.next_ms)),
     ),
     gauge(
-        "own_key",
-        "whose key encrypts: 0 the group's; 1 this server's own, since it has not met the group; 2 \
-         its own, since the group's is older than max_key_age",
-        "not 0 for a minute: no other server resumes the sessions of this one",
+        "key_in_use",
+        "whose key encrypts: 0 not known yet; 1 the group's; 2 this server's own, since it has not met \
+         the group; 3 its own, since the group's is older than max_key_age",
+        "above 1 for a minute: no other server resumes the sessions of this one",
         |s| match s.keys.in_use {
-            KeyInUse::Agreed => 0,
-            KeyInUse::Own => 1,
-            KeyInUse::Emergency => 2,
+            KeyInUse::Agreed => 1,
+            KeyInUse::Own => 2,
+            KeyInUse::Emergency => 3,
         },
     ),
     counter("rotations", "keys that became current", "none in twice key_update_interval", |s| {
@@ -261,9 +273,9 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "certificate_seconds",
         "seconds until the first certificate of this server's chain expires, the server's own or \
-         an authority's; 0 after it, -1 if its date cannot be read",
+         an authority's; 0 after it, and if its date cannot be read",
         "below `certificate_warn_seconds`",
-        |s| s.certificate.expires_s.map_or(-1, whole),
+        |s| s.certificate.expires_s.map_or(0, whole),
     ),
     gauge(
         "certificate_warn_seconds",
@@ -383,6 +395,21 @@ pub const METRICS: &[Metric] = &[
     ),
 ];
 
+/// `1.2.3` as 1002003; 0 if it is no version.
+fn version_number(version: &str) -> i64 {
+    let release = version.split(['-', '+']).next().unwrap_or_default();
+    let parts = release.split('.').map(|part| part.parse::<i64>().ok().filter(|part| *part < 1000));
+    match parts.collect::<Option<Vec<i64>>>().as_deref() {
+        Some([major, minor, patch]) => major * 1_000_000 + minor * 1000 + patch,
+        _ => 0,
+    }
+}
+
+/// What [`VERSION`] says, in words.
+pub fn version_words(number: i64) -> String {
+    format!("{}.{}.{}", number / 1_000_000, number / 1000 % 1000, number % 1000)
+}
+
 fn whole(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -465,13 +492,13 @@ mod tests {
         let cases: &[(&str, Change, i64)] = &[
             ("server_id", |s| s.id = ServerId(5), 5),
             ("role", |s| s.group.role = Role::Leader, 4),
-            ("leader_id", |s| s.group.leader = None, -1),
             ("leader_id", |s| s.group.leader = Some(ServerId(0)), 0),
+            ("version", |s| s.software = "1.2.3-rc1".to_owned(), 1_002_003),
+            ("version", |s| s.software = "odd".to_owned(), 0),
             ("term", |s| s.group.term = 99, 99),
             ("elections", |s| s.group.elections = 12, 12),
             ("leader_changes", |s| s.group.leaders = 13, 13),
             ("quorum", |s| s.group.quorum = false, 0),
-            ("quorum_age_seconds", |s| s.group.quorum_ms = None, -1),
             ("quorum_age_seconds", |s| s.group.quorum_ms = Some(61_999), 61),
             (
                 "members",
@@ -504,15 +531,15 @@ mod tests {
             ("installed_generation", |s| s.keys.installed.0 = 3, 3),
             ("key_age_seconds", |s| s.keys.age_ms = 77_000, 77),
             ("next_rotation_seconds", |s| s.keys.next_ms = 5_999, 5),
-            ("own_key", |s| s.keys.in_use = KeyInUse::Own, 1),
-            ("own_key", |s| s.keys.in_use = KeyInUse::Emergency, 2),
+            ("key_in_use", |s| s.keys.in_use = KeyInUse::Own, 2),
+            ("key_in_use", |s| s.keys.in_use = KeyInUse::Emergency, 3),
             ("rotations", |s| s.group.rotations = 14, 14),
             ("staged", |s| s.group.staged = 15, 15),
             ("installs", |s| s.host.installs = 16, 16),
             ("install_failures", |s| s.host.install_failures = 17, 17),
             ("install_pending", |s| s.host.install_pending = true, 1),
             ("refused_keys", |s| s.refused_keys.push(("apply_stale".to_owned(), 4)), 5),
-            ("certificate_seconds", |s| s.certificate.expires_s = None, -1),
+            ("certificate_seconds", |s| s.certificate.expires_s = None, 0),
             ("certificate_seconds", |s| s.certificate.expires_s = Some(99), 99),
             ("certificate_warn_seconds", |s| s.certificate.life_s = 86_400, 28_800),
             ("host_hints", |s| s.host.hints.push(Hint::Unlocked(1)), 2),
@@ -535,7 +562,33 @@ mod tests {
         let told: BTreeSet<&str> = cases.iter().map(|(name, ..)| *name).collect();
         let rest = METRICS.iter().map(|metric| metric.name).filter(|name| !told.contains(name));
         let rest: Vec<&str> = rest.filter(|name| !name.starts_with("refused_peers")).collect();
-        assert_eq!(rest, [UP, "handshake_failures"]);
+        assert_eq!(rest, [UP, "leader_known", "handshake_failures"]);
+    }
+
+    /// The host's exporter would print -1 as 18446744073709551615.
+    #[test]
+    fn nothing_is_negative_however_little_is_known() {
+        let mut status = sample();
+        status.uptime_ms = 8000;
+        status.group.leader = None;
+        status.group.quorum_ms = None;
+        status.keys.current = None;
+        status.certificate.expires_s = None;
+        status.software.clear();
+        let of = |name: &str| Metric::named(name).unwrap().read(&status);
+        assert_eq!((of("leader_known"), of("leader_id")), (0, 0));
+        assert_eq!((of("quorum_age_seconds"), of("next_rotation_seconds")), (8, 3));
+        for metric in METRICS {
+            assert!(metric.read(&status) >= 0, "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn a_version_is_a_number_and_back() {
+        for version in ["0.1.0", "1.2.3", "12.345.678"] {
+            assert_eq!(version_words(version_number(version)), version);
+        }
+        assert_eq!(version_number("1.1000.0"), 0);
     }
 
     #[test]

@@ -199,6 +199,68 @@ fn metrics_in_examples_and_manual_exist() {
     }
 }
 
+/// A file that is made of another one, or of the code, and has to be as `wanted`; otherwise what it should be
+/// is left beside the build, to be looked at and copied.
+fn is_made(file: &str, wanted: &str) {
+    let found = fs::read_to_string(Path::new(ROOT).join(file)).unwrap_or_default();
+    if found != wanted {
+        let left =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(Path::new(file).file_name().unwrap());
+        fs::write(&left, wanted).unwrap();
+        panic!("{file} is not as it is made: cp {} {file}", left.display());
+    }
+}
+
+/// From 10.1 on Traffic Server's own plugin prints Prometheus's format, with its names for things.
+#[test]
+fn alarms_and_dashboard_come_in_both_spellings() {
+    let respelled = |text: &str| {
+        let mut out = text.to_owned();
+        // The longest first: no name is a part of a longer one that was not respelled.
+        let mut metrics: Vec<_> = METRICS.iter().collect();
+        metrics.sort_by_key(|metric| std::cmp::Reverse(metric.prometheus_name().len()));
+        for metric in metrics {
+            let name = metric.host_name().replace('.', "\u{1}");
+            let word = metric.prometheus_name();
+            out = out.split(&word).collect::<Vec<_>>().join(&name);
+        }
+        out.replace('\u{1}', "_")
+    };
+    let note = "# The same for stats_over_http of Traffic Server 10.1 and later, which prints Prometheus's format\n\
+                # by itself. Made of prometheus-alerts.yaml; a test holds it to that.\n";
+    is_made(
+        "examples/prometheus-alerts-ats10.yaml",
+        &(note.to_owned() + &respelled(&read(ALERTS))),
+    );
+    is_made("examples/grafana-dashboard-ats10.json", &respelled(&read(DASHBOARD)));
+    let alarms = read("examples/prometheus-alerts-ats10.yaml");
+    assert!(alarms.contains("expr: increase(plugin_stek_share_install_failures[10m]) > 0"));
+    assert!(alarms.contains("expr: plugin_stek_share_up == 0\n"));
+    let left = words(&alarms, "stek_share_");
+    assert!(left.iter().all(|word| *word == "stek_share_info"), "{left:?}");
+}
+
+/// For Debian's prometheus-trafficserver-exporter, which prints what its mapping names.
+#[test]
+fn the_mapping_for_the_exporter_has_each_metric() {
+    let mut wanted = String::from(
+        "# Appended to the metrics.yaml of prometheus-trafficserver-exporter it shows the metrics of\n\
+         # stek_share under the names of prometheus-alerts.yaml. Made of the table in docs/metrics.md; a\n\
+         # test holds it to that.\n",
+    );
+    for metric in METRICS {
+        let (name, kind) = (metric.prometheus_name(), metric.kind.word());
+        let text = metric.meaning.replace('\'', "''");
+        wanted += &format!(
+            "{name}:\n  documentation: '{text}'\n  type: {kind}\n  values:\n  - labels: {{}}\n    value: {}\n",
+            metric.host_name()
+        );
+    }
+    is_made("examples/trafficserver-exporter.yaml", &wanted);
+    let read: Value = serde_yaml::from_str(&wanted).unwrap();
+    assert_eq!(read.as_mapping().unwrap().len(), METRICS.len());
+}
+
 /// What a manifest of Kubernetes says.
 fn manifest(name: &str) -> Value {
     serde_yaml::from_str(&read(&format!("packaging/kubernetes/{name}"))).unwrap()

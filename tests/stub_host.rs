@@ -191,7 +191,7 @@ fn a_whole_life_under_either_kind_of_names() {
         life.has("hook 7 took");
         assert_metrics_are_made(&life);
         // Some that need no group; all are set in real Traffic Servers by other tests.
-        for set in ["up 1", "server_id 1", "members 1", "leader_id -1", "certificate_seconds "] {
+        for set in ["up 1", "server_id 1", "members 1", "key_in_use 2", "certificate_seconds "] {
             assert!(life.has(&format!("stat plugin.stek_share.{set}")) > took[0], "{set}");
         }
         life.has("stat plugin.stek_share.up 0");

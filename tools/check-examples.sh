@@ -31,6 +31,14 @@ for version in "${kubernetes[@]}"; do
 done
 check "examples/prometheus-alerts.yaml" "$venv/bin/promtool" check rules examples/prometheus-alerts.yaml
 check "each alarm for its cause" "$venv/bin/promtool" test rules tests/examples/alerts.test.yaml
+check "examples/prometheus-alerts-ats10.yaml" \
+    "$venv/bin/promtool" check rules examples/prometheus-alerts-ats10.yaml
+units=$(mktemp -d)
+trap 'rm -rf "$units"' EXIT
+cp packaging/systemd/* "$units"
+# The command is installed beside them.
+sed -i "s|^ExecStart=[^ ]*|ExecStart=/bin/true|" "$units"/*.service
+check "the units for the metrics" systemd-analyze verify --man=no "$units"/*.service "$units"/*.timer
 check "the manual in reStructuredText" "$venv/bin/python3" tests/examples/read_rst.py \
     docs/admin-guide/plugins/stek_share.en.rst
 exit $failed

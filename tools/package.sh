@@ -23,6 +23,7 @@ mkdir -p "$tree/man" "$tree/completions" "$tree/examples"
 cp -r packaging/debian "$tree/debian"
 cp README.md "$tree"
 cp -r docs "$tree/docs"
+cp -r packaging/systemd "$tree/systemd"
 # Beside the manuals, or debhelper would take it for a changelog of Debian's form.
 cp CHANGELOG.md "$tree/docs"
 cp example_server_conf.yaml example_server_list.yaml plugin.config.example examples/* \

@@ -109,9 +109,11 @@ impl Stats {
 
     /// Sets all of them to what this server says of itself.
     pub fn update(&self, status: &ServerStatus) {
-        for (metric, entry) in METRICS.iter().zip(&self.0.stats) {
+        for (metric, entry) in METRICS.iter().zip(&self.0.stats).filter(|(m, _)| m.name != UP) {
             set(entry, metric.read(status));
         }
+        // Whoever finds this one set finds the others set.
+        self.set_named(UP, 1);
     }
 
     fn set_named(&self, name: &str, value: i64) {

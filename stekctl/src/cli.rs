@@ -366,6 +366,13 @@ pub struct MetricsArgs {
     /// Where stats_over_http.so answers, http:// only; or - for its JSON on standard input
     #[arg(value_name = "URL", default_value = "http://127.0.0.1:8080/_stats")]
     pub source: String,
+    /// Write them into this file in one step, for the node exporter's textfile collector. Where nothing
+    /// answers the file says stek_share_up 0, and the exit code is 2
+    #[arg(long, value_name = "FILE")]
+    pub textfile: Option<PathBuf>,
+    /// A label fleet="NAME" for each metric
+    #[arg(long, value_name = "NAME")]
+    pub fleet: Option<String>,
 }
 
 /// Units that may follow a number, in milliseconds.

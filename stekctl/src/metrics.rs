@@ -3,72 +3,136 @@
 //!
 //! Which metrics there are and what they mean is the plugin's own table's to say. Invariants:
 //! an answer of any content and speed costs bounded time and memory, and no text of it reaches the
-//! output other than whole numbers and names that Prometheus accepts.
+//! output other than whole numbers, names that Prometheus accepts, and quoted versions. A file is whole
+//! at any time.
 
-use std::fmt::Write as _;
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stek_share::metrics::{Metric, PREFIX};
+use stek_share::metrics::{version_words, Metric, PREFIX, UP, VERSION};
 use stek_share::transport::resolver::look_up;
 
 use crate::cli::MetricsArgs;
 use crate::exit_code::{Ended, Failure, Outcome};
-use crate::output::print;
+use crate::output::{complain, print};
 
 /// The largest answer, in bytes; a Traffic Server has some 2000 metrics in 100 KiB.
 const MAX_ANSWER: usize = 16 << 20;
 
+/// The longest value of a label, in characters.
+const MAX_LABEL: usize = 200;
+
+/// The mode of a text file: an exporter of another user reads it.
+const READABLE: u32 = 0o644;
+
 /// The most addresses of a host that are tried.
 const MAX_ADDRESSES: usize = 8;
 
-/// Reads, translates and prints.
+/// Reads, translates, and prints or writes.
 pub fn run(args: &MetricsArgs, limit: Duration) -> Ended {
-    let text = match args.source.as_str() {
-        "-" => from_stdin()?,
-        url => fetch(url, limit).map_err(|why| Failure::new(format!("{url}: {why}")))?,
+    let fleet = args.fleet.as_deref();
+    let read = match args.source.as_str() {
+        "-" => from_stdin(),
+        url => fetch(url, limit).map_err(|why| format!("{url}: {why}")),
     };
-    let metrics = translate(&text).map_err(|why| {
-        Failure::new(format!("{}: {why}", if args.source == "-" { "stdin" } else { &args.source }))
-    })?;
-    print(&metrics)?;
-    Ok(Outcome::Healthy)
+    let named = |why| match args.source.as_str() {
+        "-" => format!("stdin: {why}"),
+        url => format!("{url}: {why}"),
+    };
+    let metrics = read.and_then(|text| translate(&text, fleet).map_err(named));
+    match (metrics, &args.textfile) {
+        (Ok(metrics), None) => print(&metrics).map(|()| Outcome::Healthy),
+        (Err(why), None) => Err(Failure::new(why)),
+        (Ok(metrics), Some(file)) => put(file, &metrics).map(|()| Outcome::Healthy),
+        (Err(why), Some(file)) => {
+            // A file that is left as it was would say for ever that all is well.
+            put(file, &away(fleet))?;
+            complain(&format!("{why}; {} says stek_share_up 0", file.display()));
+            Ok(Outcome::Broken)
+        }
+    }
 }
 
-fn from_stdin() -> Result<String, Failure> {
+/// What there is to say of a server whose Traffic Server or plugin does not answer.
+fn away(fleet: Option<&str>) -> String {
+    Metric::named(UP).map_or_else(String::new, |up| {
+        sample(&up.prometheus_name(), (up.kind.word(), up.meaning), &labels(&[("fleet", fleet)]), 0)
+    })
+}
+
+/// Puts a file in place of another in one step, so that no reader finds half of it.
+fn put(file: &Path, text: &str) -> Result<(), Failure> {
+    let failed = |what: &str, error: io::Error| {
+        Failure::new(format!("--textfile {}: cannot be {what}: {error}", file.display()))
+    };
+    let name = file.file_name().ok_or_else(|| {
+        Failure::new(format!(
+            "--textfile {}: names no file; give one that ends in .prom",
+            file.display()
+        ))
+    })?;
+    // The node exporter reads what ends in .prom.
+    let draft = file.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+    let written = fs::write(&draft, text)
+        .and_then(|()| fs::set_permissions(&draft, fs::Permissions::from_mode(READABLE)))
+        .map_err(|error| failed("written", error))
+        .and_then(|()| fs::rename(&draft, file).map_err(|error| failed("put in place", error)));
+    if written.is_err() {
+        let _ = fs::remove_file(&draft);
+    }
+    written
+}
+
+fn from_stdin() -> Result<String, String> {
     let mut text = String::new();
     let read = io::stdin().lock().take(MAX_ANSWER as u64).read_to_string(&mut text);
-    read.map_err(|error| Failure::new(format!("stdin cannot be read: {error}")))?;
-    Ok(text)
+    read.map(|_| text).map_err(|error| format!("stdin cannot be read: {error}"))
 }
 
 /// The exposition of all the plugin's metrics in an answer of stats_over_http.
 ///
 /// # Errors
 /// Why there are none, in words that follow the source's name.
-fn translate(json: &str) -> Result<String, String> {
+fn translate(json: &str, fleet: Option<&str>) -> Result<String, String> {
     let value: Value = serde_json::from_str(json)
         .map_err(|error| format!("is not JSON: {error}; is it stats_over_http's answer?"))?;
     let Some(global) = value.get("global").and_then(Value::as_object) else {
         return Err("has no \"global\"; is it stats_over_http's answer?".to_owned());
     };
-    let mut out = String::new();
+    let own = labels(&[("fleet", fleet)]);
+    let (mut out, mut version) = (String::new(), None);
     for (full, value) in global {
         let Some(name) = full.strip_prefix(PREFIX) else { continue };
         let Some(number) = whole(value) else { continue };
-        let (exported, kind, help) = match Metric::named(name) {
-            Some(known) => (known.prometheus_name(), known.kind.word(), known.meaning),
+        if name == VERSION {
+            version = i64::try_from(number).ok().map(version_words);
+        }
+        out += &match Metric::named(name) {
+            Some(known) => {
+                let kind = (known.kind.word(), known.meaning);
+                sample(&known.prometheus_name(), kind, &own, number)
+            }
             // Of a newer plugin than this command.
-            None if is_plain(name) => (format!("stek_share_{name}"), "untyped", "not known here"),
+            None if is_plain(name) => {
+                sample(&format!("stek_share_{name}"), ("untyped", "not known here"), &own, number)
+            }
             None => continue,
         };
-        // Writing to a string cannot fail.
-        let _ = write!(
-            out,
-            "# HELP {exported} {help}\n# TYPE {exported} {kind}\n{exported} {number}\n"
-        );
+    }
+    if !out.is_empty() {
+        let host = global.get("server").and_then(Value::as_str);
+        let told = labels(&[
+            ("fleet", fleet),
+            ("stekctl", Some(env!("CARGO_PKG_VERSION"))),
+            ("traffic_server", host),
+            ("version", version.as_deref()),
+        ]);
+        out += &sample("stek_share_info", ("gauge", "versions, as labels"), &told, 1);
     }
     if !out.is_empty() {
         Ok(out)
@@ -80,18 +144,48 @@ fn translate(json: &str) -> Result<String, String> {
     }
 }
 
+/// One metric in Prometheus's form.
+fn sample(name: &str, (kind, help): (&str, &str), labels: &str, number: u64) -> String {
+    format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{labels} {number}\n")
+}
+
+/// Labels in braces; nothing where none is known.
+fn labels(known: &[(&str, Option<&str>)]) -> String {
+    let known = known.iter().filter_map(|(name, value)| Some((name, (*value)?)));
+    let words: Vec<String> = known
+        .map(|(name, value)| {
+            let mut quoted = String::new();
+            for c in value.chars().take(MAX_LABEL) {
+                match c {
+                    '\\' | '"' => quoted.extend(['\\', c]),
+                    _ if c.is_control() => quoted.push(' '),
+                    _ => quoted.push(c),
+                }
+            }
+            format!("{name}=\"{quoted}\"")
+        })
+        .collect();
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!("{{{}}}", words.join(","))
+    }
+}
+
 /// Whether Prometheus accepts the name as it is.
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// Traffic Server 9.2 writes numbers as texts, later ones may not.
-fn whole(value: &Value) -> Option<i64> {
-    match value {
-        Value::Number(number) => number.as_i64(),
+/// Traffic Server 9.2 writes numbers as texts, later ones may not. It prints them unsigned, so that what
+/// is above the largest signed one was negative, which no metric of the plugin is.
+fn whole(value: &Value) -> Option<u64> {
+    let number = match value {
+        Value::Number(number) => number.as_u64(),
         Value::String(text) => text.parse().ok(),
         _ => None,
-    }
+    };
+    number.filter(|number| i64::try_from(*number).is_ok())
 }
 
 /// Asks for `url` and returns the body of the answer.
@@ -195,13 +289,16 @@ mod tests {
         let json = r#"{ "global": {
             "proxy.process.http.requests": "7",
             "plugin.stek_share.elections": "3",
-            "plugin.stek_share.leader_id": -1,
+            "plugin.stek_share.leader_id": 4,
+            "plugin.stek_share.wrapped": 18446744073709551615,
+            "plugin.stek_share.negative": -1,
+            "plugin.stek_share.version": "2003",
             "plugin.stek_share.of_the_future": "12",
             "plugin.stek_share.bad name} 1\nx": "1",
             "plugin.stek_share.term": "no number",
             "server": "9.2.9"
         } }"#;
-        let lines = translate(json)?;
+        let lines = translate(json, None)?;
         let meaning = Metric::named("elections").map_or("", |metric| metric.meaning);
         let expected = [
             &*format!("# HELP stek_share_elections_total {meaning}"),
@@ -210,9 +307,14 @@ mod tests {
         ];
         let elections: Vec<&str> = lines.lines().filter(|l| l.contains("elections")).collect();
         assert_eq!(elections, expected);
-        assert!(lines.contains("\n# TYPE stek_share_leader_id gauge\nstek_share_leader_id -1\n"));
+        assert!(lines.contains("\n# TYPE stek_share_leader_id gauge\nstek_share_leader_id 4\n"));
+        let info =
+            "stek_share_info{stekctl=\"0.1.0\",traffic_server=\"9.2.9\",version=\"0.2.3\"} 1\n";
+        assert!(lines.ends_with(info), "{lines}");
+        let named = translate(json, Some("a\\\"\nb"))?;
+        assert!(named.contains("\nstek_share_leader_id{fleet=\"a\\\\\\\" b\"} 4\n"), "{named}");
         assert!(lines.contains("# TYPE stek_share_of_the_future untyped\n"), "{lines}");
-        assert_eq!(lines.lines().count(), 9, "three lines for each of three: {lines}");
+        assert_eq!(lines.lines().count(), 15, "three lines for each of five: {lines}");
         Ok(())
     }
 
@@ -223,7 +325,7 @@ mod tests {
             ("[]", "has no \"global\""),
             (r#"{"global": {"x": "1"}}"#, "the plugin does not run"),
         ] {
-            let why = translate(json).unwrap_err();
+            let why = translate(json, None).unwrap_err();
             assert!(why.contains(words), "{why}");
         }
     }

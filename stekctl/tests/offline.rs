@@ -196,7 +196,7 @@ fn metrics_are_read_from_standard_input() -> Result<()> {
     }
     let output = child.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.ends_with("\nstek_share_term 4\n"), "{said}");
+    assert!(output.status.success() && said.contains("\nstek_share_term 4\n"), "{said}");
     expect(&["metrics", "-"], 3, &["stdin: is not JSON"])?;
     Ok(())
 }
@@ -218,8 +218,18 @@ fn every_command_has_help_a_man_page_and_completion() -> Result<()> {
     assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
     expect(&["man"], 0, &[".TH stekctl 1", "mutual TLS"])?;
     expect(&["man", text(dir.path())], 0, &[])?;
-    let commands =
-        ["status", "rotate", "revoke", "check", "doctor", "init", "metrics", "completions", "man"];
+    let commands = [
+        "status",
+        "wait",
+        "rotate",
+        "revoke",
+        "check",
+        "doctor",
+        "init",
+        "metrics",
+        "completions",
+        "man",
+    ];
     for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{help}");
         let own = expect(&[command, "--help"], 0, &["Usage: stekctl "])?;
@@ -411,5 +421,39 @@ fn changes_of_a_fleets_directory_are_whole_or_not_at_all() -> Result<()> {
 
     fs::write(made.join("server-3/server_list.yaml"), "- server_id: 3\n")?;
     expect(&["renew", fleet], 3, &["server-3/server_list.yaml"])?;
+    dir.done()
+}
+
+#[test]
+fn a_text_file_of_metrics_is_whole_and_says_when_nobody_answers() -> Result<()> {
+    let dir = RunDir::new("ctl-textfile")?;
+    let file = dir.join("stek_share.prom");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let url = format!("http://{nobody}/_stats");
+    let words = ["metrics", "--textfile", text(&file), "--fleet", "edge", &url];
+    expect(&words, 2, &["cannot be reached at", "says stek_share_up 0"])?;
+    let away = fs::read_to_string(&file)?;
+    assert!(away.ends_with("\nstek_share_up{fleet=\"edge\"} 0\n"), "{away}");
+    assert_eq!(away.lines().count(), 3, "{away}");
+
+    let mut child = Command::new(env!("CARGO_BIN_EXE_stekctl"))
+        .args(["metrics", "--textfile", text(&file), "-"])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let said = r#"{"global": {"plugin.stek_share.up": "1", "server": "9.2.5"}}"#;
+    child.stdin.take().map(|mut pipe| pipe.write_all(said.as_bytes())).transpose()?;
+    assert!(child.wait()?.success());
+    let there = fs::read_to_string(&file)?;
+    assert!(there.contains("\nstek_share_up 1\n") && there.contains("stek_share_info{"), "{there}");
+    assert_eq!(fs::metadata(&file)?.mode() & 0o777, 0o644, "the exporter is another user");
+    let names: Vec<_> =
+        fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(names, ["stek_share.prom"], "no draft is left");
+    let nowhere = dir.join("none/stek_share.prom");
+    expect(
+        &["metrics", "--textfile", text(&nowhere), &url],
+        3,
+        &["cannot be written: No such file"],
+    )?;
     dir.done()
 }

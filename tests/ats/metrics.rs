@@ -128,7 +128,8 @@ fn all_is_well(fleet: &Fleet) -> Result<usize> {
         assert_eq!((n["up"], n["server_id"], n["members"]), (1, index as i64 + 1, 3));
         assert!(n["role"] == 2 || n["role"] == 4, "{n:?}");
         assert!(n["leader_id"] >= 1 && n["term"] >= 1 && n["leader_changes"] >= 1, "{n:?}");
-        assert_eq!((n["list_version"], n["own_key"], n["install_pending"]), (1, 0, 0), "{n:?}");
+        assert_eq!((n["list_version"], n["key_in_use"], n["install_pending"]), (1, 1, 0), "{n:?}");
+        assert!(n.values().all(|value| *value >= 0), "{n:?}");
         assert!((0..=10).contains(&n["quorum_age_seconds"]), "{n:?}");
         assert!(n["installs"] >= 2 && n["install_failures"] == 0, "{n:?}");
         assert!(n["staged"] >= 1 && n["rotations"] >= 1, "{n:?}");
@@ -317,7 +318,7 @@ fn the_rest_elects(fleet: &mut Fleet, leader: usize) -> Result<()> {
     let mut stood = 0;
     for (index, ats) in fleet.servers.iter().enumerate().filter(|(index, _)| *index != leader) {
         let gone = leader as i64 + 1;
-        let n = until(ats, "another leader", |n| n["leader_id"] != gone && n["leader_id"] != -1)?;
+        let n = until(ats, "another leader", |n| n["leader_id"] != gone && n["leader_known"] == 1)?;
         assert!(n["term"] > before[index]["term"], "{n:?}");
         assert!(n["leader_changes"] > before[index]["leader_changes"], "{n:?}");
         stood += n["elections"] - before[index]["elections"];
@@ -337,8 +338,9 @@ fn a_server_alone_goes_on_with_its_own_key(fleet: &mut Fleet) -> Result<()> {
     until(alone, "the majority to be missed", |n| {
         n["quorum"] == 0 && n["quorum_age_seconds"] >= 5
     })?;
-    let n =
-        until(alone, "a key of its own", |n| n["own_key"] == 2 && n["next_rotation_seconds"] == 0)?;
+    let n = until(alone, "a key of its own", |n| {
+        n["key_in_use"] == 3 && n["next_rotation_seconds"] == 0
+    })?;
     assert!(
         n["key_age_seconds"] >= INTERVAL.as_secs() as i64 && n["peers_reachable"] == 0,
         "{n:?}"
