@@ -14,8 +14,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, sleep_until, Instant};
 
-use super::listener::ListenSettings;
-use super::resolve;
+use super::bounds::Bounds;
+use super::resolver::{Resolver, Unresolved};
+use crate::core::config::Member;
 use crate::log_sink::{Level, Log};
 
 /// The system's queue of connections that are not accepted yet.
@@ -31,6 +32,21 @@ const ADDRESS_LOOK: Duration = Duration::from_secs(3);
 
 /// The same for a name, which somebody has to look up.
 const NAME_LOOK: Duration = Duration::from_secs(60);
+
+/// Where to listen and how much to bear.
+#[derive(Clone, Debug)]
+pub struct ListenSettings {
+    /// Listen there and nowhere else: an address of this machine or a name for one.
+    pub bind_address: Option<String>,
+    /// Otherwise listen there if it is this machine's, else on all interfaces until it is.
+    pub address: String,
+    /// TCP port; 0 lets the system pick one.
+    pub port: u16,
+    /// The members of the list.
+    pub members: Vec<Member>,
+    /// The other bounds.
+    pub bounds: Bounds,
+}
 
 /// The sockets that a server listens on.
 pub(super) struct Bound {
@@ -215,6 +231,11 @@ fn bound_socket(addr: SocketAddr) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     Ok(socket)
+}
+
+/// The addresses where this server is to listen.
+async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Unresolved> {
+    Resolver::system().resolve(host, port).await.map(|found| found.addresses)
 }
 
 #[cfg(test)]

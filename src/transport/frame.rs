@@ -37,7 +37,7 @@ use tokio::io::{split, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadH
 use tokio::time::{timeout_at, Instant};
 use zeroize::Zeroizing;
 
-use super::FRAME_LIMIT;
+use super::bounds::FRAME_LIMIT;
 use crate::core::server_id::ServerId;
 
 /// A body, erased when it is dropped: it may carry keys.

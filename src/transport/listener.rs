@@ -35,17 +35,20 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at, Instant};
 
+pub use super::binding::ListenSettings;
 use super::binding::{Bound, Lookout};
+use super::bounds::{Bounds, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
+use super::counters::{Cause, Counters};
 use super::frame::{
     self, Body, ClusterId, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire, WireError,
 };
+use super::last_seen::LastSeen;
+use super::me::Me;
 use super::places::{Place, Places, Source};
 pub use super::places::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
+use super::socket::{tune, Alarm};
 use super::tls::{fingerprint, subject_line, HandshakeError, Stream, Tls};
 use super::trust::Trust;
-use super::{
-    tune, Alarm, Bounds, Cause, Counters, LastSeen, Me, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
-};
 use crate::core::config::Member;
 use crate::core::knocks::{Allowance, Knocks, Token, STRANGERS};
 use crate::core::moment::Moment;
@@ -66,21 +69,6 @@ const OVER_RATE_QUIET: Duration = Duration::from_secs(60);
 /// The most verified connections that are kept for a list of this many members.
 pub const fn max_connections(members: usize) -> usize {
     members.saturating_mul(CONNECTIONS_PER_MEMBER).saturating_add(SPARE_CONNECTIONS)
-}
-
-/// Where to listen and how much to bear.
-#[derive(Clone, Debug)]
-pub struct ListenSettings {
-    /// Listen there and nowhere else: an address of this machine or a name for one.
-    pub bind_address: Option<String>,
-    /// Otherwise listen there if it is this machine's, else on all interfaces until it is.
-    pub address: String,
-    /// TCP port; 0 lets the system pick one.
-    pub port: u16,
-    /// The members of the list.
-    pub members: Vec<Member>,
-    /// The other bounds.
-    pub bounds: Bounds,
 }
 
 /// What a listener shares with the rest of the server.
@@ -668,7 +656,7 @@ struct Conversation<'a, S> {
     caller: Caller,
     hello: Hello,
     trust: Trust,
-    /// Until when it may campaign.
+    /// Until when it may live.
     ends: Instant,
     /// Requests that are being served; with the responses that wait at most [`MAX_IN_FLIGHT`].
     in_flight: Vec<(u32, Answer)>,

@@ -36,14 +36,17 @@ use tokio::sync::{mpsc, oneshot, watch, Mutex as AsyncMutex};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout, timeout_at, Instant};
 
+use super::bounds::{Bounds, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
 use super::frame::{
     self, Body, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire, WireError, MAX_BODY,
 };
+use super::last_seen::LastSeen;
 use super::listener::Refusal;
+use super::me::Me;
 use super::resolver::{Found, Resolver, Unresolved};
+use super::socket::{tune, Alarm};
 use super::tls::{alert_in, HandshakeError, Stream, Tls};
 use super::trust::{renewal_after, Trust};
-use super::{tune, Alarm, Bounds, LastSeen, Me, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
 use crate::log_sink::{Level, Log};
@@ -828,7 +831,7 @@ struct Conversation {
     leaf: Arc<str>,
     /// The run of the process at the other end.
     incarnation: u64,
-    /// Until when it may campaign.
+    /// Until when it may live.
     ends: Instant,
     /// At most [`MAX_IN_FLIGHT`].
     open: Vec<Open>,

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::tls::{HandshakeError, Stream, Tls};
 use crate::core::config::Member;
 
-/// How long a connection may campaign. Bounds what no check sees. An hour costs two servers one
+/// How long a connection may live. Bounds what no check sees. An hour costs two servers one
 /// handshake an hour.
 pub const MAX_AGE: Duration = Duration::from_secs(3600);
 

@@ -1,7 +1,7 @@
 //! One thing that is wrong with the configuration, as one line for the operator.
 //!
 //! Invariants, whatever a file contains: the line is one line of printable characters, of
-//! bounded length, and shows no PEM text, for a key may campaign where a path was expected.
+//! bounded length, and shows no PEM text, for a key may stand where a path was expected.
 
 use std::fmt;
 

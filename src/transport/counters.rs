@@ -1,0 +1,108 @@
+//! What came in, and why this server ended it, counted for metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// Why a connection was refused or ended by this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Cause {
+    /// No certificate was shown.
+    NoCertificate,
+    /// The certificate does not chain to the root, is not valid now, or is for another purpose.
+    Untrusted,
+    /// The certificate's subject is not `cert_verify_str`, nor one that the server list names.
+    WrongSubject,
+    /// The certificate is a member's, but not that of the server id that the sender names.
+    OtherCertificate,
+    /// What came was not TLS, or a version or cipher that we do not speak.
+    NotOurTls,
+    /// The other end does not accept this server's certificate or TLS.
+    RefusedUs,
+    /// The other end closed or lost the connection before its hello.
+    ClosedEarly,
+    /// OpenSSL failed on this side.
+    Library,
+    /// The sender is not in the server list.
+    NotAMember,
+    /// The service refused the sender for another reason.
+    Refused,
+    /// Bytes that are no hello and no frame, or a body that is no request.
+    BadFrame,
+    /// A protocol version that this server does not speak.
+    Version,
+    /// A handshake, a hello or a begun frame took too long.
+    TooSlow,
+    /// There were too many connections or handshakes already.
+    OverLimit,
+    /// Too many handshakes with its address came to nothing; see [`crate::core::knocks`].
+    OverRate,
+}
+
+impl Cause {
+    /// All causes with the words that name them in metrics.
+    pub const ALL: [(Cause, &'static str); 15] = [
+        (Cause::NoCertificate, "no_certificate"),
+        (Cause::Untrusted, "untrusted"),
+        (Cause::WrongSubject, "wrong_subject"),
+        (Cause::OtherCertificate, "other_certificate"),
+        (Cause::NotOurTls, "not_our_tls"),
+        (Cause::RefusedUs, "refused_us"),
+        (Cause::ClosedEarly, "closed_early"),
+        (Cause::Library, "library"),
+        (Cause::NotAMember, "not_a_member"),
+        (Cause::Refused, "refused"),
+        (Cause::BadFrame, "bad_frame"),
+        (Cause::Version, "version"),
+        (Cause::TooSlow, "too_slow"),
+        (Cause::OverLimit, "over_limit"),
+        (Cause::OverRate, "over_rate"),
+    ];
+}
+
+/// Counts what came in, for metrics. Shared by `Arc`; never goes down.
+#[derive(Debug, Default)]
+pub struct Counters {
+    refused: [AtomicU64; Cause::ALL.len()],
+    pub(super) accepted: AtomicU64,
+    pub(super) requests: AtomicU64,
+    pub(super) passed_over: AtomicU64,
+}
+
+impl Counters {
+    /// All zero.
+    pub fn new() -> Arc<Counters> {
+        Arc::default()
+    }
+
+    /// Connections that were refused or ended for this cause.
+    pub fn refused(&self, cause: Cause) -> u64 {
+        self.refused.get(cause as usize).map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+
+    /// Connections that were refused or ended, for whatever cause.
+    pub fn all_refused(&self) -> u64 {
+        self.refused.iter().map(|n| n.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Connections whose handshake succeeded.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were handed to the service.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Messages that want no answer and meant nothing here.
+    pub fn passed_over(&self) -> u64 {
+        self.passed_over.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count(&self, cause: Cause) {
+        if let Some(n) = self.refused.get(cause as usize) {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
