@@ -59,7 +59,12 @@ test: deps build build-tests ## lints, documentation and all tests, with real Tr
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
 	    "autest=$(MAKE) --no-print-directory autest" \
 	    "examples=$(MAKE) --no-print-directory check-examples" \
-	    "fuzz=$(MAKE) --no-print-directory fuzz EXECUTIONS=2500000 SEED=1"
+	    "~seeds=$(SIMULATION) --seeds 250 --until-broken" \
+	    "~late-votes=$(SIMULATION) --late-votes --from 201 --seeds 40 --until-broken" \
+	    "~fuzz=$(MAKE) --no-print-directory fuzz EXECUTIONS=2500000 SEED=1"
+
+# As build-tests leaves it.
+SIMULATION := $(TARGET)/debug/simulation
 
 CLIPPY := cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 
