@@ -100,10 +100,8 @@ fix: ## format, and apply what clippy can fix; changes the tree
 autest: ## the AuTest tests with the built plugin (after deps and build)
 	@tools/autest.sh $(VENV) $(TARGET)/autest $(PLUGIN)
 
-prove: ## all of the long proofs, one after another; some five hours, root
-	@tools/test.sh $(foreach proof,prove-rotation prove-restarts prove-network prove-clients \
-	    prove-attack simulate soak panics valgrind sanitize mutants mutants-core, \
-	    "$(proof)=$(MAKE) --no-print-directory $(proof) SEEDS=10000")
+prove: ## all of the long proofs on one commit, going on where it was interrupted; PIECES=40 SEEDS=5000 FROM=1; root
+	@tools/prove.sh $(TARGET)/proof $(STEPS)
 
 prove-rotation: build ## the rotation tests in full: 10 s interval, 20 rotations; some 8 minutes
 	STEK_ROTATION_INTERVAL=10 STEK_ROTATION_COUNT=20 STEK_ROTATION_RATE=30 \
