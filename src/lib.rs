@@ -16,6 +16,7 @@
 //! | [`consensus`] | openraft's types, log store, state machine, network adapter | when to propose what |
 //! | [`pem`] | what a file is that was to hold PEM blocks | whether a certificate can be used |
 //! | [`load`] | reads the YAML files and certificates into checked settings | what the values mean |
+//! | [`host_config`] | reads the host's own files about tickets | what they say, and where records stand |
 //! | [`node`] | one server: wires the modules above on a tokio runtime | the host server |
 //! | [`metrics`] | the table of metrics and what each reads of a server's status | making and setting them |
 //! | [`client`] | an operator's command asks servers and gives orders | what is done with the answers |
@@ -25,6 +26,7 @@ pub mod client;
 pub mod consensus;
 pub mod core;
 pub mod host;
+pub mod host_config;
 pub mod load;
 pub mod log_sink;
 pub mod metrics;

@@ -27,6 +27,9 @@ use crate::transport::tls::{Tls, TlsError};
 /// The largest file of certificates, in bytes: five times a distribution's whole bundle of roots.
 const MAX_PEM: usize = 1 << 20;
 
+/// The largest file of the host's that is read as text, in bytes: a line for each of some ten thousand sites.
+const MAX_HOST_TEXT: usize = 16 << 20;
+
 /// Where files with relative names are looked for, in this order; inside a file, the file's own
 /// directory comes first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +55,8 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
     /// What is as it is meant to be, and worth knowing.
     pub notes: Vec<Problem>,
+    /// How each line about the server's own certificate begins.
+    pub certificate_place: String,
 }
 
 /// Certificates that can be used.
@@ -63,6 +68,8 @@ pub struct Certificates {
     pub stamps: Stamps,
     /// What the operator should look at nevertheless.
     pub warnings: Vec<Problem>,
+    /// See [`Loaded::certificate_place`].
+    pub certificate_place: String,
 }
 
 /// What the three files of a server's identity look like from outside, to tell when they changed:
@@ -130,8 +137,8 @@ pub fn load(argument: &str, dirs: &Dirs) -> Result<Loaded, Refused> {
     let (notes, problems): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_note);
     let (problems, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_error);
     match loaded {
-        Some((settings, tls, stamps)) if problems.is_empty() => {
-            Ok(Loaded { settings, tls, stamps, warnings, notes })
+        Some((settings, tls, stamps, certificate_place)) if problems.is_empty() => {
+            Ok(Loaded { settings, tls, stamps, warnings, notes, certificate_place })
         }
         _ => Err(Refused { problems, warnings }),
     }
@@ -174,30 +181,32 @@ pub fn load_certificates(settings: &Settings, file: &str) -> Result<Certificates
     let (problems, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_error);
     match (tls, pems) {
         (Some(tls), Some(pems)) if problems.is_empty() => {
-            Ok(Certificates { tls, stamps: pems.stamps(), warnings })
+            let certificate_place = pems.chain_place(&blame);
+            Ok(Certificates { tls, stamps: pems.stamps(), warnings, certificate_place })
         }
         _ => Err(Refused { problems, warnings }),
     }
 }
 
-/// A warning if a certificate in use expires soon, or has expired. `file` is the server
-/// configuration's name.
-pub fn expiry(settings: &Settings, file: &str, tls: &Tls) -> Option<Problem> {
-    check_expiry(&Unplaced(file), &shown_path(&settings.server_cert_file), tls)
-}
-
-/// What is wrong with a line of plugin.config that gives the plugin so many arguments.
-pub fn wrong_arguments(count: usize) -> Option<Problem> {
-    let reason = format!(
-        "stek_share.so takes one argument, the path of its configuration file, and was given {count}"
-    );
-    let remedy = "write for instance: stek_share.so stek_share/server_conf.yaml";
-    (count != 1).then(|| Problem::error("plugin.config", reason, remedy))
+/// A warning if a certificate in use expires soon, or has expired. `place` is how lines about it begin, see
+/// [`Loaded::certificate_place`].
+pub fn expiry(place: &str, tls: &Tls) -> Option<Problem> {
+    let (reason, remedy) = expiry_words(tls)?;
+    Some(Problem::said(&format!("{place}{reason}; {remedy}")))
 }
 
 /// A file of the host's, to look at; `None` if it cannot be read, or is larger than any of its kind.
 pub fn host_file(path: &Path) -> Option<Zeroizing<Vec<u8>>> {
     read_file(path, MAX_PEM).ok()
+}
+
+/// The same as text, whatever bytes it has; one may be larger than files of certificates are.
+///
+/// # Errors
+/// Why it cannot be read, in words that follow its name.
+pub fn try_host_text(path: &Path) -> Result<String, String> {
+    let bytes = read_file(path, MAX_HOST_TEXT).map_err(|unread| unread.to_string())?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Turns what is wrong with an option's value into the operator's line.
@@ -243,7 +252,7 @@ fn try_load(
     argument: &str,
     dirs: &Dirs,
     problems: &mut Vec<Problem>,
-) -> Option<(Settings, Tls, Stamps)> {
+) -> Option<(Settings, Tls, Stamps, String)> {
     let bases = [&*dirs.working, &*dirs.install, &*dirs.config];
     let (path, text) = match find(argument, &bases).and_then(read_text) {
         Ok(found) => found,
@@ -285,9 +294,9 @@ fn try_load(
         make_tls(&conf, pems, &subject, problems)
     });
     let pems = pems?;
-    let stamps = pems.stamps();
+    let (stamps, place) = (pems.stamps(), pems.chain_place(&conf));
     let settings = conf.settle(list?, pems.paths())?;
-    Some((settings, tls?, stamps))
+    Some((settings, tls?, stamps, place))
 }
 
 /// A list as it was parsed, with its problems.
@@ -384,6 +393,12 @@ impl Pems {
         Some(Pems { root: root?, chain: chain?, key: key? })
     }
 
+    /// See [`Loaded::certificate_place`].
+    fn chain_place(&self, blame: &dyn Blame) -> String {
+        let problem = blame.warning("server_cert_file", String::new(), "");
+        problem.value(self.chain.shown()).place()
+    }
+
     fn stamps(&self) -> Stamps {
         Stamps([self.root.stamp, self.chain.stamp, self.key.stamp])
     }
@@ -448,7 +463,9 @@ fn make_tls(
     let (root, chain, key) = (&pems.root.bytes, &pems.chain.bytes, &pems.key.bytes);
     match Tls::from_pem_as(root, chain, key, wanted.common, wanted.own) {
         Ok(tls) => {
-            problems.extend(check_expiry(blame, &pems.chain.shown(), &tls));
+            problems.extend(expiry_words(&tls).map(|(reason, remedy)| {
+                blame.warning("server_cert_file", reason, &remedy).value(pems.chain.shown())
+            }));
             problems.extend(check_blocks(blame, "root_cert_file", &pems.root));
             problems.extend(check_blocks(blame, "server_cert_file", &pems.chain));
             if tls.subject().is_empty() {
@@ -473,8 +490,8 @@ fn make_tls(
     }
 }
 
-/// A warning if a certificate that is used with the file `chain` expires soon or has expired.
-fn check_expiry(blame: &dyn Blame, chain: &str, tls: &Tls) -> Option<Problem> {
+/// What is said of a certificate that expires soon or has expired, and what to do.
+fn expiry_words(tls: &Tls) -> Option<(String, String)> {
     let (ending, not_after) = tls.ending().filter(|(ending, _)| ending.is_soon())?;
     let which = if !ending.is_authority {
         "holds a certificate that".to_owned()
@@ -488,7 +505,7 @@ fn check_expiry(blame: &dyn Blame, chain: &str, tls: &Tls) -> Option<Problem> {
     } else {
         format!("{renew} before then: the other servers refuse this one afterwards")
     };
-    Some(blame.warning("server_cert_file", reason, &remedy).value(chain.to_owned()))
+    Some((reason, remedy))
 }
 
 /// Said of a subject that this server's certificate does not have.

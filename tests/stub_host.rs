@@ -410,8 +410,8 @@ fn arguments_must_be_exactly_one() {
     {
         let life = Life::of(names, &arguments, &[]);
         life.has(&format!(
-            "ERROR: [stek_share] plugin.config: stek_share.so takes one argument, \
-                           the path of its configuration file, and was given {count}"
+            "plugin.config: gives stek_share.so {count} arguments; it takes one, the path of its \
+             configuration file; write for instance: "
         ));
         life.has("own ticket key stays in use");
         life.has_no("key(s)");
@@ -463,9 +463,13 @@ fn records_of_the_host_that_defeat_the_purpose_are_warned_about() {
         let environment = [("HOST_TICKET_FILE", "keys.bin"), ("HOST_TICKETS", "0")];
         let life = Life::of(names, &[&one_server(&scratch)], &environment);
         life.has(
-            "WARNING: [stek_share] proxy.config.ssl.server.ticket_key.filename is \"keys.bin\"",
+            "WARNING: [stek_share] Traffic Server: proxy.config.ssl.server.ticket_key.filename: \
+             keys.bin makes",
         );
-        life.has("WARNING: [stek_share] proxy.config.ssl.server.session_ticket.enable is 0");
+        life.has(
+            "WARNING: [stek_share] Traffic Server: proxy.config.ssl.server.session_ticket.enable: 0 \
+             means",
+        );
         // At each look; the end may come in the middle of one.
         let (given, freed) = (life.count("given away"), life.count("freed"));
         assert!(freed > 0 && given - freed <= 1, "{given} given away, {freed} freed");

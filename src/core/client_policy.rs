@@ -49,10 +49,10 @@ impl ClientPolicy {
     pub fn read(level: i64, text: &str, authorities: impl Fn(&str) -> String) -> ClientPolicy {
         let mut sites: BTreeMap<String, SitePolicy> = BTreeMap::new();
         let document = parse(text).map_or(Node::Null, |(node, _)| node);
-        for entry in list(field(&document, "sni")) {
-            let Some(name) = field(entry, "fqdn").and_then(words) else { continue };
-            let asks = field(entry, "verify_client").and_then(words).map(|w| w.to_uppercase());
-            let given = field(entry, "verify_client_ca_certs");
+        for entry in document.field("sni").map(Node::entries).unwrap_or_default() {
+            let Some(name) = entry.field("fqdn").and_then(words) else { continue };
+            let asks = entry.field("verify_client").and_then(words).map(|w| w.to_uppercase());
+            let given = entry.field("verify_client_ca_certs");
             if asks.is_none() && given.is_none() {
                 continue;
             }
@@ -117,22 +117,10 @@ fn named(node: &Node, authorities: &impl Fn(&str) -> String) -> String {
     if let Some(file) = words(node) {
         return authorities(file);
     }
-    let file = field(node, "file").and_then(words).map(authorities);
-    let dir = field(node, "dir").and_then(words).map(|_| "those of a directory".to_owned());
+    let file = node.field("file").and_then(words).map(authorities);
+    let dir = node.field("dir").and_then(words).map(|_| "those of a directory".to_owned());
     let parts: Vec<String> = file.into_iter().chain(dir).collect();
     parts.join(" and ")
-}
-
-fn field<'a>(node: &'a Node, name: &str) -> Option<&'a Node> {
-    let Node::Mapping(pairs) = node else { return None };
-    pairs.iter().find(|(key, _)| words(key) == Some(name)).map(|(_, value)| value)
-}
-
-fn list(node: Option<&Node>) -> &[Node] {
-    match node {
-        Some(Node::List(entries)) => entries,
-        _ => &[],
-    }
 }
 
 fn words(node: &Node) -> Option<&str> {

@@ -3,6 +3,7 @@
 //! Checks one server alone; what differs between servers is for who asks them all. Invariants: a
 //! server that is well has nothing to complain of, also while a key is handed over.
 
+use super::findings::Matter;
 use super::key_ring::Generation;
 use super::server_status::{Hint, HostStatus, KeyInUse, Role, ServerStatus};
 
@@ -104,7 +105,17 @@ codes! {
     TicketsDisabled = "tickets_disabled",
     /// Traffic Server takes its ticket keys from a file.
     TicketKeyFile = "ticket_key_file",
-    /// A line of ssl_multicert.config switches tickets off.
+    /// Clients of TLS 1.3 get no tickets.
+    NoTicketsInTls13 = "no_tickets_in_tls13",
+    /// Tickets end as soon as they are given.
+    TicketsShortLived = "tickets_short_lived",
+    /// Sessions of sites that ask for no certificate open those that do.
+    SitesOpened = "sites_opened",
+    /// The file in `state_dir` is not read or not written.
+    StateFile = "state_file",
+    /// The plugin warned of its own configuration.
+    ConfigurationWarning = "configuration_warning",
+    /// A line of ssl_multicert or sni.yaml switches tickets off.
     LineWithoutTickets = "line_without_tickets",
     /// A line of ssl_multicert.config names ticket keys of its own.
     LineWithKeys = "line_with_keys",
@@ -141,6 +152,9 @@ pub fn complaints(status: &ServerStatus) -> Vec<Complaint> {
     list(status, &mut say);
     certificate(status, &mut say);
     host(&status.host, &mut say);
+    for fault in &status.state_faults {
+        say(Code::StateFile, Severity::Degraded, fault.clone());
+    }
     let refused: u64 = status.refused_keys.iter().map(|(_, count)| count).sum();
     if refused > 0 {
         let words = "keys were refused since the start, which no sound group causes; see diags.log";
@@ -268,6 +282,14 @@ fn certificate(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, Strin
     } else {
         format!("{}, which its certificate hangs on,", ending.subject)
     };
+    if let Some(line) = &status.host.certificate_warning {
+        let (code, severity) = if ending.left.is_zero() {
+            (Code::CertificateExpired, Severity::Broken)
+        } else {
+            (Code::CertificateExpiring, Severity::Degraded)
+        };
+        return say(code, severity, line.clone());
+    }
     match (ending.left.is_zero(), ending.is_soon()) {
         (true, _) => say(
             Code::CertificateExpired,
@@ -286,20 +308,30 @@ fn certificate(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, Strin
 fn host(host: &HostStatus, say: &mut impl FnMut(Code, Severity, String)) {
     for hint in &host.hints {
         let severity = match hint {
-            Hint::TicketsDisabled | Hint::TicketKeyFile(_) => Severity::Broken,
+            Hint::Setting(finding) if finding.matter.is_server_wide() => Severity::Broken,
             _ => Severity::Degraded,
         };
         say(code_of(hint), severity, hint.to_string());
+    }
+    for warning in &host.warnings {
+        say(Code::ConfigurationWarning, Severity::Degraded, warning.clone());
     }
 }
 
 fn code_of(hint: &Hint) -> Code {
     match hint {
-        Hint::TicketsDisabled => Code::TicketsDisabled,
-        Hint::TicketKeyFile(_) => Code::TicketKeyFile,
-        Hint::LineWithoutTickets(_) => Code::LineWithoutTickets,
-        Hint::LineWithKeys(_) => Code::LineWithKeys,
-        Hint::LineWithAddress(_) => Code::LineWithAddress,
+        Hint::Setting(finding) => match finding.matter {
+            Matter::TicketsOff => Code::TicketsDisabled,
+            Matter::NoTickets13 => Code::NoTicketsInTls13,
+            Matter::KeyFile | Matter::KeyFileAgain => Code::TicketKeyFile,
+            Matter::ShortTickets => Code::TicketsShortLived,
+            Matter::SiteTicketsOff | Matter::SiteNoTickets13 => Code::LineWithoutTickets,
+            Matter::SiteKeyName => Code::LineWithKeys,
+            Matter::SiteAddress | Matter::SiteOwnKey | Matter::SiteMayOwnKey => {
+                Code::LineWithAddress
+            }
+            Matter::EarlyData | Matter::Opened => Code::SitesOpened,
+        },
         Hint::Unlocked(_) | Hint::Dumped(_) | Hint::Unmapped(_) => Code::MemoryUnprotected,
     }
 }
@@ -307,7 +339,8 @@ fn code_of(hint: &Hint) -> Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::server_status::tests::sample;
+    use crate::core::findings::{Finding, Source};
+    use crate::core::server_status::tests::{sample, tickets_off};
     use crate::core::server_status::KeyStatus;
 
     const DAY_S: u64 = 86_400;
@@ -343,7 +376,7 @@ mod tests {
     #[test]
     fn each_trouble_is_one_complaint() {
         type Spoil = fn(&mut ServerStatus);
-        let cases: [(Spoil, Severity, &str); 20] = [
+        let cases: [(Spoil, Severity, &str); 23] = [
             (|s| s.group.role = Role::Joining, Severity::Broken, "too few servers"),
             (|s| s.group.role = Role::Recovering, Severity::Degraded, "without memory"),
             (|s| s.group.role = Role::Candidate, Severity::Degraded, "no leader is heard"),
@@ -372,11 +405,37 @@ mod tests {
                 "/CN=root, which its certificate hangs on, expires in 1 day",
             ),
             (
-                |s| s.host.hints = vec![Hint::TicketsDisabled],
+                |s| s.host.hints = vec![Hint::Setting(tickets_off())],
                 Severity::Broken,
                 "session_ticket.enable",
             ),
-            (|s| s.host.hints = vec![Hint::LineWithKeys(7)], Severity::Degraded, "line 7"),
+            (
+                |s| {
+                    let source = Source::file("m", Some(7));
+                    let finding = Finding::new(Matter::SiteTicketsOff, source, "f", "0");
+                    s.host.hints = vec![Hint::Setting(finding)];
+                },
+                Severity::Degraded,
+                "m line 7: f: 0 means",
+            ),
+            (
+                |s| {
+                    s.certificate.expires_s = Some(0);
+                    s.host.certificate_warning = Some("c: has expired, at noon".to_owned());
+                },
+                Severity::Broken,
+                "c: has expired, at noon",
+            ),
+            (
+                |s| s.host.warnings = vec!["conf line 9: x: is no name".to_owned()],
+                Severity::Degraded,
+                "conf line 9",
+            ),
+            (
+                |s| s.state_faults = vec!["state file f cannot be written".to_owned()],
+                Severity::Degraded,
+                "state file f cannot",
+            ),
             (|s| s.host.hints = vec![Hint::Unlocked(12)], Severity::Degraded, "swap"),
             (|s| s.refused_keys = sample().refused_keys, Severity::Degraded, "1 keys were refused"),
         ];

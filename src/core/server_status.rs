@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::client_policy::{ClientPolicy, MAX_SITES};
 use super::config::MAX_MEMBERS;
 use super::ending::Ending;
+use super::findings::Finding;
 use super::key_ring::{ClusterId, Generation, MAX_KEYS};
 use super::server_id::ServerId;
 use super::stek::Fingerprint;
@@ -204,17 +205,8 @@ impl CertificateStatus {
 /// from outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hint {
-    /// `proxy.config.ssl.server.session_ticket.enable` is 0.
-    TicketsDisabled,
-    /// `proxy.config.ssl.server.ticket_key.filename` is set to this.
-    TicketKeyFile(String),
-    /// That line of ssl_multicert.config has `ssl_ticket_enabled=0`.
-    LineWithoutTickets(u32),
-    /// That line of ssl_multicert.config has a `ticket_key_name`, which nothing heeds any more.
-    LineWithKeys(u32),
-    /// That line of ssl_multicert.config has a `dest_ip` other than `*`, whose sites Traffic Server
-    /// gives keys of their own (its issue 8734).
-    LineWithAddress(u32),
+    /// A setting of the host's.
+    Setting(Finding),
     /// Memory of keys may be written to swap: the kernel's error number for `mlock`.
     Unlocked(i32),
     /// Memory of keys would be part of a core dump: the error number for `madvise`.
@@ -228,36 +220,7 @@ impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = |errno: &i32| io::Error::from_raw_os_error(*errno);
         match self {
-            Hint::TicketsDisabled => write!(
-                f,
-                "proxy.config.ssl.server.session_ticket.enable is 0: Traffic Server gives out no \
-                 session tickets, so there is nothing to share; set it to 1"
-            ),
-            Hint::TicketKeyFile(file) => write!(
-                f,
-                "proxy.config.ssl.server.ticket_key.filename is {file:?}: Traffic Server puts \
-                 that file's keys in place of the shared ones when the record changes and when it \
-                 reloads its configuration; the shared ones are given to it again every 5 s, and \
-                 tickets of the time between resume nowhere else; unset it"
-            ),
-            Hint::LineWithoutTickets(line) => write!(
-                f,
-                "ssl_multicert.config line {line} has ssl_ticket_enabled=0: its sites give out no \
-                 session tickets; remove it unless that is wanted"
-            ),
-            Hint::LineWithKeys(line) => write!(
-                f,
-                "ssl_multicert.config line {line} has a ticket_key_name, which Traffic Server \
-                 ignores since 7.1, and which means that its sites were to have keys of their own; \
-                 remove it"
-            ),
-            Hint::LineWithAddress(line) => write!(
-                f,
-                "ssl_multicert.config line {line} has a dest_ip other than *: some versions of \
-                 Traffic Server give its sites ticket keys of their own (apache/trafficserver issue \
-                 8734), and with ticket_scope: host their sessions resume only on servers whose \
-                 lines are of the same kind; tell sites apart by server name"
-            ),
+            Hint::Setting(finding) => write!(f, "{finding}"),
             Hint::Unlocked(errno) => write!(
                 f,
                 "ticket keys may be written to swap (mlock: {}); raise LimitMEMLOCK, ulimit -l",
@@ -290,6 +253,10 @@ pub struct HostStatus {
     pub install_pending: bool,
     /// What the operator has to look at.
     pub hints: Vec<Hint>,
+    /// What was warned of when the files in use were read, in the words of the log.
+    pub warnings: Vec<String>,
+    /// The same of the first end among the certificates in use, if that is worth a word now.
+    pub certificate_warning: Option<String>,
     /// The first 8 hex digits of SHA-256 over the subjects in the file of
     /// `proxy.config.ssl.CA.cert.filename`, in their order, each once: with `ticket_scope: host` a
     /// part of what a session is bound to. `None` if the record is unset or the file no PEM.
@@ -323,6 +290,8 @@ pub struct ServerStatus {
     pub certificate: CertificateStatus,
     /// The Traffic Server around it.
     pub host: HostStatus,
+    /// What is wrong with the file in `state_dir`, as it was logged.
+    pub state_faults: Vec<String>,
     /// Refused keys by place and reason, such as `leader_weak`; those that are 0 are left out.
     pub refused_keys: Vec<Count>,
     /// Refused or ended connections by cause, such as `untrusted`; those that are 0 are left out.
@@ -352,6 +321,8 @@ impl ServerStatus {
             (self.keys.previous.len(), MAX_KEYS, "keys"),
             (self.list.others.len(), MAX_MEMBERS, "members"),
             (self.host.hints.len(), MAX_HINTS, "hints"),
+            (self.host.warnings.len(), MAX_HINTS, "warnings"),
+            (self.state_faults.len(), MAX_HINTS, "faults"),
             (self.host.client_policy.as_ref().map_or(0, |p| p.sites.len()), MAX_SITES, "sites"),
             (self.refused_keys.len(), MAX_COUNTS, "counts"),
             (self.refused_peers.len(), MAX_COUNTS, "counts"),
@@ -367,8 +338,8 @@ impl ServerStatus {
     }
 
     fn texts(&self) -> impl Iterator<Item = &String> {
-        let files = self.host.hints.iter().filter_map(|hint| match hint {
-            Hint::TicketKeyFile(file) => Some(file),
+        let settings = self.host.hints.iter().filter_map(|hint| match hint {
+            Hint::Setting(finding) => Some(finding.texts()),
             _ => None,
         });
         let certificate = &self.certificate;
@@ -382,19 +353,28 @@ impl ServerStatus {
         ]
         .into_iter()
         .chain(&self.list.digest)
+        .chain(&self.state_faults)
         .chain(&certificate.authority)
         .chain(&self.host.version)
+        .chain(&self.host.warnings)
+        .chain(&self.host.certificate_warning)
         .chain(&self.host.ca_digest)
         .chain(self.host.client_policy.iter().flat_map(ClientPolicy::texts))
         .chain(self.refused_keys.iter().chain(&self.refused_peers).map(|(word, _)| word))
-        .chain(files)
+        .chain(settings.flatten())
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::core::findings::{Matter, Source, ENABLE};
     use crate::core::text::{readable, MAX_WORDS};
+
+    /// A setting that stops all tickets.
+    pub(crate) fn tickets_off() -> Finding {
+        Finding::new(Matter::TicketsOff, Source::Running, ENABLE, "0")
+    }
 
     /// A status as a sound server gives it.
     pub(crate) fn sample() -> ServerStatus {
@@ -449,7 +429,8 @@ pub(crate) mod tests {
                 life_s: 365 * 86_400,
                 authority: None,
             },
-            host: HostStatus { hints: vec![Hint::TicketsDisabled], ..HostStatus::default() },
+            host: HostStatus { hints: vec![Hint::Setting(tickets_off())], ..HostStatus::default() },
+            state_faults: Vec::new(),
             refused_keys: vec![("leader_weak".to_owned(), 1)],
             refused_peers: vec![("untrusted".to_owned(), 2)],
             accepted: 4,
@@ -461,7 +442,7 @@ pub(crate) mod tests {
         let mut most = sample();
         most.keys.previous = vec![most.keys.previous[0]; MAX_KEYS];
         most.list.others = vec![most.list.others[0]; MAX_MEMBERS];
-        most.host.hints = vec![Hint::TicketsDisabled; MAX_HINTS];
+        most.host.hints = vec![Hint::Setting(tickets_off()); MAX_HINTS];
         most.refused_keys = vec![most.refused_keys[0].clone(); MAX_COUNTS];
         most.refused_peers = vec![most.refused_peers[0].clone(); MAX_COUNTS];
         most.software = "x".repeat(MAX_WORDS);
@@ -499,8 +480,11 @@ pub(crate) mod tests {
         many.list.others = vec![many.list.others[0]; MAX_MEMBERS + 1];
         assert_eq!(many.check(), Err(BadStatus::TooMany("members")));
         let mut many = sample();
-        many.host.hints = vec![Hint::TicketsDisabled; MAX_HINTS + 1];
+        many.host.hints = vec![Hint::Setting(tickets_off()); MAX_HINTS + 1];
         assert_eq!(many.check(), Err(BadStatus::TooMany("hints")));
+        let mut many = sample();
+        many.host.warnings = vec![String::new(); MAX_HINTS + 1];
+        assert_eq!(many.check(), Err(BadStatus::TooMany("warnings")));
         let mut many = sample();
         many.refused_peers = vec![many.refused_peers[0].clone(); MAX_COUNTS + 1];
         assert_eq!(many.check(), Err(BadStatus::TooMany("counts")));
@@ -509,9 +493,14 @@ pub(crate) mod tests {
     #[test]
     fn no_text_moves_a_cursor() {
         type Place = fn(&mut ServerStatus) -> &mut String;
-        let places: [Place; 11] = [
+        let places: [Place; 13] = [
             |s| &mut s.software,
             |s| s.list.digest.as_mut().unwrap(),
+            |s| {
+                s.state_faults = vec![String::new()];
+                &mut s.state_faults[0]
+            },
+            |s| s.host.certificate_warning.get_or_insert_default(),
             |s| &mut s.list.file_digest,
             |s| &mut s.list.options_digest,
             |s| &mut s.certificate.subject,
@@ -532,7 +521,10 @@ pub(crate) mod tests {
             }
         }
         let mut status = sample();
-        status.host.hints.push(Hint::TicketKeyFile("a\nb".to_owned()));
+        status
+            .host
+            .hints
+            .push(Hint::Setting(Finding { value: "a\nb".to_owned(), ..tickets_off() }));
         assert_eq!(status.check(), Err(BadStatus::Text));
     }
 }

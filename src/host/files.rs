@@ -41,6 +41,9 @@ const REMINDER: Duration = Duration::from_secs(600);
 /// After how long a reload that is not done says so.
 const SLOW_RELOAD: Duration = Duration::from_secs(3);
 
+/// The options that name files of certificates.
+const PEM_OPTIONS: [&str; 3] = ["root_cert_file", "server_cert_file", "server_key_file"];
+
 /// Asks for reloads, and says what becomes of those that come while one is under way.
 pub struct Reloads {
     log: Log,
@@ -108,6 +111,10 @@ pub struct Files {
     source: Source,
     settings: Arc<Settings>,
     tls: Tls,
+    /// See [`Loaded::certificate_place`].
+    place: String,
+    /// What was warned of when the files in use were read.
+    warnings: Vec<Problem>,
     watch: Watch,
     expiry: Expiry,
     /// The fault of changed certificates that was told last, and when.
@@ -127,12 +134,18 @@ impl Files {
         around: Around,
         again: Again,
     ) -> Files {
+        around.keep_warnings(&loaded.warnings);
+        around.keep_certificate_warning(
+            load::expiry(&loaded.certificate_place, &loaded.tls).as_ref(),
+        );
         Files {
             node,
             log,
             source,
             settings: Arc::new(loaded.settings.clone()),
             tls: loaded.tls.clone(),
+            place: loaded.certificate_place.clone(),
+            warnings: loaded.warnings.clone(),
             watch: Watch::new(loaded.stamps.clone()),
             expiry: Expiry::told(&loaded.tls.endings()),
             told: None,
@@ -206,7 +219,7 @@ impl Files {
     }
 
     async fn take_over(&mut self, loaded: Loaded) {
-        let Loaded { settings, tls, stamps, warnings, notes } = loaded;
+        let Loaded { settings, tls, stamps, warnings, notes, certificate_place } = loaded;
         warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
         notes.iter().for_each(|problem| self.log.note(problem.to_string()));
         let taken = self.node.reload(settings.clone(), tls.clone());
@@ -236,7 +249,8 @@ impl Files {
                     ));
                 }
                 self.settings = Arc::new(settings);
-                self.took(tls, stamps);
+                self.warnings = warnings;
+                self.took(tls, stamps, certificate_place);
             }
             Err(why) => {
                 self.log.error(format!("reload: {why}; nothing was changed on this server"))
@@ -272,14 +286,20 @@ impl Files {
         let (settings, file) = (self.settings.clone(), self.source.argument.clone());
         let read = move || load::load_certificates(&settings, &file);
         match self.reader.read(read).await {
-            Ok(Ok(Certificates { tls, stamps, warnings })) => {
+            Ok(Ok(Certificates { tls, stamps, warnings, certificate_place })) => {
                 warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
                 self.node.set_certificates(tls.clone());
                 self.log.note(format!(
                     "the certificate's files changed; new connections use {}",
                     described(&tls)
                 ));
-                self.took(tls, stamps);
+                // What was said of the earlier ones is over.
+                let is_over = |problem: &Problem| {
+                    problem.field.as_deref().is_some_and(|field| PEM_OPTIONS.contains(&field))
+                };
+                self.warnings.retain(|problem| !is_over(problem));
+                self.warnings.extend(warnings);
+                self.took(tls, stamps, certificate_place);
             }
             Ok(Err(refused)) => self.refuse_certificates(&refused),
             Err(why) => self.tell_unread(&why),
@@ -303,18 +323,25 @@ impl Files {
         }
     }
 
-    fn took(&mut self, tls: Tls, stamps: Stamps) {
+    fn took(&mut self, tls: Tls, stamps: Stamps, place: String) {
         self.expiry = Expiry::told(&tls.endings());
-        self.tls = tls;
+        (self.tls, self.place) = (tls, place);
+        self.around.keep_warnings(&self.warnings);
+        self.keep_certificate_warning();
         self.watch = Watch::new(stamps);
         self.told = None;
     }
 
+    fn keep_certificate_warning(&self) {
+        self.around.keep_certificate_warning(load::expiry(&self.place, &self.tls).as_ref());
+    }
+
     fn look_at_expiry(&mut self) {
+        self.keep_certificate_warning();
         if !self.expiry.is_due(&self.tls.endings()) {
             return;
         }
-        if let Some(problem) = load::expiry(&self.settings, &self.source.argument, &self.tls) {
+        if let Some(problem) = load::expiry(&self.place, &self.tls) {
             self.log.warning(problem.to_string());
         }
     }

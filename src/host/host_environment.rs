@@ -7,18 +7,24 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::env;
+use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use once_cell::sync::OnceCell;
 use openssl::error::ErrorStack;
 use openssl::sha::sha256;
 use openssl::x509::X509;
 
-use super::ats;
+use super::{ats, ticket_scope};
 use crate::core::client_policy::ClientPolicy;
-use crate::core::multicert;
-use crate::core::server_status::Hint;
+use crate::core::config::Problem;
+use crate::core::findings::{self, Finding, HostVersion, Record};
+use crate::core::host_files::records::Records;
+use crate::core::server_status::{Hint, MAX_HINTS};
 use crate::core::text::{readable, short_digest};
+use crate::core::ticket_scope::TicketScope;
+use crate::host_config;
 use crate::load::{self, Dirs};
 use crate::log_sink::Log;
 
@@ -31,6 +37,10 @@ pub struct HostEnvironment {
     pub records: Vec<Hint>,
     /// What is in the host's files.
     pub files: HostFiles,
+    /// What was warned of when the plugin's own files in use were read.
+    pub warnings: Vec<String>,
+    /// What is to be said of the end of the certificates in use.
+    pub certificate_warning: Option<String>,
 }
 
 /// What was found in the host's files.
@@ -38,6 +48,8 @@ pub struct HostEnvironment {
 pub struct HostFiles {
     /// What the operator has to look at.
     pub hints: Vec<Hint>,
+    /// Where records are set of which there may be something to say.
+    pub written: Arc<Records>,
     /// See [`crate::core::server_status::HostStatus::ca_digest`].
     pub ca_digest: Option<String>,
     /// See [`crate::core::server_status::HostStatus::client_policy`].
@@ -56,8 +68,8 @@ impl Around {
     pub fn look(log: Log, dirs: &Dirs) -> Around {
         let around = Around { log, latest: Arc::default() };
         around.lock().version = ats::version().map(|version| readable(&version));
-        around.look_at_records();
         around.take_files(HostFiles::look(dirs));
+        around.look_at_records();
         around
     }
 
@@ -68,26 +80,49 @@ impl Around {
 
     /// Looks at the host's records, which costs no more than looking them up in a table.
     pub fn look_at_records(&self) {
-        self.take_records(records());
+        let written = self.lock().files.written.clone();
+        self.take_records(records(&written));
     }
 
     fn take_records(&self, new: Vec<Hint>) {
         let old = std::mem::replace(&mut self.lock().records, new.clone());
-        self.tell(&old, &new);
+        // Where a record is written comes to light after what it is.
+        self.tell(&old, &new, |one, other| match (one, other) {
+            (Hint::Setting(one), Hint::Setting(other)) => {
+                (one.matter, &one.value) == (other.matter, &other.value)
+            }
+            _ => one == other,
+        });
     }
 
     /// Takes over what the host's files say now.
     pub fn take_files(&self, new: HostFiles) {
         let hints = new.hints.clone();
         let old = std::mem::replace(&mut self.lock().files, new);
-        self.tell(&old.hints, &hints);
+        self.tell(&old.hints, &hints, Hint::eq);
     }
 
-    fn tell(&self, old: &[Hint], new: &[Hint]) {
-        for hint in new.iter().filter(|hint| !old.contains(hint)) {
+    /// Keeps what was told of files that are in use now.
+    pub fn keep_warnings(&self, warnings: &[Problem]) {
+        let words = warnings.iter().map(|problem| readable(&problem.to_string()));
+        self.lock().warnings = words.take(MAX_HINTS).collect();
+    }
+
+    /// Keeps what is to be said of the end of the certificates in use. What was told of it with the rest
+    /// is taken from there.
+    pub fn keep_certificate_warning(&self, warning: Option<&Problem>) {
+        let words = warning.map(|problem| readable(&problem.to_string()));
+        let mut latest = self.lock();
+        latest.warnings.retain(|known| words.as_ref() != Some(known));
+        latest.certificate_warning = words;
+    }
+
+    fn tell(&self, old: &[Hint], new: &[Hint], same: impl Fn(&Hint, &Hint) -> bool) {
+        let is_in = |hint: &Hint, all: &[Hint]| all.iter().any(|known| same(known, hint));
+        for hint in new.iter().filter(|hint| !is_in(hint, old)) {
             self.log.warning(hint.to_string());
         }
-        for hint in old.iter().filter(|hint| !new.contains(hint)) {
+        for hint in old.iter().filter(|hint| !is_in(hint, new)) {
             self.log.note(format!("no longer so: {hint}"));
         }
     }
@@ -98,36 +133,69 @@ impl Around {
 }
 
 impl HostFiles {
-    /// Reads two files of the host's.
+    /// Reads the host's files about records, certificates and names.
     pub fn look(dirs: &Dirs) -> HostFiles {
-        let multicert = load::host_file(&multicert_path(dirs));
-        let text = multicert.as_ref().and_then(|bytes| std::str::from_utf8(bytes).ok());
-        let hints = text.map(multicert::hints).unwrap_or_default();
-        HostFiles { hints, ca_digest: ca_digest(dirs), client_policy: Some(client_policy(dirs)) }
+        let found = host_config::of_sites(&dirs.config, ats::record_string, version(), scope());
+        let written = host_config::records(&dirs.config).only(&findings::RECORDS);
+        HostFiles {
+            hints: hints(found),
+            written: Arc::new(written.under(environment().iter().cloned())),
+            ca_digest: ca_digest(dirs),
+            client_policy: Some(client_policy(dirs)),
+        }
     }
+}
+
+/// The environment that the host was started with, as the first look found it.
+fn environment() -> &'static [(String, String)] {
+    static ENVIRONMENT: OnceCell<Vec<(String, String)>> = OnceCell::new();
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    ENVIRONMENT
+        .get_or_init(|| env::vars_os().map(|(name, value)| (text(name), text(value))).collect())
+}
+
+fn version() -> Option<HostVersion> {
+    ats::version().as_deref().and_then(findings::host_version)
+}
+
+fn scope() -> Option<TicketScope> {
+    Some(ticket_scope::in_effect())
+}
+
+fn hints(found: Vec<Finding>) -> Vec<Hint> {
+    found.into_iter().filter(|finding| finding.matter.is_hint()).map(Hint::Setting).collect()
 }
 
 /// The file of ticket keys that the host is configured with, if any.
 pub fn ticket_key_file() -> Option<String> {
-    ats::record_string("proxy.config.ssl.server.ticket_key.filename")
+    ats::record_string(findings::KEY_FILE)
 }
 
-fn records() -> Vec<Hint> {
-    const TICKETS: &str = "proxy.config.ssl.server.session_ticket.enable";
-    let file = ticket_key_file().map(|file| Hint::TicketKeyFile(readable(&file)));
-    let disabled = (ats::record_int(TICKETS) == Some(0)).then_some(Hint::TicketsDisabled);
-    file.into_iter().chain(disabled).collect()
+fn records(written: &Records) -> Vec<Hint> {
+    hints(findings::of_records(|name| in_effect(name, written), scope()))
 }
 
-fn multicert_path(dirs: &Dirs) -> PathBuf {
-    let name = ats::record_string("proxy.config.ssl.server.multicert.filename");
-    dirs.config.join(name.unwrap_or_else(|| "ssl_multicert.config".to_owned()))
+/// What the host says of a record, with the place where that is written.
+fn in_effect(name: &str, written: &Records) -> Option<Record> {
+    let is_text = name == findings::KEY_FILE;
+    let value =
+        if is_text { ats::record_string(name)? } else { ats::record_int(name)?.to_string() };
+    let is_meant = |record: &Record| {
+        record.value == value
+            || (!is_text && findings::integer(&record.value) == findings::integer(&value))
+    };
+    let running = || Record {
+        source: findings::Source::Running,
+        name: name.to_owned(),
+        value: value.clone(),
+    };
+    Some(written.get(name).filter(is_meant).unwrap_or_else(running))
 }
 
 /// What the host asks of its clients, by the record and by sni.yaml.
 fn client_policy(dirs: &Dirs) -> ClientPolicy {
-    let level = ats::record_int("proxy.config.ssl.client.certification_level").unwrap_or_default();
-    let name = ats::record_string("proxy.config.ssl.servername.filename");
+    let level = ats::record_int(findings::LEVEL).unwrap_or_default();
+    let name = ats::record_string(host_config::SNI);
     let file = dirs.config.join(name.unwrap_or_else(|| "sni.yaml".to_owned()));
     let text = load::host_file(&file).unwrap_or_default();
     // Many names may have the same authorities; each file is read once.
@@ -175,6 +243,7 @@ fn digest_of(subjects: &[Vec<u8>]) -> String {
 mod tests {
     use super::*;
 
+    use crate::core::findings::{Matter, Source};
     use crate::log_sink::{Level, LogSink};
 
     #[derive(Default)]
@@ -212,18 +281,22 @@ mod tests {
         let lines = Arc::new(Lines::default());
         let around = Around { log: Log::new(lines.clone()), latest: Arc::default() };
         let told = || std::mem::take(&mut *lines.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let file = |name: &str| Hint::TicketKeyFile(name.to_owned());
+        let hint = |matter, source, value: &str| {
+            Hint::Setting(Finding::new(matter, source, "field", value))
+        };
+        let file = |name: &str| hint(Matter::KeyFile, Source::Running, name);
+        let site = || hint(Matter::SiteKeyName, Source::file("m", Some(3)), "k");
         around.take_records(vec![file("a")]);
+        around.take_records(vec![hint(Matter::KeyFile, Source::file("f", None), "a")]);
         around.take_records(vec![file("a")]);
         assert_eq!(told(), [(Level::Warning, file("a").to_string())]);
-        around.take_files(HostFiles { hints: vec![Hint::LineWithKeys(3)], ..HostFiles::default() });
+        around.take_files(HostFiles { hints: vec![site()], ..HostFiles::default() });
         assert_eq!(around.latest().records, [file("a")]);
-        assert_eq!(told(), [(Level::Warning, Hint::LineWithKeys(3).to_string())]);
+        assert_eq!(told(), [(Level::Warning, site().to_string())]);
         around.take_records(vec![file("b")]);
         around.take_files(HostFiles::default());
         let gone = |hint: Hint| (Level::Note, format!("no longer so: {hint}"));
-        let expected =
-            [(Level::Warning, file("b").to_string()), gone(file("a")), gone(Hint::LineWithKeys(3))];
+        let expected = [(Level::Warning, file("b").to_string()), gone(file("a")), gone(site())];
         assert_eq!(told(), expected);
         // Without a host there is nothing to look at.
         around.look_at_records();

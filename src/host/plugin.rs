@@ -27,6 +27,7 @@ use super::reader::Source;
 use super::stats::Stats;
 use super::{secret_pages, sys, ticket_scope};
 use crate::core::stek;
+use crate::host_config;
 use crate::load::{self, Dirs, Loaded, Refused};
 use crate::log_sink::Log;
 use crate::supervise::fail_point;
@@ -301,11 +302,12 @@ fn init(arguments: &[String]) {
         ats::error(&format!("internal error{place}: {}", panic_text(panic.payload())));
     }));
     stek::use_cells(secret_pages::cell);
-    let Some(argument) = single_argument(arguments, &log) else { return };
+    let dirs = dirs();
+    let Some(argument) = single_argument(arguments, &dirs, &log) else { return };
     if !add_hooks(&log) {
         return;
     }
-    let source = Source { argument: argument.to_owned(), dirs: dirs() };
+    let source = Source { argument: argument.to_owned(), dirs };
     // `SEEN` lets only one call come this far, so the place is empty.
     let means = MEANS.get_or_init(|| StartContext { source, log, stats: Stats::new() });
     fail_point("init");
@@ -326,15 +328,15 @@ fn tell_refusal(refused: &Refused, log: &Log) {
 }
 
 /// The path of the configuration file, the only argument there may be.
-fn single_argument<'a>(arguments: &'a [String], log: &Log) -> Option<&'a str> {
-    match arguments {
-        [_, path] => Some(path),
-        _ => {
-            let fault = load::wrong_arguments(arguments.len().saturating_sub(1));
-            fault.iter().for_each(|fault| log.error(fault.to_string()));
-            log.error(LEFT_ALONE);
-            None
-        }
+fn single_argument<'a>(arguments: &'a [String], dirs: &Dirs, log: &Log) -> Option<&'a str> {
+    let given = arguments.get(1..).unwrap_or_default();
+    if let Some(fault) = host_config::wrong_arguments(&dirs.config, given) {
+        log.error(fault.to_string());
+        log.error(LEFT_ALONE);
+    }
+    match given {
+        [path] => Some(path),
+        _ => None,
     }
 }
 
@@ -353,6 +355,7 @@ fn start(loaded: Loaded, start: Start, means: &StartContext) -> bool {
     let log = &means.log;
     loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
     loaded.notes.iter().for_each(|problem| log.note(problem.to_string()));
+    ticket_scope::begin(loaded.settings.ticket_scope, log);
     let around = Around::look(log.clone(), &means.source.dirs);
     let protection = secret_pages::protection();
     if !protection.is_full() {
@@ -363,7 +366,6 @@ fn start(loaded: Loaded, start: Start, means: &StartContext) -> bool {
         env!("CARGO_PKG_VERSION"),
         around.latest().version.as_deref().unwrap_or("of unknown version")
     ));
-    ticket_scope::begin(loaded.settings.ticket_scope, log);
     let install_metrics = InstallMetrics { stats: means.stats.clone(), around };
     match Handle::start(start, loaded, means.source.clone(), log.clone(), install_metrics) {
         Ok(handle) => {

@@ -101,6 +101,8 @@ impl Stats {
             install_failures: self.failures(),
             install_pending: self.0.pending.load(Ordering::Relaxed),
             hints,
+            warnings: around.warnings.clone(),
+            certificate_warning: around.certificate_warning.clone(),
             ca_digest: around.files.ca_digest.clone(),
             client_policy: around.files.client_policy.clone(),
             ticket_scope: Some(ticket_scope::in_effect()),

@@ -68,7 +68,9 @@ pub(super) async fn load(peers: &Arc<Peers>, store: &Store) {
         Err(panicked) => Some(panicked.to_string()),
     };
     if let Some(why) = why {
-        of.log.warning(disk::unread(file.path(), &why));
+        let line = disk::unread(file.path(), &why);
+        store.written.send_modify(|written| written.unread = Some(line.clone()));
+        of.log.warning(line);
     }
     let doubts = file.doubts();
     tokio::spawn(async move {
@@ -138,8 +140,8 @@ async fn write(peers: &Peers, store: &Store, file: &StateFile, saved: Saved) -> 
             match timeout(SLOW, &mut write).await {
                 Ok(result) => break result,
                 Err(_) => {
-                    store.written.send_modify(|written| written.well = false);
                     let line = disk::hanging(file.path(), begun.elapsed().as_secs());
+                    store.was_not_written(&line);
                     peers.ctx.log.limited(Level::Warning, "state file", line);
                 }
             }
@@ -148,13 +150,14 @@ async fn write(peers: &Peers, store: &Store, file: &StateFile, saved: Saved) -> 
     match result {
         Ok(()) => {
             let well = begun.elapsed() < SAVED_LIMIT;
-            store.written.send_replace(Written { cluster_id, newest, well });
+            let (unread, unwritten) = (None, None);
+            store.written.send_replace(Written { cluster_id, newest, well, unread, unwritten });
             store.record_revoked_on_disk(revoked);
             true
         }
         Err(e) => {
-            store.written.send_modify(|written| written.well = false);
             let line = disk::unwritten(file.path(), &e);
+            store.was_not_written(&line);
             peers.ctx.log.limited(Level::Warning, "state file", line);
             // Keys that were revoked must not come back with what is there.
             if revoked > store.revoked_on_disk() && file.remove().await.is_err() {

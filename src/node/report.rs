@@ -41,6 +41,7 @@ pub(super) fn status(shared: &Shared) -> ServerStatus {
         list: list(&shared.peers, &settings, &report),
         certificate: certificate(&shared.peers),
         host: host(&shared.node_counters),
+        state_faults: shared.store.faults().iter().map(|line| readable(line)).collect(),
         refused_keys: refused_keys(&shared.rejected_keys),
         refused_peers: refused_peers(&shared.peers.counters),
         accepted: shared.peers.counters.accepted(),

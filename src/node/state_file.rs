@@ -123,12 +123,16 @@ pub mod door {
 }
 
 /// How far the file is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Written {
     pub cluster_id: Option<ClusterId>,
     pub newest: Generation,
     /// Whether the last write worked and was quick, so that one may wait for the next.
     pub well: bool,
+    /// Why the file was not read, as it was logged; until a write worked.
+    pub unread: Option<String>,
+    /// Why it was not written, the same.
+    pub unwritten: Option<String>,
 }
 
 /// One server's state file.

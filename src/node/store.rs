@@ -56,6 +56,20 @@ impl Store {
         *lock(&self.kept) = None;
     }
 
+    /// A write came to nothing so far, and what is said of that.
+    pub fn was_not_written(&self, line: &str) {
+        self.written.send_modify(|written| {
+            written.well = false;
+            written.unwritten = Some(line.to_owned());
+        });
+    }
+
+    /// What is wrong with the file, as it was logged.
+    pub fn faults(&self) -> Vec<String> {
+        let written = self.written.borrow();
+        written.unread.iter().chain(&written.unwritten).cloned().collect()
+    }
+
     pub fn revoked_on_disk(&self) -> Generation {
         *lock(&self.revoked)
     }

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use stek_share::client::TicketScope;
 use stek_share::core::config::{Problem, Severity};
+use stek_share::host_config;
 
 use crate::cli::{CheckArgs, Place};
+use crate::doctor::{ats, machine};
 use crate::exit_code::{Ended, Outcome};
 use crate::locate;
 use crate::output::{print, styled, BAD, DOUBTFUL, GOOD};
@@ -18,8 +21,13 @@ pub fn run(args: &CheckArgs, place: &Place) -> Ended {
         place.ats_config.is_some()
             || args.file.canonicalize().is_ok_and(|file| file.starts_with(dir))
     });
-    let user = config.and_then(|dir| rights::server_user(&dir, Path::new("/proc")));
-    let (problems, loaded) = locate::problems_as(user.as_ref(), &source)?;
+    let proc = Path::new("/proc");
+    let user = config.as_deref().and_then(|dir| rights::server_user(dir, proc));
+    let (mut problems, loaded) = locate::problems_as(user.as_ref(), &source)?;
+    if let Some(dir) = config.as_deref() {
+        let scope = loaded.as_ref().map(|loaded| loaded.settings.ticket_scope);
+        problems.extend(around(dir, proc, scope));
+    }
     let whose = user.map_or(String::new(), |user| format!(", read as user {}", user.name));
     problems.iter().try_for_each(|problem| print(&told(problem)))?;
     let Some(loaded) = loaded else {
@@ -42,6 +50,18 @@ pub fn run(args: &CheckArgs, place: &Place) -> Ended {
         loaded.tls.not_after()
     ))?;
     Ok(if problems.is_empty() { Outcome::Healthy } else { Outcome::Degraded })
+}
+
+/// What the plugin would say of the Traffic Server around it.
+fn around(dir: &Path, proc: &Path, scope: Option<TicketScope>) -> Vec<Problem> {
+    let usual = locate::usual().is_some_and(|usual| usual == dir);
+    let environment = machine::environment(proc, dir, usual);
+    let found = ats::Host { dir, environment, scope }.findings(None);
+    let (_, loadings) = host_config::loadings(dir);
+    let first = loadings.unwrap_or_default().into_iter().find(|loading| loading.is_enabled);
+    let fault = first.filter(|loading| !loading.is_inline);
+    let fault = fault.and_then(|loading| host_config::wrong_arguments(dir, &loading.arguments));
+    fault.into_iter().chain(ats::problems(&found, None)).collect()
 }
 
 /// A problem as a line that begins with how bad it is.

@@ -542,6 +542,7 @@ mod tests {
                 authority: None,
             },
             host: HostStatus::default(),
+            state_faults: Vec::new(),
             refused_keys: Vec::new(),
             refused_peers: Vec::new(),
             accepted: 0,

@@ -1,11 +1,11 @@
 //! Where things are on this server: Traffic Server's directories, and the plugin's configuration that
 //! plugin.config names.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use stek_share::core::config::Problem;
 use stek_share::host::identity::{self, User};
+use stek_share::host_config;
 use stek_share::load::{self, Dirs, Loaded, Refused};
 use stek_share::node::disk;
 
@@ -22,12 +22,6 @@ const USUAL: [&str; 4] = [
 
 /// The plugin's file, at the end of its path in plugin.config.
 const PLUGIN: &str = "stek_share.so";
-
-/// The same as cargo names it.
-const BUILT: &str = "libstek_share.so";
-
-/// The largest file of Traffic Server's that is read, in bytes.
-const MAX_FILE: u64 = 16 << 20;
 
 /// Traffic Server's configuration directory, if there is one.
 ///
@@ -67,6 +61,8 @@ pub struct Source {
     pub argument: String,
     /// Where to look.
     pub dirs: Dirs,
+    /// What the plugin would say of the line that names it.
+    pub fault: Option<Problem>,
 }
 
 /// Finds the configuration: the option's, or the one that plugin.config names.
@@ -76,7 +72,7 @@ pub struct Source {
 pub fn source(place: &Place) -> Result<Source, Failure> {
     let config = ats_config(place)?;
     match &place.config {
-        Some(file) => Ok(Source { argument: text(file), dirs: dirs(config.as_deref(), false) }),
+        Some(file) => source_of(file, place),
         None => {
             let Some(config) = config else {
                 return Err(Failure::new(
@@ -84,22 +80,25 @@ pub fn source(place: &Place) -> Result<Source, Failure> {
                      give --ats-config DIR, or -c server_conf.yaml",
                 ));
             };
-            let file = config.join("plugin.config");
-            let lines = read(&file).map_err(|why| {
-                Failure::new(format!("{}: {why}; give -c server_conf.yaml", file.display()))
-            })?;
-            let line = plugin_lines(&lines).next();
-            match line {
-                Some((_, arguments)) if !arguments.is_empty() => {
-                    let argument = arguments.first().copied().unwrap_or_default().to_owned();
-                    Ok(Source { argument, dirs: dirs(Some(&config), true) })
-                }
-                _ => Err(Failure::new(format!(
-                    "{}: has no line '{PLUGIN} server_conf.yaml'; give -c server_conf.yaml, or \
-                     --ats-config DIR if Traffic Server's files are elsewhere",
-                    file.display()
-                ))),
+            let (file, found) = host_config::loadings(&config);
+            let file = file.display();
+            let found = found
+                .map_err(|why| Failure::new(format!("{file}: {why}; give -c server_conf.yaml")))?;
+            let Some(loading) = found.into_iter().find(|loading| loading.is_enabled) else {
+                return Err(Failure::new(format!(
+                    "{file}: has no line '{PLUGIN} server_conf.yaml'; give -c server_conf.yaml, or \
+                     --ats-config DIR if Traffic Server's files are elsewhere"
+                )));
+            };
+            if loading.is_inline {
+                return Err(Failure::new(format!(
+                    "{file}: has the configuration in itself, which only Traffic Server takes apart; \
+                     write it into a file and name that in params, or give -c FILE with the same"
+                )));
             }
+            let fault = host_config::wrong_arguments(&config, &loading.arguments);
+            let argument = loading.arguments.into_iter().next().unwrap_or_default();
+            Ok(Source { argument, dirs: dirs(Some(&config), true), fault })
         }
     }
 }
@@ -107,7 +106,7 @@ pub fn source(place: &Place) -> Result<Source, Failure> {
 /// For a configuration that `file` names, wherever that comes from.
 pub fn source_of(file: &Path, place: &Place) -> Result<Source, Failure> {
     let config = ats_config(place)?;
-    Ok(Source { argument: text(file), dirs: dirs(config.as_deref(), false) })
+    Ok(Source { argument: text(file), dirs: dirs(config.as_deref(), false), fault: None })
 }
 
 /// Traffic Server works in its prefix; a name that the operator types is meant from where he is.
@@ -126,6 +125,9 @@ fn dirs(config: Option<&Path>, as_server: bool) -> Dirs {
 /// # Errors
 /// The plugin's lines about it.
 pub fn load(source: &Source) -> Result<Loaded, Failure> {
+    if let Some(fault) = &source.fault {
+        return Err(Failure::new(fault.to_string()));
+    }
     load::load(&source.argument, &source.dirs).map_err(|refused| {
         let mut lines: Vec<String> = refused.problems.iter().map(Problem::to_string).collect();
         if lines.is_empty() {
@@ -144,10 +146,7 @@ pub fn problems(source: &Source) -> (Vec<Problem>, Option<Loaded>) {
                 .state_dir
                 .iter()
                 .flat_map(|dir| disk::foresee(dir, settings.server_id, identity::may_write_in));
-            let state = state.map(|line| {
-                let (reason, remedy) = line.split_once("; ").unwrap_or((&line, "see state_dir"));
-                Problem::warning(&source.argument, reason, remedy)
-            });
+            let state = state.map(|line| Problem::said(&line));
             (loaded.warnings.iter().cloned().chain(state).collect(), Some(loaded))
         }
         Err(Refused { problems, warnings }) => {
@@ -170,46 +169,6 @@ pub fn problems_as(
     })
 }
 
-/// The lines of plugin.config that load the plugin: number and arguments.
-pub fn plugin_lines(text: &str) -> impl Iterator<Item = (usize, Vec<&str>)> {
-    text.lines().enumerate().filter_map(|(index, line)| {
-        let mut words = words(line).into_iter();
-        let name = Path::new(words.next()?).file_name()?;
-        let ours = name == PLUGIN || name == BUILT;
-        ours.then(|| (index + 1, words.collect()))
-    })
-}
-
-/// The words of a line as Traffic Server takes them: between blanks or double quotes, up to a `#` outside of
-/// quotes.
-fn words(line: &str) -> Vec<&str> {
-    let mut words = Vec::new();
-    let mut rest = line.trim_start();
-    while !rest.is_empty() && !rest.starts_with('#') {
-        let (word, behind) = match rest.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
-            None => rest
-                .split_at(rest.find(|c: char| c.is_whitespace() || c == '#').unwrap_or(rest.len())),
-        };
-        words.push(word);
-        rest = behind.trim_start();
-    }
-    words
-}
-
-/// A file of Traffic Server's as text, whatever bytes it has.
-///
-/// # Errors
-/// Why it cannot be read, in words that follow its name.
-pub fn read(path: &Path) -> Result<String, String> {
-    let metadata = fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
-    if !metadata.is_file() || metadata.len() > MAX_FILE {
-        return Err(format!("cannot be read: it is no file of at most {MAX_FILE} bytes"));
-    }
-    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
@@ -225,20 +184,5 @@ mod tests {
         assert_eq!(of("/opt/trafficserver/etc/trafficserver"), "/opt/trafficserver");
         assert_eq!(of("/opt/ts/etc"), "/opt/ts");
         assert_eq!(of("/srv/server-1"), "/srv/server-1");
-    }
-
-    #[test]
-    fn the_plugins_line_is_found() {
-        let text = "# stek_share.so old\nxdebug.so\n  /opt/m/stek_share.so a.yaml # here\n\
-                    my_stek_share.so x\nstek_share.so\n\"stek_share.so\" \"b c.yaml\" d#e\n\
-                    stek_share.so \"a # b\" \"\" 'c\n";
-        let found: Vec<_> = plugin_lines(text).collect();
-        let expected = [
-            (3, vec!["a.yaml"]),
-            (5, vec![]),
-            (6, vec!["b c.yaml", "d"]),
-            (7, vec!["a # b", "", "'c"]),
-        ];
-        assert_eq!(found, expected);
     }
 }

@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use stek_share::host::identity::{self, User};
+use stek_share::host_config;
 
-use crate::doctor::{ats, machine};
+use crate::doctor::machine;
 use crate::locate;
 
 /// The user that runs the Traffic Server of this configuration directory, for root, who may read what
@@ -19,7 +20,10 @@ pub fn server_user(config: &Path, proc: &Path) -> Option<User> {
     let usual = locate::usual().is_some_and(|usual| usual == config);
     let user = match machine::servers(proc, config, usual).first() {
         Some(pid) => user_of_process(&proc.join(pid.to_string()))?,
-        None => user_named(&ats::record(config, "proxy.config.admin.user_id")?)?,
+        None => {
+            let record = host_config::records(config).get("proxy.config.admin.user_id")?;
+            user_named(&record.value)?
+        }
     };
     (user.uid != 0).then_some(user)
 }

@@ -169,7 +169,7 @@ fn a_configuration_is_found_or_asked_for() -> Result<()> {
     let etc = dir.join("etc");
     fs::create_dir(&etc)?;
     let place = ["--ats-config", text(&etc), "--timeout", "0.5", "status"];
-    expect(&place, 3, &["plugin.config: cannot be read", "give -c server_conf.yaml"])?;
+    expect(&place, 3, &["plugin.config: is not there", "give -c server_conf.yaml"])?;
     fs::write(etc.join("plugin.config"), "xdebug.so\n")?;
     expect(&place, 3, &["has no line 'stek_share.so server_conf.yaml'"])?;
     // Nobody listens; but the configuration was found, beside plugin.config.

@@ -405,7 +405,7 @@ fn a_line_of_plugin_config_without_its_argument_is_named() -> Result<()> {
     let dir = RunDir::new("argument")?;
     let site = server_with_own_key(dir.path())?;
     site.write("plugin.config", format!("{}\n", plugin().display()))?;
-    check_refused(site, "plugin.config: stek_share.so takes one argument, the path of its configuration file, and was given 0", "write for instance: stek_share.so")?;
+    check_refused(site, "ETC/plugin.config line 1: gives stek_share.so 0 arguments; it takes one, the path of its configuration file", "write for instance: stek_share.so")?;
     dir.done()
 }
 

@@ -210,7 +210,7 @@ fn certificates_alone_are_loaded_again() {
     let same = again().unwrap();
     assert_eq!(same.stamps, loaded.stamps);
     assert_eq!(same.tls.leaf_fingerprint(), loaded.tls.leaf_fingerprint());
-    assert_eq!(expiry(&loaded.settings, "server_conf.yaml", &same.tls), None);
+    assert_eq!(expiry(&loaded.certificate_place, &same.tls), None);
 
     // Half of the new identity is there.
     let new = site.leaf(SUBJECT, -30 * DAY, 5 * DAY + 60);
@@ -231,7 +231,7 @@ fn certificates_alone_are_loaded_again() {
     assert_ne!(renewed.tls.leaf_fingerprint(), loaded.tls.leaf_fingerprint());
     let [warning] = &site.lines(&renewed.warnings)[..] else { panic!("{renewed:?}") };
     assert!(warning.contains("server_cert_file") && warning.contains("expires in 5 days"));
-    let told = expiry(&loaded.settings, "server_conf.yaml", &renewed.tls).unwrap();
+    let told = expiry(&renewed.certificate_place, &renewed.tls).unwrap();
     assert_eq!(site.line(&told), *warning);
 
     site.write_identity(&site.leaf(SUBJECT, -2 * DAY, -DAY));

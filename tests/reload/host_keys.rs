@@ -52,12 +52,12 @@ fn keys_that_the_host_replaces_come_back_by_themselves() -> Result<()> {
         assert!(took < SOON + LATE, "{took:?}");
         ats.ctl(&["config", "reload"])?;
     }
-    wait_line(ats, from, "WARNING: [stek_share] proxy.config.ssl.server.ticket_key.filename is")?;
+    wait_line(ats, from, "proxy.config.ssl.server.ticket_key.filename: ticket.key makes Traffic")?;
     wait_key(ats, &theirs, "the host's own key")?;
     send(ats, "reload", "reload: done; no changes")?;
     let took = wait_key(ats, &ours, "the shared key")?;
     println!("after `reload` the shared key is back after {took:?}");
-    send(ats, "status", "status: broken: proxy.config.ssl.server.ticket_key.filename is")?;
+    send(ats, "status", "proxy.config.ssl.server.ticket_key.filename: ticket.key makes Traffic")?;
 
     let carried = tickets::take_all(&fleet.https(), tickets::TlsVersion::V13)?;
     let matrix = tickets::offer_all(&fleet.https(), tickets::TlsVersion::V13, &carried);
@@ -77,12 +77,14 @@ fn hints_follow_what_the_operator_mends() -> Result<()> {
     stage::rewrite(ats, "ssl_multicert.config", |text| {
         format!("{}ssl_ticket_enabled=0 {text}", "# a remark\n")
     })?;
-    send(ats, "reload", "WARNING: [stek_share] ssl_multicert.config line 2 has ssl_ticket_ena")?;
-    send(ats, "status", "status: not all is well: ssl_multicert.config line 2")?;
+    send(ats, "reload", "ssl_multicert.config line 2: ssl_ticket_enabled: 0 means")?;
+    send(ats, "status", "ssl_multicert.config line 2: ssl_ticket_enabled: 0 means")?;
     // Mended without a word, it is seen at the next look.
     let from = ats.diags().len();
+    let file = ats.etc().join("ssl_multicert.config");
+    let mended = format!("NOTE: [stek_share] no longer so: {} line 2", file.display());
     fs::write(ats.etc().join("ssl_multicert.config"), multicert)?;
-    wait_line(ats, from, "NOTE: [stek_share] no longer so: ssl_multicert.config line 2")?;
+    wait_line(ats, from, &mended)?;
     send(ats, "status", "status: all is well")?;
     dir.done()
 }

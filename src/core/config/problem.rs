@@ -11,8 +11,9 @@ const MAX_VALUE: usize = 120;
 /// Characters of a file's name that a line shows.
 const MAX_FILE: usize = 300;
 
-/// Characters of a field's name: the longest option has 28, an entry adds `entry 1000: `.
-const MAX_FIELD: usize = 64;
+/// Characters of a field's name: a site's name, which is the longest that is part of one, and a word of
+/// sni.yaml.
+const MAX_FIELD: usize = 300;
 
 /// Characters of a reason; the longest lists four places where a file was looked for.
 const MAX_REASON: usize = 1000;
@@ -37,7 +38,7 @@ pub enum Severity {
 pub struct Problem {
     /// Whether the configuration can be used nevertheless.
     pub severity: Severity,
-    /// The file that has to be changed.
+    /// The file that has to be changed; empty where the reason names what it is about.
     pub file: String,
     /// The line in it, from 1, where it is known.
     pub line: Option<usize>,
@@ -79,6 +80,12 @@ impl Problem {
         Problem { severity: Severity::Note, ..Problem::error(file, reason, remedy) }
     }
 
+    /// A warning that is in words already, remedy included; its line is those words.
+    pub fn said(line: &str) -> Problem {
+        let (reason, remedy) = line.split_once("; ").unwrap_or((line, "see diags.log"));
+        Problem::warning("", reason, remedy)
+    }
+
     /// The same, at a line.
     pub fn at(self, line: Option<usize>) -> Problem {
         Problem { line, ..self }
@@ -101,6 +108,24 @@ impl Problem {
         Problem { passes, ..self }
     }
 
+    /// How the line begins: file, line, field and value.
+    pub fn place(&self) -> String {
+        let mut place = printable(&self.file, MAX_FILE);
+        if let Some(line) = self.line {
+            place += &format!(" line {line}");
+        }
+        if !place.is_empty() {
+            place += ": ";
+        }
+        if let Some(field) = &self.field {
+            place += &format!("{}: ", printable(field, MAX_FIELD));
+        }
+        if let Some(value) = &self.value {
+            place += &format!("{} ", printable(value, MAX_VALUE));
+        }
+        place
+    }
+
     /// Whether the configuration cannot be used because of it.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
@@ -119,20 +144,9 @@ pub(super) fn is_pem(text: &str) -> bool {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&printable(&self.file, MAX_FILE))?;
-        if let Some(line) = self.line {
-            write!(f, " line {line}")?;
-        }
-        f.write_str(": ")?;
-        if let Some(field) = &self.field {
-            write!(f, "{}: ", printable(field, MAX_FIELD))?;
-        }
-        if let Some(value) = &self.value {
-            write!(f, "{} ", printable(value, MAX_VALUE))?;
-        }
         let (reason, remedy) =
             (printable(&self.reason, MAX_REASON), printable(&self.remedy, MAX_REMEDY));
-        write!(f, "{reason}; {remedy}")
+        write!(f, "{}{reason}; {remedy}", self.place())
     }
 }
 

@@ -49,6 +49,40 @@ impl Node {
             Node::Mapping(_) => "a mapping",
         }
     }
+
+    /// The value of the first key of that name, if this is a mapping that has one.
+    pub(in crate::core) fn field(&self, name: &str) -> Option<&Node> {
+        let is_name = |(key, _): &&(Node, Node)| matches!(key, Node::Text(text) if text == name);
+        self.pairs().iter().find(is_name).map(|(_, value)| value)
+    }
+
+    /// The keys and values of a mapping; none of all else.
+    pub(in crate::core) fn pairs(&self) -> &[(Node, Node)] {
+        match self {
+            Node::Mapping(pairs) => pairs,
+            _ => &[],
+        }
+    }
+
+    /// The entries of a list; none of all else.
+    pub(in crate::core) fn entries(&self) -> &[Node] {
+        match self {
+            Node::List(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The text of what is one word or number; `None` of what holds others. Nothing is no text.
+    pub(in crate::core) fn scalar(&self) -> Option<String> {
+        match self {
+            Node::Null => Some(String::new()),
+            Node::Bool(value) => Some(value.to_string()),
+            Node::Int(value) => Some(value.to_string()),
+            Node::Float(value) => Some(value.to_string()),
+            Node::Text(text) => Some(text.clone()),
+            Node::List(_) | Node::Mapping(_) => None,
+        }
+    }
 }
 
 /// As the operator wrote it, nearly: text in quotes, lists and mappings by their kind only.
@@ -74,6 +108,46 @@ pub(in crate::core) struct NotYaml {
 /// Reads the first document of `text`, as the original's parser does, and tells whether another
 /// one follows. An empty text is [`Node::Null`].
 pub(in crate::core) fn parse(text: &str) -> Result<(Node, bool), NotYaml> {
+    let mut documents = Documents::of(text)?;
+    let Some(first) = documents.next() else { return Ok((Node::Null, false)) };
+    Ok((first?, documents.rest.next().is_some()))
+}
+
+/// Reads all documents of `text`.
+pub(in crate::core) fn parse_all(text: &str) -> Result<Vec<Node>, NotYaml> {
+    Documents::of(text)?.collect()
+}
+
+/// The documents of a text, which pay from one allowance.
+struct Documents<'a> {
+    rest: serde_yaml::Deserializer<'a>,
+    left: Cell<usize>,
+}
+
+impl<'a> Documents<'a> {
+    fn of(text: &'a str) -> Result<Documents<'a>, NotYaml> {
+        check_size(text)?;
+        // What editors of Windows put before UTF-8 belongs to no key.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let rest = serde_yaml::Deserializer::from_str(text);
+        Ok(Documents { rest, left: Cell::new(MAX_COST) })
+    }
+}
+
+impl Iterator for Documents<'_> {
+    type Item = Result<Node, NotYaml>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let document = self.rest.next()?;
+        Some((Grow { left: &self.left }).deserialize(document).map_err(|e| NotYaml {
+            line: e.location().map(|l| l.line()),
+            reason: format!("is no YAML: {e}"),
+        }))
+    }
+}
+
+/// Refuses what would cost too much.
+fn check_size(text: &str) -> Result<(), NotYaml> {
     if text.len() > MAX_TEXT {
         let reason = format!("is larger than {MAX_TEXT} bytes");
         return Err(NotYaml { line: None, reason });
@@ -89,20 +163,7 @@ pub(in crate::core) fn parse(text: &str) -> Result<(Node, bool), NotYaml> {
             return Err(NotYaml { line: None, reason });
         }
     }
-    let left = Cell::new(MAX_COST);
-    // What editors of Windows put before UTF-8 belongs to no key.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut documents = serde_yaml::Deserializer::from_str(text);
-    let Some(first) = documents.next() else {
-        return Ok((Node::Null, false));
-    };
-    match (Grow { left: &left }).deserialize(first) {
-        Ok(node) => Ok((node, documents.next().is_some())),
-        Err(e) => Err(NotYaml {
-            line: e.location().map(|l| l.line()),
-            reason: format!("is no YAML: {e}"),
-        }),
-    }
+    Ok(())
 }
 
 /// Builds a [`Node`], paying for it from what is left of the document's allowance.

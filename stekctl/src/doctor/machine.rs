@@ -88,6 +88,16 @@ pub fn servers(proc: &Path, config: &Path, usual: bool) -> Vec<u32> {
     pids.filter(is_meant).collect()
 }
 
+/// The environment of the Traffic Server that runs with this configuration directory; nothing where none
+/// does, or where it belongs to another user and nobody may look.
+pub fn environment(proc: &Path, config: &Path, usual: bool) -> Vec<(String, String)> {
+    let first = servers(proc, config, usual).into_iter().next();
+    let bytes = first.and_then(|pid| fs::read(proc.join(pid.to_string()).join("environ")).ok());
+    let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
+    let entries = text.split('\0').filter_map(|entry| entry.split_once('='));
+    entries.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 /// The words of a process's command if it is a traffic_server.
 fn server_command(dir: &Path) -> Option<Vec<String>> {
     let bytes = fs::read(dir.join("cmdline")).ok()?;

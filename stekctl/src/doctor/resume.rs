@@ -96,6 +96,8 @@ pub struct Taken {
     pub suite: &'static str,
     /// Whether early data may come with the ticket.
     pub early: bool,
+    /// For how many seconds the ticket may be used, as it was announced; 0 if nothing was said.
+    pub lifetime_s: u64,
     /// The session with its ticket, and the fingerprint of the ticket's key; `None` if no ticket
     /// was given.
     ticket: Option<(Vec<u8>, String)>,
@@ -239,6 +241,7 @@ impl Client {
         let early = session.as_deref().is_some_and(|der| {
             SslSession::from_der(der).is_ok_and(|session| session.max_early_data() > 0)
         });
+        let lifetime_s = session.as_deref().and_then(lifetime_in_session).unwrap_or(0);
         let ticket = session.and_then(|der| {
             let key = key_of(ticket_in_session(&der)?)?;
             Some((der, key))
@@ -247,7 +250,8 @@ impl Client {
         let leaf = ssl.peer_certificate().ok_or_else(|| "shows no certificate".to_owned())?;
         let digest = leaf.digest(MessageDigest::sha256()).map_err(|error| error.to_string())?;
         let subject = stek_share::transport::tls::subject_line(&leaf);
-        Ok(Taken { certificate: (hex(&digest), subject), suite: suite(ssl), early, ticket })
+        let (certificate, suite) = ((hex(&digest), subject), suite(ssl));
+        Ok(Taken { certificate, suite, early, lifetime_s, ticket })
     }
 
     fn offer(&self, place: &Place, version: Version, session: &[u8]) -> Offer {
@@ -488,11 +492,26 @@ fn hex(bytes: &[u8]) -> String {
 fn ticket_in_session(der: &[u8]) -> Option<&[u8]> {
     const TICKET: u8 = 0xaa;
     const OCTET_STRING: u8 = 0x04;
+    let (tag, ticket) = in_session(der, TICKET)?;
+    (tag == OCTET_STRING && !ticket.is_empty()).then_some(ticket)
+}
+
+/// The lifetime that the server announced: the INTEGER under `[9]`.
+fn lifetime_in_session(der: &[u8]) -> Option<u64> {
+    const LIFETIME: u8 = 0xa9;
+    const INTEGER: u8 = 0x02;
+    let (tag, digits) = in_session(der, LIFETIME)?;
+    let number = |number: u64, digit: &u8| Some(number.checked_mul(256)? + u64::from(*digit));
+    (tag == INTEGER).then(|| digits.iter().try_fold(0, number)).flatten()
+}
+
+/// The value, with its own tag, of the member of a SEQUENCE that has this tag.
+fn in_session(der: &[u8], wanted: u8) -> Option<(u8, &[u8])> {
     let (_, mut members, _) = tlv(der)?;
     while let Some((tag, content, rest)) = tlv(members) {
-        if tag == TICKET {
-            let (inner, ticket, _) = tlv(content)?;
-            return (inner == OCTET_STRING && !ticket.is_empty()).then_some(ticket);
+        if tag == wanted {
+            let (inner, value, _) = tlv(content)?;
+            return Some((inner, value));
         }
         members = rest;
     }
@@ -528,6 +547,9 @@ mod tests {
         assert_eq!(ticket, Some(&[7; 0x82][..]));
         assert_eq!(key_of(&[7; 16]), key_of(&[7; 40]));
         assert_eq!(key_of(&[7; 15]), None);
+        assert_eq!(lifetime_in_session(&session), None);
+        let timed = [0x30, 12, 0x02, 1, 1, 0xa9, 4, 0x02, 2, 0x1c, 0x20, 0xaa, 1, 0];
+        assert_eq!(lifetime_in_session(&timed), Some(7200));
         for cut in 0..session.len() {
             let found = session.get(..cut).and_then(ticket_in_session);
             assert_eq!(found, None, "cut at {cut}");

@@ -9,3 +9,4 @@ mod policies;
 mod second_day;
 mod stage;
 mod whole;
+mod words;

@@ -51,6 +51,7 @@ pub struct Request {
     from: i64,
     to: i64,
     is_rsa: bool,
+    curve: Nid,
 }
 
 impl Request {
@@ -63,6 +64,7 @@ impl Request {
             from: -GOOD_SINCE,
             to: GOOD_FOR,
             is_rsa: false,
+            curve: Nid::X9_62_PRIME256V1,
         }
     }
 
@@ -87,6 +89,12 @@ impl Request {
     /// With a key of RSA, 2048 bits, as most servers have: it signs twenty times as slowly.
     pub fn rsa(mut self) -> Self {
         self.is_rsa = true;
+        self
+    }
+
+    /// With a key on this curve instead of P-256.
+    pub fn curve(mut self, curve: Nid) -> Self {
+        self.curve = curve;
         self
     }
 
@@ -207,7 +215,11 @@ impl Authority {
     /// # Errors
     /// When the request is malformed.
     pub fn issue(&self, request: &Request) -> Result<Identity> {
-        let key = if request.is_rsa { PKey::from_rsa(Rsa::generate(2048)?)? } else { new_key()? };
+        let key = if request.is_rsa {
+            PKey::from_rsa(Rsa::generate(2048)?)?
+        } else {
+            key_on(request.curve)?
+        };
         let subject = parse_subject(&request.subject)?;
         let issuer = self.identity.certificate.subject_name();
         let mut builder = start(&subject, issuer, &key, request.from, request.to)?;
@@ -241,7 +253,11 @@ impl Authority {
 }
 
 fn new_key() -> Result<PKey<Private>> {
-    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+    key_on(Nid::X9_62_PRIME256V1)
+}
+
+fn key_on(curve: Nid) -> Result<PKey<Private>> {
+    let group = EcGroup::from_curve_name(curve)?;
     Ok(PKey::from_ec_key(EcKey::generate(&group)?)?)
 }
 
@@ -273,11 +289,12 @@ fn start(
     Ok(builder)
 }
 
-/// Reads the one-line form; values cannot hold a slash.
+/// Reads the one-line form; values cannot hold a slash, and a slash alone is no name at all.
 fn parse_subject(subject: &str) -> Result<X509Name> {
     let malformed = || Error::new(format!("subject {subject:?} is not like /C=US/CN=name"));
     let mut builder = X509Name::builder()?;
-    for part in subject.strip_prefix('/').ok_or_else(malformed)?.split('/') {
+    let parts = subject.strip_prefix('/').ok_or_else(malformed)?;
+    for part in parts.split('/').filter(|_| !parts.is_empty()) {
         let (field, value) = part.split_once('=').ok_or_else(malformed)?;
         builder.append_entry_by_text(field, value)?;
     }

@@ -1,0 +1,114 @@
+//! Reads Traffic Server's own files from its configuration directory, for the plugin and for `stekctl`.
+//!
+//! What they say is [`host_files`](crate::core::host_files)'s to tell; what is the matter with it,
+//! [`findings`]'s. Invariants: a file that cannot
+//! be read says nothing; nothing here waits for longer than a read of a file takes.
+
+use std::path::{Path, PathBuf};
+
+use crate::core::config::Problem;
+use crate::core::findings::{self, Finding, HostVersion};
+use crate::core::host_files::plugins::Loading;
+use crate::core::host_files::records::Records;
+use crate::core::host_files::{multicert, plugins, sni};
+use crate::core::ticket_scope::TicketScope;
+use crate::load::try_host_text;
+
+/// Where the certificates are listed.
+pub const MULTICERT: &str = "proxy.config.ssl.server.multicert.filename";
+/// Where the names are listed.
+pub const SNI: &str = "proxy.config.ssl.servername.filename";
+
+/// What the records' file says: records.yaml, which Traffic Server 10 has, or else records.config.
+pub fn records(dir: &Path) -> Records {
+    let read = |name: &str| {
+        let path = dir.join(name);
+        Some((path.display().to_string(), try_host_text(&path).ok()?))
+    };
+    if let Some((file, text)) = read("records.yaml") {
+        Records::of_yaml(&file, &text)
+    } else if let Some((file, text)) = read("records.config") {
+        Records::of_config(&file, &text)
+    } else {
+        Records::default()
+    }
+}
+
+/// The version of a Traffic Server that nobody can ask, by the files that it has; only the major one, and
+/// the lowest that can be meant.
+pub fn version_by_files(dir: &Path) -> Option<HostVersion> {
+    let has = |name: &str| dir.join(name).is_file();
+    if has("records.config") && !has("records.yaml") {
+        // 10 does not start with that file, nor 11.
+        Some((9, 2))
+    } else if ["plugin.yaml", "ssl_multicert.yaml", "storage.yaml"].into_iter().any(has) {
+        Some((11, 0))
+    } else {
+        has("records.yaml").then_some((10, 1))
+    }
+}
+
+/// The file that says which plugins are loaded, and what it says of this one: plugin.yaml, which Traffic
+/// Server 11 looks at first, or else plugin.config.
+///
+/// # Errors
+/// Why that is not known, in words that follow the file's name.
+pub fn loadings(dir: &Path) -> (PathBuf, Result<Vec<Loading>, String>) {
+    let yaml = dir.join("plugin.yaml");
+    let is_read = yaml.exists() && version_by_files(dir).is_none_or(|version| version >= (11, 0));
+    let path = if is_read { yaml } else { dir.join("plugin.config") };
+    let text = match try_host_text(&path) {
+        Ok(text) => text,
+        Err(why) => return (path, Err(why)),
+    };
+    let found = if is_read {
+        plugins::of_yaml(&text).ok_or_else(|| "is no list of plugins in YAML".to_owned())
+    } else {
+        Ok(plugins::of_config(&text))
+    };
+    (path, found)
+}
+
+/// What is wrong with the line that gives the plugin these arguments, if anything is. The line is the first
+/// that gives it them.
+pub fn wrong_arguments(dir: &Path, arguments: &[String]) -> Option<Problem> {
+    if arguments.len() == 1 {
+        return None;
+    }
+    let (path, found) = loadings(dir);
+    let found = found.unwrap_or_default().into_iter();
+    let line = found.filter(|l| l.is_enabled && l.arguments == arguments).find_map(|l| l.line);
+    let reason = format!(
+        "gives stek_share.so {} arguments; it takes one, the path of its configuration file",
+        arguments.len()
+    );
+    let remedy = "write for instance: stek_share.so stek_share/server_conf.yaml";
+    Some(Problem::error(&path.display().to_string(), reason, remedy).at(line))
+}
+
+/// What is the matter with the files about certificates and names. `get` tells what a record is set to.
+pub fn of_sites(
+    dir: &Path,
+    get: impl Fn(&str) -> Option<String>,
+    version: Option<HostVersion>,
+    scope: Option<TicketScope>,
+) -> Vec<Finding> {
+    let newest = dir.join("ssl_multicert.yaml");
+    let certificates = match get(MULTICERT) {
+        Some(name) => dir.join(name),
+        None if newest.is_file() => newest,
+        None => dir.join("ssl_multicert.config"),
+    };
+    let names = dir.join(get(SNI).unwrap_or_else(|| "sni.yaml".to_owned()));
+    let mut found = Vec::new();
+    if let Ok(text) = try_host_text(&certificates) {
+        let address = findings::address_matter(version, scope);
+        found.extend(multicert::findings(&certificates.display().to_string(), &text, address));
+    }
+    if let Ok(text) = try_host_text(&names) {
+        let opens = scope == Some(TicketScope::Host);
+        let counts = findings::sni_has_tickets(version);
+        found.extend(sni::findings(&names.display().to_string(), &text, opens, counts));
+    }
+    found
+}
