@@ -12,16 +12,18 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read};
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
 use crate::core::config::{
-    check_membership, check_subjects, parse_conf, parse_list, Conf, List, Member, Paths, Problem,
-    Settings, MAX_TEXT,
+    check_membership, check_subjects, parse_conf, parse_list, Conf, List, Member, Oneself, Paths,
+    Problem, Settings, MAX_TEXT,
 };
 use crate::pem::{self, Misfit, Wanted};
+use crate::transport::names::Names;
 use crate::transport::tls::{Tls, TlsError};
 
 /// The largest file of certificates, in bytes: five times a distribution's whole bundle of roots.
@@ -265,11 +267,15 @@ fn try_load(
     };
     let (conf, told) = parse_conf(&text, &path.to_string_lossy());
     problems.extend(told);
-    let conf = conf?;
+    let mut conf = conf?;
     let own = path.parent().unwrap_or(Path::new(""));
     let bases = [own, &dirs.working, &dirs.install, &dirs.config];
 
     let list = load_list(&conf, &bases, problems);
+    if let Some(list) = list.as_ref().filter(|_| conf.is_auto()) {
+        problems.extend(find_itself(&mut conf, list, &bases));
+    }
+    problems.extend(list.as_ref().and_then(|list| check_membership(&conf, list)));
     if list.as_ref().is_some_and(List::names_all_subjects) {
         problems.retain(|problem| !conf.is_open_door(problem));
     }
@@ -313,9 +319,7 @@ fn load_list(conf: &Conf, bases: &[&Path], problems: &mut Vec<Problem>) -> Optio
     match read_list(conf, bases)? {
         Ok((list, told)) => {
             problems.extend(told);
-            let list = list?;
-            problems.extend(check_membership(conf, &list));
-            Some(list)
+            list
         }
         Err(unread) => {
             let named = conf.server_list_file.as_deref().unwrap_or_default();
@@ -323,6 +327,41 @@ fn load_list(conf: &Conf, bases: &[&Path], problems: &mut Vec<Problem>) -> Optio
             None
         }
     }
+}
+
+/// Finds this server in the list, by its certificate's names, else by where this machine is.
+fn find_itself(conf: &mut Conf, list: &List, bases: &[&Path]) -> Option<Problem> {
+    // What is wrong with the file is told where it is loaded.
+    let chain = conf.server_cert_file.as_deref().and_then(|named| find(named, bases).ok());
+    let chain = chain.and_then(|path| read_file(&path, MAX_PEM).ok());
+    let names = chain.and_then(|chain| Names::of_pem(&chain)).unwrap_or_default();
+    let host = host_name();
+    let own = Oneself {
+        has_name: &|wanted| names.has(wanted),
+        is_at: &|address| is_here(address, &host) || names.has_address(address),
+    };
+    conf.find_itself(list, &own)
+}
+
+/// Whether an address is this machine's, or a name is its host name, perhaps with a domain behind it.
+/// Looks up no name.
+fn is_here(address: &str, host: &str) -> bool {
+    match address.parse::<IpAddr>() {
+        // An address of another machine cannot be bound.
+        Ok(ip) => UdpSocket::bind((ip, 0)).is_ok(),
+        Err(_) if host.is_empty() => false,
+        Err(_) => {
+            let [name, host] = [address, host].map(str::to_ascii_lowercase);
+            let behind = name.strip_prefix(&host);
+            behind.is_some_and(|behind| behind.is_empty() || behind.starts_with('.'))
+        }
+    }
+}
+
+/// This machine's host name; empty if it has none.
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 /// A file of PEM text: where it was found, what it looked like before, and what it holds.
@@ -468,7 +507,9 @@ fn make_tls(
             }));
             problems.extend(check_blocks(blame, "root_cert_file", &pems.root));
             problems.extend(check_blocks(blame, "server_cert_file", &pems.chain));
-            if tls.subject().is_empty() {
+            // Who goes by another name needs none.
+            let other = wanted.own.unwrap_or(wanted.common);
+            if tls.subject().is_empty() && (other.is_empty() || other.starts_with('/')) {
                 problems.retain(|problem| !blame.is_open_door(problem));
                 let problem =
                     blame.warning("server_cert_file", NO_SUBJECT.to_owned(), GIVE_SUBJECT);
@@ -479,7 +520,7 @@ fn make_tls(
         Err(error) => {
             problems.push(match (&error, wanted.own) {
                 (TlsError::SubjectMismatch { found }, Some(own)) => {
-                    let reason = format!("{NOT_OURS}, {found}");
+                    let reason = format!("{}, {found}", not_ours(own));
                     let remedy = "make both the same; the other servers refuse this one otherwise";
                     (wanted.own_error)(reason, remedy).value(format!("\"{own}\""))
                 }
@@ -509,7 +550,13 @@ fn expiry_words(tls: &Tls) -> Option<(String, String)> {
 }
 
 /// Said of a subject that this server's certificate does not have.
-const NOT_OURS: &str = "is not the subject of this server's own certificate";
+fn not_ours(wanted: &str) -> &'static str {
+    if wanted.starts_with('/') {
+        "is not the subject of this server's own certificate"
+    } else {
+        "is not a name of this server's own certificate"
+    }
+}
 
 /// The operator's line for certificates that cannot be used.
 fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -> Problem {
@@ -577,7 +624,7 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
         TlsError::SubjectMismatch { found } => blame
             .error(
                 "cert_verify_str",
-                format!("{NOT_OURS}, {found}"),
+                format!("{}, {found}", not_ours(wanted)),
                 "make both the same on all servers; the others refuse this one otherwise",
             )
             .value(format!("\"{wanted}\"")),

@@ -9,6 +9,8 @@
 //! [`Settings`] of them when nothing is absent.
 
 mod address;
+mod identity;
+mod oneself;
 mod options;
 mod problem;
 mod reader;
@@ -20,10 +22,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::identity::{certificate_name, Auto};
 use self::reader::{Given, Reader};
 use self::yaml::{Node, Places};
 use super::server_id::ServerId;
 
+pub use self::oneself::Oneself;
 pub use self::options::{alike, changes, Absent, Change, ConfigOption, Servers, Settings, OPTIONS};
 pub use self::problem::{printable, Problem, Severity};
 pub use self::yaml::MAX_TEXT;
@@ -51,8 +55,8 @@ pub struct Member {
     pub address: String,
     /// TCP port, never 0.
     pub port: u16,
-    /// `cert_verify_str` of the entry, if given: the subject of this server's certificate, in place
-    /// of the configuration's.
+    /// `cert_verify_str` of the entry, if given: the subject of this server's certificate, or a
+    /// `DNS:` or `URI:` name of it, in place of the configuration's.
     pub subject: Option<String>,
 }
 
@@ -94,6 +98,8 @@ pub struct Conf {
     /// Whether there is no error in the file.
     usable: bool,
     places: Places,
+    /// What is to be found out.
+    auto: Auto,
 }
 
 /// What a server list says.
@@ -148,7 +154,7 @@ pub struct Paths {
 pub fn parse_conf(text: &str, file: &str) -> (Option<Conf>, Vec<Problem>) {
     let mut problems = Vec::new();
     let conf = match document(text, file, &mut problems) {
-        Some(Node::Mapping(pairs)) => Some(conf_of(text, file, &pairs, &mut problems)),
+        Some(Node::Mapping(pairs)) => Some(conf_of(text, file, pairs, &mut problems)),
         Some(other) => {
             let reason = format!("is {}, not a mapping of options", other.kind());
             let remedy = match other {
@@ -326,10 +332,16 @@ fn document(text: &str, file: &str, problems: &mut Vec<Problem>) -> Option<Node>
     }
 }
 
-fn conf_of(text: &str, file: &str, pairs: &[(Node, Node)], problems: &mut Vec<Problem>) -> Conf {
+fn conf_of(
+    text: &str,
+    file: &str,
+    mut pairs: Vec<(Node, Node)>,
+    problems: &mut Vec<Problem>,
+) -> Conf {
+    let auto = Auto::take(&mut pairs);
     let places = Places::of_mapping(text);
     let prefix = String::new();
-    let mut r = Reader { file, pairs, places: &places, prefix, problems };
+    let mut r = Reader { file, pairs: &pairs, places: &places, prefix, problems };
     let names: Vec<&str> = OPTIONS.iter().map(|option| option.name).collect();
     r.check_names(&names, "remove it, or see the table of options in the README");
     let mut settings = Settings::default();
@@ -339,9 +351,9 @@ fn conf_of(text: &str, file: &str, pairs: &[(Node, Node)], problems: &mut Vec<Pr
     let file_name = |name, path: &Path| is_usable(name).then(|| path.display().to_string());
     Conf {
         file: file.to_owned(),
-        server_id: is_usable("server_id").then_some(settings.server_id),
-        address: is_usable("address").then(|| settings.address.clone()),
-        port: is_usable("port").then_some(settings.port),
+        server_id: is_usable("server_id").then_some(settings.server_id).filter(|_| !auto.id),
+        address: is_usable("address").then(|| settings.address.clone()).filter(|_| !auto.address),
+        port: is_usable("port").then_some(settings.port).filter(|_| !auto.port),
         server_list_file: file_name("server_list_file", &settings.server_list_file),
         root_cert_file: file_name("root_cert_file", &settings.root_cert_file),
         server_cert_file: file_name("server_cert_file", &settings.server_cert_file),
@@ -350,6 +362,7 @@ fn conf_of(text: &str, file: &str, pairs: &[(Node, Node)], problems: &mut Vec<Pr
         settings,
         usable: !problems.iter().any(Problem::is_error),
         places,
+        auto,
     }
 }
 
@@ -361,7 +374,8 @@ fn identity(r: &mut Reader<'_>) -> (Option<ServerId>, Option<String>, Option<u16
     (id.then_some(own.server_id), address.then_some(own.address), port.then_some(own.port))
 }
 
-const NO_SUBJECT: &str = "is not a subject of the form /C=US/O=Example/CN=name";
+const NO_SUBJECT: &str = "is not a subject of the form /C=US/O=Example/CN=name, nor DNS:name nor \
+                          URI:spiffe://domain/path";
 const SUBJECT_REMEDY: &str = "give what 'openssl x509 -noout -subject -nameopt compat -in FILE' \
                               prints after 'subject='";
 
@@ -370,25 +384,14 @@ const SUBJECT_REMEDY: &str = "give what 'openssl x509 -noout -subject -nameopt c
 fn own_subject(r: &mut Reader<'_>) -> Option<String> {
     let remedy = format!("{SUBJECT_REMEDY}, or remove the line");
     let Given::Value(subject) = r.text("cert_verify_str", &remedy) else { return None };
-    let reason = if !is_one_line(&subject) {
-        Some(NO_SUBJECT.to_owned())
-    } else {
-        (subject.len() > MAX_SUBJECT).then(|| format!("is longer than {MAX_SUBJECT} bytes"))
+    let reason = match certificate_name(&subject) {
+        Some(name) if name.len() <= MAX_SUBJECT => return Some(name),
+        Some(_) => format!("is longer than {MAX_SUBJECT} bytes"),
+        None => NO_SUBJECT.to_owned(),
     };
-    if let Some(reason) = reason {
-        let problem = r.error("cert_verify_str", &reason, &remedy);
-        r.problems.push(problem);
-        return None;
-    }
-    Some(subject)
-}
-
-/// Whether a text begins with a slash, a short name or object identifier, and an equals sign.
-/// More cannot be asked: values may hold slashes and equals signs themselves.
-fn is_one_line(subject: &str) -> bool {
-    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
-    let first = subject.strip_prefix('/').and_then(|s| s.split_once('='));
-    first.is_some_and(|(name, _)| !name.is_empty() && name.chars().all(is_name))
+    let problem = r.error("cert_verify_str", &reason, &remedy);
+    r.problems.push(problem);
+    None
 }
 
 fn list_of(text: &str, file: &str, nodes: &[Node], problems: &mut Vec<Problem>) -> List {

@@ -23,7 +23,7 @@ pub(super) fn caller(from: &Caller) -> String {
         Role::Member => "server",
         Role::Tool => "a tool that speaks as server",
     };
-    let subject = printable(&from.subject, MAX_SUBJECT);
+    let subject = printable(&from.names.to_string(), MAX_SUBJECT);
     format!("{kind} {} (certificate {subject}, from {})", from.id, from.addr)
 }
 
@@ -51,14 +51,15 @@ mod tests {
             incarnation: 0,
             cluster_id: [0; 16],
             addr: ([10, 0, 0, 3], 999).into(),
-            subject: "/CN=three\nrotate: done".into(),
+            names: "/CN=three\nrotate: done".into(),
         };
         assert_eq!(
             caller(&from),
             "a tool that speaks as server 3 (certificate /CN=three\\nrotate: done, from \
              10.0.0.3:999)"
         );
-        let long = Caller { role: Role::Member, subject: "\u{e9}".repeat(9_000).into(), ..from };
+        let long =
+            Caller { role: Role::Member, names: "\u{e9}".repeat(9_000).as_str().into(), ..from };
         let origin = to_pass_on(&caller(&long).repeat(9));
         assert!(origin.len() <= MAX_ORIGIN, "{}", origin.len());
         let told = passed_on(&long, &"\u{7}".repeat(9_000));

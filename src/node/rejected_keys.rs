@@ -462,7 +462,7 @@ mod tests {
                 incarnation: 1,
                 cluster_id: cluster_id().to_bytes(),
                 addr: "127.0.0.1:1".parse().unwrap(),
-                subject: "/CN=two".into(),
+                names: "/CN=two".into(),
             };
             let rpc_server = Arc::new(RpcServer(bench.shared.clone()));
             assert!(rpc_server.serve(from, body).await.is_none());

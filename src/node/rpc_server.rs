@@ -494,7 +494,7 @@ mod tests {
 
     fn caller(role: Role, cluster_id: [u8; 16]) -> Caller {
         let (id, addr) = (ServerId(2), ([127, 0, 0, 1], 1).into());
-        Caller { id, role, incarnation: 1, cluster_id, version: 1, addr, subject: "/CN=two".into() }
+        Caller { id, role, incarnation: 1, cluster_id, version: 1, addr, names: "/CN=two".into() }
     }
 
     #[tokio::test]
@@ -662,7 +662,7 @@ mod tests {
             cluster_id: [0; 16],
             version: 1,
             addr: ([127, 0, 0, 1], 1).into(),
-            subject: "/CN=all".into(),
+            names: "/CN=all".into(),
         };
         let counts = |from: Caller| {
             rpc_server.meet(&from, Status::default());

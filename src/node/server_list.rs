@@ -237,7 +237,7 @@ pub(super) async fn change_membership(
 /// has agreed on it hears this server no more until it shows that one, and so the answer may get lost.
 pub(super) fn renames_own(peers: &Peers, members: &[Member]) -> bool {
     let tls = peers.tls.borrow().with_members(members);
-    !tls.is_of(peers.ctx.me, &tls.subject())
+    !tls.is_of(peers.ctx.me, &tls.names())
 }
 
 /// The same for a member that brought a list here, if it is the one that answers at its address.

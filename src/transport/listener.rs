@@ -44,10 +44,11 @@ use super::frame::{
 };
 use super::last_seen::LastSeen;
 use super::me::Me;
+use super::names::Names;
 use super::places::{Place, Places, Source};
 pub use super::places::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
 use super::socket::{tune, Alarm};
-use super::tls::{fingerprint, subject_line, HandshakeError, Stream, Tls};
+use super::tls::{fingerprint, HandshakeError, Stream, Tls};
 use super::trust::Trust;
 use crate::core::config::Member;
 use crate::core::knocks::{Allowance, Knocks, Token, STRANGERS};
@@ -101,8 +102,8 @@ pub struct Caller {
     pub cluster_id: ClusterId,
     /// Where it dialled from.
     pub addr: SocketAddr,
-    /// Its certificate's subject.
-    pub subject: Arc<str>,
+    /// Its certificate's names.
+    pub names: Names,
 }
 
 /// Why a verified sender is not heard. It is told, and so can tell its operator.
@@ -581,8 +582,8 @@ impl<S: Service> Door<S> {
         deadline: Instant,
         who: &mut Option<ServerId>,
     ) -> Result<Infallible, End> {
-        let subject: Arc<str> = subject_line(trust.leaf()).into();
-        let greeting = self.greet(&mut stream, &mut trust, &subject);
+        let names = Names::of(trust.leaf());
+        let greeting = self.greet(&mut stream, &mut trust, &names);
         let too_slow = Err(End::TooSlow("its hello"));
         let (hello, version) = timeout_at(deadline, greeting).await.unwrap_or(too_slow)?;
         let Hello { role, sender: id, incarnation, cluster_id, .. } = hello;
@@ -594,7 +595,7 @@ impl<S: Service> Door<S> {
         let ends = now + self.bounds.max_age;
         let mut conversation = Conversation {
             door: self,
-            caller: Caller { id, role, version, incarnation, cluster_id, addr, subject },
+            caller: Caller { id, role, version, incarnation, cluster_id, addr, names },
             hello,
             trust,
             ends,
@@ -616,14 +617,14 @@ impl<S: Service> Door<S> {
         &self,
         stream: &mut Stream,
         trust: &mut Trust,
-        subject: &str,
+        names: &Names,
     ) -> Result<(Hello, u8), End> {
         let (hello, _) = frame::read_hello(stream).await?.ok_or(End::Silent)?;
         trust.check().map_err(End::Untrusted)?;
         let (me, id) = (self.deps.me.hello(), hello.sender);
         let parted = NoCommonVersion { theirs: hello.versions, ours: me.versions };
         let version = me.versions.common(hello.versions).ok_or(End::NoVersion(id, parted));
-        let assessed = version.and_then(|version| match self.admit(&hello, subject) {
+        let assessed = version.and_then(|version| match self.admit(&hello, names) {
             Ok(()) => Ok((hello, version)),
             Err(refusal) => Err(End::Refused(id, refusal)),
         });
@@ -636,10 +637,10 @@ impl<S: Service> Door<S> {
     }
 
     /// Whether the sender is heard: the service says who is a member, the certificate who it is.
-    fn admit(&self, hello: &Hello, subject: &str) -> Result<(), Refusal> {
+    fn admit(&self, hello: &Hello, names: &Names) -> Result<(), Refusal> {
         let admitted = self.service.admit(hello);
         if admitted != Err(Refusal::NotAMember)
-            && !self.deps.tls.borrow().is_of(hello.sender, subject)
+            && !self.deps.tls.borrow().is_of(hello.sender, names)
         {
             return Err(Refusal::Certificate);
         }
@@ -718,7 +719,7 @@ impl<S: Service> Conversation<'_, S> {
     }
 
     fn admit(&self) -> Result<(), End> {
-        let admitted = self.door.admit(&self.hello, &self.caller.subject);
+        let admitted = self.door.admit(&self.hello, &self.caller.names);
         admitted.map_err(|refusal| End::Refused(self.caller.id, refusal))
     }
 

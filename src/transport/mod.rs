@@ -11,6 +11,7 @@ pub mod frame;
 mod last_seen;
 pub mod listener;
 mod me;
+pub mod names;
 mod one_line;
 pub mod peers;
 mod places;

@@ -2,8 +2,8 @@
 //!
 //! Knows nothing of frames, files or keys: PEM text comes in as bytes. Invariants:
 //! - Both sides demand a certificate that chains to the given root alone (never to the system's
-//!   store), is valid now, is fit for a TLS server, and whose leaf has a wanted subject: that of
-//!   `cert_verify_str`, or the own one of an entry of the server list.
+//!   store), is valid now, is fit for a TLS server, and whose leaf has a wanted name, its subject or a
+//!   subject alternative name: that of `cert_verify_str`, or the own one of an entry of the server list.
 //!   A server's purpose is asked of both sides, since many CAs issue nothing else.
 //! - A member whose entry names a subject of its own has that one and no other: the side that
 //!   dials demands it in the handshake, the side that is dialled asks [`Tls::is_of`].
@@ -40,8 +40,7 @@ use openssl::stack::{Stack, StackRef};
 use openssl::x509::store::{X509Store, X509StoreBuilder};
 use openssl::x509::verify::X509VerifyParam;
 use openssl::x509::{
-    X509NameRef, X509PurposeId, X509Ref, X509StoreContext, X509StoreContextRef, X509VerifyResult,
-    X509,
+    X509PurposeId, X509Ref, X509StoreContext, X509StoreContextRef, X509VerifyResult, X509,
 };
 use socket2::SockRef;
 use thiserror::Error;
@@ -52,6 +51,7 @@ use tokio::task::JoinSet;
 use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
+use super::names::Names;
 use super::one_line::one_line;
 use super::rehearsal;
 use crate::core::config::Member;
@@ -348,18 +348,18 @@ impl Tls {
         Ok(key)
     }
 
-    /// Whether a leaf with this subject in the one-line form is one of ours.
-    pub fn subject_matches(&self, subject: &str) -> bool {
+    /// Whether a leaf with these names is one of ours.
+    pub fn names_match(&self, names: &Names) -> bool {
         let Roll { own, takes_common, .. } = &*self.1;
-        (*takes_common && matches(&self.0.common, subject)) || own.values().any(|s| s == subject)
+        (*takes_common && matches(&self.0.common, names)) || own.values().any(|own| names.has(own))
     }
 
-    /// Whether a leaf with this subject in the one-line form is the one of the server `id`: that
-    /// of its entry if it names one, else that of `cert_verify_str`.
-    pub fn is_of(&self, id: ServerId, subject: &str) -> bool {
+    /// Whether a leaf with these names is the one of the server `id`: that of its entry if it names
+    /// one, else that of `cert_verify_str`.
+    pub fn is_of(&self, id: ServerId, names: &Names) -> bool {
         match self.1.own.get(&id) {
-            Some(own) => own == subject,
-            None => matches(&self.0.common, subject),
+            Some(own) => names.has(own),
+            None => matches(&self.0.common, names),
         }
     }
 
@@ -368,13 +368,25 @@ impl Tls {
         self.1.takes_common && self.0.common.is_empty()
     }
 
-    /// What to say of a leaf that [`Tls::subject_matches`] refuses.
-    fn wrong_subject(&self, subject: &str) -> HandshakeError {
-        if self.1.is_of_one && !self.1.takes_common {
-            HandshakeError::NotListed(clip(subject))
+    /// What to say of a leaf that [`Tls::names_match`] refuses.
+    fn wrong_subject(&self, names: &Names) -> HandshakeError {
+        // A subject alone tells enough where subjects are what is asked for.
+        let by_subject = |wanted: &String| wanted.is_empty() || wanted.starts_with('/');
+        let names = if self.1.own.values().chain([&self.0.common]).all(by_subject) {
+            clip(names.subject())
         } else {
-            HandshakeError::WrongSubject(clip(subject))
+            clip(&names.to_string())
+        };
+        if self.1.is_of_one && !self.1.takes_common {
+            HandshakeError::NotListed(names)
+        } else {
+            HandshakeError::WrongSubject(names)
         }
+    }
+
+    /// The own leaf's names.
+    pub fn names(&self) -> Names {
+        Names::of(&self.0.leaf)
     }
 
     /// The own leaf's subject in the one-line form.
@@ -442,7 +454,7 @@ impl Tls {
         leaf: &X509Ref,
         rest: &StackRef<X509>,
     ) -> Result<Range<SystemTime>, HandshakeError> {
-        let subject = one_line(leaf.subject_name());
+        let names = Names::of(leaf);
         let library = HandshakeError::library;
         let mut context = X509StoreContext::new().map_err(library)?;
         let outcome = context.init(self.0.context.cert_store(), leaf, rest, |context| {
@@ -461,10 +473,10 @@ impl Tls {
             Ok(Ok(common.unwrap_or(UNIX_EPOCH..UNIX_EPOCH)))
         });
         let valid = outcome.map_err(library)??;
-        if self.subject_matches(&subject) {
+        if self.names_match(&names) {
             Ok(valid)
         } else {
-            Err(self.wrong_subject(&subject))
+            Err(self.wrong_subject(&names))
         }
     }
 
@@ -562,7 +574,7 @@ pub enum HandshakeError {
     /// The other end's certificate does not verify.
     #[error("its certificate is not trusted: {0}")]
     Untrusted(String),
-    /// The other end's certificate is of our root but has another subject.
+    /// The other end's certificate is of our root but has another subject, or other names.
     #[error("its certificate has the subject {0} instead of cert_verify_str")]
     WrongSubject(String),
     /// The server that was dialled has another server's certificate.
@@ -625,12 +637,13 @@ fn verify(
     note: &Mutex<Option<HandshakeError>>,
 ) -> bool {
     fail_point("verify");
-    let subject = context.current_cert().map(|c| one_line(c.subject_name())).unwrap_or_default();
+    let names = context.current_cert().map(Names::of).unwrap_or_default();
     let fault = if !chain_is_good {
-        HandshakeError::Untrusted(format!("{}: {}", clip(&subject), context.error().error_string()))
-    } else if context.error_depth() == 0 && !tls.subject_matches(&subject) {
+        let subject = clip(names.subject());
+        HandshakeError::Untrusted(format!("{subject}: {}", context.error().error_string()))
+    } else if context.error_depth() == 0 && !tls.names_match(&names) {
         context.set_error(X509VerifyResult::APPLICATION_VERIFICATION);
-        tls.wrong_subject(&subject)
+        tls.wrong_subject(&names)
     } else {
         return true;
     };
@@ -669,8 +682,8 @@ fn moment(at: &Asn1TimeRef) -> Result<SystemTime, ErrorStack> {
     Ok(UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH))
 }
 
-fn matches(wanted: &str, subject: &str) -> bool {
-    wanted.is_empty() || wanted == subject
+fn matches(wanted: &str, names: &Names) -> bool {
+    wanted.is_empty() || names.has(wanted)
 }
 
 /// At most [`MAX_QUOTED`] characters of what somebody else wrote.
@@ -771,11 +784,13 @@ fn check_leaf(leaf: &X509Ref, key: &PKey<Private>, wanted: &str) -> Result<(), T
     if !has_come(leaf.not_before())? {
         return Err(TlsError::NotYetValid { subject, not_before: leaf.not_before().to_string() });
     }
-    if subject.is_empty() && !wanted.is_empty() {
+    if subject.is_empty() && wanted.starts_with('/') {
         return Err(TlsError::NoSubject);
     }
-    if !matches(wanted, &subject) {
-        return Err(TlsError::SubjectMismatch { found: subject });
+    let names = Names::of(leaf);
+    if !matches(wanted, &names) {
+        let found = if wanted.starts_with('/') { subject } else { names.to_string() };
+        return Err(TlsError::SubjectMismatch { found });
     }
     Ok(())
 }
@@ -834,10 +849,4 @@ fn has_rivals<'a>(certificate: &X509Ref, all: impl Iterator<Item = &'a X509>) ->
     keys.sort_unstable();
     keys.dedup();
     keys.len() > 1
-}
-
-/// The one-line form of a certificate's subject, the form of `cert_verify_str`.
-pub fn subject_line(certificate: &X509Ref) -> String {
-    let name: &X509NameRef = certificate.subject_name();
-    one_line(name)
 }

@@ -11,6 +11,7 @@ mod install;
 mod lifecycle;
 mod listening;
 mod metrics;
+mod one_conf;
 mod options;
 mod priority;
 mod secrecy;

@@ -6,7 +6,7 @@ use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
-use openssl::x509::extension::{BasicConstraints, ExtendedKeyUsage};
+use openssl::x509::extension::{BasicConstraints, ExtendedKeyUsage, SubjectAlternativeName};
 use openssl::x509::{X509Name, X509NameBuilder, X509};
 
 /// The subject of every good leaf here.
@@ -36,6 +36,8 @@ pub struct Spec<'a> {
     pub issuer: Option<&'a Identity>,
     pub is_ca: bool,
     pub usage: Option<&'a str>,
+    /// Alternative names, as `DNS:name` or `URI:uri`.
+    pub names: &'a [&'a str],
     /// Seconds from now.
     pub not_before: i64,
     pub not_after: i64,
@@ -48,6 +50,7 @@ impl Default for Spec<'_> {
             issuer: None,
             is_ca: false,
             usage: None,
+            names: &[],
             not_before: -3600,
             not_after: 86_400,
         }
@@ -76,6 +79,17 @@ impl Spec<'_> {
         }
         if let Some(usage) = self.usage {
             cert.append_extension(ExtendedKeyUsage::new().other(usage).build().unwrap()).unwrap();
+        }
+        if !self.names.is_empty() {
+            let mut names = SubjectAlternativeName::new();
+            for name in self.names {
+                match name.split_once(':').unwrap() {
+                    ("DNS", name) => names.dns(name),
+                    (_, uri) => names.uri(uri),
+                };
+            }
+            let names = names.build(&cert.x509v3_context(None, None)).unwrap();
+            cert.append_extension(names).unwrap();
         }
         let signer = self.issuer.map_or(&key, |issuer| &issuer.key);
         cert.sign(signer, MessageDigest::sha256()).unwrap();

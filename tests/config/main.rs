@@ -23,6 +23,7 @@ use stek_share::core::config::{parse_conf, parse_list, ConfigOption, Problem};
 use stek_share::core::server_id::ServerId;
 use stek_share::load::{expiry, load, load_certificates, Dirs, Loaded, Refused, Stamps};
 
+mod auto;
 mod field;
 
 const DAY: i64 = 86_400;

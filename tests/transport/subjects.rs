@@ -73,3 +73,34 @@ async fn who_may_connect_follows_the_list() {
     change_membership(&[&one], &[named(&one, "/CN=one"), named(&two, "/CN=new")]);
     assert!(matches!(two.ask(1, b"x").await, Err(CallError::Unreachable(_))));
 }
+
+/// A server may go by any one of its certificate's names; a wildcard, or a name that is written
+/// otherwise, is no name of it.
+#[tokio::test]
+async fn members_may_go_by_alternative_names() {
+    let root = pki::root("root");
+    let with = |subject: &str, names: &[&str], own: &str| {
+        let leaf = Spec { subject, names, issuer: Some(&root), ..Spec::default() }.make();
+        let [root, chain, key] = [root.cert_pem(), leaf.cert_pem(), leaf.key_pem()];
+        Tls::from_pem_as(&root, &chain, &key, "", Some(own))
+    };
+    let (host, spiffe) = ("DNS:one.example", "URI:spiffe://example.org/edge/two");
+    let one = Box_::start(1, with("/CN=one", &["DNS:ONE.example"], host).unwrap()).await;
+    // SPIFFE's certificates need no subject.
+    let two = Box_::start(2, with("", &[spiffe, "DNS:two.example"], spiffe).unwrap()).await;
+    change_membership(&[&one, &two], &[named(&one, host), named(&two, spiffe)]);
+    for (from, to) in [(&one, 2), (&two, 1)] {
+        assert_eq!(from.ask(to, b"x").await.unwrap(), b"x", "{} {to}", from.id);
+    }
+    for wrong in ["DNS:two.example.org", "URI:spiffe://example.org/edge/Two", "/CN=two"] {
+        let one = Box_::start(1, with("/CN=one", &[host], host).unwrap()).await;
+        change_membership(&[&one], &[named(&one, host), named(&two, wrong)]);
+        let error = one.ask(2, b"secret").await.unwrap_err().to_string();
+        assert!(error.contains(NOT_ITS_OWN), "{wrong}: {error}");
+        assert_eq!(error.contains(spiffe), !wrong.starts_with('/'), "{wrong}: {error}");
+    }
+    for names in [&["DNS:*.example"][..], &[], &["URI:one.example"], &["DNS:one.example.org"]] {
+        let refused = with("/CN=one", names, host).map(drop).unwrap_err();
+        assert!(refused.to_string().contains("subject is /CN=one"), "{refused}");
+    }
+}

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::problem::{Problem, Severity};
 use super::reader::{Given, Numbers, Reader};
-use super::{is_one_line, Member, Timers, NO_SUBJECT, SUBJECT_REMEDY};
+use super::{certificate_name, Member, Timers, NO_SUBJECT, SUBJECT_REMEDY};
 use crate::core::server_id::ServerId;
 use crate::core::ticket_scope::TicketScope;
 
@@ -149,7 +149,7 @@ macro_rules! row {
 /// Every option, the original's sixteen first. A row stands behind those whose values it needs.
 #[rustfmt::skip]
 pub static OPTIONS: &[ConfigOption] = &[
-    row!("server_id", Some(&SERVER_ID), Required("'server_id: N', the server's number in the list"),
+    row!("server_id", Some(&SERVER_ID), Required("'server_id: N', the server's number in the list, or 'server_id: auto'"),
         Refused, Own, server_id = server_id),
     row!("address", None, Required("'address: A', where the other servers reach it"),
         AtReload, Own, address = Row::address),
@@ -427,15 +427,14 @@ fn ticket_scope(row: &mut Row<'_, '_>, _: &Settings) -> Option<TicketScope> {
 /// could never equal a certificate's subject.
 fn cert_verify_str(row: &mut Row<'_, '_>, _: &Settings) -> Option<String> {
     let (name, r) = (row.option.name, &mut *row.reader);
-    let subject = r.text_or_empty(name, SUBJECT_REMEDY).or(String::new())?;
-    if subject.is_empty() {
+    let given = r.text_or_empty(name, SUBJECT_REMEDY).or(String::new())?;
+    if given.is_empty() {
         let reason = "is not given, so any certificate of root_cert_file may join the group";
         let problem = Problem { value: None, ..r.error(name, reason, SUBJECT_REMEDY) };
         // Where the option is absent there is no line to point at.
         let line = problem.line.filter(|_| r.places.key(name, 0).is_some());
         r.problems.push(Problem { severity: Severity::Warning, ..problem.at(line) });
-    } else if !is_one_line(&subject) {
-        return row.refuse(NO_SUBJECT, SUBJECT_REMEDY);
+        return Some(given);
     }
-    Some(subject)
+    certificate_name(&given).or_else(|| row.refuse(NO_SUBJECT, SUBJECT_REMEDY))
 }

@@ -156,7 +156,7 @@ fn each_wrong_option_is_one_line() {
     let shown = "x".repeat(119);
     let long_line = format!(
         "\"{shown}... is not a subject of the form \
-         /C=US/O=Example/CN=name; give what 'openssl x509 -noout -subject -nameopt compat -in \
+         /C=US/O=Example/CN=name, nor DNS:name nor URI:spiffe://domain/path; give what 'openssl x509 -noout -subject -nameopt compat -in \
          FILE' prints after 'subject='"
     );
     for (line, expected) in [

@@ -23,6 +23,7 @@ use openssl::ssl::{
     SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion,
 };
 use stek_share::client::NAME_LIMIT;
+use stek_share::transport::names::Names;
 use stek_share::transport::resolver::look_up;
 
 /// The most addresses: the exchanges are their number squared.
@@ -249,7 +250,7 @@ impl Client {
         let ssl = connection.stream.ssl();
         let leaf = ssl.peer_certificate().ok_or_else(|| "shows no certificate".to_owned())?;
         let digest = leaf.digest(MessageDigest::sha256()).map_err(|error| error.to_string())?;
-        let subject = stek_share::transport::tls::subject_line(&leaf);
+        let subject = Names::of(&leaf).subject().to_owned();
         let (certificate, suite) = ((hex(&digest), subject), suite(ssl));
         Ok(Taken { certificate, suite, early, lifetime_s, ticket })
     }

@@ -304,7 +304,7 @@ fn caller(from: u32, hello: &Hello) -> Caller {
         incarnation: hello.incarnation,
         cluster_id: hello.cluster_id,
         addr: ([10, 0, 0, from as u8], 1).into(),
-        subject: "/CN=simulated".into(),
+        names: "/CN=simulated".into(),
     }
 }
 

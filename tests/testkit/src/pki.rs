@@ -74,7 +74,7 @@ impl Request {
         self
     }
 
-    /// These alternative names only, host names or IP addresses.
+    /// These alternative names only, host names, IP addresses, or URIs behind `URI:`.
     pub fn names(mut self, names: &[&str]) -> Self {
         self.names = names.iter().map(ToString::to_string).collect();
         self
@@ -239,9 +239,10 @@ impl Authority {
         if !request.names.is_empty() {
             let mut extension = SubjectAlternativeName::new();
             for name in &request.names {
-                match name.parse::<std::net::IpAddr>() {
-                    Ok(_) => extension.ip(name),
-                    Err(_) => extension.dns(name),
+                match (name.strip_prefix("URI:"), name.parse::<std::net::IpAddr>()) {
+                    (Some(uri), _) => extension.uri(uri),
+                    (None, Ok(_)) => extension.ip(name),
+                    (None, Err(_)) => extension.dns(name),
                 };
             }
             let names = extension.build(&builder.x509v3_context(None, None))?;
