@@ -49,6 +49,14 @@ IMPORT(void, TSHttpHookAdd, "_Z13TSHttpHookAdd12TSHttpHookIDP10tsapi_cont", int,
        struct tsapi_cont *);
 IMPORT(void *, TSVConnSslConnectionGet, "_Z23TSVConnSslConnectionGetP10tsapi_cont", void *);
 IMPORT(void, TSVConnReenable, "_Z15TSVConnReenableP10tsapi_cont", void *);
+IMPORT(void *, TSThreadInit, "_Z12TSThreadInitv", void);
+IMPORT(int, TSSslSessionGetBuffer, "_Z21TSSslSessionGetBufferPK14TSSslSessionIDPcPi",
+       const struct stek_ats_session_id *, char *, int *);
+IMPORT(int, TSSslSessionInsert,
+       "_Z18TSSslSessionInsertPK14TSSslSessionIDP17tsapi_ssl_sessionP13tsapi_ssl_obj",
+       const struct stek_ats_session_id *, void *, void *);
+IMPORT(int, TSSslSessionRemove, "_Z18TSSslSessionRemovePK14TSSslSessionID",
+       const struct stek_ats_session_id *);
 IMPORT(const char *, TSInstallDirGet, "_Z15TSInstallDirGetv", void);
 IMPORT(const char *, TSConfigDirGet, "_Z14TSConfigDirGetv", void);
 IMPORT(const char *, TSTrafficServerVersionGet, "_Z25TSTrafficServerVersionGetv", void);
@@ -201,6 +209,44 @@ void stek_ats_reenable(void *connection)
     if (HOST(TSVConnReenable) != NULL) {
         HOST(TSVConnReenable)(connection);
     }
+}
+
+bool stek_ats_on_session(enum stek_ats_session_hook hook, stek_ats_handler handler)
+{
+    struct tsapi_cont *cont;
+
+    if (HOST(TSContCreate) == NULL || HOST(TSHttpHookAdd) == NULL || HOST(TSThreadInit) == NULL ||
+        HOST(TSSslSessionGetBuffer) == NULL || HOST(TSSslSessionInsert) == NULL ||
+        HOST(TSSslSessionRemove) == NULL) {
+        return false;
+    }
+    cont = HOST(TSContCreate)(handler, NULL);
+    if (cont == NULL) {
+        return false;
+    }
+    HOST(TSHttpHookAdd)((int)hook, cont);
+    return true;
+}
+
+bool stek_ats_thread_init(void)
+{
+    return HOST(TSThreadInit) != NULL && HOST(TSThreadInit)() != NULL;
+}
+
+int stek_ats_session_bytes(const struct stek_ats_session_id *id, char *buffer, int len)
+{
+    return HOST(TSSslSessionGetBuffer) != NULL ? HOST(TSSslSessionGetBuffer)(id, buffer, &len) : 0;
+}
+
+bool stek_ats_session_insert(const struct stek_ats_session_id *id, void *session)
+{
+    return HOST(TSSslSessionInsert) != NULL &&
+           HOST(TSSslSessionInsert)(id, session, NULL) == HOST_SUCCESS;
+}
+
+bool stek_ats_session_remove(const struct stek_ats_session_id *id)
+{
+    return HOST(TSSslSessionRemove) != NULL && HOST(TSSslSessionRemove)(id) == HOST_SUCCESS;
 }
 
 const char *stek_ats_install_dir(void)

@@ -100,6 +100,49 @@ void *stek_ats_ssl(void *connection);
  * connection and its SSL may be gone. Thread: the handler's. */
 void stek_ats_reenable(void *connection);
 
+/* The id of a session of TLS 1.2 (TSSslSessionID): the same layout in all versions that have it. */
+struct stek_ats_session_id {
+    size_t len;
+    char bytes[32];
+};
+
+/* The hook at what becomes of such a session, by the host's numbers (TSHttpHookID,
+ * TS_SSL_SESSION_HOOK). 9 and 10 have it; 11 has not. */
+enum stek_ats_session_hook {
+    STEK_ATS_SESSION_9 = 24,
+    STEK_ATS_SESSION_10 = 27,
+};
+
+/* The numbers of its events (TS_EVENT_SSL_SESSION_NEW, _REMOVE), the same in all versions. Their data
+ * is the id, which is lent. */
+enum {
+    STEK_ATS_SESSION_NEW_EVENT = 2001,
+    STEK_ATS_SESSION_REMOVE_EVENT = 2002,
+};
+
+/* TSHttpHookAdd with a new continuation without a mutex. False, and nothing added, where the host
+ * lacks one of the functions for sessions. Thread: TSPluginInit. */
+bool stek_ats_on_session(enum stek_ats_session_hook hook, stek_ats_handler handler);
+
+/* TSThreadInit: the calling thread may call the functions below from now on, which count in the
+ * host's statistics. What the host makes for it stays for ever. False if the host cannot. */
+bool stek_ats_thread_init(void);
+
+/* TSSslSessionGetBuffer: copies the session as i2d_SSL_SESSION writes it to `buffer`, which the caller
+ * erases; how many bytes it has, of which `len` at most were copied. 0 if the host has no such
+ * session, or if session_cache.skip_cache_on_bucket_contention is 1 and it was busy. Takes the
+ * host's lock of one part of its cache for as long as the copy takes. Thread: of the host's, or one
+ * of ours after stek_ats_thread_init. */
+int stek_ats_session_bytes(const struct stek_ats_session_id *id, char *buffer, int len);
+
+/* TSSslSessionInsert without a connection. `session` is OpenSSL's SSL_SESSION, of which the host keeps
+ * a copy as bytes; it stays the caller's. Calls no hook. One that is there already stays. Thread: as
+ * above. */
+bool stek_ats_session_insert(const struct stek_ats_session_id *id, void *session);
+
+/* TSSslSessionRemove. Calls no hook. Thread: as above. */
+bool stek_ats_session_remove(const struct stek_ats_session_id *id);
+
 /* TSInstallDirGet, TSConfigDirGet, TSTrafficServerVersionGet. NULL if the host cannot say; the
  * string belongs to the host and stays for ever. Thread: any, after TSPluginInit has begun. */
 const char *stek_ats_install_dir(void);

@@ -33,7 +33,7 @@ pub use crate::core::client_policy::{ClientPolicy, SitePolicy};
 pub use crate::core::rotation::Order;
 pub use crate::core::server_status::{
     CertificateStatus, Count, GroupStatus, Hint, HostStatus, KeyInUse, KeyStatus, Keys, ListStatus,
-    MemberStatus, Role, ServerStatus,
+    MemberStatus, Role, ServerStatus, SessionStatus,
 };
 pub use crate::core::ticket_scope::TicketScope;
 

@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use crate::core::ending::warn_ahead;
-use crate::core::server_status::{Count, KeyInUse, ServerStatus};
+use crate::core::server_status::{Count, KeyInUse, ServerStatus, SessionStatus};
 
 /// What comes before each name in Traffic Server.
 pub const PREFIX: &str = "plugin.stek_share.";
@@ -108,6 +108,11 @@ const fn refused(
     alarm: &'static str,
 ) -> Metric {
     Metric { name, kind: Kind::Counter, meaning, alarm, value: Value::Refused(cause) }
+}
+
+/// What a server that shares no sessions counts of them.
+fn sessions(status: &ServerStatus) -> SessionStatus {
+    status.sessions.unwrap_or_default()
 }
 
 /// The name of the metric that says whether the plugin runs; the host sets it back to 0.
@@ -290,6 +295,33 @@ pub const METRICS: &[Metric] = &[
          secret; the status message names them",
         "above 0",
         |s| whole(s.host.hints.len() as u64),
+    ),
+    counter(
+        "sessions_sent",
+        "with `share_sessions`: sessions, and the news that one was removed, handed to a connection, once \
+         for each server that they go to",
+        "",
+        |s| whole(sessions(s).sent),
+    ),
+    counter("sessions_received", "the same taken off a connection", "", |s| {
+        whole(sessions(s).received)
+    }),
+    counter(
+        "sessions_dropped",
+        "those that were lost, since there were too many or they had waited too long; the clients make \
+         full handshakes elsewhere; of a flood that is not decoded each message counts once",
+        "a steady rise: more new sessions than the bounds let through, or a server that is listed and \
+         down",
+        |s| whole(sessions(s).dropped),
+    ),
+    counter("sessions_inserted", "sessions of others that Traffic Server was given", "", |s| {
+        whole(sessions(s).inserted)
+    }),
+    counter(
+        "sessions_refused",
+        "sessions that broke a rule: of this server, not sent; of others, not taken",
+        "a rise: clocks that differ by minutes, a revocation, or a member that is not sound",
+        |s| whole(sessions(s).refused),
     ),
     gauge("uptime_seconds", "how long the plugin has been running", "", |s| seconds(s.uptime_ms)),
     counter("accepted_peers", "connections whose handshake succeeded", "", |s| whole(s.accepted)),
@@ -543,6 +575,11 @@ mod tests {
             ("certificate_seconds", |s| s.certificate.expires_s = Some(99), 99),
             ("certificate_warn_seconds", |s| s.certificate.life_s = 86_400, 28_800),
             ("host_hints", |s| s.host.hints.push(Hint::Unlocked(1)), 2),
+            ("sessions_sent", |s| s.sessions.as_mut().unwrap().sent = 19, 19),
+            ("sessions_received", |s| s.sessions.as_mut().unwrap().received = 20, 20),
+            ("sessions_dropped", |s| s.sessions.as_mut().unwrap().dropped = 21, 21),
+            ("sessions_inserted", |s| s.sessions.as_mut().unwrap().inserted = 22, 22),
+            ("sessions_refused", |s| s.sessions.as_mut().unwrap().refused = 23, 23),
             ("uptime_seconds", |s| s.uptime_ms = 8_000, 8),
             ("accepted_peers", |s| s.accepted = 18, 18),
         ];

@@ -121,6 +121,8 @@ codes! {
     LineWithKeys = "line_with_keys",
     /// A line of ssl_multicert.config is for one address.
     LineWithAddress = "line_with_address",
+    /// Sessions are to be shared, and Traffic Server's session cache is of another mode.
+    SessionCache = "session_cache",
     /// The memory of keys is not protected.
     MemoryUnprotected = "memory_unprotected",
 }
@@ -332,6 +334,7 @@ fn code_of(hint: &Hint) -> Code {
             }
             Matter::EarlyData | Matter::Opened => Code::SitesOpened,
         },
+        Hint::SessionCache(_) => Code::SessionCache,
         Hint::Unlocked(_) | Hint::Dumped(_) | Hint::Unmapped(_) => Code::MemoryUnprotected,
     }
 }
@@ -376,7 +379,7 @@ mod tests {
     #[test]
     fn each_trouble_is_one_complaint() {
         type Spoil = fn(&mut ServerStatus);
-        let cases: [(Spoil, Severity, &str); 23] = [
+        let cases: [(Spoil, Severity, &str); 24] = [
             (|s| s.group.role = Role::Joining, Severity::Broken, "too few servers"),
             (|s| s.group.role = Role::Recovering, Severity::Degraded, "without memory"),
             (|s| s.group.role = Role::Candidate, Severity::Degraded, "no leader is heard"),
@@ -436,6 +439,7 @@ mod tests {
                 Severity::Degraded,
                 "state file f cannot",
             ),
+            (|s| s.host.hints = vec![Hint::SessionCache(1)], Severity::Degraded, "has mode 1"),
             (|s| s.host.hints = vec![Hint::Unlocked(12)], Severity::Degraded, "swap"),
             (|s| s.refused_keys = sample().refused_keys, Severity::Degraded, "1 keys were refused"),
         ];

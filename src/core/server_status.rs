@@ -213,6 +213,8 @@ pub enum Hint {
     Dumped(i32),
     /// Keys have no memory of their own: the error number for `mmap`.
     Unmapped(i32),
+    /// Sessions are to be shared, and the mode of Traffic Server's own session cache is this.
+    SessionCache(i64),
 }
 
 /// The hint as a sentence without its full stop: what is so, what that means, what to do.
@@ -235,6 +237,13 @@ impl fmt::Display for Hint {
                 f,
                 "ticket keys have no protected memory of their own (mmap: {})",
                 error(errno)
+            ),
+            Hint::SessionCache(mode) => write!(
+                f,
+                "share_sessions is true and Traffic Server's session cache has mode {mode}: only \
+                 with 2, the default, are there sessions to share; set \
+                 proxy.config.ssl.session_cache.mode to 2 (.session_cache.value in 10.0 and 10.1, \
+                 .session_cache in 9.2) and restart, or give share_sessions: false"
             ),
         }
     }
@@ -265,6 +274,22 @@ pub struct HostStatus {
     pub client_policy: Option<ClientPolicy>,
     /// What sessions are bound to, in effect; `None` where there is no Traffic Server.
     pub ticket_scope: Option<TicketScope>,
+}
+
+/// What became of shared sessions and of the news that one was removed, since the start. One that
+/// goes to two servers is sent twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// Handed to a connection.
+    pub sent: u64,
+    /// Taken off one.
+    pub received: u64,
+    /// Lost, since there were too many or they had waited too long, here or on the way out.
+    pub dropped: u64,
+    /// Sessions of others that Traffic Server was given.
+    pub inserted: u64,
+    /// Those that broke a rule: of this server, not sent; of others, not taken.
+    pub refused: u64,
 }
 
 /// See the module's head.
@@ -298,6 +323,8 @@ pub struct ServerStatus {
     pub refused_peers: Vec<Count>,
     /// Connections whose handshake succeeded.
     pub accepted: u64,
+    /// Shared sessions; `None` where none are shared.
+    pub sessions: Option<SessionStatus>,
 }
 
 /// Why a status is not one.
@@ -434,6 +461,13 @@ pub(crate) mod tests {
             refused_keys: vec![("leader_weak".to_owned(), 1)],
             refused_peers: vec![("untrusted".to_owned(), 2)],
             accepted: 4,
+            sessions: Some(SessionStatus {
+                sent: 5,
+                received: 6,
+                dropped: 7,
+                inserted: 8,
+                refused: 9,
+            }),
         }
     }
 

@@ -4,12 +4,16 @@
 //! [`super::installer`]. Invariants: no string reaches the host as a format, none carries a
 //! byte that would break a log line, and a function that the host lacks is an error, not a crash.
 
-use std::ffi::{c_int, c_void, CStr, CString};
+use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::path::PathBuf;
 
+use foreign_types::ForeignTypeRef;
+use openssl::ssl::SslSession;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use super::sys;
+use crate::core::sessions::{SessionBytes, SessionId, MAX_ID, MAX_SESSION};
 use crate::core::stek::STEK_LEN;
 use crate::log_sink::{Level, LogSink};
 
@@ -191,6 +195,80 @@ pub unsafe fn go_on(connection: *mut c_void) {
     unsafe { sys::stek_ats_reenable(connection) }
 }
 
+/// Has `handler` called at what becomes of a session of TLS 1.2 in the host's cache, on the thread that
+/// serves the connection (`TSHttpHookAdd`). For TSPluginInit only. False if this version of the host is
+/// not known to have the hook, or lacks the functions for sessions, as 11 does.
+pub fn on_session(handler: Handler) -> bool {
+    let Some(hook) = version().as_deref().and_then(session_hook) else { return false };
+    // SAFETY: the handler is a function of this library, which is never unmapped.
+    unsafe { sys::stek_ats_on_session(hook, Some(handler)) }
+}
+
+/// As [`hello_hook`], for sessions.
+fn session_hook(version: &str) -> Option<sys::stek_ats_session_hook> {
+    match version.split('.').next()?.parse::<u32>().ok()? {
+        9 => Some(sys::STEK_ATS_SESSION_9),
+        10 => Some(sys::STEK_ATS_SESSION_10),
+        _ => None,
+    }
+}
+
+/// Lets the calling thread use the host's sessions (`TSThreadInit`). Once for each thread.
+pub fn init_thread() -> bool {
+    // SAFETY: takes nothing; the host keeps what it makes in a place of this thread's.
+    unsafe { sys::stek_ats_thread_init() }
+}
+
+/// The id that comes with an event of [`on_session`]; `None` if it is none.
+///
+/// # Safety
+/// `data` is null, or what the host hands over with such an event.
+pub unsafe fn session_id(data: *const c_void) -> Option<SessionId> {
+    // SAFETY: the caller's promise; the host's structure lives over the call.
+    let id = unsafe { data.cast::<sys::stek_ats_session_id>().as_ref() }?;
+    // SAFETY: the bytes are within the structure; as signed or unsigned they are the same.
+    let bytes =
+        unsafe { std::slice::from_raw_parts(id.bytes.as_ptr().cast::<u8>(), id.bytes.len()) };
+    SessionId::new(bytes.get(..id.len)?)
+}
+
+/// A session of the host's cache as OpenSSL writes it (`TSSslSessionGetBuffer`); `None` if it is not
+/// there, or longer than the host itself would keep. For the host's threads and those of
+/// [`init_thread`].
+pub fn session_bytes(id: SessionId) -> Option<SessionBytes> {
+    let mut buffer = Zeroizing::new(vec![0_u8; MAX_SESSION]);
+    let len = c_int::try_from(buffer.len()).ok()?;
+    // SAFETY: the id lives over the call, and so does the buffer, of which no more than `len` bytes
+    // are written.
+    let taken =
+        unsafe { sys::stek_ats_session_bytes(&raw_id(id), buffer.as_mut_ptr().cast(), len) };
+    let taken = usize::try_from(taken).ok().filter(|taken| *taken <= buffer.len())?;
+    // What is cut off is zeros.
+    buffer.truncate(taken);
+    SessionBytes::new(buffer)
+}
+
+/// Gives the host a session under its id (`TSSslSessionInsert`). For the threads of [`init_thread`].
+pub fn insert_session(id: SessionId, session: &SslSession) -> bool {
+    // SAFETY: id and session live over the call; the host writes the session down and takes no
+    // reference. The caller has made sure that it is of the host's own OpenSSL.
+    unsafe { sys::stek_ats_session_insert(&raw_id(id), session.as_ptr().cast()) }
+}
+
+/// Has the host forget a session (`TSSslSessionRemove`). For the threads of [`init_thread`].
+pub fn remove_session(id: SessionId) -> bool {
+    // SAFETY: the id lives over the call.
+    unsafe { sys::stek_ats_session_remove(&raw_id(id)) }
+}
+
+fn raw_id(id: SessionId) -> sys::stek_ats_session_id {
+    let mut raw = sys::stek_ats_session_id { len: id.bytes().len(), bytes: [0; MAX_ID] };
+    for (to, from) in raw.bytes.iter_mut().zip(id.bytes()) {
+        *to = c_char::from_ne_bytes([*from]);
+    }
+    raw
+}
+
 /// The first [`MAX_MESSAGE`] bytes of an operator's message, and how many there were; `None` if it
 /// is for another plugin.
 ///
@@ -347,6 +425,8 @@ mod tests {
             ("x", None),
         ] {
             assert_eq!(hello_hook(version), hook, "{version:?}");
+            let session = hook.map(|hook| hook + 5).filter(|_| !version.starts_with("11"));
+            assert_eq!(session_hook(version), session, "{version:?}");
         }
     }
 
@@ -363,6 +443,8 @@ mod tests {
         unsafe extern "C" fn never(_: *mut sys::tsapi_cont, _: c_int, _: *mut c_void) -> c_int {
             0
         }
-        assert!(!on_client_hello(never));
+        assert!(!on_client_hello(never) && !on_session(never) && !init_thread());
+        let id = SessionId::new(&[7; 32]).unwrap_or_else(|| unreachable!());
+        assert!(session_bytes(id).is_none() && !remove_session(id));
     }
 }

@@ -16,7 +16,7 @@ use openssl::error::ErrorStack;
 use openssl::sha::sha256;
 use openssl::x509::X509;
 
-use super::{ats, ticket_scope};
+use super::{ats, sessions, ticket_scope};
 use crate::core::client_policy::ClientPolicy;
 use crate::core::config::Problem;
 use crate::core::findings::{self, Finding, HostVersion, Record};
@@ -172,7 +172,20 @@ pub fn ticket_key_file() -> Option<String> {
 }
 
 fn records(written: &Records) -> Vec<Hint> {
-    hints(findings::of_records(|name| in_effect(name, written), scope()))
+    let mut hints = hints(findings::of_records(|name| in_effect(name, written), scope()));
+    let cache = sessions::is_sharing().then(session_cache_mode).flatten();
+    hints.extend(cache.filter(|mode| *mode != SHARED_CACHE).map(Hint::SessionCache));
+    hints
+}
+
+/// The mode in which Traffic Server's own session cache calls the hooks.
+const SHARED_CACHE: i64 = 2;
+
+/// The mode of Traffic Server's session cache, by the name that the record has in this version.
+fn session_cache_mode() -> Option<i64> {
+    [".mode", ".value", ""]
+        .into_iter()
+        .find_map(|end| ats::record_int(&format!("proxy.config.ssl.session_cache{end}")))
 }
 
 /// What the host says of a record, with the place where that is written.

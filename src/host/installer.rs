@@ -41,6 +41,7 @@ use super::priority;
 use super::reader::Reader;
 use super::reader::Source;
 use super::secret_pages::{SetBuffer, MAX_SET};
+use super::sessions;
 use super::stats::{self, Looks, Stats};
 use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
@@ -349,6 +350,7 @@ async fn run(
         outside: Environment {
             list_file: list_reader(source.clone()),
             suspended: Arc::new(boot_clock::suspended),
+            sessions: sessions::exchange(),
             ..Environment::default()
         },
     };

@@ -4,7 +4,8 @@
 //! [`guard`] what gives it them again, [`operator`] what answers operators' messages, [`files`] what
 //! looks after files that change, read by [`reader`], [`stats`] its metrics, [`host_environment`] what
 //! its own settings say, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which
-//! keys live, [`ticket_scope`] what binds sessions to their site, [`identity`] what does work as another
+//! keys live, [`ticket_scope`] what binds sessions to their site, [`sessions`] what shares those
+//! without tickets, [`identity`] what does work as another
 //! user, [`priority`] what has workers give way to the host, `boot_clock` the clock that goes on while the machine is suspended.
 
 pub mod ats;
@@ -19,6 +20,7 @@ pub mod plugin;
 pub mod priority;
 pub mod reader;
 pub mod secret_pages;
+pub mod sessions;
 pub mod stats;
 mod sys;
 pub mod ticket_scope;

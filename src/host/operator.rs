@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, Mutex};
 use super::files::{Files, Reloads};
 use crate::core::health::{complaints, Severity};
 use crate::core::rotation::Order;
-use crate::core::server_status::{Role, ServerStatus};
+use crate::core::server_status::{Role, ServerStatus, SessionStatus};
 use crate::log_sink::Log;
 use crate::node::Node;
 use crate::supervise::{fail_point, kept_alive};
@@ -227,13 +227,22 @@ fn key_line(status: &ServerStatus) -> String {
     };
     let scope = status.host.ticket_scope;
     let scope = scope.map_or_else(String::new, |scope| format!("; ticket_scope {}", scope.word()));
+    let sessions = status.sessions.map_or_else(String::new, sessions);
     format!(
         "status: current {} (generation {}) is {} s old, {handover}; newest installed generation \
-         {}{scope}",
+         {}{scope}{sessions}",
         current.fingerprint,
         current.generation,
         keys.age_ms / 1000,
         keys.installed
+    )
+}
+
+fn sessions(counts: SessionStatus) -> String {
+    let SessionStatus { sent, received, dropped, inserted, refused } = counts;
+    format!(
+        "; sessions: {sent} sent, {received} received, {dropped} dropped, {inserted} inserted, \
+         {refused} refused"
     )
 }
 
@@ -296,7 +305,8 @@ mod tests {
                     .to_owned(),
                 format!(
                     "status: current {fingerprint} (generation 9) is 1 s old, next rotation in \
-                     2 s; newest installed generation 9; ticket_scope site"
+                     2 s; newest installed generation 9; ticket_scope site; sessions: 5 sent, 6 \
+                     received, 7 dropped, 8 inserted, 9 refused"
                 ),
                 "status: all is well".to_owned(),
             ]

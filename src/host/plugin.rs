@@ -25,7 +25,7 @@ use super::installer::{Handle, InstallMetrics, Start};
 use super::operator::{unknown, AdminCommand};
 use super::reader::Source;
 use super::stats::Stats;
-use super::{secret_pages, sys, ticket_scope};
+use super::{secret_pages, sessions, sys, ticket_scope};
 use crate::core::stek;
 use crate::host_config;
 use crate::load::{self, Dirs, Loaded, Refused};
@@ -118,6 +118,7 @@ unsafe extern "C" fn on_lifecycle(
             if let Some(plugin) = PLUGIN.get() {
                 plugin.shutdown();
             }
+            sessions::end();
         }
     });
     0
@@ -278,6 +279,7 @@ fn shielded(what: &str, work: impl FnOnce()) -> bool {
 fn open_ports() {
     PORTS_OPEN.store(true, Ordering::SeqCst);
     fail_point("hook-ports");
+    sessions::open();
     if let Some(plugin) = PLUGIN.get() {
         plugin.ports_initialized();
     }
@@ -313,6 +315,7 @@ fn init(arguments: &[String]) {
     fail_point("init");
     let loaded = load::load(&means.source.argument, &means.source.dirs);
     ticket_scope::add_hook(loaded.as_ref().ok().map(|loaded| loaded.settings.ticket_scope));
+    sessions::add_hook(loaded.as_ref().ok().map(|loaded| loaded.settings.share_sessions));
     match loaded {
         Ok(loaded) => {
             start(loaded, Start::WithHost, means);
@@ -356,6 +359,10 @@ fn start(loaded: Loaded, start: Start, means: &StartContext) -> bool {
     loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
     loaded.notes.iter().for_each(|problem| log.note(problem.to_string()));
     ticket_scope::begin(loaded.settings.ticket_scope, log);
+    sessions::begin(loaded.settings.share_sessions, log);
+    if start == Start::Late {
+        sessions::open();
+    }
     let around = Around::look(log.clone(), &means.source.dirs);
     let protection = secret_pages::protection();
     if !protection.is_full() {

@@ -111,7 +111,7 @@ pub fn in_effect() -> TicketScope {
 
 /// Whether the functions of OpenSSL that this file calls are those that the host calls. A host
 /// may come with an OpenSSL of its own, or with BoringSSL, whose structures are others.
-fn shares_openssl() -> bool {
+pub fn shares_openssl() -> bool {
     let functions = [
         (c"SSL_client_hello_get0_ext", ffi::SSL_client_hello_get0_ext as *const c_void),
         (c"SSL_set_session_id_context", SSL_set_session_id_context as *const c_void),

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 pub use super::disk::{Disk, Files, Stamp, Unusable};
 pub use super::network::{DynService, Reply, SimulatedNetwork};
+use super::session_exchange::SessionExchange;
 use crate::core::config::Member;
 use crate::transport::resolver::Resolver;
 use crate::transport::Bounds;
@@ -35,6 +36,8 @@ pub struct Environment {
     pub list_file: ReadList,
     /// How much of connections to bear, where mutual TLS is used.
     pub bounds: Bounds,
+    /// Between the host's sessions and those of the other servers, where they are shared.
+    pub sessions: Option<Arc<SessionExchange>>,
 }
 
 /// The real one, without a server list.
@@ -47,6 +50,7 @@ impl Default for Environment {
             suspended: Arc::new(|| Duration::ZERO),
             list_file: Arc::new(|| Box::pin(ready(None))),
             bounds: Bounds::default(),
+            sessions: None,
         }
     }
 }

@@ -19,6 +19,8 @@
 //! | `election` | becomes a candidate when no leader is heard and a pre-vote is won | peers |
 //! | `bounds` | how much of a leader's word is believed | peers |
 //! | `server_list` | has the group agree on its server list, and Raft's membership follow it | peers |
+//! | `session_exchange` | between the host's sessions and the node | |
+//! | `sessions` | carries sessions to the other servers | peers |
 //! | `status_poll` | tells one that asks what the others say of themselves | peers |
 //! | `recovery` | asks the others, joins, and counts again when caught up | peers |
 //! | `own_key` | says why the server is on a key of its own | peers |
@@ -62,6 +64,8 @@ mod report;
 mod rpc_server;
 mod running;
 mod server_list;
+pub mod session_exchange;
+mod sessions;
 mod shared;
 mod state_file;
 mod status_poll;
@@ -134,6 +138,9 @@ impl Node {
         let (peers, keys, store) = (&shared.peers, &shared.keys, &shared.store);
         tasks.spawn(records::keep(peers.clone(), keys.clone(), store.clone()));
         tasks.spawn(own_key::watch(peers.clone(), sets.clone()));
+        if let Some(exchange) = &shared.sessions {
+            tasks.spawn(sessions::share(peers.clone(), exchange.clone()));
+        }
         Ok(Node { shared, sets, tasks: tokio::sync::Mutex::new(tasks) })
     }
 

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::core::config::{Member, Settings};
 use crate::core::server_id::ServerId;
 use crate::log_sink::Log;
+use crate::transport::datagram::{self, Datagram};
 use crate::transport::frame::Hello;
 use crate::transport::listener::{Caller, ListenDeps, ListenSettings, Listener, Refusal, Service};
 use crate::transport::peers::{call_once_by, CallError, Peers};
@@ -132,6 +133,32 @@ impl PeerTransport {
         match self {
             PeerTransport::Tls(peers, _) => peers.note(to, body, limit),
             PeerTransport::Given(mail) => mail.note(to, body, limit),
+        }
+    }
+
+    /// As [`Peers::datagram`]. In a simulation it is a note.
+    pub fn datagram(&self, to: ServerId, datagram: Datagram) -> bool {
+        match self {
+            PeerTransport::Tls(peers, _) => peers.datagram(to, datagram),
+            PeerTransport::Given(mail) => {
+                mail.note(to, datagram.body().clone(), datagram::QUEUE.wait);
+                datagram.record_sent();
+                true
+            }
+        }
+    }
+
+    /// As [`Peers::expire_datagrams`].
+    pub fn expire_datagrams(&self) {
+        if let PeerTransport::Tls(peers, _) = self {
+            peers.expire_datagrams();
+        }
+    }
+
+    /// As [`Peers::clear_datagrams`].
+    pub fn clear_datagrams(&self) {
+        if let PeerTransport::Tls(peers, _) = self {
+            peers.clear_datagrams();
         }
     }
 

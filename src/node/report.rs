@@ -45,6 +45,7 @@ pub(super) fn status(shared: &Shared) -> ServerStatus {
         refused_keys: refused_keys(&shared.rejected_keys),
         refused_peers: refused_peers(&shared.peers.counters),
         accepted: shared.peers.counters.accepted(),
+        sessions: shared.sessions.as_ref().map(|sessions| sessions.status()),
     }
 }
 

@@ -73,6 +73,9 @@ impl Service for RpcServer {
     }
 
     fn take_note(&self, from: &Caller, body: Body) -> bool {
+        if rpc::is_of_sessions(&body) {
+            return self.sessions(from, body);
+        }
         match self.decode(from, body) {
             Some(request @ Request::Heartbeat(_)) if !may_ask(from.role, &request) => false,
             Some(Request::Heartbeat(heartbeat)) => {
@@ -201,6 +204,29 @@ impl RpcServer {
                 self.snapshot(&running, snapshot).await
             }
             Request::Heartbeat(heartbeat) => self.heartbeat(from, &heartbeat),
+            // They come as notes only.
+            Request::Sessions(_) => Err(ErrorResponse::Malformed),
+        }
+    }
+
+    /// Takes what another server of this cluster says of its sessions, if they are shared here; a
+    /// flood of it is not even decoded.
+    fn sessions(&self, from: &Caller, body: Body) -> bool {
+        let Some(exchange) = &self.0.sessions else { return false };
+        let ours = self.0.ctx.cluster_id();
+        let is_member = from.role == Role::Member && ours.is_some();
+        if !is_member || ours != ClusterId::from_bytes(from.cluster_id) {
+            return false;
+        }
+        if !exchange.may_take(from.id) {
+            return true;
+        }
+        match self.decode(from, body) {
+            Some(Request::Sessions(sessions)) => {
+                exchange.receive(from.id, sessions);
+                true
+            }
+            _ => false,
         }
     }
 
@@ -576,6 +602,7 @@ mod tests {
                     Some(ErrorResponse::OtherCluster)
                 }
                 (Some("while no cluster incarnation is known here"), _) => None,
+                (Some("never"), _) => Some(ErrorResponse::Malformed),
                 (Some("while Raft runs"), Starting) => Some(ErrorResponse::Malformed),
                 (Some("while Raft runs"), _) => None,
                 (Some("while Raft runs, same cluster incarnation"), Starting) => {

@@ -18,6 +18,7 @@ use super::counters::NodeCounters;
 use super::keys::Keys;
 use super::peer_client::Peers;
 use super::rejected_keys::RejectedKeys;
+use super::session_exchange::SessionExchange;
 use super::state_file::StateFile;
 use super::status_poll::StatusPoll;
 use super::store::Store;
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     pub quorum_unreachable: watch::Sender<bool>,
     /// Orders of operators, for the leader's loop.
     pub orders: mpsc::Sender<QueuedRotation>,
+    /// The way of sessions that clients resume by their id; none unless they are shared.
+    pub sessions: Option<Arc<SessionExchange>>,
     /// The latest round of questions to all members, and one at a time.
     pub status_poll: StatusPoll,
 }
@@ -80,6 +83,7 @@ impl Shared {
             rejected_keys: Arc::new(RejectedKeys::new(log)),
             quorum_unreachable: watch::Sender::new(false),
             orders,
+            sessions: outside.sessions,
             status_poll: StatusPoll::default(),
             ctx,
         }))

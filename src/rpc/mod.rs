@@ -16,10 +16,11 @@
 //! | `Campaign` | members; the leader of the asked server | while Raft runs | an election without it, later | nothing more |
 //! | `ChangeMembership` | members; one that answers at its listed address, to the leader | always; carried out by a leader | the operator is told that it may still happen; never sent again | refused: the list that it replaces is no longer the agreed one |
 //! | `Report` | members and tools | always | the tool says so | the same answer |
-//! | `Heartbeat` | members; the leader of the term in it; the only one-way message, unless an answer is asked for | while Raft runs, same cluster incarnation | the next one is due soon | nothing more |
+//! | `Heartbeat` | members; the leader of the term in it; a one-way message, unless an answer is asked for | while Raft runs, same cluster incarnation | the next one is due soon | nothing more |
 //! | `StatusPoll` | members | always | asked again in the next round | the same answer |
 //! | `ListInFile` | members | always; from the file as it is now | counts as a server without this list | the same answer |
 //! | `Record` | members | while no cluster incarnation is known here | asked again in the next round | the same answer |
+//! | `Sessions` | members; a one-way message | never; taken with `share_sessions: true`, same cluster incarnation | the clients of these sessions make full handshakes elsewhere | what is there already stays |
 //!
 //! A tool speaks with the certificate of the server that it acts for, in whose name it asks. Who
 //! asks what it may not is told that the message is malformed.
@@ -32,6 +33,7 @@ mod admin;
 mod heartbeat;
 mod malformed;
 mod raft;
+mod sessions;
 mod status;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -46,6 +48,7 @@ pub use malformed::Malformed;
 pub use raft::{
     AppendAnswer, WireAppend, WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
 };
+pub use sessions::{is_of_sessions, WireSessions};
 pub use status::{check_record, RelayedStatus};
 
 use crate::core::config::{Member, MAX_MEMBERS};
@@ -103,6 +106,8 @@ pub enum Request {
     ListInFile(Digest),
     /// "I lead, and nobody remembers any key; what does your state file say?"
     Record,
+    /// What became of sessions that clients resume by their id. Only ever sent as a note.
+    Sessions(WireSessions),
 }
 
 /// What the asked server answers.
@@ -198,6 +203,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
         Request::Vote(vote) => vote.check()?,
         Request::Heartbeat(heartbeat) => heartbeat.check()?,
         Request::Snapshot(snapshot) => snapshot.check()?,
+        Request::Sessions(sessions) => sessions.check()?,
         Request::ChangeMembership { members, .. } if members.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("members"));
         }
@@ -247,7 +253,8 @@ impl Request {
             | Request::Heartbeat(_)
             | Request::StatusPoll(_)
             | Request::ListInFile(_)
-            | Request::Record => false,
+            | Request::Record
+            | Request::Sessions(_) => false,
         }
     }
 }

@@ -13,6 +13,8 @@ use crate::core::key_ring::{
 use crate::core::server_id::ServerId;
 use crate::core::server_list::{ServerList, MAX_ADDRESS};
 use crate::core::server_status::BadStatus;
+use crate::core::sessions::{SessionBytes, SessionEvent, SessionId};
+use crate::core::sessions::{MAX_ID, MAX_PER_MESSAGE, MAX_SESSION};
 use crate::core::stek::{Stek, STEK_LEN};
 use crate::transport::frame::MAX_BODY;
 
@@ -54,6 +56,7 @@ pub(crate) fn one_of_each() -> Vec<Request> {
         Request::StatusPoll(Status::default()),
         Request::ListInFile(list),
         Request::Record,
+        Request::Sessions(WireSessions { generation: Generation(0), events: Vec::new() }),
     ]
 }
 
@@ -73,6 +76,7 @@ pub(crate) fn kind(request: &Request) -> &'static str {
         Request::StatusPoll(_) => "StatusPoll",
         Request::ListInFile(_) => "ListInFile",
         Request::Record => "Record",
+        Request::Sessions(_) => "Sessions",
     }
 }
 
@@ -104,6 +108,26 @@ fn the_table_has_a_row_for_each_kind_in_the_order_of_the_wire() {
     assert_eq!(table.len(), all.len(), "{:?}", table.keys());
     let next = postcard::from_bytes::<Request>(&[all.len() as u8]);
     assert_eq!(next.err(), Some(postcard::Error::SerdeDeCustom), "a kind is in no row");
+}
+
+#[test]
+fn a_message_of_sessions_is_bounded_and_known_by_its_first_byte() {
+    let id = SessionId::new(&[7; MAX_ID]).unwrap();
+    let bytes = || SessionBytes::new(Zeroizing::new(vec![7; MAX_SESSION])).unwrap();
+    let of = |count, generation| {
+        let events = (0..count).map(|_| SessionEvent::Made(id, bytes())).collect();
+        encode(&Request::Sessions(WireSessions { generation: Generation(generation), events }))
+    };
+    let most = of(MAX_PER_MESSAGE, MAX_GENERATION.0).unwrap();
+    assert!(decode_request(&most).is_ok() && most.len() < 5_000, "{}", most.len());
+    for request in one_of_each() {
+        let encoded = encode(&request).unwrap();
+        assert_eq!(is_of_sessions(&encoded), matches!(request, Request::Sessions(_)));
+    }
+    let more = decode_request(&of(MAX_PER_MESSAGE + 1, 1).unwrap());
+    assert_eq!(more.err(), Some(Malformed::TooMany("sessions")));
+    let absurd = decode_request(&of(1, MAX_GENERATION.0 + 1).unwrap());
+    assert_eq!(absurd.err(), Some(Malformed::Absurd));
 }
 
 fn end(term: u64, index: u64) -> LogPosition {

@@ -7,6 +7,7 @@
 mod binding;
 mod bounds;
 mod counters;
+pub mod datagram;
 pub mod frame;
 mod last_seen;
 pub mod listener;

@@ -5,6 +5,7 @@
 //! - A request ends within its limit, whatever the peer does, and may be dropped at any time
 //!   without harm to the connection or to other requests.
 //! - A note goes out soon or not at all: it waits neither for a connection nor for its peer.
+//! - A datagram goes out when neither request nor note waits, and makes no connection.
 //! - Nobody is dialled unless somebody asks, and not again before a pause that grows.
 //! - A connection on which nothing at all comes back for twice the time of a request is given up, so
 //!   that a peer which vanished without a word is dialled anew. The time that dialling took does
@@ -37,6 +38,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout, timeout_at, Instant};
 
 use super::bounds::{Bounds, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
+use super::datagram::{Datagram, Datagrams};
 use super::frame::{
     self, Body, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire, WireError, MAX_BODY,
 };
@@ -123,6 +125,7 @@ pub struct Peers {
 struct Peer {
     member: Member,
     orders: mpsc::Sender<Order>,
+    datagrams: Datagrams,
     /// Whether there is a connection for a note to go by.
     is_up: Arc<AtomicBool>,
     /// Set once it is no peer any more: nothing is sent to it, however late its task ends.
@@ -133,6 +136,7 @@ struct Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         self.gone.store(true, Ordering::SeqCst);
+        self.datagrams.clear();
         self.task.abort();
     }
 }
@@ -207,20 +211,23 @@ impl Peers {
             peers.entry(member.id).or_insert_with(|| {
                 let (orders, rpc_server) = mpsc::channel(MAX_QUEUE);
                 let (is_up, gone) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
+                let datagrams = Datagrams::new();
                 let begin = {
                     let (deps, member) = (self.deps.clone(), Arc::new(member.clone()));
                     let (is_up, gone) = (Arc::clone(&is_up), Arc::clone(&gone));
+                    let datagrams = datagrams.clone();
                     move || {
                         PeerConnection::new(
                             member.clone(),
                             is_up.clone(),
                             gone.clone(),
+                            datagrams.clone(),
                             deps.clone(),
                         )
                     }
                 };
                 let task = tokio::spawn(keep_line(begin, rpc_server));
-                Peer { member: member.clone(), orders, is_up, gone, task }
+                Peer { member: member.clone(), orders, datagrams, is_up, gone, task }
             });
         }
         self.deps.heard.retain(|id| members.iter().any(|member| member.id == id));
@@ -274,6 +281,27 @@ impl Peers {
         if let (Some(peer), true) = (peer, body.len() <= MAX_BODY) {
             let _ = peer.orders.try_send(Order::Note { body, until });
         }
+    }
+
+    /// Has this sent when nothing else waits for the connection to this peer; whether there is one. It
+    /// waits for one as long as [`super::datagram::QUEUE`] says, but makes none.
+    pub fn datagram(&self, to: ServerId, datagram: Datagram) -> bool {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(peer) = peers.get(&to) else { return true };
+        peer.datagrams.push(datagram);
+        peer.is_up.load(Ordering::SeqCst)
+    }
+
+    /// Forgets the datagrams that have waited too long.
+    pub fn expire_datagrams(&self) {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        peers.values().for_each(|peer| peer.datagrams.expire());
+    }
+
+    /// Forgets the datagrams that wait.
+    pub fn clear_datagrams(&self) {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        peers.values().for_each(|peer| peer.datagrams.clear());
     }
 
     /// When a frame of this member was last heard, whoever dialled.
@@ -534,6 +562,7 @@ struct PeerConnection {
     member: Arc<Member>,
     is_up: Arc<AtomicBool>,
     gone: Arc<AtomicBool>,
+    datagrams: Datagrams,
     deps: Deps,
     /// Whether the operator was told that the peer is up.
     told_up: bool,
@@ -549,11 +578,22 @@ impl PeerConnection {
         member: Arc<Member>,
         is_up: Arc<AtomicBool>,
         gone: Arc<AtomicBool>,
+        datagrams: Datagrams,
         deps: Deps,
     ) -> PeerConnection {
         is_up.store(false, Ordering::SeqCst);
         let (pause, failed) = (REDIAL_MIN, Instant::now());
-        PeerConnection { member, is_up, gone, deps, told_up: false, pause, barred: None, failed }
+        PeerConnection {
+            member,
+            is_up,
+            gone,
+            datagrams,
+            deps,
+            told_up: false,
+            pause,
+            barred: None,
+            failed,
+        }
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
@@ -909,6 +949,7 @@ impl Conversation {
                 return Err(End::Renewed);
             }
             let may_take = !is_sending && self.open.len() < MAX_IN_FLIGHT;
+            let may_take_datagram = !is_sending && rpc_server.is_some();
             let due = self.due().min(self.ends).min(self.trust.due);
             tokio::select! {
                 biased;
@@ -921,6 +962,10 @@ impl Conversation {
                 }
                 order = next_order(&mut rpc_server), if may_take => {
                     self.take_order(line, order.ok_or(End::Gone)?)?;
+                }
+                datagram = line.datagrams.next(), if may_take_datagram => {
+                    self.write(line, Kind::Note, 0, datagram.body())?;
+                    datagram.record_sent();
                 }
                 // Last: on a busy machine what has come may have waited longer than the timer.
                 () = poll_fn(|cx| self.alarm.poll(cx, due)) => self.look(Instant::now())?,

@@ -12,6 +12,10 @@ use tokio::time::{sleep_until, Instant, Sleep};
 /// How long sent bytes may stay unacknowledged before the system gives a connection up.
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(10);
 
+/// Bytes of a connection that the system takes ahead of what the line bears. What comes first is
+/// written first, so that a heartbeat behind a datagram waits for so much and no more.
+const UNSENT_MOST: u32 = 4096;
+
 /// Keep-alive probes find a peer that vanished while nobody asked it anything.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
@@ -52,4 +56,5 @@ pub(super) fn tune(tcp: &TcpStream) {
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
     let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT));
+    let _ = socket.set_tcp_notsent_lowat(UNSENT_MOST);
 }

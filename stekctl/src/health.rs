@@ -546,6 +546,7 @@ mod tests {
             refused_keys: Vec::new(),
             refused_peers: Vec::new(),
             accepted: 0,
+            sessions: None,
         }
     }
 

@@ -56,6 +56,13 @@ pub fn answer_json(status: &ServerStatus, took: Duration) -> Value {
         "install_failures": host.install_failures,
         "refused_keys": counts(&status.refused_keys),
         "refused_peers": counts(&status.refused_peers),
+        "sessions": status.sessions.map(|sessions| json!({
+            "sent": sessions.sent,
+            "received": sessions.received,
+            "dropped": sessions.dropped,
+            "inserted": sessions.inserted,
+            "refused": sessions.refused,
+        })),
     })
 }
 

@@ -100,7 +100,7 @@ fn summary(look: &Look) -> String {
     let newest = answers.iter().filter_map(|status| status.keys.current.map(|k| k.generation));
     let leader = answers.iter().find(|status| status.group.role == Role::Leader);
     format!(
-        "{} of {} servers answer, {}, {}{}{}",
+        "{} of {} servers answer, {}, {}{}{}{}",
         answers.len(),
         look.servers.len(),
         match newest.max() {
@@ -115,7 +115,17 @@ fn summary(look: &Look) -> String {
             format!(", next key in {}", health::span(leader.keys.next_ms))
         }),
         scopes(&answers),
+        sharing(&answers),
     )
+}
+
+/// How many share sessions; nothing where none does.
+fn sharing(answers: &[&ServerStatus]) -> String {
+    match answers.iter().filter(|status| status.sessions.is_some()).count() {
+        0 => String::new(),
+        all if all == answers.len() => ", sessions shared".to_owned(),
+        some => format!(", sessions shared by {some}"),
+    }
 }
 
 /// What the servers bind sessions to; nothing where none is in a Traffic Server.

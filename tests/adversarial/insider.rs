@@ -85,11 +85,22 @@ impl Insider {
 
     /// Sends without waiting for the answer; the first time it says hello before.
     pub fn send(&mut self, sender: ServerId, version: u8, body: &[u8]) -> std::io::Result<()> {
+        self.send_as(Kind::Request, sender, version, body)
+    }
+
+    /// The same as a frame of any kind.
+    pub fn send_as(
+        &mut self,
+        kind: Kind,
+        sender: ServerId,
+        version: u8,
+        body: &[u8],
+    ) -> std::io::Result<()> {
         if self.asked == 0 {
             self.greet(sender, version)?;
         }
         self.asked += 1;
-        let (kind, request, cluster_id) = (Kind::Request, self.asked, self.cluster_id);
+        let (request, cluster_id) = (self.asked, self.cluster_id);
         let header = Header { kind, request, cluster_id };
         self.stream.write_all(&frame::encode(&header, body).unwrap())
     }
@@ -103,6 +114,11 @@ impl Insider {
         let frame = [&length[..], &rest].concat();
         let (header, body, _) = frame::decode(&frame).ok()??;
         (header.kind == Kind::Response).then(|| decode_response(body).unwrap())
+    }
+
+    /// Says from now on that it is of this cluster incarnation.
+    pub fn set_cluster(&mut self, cluster_id: [u8; 16]) {
+        self.cluster_id = cluster_id;
     }
 
     /// What the server says of itself.

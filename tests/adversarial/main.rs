@@ -18,6 +18,7 @@ mod member;
 #[allow(dead_code)]
 mod relay;
 mod roots;
+mod sessions;
 mod strangers;
 
 use std::time::Duration;

@@ -15,6 +15,7 @@ mod one_conf;
 mod options;
 mod priority;
 mod secrecy;
+mod sessions;
 mod sites;
 mod stage;
 mod startup;

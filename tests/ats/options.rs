@@ -98,6 +98,11 @@ const TESTED: &[(&str, &str, &str)] = &[
         "tests/ats/sites.rs",
         "a_session_opens_its_own_site_on_every_server_and_no_other",
     ),
+    (
+        "share_sessions",
+        "tests/haproxy/sessions.rs",
+        "clients_without_tickets_resume_wherever_round_robin_sends_them",
+    ),
 ];
 
 #[test]

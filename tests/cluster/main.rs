@@ -17,5 +17,6 @@ mod records;
 mod recovery;
 mod relay;
 mod restarts;
+mod sessions;
 mod state;
 mod versions;

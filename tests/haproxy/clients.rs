@@ -30,7 +30,7 @@ impl Figures {
         100.0 * self.resumed as f64 / self.returns.max(1) as f64
     }
 
-    fn add(&mut self, other: Self) {
+    pub fn add(&mut self, other: Self) {
         self.returns += other.returns;
         self.resumed += other.resumed;
         self.broken += other.broken;

@@ -7,6 +7,13 @@
 
 mod balancer;
 mod clients;
+#[path = "../clients/hello.rs"]
+#[allow(dead_code)]
+mod hello;
+#[path = "../clients/relay.rs"]
+#[allow(dead_code)]
+mod relay;
+mod sessions;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

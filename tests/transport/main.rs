@@ -42,6 +42,7 @@ use stek_share::core::config::Member;
 use stek_share::core::knocks::{Allowance, STRANGERS};
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::{Level, Log, LogSink};
+use stek_share::transport::datagram::{Datagram, Tally};
 use stek_share::transport::frame::{self, Body, Header, Hello, Kind, Role, HEADER_LEN, HELLO_LEN};
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, CONNECTIONS_PER_MEMBER,

@@ -127,6 +127,42 @@ async fn notes_come_in_their_turn_and_get_no_answer() {
     assert_eq!((header.kind, body, rest), (Kind::Response, &b"r"[..], &b""[..]));
 }
 
+/// Datagrams wait for requests and notes that come after them, make no connection, and are counted.
+#[tokio::test]
+async fn datagrams_go_when_nothing_else_waits() {
+    let root = pki::root("root");
+    let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
+    let tally = Arc::new(Tally::default());
+    let send = |n: u8| {
+        let body = Arc::new(Body::new(vec![b'd', n]));
+        one.peers.datagram(ServerId(2), Datagram::new(body, 1, tally.clone()))
+    };
+    assert!(!send(0), "there is no connection");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!((two.begun(), two.counters.accepted()), (0, 0));
+    one.ask(2, b"a").await.unwrap();
+    until("the datagram", || two.begun() == 2).await;
+    // All of this is there before the connection's task gets a turn.
+    for n in 1..=20 {
+        assert!(send(n));
+    }
+    one.peers.note(ServerId(2), Body::new(b"n".to_vec()), PATIENCE);
+    one.ask(2, b"q").await.unwrap();
+    until("all datagrams", || two.begun() == 24).await;
+    let begun = two.service.begun.lock().unwrap().clone();
+    let place = |body: &[u8]| begun.iter().position(|(_, begun)| begun == body).unwrap();
+    // One was being written at most.
+    assert!(place(b"n") <= 3 && place(b"q") <= 4, "{begun:?}");
+    let order: Vec<u8> = begun.iter().filter(|(_, b)| b[0] == b'd').map(|(_, b)| b[1]).collect();
+    assert_eq!(order, (0..=20).collect::<Vec<_>>());
+    let counts = || (tally.sent.load(Ordering::Relaxed), tally.lost.load(Ordering::Relaxed));
+    assert_eq!(counts(), (21, 0));
+    // To one that is no peer it is lost.
+    let datagram = Datagram::new(Arc::new(Body::new(vec![1])), 3, tally.clone());
+    assert!(one.peers.datagram(ServerId(9), datagram));
+    assert_eq!(counts(), (21, 3));
+}
+
 #[tokio::test]
 async fn a_note_waits_for_nothing() {
     let root = pki::root("root");

@@ -52,6 +52,8 @@ pub struct Settings {
     pub state_dir: Option<PathBuf>,
     /// `ticket_scope`: which connections resume a session.
     pub ticket_scope: TicketScope,
+    /// `share_sessions`: whether sessions that clients resume by their id are shared.
+    pub share_sessions: bool,
     /// `root_cert_file`, resolved.
     pub root_cert_file: PathBuf,
     /// `server_cert_file`, resolved.
@@ -198,6 +200,7 @@ pub static OPTIONS: &[ConfigOption] = &[
     row!("state_dir", None, Words("none: nothing is kept"), AtRestart, Own, state_dir = state_dir),
     row!("ticket_scope", None, Words("`site`"),
         AtRestart, AlikeByItself, ticket_scope = ticket_scope),
+    row!("share_sessions", None, Words("`false`"), AtRestart, Alike, share_sessions = share_sessions),
 ];
 
 /// The longest timer of Raft and of a handover, in milliseconds: an hour, far above any use.
@@ -421,6 +424,12 @@ fn ticket_scope(row: &mut Row<'_, '_>, _: &Settings) -> Option<TicketScope> {
             TicketScope::parse(&word).or_else(|| row.refuse("is neither site nor host", remedy))
         }
     }
+}
+
+/// True or false.
+fn share_sessions(row: &mut Row<'_, '_>, _: &Settings) -> Option<bool> {
+    let remedy = "give true or false, or remove the line, which means false";
+    row.reader.truth(row.option.name, remedy).or(false)
 }
 
 /// In the one-line form of OpenSSL's X509_NAME_oneline, as the original has it. Any other form

@@ -124,6 +124,17 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// True or false, in quotes or without.
+    pub(super) fn truth(&mut self, name: &str, remedy: &str) -> Given<bool> {
+        match self.find(name) {
+            None => Given::Nothing,
+            Some(Node::Bool(truth)) => Given::Value(*truth),
+            Some(Node::Text(text)) if text == "true" => Given::Value(true),
+            Some(Node::Text(text)) if text == "false" => Given::Value(false),
+            Some(node) => self.wrong(name, node, "is neither true nor false", remedy),
+        }
+    }
+
     /// A text that is not empty.
     pub(super) fn text(&mut self, name: &str, remedy: &str) -> Given<String> {
         match self.text_or_empty(name, remedy) {

@@ -11,6 +11,7 @@
 //! | [`fleet`] | several of them with the plugin, its files and its certificates |
 //! | [`figures`] | measured values as a table and as JSON |
 //! | [`hub`] | a network of namespaces that cuts, delays and drops |
+//! | [`ids`] | a TLS 1.2 client that takes no tickets and resumes by the session's id |
 //! | [`load`] | clients in the background that take tickets here and offer them there |
 //! | [`logs`] | when which server held and used which key, by what the servers wrote |
 //! | [`memory`] | byte strings in another process's memory, key bytes in files |
@@ -27,6 +28,7 @@ pub mod ats;
 pub mod figures;
 pub mod fleet;
 pub mod hub;
+pub mod ids;
 pub mod load;
 pub mod logs;
 pub mod memory;

@@ -1,0 +1,38 @@
+//! Shared sessions: the one-way message by which a server tells others of those that it has made.
+
+use serde::{Deserialize, Serialize};
+
+use super::malformed::Malformed;
+use crate::core::key_ring::{Generation, MAX_GENERATION};
+use crate::core::sessions::{SessionEvent, MAX_PER_MESSAGE};
+
+/// The place of [`super::Request::Sessions`] among the requests: the first byte of its encoding.
+const PLACE: u8 = 13;
+
+/// What a server tells of its sessions, in the order in which it happened.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireSessions {
+    /// The key that was current at the sender: what was made before a revocation is not taken after
+    /// it.
+    pub generation: Generation,
+    /// At most [`MAX_PER_MESSAGE`].
+    pub events: Vec<SessionEvent>,
+}
+
+impl WireSessions {
+    pub(super) fn check(&self) -> Result<(), Malformed> {
+        if self.events.len() > MAX_PER_MESSAGE {
+            return Err(Malformed::TooMany("sessions"));
+        }
+        if self.generation > MAX_GENERATION {
+            return Err(Malformed::Absurd);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a body is one of sessions, if it is anything: for whoever has to decide before it is
+/// decoded.
+pub fn is_of_sessions(body: &[u8]) -> bool {
+    body.first() == Some(&PLACE)
+}
