@@ -33,7 +33,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 .PHONY: help deps build build-tests demo test test-quick verify-all rust-version reproducible fix \
         autest prove prove-rotation prove-restarts prove-network prove-clients deps-clients soak \
         simulate mutants measure deny deny-tool deny-advisories install uninstall absolute man \
-        check-fresh package package-check check-examples clean deps-bench bench bench-quick \
+        check-fresh package rpm package-arm64 release package-check check-examples clean deps-bench bench bench-quick \
         bench-compare bench-scale fuzz prove-attack panics valgrind sanitize mutants-core \
         mutants-tool
 
@@ -55,7 +55,7 @@ test: deps build build-tests ## lints, documentation and all tests, with real Tr
 	    "format=cargo fmt --all --check" \
 	    "lints=$(CLIPPY)" \
 	    "docs=RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked" \
-	    "scripts=shellcheck tools/*.sh .ci/run packaging/debian/prerm packaging/debian/postrm" \
+	    "scripts=shellcheck tools/*.sh .ci/run packaging/debian/prerm packaging/debian/postrm packaging/debian/postinst" \
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
 	    "autest=$(MAKE) --no-print-directory autest" \
 	    "examples=$(MAKE) --no-print-directory check-examples" \
@@ -229,6 +229,19 @@ package: ## the Debian package, looked at by lintian, in target/package
 	cargo build --release --locked -p stek_share -p stekctl
 	@tools/package.sh $(TARGET)/package $(TARGET)/release/libstek_share.so \
 	    $(TARGET)/release/stekctl "$(strip $(PLUGINDIR))"
+
+rpm: ## the RPM for Enterprise Linux 9 and Fedora, from the same build, in target/rpm
+	@tools/deps.sh $(VENV) packaging
+	cargo build --release --locked -p stek_share -p stekctl
+	@tools/rpm.sh $(TARGET)/rpm $(TARGET)/release/libstek_share.so $(TARGET)/release/stekctl
+
+package-arm64: build ## both packages for arm64, built here, tried under emulation
+	@tools/deps.sh $(VENV) arm64
+	@tools/cross.sh $(TARGET) "$(strip $(PLUGINDIR))" $(TARGET)/release/stekctl
+
+release: package rpm package-arm64 ## all packages, what they are made of, and checksums, in target/dist
+	@tools/release.sh $(TARGET)/dist $(TARGET)/package/*.deb $(TARGET)/rpm/*.rpm \
+	    $(TARGET)/package-arm64/*.deb $(TARGET)/rpm-aarch64/*.rpm
 
 package-check: package ## install, run, upgrade and remove it in a Debian 12 made from nothing (root)
 	@tools/package-check.sh $(TARGET)/package-check $(TARGET)/package/*.deb

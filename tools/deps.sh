@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Installs what building and testing need on Debian 12, besides the Rust toolchain. Does nothing,
+# Installs what building and testing need on Debian 12 or 13, besides the Rust toolchain. Does nothing,
 # quickly, when all of it is there. Traffic Server's own service is not started.
 #
 #   tools/deps.sh VENV             VENV is where the Python environment of AuTest and of the
 #                                  validators goes, and promtool beside it
-#   tools/deps.sh VENV packaging   also what the Debian package is made with
+#   tools/deps.sh VENV packaging   also what the packages are made with
+#   tools/deps.sh VENV arm64       also that for the other processor
 #   tools/deps.sh VENV bench       also the rivals that `make bench` measures
 #   tools/deps.sh VENV valgrind    also that
 #   tools/deps.sh VENV clients     also the clients of `make prove-clients`
@@ -18,7 +19,7 @@ packages=(
     trafficserver                        # the host of the tests and of the demo
     gcc g++ libc6-dev pkg-config         # compile and link
     libssl-dev                           # TLS and the key generator
-    libclang-14-dev                      # bindgen reads the C header with it
+    libclang-dev                         # bindgen reads the C header with it
     python3 python3-venv                 # AuTest, validators
     openssl curl ca-certificates         # clients of the tests
     faketime                             # a test's clock that jumps
@@ -29,7 +30,16 @@ packages=(
 
 case $purpose in
 "") ;;
-packaging) packages+=(dpkg-dev debhelper lintian) ;;
+packaging) packages+=(dpkg-dev debhelper lintian rpm binutils) ;;
+arm64)
+    packages+=(
+        dpkg-dev debhelper lintian rpm binutils
+        gcc-aarch64-linux-gnu
+        libc6-dev-arm64-cross
+        libssl-dev:arm64
+        qemu-user-static                     # runs the command that was built
+    )
+    ;;
 valgrind) packages+=(valgrind) ;;
 clients)
     packages+=(
@@ -88,7 +98,15 @@ if [ ${#missing[@]} -gt 0 ]; then
         "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --yes \
             -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 "$@" </dev/null
     }
+    [ "$purpose" != arm64 ] || "${as_root[@]}" dpkg --add-architecture arm64
     apt update
+    # Debian 13 has none: building goes on, and the tests say which host they lack.
+    if [[ " ${missing[*]} " = *" trafficserver "* ]] && ! apt-cache show trafficserver >/dev/null 2>&1
+    then
+        say "this system has no package trafficserver: everything builds, and the tests with a real" \
+            "one need it from elsewhere"
+        mapfile -t missing < <(printf '%s\n' "${missing[@]}" | grep -vx trafficserver)
+    fi
     apt install --no-install-recommends "${missing[@]}" >/dev/null
     say "Traffic Server's service was not started; systemd may start it at the next boot" \
         "(systemctl disable trafficserver, if that is not wanted)"

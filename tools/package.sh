@@ -2,13 +2,15 @@
 # Makes the Debian package of the plugin and stekctl that were built before, and has lintian look
 # at it.
 #
-#   tools/package.sh DIRECTORY PLUGIN STEKCTL PLUGINDIR
+#   tools/package.sh DIRECTORY PLUGIN STEKCTL PLUGINDIR [ARCHITECTURE NATIVE]
 #
 # The package's version is that of Cargo.toml. Who makes it is $DEBFULLNAME <$DEBEMAIL>, else the
-# last commit's author. Everything is written below DIRECTORY; the last line names the package.
+# last commit's author. Everything is written below DIRECTORY; the last line names the package. For another
+# ARCHITECTURE, as Debian calls it, NATIVE is a stekctl of this version that runs here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$1 plugin=$2 stekctl=$3 plugindir=$4
+arch=${5:-$(dpkg --print-architecture)} native=${6:-$3}
 name=trafficserver-stek-share
 
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -19,27 +21,15 @@ export SOURCE_DATE_EPOCH
 tree=$work/tree
 
 rm -rf "$work"
-mkdir -p "$tree/man" "$tree/completions" "$tree/examples"
+mkdir -p "$tree"
 cp -r packaging/debian "$tree/debian"
-cp README.md "$tree"
-cp -r docs "$tree/docs"
-cp -r packaging/systemd "$tree/systemd"
-# Beside the manuals, or debhelper would take it for a changelog of Debian's form.
-cp CHANGELOG.md "$tree/docs"
-cp example_server_conf.yaml example_server_list.yaml plugin.config.example examples/* \
-    "$tree/examples"
-[ ! -d packaging/kubernetes ] || cp -r packaging/kubernetes "$tree/examples/kubernetes"
-install -m 0644 "$plugin" "$tree/stek_share.so"
-install -m 0755 "$stekctl" "$tree/stekctl"
-"$stekctl" man "$tree/man"
-"$stekctl" completions bash >"$tree/completions/stekctl"
-"$stekctl" completions zsh >"$tree/completions/_stekctl"
-"$stekctl" completions fish >"$tree/completions/stekctl.fish"
+tools/stage.sh "$tree" "$plugin" "$stekctl" "$native"
 
 (
     cd "$tree/debian"
     sed "s|@MAINTAINER@|$author|" control.in >control
     sed "s|@PLUGINDIR@|${plugindir#/}|" install.in >install
+    sed -i "s|@PLUGINDIR@|/${plugindir#/}|" postinst
     rm control.in install.in copyright.py
     cat >changelog <<END
 stek-share ($version) bookworm; urgency=medium
@@ -52,10 +42,10 @@ END
 packaging/debian/copyright.py stek_share stekctl >"$tree/debian/copyright"
 
 # dpkg-shlibdeps calls what Traffic Server provides unresolved, which it is until it is loaded.
-(cd "$tree" && dpkg-buildpackage --build=binary --no-sign) >"$work/build.log" 2>&1 || {
+(cd "$tree" && dpkg-buildpackage --build=binary --no-sign --host-arch "$arch") >"$work/build.log" 2>&1 || {
     cat "$work/build.log" >&2
     exit 1
 }
-package=$work/${name}_${version}_$(dpkg --print-architecture).deb
+package=$work/${name}_${version}_$arch.deb
 lintian --allow-root --fail-on error,warning --info "$package" >&2
 echo "$package"
