@@ -23,6 +23,8 @@ use stek_share::metrics::{Metric, METRICS};
 enum Names {
     Mangled,
     C,
+    /// The same, with another library under OpenSSL's names.
+    CWithBoringSsl,
 }
 
 const BOTH: [Names; 2] = [Names::Mangled, Names::C];
@@ -69,9 +71,11 @@ fn plugin() -> PathBuf {
 fn host(names: Names) -> &'static Path {
     static MANGLED: OnceLock<PathBuf> = OnceLock::new();
     static C: OnceLock<PathBuf> = OnceLock::new();
-    let (place, define) = match names {
-        Names::Mangled => (&MANGLED, "-DMANGLED_NAMES"),
-        Names::C => (&C, "-DC_NAMES"),
+    static BORING_SSL: OnceLock<PathBuf> = OnceLock::new();
+    let (place, defines) = match names {
+        Names::Mangled => (&MANGLED, &["-DMANGLED_NAMES"][..]),
+        Names::C => (&C, &["-DC_NAMES"][..]),
+        Names::CWithBoringSsl => (&BORING_SSL, &["-DC_NAMES", "-DBORING_SSL"][..]),
     };
     place.get_or_init(|| {
         // Beside the test binaries, so that nothing is left in the system's temporary directory.
@@ -79,7 +83,8 @@ fn host(names: Names) -> &'static Path {
         let program = exe.with_file_name(format!("stub_host-{names:?}"));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stub_host/host.cc");
         let built = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()))
-            .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-rdynamic", "-pthread", define])
+            .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-rdynamic", "-pthread"])
+            .args(defines)
             .arg("-o")
             .arg(&program)
             .arg(source)
@@ -107,7 +112,7 @@ impl Life {
         assert_eq!(output.status.code(), Some(0), "{names:?}\n{text}\n{stderr}");
         assert_eq!(stderr, "", "{names:?}");
         let life = Life(text.lines().map(str::to_owned).collect());
-        let told = if names == Names::C { "names: C" } else { "names: C++" };
+        let told = if names == Names::Mangled { "names: C++" } else { "names: C" };
         assert_eq!(life.0.first().map(String::as_str), Some(told));
         assert_eq!(life.0.get(1).map(String::as_str), Some("registered stek_share"), "{text}");
         life.has("threads left: none");
@@ -416,6 +421,22 @@ fn arguments_must_be_exactly_one() {
         life.has("own ticket key stays in use");
         life.has_no("key(s)");
     }
+}
+
+#[test]
+fn a_host_with_a_library_of_its_own_under_openssls_names_is_told_of() {
+    let scratch = Scratch::new("library");
+    let config = one_server(&scratch);
+    let life = Life::of(Names::CWithBoringSsl, &[&config], &[("HOST_KEYS", "0")]);
+    life.has(
+        "ERROR: [stek_share] the calls of OpenSSL in this plugin go to BoringSSL (version number \
+         1010107f), which comes with this Traffic Server, and it is built for OpenSSL 3",
+    );
+    life.has("; use a Traffic Server that is built with OpenSSL 3, on all servers");
+    life.has("own ticket key stays in use");
+    life.has_no("key(s)");
+    life.has_no("certificate in PEM");
+    assert_eq!(life.count("ERROR: "), 2, "{:?}", life.0);
 }
 
 #[test]

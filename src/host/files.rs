@@ -119,6 +119,8 @@ pub struct Files {
     expiry: Expiry,
     /// The fault of changed certificates that was told last, and when.
     told: Option<(String, Instant)>,
+    /// The faults of a reload that was refused for what may pass, as they were told; it is tried again.
+    waiting: Option<Vec<String>>,
     reader: Reader,
     around: Around,
     again: Again,
@@ -149,6 +151,7 @@ impl Files {
             watch: Watch::new(loaded.stamps.clone()),
             expiry: Expiry::told(&loaded.tls.endings()),
             told: None,
+            waiting: None,
             reader: Reader::default(),
             around,
             again,
@@ -184,18 +187,20 @@ impl Files {
                 () = sleep_until(next_look) => {
                     // By the wall clock, which goes on while the machine sleeps.
                     self.look_at_expiry();
-                    next_look = Instant::now() + self.look().await;
+                    let pause = self.look().await;
+                    if self.waiting.is_some() {
+                        let _under_way = UnderWay::begin(&asked.begun);
+                        self.reload_again().await;
+                    }
+                    next_look = Instant::now() + pause;
                 }
             }
         }
     }
 
     async fn reload(&mut self) {
-        let source = self.source.clone();
-        let read = move || {
-            fail_point("reader");
-            (load::load(&source.argument, &source.dirs), HostFiles::look(&source.dirs))
-        };
+        self.waiting = None;
+        let read = self.read_all();
         let read = told_if_slow(&self.log, "the files are read", self.reader.read(read)).await;
         self.around.look_at_records();
         // Whoever reloads may want to mend what the log says; what stands there is no matter.
@@ -212,10 +217,41 @@ impl Files {
         }
     }
 
-    fn refuse(&self, refused: &Refused) {
+    /// Tries once more what was refused; says nothing as long as nothing is new.
+    async fn reload_again(&mut self) {
+        // What hangs is told by the look that comes before.
+        let Ok((loaded, _)) = self.reader.read(self.read_all()).await else { return };
+        match loaded {
+            Ok(loaded) => {
+                self.waiting = None;
+                self.log.note("reload: what was refused can be used now");
+                self.take_over(loaded).await;
+            }
+            Err(refused) if self.waiting.as_ref() != Some(&lines(&refused)) => {
+                self.refuse(&refused)
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn read_all(&self) -> impl FnOnce() -> (Result<Loaded, Refused>, HostFiles) + Send + 'static {
+        let source = self.source.clone();
+        move || {
+            fail_point("reader");
+            (load::load(&source.argument, &source.dirs), HostFiles::look(&source.dirs))
+        }
+    }
+
+    fn refuse(&mut self, refused: &Refused) {
         refused.warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
         refused.problems.iter().for_each(|problem| self.log.error(problem.to_string()));
-        self.log.error("reload: nothing was changed; correct the above and send the message again");
+        self.waiting = refused.passes().then(|| lines(refused));
+        self.log.error(if self.waiting.is_some() {
+            "reload: nothing was changed yet; it is tried again by itself every 30 s, and at once by \
+             another message"
+        } else {
+            "reload: nothing was changed; correct the above and send the message again"
+        });
     }
 
     async fn take_over(&mut self, loaded: Loaded) {
@@ -350,6 +386,10 @@ impl Files {
         let line = format!("new certificates go unnoticed: {why}");
         self.log.limited(Level::Warning, "files unread", line);
     }
+}
+
+fn lines(refused: &Refused) -> Vec<String> {
+    refused.problems.iter().map(Problem::to_string).collect()
 }
 
 /// Awaits `work`, and says so once if that takes long.

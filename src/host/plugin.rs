@@ -25,7 +25,7 @@ use super::installer::{Handle, InstallMetrics, Start};
 use super::operator::{unknown, AdminCommand};
 use super::reader::Source;
 use super::stats::Stats;
-use super::{secret_pages, sessions, sys, ticket_scope};
+use super::{library, secret_pages, sessions, sys, ticket_scope};
 use crate::core::stek;
 use crate::host_config;
 use crate::load::{self, Dirs, Loaded, Refused};
@@ -303,6 +303,11 @@ fn init(arguments: &[String]) {
         let place = panic.location().map_or_else(String::new, |at| format!(" at {at}"));
         ats::error(&format!("internal error{place}: {}", panic_text(panic.payload())));
     }));
+    if let Some(fault) = library::foreign() {
+        log.error(fault);
+        log.error(LEFT_ALONE);
+        return;
+    }
     stek::use_cells(secret_pages::cell);
     let dirs = dirs();
     let Some(argument) = single_argument(arguments, &dirs, &log) else { return };

@@ -5,6 +5,7 @@
 //! messages run under one. `STEK_SHARE_SO` names the plugin; without it the one that cargo built
 //! for this run is tested.
 
+mod again;
 mod host_keys;
 mod list;
 mod nameserver;

@@ -43,6 +43,20 @@
 #define API
 #endif
 
+#ifdef BORING_SSL
+// As one that is linked with BoringSSL: its names are found before those of libcrypto.
+extern "C" const char *
+OpenSSL_version(int)
+{
+  return "BoringSSL";
+}
+extern "C" unsigned long
+OpenSSL_version_num()
+{
+  return 0x1010107f;
+}
+#endif
+
 struct TSPluginRegistrationInfo {
   const char *plugin_name;
   const char *vendor_name;

@@ -95,14 +95,24 @@ pub(super) fn canonical(address: &str) -> String {
 
 /// Why nobody can dial an address that [`parse`] let pass, if that is so.
 pub(super) fn undialable(address: &str) -> Option<&'static str> {
+    // One with a zone is no address for the parser, and is dialled as it stands.
     let ip: IpAddr = address.parse().ok()?;
-    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    let ip = ip.to_canonical();
     if ip.is_unspecified() {
-        Some("stands for every address of a machine, so no other server can dial it")
-    } else if ip.is_multicast() || broadcast {
-        Some("is the address of a group, so no other server can dial it")
-    } else {
-        None
+        return Some("stands for every address of a machine, so no other server can dial it");
+    }
+    if ip.is_multicast() || matches!(ip, IpAddr::V4(v4) if v4.is_broadcast()) {
+        return Some("is the address of a group, so no other server can dial it");
+    }
+    match ip {
+        IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.octets()[0] >= 240 => {
+            Some("is of a range that is no machine's, so no other server can dial it")
+        }
+        IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80 => Some(
+            "is link-local and has no zone, such as %eth0, so no other server knows on which link to dial \
+             it",
+        ),
+        _ => None,
     }
 }
 
@@ -158,10 +168,34 @@ mod tests {
 
     #[test]
     fn only_addresses_of_one_machine_can_be_dialled() {
-        for bad in ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"] {
-            assert!(undialable(bad).is_some(), "{bad}");
+        for (bad, why) in [
+            ("0.0.0.0", "every address"),
+            ("::", "every address"),
+            ("::ffff:0.0.0.0", "every address"),
+            ("224.0.0.1", "a group"),
+            ("ff02::1", "a group"),
+            ("::ffff:239.1.2.3", "a group"),
+            ("255.255.255.255", "a group"),
+            ("0.1.2.3", "no machine's"),
+            ("240.0.0.1", "no machine's"),
+            ("::ffff:250.0.0.1", "no machine's"),
+            ("fe80::1", "has no zone"),
+            ("febf:ffff::1", "has no zone"),
+        ] {
+            assert!(undialable(bad).is_some_and(|reason| reason.contains(why)), "{bad}");
         }
-        for good in ["127.0.0.1", "::1", "localhost", "10.0.0.255"] {
+        for good in [
+            "127.0.0.1",
+            "::1",
+            "localhost",
+            "10.0.0.255",
+            "fe80::1%eth0",
+            "fec0::1",
+            "fd00::1",
+            "169.254.1.1",
+            "::ffff:10.0.0.1",
+            "239.example",
+        ] {
             assert!(undialable(good).is_none(), "{good}");
         }
     }

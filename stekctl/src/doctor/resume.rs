@@ -238,7 +238,14 @@ impl Client {
 
     fn take(&self, place: &Place, version: Version) -> Result<Taken, Miss> {
         let mut connection = self.connect(place, version, self.context(version), None)?;
-        let session = connection.session(self.has_certificate)?;
+        let mut session = connection.session(self.has_certificate)?;
+        if session.is_none() && version == Version::Tls13 {
+            // Some send tickets with their first data and no sooner, as BoringSSL does.
+            drop(connection);
+            connection = self.connect(place, version, self.context(version), None)?;
+            connection.ask(self.sni.as_deref().unwrap_or("localhost"))?;
+            session = connection.session(self.has_certificate)?;
+        }
         let early = session.as_deref().is_some_and(|der| {
             SslSession::from_der(der).is_ok_and(|session| session.max_early_data() > 0)
         });
@@ -339,6 +346,14 @@ struct Connection {
 }
 
 impl Connection {
+    /// Asks for nothing in particular, so that there is an answer.
+    fn ask(&mut self, host: &str) -> Result<(), String> {
+        let request = format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        self.stream
+            .write_all(request.as_bytes())
+            .map_err(|error| format!("takes no request: {error}"))
+    }
+
     /// The session in DER, for TLS 1.3 the first that arrives with a ticket.
     fn session(&mut self, has_certificate: bool) -> Result<Option<Vec<u8>>, Miss> {
         if self.version == Version::Tls12 {
@@ -348,9 +363,9 @@ impl Connection {
         let wait = Instant::now() + TICKET_WAIT;
         let timed = self.stream.get_mut();
         timed.deadline = timed.deadline.min(wait);
-        // Nothing was asked, so there is nothing to read but tickets, and what the server says of
-        // the client's certificate; the read ends with the first error, which is the deadline at
-        // the latest.
+        // There is nothing to read but tickets, what the server says of the client's certificate, and
+        // an answer if something was asked; the read ends with the first error, which is the deadline
+        // or the connection's end at the latest.
         while self.first().is_none() {
             if let Err(error) = self.stream.ssl_read(&mut [0; 64]) {
                 let miss = miss(self.version, self.stream.ssl(), &error, has_certificate);
@@ -571,5 +586,46 @@ mod tests {
         let Some(Miss::Other(why)) = why else { panic!("{why:?}") };
         assert!(why.contains("took too long"), "{why}");
         Ok(())
+    }
+
+    extern "C" {
+        /// Sends one more ticket with the next data.
+        fn SSL_new_session_ticket(ssl: *mut std::ffi::c_void) -> std::ffi::c_int;
+    }
+
+    /// What a server does that gives its tickets out with its first data.
+    fn late(listener: &std::net::TcpListener) -> io::Result<()> {
+        let pem = |error: ErrorStack| io::Error::other(error);
+        let own = testkit::pki::Identity::self_signed("/CN=late").map_err(io::Error::other)?;
+        let mut context = SslContextBuilder::new(SslMethod::tls_server()).map_err(pem)?;
+        context.set_certificate(&own.certificate).map_err(pem)?;
+        context.set_private_key(&own.key).map_err(pem)?;
+        context.set_num_tickets(0).map_err(pem)?;
+        let context = context.build();
+        // One that asks nothing, and one that does.
+        for _ in 0..2 {
+            let ssl = Ssl::new(&context).map_err(pem)?;
+            let mut stream = SslStream::new(ssl, listener.accept()?.0).map_err(pem)?;
+            stream.accept().map_err(io::Error::other)?;
+            let mut request = [0; 256];
+            if stream.ssl_read(&mut request).is_ok_and(|read| read > 0) {
+                let raw = std::ptr::from_ref::<SslRef>(stream.ssl()).cast_mut();
+                // SAFETY: a reference to an SSL is its address; it stands, on the thread that has it.
+                assert_eq!(unsafe { SSL_new_session_ticket(raw.cast()) }, 1);
+                stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_ticket_that_comes_with_the_first_data_is_a_ticket() -> io::Result<()> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let place = Place::find(&listener.local_addr()?.to_string()).map_err(io::Error::other)?;
+        let client = Client::new(None, Duration::from_secs(20), None).map_err(io::Error::other)?;
+        let server = thread::spawn(move || late(&listener));
+        let taken = client.take(&place, Version::Tls13);
+        assert!(taken.is_ok_and(|taken| taken.key().is_some()));
+        server.join().map_err(|_| io::Error::other("it panicked"))?
     }
 }

@@ -1,8 +1,10 @@
 //! doctor finds each cause that was planted, says what it is and where, and says nothing else.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use testkit::ats::Ats;
 use testkit::fleet::{Fleet, Place};
@@ -14,7 +16,7 @@ use testkit::tickets::TlsVersion;
 use testkit::{ports, Context, Error, Result};
 
 use crate::stage::{
-    addresses, machine, on, plan, rewrite, text, turn, wait_healthy, Said, PATIENCE,
+    addresses, machine, on, plan, rewrite, stekctl, text, turn, wait_healthy, Said, PATIENCE,
 };
 
 /// Servers of one fleet, each with one fault but the first; the order is that of [`CAUSES`].
@@ -397,6 +399,93 @@ fn what_all_servers_have_in_common_is_no_fault() -> Result<()> {
     let other = ["--cert", text(&plant.other.certificate), "--key", text(&plant.other.key)];
     let refused: &[&str] = &["warning: ", "refuses the certificate of --cert: ", "lets in"];
     assert_says(&doctor(&dir, &fleet, &[6, 7], &other)?, &[refused, refused], 1)?;
+    dir.done()
+}
+
+/// What might be taken for a fault, and what might be taken for another one.
+#[test]
+fn what_only_looks_like_a_fault_is_called_what_it_is() -> Result<()> {
+    let asks = |etc: &Path, plant: &Plant| {
+        record(etc, "proxy.config.ssl.client.certification_level", "INT 1")?;
+        let file = format!("STRING {}", plant.bundle.display());
+        record(etc, "proxy.config.ssl.CA.cert.filename", &file)
+    };
+    let strict = |etc: &Path, plant: &Plant| {
+        let sni = "sni:\n- fqdn: localhost\n  verify_client: STRICT\n";
+        fs::write(etc.join("sni.yaml"), sni)?;
+        let file = format!("STRING {}", plant.bundle.display());
+        record(etc, "proxy.config.ssl.CA.cert.filename", &file)
+    };
+    let one_ticket = |etc: &Path, _: &Plant| {
+        record(etc, "proxy.config.ssl.server.session_ticket.number", "INT 1")
+    };
+    let _turn = turn();
+    let dir = RunDir::new("ctl-looks")?;
+    let none = |_: &Path, _: &Plant| Ok(());
+    let (fleet, plant) = planted(&dir, "site", &[none, one_ticket, asks, asks, strict, strict])?;
+    let client = ["--cert", text(&plant.client.certificate), "--key", text(&plant.client.key)];
+    // One ticket is as good as two; a certificate that is asked for may be left out.
+    for pair in [[0, 1], [2, 3]] {
+        assert_says(&doctor(&dir, &fleet, &pair, &[])?, &[], 0)?;
+    }
+    // Demanded for the name alone that is asked for.
+    assert_says(&doctor(&dir, &fleet, &[4, 5], &client)?, &[], 0)?;
+    let demanded: &[&str] = &["warning: ", "a client certificate is demanded there"];
+    assert_says(&doctor(&dir, &fleet, &[4, 5], &[])?, &[demanded], 1)?;
+    // The servers' own port, one where nobody listens, and one where nobody speaks TLS.
+    let etc = fleet.servers[0].etc();
+    let offline = ["--ats-config", text(&etc), "--timeout", "10", "doctor", "--offline", "--proc"];
+    let proc = machine(dir.path(), &[&fleet.servers[0]])?;
+    let at = |place: &str| {
+        stekctl(&[&offline[..], &[text(&proc), "--sni", "localhost", "--tls", place]].concat())
+    };
+    let peers = at(&format!("127.0.0.1:{}", fleet.raft_ports[0]))?;
+    assert_says(&peers, &[demanded], 1)?;
+    let closed = at(&format!("127.0.0.1:{}", ports::take()?))?;
+    let unreachable: &[&str] = &["error: ", "cannot be reached: ", "serves TLS there"];
+    assert_says(&closed, &[unreachable, unreachable], 2)?;
+    let plain = TcpListener::bind("127.0.0.1:0")?;
+    let place = plain.local_addr()?.to_string();
+    let answer = thread::spawn(move || {
+        for stream in plain.incoming().take(2).flatten() {
+            let mut stream = stream;
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let no_tls: &[&str] = &["error: ", "handshake failed: ", "serves TLS there"];
+    assert_says(&at(&place)?, &[no_tls, no_tls], 2)?;
+    answer.join().map_err(|_| Error::new("the plain server panicked"))?;
+    dir.done()
+}
+
+#[test]
+fn tickets_that_end_too_soon_and_outlive_their_keys_are_told() -> Result<()> {
+    let short =
+        |etc: &Path, _: &Plant| record(etc, "proxy.config.ssl.session_cache.timeout", "INT 2");
+    let hasty = |etc: &Path, _: &Plant| {
+        rewrite(&etc.join("server_conf.yaml"), |conf| {
+            conf.replace("key_update_interval: 3600", "key_update_interval: 600")
+        })
+    };
+    let _turn = turn();
+    let dir = RunDir::new("ctl-lifetimes")?;
+    let (fleet, _) = planted(&dir, "site", &[|_, _| Ok(()), short, hasty])?;
+    let of = |index: usize| fleet.https()[index].to_string();
+    let in_file: &[&str] = &["warning: ", "session_cache.timeout: 2 is the time in seconds after"];
+    let (first, second) = (of(0), of(1));
+    let differs: &[&str] = &[
+        "warning: ",
+        &second,
+        "its tickets live for 2 s, and those of ",
+        &first,
+        "for 2 h: sessions of it end sooner",
+    ];
+    assert_says(&doctor(&dir, &fleet, &[0, 1], &[])?, &[in_file, differs], 1)?;
+    let only: &[&str] = &["warning: ", &second, "tickets live for 2 s only"];
+    assert_says(&doctor(&dir, &fleet, &[1], &[])?, &[in_file, only], 1)?;
+    let kept: &[&str] = &["note: ", "live for 2 h, but keys decrypt them for 20 min at most"];
+    assert_says(&doctor(&dir, &fleet, &[0, 2], &[])?, &[kept], 0)?;
     dir.done()
 }
 
