@@ -19,8 +19,9 @@ use thiserror::Error;
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Generation;
 use crate::core::server_id::ServerId;
+use crate::node::RELOAD_LIMIT;
 use crate::rpc::{
-    self, decode_response, ErrorResponse, Malformed, Request, Response, RotationRefusal,
+    self, decode_response, ErrorResponse, Malformed, Request, Response, RotationRefusal, MAX_ORIGIN,
 };
 use crate::transport::frame::NoCommonVersion;
 use crate::transport::listener::Refusal;
@@ -32,8 +33,8 @@ use crate::transport::Me;
 pub use crate::core::client_policy::{ClientPolicy, SitePolicy};
 pub use crate::core::rotation::Order;
 pub use crate::core::server_status::{
-    CertificateStatus, Count, GroupStatus, Hint, HostStatus, KeyInUse, KeyStatus, Keys, ListStatus,
-    MemberStatus, Role, ServerStatus, SessionStatus,
+    CertificateStatus, Count, GroupStatus, Hint, HostStatus, KeyInUse, KeyStatus, Keys, LastReload,
+    ListStatus, MemberStatus, ReloadStatus, Role, ServerStatus, SessionStatus,
 };
 pub use crate::core::ticket_scope::TicketScope;
 
@@ -54,17 +55,32 @@ pub fn order_limit(settings: &Settings) -> Duration {
     settings.request_timeout * 3 + settings.handover_timeout + ORDER_MARGIN
 }
 
+/// How long a reload may take.
+pub fn reload_limit() -> Duration {
+    RELOAD_LIMIT + ORDER_MARGIN
+}
+
+/// The most characters of what is said of a person; four bytes for each fit into a request.
+const MAX_PERSON: usize = MAX_ORIGIN / 4;
+
 /// Speaks to servers in the name of the server whose configuration it was made of.
 #[derive(Clone)]
 pub struct Client {
     me: Me,
     tls: Tls,
+    person: String,
 }
 
 impl Client {
     /// For a configuration and certificates as [`crate::load::load`] gives them.
     pub fn new(settings: &Settings, tls: &Tls) -> Client {
-        Client { me: Me::tool(settings.server_id), tls: tls.clone() }
+        Client { me: Me::tool(settings.server_id), tls: tls.clone(), person: String::new() }
+    }
+
+    /// The same on behalf of a person, in words for the log of whoever carries an order out; what is
+    /// longer than a line has is cut.
+    pub fn on_behalf_of(self, person: &str) -> Client {
+        Client { person: person.chars().take(MAX_PERSON).collect(), ..self }
     }
 
     /// Asks a server how it is, and measures how long the answer took: from sending the question
@@ -99,10 +115,21 @@ impl Client {
         order: Order,
         limit: Duration,
     ) -> Result<Generation, Failure> {
-        let request = Request::Order { order, origin: String::new() };
+        let request = Request::Order { order, origin: self.person.clone() };
         match self.ask(through, &request, limit).await? {
             (Response::Ordered(Ok(generation)), _) => Ok(generation),
             (Response::Ordered(Err(refusal)), _) => Err(Failure::Order(refusal)),
+            _ => Err(Failure::InvalidResponse),
+        }
+    }
+
+    /// Has a server read its files again, and says what changed. See [`reload_limit`].
+    ///
+    /// # Errors
+    /// Why there is no answer, or [`Failure::Reload`] with the reason why nothing was changed.
+    pub async fn reload(&self, member: &Member, limit: Duration) -> Result<String, Failure> {
+        match self.ask(member, &Request::Reload { origin: self.person.clone() }, limit).await? {
+            (Response::Reloaded(outcome), _) => outcome.map_err(Failure::Reload),
             _ => Err(Failure::InvalidResponse),
         }
     }
@@ -149,7 +176,7 @@ pub enum Failure {
     /// It does not accept the certificate that was shown to it.
     #[error(
         "it does not accept this configuration's certificate: {0}; compare server_cert_file here \
-         with root_cert_file and cert_verify_str there"
+         with root_cert_file and cert_verify_str there, and see that this server is still in the group's list"
     )]
     OurCertificate(String),
     /// What listens there does not speak our TLS.
@@ -181,6 +208,9 @@ pub enum Failure {
     /// It is in no state to do it.
     #[error("it cannot do that now: {0}; try again in a moment")]
     ErrorResponse(ErrorResponse),
+    /// It did not take its files over.
+    #[error("not done: {0}")]
+    Reload(String),
     /// The group did not carry the order out.
     #[error("not done: {0}")]
     Order(RotationRefusal),

@@ -289,6 +289,18 @@ pub const METRICS: &[Metric] = &[
         "",
         |s| whole(warn_ahead(Duration::from_secs(s.certificate.life_s)).as_secs()),
     ),
+    counter("reloads", "how often the files were read again because somebody asked for it", "", |s| {
+        whole(s.reload.count)
+    }),
+    counter("reload_failures", "those of them that changed nothing, by a fault", "any", |s| {
+        whole(s.reload.failures)
+    }),
+    gauge(
+        "reload_failed",
+        "1 while the last of them is one that changed nothing, by a fault",
+        "1 for a minute: correct the files, and reload again",
+        |s| s.reload.last.as_ref().is_some_and(|last| !last.done).into(),
+    ),
     gauge(
         "host_hints",
         "settings around the plugin that keep sessions from being resumed or keys from being \
@@ -467,7 +479,7 @@ mod tests {
     use crate::core::key_ring::Generation;
     use crate::core::server_id::ServerId;
     use crate::core::server_status::tests::sample;
-    use crate::core::server_status::{Hint, KeyStatus, MemberStatus, Role};
+    use crate::core::server_status::{Hint, KeyStatus, LastReload, MemberStatus, Role};
     use crate::transport::Cause;
 
     #[test]
@@ -574,6 +586,16 @@ mod tests {
             ("certificate_seconds", |s| s.certificate.expires_s = None, 0),
             ("certificate_seconds", |s| s.certificate.expires_s = Some(99), 99),
             ("certificate_warn_seconds", |s| s.certificate.life_s = 86_400, 28_800),
+            ("reloads", |s| s.reload.count = 21, 21),
+            ("reload_failures", |s| s.reload.failures = 20, 20),
+            (
+                "reload_failed",
+                |s| {
+                    let words = String::new();
+                    s.reload.last = Some(LastReload { ago_ms: 1, done: false, words });
+                },
+                1,
+            ),
             ("host_hints", |s| s.host.hints.push(Hint::Unlocked(1)), 2),
             ("sessions_sent", |s| s.sessions.as_mut().unwrap().sent = 19, 19),
             ("sessions_received", |s| s.sessions.as_mut().unwrap().received = 20, 20),

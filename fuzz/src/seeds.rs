@@ -203,6 +203,7 @@ fn requests() -> Vec<Request> {
         },
         Request::Report,
         Request::ListInFile(list().digest()),
+        Request::Reload { origin: "user admin".to_owned() },
         Request::Record,
     ]
 }

@@ -93,6 +93,10 @@ codes! {
     PeerSilent = "peer_silent",
     /// A server's file holds another list than the agreed one.
     ListFileDiffers = "list_file_differs",
+    /// A server is in no list of the group: it was removed, or is to come.
+    NotAMember = "not_a_member",
+    /// The last reload of a server could not be carried out.
+    ReloadFailed = "reload_failed",
     /// The end of a certificate cannot be read.
     CertificateUnreadable = "certificate_unreadable",
     /// A certificate has expired.
@@ -152,6 +156,7 @@ pub fn complaints(status: &ServerStatus) -> Vec<Complaint> {
     group(status, &mut say);
     keys(status, &mut say);
     list(status, &mut say);
+    reload(status, &mut say);
     certificate(status, &mut say);
     host(&status.host, &mut say);
     for fault in &status.state_faults {
@@ -241,6 +246,15 @@ fn keys(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
 
 fn list(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
     let list = &status.list;
+    if list.leaves_out(status.id) {
+        say(
+            Code::NotAMember,
+            Severity::Degraded,
+            "it is not in the group's server list: it was removed, and can be stopped; or give the list \
+             with it to all servers and reload one"
+                .to_owned(),
+        );
+    }
     let silent: Vec<String> = list
         .others
         .iter()
@@ -258,10 +272,20 @@ fn list(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
         say(
             Code::ListFileDiffers,
             Severity::Degraded,
-            "its file's server list is not the agreed one; give it the group's list, or put this \
-             one on all servers and send reload to one of them"
-                .to_owned(),
+            format!(
+                "its file's server list is not the agreed one{}; give it the group's list, or put this \
+                 one on all servers and reload one of them",
+                list.file_difference.as_ref().map_or_else(String::new, |words| format!(": {words}"))
+            ),
         );
+    }
+}
+
+fn reload(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
+    if let Some(last) = status.reload.last.as_ref().filter(|last| !last.done) {
+        let words =
+            format!("its reload {} s ago was not carried out: {}", last.ago_ms / 1000, last.words);
+        say(Code::ReloadFailed, Severity::Degraded, words);
     }
 }
 
@@ -343,8 +367,9 @@ fn code_of(hint: &Hint) -> Code {
 mod tests {
     use super::*;
     use crate::core::findings::{Finding, Source};
+    use crate::core::server_id::ServerId;
     use crate::core::server_status::tests::{sample, tickets_off};
-    use crate::core::server_status::KeyStatus;
+    use crate::core::server_status::{KeyStatus, LastReload};
 
     const DAY_S: u64 = 86_400;
 
@@ -379,7 +404,7 @@ mod tests {
     #[test]
     fn each_trouble_is_one_complaint() {
         type Spoil = fn(&mut ServerStatus);
-        let cases: [(Spoil, Severity, &str); 24] = [
+        let cases: [(Spoil, Severity, &str); 26] = [
             (|s| s.group.role = Role::Joining, Severity::Broken, "too few servers"),
             (|s| s.group.role = Role::Recovering, Severity::Degraded, "without memory"),
             (|s| s.group.role = Role::Candidate, Severity::Degraded, "no leader is heard"),
@@ -396,6 +421,15 @@ mod tests {
             ),
             (|s| s.list.others[0].reachable = false, Severity::Degraded, "not hear server 1"),
             (|s| s.list.file_digest.clear(), Severity::Degraded, "not the agreed one"),
+            (|s| s.list.agreed = vec![ServerId(1)], Severity::Degraded, "was removed, and can be"),
+            (
+                |s| {
+                    let words = "server_list.yaml: is empty; correct it".to_owned();
+                    s.reload.last = Some(LastReload { ago_ms: 7000, done: false, words });
+                },
+                Severity::Degraded,
+                "its reload 7 s ago was not carried out: server_list.yaml: is empty; correct it",
+            ),
             (|s| s.certificate.expires_s = None, Severity::Degraded, "cannot be read"),
             (|s| s.certificate.expires_s = Some(0), Severity::Broken, "has expired"),
             (|s| s.certificate.expires_s = Some(9 * DAY_S), Severity::Degraded, "in 9 days"),

@@ -4,6 +4,8 @@
 //! Plain values; who fills them in is [`crate::node`], who asks for them [`crate::client`]. What
 //! must hold: [`ServerStatus::check`] bounds all that has no length of its own, and lets no text pass
 //! that could do more on a terminal than be read.
+//!
+//! Long because: one message, of which each part is a struct with a word for each field.
 
 use std::fmt;
 use std::io;
@@ -24,6 +26,9 @@ use super::ticket_scope::TicketScope;
 
 /// The most entries of a list of counts.
 pub const MAX_COUNTS: usize = 64;
+
+/// The most options that servers compare.
+pub const MAX_OPTIONS: usize = 64;
 
 /// The most hints of one server.
 pub const MAX_HINTS: usize = 32;
@@ -122,8 +127,12 @@ pub struct ListStatus {
     pub digest: Option<String>,
     /// The same over the list of the server's own file, which may be behind the agreed one.
     pub file_digest: String,
-    /// The first 8 hex digits of a hash over those options that all servers should have alike.
-    pub options_digest: String,
+    /// What the file's list has otherwise than the agreed one, in words; `None` if nothing.
+    pub file_difference: Option<String>,
+    /// The ids of the agreed list; empty before there is one.
+    pub agreed: Vec<ServerId>,
+    /// The options that all servers should have alike, as names and values.
+    pub options: Vec<(String, String)>,
     /// Voters of Raft's membership.
     pub voters: u32,
     /// All other members, by id.
@@ -141,6 +150,35 @@ pub struct MemberStatus {
     pub reachable: bool,
     /// Whether this server has a connection to the member's listed address.
     pub connected: bool,
+}
+
+impl ListStatus {
+    /// Whether the group has agreed on a list in which this server is not.
+    pub fn leaves_out(&self, id: ServerId) -> bool {
+        !self.agreed.is_empty() && !self.agreed.contains(&id)
+    }
+}
+
+/// How often a server read its files again because somebody asked for it, and what came of it last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// How many since the start.
+    pub count: u64,
+    /// How many of them changed nothing, because they could not be carried out.
+    pub failures: u64,
+    /// The last one.
+    pub last: Option<LastReload>,
+}
+
+/// See [`ReloadStatus::last`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastReload {
+    /// How long ago it ended, in milliseconds.
+    pub ago_ms: u64,
+    /// Whether it was carried out.
+    pub done: bool,
+    /// What changed, or why nothing did.
+    pub words: String,
 }
 
 /// How a server stands with the majority, and what it has counted since it started.
@@ -317,6 +355,8 @@ pub struct ServerStatus {
     pub host: HostStatus,
     /// What is wrong with the file in `state_dir`, as it was logged.
     pub state_faults: Vec<String>,
+    /// Its reloads.
+    pub reload: ReloadStatus,
     /// Refused keys by place and reason, such as `leader_weak`; those that are 0 are left out.
     pub refused_keys: Vec<Count>,
     /// Refused or ended connections by cause, such as `untrusted`; those that are 0 are left out.
@@ -347,6 +387,8 @@ impl ServerStatus {
         let bounds = [
             (self.keys.previous.len(), MAX_KEYS, "keys"),
             (self.list.others.len(), MAX_MEMBERS, "members"),
+            (self.list.agreed.len(), MAX_MEMBERS, "members"),
+            (self.list.options.len(), MAX_OPTIONS, "options"),
             (self.host.hints.len(), MAX_HINTS, "hints"),
             (self.host.warnings.len(), MAX_HINTS, "warnings"),
             (self.state_faults.len(), MAX_HINTS, "faults"),
@@ -373,7 +415,6 @@ impl ServerStatus {
         [
             &self.software,
             &self.list.file_digest,
-            &self.list.options_digest,
             &certificate.subject,
             &certificate.fingerprint,
             &certificate.roots_digest,
@@ -381,6 +422,9 @@ impl ServerStatus {
         .into_iter()
         .chain(&self.list.digest)
         .chain(&self.state_faults)
+        .chain(&self.list.file_difference)
+        .chain(self.list.options.iter().flat_map(|(name, value)| [name, value]))
+        .chain(self.reload.last.iter().map(|last| &last.words))
         .chain(&certificate.authority)
         .chain(&self.host.version)
         .chain(&self.host.warnings)
@@ -439,7 +483,9 @@ pub(crate) mod tests {
                 version: 1,
                 digest: Some("01234567".to_owned()),
                 file_digest: "01234567".to_owned(),
-                options_digest: "89abcdef".to_owned(),
+                file_difference: None,
+                agreed: vec![ServerId(1), ServerId(3)],
+                options: vec![("key_update_interval".to_owned(), "3600".to_owned())],
                 voters: 3,
                 others: vec![MemberStatus {
                     id: ServerId(1),
@@ -458,6 +504,7 @@ pub(crate) mod tests {
             },
             host: HostStatus { hints: vec![Hint::Setting(tickets_off())], ..HostStatus::default() },
             state_faults: Vec::new(),
+            reload: ReloadStatus::default(),
             refused_keys: vec![("leader_weak".to_owned(), 1)],
             refused_peers: vec![("untrusted".to_owned(), 2)],
             accepted: 4,
@@ -477,6 +524,8 @@ pub(crate) mod tests {
         most.keys.previous = vec![most.keys.previous[0]; MAX_KEYS];
         most.list.others = vec![most.list.others[0]; MAX_MEMBERS];
         most.host.hints = vec![Hint::Setting(tickets_off()); MAX_HINTS];
+        most.list.agreed = vec![ServerId(1); MAX_MEMBERS];
+        most.list.options = vec![most.list.options[0].clone(); MAX_OPTIONS];
         most.refused_keys = vec![most.refused_keys[0].clone(); MAX_COUNTS];
         most.refused_peers = vec![most.refused_peers[0].clone(); MAX_COUNTS];
         most.software = "x".repeat(MAX_WORDS);
@@ -514,6 +563,12 @@ pub(crate) mod tests {
         many.list.others = vec![many.list.others[0]; MAX_MEMBERS + 1];
         assert_eq!(many.check(), Err(BadStatus::TooMany("members")));
         let mut many = sample();
+        many.list.agreed = vec![ServerId(1); MAX_MEMBERS + 1];
+        assert_eq!(many.check(), Err(BadStatus::TooMany("members")));
+        let mut many = sample();
+        many.list.options = vec![many.list.options[0].clone(); MAX_OPTIONS + 1];
+        assert_eq!(many.check(), Err(BadStatus::TooMany("options")));
+        let mut many = sample();
         many.host.hints = vec![Hint::Setting(tickets_off()); MAX_HINTS + 1];
         assert_eq!(many.check(), Err(BadStatus::TooMany("hints")));
         let mut many = sample();
@@ -527,7 +582,7 @@ pub(crate) mod tests {
     #[test]
     fn no_text_moves_a_cursor() {
         type Place = fn(&mut ServerStatus) -> &mut String;
-        let places: [Place; 13] = [
+        let places: [Place; 14] = [
             |s| &mut s.software,
             |s| s.list.digest.as_mut().unwrap(),
             |s| {
@@ -536,7 +591,8 @@ pub(crate) mod tests {
             },
             |s| s.host.certificate_warning.get_or_insert_default(),
             |s| &mut s.list.file_digest,
-            |s| &mut s.list.options_digest,
+            |s| &mut s.list.options[0].1,
+            |s| s.list.file_difference.get_or_insert_default(),
             |s| &mut s.certificate.subject,
             |s| &mut s.certificate.fingerprint,
             |s| &mut s.certificate.roots_digest,

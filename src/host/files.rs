@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, Mutex};
+use tokio::sync::{mpsc, oneshot, Mutex};
 use tokio::time::{sleep, sleep_until, Instant};
 
 use super::guard::Again;
@@ -24,7 +24,7 @@ use crate::core::config::{changes, Change, Problem, Settings};
 use crate::core::ending::Ending;
 use crate::load::{self, Certificates, Loaded, Refused, Stamps};
 use crate::log_sink::{Level, Log};
-use crate::node::Node;
+use crate::node::{Node, ReloadOutcome};
 use crate::supervise::{fail_point, kept_alive};
 use crate::transport::tls::Tls;
 
@@ -45,15 +45,24 @@ const SLOW_RELOAD: Duration = Duration::from_secs(3);
 const PEM_OPTIONS: [&str; 3] = ["root_cert_file", "server_cert_file", "server_key_file"];
 
 /// Asks for reloads, and says what becomes of those that come while one is under way.
+#[derive(Clone)]
 pub struct Reloads {
     log: Log,
-    sender: mpsc::Sender<()>,
+    sender: mpsc::Sender<Reload>,
     begun: Begun,
+}
+
+/// One that is asked for.
+struct Reload {
+    /// By whom, in words.
+    origin: String,
+    /// Where the outcome goes, if anybody waits for it.
+    reply: oneshot::Sender<ReloadOutcome>,
 }
 
 /// The other end of [`Reloads`].
 pub struct Asked {
-    receiver: mpsc::Receiver<()>,
+    receiver: mpsc::Receiver<Reload>,
     begun: Begun,
 }
 
@@ -84,23 +93,32 @@ impl Reloads {
         (Reloads { log, sender, begun: begun.clone() }, Asked { receiver, begun })
     }
 
-    /// Asks for one.
-    pub fn ask(&self) {
+    /// Asks for one on behalf of whoever the words name; the answer comes when it is done, and says so if
+    /// it is not done at all.
+    pub fn ask(&self, origin: String) -> oneshot::Receiver<ReloadOutcome> {
+        let (reply, answer) = oneshot::channel();
         let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         let since = begun.map_or(0, |begun| begun.elapsed().as_secs());
-        match (self.sender.try_send(()), begun) {
+        match (self.sender.try_send(Reload { origin, reply }), begun) {
             (Ok(()), None) => {}
             (Ok(()), Some(_)) => self.log.note(format!(
                 "reload: one is under way since {since} s; this one follows when that is done"
             )),
-            (Err(TrySendError::Full(())), _) => self.log.note(format!(
-                "reload: one is under way since {since} s, and another one waits that will find \
-                 the files as they are now; this one is dropped"
-            )),
-            (Err(TrySendError::Closed(())), _) => {
-                self.log.error("reload: not done: this server is about to end");
+            (Err(TrySendError::Full(dropped)), _) => {
+                let words = format!(
+                    "one is under way since {since} s, and another one waits that will find the \
+                     files as they are now; this one is dropped"
+                );
+                self.log.note(format!("reload: {words}"));
+                let _ = dropped.reply.send(Err(words));
+            }
+            (Err(TrySendError::Closed(dropped)), _) => {
+                let words = "not done: this server is about to end";
+                self.log.error(format!("reload: {words}"));
+                let _ = dropped.reply.send(Err(words.to_owned()));
             }
         }
+        answer
     }
 }
 
@@ -179,9 +197,13 @@ impl Files {
             tokio::select! {
                 reload = asked.receiver.recv() => match reload {
                     None => return,
-                    Some(()) => {
+                    Some(Reload { origin, reply }) => {
                         let _under_way = UnderWay::begin(&asked.begun);
-                        self.reload().await;
+                        self.log.note(format!("reload: ordered by {origin}"));
+                        let outcome = self.reload().await;
+                        self.node.record_reload(&outcome);
+                        // Whoever does not wait any more finds it in the status.
+                        let _ = reply.send(outcome);
                     }
                 },
                 () = sleep_until(next_look) => {
@@ -198,7 +220,7 @@ impl Files {
         }
     }
 
-    async fn reload(&mut self) {
+    async fn reload(&mut self) -> ReloadOutcome {
         self.waiting = None;
         let read = self.read_all();
         let read = told_if_slow(&self.log, "the files are read", self.reader.read(read)).await;
@@ -210,10 +232,13 @@ impl Files {
                 self.around.take_files(files);
                 match loaded {
                     Ok(loaded) => self.take_over(loaded).await,
-                    Err(refused) => self.refuse(&refused),
+                    Err(refused) => Err(self.refuse(&refused)),
                 }
             }
-            Err(why) => self.log.error(format!("reload: {why}; nothing was changed")),
+            Err(why) => {
+                self.log.error(format!("reload: {why}; nothing was changed"));
+                Err(why.to_string())
+            }
         }
     }
 
@@ -225,10 +250,12 @@ impl Files {
             Ok(loaded) => {
                 self.waiting = None;
                 self.log.note("reload: what was refused can be used now");
-                self.take_over(loaded).await;
+                let outcome = self.take_over(loaded).await;
+                self.node.record_reload(&outcome);
             }
             Err(refused) if self.waiting.as_ref() != Some(&lines(&refused)) => {
-                self.refuse(&refused)
+                let outcome = Err(self.refuse(&refused));
+                self.node.record_reload(&outcome);
             }
             Err(_) => {}
         }
@@ -242,7 +269,7 @@ impl Files {
         }
     }
 
-    fn refuse(&mut self, refused: &Refused) {
+    fn refuse(&mut self, refused: &Refused) -> String {
         refused.warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
         refused.problems.iter().for_each(|problem| self.log.error(problem.to_string()));
         self.waiting = refused.passes().then(|| lines(refused));
@@ -252,9 +279,10 @@ impl Files {
         } else {
             "reload: nothing was changed; correct the above and send the message again"
         });
+        lines(refused).join("; ")
     }
 
-    async fn take_over(&mut self, loaded: Loaded) {
+    async fn take_over(&mut self, loaded: Loaded) -> ReloadOutcome {
         let Loaded { settings, tls, stamps, warnings, notes, certificate_place } = loaded;
         warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
         notes.iter().for_each(|problem| self.log.note(problem.to_string()));
@@ -270,13 +298,12 @@ impl Files {
                 if stamps != self.watch.taken {
                     changes.push(format!("the certificate, {}", described(&tls)));
                 }
-                self.log.note(if changes.is_empty() {
-                    "reload: done; no changes; the ticket keys are given to Traffic \
-                     Server again"
-                        .to_owned()
+                let words = if changes.is_empty() {
+                    "no changes; the ticket keys are given to Traffic Server again".to_owned()
                 } else {
-                    format!("reload: done; changed: {}", changes.join(", "))
-                });
+                    format!("changed: {}", changes.join(", "))
+                };
+                self.log.note(format!("reload: done; {words}"));
                 for option in options.iter().filter(|o| o.change == Change::AtRestart) {
                     self.log.warning(format!(
                         "reload: {} has changed, which takes effect when Traffic Server is \
@@ -287,9 +314,11 @@ impl Files {
                 self.settings = Arc::new(settings);
                 self.warnings = warnings;
                 self.took(tls, stamps, certificate_place);
+                Ok(words)
             }
             Err(why) => {
-                self.log.error(format!("reload: {why}; nothing was changed on this server"))
+                self.log.error(format!("reload: {why}; nothing was changed on this server"));
+                Err(why.to_string())
             }
         }
     }
@@ -495,22 +524,26 @@ mod tests {
         let lines = Arc::new(Lines::default());
         let told = || std::mem::take(&mut *lines.0.lock().unwrap());
         let (reloads, mut asked) = Reloads::new(Log::new(lines.clone()));
-        reloads.ask();
+        let ask = || reloads.ask("a test".to_owned());
+        drop(ask());
         assert!(told().is_empty());
         asked.receiver.recv().await.unwrap();
         let under_way = UnderWay::begin(&asked.begun);
         sleep(Duration::from_secs(7)).await;
-        (0..3).for_each(|_| reloads.ask());
+        let mut answers: Vec<_> = (0..3).map(|_| ask()).collect();
+        assert!(answers[0].try_recv().is_err(), "nothing came of it yet");
+        let dropped = answers[1].try_recv().unwrap();
+        assert!(dropped.is_err_and(|why| why.contains("this one is dropped")));
         let words = told();
         assert!(words[0].contains("under way since 7 s; this one follows"), "{words:?}");
         assert!(words[1].contains("another one waits") && words[2] == words[1], "{words:?}");
         drop(under_way);
         asked.receiver.recv().await.unwrap();
         assert!(asked.receiver.try_recv().is_err(), "the third was dropped");
-        reloads.ask();
+        drop(ask());
         assert!(told().is_empty(), "none is under way");
         drop(asked);
-        reloads.ask();
+        assert!(ask().await.unwrap().is_err_and(|why| why.contains("about to end")));
         assert_eq!(told(), ["reload: not done: this server is about to end"]);
     }
 

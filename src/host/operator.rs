@@ -94,6 +94,8 @@ impl Operator {
         let Operator { node, log, files } = self;
         let (reloads, asked) = Reloads::new(log.clone());
         let (orders, queue) = mpsc::channel(ORDER_QUEUE);
+        let remote = reloads.clone();
+        node.set_reloader(move |origin| remote.ask(origin));
         let desk = Desk { node: node.clone(), log: log.clone(), reloads, orders };
         tokio::join!(answer(desk, messages), carry_out(node, log, queue), files.run(asked));
     }
@@ -126,7 +128,10 @@ impl Desk {
     fn answer(&self, command: AdminCommand) {
         fail_point("operator");
         match command {
-            AdminCommand::Reload => self.reloads.ask(),
+            AdminCommand::Reload => {
+                // Its lines say what came of it.
+                drop(self.reloads.ask("traffic_ctl on this server".to_owned()));
+            }
             AdminCommand::Rotate => self.pass_on(Order::Rotate),
             AdminCommand::Revoke => self.pass_on(Order::Revoke),
             AdminCommand::Status => {

@@ -5,7 +5,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::Notify;
+use tokio::sync::{oneshot, Notify};
+use tokio::time::Instant;
 
 use crate::core::server_status::HostStatus;
 
@@ -20,6 +21,14 @@ pub(super) struct NodeCounters {
     pub staged: AtomicU64,
     /// How many keys it saw become current.
     pub rotations: AtomicU64,
+    /// How often the files were read again because somebody asked for it.
+    pub reloads: AtomicU64,
+    /// How often that could not be carried out.
+    pub reload_failures: AtomicU64,
+    /// When the last of these ended, whether it was carried out, and what came of it.
+    pub last_reload: Mutex<Option<(Instant, bool, String)>>,
+    /// Has the files read again, if there is somebody to do it.
+    pub reloader: Mutex<Option<Reloader>>,
     /// Asks the host how it is, if there is one.
     pub host: Mutex<Option<HostProbe>>,
     /// Rung when something in here, or the keys, the role or the leader changed.
@@ -28,6 +37,12 @@ pub(super) struct NodeCounters {
 
 /// Asks the host how it is, without waiting for anything.
 pub(super) type HostProbe = Arc<dyn Fn() -> HostStatus + Send + Sync>;
+
+/// What came of a reload: what changed, or why nothing did.
+pub type ReloadOutcome = Result<String, String>;
+
+/// Has the files read again on behalf of whoever the words name; the answer comes when that is done.
+pub(super) type Reloader = Arc<dyn Fn(String) -> oneshot::Receiver<ReloadOutcome> + Send + Sync>;
 
 impl NodeCounters {
     /// Counts one more.

@@ -77,15 +77,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{timeout, Instant};
 
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Generation;
 use crate::core::rotation::Order;
 use crate::core::server_status::{HostStatus, ServerStatus};
 use crate::core::stek::Stek;
+use crate::core::text::readable;
 use crate::rpc::{MembershipRefusal, RotationRefusal};
 use crate::transport::tls::Tls;
 #[doc(hidden)]
@@ -97,6 +98,8 @@ use rpc_server::RpcServer;
 use shared::Shared;
 
 pub use crate::core::server_status::Role;
+pub use counters::ReloadOutcome;
+pub use rpc_server::RELOAD_LIMIT;
 pub use types::{new_key, Deps, Joined, KeySet, NoKey, NoReload, Reloaded, Report};
 
 /// How long a leader that leaves waits for its successor.
@@ -267,6 +270,28 @@ impl Node {
     /// Has the host asked how it is whenever this server is; `probe` must not wait.
     pub fn set_host(&self, probe: impl Fn() -> HostStatus + Send + Sync + 'static) {
         *lock(&self.shared.node_counters.host) = Some(Arc::new(probe));
+    }
+
+    /// Has files read again when an operator's command asks for it; `reloader` must not wait.
+    pub fn set_reloader(
+        &self,
+        reloader: impl Fn(String) -> oneshot::Receiver<ReloadOutcome> + Send + Sync + 'static,
+    ) {
+        *lock(&self.shared.node_counters.reloader) = Some(Arc::new(reloader));
+    }
+
+    /// Keeps what came of a reload, for [`Node::status`].
+    pub fn record_reload(&self, outcome: &ReloadOutcome) {
+        let counters = &self.shared.node_counters;
+        let (done, words) = match outcome {
+            Ok(words) => (true, words),
+            Err(words) => (false, words),
+        };
+        *lock(&counters.last_reload) = Some((Instant::now(), done, readable(words)));
+        if !done {
+            counters.count(|counters| &counters.reload_failures);
+        }
+        counters.count(|counters| &counters.reloads);
     }
 
     /// Waits until keys, role or leader have changed since the last call ended; for one caller.

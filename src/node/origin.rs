@@ -9,12 +9,20 @@ use crate::rpc::MAX_ORIGIN;
 use crate::transport::frame::Role;
 use crate::transport::listener::Caller;
 
+/// Characters of what a tool says of its user.
+const MAX_PERSON: usize = 80;
+
 /// Characters of a certificate's subject in a line.
 const MAX_SUBJECT: usize = 200;
 
 /// An operator who sent a message to this server's Traffic Server.
 pub(super) fn message(me: ServerId) -> String {
     format!("traffic_ctl on server {me}")
+}
+
+/// Whoever had this server read its files again; its own log says who that was.
+pub(super) fn reload(me: ServerId) -> String {
+    format!("a reload on server {me}")
 }
 
 /// Whoever sent a request.
@@ -25,6 +33,15 @@ pub(super) fn caller(from: &Caller) -> String {
     };
     let subject = printable(&from.names.to_string(), MAX_SUBJECT);
     format!("{kind} {} (certificate {subject}, from {})", from.id, from.addr)
+}
+
+/// A tool, with what it says of the person who uses it.
+pub(super) fn tool(from: &Caller, person: &str) -> String {
+    if person.is_empty() {
+        caller(from)
+    } else {
+        format!("{}, by {}", printable(person, MAX_PERSON), caller(from))
+    }
 }
 
 /// A member that passes on what somebody asked of it.
@@ -58,6 +75,11 @@ mod tests {
             "a tool that speaks as server 3 (certificate /CN=three\\nrotate: done, from \
              10.0.0.3:999)"
         );
+        assert!(
+            tool(&from, "user alice").starts_with("user alice, by a tool that speaks as server 3")
+        );
+        assert_eq!(tool(&from, ""), caller(&from));
+        assert!(!tool(&from, &"\u{7}x\n".repeat(900)).contains(char::is_control));
         let long =
             Caller { role: Role::Member, names: "\u{e9}".repeat(9_000).as_str().into(), ..from };
         let origin = to_pass_on(&caller(&long).repeat(9));

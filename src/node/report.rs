@@ -6,8 +6,6 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use openssl::sha::Sha256;
-
 use super::context::{lock, Context};
 use super::counters::NodeCounters;
 use super::keys as node;
@@ -15,15 +13,16 @@ use super::peer_client::Peers;
 use super::rejected_keys::{Place, Reason, RejectedKeys};
 use super::shared::Shared;
 use super::Report;
+use crate::core::agreed::Agreed;
 use crate::core::config::{alike, Settings};
 use crate::core::key_ring::Held;
 use crate::core::moment::millis;
 use crate::core::server_list::ServerList;
 use crate::core::server_status::{
-    CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus, Keys, ListStatus,
-    MemberStatus, ServerStatus,
+    CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus, Keys, LastReload,
+    ListStatus, MemberStatus, ReloadStatus, ServerStatus,
 };
-use crate::core::text::{readable, short_digest};
+use crate::core::text::readable;
 use crate::transport::{Cause, Counters};
 
 /// All that this server says of itself.
@@ -42,6 +41,7 @@ pub(super) fn status(shared: &Shared) -> ServerStatus {
         certificate: certificate(&shared.peers),
         host: host(&shared.node_counters),
         state_faults: shared.store.faults().iter().map(|line| readable(line)).collect(),
+        reload: reload(&shared.node_counters),
         refused_keys: refused_keys(&shared.rejected_keys),
         refused_peers: refused_peers(&shared.peers.counters),
         accepted: shared.peers.counters.accepted(),
@@ -123,17 +123,38 @@ fn list(peers: &Peers, settings: &Settings, report: &Report) -> ListStatus {
         version: report.list_version,
         digest: agreed.server_list.as_ref().map(|list| list.digest().to_string()),
         file_digest: file.map(|server_list| server_list.digest().to_string()).unwrap_or_default(),
-        options_digest: options_digest(settings),
+        file_difference: difference(&agreed, settings).map(|words| readable(&words)),
+        agreed: agreed
+            .server_list
+            .as_ref()
+            .map_or_else(Vec::new, |list| list.ids().into_iter().collect()),
+        options: alike(settings)
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), readable(&value)))
+            .collect(),
         voters: report.members.try_into().unwrap_or(u32::MAX),
         others: others.collect(),
     }
 }
 
-/// The first 8 hex digits of a hash over the options that all servers should have alike.
-fn options_digest(settings: &Settings) -> String {
-    let mut hash = Sha256::new();
-    hash.update(alike(settings).as_bytes());
-    short_digest(&hash.finish())
+/// What the file's list has otherwise than the agreed one.
+fn difference(agreed: &Agreed, settings: &Settings) -> Option<String> {
+    let present = agreed.server_list.as_ref()?;
+    let file = ServerList::new(present.version, &settings.members).ok()?;
+    present.differences(&file)
+}
+
+fn reload(node_counters: &NodeCounters) -> ReloadStatus {
+    let last = lock(&node_counters.last_reload).clone();
+    ReloadStatus {
+        count: node_counters.reloads.load(Ordering::Relaxed),
+        failures: node_counters.reload_failures.load(Ordering::Relaxed),
+        last: last.map(|(at, done, words)| LastReload {
+            ago_ms: millis(at.elapsed()),
+            done,
+            words,
+        }),
+    }
 }
 
 fn certificate(peers: &Peers) -> CertificateStatus {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::context::{lock, Context};
+use super::counters::ReloadOutcome;
 use super::keys::Keys;
 use super::rejected_keys::Place;
 use super::running::Running;
@@ -27,6 +28,7 @@ use crate::core::recovery::{
     acknowledged_end, yields, LeaderId, LogPosition, Status, VoteRestriction,
 };
 use crate::core::server_id::ServerId;
+use crate::core::text::readable;
 use crate::core::vote::{may_grant, Candidate, VoteRefusal, Voter};
 use crate::log_sink::Level;
 use crate::rpc::{
@@ -44,6 +46,10 @@ const MAX_AWAIT: Duration = Duration::from_secs(10);
 /// How long a server that does not count yet holds back an answer that acknowledges less than it
 /// was sent, so that the leader does not send the rest again at once.
 const PROVING_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a reload may keep a tool waiting: its files on a slow disk, and the group's agreement on a
+/// list that changed.
+pub const RELOAD_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a server may take to show that it is still at its listed address.
 const DOUBT_LIMIT: Duration = Duration::from_secs(1);
@@ -168,8 +174,12 @@ impl RpcServer {
                 Ok(Response::WillCampaign)
             }
             // A tool need not know who leads; a member does, and must not be sent on.
-            Request::Order { order, .. } if from.role == Role::Tool => {
-                Ok(Response::Ordered(forward::order(shared, order, origin::caller(from)).await))
+            Request::Order { order, origin } if from.role == Role::Tool => {
+                let origin = origin::tool(from, &origin);
+                Ok(Response::Ordered(forward::order(shared, order, origin).await))
+            }
+            Request::Reload { origin } => {
+                Ok(Response::Reloaded(self.reload(origin::tool(from, &origin)).await))
             }
             Request::Order { order, origin } => {
                 let origin = origin::passed_on(from, &origin);
@@ -227,6 +237,23 @@ impl RpcServer {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Has the files read again.
+    async fn reload(&self, origin: String) -> ReloadOutcome {
+        // Called outside the lock.
+        let reloader = lock(&self.0.node_counters.reloader).clone();
+        let Some(reloader) = reloader else { return Err("this server reads no files".to_owned()) };
+        match timeout(RELOAD_LIMIT, reloader(origin)).await {
+            Ok(Ok(outcome)) => {
+                outcome.map(|words| readable(&words)).map_err(|words| readable(&words))
+            }
+            Ok(Err(_)) => Err("this server is about to end".to_owned()),
+            Err(_) => Err(format!(
+                "not done within {} s; its diags.log says what came of it",
+                RELOAD_LIMIT.as_secs()
+            )),
         }
     }
 

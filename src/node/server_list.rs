@@ -206,7 +206,7 @@ pub(super) async fn change_membership(
         let present = peers.ctx.views.borrow().agreed.server_list.as_ref().map(ServerList::digest);
         let Some(replaces) = present else { return Err(MembershipRefusal::NoLeader) };
         let answer = if id == peers.ctx.me {
-            let origin = origin::message(peers.ctx.me);
+            let origin = origin::reload(peers.ctx.me);
             change_membership_here(peers, replaces, members.clone(), origin).await
         } else {
             let request = Request::ChangeMembership { replaces, members: members.clone() };

@@ -21,6 +21,7 @@
 //! | `ListInFile` | members | always; from the file as it is now | counts as a server without this list | the same answer |
 //! | `Record` | members | while no cluster incarnation is known here | asked again in the next round | the same answer |
 //! | `Sessions` | members; a one-way message | never; taken with `share_sessions: true`, same cluster incarnation | the clients of these sessions make full handshakes elsewhere | what is there already stays |
+//! | `Reload` | tools, to any server | always; held back for a bounded time until the files are read | the operator is told that it may still happen; never sent again | the files are read again |
 //!
 //! A tool speaks with the certificate of the server that it acts for, in whose name it asks. Who
 //! asks what it may not is told that the message is malformed.
@@ -57,7 +58,8 @@ use crate::core::record::Record;
 use crate::core::recovery::{LeaderId, LogPosition, Status};
 use crate::core::rotation::Order;
 use crate::core::server_list::Digest;
-use crate::core::server_status::ServerStatus;
+use crate::core::server_status::{BadStatus, ServerStatus};
+use crate::core::text::is_readable;
 use status::check_status;
 
 /// What one server asks of another.
@@ -82,7 +84,7 @@ pub enum Request {
     Order {
         /// What it is.
         order: Order,
-        /// Who gave it to the server that passes it on, for the leader's log; a tool leaves it empty.
+        /// Who gave it to the server that passes it on, or what a tool says of its user; for the log.
         origin: String,
     },
     /// "I lead, and I am leaving; campaign as soon as you can."
@@ -108,6 +110,11 @@ pub enum Request {
     Record,
     /// What became of sessions that clients resume by their id. Only ever sent as a note.
     Sessions(WireSessions),
+    /// "Read your files again", from an operator's command.
+    Reload {
+        /// Who wants it, as far as the tool can tell; for the log.
+        origin: String,
+    },
 }
 
 /// What the asked server answers.
@@ -161,6 +168,8 @@ pub enum Response {
     ListInFile(bool),
     /// To [`Request::Record`].
     Record(Option<Box<Record>>),
+    /// To [`Request::Reload`]: what changed, or why nothing did.
+    Reloaded(Result<String, String>),
 }
 /// Why a server does not answer a request in the way that was hoped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
@@ -207,7 +216,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
         Request::ChangeMembership { members, .. } if members.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("members"));
         }
-        Request::Order { origin, .. } if origin.len() > MAX_ORIGIN => {
+        Request::Order { origin, .. } | Request::Reload { origin } if origin.len() > MAX_ORIGIN => {
             return Err(Malformed::TooMany("words about an order's origin"));
         }
         _ => {}
@@ -234,6 +243,9 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
         Response::Vote { log_end: Some(end), .. } => end.check()?,
         Response::Append(AppendAnswer::Partial(Some(end))) => end.check()?,
         Response::Record(Some(record)) => check_record(record)?,
+        Response::Reloaded(Ok(words) | Err(words)) if !is_readable(words) => {
+            return Err(Malformed::Status(BadStatus::Text));
+        }
         _ => {}
     }
     response.leader_id().map_or(Ok(()), |leader_id| leader_id.check())?;
@@ -243,7 +255,10 @@ impl Request {
     /// Whether a tool may ask this; members may ask everything.
     pub fn is_for_tools(&self) -> bool {
         match self {
-            Request::Status(_) | Request::Report | Request::Order { .. } => true,
+            Request::Status(_)
+            | Request::Report
+            | Request::Order { .. }
+            | Request::Reload { .. } => true,
             Request::Vote(_)
             | Request::Append(_)
             | Request::Snapshot(_)

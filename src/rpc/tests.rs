@@ -57,6 +57,7 @@ pub(crate) fn one_of_each() -> Vec<Request> {
         Request::ListInFile(list),
         Request::Record,
         Request::Sessions(WireSessions { generation: Generation(0), events: Vec::new() }),
+        Request::Reload { origin: String::new() },
     ]
 }
 
@@ -77,6 +78,7 @@ pub(crate) fn kind(request: &Request) -> &'static str {
         Request::ListInFile(_) => "ListInFile",
         Request::Record => "Record",
         Request::Sessions(_) => "Sessions",
+        Request::Reload { .. } => "Reload",
     }
 }
 

@@ -99,6 +99,13 @@ pub enum Command {
     /// goes to one server that belongs to a majority, this server if it does, and from there to the
     /// leader.
     Rotate,
+    /// Have this server read its files again, or all servers
+    ///
+    /// Takes over changed options, certificates and server list without a restart, as `traffic_ctl plugin
+    /// msg stek_share reload` does, without traffic_manager, and says what came of it. A list counts once
+    /// more than half of the servers have it in their files and one of them was told to reload. Exit code
+    /// 0: done. 2: a server changed nothing; the line has the reason.
+    Reload(ReloadArgs),
     /// Have the group make a new key now, and drop every older one
     ///
     /// For a key that may have leaked: no older ticket resumes any more, and every client has one
@@ -202,6 +209,14 @@ pub struct StatusArgs {
         value_parser = seconds
     )]
     pub watch: Option<Duration>,
+}
+
+/// See [`Command::Reload`].
+#[derive(Clone, Debug, Args)]
+pub struct ReloadArgs {
+    /// Each server of the list, one after another, this one first
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// See [`Command::Revoke`].

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::exit_code::Failure;
 use crate::own::Places;
+use crate::who;
 
 /// Questions under way at a time. Each takes a socket and a handshake's processor time.
 const MAX_ASKED: usize = 32;
@@ -143,7 +144,7 @@ impl Fleet {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime
             .map_err(|error| Failure::new(format!("no threads to ask the servers: {error}")))?;
-        let client = Client::new(&loaded.settings, &loaded.tls);
+        let client = Client::new(&loaded.settings, &loaded.tls).on_behalf_of(&who::person());
         let settings = &loaded.settings;
         Ok(Fleet {
             runtime,
@@ -171,6 +172,11 @@ impl Fleet {
             Ok((status, _)) => Ok((place, status)),
             Err(why) => Err((place, why)),
         }
+    }
+
+    /// The entries of the list but this server's.
+    pub fn others(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| Some(member.id) != self.own)
     }
 
     /// Asks all of them; the answers stand in the order of the list.

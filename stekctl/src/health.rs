@@ -4,9 +4,12 @@
 //! between servers is found here. Asks nobody and prints nothing. Invariants: nothing is said
 //! of a fleet that is well, and everything that is said names the servers that it is about.
 
+use std::collections::BTreeSet;
+
 use stek_share::client::{Failure as Unanswered, KeyInUse, Role, ServerStatus, TicketScope};
 use stek_share::core::health::{complaints, Code, Severity};
 use stek_share::core::server_id::ServerId;
+use stek_share::transport::listener::Refusal;
 
 use crate::exit_code::Outcome;
 use crate::fleet::{address, Own, Server};
@@ -50,17 +53,98 @@ impl Reasons {
 /// All reasons why this fleet is not well, the worst first.
 pub fn reasons(servers: &[Server]) -> Vec<Reason> {
     let mut reasons = Reasons::default();
-    let answers: Vec<&ServerStatus> = servers.iter().filter_map(Server::status).collect();
-    look_at_absence(servers, &answers, &mut reasons);
+    let all: Vec<&ServerStatus> = servers.iter().filter_map(Server::status).collect();
+    if !is_shut_out(servers, &mut reasons) {
+        let members = members(&all);
+        let is_member = |status: &&ServerStatus| members.is_none_or(|ids| ids.contains(&status.id));
+        let (answers, strangers): (Vec<_>, Vec<_>) = all.iter().copied().partition(is_member);
+        look_at_absence(servers, &answers, &mut reasons);
+        look_at_strangers(&strangers, &mut reasons);
+        look_at_groups(&answers, &mut reasons);
+        look_at_keys(&answers, &mut reasons);
+        look_at_lists(&answers, &mut reasons);
+    }
     servers.iter().for_each(|server| look_at_own(server, &mut reasons));
-    look_at_groups(&answers, &mut reasons);
-    look_at_keys(&answers, &mut reasons);
-    look_at_lists(&answers, &mut reasons);
-    look_at_each(&answers, &mut reasons);
+    look_at_each(&all, &mut reasons);
     let mut found = reasons.0;
     // Stable: within one degree they stay in the order in which one would ask.
     found.sort_by_key(|reason| std::cmp::Reverse(reason.outcome));
     found
+}
+
+/// The ids of the newest list that a majority goes by, if one answers.
+fn members<'a>(answers: &[&'a ServerStatus]) -> Option<&'a [ServerId]> {
+    let agreed = answers.iter().filter(|status| status.group.quorum && status.list.version > 0);
+    let newest = agreed.max_by_key(|status| status.list.version)?;
+    Some(&newest.list.agreed)
+}
+
+/// Whether the others do not hear the server in whose name was asked because it is in no list of theirs;
+/// then that is all there is to say of them.
+fn is_shut_out(servers: &[Server], reasons: &mut Reasons) -> bool {
+    let Some(own) = servers.iter().find(|server| server.is_own()).and_then(Server::status) else {
+        return false;
+    };
+    let others = || servers.iter().filter(|server| !server.is_own());
+    let says = |is: fn(&Unanswered) -> bool| others().any(|s| s.answer.as_ref().is_err_and(is));
+    let unknown = says(|why| matches!(why, Unanswered::Refused(Refusal::NotAMember)));
+    let refused = says(|why| matches!(why, Unanswered::OurCertificate(_)));
+    let removed = own.list.leaves_out(own.id);
+    if own.group.quorum || !(unknown || removed && refused) {
+        return false;
+    }
+    let id = own.id;
+    reasons.broken(
+        Code::NotAMember,
+        if removed {
+            format!(
+                "server {id} was removed from the group's list and encrypts with a key of its own; stop \
+                 its plugin, or give the list with it to all servers and reload one of the others"
+            )
+        } else {
+            format!(
+                "server {id} is not in the group's list, and encrypts with a key of its own until it is; \
+                 give the list with it to all servers, reload one of the others, and this one is let in; \
+                 if it was removed, stop its plugin"
+            )
+        },
+    );
+    true
+}
+
+/// Servers that answer and are in no list of the group.
+fn look_at_strangers(strangers: &[&ServerStatus], reasons: &mut Reasons) {
+    for status in strangers {
+        let id = status.id;
+        let what = if status.list.leaves_out(id) {
+            format!("server {id} was removed from the group's list and still runs; stop its plugin")
+        } else {
+            format!(
+                "server {id} is in the file here and waits: the group's list does not have it yet; give \
+                 all servers the list with it, and reload one"
+            )
+        };
+        reasons.degraded(Code::NotAMember, what);
+    }
+}
+
+/// What is said of who is in no list of the group by [`Code::NotAMember`] alone.
+fn goes_without_saying(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Joining
+            | Code::Recovering
+            | Code::Campaigning
+            | Code::NoMajority
+            | Code::LeaderUnknown
+            | Code::OwnKey
+            | Code::OwnKeyByAge
+            | Code::NotInstalled
+            | Code::RotationLate
+            | Code::PeerSilent
+            | Code::ListFileDiffers
+            | Code::NotAMember
+    )
 }
 
 /// How the fleet is on the whole.
@@ -227,29 +311,45 @@ fn decrypts(one: &ServerStatus, other: &ServerStatus) -> bool {
 
 /// Whether the servers agree on who they are and how they run.
 fn look_at_lists(answers: &[&ServerStatus], reasons: &mut Reasons) {
-    let agreed = Sides::of(answers, |status| status.list.digest.clone());
+    let agreed = Sides::of(answers, |status| {
+        let list = &status.list;
+        list.digest.clone().map(|digest| (digest, list.version, list.agreed.clone()))
+    });
     if agreed.differ() {
         reasons.unsettled(
             Code::ListsDiffer,
             format!(
                 "the servers go by different server lists: {}; see that all are in one group",
-                agreed.describe(|digest| match digest {
-                    Some(digest) => format!("by {digest}"),
+                agreed.describe(|list| match list {
+                    Some((_, version, ids)) => {
+                        format!("by version {version}, with {}", servers_named(ids))
+                    }
                     None => "by none that was agreed on".to_owned(),
                 })
             ),
         );
     }
-    let options = Sides::of(answers, |status| status.list.options_digest.clone());
-    if options.differ() {
-        reasons.degraded(
-            Code::OptionsDiffer,
-            format!(
-            "not all servers have the same options, such as key_update_interval: {}; compare their \
-             server_conf.yaml",
-            options.describe(|digest| format!("have {digest}"))
-        ),
-        );
+    let names: BTreeSet<&String> =
+        answers.iter().flat_map(|s| s.list.options.iter().map(|(name, _)| name)).collect();
+    for name in names {
+        let value = |status: &ServerStatus| {
+            let found = status.list.options.iter().find(|(other, _)| other == name);
+            found.map_or_else(|| "no such option".to_owned(), |(_, value)| value.clone())
+        };
+        let sides = Sides::of(answers, value);
+        if sides.differ() {
+            let told = sides.describe(|value| {
+                let empty = if value.is_empty() { "none" } else { value };
+                format!("have {empty}")
+            });
+            reasons.degraded(
+                Code::OptionsDiffer,
+                format!(
+                    "not all servers have the same {name}: {told}; give all the same one in \
+                     server_conf.yaml, and reload"
+                ),
+            );
+        }
     }
     let hosted = answers.iter().copied().filter(|status| status.host.ticket_scope.is_some());
     let hosted: Vec<&ServerStatus> = hosted.collect();
@@ -322,6 +422,8 @@ fn look_at_client_policies(hosted: &[&ServerStatus], reasons: &mut Reasons) {
 /// What concerns one server alone; servers of which the same is to be said share a line.
 fn look_at_each(answers: &[&ServerStatus], reasons: &mut Reasons) {
     let has_majority = answers.iter().any(|status| status.group.quorum);
+    let members = members(answers);
+    let shut_out = reasons.0.iter().any(|reason| reason.code == Code::NotAMember) && !has_majority;
     let mut said: Vec<(Reason, Vec<ServerId>)> = Vec::new();
     for status in answers {
         let may_pass = is_apart(status)
@@ -333,7 +435,11 @@ fn look_at_each(answers: &[&ServerStatus], reasons: &mut Reasons) {
         // Who stands apart from a majority, or that there is none, was said already.
         let apart = is_apart(status) || !has_majority;
         let assessed = if apart { among_others(status) } else { (*status).clone() };
+        let stands_out = members.is_some_and(|ids| !ids.contains(&status.id)) || shut_out;
         for complaint in complaints(&assessed) {
+            if stands_out && goes_without_saying(complaint.code) {
+                continue;
+            }
             let outcome = match complaint.severity {
                 Severity::Degraded => Outcome::Degraded,
                 Severity::Broken => Outcome::Broken,
@@ -482,7 +588,7 @@ mod tests {
     use stek_share::client::ClientPolicy;
 
     use stek_share::client::{
-        CertificateStatus, GroupStatus, HostStatus, KeyStatus, Keys, ListStatus,
+        CertificateStatus, GroupStatus, HostStatus, KeyStatus, Keys, ListStatus, ReloadStatus,
     };
     use stek_share::core::config::Member;
     use stek_share::core::key_ring::{ClusterId, Generation};
@@ -529,7 +635,9 @@ mod tests {
                 version: 1,
                 digest: Some("0123abcd".to_owned()),
                 file_digest: "0123abcd".to_owned(),
-                options_digest: "4567abcd".to_owned(),
+                file_difference: None,
+                agreed: (1..=3).map(ServerId).collect(),
+                options: vec![("key_update_interval".to_owned(), "3600".to_owned())],
                 voters: 3,
                 others: Vec::new(),
             },
@@ -543,6 +651,7 @@ mod tests {
             },
             host: HostStatus::default(),
             state_faults: Vec::new(),
+            reload: ReloadStatus::default(),
             refused_keys: Vec::new(),
             refused_peers: Vec::new(),
             accepted: 0,
@@ -608,9 +717,9 @@ mod tests {
                 "server 2 belongs to cluster incarnation 08080808, servers 1 and 3 belong to cluster incarnation 07070707",
             ),
             (
-                |all| all[1].list.options_digest = "89abcdef".to_owned(),
+                |all| all[1].list.options[0].1 = "7200".to_owned(),
                 Outcome::Degraded,
-                "server 2 has 89abcdef, servers 1 and 3 have 4567abcd",
+                "the same key_update_interval: server 2 has 7200, servers 1 and 3 have 3600; give",
             ),
             (
                 |all| {
@@ -662,9 +771,11 @@ mod tests {
                 |all| {
                     all[2].list.digest = Some("ffff0000".to_owned());
                     all[2].list.file_digest = "ffff0000".to_owned();
+                    all[2].list.agreed.push(ServerId(4));
                 },
                 Outcome::Degraded,
-                "different server lists: server 3 by ffff0000",
+                "lists: server 3 by version 1, with servers 1, 2, 3 and 4, servers 1 and 2 by version 1, with \
+                 servers 1, 2 and 3;",
             ),
             (
                 |all| {
@@ -724,6 +835,66 @@ mod tests {
         assert!(found[0].words.contains("no server belongs to a majority: 1 of 3 answer"));
         unreachable(&mut servers[0]);
         assert_eq!(reasons(&servers)[0].words, "no server answers");
+    }
+
+    /// A fourth server, not in the group's list.
+    fn fourth() -> ServerStatus {
+        let mut status = well(4);
+        status.group = GroupStatus {
+            role: Role::Joining,
+            cluster_id: None,
+            quorum: false,
+            quorum_ms: None,
+            leader: None,
+            ..status.group
+        };
+        status.keys = Keys { current: None, in_use: KeyInUse::Own, ..status.keys };
+        status.list = ListStatus { digest: None, version: 0, agreed: Vec::new(), ..status.list };
+        status
+    }
+
+    fn with_fourth(fourth: ServerStatus) -> Vec<Server> {
+        let mut servers = fleet(|_| {});
+        let mut fourths = fleet(|all| all[0] = fourth.clone());
+        servers.extend(fourths.drain(..1));
+        servers
+    }
+
+    #[test]
+    fn a_server_that_waits_or_was_removed_makes_nobody_look_broken() {
+        let found = reasons(&with_fourth(fourth()));
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert_eq!((one.code, one.outcome), (Code::NotAMember, Outcome::Degraded));
+        assert!(one.words.starts_with("server 4 is in the file here and waits"), "{one:?}");
+        let mut removed = fourth();
+        removed.list.agreed = (1..=3).map(ServerId).collect();
+        let found = reasons(&with_fourth(removed.clone()));
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert!(one.words.starts_with("server 4 was removed from the group's list"), "{one:?}");
+
+        // Seen from itself, whom nobody hears.
+        type Refused = fn() -> Unanswered;
+        let as_stranger: Refused = || Unanswered::Refused(Refusal::NotAMember);
+        let as_foreign: Refused = || Unanswered::OurCertificate("unknown".to_owned());
+        let from = |status: &ServerStatus, refused: Refused| {
+            let mut servers = with_fourth(status.clone());
+            servers[3].own = Own::AtAddress;
+            servers[..3].iter_mut().for_each(|server| server.answer = Err(refused()));
+            reasons(&servers)
+        };
+        for (status, refused, words) in [
+            (&removed, as_foreign, "server 4 was removed from the group's list"),
+            (&removed, as_stranger, "server 4 was removed from the group's list"),
+            (&fourth(), as_stranger, "server 4 is not in the group's list, and encrypts"),
+        ] {
+            let found = from(status, refused);
+            let [one] = found.as_slice() else { panic!("{found:#?}") };
+            assert_eq!((one.code, one.outcome), (Code::NotAMember, Outcome::Broken));
+            assert!(one.words.starts_with(words), "{one:?}");
+        }
+        // Where its certificate may be at fault, that is said.
+        let found = from(&fourth(), as_foreign);
+        assert!(found.iter().any(|reason| reason.words.contains("certificate")), "{found:#?}");
     }
 
     #[test]

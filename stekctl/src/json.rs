@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{json, Value};
-use stek_share::client::{ClientPolicy, KeyStatus, ServerStatus, SitePolicy, TicketScope};
+use stek_share::client::{
+    ClientPolicy, KeyStatus, ReloadStatus, ServerStatus, SitePolicy, TicketScope,
+};
 
 /// The version of the form of `--json`: raised when a field goes or changes its meaning, not when one
 /// is added.
@@ -16,7 +18,7 @@ pub fn answer_json(status: &ServerStatus, took: Duration) -> Value {
     let counts = |counts: &[(String, u64)]| -> Value {
         counts.iter().map(|(word, count)| (word.clone(), json!(count))).collect()
     };
-    json!({
+    let mut all = json!({
         "answers": true,
         "round_trip_ms": took.as_secs_f64() * 1000.0,
         "version": status.software,
@@ -41,7 +43,9 @@ pub fn answer_json(status: &ServerStatus, took: Duration) -> Value {
         "list_version": list.version,
         "list_digest": list.digest,
         "file_list_digest": list.file_digest,
-        "options_digest": list.options_digest,
+        "file_list_difference": list.file_difference,
+        "list_members": list.agreed.iter().map(|id| id.0).collect::<Vec<_>>(),
+        "options": list.options.iter().map(|(name, value)| (name.clone(), json!(value))).collect::<Value>(),
         "certificate": {
             "subject": certificate.subject,
             "fingerprint": certificate.fingerprint,
@@ -56,13 +60,31 @@ pub fn answer_json(status: &ServerStatus, took: Duration) -> Value {
         "install_failures": host.install_failures,
         "refused_keys": counts(&status.refused_keys),
         "refused_peers": counts(&status.refused_peers),
-        "sessions": status.sessions.map(|sessions| json!({
-            "sent": sessions.sent,
-            "received": sessions.received,
-            "dropped": sessions.dropped,
-            "inserted": sessions.inserted,
-            "refused": sessions.refused,
-        })),
+    });
+    // Apart, since the macro does not go deep enough for all of it.
+    if let Value::Object(fields) = &mut all {
+        fields.insert("reload".to_owned(), reload_json(&status.reload));
+        let sessions = status.sessions.map(|sessions| {
+            json!({
+                "sent": sessions.sent,
+                "received": sessions.received,
+                "dropped": sessions.dropped,
+                "inserted": sessions.inserted,
+                "refused": sessions.refused,
+            })
+        });
+        fields.insert("sessions".to_owned(), json!(sessions));
+    }
+    all
+}
+
+fn reload_json(reload: &ReloadStatus) -> Value {
+    json!({
+        "count": reload.count,
+        "failures": reload.failures,
+        "last": reload.last.as_ref().map(|last| {
+            json!({ "ago_ms": last.ago_ms, "done": last.done, "words": last.words })
+        }),
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! It asks and orders by way of [`stek_share::client`] and checks configurations by
 //! [`stek_share::load`], so that it says what the plugin would say. Invariants: it changes
-//! nothing but by `rotate` and `revoke`, and files by `init` and the commands of [`change`]; it prints
+//! nothing but by `rotate`, `revoke` and `reload`, and files by `init` and the commands of [`change`]; it prints
 //! no key; it ends within the time limits that it was given.
 //!
 //! | room | what it does |
@@ -12,7 +12,8 @@
 //! | [`check`], [`init`], [`metrics`], [`status`], [`wait`], [`doctor`] | those commands |
 //! | [`change`] | `add`, `remove`, `replace`, `renew` |
 //! | [`next_steps`] | what they print |
-//! | [`order`] | `rotate` and `revoke` |
+//! | [`order`], [`reload`] | `rotate` and `revoke`; `reload` |
+//! | [`who`] | who types, for the log |
 //! | [`man`] | `man` and `completions` |
 //! | [`help`] | breaks the lines of help texts |
 //! | [`fleet`], [`own`] | asks all servers; where this machine's own one is |
@@ -41,9 +42,11 @@ mod order;
 mod output;
 mod own;
 mod pki;
+mod reload;
 mod rights;
 mod status;
 mod wait;
+mod who;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -91,6 +94,7 @@ fn run(cli: &Cli) -> Ended {
         Command::Man { dir } => man::man(dir.as_deref()),
         Command::Status(args) => status::run(args, &cli.place),
         Command::Wait(args) => wait::run(args, &cli.place),
+        Command::Reload(args) => reload::run(args, &cli.place),
         Command::Rotate => order::rotate(&cli.place),
         Command::Revoke(args) => order::revoke(args, &cli.place),
         Command::Doctor(args) => doctor::run(args, &cli.place),

@@ -264,10 +264,10 @@ pub fn changes(old: &Settings, new: &Settings) -> Vec<&'static ConfigOption> {
     OPTIONS.iter().filter(|option| (option.text)(old) != (option.text)(new)).collect()
 }
 
-/// What all servers need to have alike, as one text, but for what they compare by itself.
-pub fn alike(settings: &Settings) -> String {
+/// What all servers need to have alike, by names and values, but for what they compare by itself.
+pub fn alike(settings: &Settings) -> Vec<(&'static str, String)> {
     let alike = OPTIONS.iter().filter(|option| option.servers == Servers::Alike);
-    alike.map(|option| format!("{}: {}\n", option.name, (option.text)(settings))).collect()
+    alike.map(|option| (option.name, (option.text)(settings))).collect()
 }
 
 /// A row that is being read.

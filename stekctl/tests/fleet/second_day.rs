@@ -1,9 +1,11 @@
 //! What an operator does after the first day: restarts that wait for each other, a machine that was
-//! copied.
+//! copied, lists that change, files that are at fault.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
+use testkit::ats::Ats;
 use testkit::run_dir::RunDir;
 use testkit::sys::Signal;
 use testkit::{wait, Context, Error, Result};
@@ -76,5 +78,83 @@ fn a_server_waits_for_itself_alone_and_a_copied_one_is_told() -> Result<()> {
     assert!(said.out.starts_with("not ready: server 1: it "), "{said:#?}");
     on(one, &["status", "--self"])?
         .ended(0, "ready: server 1: it encrypts with the group's key")?;
+    dir.done()
+}
+
+/// The entries of a list that are in front of this server's.
+fn before(list: &Path, id: u32) -> Result<String> {
+    let text = fs::read_to_string(list).context(list.display())?;
+    Ok(text.split(&format!("- server_id: {id}\n")).next().unwrap_or_default().to_owned())
+}
+
+fn give(list: &str, servers: &[Ats]) -> Result<()> {
+    let put = |ats: &Ats| fs::write(ats.etc().join("server_list.yaml"), list).context("the list");
+    servers.iter().try_for_each(put)
+}
+
+#[test]
+fn a_list_changes_and_faults_of_files_are_told_by_reload_and_status() -> Result<()> {
+    let _turn = turn();
+    let dir = RunDir::new("ctl-lists")?;
+    let mut fleet = plan(4)?.prepare(dir.path())?;
+    let list = fleet.servers[0].etc().join("server_list.yaml");
+    let (three, four) = (before(&list, 4)?, before(&list, 5)?);
+    give(&three, &fleet.servers[..3])?;
+    fleet.servers.iter_mut().try_for_each(Ats::start)?;
+    wait_healthy(&fleet.servers[0])?;
+    let servers = &fleet.servers;
+    let (one, new) = (&servers[0], &servers[3]);
+
+    // A server that waits is no fault of a certificate, and the group is not broken by it.
+    let said = wait_code(2, || on(new, &["status"]))?;
+    said.line(&[
+        "broken: server 4 is not in the group's list, and encrypts with a key of its own",
+    ])?;
+    assert!(!said.out.contains("certificate"), "{said:#?}");
+    give(&four, &servers[..1])?;
+    let said = on(one, &["status"])?;
+    said.ended(1, "degraded: server 4 is in the file here and waits")?;
+    assert!(!said.out.contains("broken"), "{said:#?}");
+
+    // One file is not enough, and that stays to be seen.
+    let missing = "servers 2 and 3 do not have this list yet";
+    on(one, &["reload"])?.ended(2, missing)?;
+    on(one, &["status"])?.line(&["degraded: server 1: its reload ", missing])?;
+    give(&four, servers)?;
+    let said = on(one, &["reload", "--all"])?;
+    said.ended(0, "the group's server list, version 2 now")?;
+    assert_eq!(said.out.matches("done: server ").count(), 4, "{said:#?}");
+    on(new, &["wait"])?.ended(0, "ready: server 4")?;
+    wait_healthy(one)?;
+    assert!(one.diags().contains("reload: ordered by user "), "{}", one.diags());
+    on(new, &["rotate"])?.ended(0, "done: generation ")?;
+    let ordered = servers.iter().any(|ats| ats.diags().contains("rotate: ordered by user "));
+    assert!(ordered, "no log says who had the key replaced");
+    for ats in servers {
+        assert!(!ats.diags().contains("differs from the list that the group"), "{}", ats.diags());
+    }
+
+    // Files that are at fault are told before somebody restarts with them.
+    give("", &servers[1..])?;
+    let said = on(one, &["reload", "--all"])?;
+    said.ended(2, "failed: server 2 (")?;
+    assert_eq!(said.out.matches("failed: server ").count(), 3, "{said:#?}");
+    let said = on(one, &["status"])?;
+    assert_eq!(
+        (said.code, said.out.matches("s ago was not carried out: ").count()),
+        (1, 3),
+        "{said:#?}"
+    );
+    give(&four, servers)?;
+    on(one, &["reload", "--all"])?.ended(0, "done: server 4 (")?;
+    wait_healthy(one)?;
+
+    // A server that was removed says so, and is missed by nobody.
+    give(&three, &servers[..3])?;
+    on(one, &["reload"])?.ended(0, "the group's server list, version 3 now")?;
+    wait_healthy(one)?;
+    let said = wait_code(2, || on(new, &["status"]))?;
+    said.line(&["broken: server 4 ", "group's list", "key of its own"])?;
+    assert!(!said.out.contains("certificate"), "{said:#?}");
     dir.done()
 }
