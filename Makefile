@@ -55,7 +55,7 @@ test: deps build build-tests ## lints, documentation and all tests, with real Tr
 	    "format=cargo fmt --all --check" \
 	    "lints=$(CLIPPY)" \
 	    "docs=RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked" \
-	    "scripts=shellcheck tools/*.sh .ci/run packaging/debian/prerm packaging/debian/postrm packaging/debian/postinst" \
+	    "scripts=shellcheck tools/*.sh tests/examples/*.sh .ci/run packaging/debian/prerm packaging/debian/postrm packaging/debian/postinst" \
 	    "cargo=cargo test --workspace --locked --no-fail-fast" \
 	    "autest=$(MAKE) --no-print-directory autest" \
 	    "examples=$(MAKE) --no-print-directory check-examples" \

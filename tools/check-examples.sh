@@ -39,6 +39,7 @@ cp packaging/systemd/* "$units"
 # The command is installed beside them.
 sed -i "s|^ExecStart=[^ ]*|ExecStart=/bin/true|" "$units"/*.service
 check "the units for the metrics" systemd-analyze verify --man=no "$units"/*.service "$units"/*.timer
+check "the rules for nftables" tests/examples/firewall.sh docs/handbook.md
 check "the manual in reStructuredText" "$venv/bin/python3" tests/examples/read_rst.py \
     docs/admin-guide/plugins/stek_share.en.rst
 exit $failed

@@ -26,6 +26,7 @@ packages=(
     iproute2                             # network namespaces, counts of connections
     shellcheck                           # the scripts
     haproxy                              # the balancer of a test
+    nftables                             # the firewall of the handbook
 )
 
 case $purpose in
