@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use stek_share::core::config::{Member, MAX_MEMBERS};
@@ -18,8 +19,9 @@ use crate::pki::{self, Identity};
 
 /// Makes the directory.
 pub fn run(args: &InitArgs) -> Ended {
-    let servers = servers(&args.addresses, args.port)?;
     let dir = &args.dir;
+    refuse_address(dir)?;
+    let servers = servers(&args.addresses, args.port)?;
     refuse_if_taken(dir)?;
     fleet_dir::make(dir, &all(&servers, args)?)?;
     print(&next_steps(dir, &servers))?;
@@ -87,6 +89,21 @@ fn split_port(given: &str) -> Result<(&str, Option<u16>), Failure> {
     Ok((bare.unwrap_or(address), port.transpose()?))
 }
 
+/// Whoever forgets the directory has his first server taken for it.
+fn refuse_address(dir: &Path) -> Result<(), Failure> {
+    let text = dir.to_string_lossy();
+    let host = split_port(&text).map_or(&*text, |(host, _)| host);
+    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    if !is_address || dir.exists() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{text} is an address, and the first word is the directory to make: stekctl init fleet {text} ...; \
+         nothing was written"
+    )))
+}
+
+/// Whether there is something already where the fleet is to be.
 fn refuse_if_taken(dir: &Path) -> Result<(), Failure> {
     let refused = |why: &str| {
         Err(Failure::new(format!(

@@ -132,6 +132,12 @@ fn init_overwrites_nothing_and_leaves_nothing_half_done() -> Result<()> {
     fs::write(&file, "mine")?;
     expect(&["init", text(&file), "10.0.0.1"], 3, &["nothing was written"])?;
     assert_eq!(fs::read_to_string(&file)?, "mine");
+    expect(
+        &["init", "10.0.0.1", "10.0.0.2"],
+        3,
+        &["10.0.0.1 is an address", "init fleet 10.0.0.1"],
+    )?;
+    expect(&["init", "[2001:db8::1]:7", "10.0.0.2"], 3, &["is an address, and the first word"])?;
     let deep = dir.join("none/fleet");
     expect(&["init", text(&deep), "10.0.0.1"], 3, &["cannot be made"])?;
     expect(&["init", text(&dir.join("bad")), "10.0.0.300"], 3, &["\"10.0.0.300\": "])?;
