@@ -8,9 +8,9 @@
 //!     measure report RUN.json PAGE.md
 //!
 //! WHAT is `size`, `cold-start`, `spread`, `return`, `failover`, `handshakes`, `idle`, `wire`,
-//! `build`, `scale`, or `all`, which is all but the last two. The plugin's path stands in
-//! `STEK_SHARE_SO`, with `stekctl` beside it; `scale` needs the program `standalone_node` instead. Exit code 0,
-//! 1 when something could not be measured or has become worse, 2 when it is called wrongly.
+//! `build`, `scale`, `kills`, or `all`, which is all but the last three. The plugin's path stands in
+//! `STEK_SHARE_SO`, with `stekctl` beside it; `scale` and `kills` need the program `standalone_node`
+//! instead. Exit code 0, 1 when something could not be measured or has become worse, 2 when it is called wrongly.
 
 use std::env;
 use std::fs;
@@ -37,7 +37,7 @@ mod spread;
 mod wire;
 
 const USAGE: &str = "usage: measure size|cold-start|spread|return|failover|handshakes|idle|wire|\
-                     build|scale|all ... [--runs N] [--servers N,N] [--rivals] [--json FILE]\n       \
+                     build|scale|kills|all ... [--runs N] [--servers N,N] [--rivals] [--json FILE]\n       \
                      measure bench [--quick] [--json FILE] [--report FILE]\n       \
                      measure compare OLD.json NEW.json\n       \
                      measure report RUN.json PAGE.md\nSTEK_SHARE_SO names the plugin";
@@ -45,6 +45,9 @@ const USAGE: &str = "usage: measure size|cold-start|spread|return|failover|hands
 /// What there is to measure, in the order of `all`.
 const SUBJECTS: [&str; 8] =
     ["size", "cold-start", "spread", "return", "failover", "handshakes", "idle", "wire"];
+
+/// What is measured of servers that are the node alone.
+const LONE: [&str; 2] = ["scale", "kills"];
 
 /// Rotations by order, of which the slowest in a hundred are looked for.
 const ORDERED: usize = 200;
@@ -102,7 +105,8 @@ impl Request {
                 "--rivals" => this.systems = System::ALL.to_vec(),
                 "--json" => this.json = Some(words.next()?.into()),
                 "--report" => this.report = Some(words.next()?.into()),
-                subject if SUBJECTS.contains(&subject) || ["build", "scale"].contains(&subject) => {
+                subject if SUBJECTS.contains(&subject) => this.subjects.push(subject.into()),
+                subject if subject == "build" || LONE.contains(&subject) => {
                     this.subjects.push(subject.into());
                 }
                 _ => return None,
@@ -112,7 +116,7 @@ impl Request {
             this.systems = System::ALL.to_vec();
             this.subjects.push("build".into());
         }
-        let needs_plugin = this.subjects.iter().any(|subject| subject != "scale");
+        let needs_plugin = this.subjects.iter().any(|s| !LONE.contains(&s.as_str()));
         let is_complete = !(needs_plugin && this.plugin.as_os_str().is_empty());
         (!this.subjects.is_empty() && is_complete).then_some(this)
     }
@@ -172,6 +176,9 @@ impl Request {
             "build" => build(figures),
             "scale" => each(self.sizes(&[5, 20, 50, 100, 200], &[5, 20]), &mut |servers| {
                 scale::measure(servers, self.runs(3, 1), figures.of(System::StekShare.name()))
+            }),
+            "kills" => each(self.sizes(&[5], &[5]), &mut |servers| {
+                scale::kills(servers, self.runs(100, 10), figures.of(System::StekShare.name()))
             }),
             other => Err(Error::new(format!("nothing is known of {other}"))),
         }

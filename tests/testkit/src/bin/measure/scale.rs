@@ -65,6 +65,30 @@ pub fn measure(size: usize, runs: usize, figures: &mut Figures) -> Result<()> {
     dir.done()
 }
 
+/// Kills the leader of a fleet of `size` servers, `runs` times, and looks at how soon another leads;
+/// each killed one returns before the next dies.
+pub fn kills(size: usize, runs: usize, figures: &mut Figures) -> Result<()> {
+    let dir = RunDir::new("kills")?;
+    let mut fleet = Fleet::prepare(size, dir.path())?;
+    fleet.start_all()?;
+    fleet.until_one()?;
+    let mut looks = Looks::default();
+    for _ in 0..runs {
+        failover(&mut fleet, &mut looks)?;
+    }
+    for (what, unit) in &looks.order {
+        let name = format!("leader of {size} killed {runs} times: {what}");
+        let mut sorted = looks.values[what].clone();
+        figures.add_spread(&name, &sorted, unit);
+        sorted.sort_by(f64::total_cmp);
+        let most = sorted.len().div_ceil(100).min(sorted.len());
+        if let Some(value) = sorted.iter().rev().nth(most) {
+            figures.add(format!("{name}, 99 of 100 within"), *value, unit);
+        }
+    }
+    dir.done()
+}
+
 /// Values under names, in the order of their first appearance.
 #[derive(Default)]
 struct Looks {
