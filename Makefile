@@ -61,6 +61,7 @@ test: deps build build-tests ## lints, documentation and all tests, with real Tr
 	    "examples=$(MAKE) --no-print-directory check-examples" \
 	    "~seeds=$(SIMULATION) --seeds 250 --until-broken" \
 	    "~late-votes=$(SIMULATION) --late-votes --from 201 --seeds 40 --until-broken" \
+	    "~resets=$(SIMULATION) --resets --from 301 --seeds 40 --until-broken" \
 	    "~fuzz=$(MAKE) --no-print-directory fuzz EXECUTIONS=2500000 SEED=1"
 
 # As build-tests leaves it.
@@ -125,10 +126,10 @@ soak: build ## an hour of faults under load, in network namespaces (root); MINUT
 	cargo run --locked -q -p testkit --bin soak -- --minutes $(or $(MINUTES),60) \
 	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
 
-simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1; or SEED=7 for the story of one
+simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1; or SEED=7 for the story of one
 	SIMULATE_AGAIN='make simulate SEED={}' \
 	    cargo run --profile simulation --locked -q -p simulation -- \
-	    $(if $(LATE_VOTES),--late-votes) \
+	    $(if $(LATE_VOTES),--late-votes) $(if $(RESETS),--resets) \
 	    $(if $(SEED),--seed $(SEED) --log,--seeds $(or $(SEEDS),1000) --from $(or $(FROM),1))
 
 fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60, TARGETS="list conf"

@@ -8,8 +8,10 @@
 //!
 //! Invariants: the clock never goes back on one thread, which all Raft of a plugin's node runs
 //! on (between threads it may differ by a step), and is at most `STEP` slow. openraft measures one
-//! lease with it: for the lower election bound after the last append a follower votes for nobody
-//! else, which may last a step longer here. What keeps time for keys is [`crate::core::moment`].
+//! lease with it: for [`VOTE_LEASE`] after the last append a follower votes for nobody else. What
+//! keeps time for keys is [`crate::core::moment`].
+//!
+//! A limit of `LIMITED_ELSEWHERE` is none here: whoever is called keeps one of its own.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -22,6 +24,19 @@ use tokio::time::Instant;
 /// How long the clock stands still, once somebody looked at it: what sending one message to each of
 /// some hundred servers takes.
 const STEP: Duration = Duration::from_millis(50);
+
+/// openraft's shortest election timeout here. It makes two things of that: a little more is the lease
+/// within which a follower refuses its vote, which is this node's to keep ([`crate::core::lease`]) and
+/// is to be as short as can be; and it is the limit of a request for a vote, which
+/// [`super::network`] keeps.
+pub(super) const LIMITED_ELSEWHERE: Duration = Duration::from_millis(1);
+
+/// How long after an append openraft votes for nobody else all the same: its lease, and a step of the
+/// clock that it is measured with.
+pub const VOTE_LEASE: Duration = STEP.saturating_add(LIMITED_ELSEWHERE.saturating_mul(3));
+
+/// Longer than anything that has a limit elsewhere: a day.
+const NO_LIMIT: Duration = Duration::from_secs(86_400);
 
 /// A moment by the clock that goes in steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +131,7 @@ impl AsyncRuntime for SteppedTokio {
         duration: Duration,
         future: F,
     ) -> Self::Timeout<R, F> {
-        Tokio::timeout(duration, future)
+        Tokio::timeout(if duration == LIMITED_ELSEWHERE { NO_LIMIT } else { duration }, future)
     }
 
     fn timeout_at<R, F: Future<Output = R> + OptionalSend>(

@@ -15,6 +15,7 @@ use openraft::{
     Vote,
 };
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::types::{leader_id_of, log_end_of, Types};
 use crate::core::agreed::Command;
@@ -34,6 +35,8 @@ pub struct LogStore(Arc<Mutex<Inner>>);
 pub struct LogPositions {
     /// The highest vote.
     pub vote: Option<Vote<ServerId>>,
+    /// Since when it has been that, if it was given since this process began.
+    pub voted: Option<Instant>,
     /// The last entry, kept or purged.
     pub last: Option<LogId<ServerId>>,
     /// Up to where this server knows of agreement.
@@ -50,6 +53,7 @@ impl LogPositions {
 #[derive(Default)]
 struct Inner {
     vote: Option<Vote<ServerId>>,
+    voted: Option<Instant>,
     committed: Option<LogId<ServerId>>,
     purged: Option<LogId<ServerId>>,
     entries: BTreeMap<u64, Entry<Types>>,
@@ -183,7 +187,8 @@ impl LogStore {
     /// How far this server is.
     pub fn ends(&self) -> LogPositions {
         let inner = self.lock();
-        LogPositions { vote: inner.vote, last: inner.last_log_id(), committed: inner.committed }
+        let (vote, voted) = (inner.vote, inner.voted);
+        LogPositions { vote, voted, last: inner.last_log_id(), committed: inner.committed }
     }
 
     /// The id of the last entry, kept or purged.
@@ -224,7 +229,8 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote<ServerId>) -> Result<()> {
-        self.lock().vote = Some(*vote);
+        let mut inner = self.lock();
+        (inner.vote, inner.voted) = (Some(*vote), Some(Instant::now()));
         Ok(())
     }
 

@@ -16,6 +16,7 @@ pub mod network;
 pub mod state_machine;
 mod types;
 
+pub use clock::VOTE_LEASE;
 pub use convert::vote_answer;
 pub use types::{
     leader_id_of, log_end_of, log_id_of, vote_of, AgreedSnapshot, Answer, Raft, Types,
@@ -25,6 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
+
+use clock::LIMITED_ELSEWHERE;
 
 use crate::core::config::Settings;
 
@@ -42,12 +45,13 @@ const HEARTBEAT_MS: u64 = 800;
 
 /// openraft's configuration for a server whose timers are ours.
 ///
-/// openraft takes its heartbeat interval for the time limit of an append request as well; the
-/// links have a shorter one, [`append_limit`]. Its shortest election timeout is the limit of a
-/// vote request, its longest one the time within which a follower refuses to vote after the last
-/// append; [`crate::node`] does the same after the last heartbeat.
+/// openraft takes its heartbeat interval for the time limit of an append request as well, and its
+/// shortest election timeout for that of a request for a vote; the links have their own,
+/// [`link_limit`]. Its longest election timeout is the time within which a follower refuses to vote
+/// after the last append, which [`crate::node`] knows better: see [`VOTE_LEASE`].
 pub fn raft_config(settings: &Settings) -> Arc<Config> {
     let lower = (settings.timers.election_lower.as_millis() as u64).max(2);
+    let election_timeout = LIMITED_ELSEWHERE.as_millis() as u64;
     let snapshot_policy = match settings.snapshot_distance {
         0 => SnapshotPolicy::Never,
         n => SnapshotPolicy::LogsSinceLast(n),
@@ -55,8 +59,8 @@ pub fn raft_config(settings: &Settings) -> Arc<Config> {
     #[allow(deprecated)] // A struct literal has to name every field.
     Arc::new(Config {
         cluster_name: "stek_share".to_owned(),
-        election_timeout_min: lower,
-        election_timeout_max: lower + 1,
+        election_timeout_min: election_timeout,
+        election_timeout_max: election_timeout + 1,
         heartbeat_interval: HEARTBEAT_MS.max(lower),
         install_snapshot_timeout: (lower * 4).max(SNAPSHOT_LIMIT_MIN_MS),
         send_snapshot_timeout: 0,
@@ -72,7 +76,8 @@ pub fn raft_config(settings: &Settings) -> Arc<Config> {
     })
 }
 
-/// How long an append may take: a round trip may last almost `election_timeout_lower_bound`.
-pub fn append_limit(settings: &Settings) -> Duration {
+/// How long an append or a request for a vote may take: a round trip may last almost
+/// `election_timeout_lower_bound`.
+pub fn link_limit(settings: &Settings) -> Duration {
     settings.timers.election_lower
 }

@@ -90,18 +90,14 @@ pub trait LeaderInfo: Send + Sync + 'static {
 pub struct Links<C> {
     rpc_client: C,
     leader_info: Arc<dyn LeaderInfo>,
-    append_limit: Duration,
+    limit: Duration,
 }
 
 impl<C: RpcClient> Links<C> {
-    /// Links over `rpc_client`, on which an append may take at most `append_limit`: openraft's own
-    /// limit is its heartbeat interval, which means something else here.
-    pub fn new(
-        rpc_client: C,
-        leader_info: Arc<dyn LeaderInfo>,
-        append_limit: Duration,
-    ) -> Links<C> {
-        Links { rpc_client, leader_info, append_limit }
+    /// Links over `rpc_client`, on which an append or a request for a vote may take at most `limit`:
+    /// openraft's own limits mean something else here.
+    pub fn new(rpc_client: C, leader_info: Arc<dyn LeaderInfo>, limit: Duration) -> Links<C> {
+        Links { rpc_client, leader_info, limit }
     }
 }
 
@@ -113,7 +109,7 @@ impl<C: RpcClient> RaftNetworkFactory<Types> for Links<C> {
             target,
             rpc_client: self.rpc_client.clone(),
             leader_info: self.leader_info.clone(),
-            append_limit: self.append_limit,
+            limit: self.limit,
         }
     }
 }
@@ -123,7 +119,7 @@ pub struct PeerLink<C> {
     target: ServerId,
     rpc_client: C,
     leader_info: Arc<dyn LeaderInfo>,
-    append_limit: Duration,
+    limit: Duration,
 }
 
 type RpcError = RPCError<ServerId, EmptyNode, RaftError<ServerId>>;
@@ -180,7 +176,7 @@ impl<C: RpcClient> PeerLink<C> {
         if let Err(mixed) = append.check() {
             return Err(RPCError::Unreachable(Unreachable::new(&mixed)));
         }
-        let limit = shortened(option.hard_ttl()).min(self.append_limit);
+        let limit = shortened(option.hard_ttl()).min(self.limit);
         match self.rpc_client.call(self.target, Request::Append(append), limit).await? {
             // There is no entry before the first that could conflict; openraft takes this for
             // impossible and panics.
@@ -228,10 +224,10 @@ impl<C: RpcClient> RaftNetwork<Types> for PeerLink<C> {
     async fn vote(
         &mut self,
         rpc: VoteRequest<ServerId>,
-        option: RPCOption,
+        _: RPCOption,
     ) -> Result<VoteResponse<ServerId>, RpcError> {
         let sent = leader_id_of(&rpc.vote);
-        let (begun, limit) = (Instant::now(), shortened(option.hard_ttl()));
+        let (begun, limit) = (Instant::now(), shortened(self.limit));
         let call = async {
             fail_point("vote");
             let request = Request::Vote(WireVote::from_raft(&rpc));

@@ -5,10 +5,12 @@
 //! voted waits at least the lower election bound before it asks for anything; who asked in vain
 //! waits before it asks again, ever longer up to the upper bound.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::config::Timers;
 use super::moment::Moment;
+use super::server_id::ServerId;
 
 /// The pause before a candidacy is tried again after too few said yes: random in this range, and
 /// growing up to the upper election bound.
@@ -18,6 +20,14 @@ const RETRY_MAX: Duration = Duration::from_millis(55);
 /// How often a server that is asked to follow a leader tries without waiting for its turn: the
 /// others may not have heard yet that the leader leaves.
 const TRANSFER_TRIES: u32 = 2;
+
+/// When the leader's process is gone all see it at once, and ask the others one after the other, so that
+/// as a rule one is elected before the next one asks: this part of the lower election bound, which
+/// is more than a round trip, lies between two of them, and as much again is random.
+const HEAD_START: u32 = 8;
+
+/// No server waits longer for those before it than this many of them take.
+const MAX_AHEAD: u32 = 4;
 
 /// A random share of a range, from 0 to 1.
 pub type Share<'a> = &'a dyn Fn() -> f64;
@@ -93,6 +103,17 @@ impl ElectionTimer {
         (self.patience, self.transfers) = (Duration::ZERO, TRANSFER_TRIES);
     }
 
+    /// The process of the leader is gone, and so many servers ask the others before this one; in a large
+    /// cluster those whose turn it is do.
+    pub fn leader_gone(&mut self, seen: &Seen, ahead: u32, share: Share<'_>) {
+        let head_start = seen.timers.election_lower / HEAD_START;
+        let (ahead, random) = (ahead.min(MAX_AHEAD), head_start.mul_f64(share()));
+        self.since = seen.now;
+        self.patience = head_start * ahead + if ahead == 0 { Duration::ZERO } else { random };
+        self.patience += seen.turn;
+        self.transfers = TRANSFER_TRIES;
+    }
+
     /// What is due. After [`Step::PreVote`] the caller tells how that went.
     pub fn step(&mut self, seen: &Seen, share: Share<'_>) -> Step {
         if self.retrying && seen.heard.is_some_and(|at| at > self.since) {
@@ -141,6 +162,14 @@ impl ElectionTimer {
         };
         self.retry = (self.retry * 5 / 4).min(timers.election_upper);
     }
+}
+
+/// How many of `voters` ask the others before this server when `leader` is gone: those behind it in
+/// the list come first, so that each one's turn comes.
+pub fn ahead(me: ServerId, leader: ServerId, voters: &BTreeSet<ServerId>) -> u32 {
+    let behind = voters.iter().filter(|id| **id > leader);
+    let order = behind.chain(voters.iter().filter(|id| **id < leader));
+    order.take_while(|id| **id != me).fold(0, |ahead, _| ahead + 1)
 }
 
 /// So large a share of the range.
@@ -263,6 +292,45 @@ mod tests {
         assert!(timer.won(&seen(3100), HALF));
         timer.lost(&seen(3200), most);
         assert_eq!(timer.step(&seen(3200), most), wait(55));
+    }
+
+    #[test]
+    fn the_servers_behind_a_leader_that_is_gone_ask_first() {
+        let voters = BTreeSet::from([1, 3, 5, 7].map(ServerId));
+        let order =
+            |leader: u32| [1, 3, 5, 7].map(|me| ahead(ServerId(me), ServerId(leader), &voters));
+        assert_eq!(order(3), [2, 3, 0, 1]);
+        assert_eq!(order(7), [0, 1, 2, 3]);
+        assert_eq!(order(9), [0, 1, 2, 3], "one that the list no longer has");
+    }
+
+    #[test]
+    fn who_finds_the_leader_gone_asks_at_once_and_again_unless_another_one_is_there() {
+        let mut timer = timer(false);
+        assert_eq!(timer.step(&heard(1250, 1200), HALF), wait(250));
+        let gone = |now| Seen { lateness: MS * 300, ..seen(now) };
+        timer.leader_gone(&gone(1251), 0, HALF);
+        assert_eq!(timer.step(&gone(1251), HALF), Step::PreVote);
+        for (ahead, pause) in [(1, 37), (2, 62), (4, 112), (40, 112)] {
+            timer.leader_gone(&gone(1251), ahead, HALF);
+            let Step::Wait(rest) = timer.step(&gone(1251), HALF) else { panic!("at once") };
+            assert_eq!(rest.as_millis(), pause, "one after the other");
+        }
+        timer.leader_gone(&gone(1251), 0, HALF);
+        assert_eq!(timer.step(&gone(1266), HALF), Step::PreVote);
+        // The others may not have noticed yet.
+        timer.lost(&gone(1270), HALF);
+        assert_eq!(timer.step(&gone(1270), HALF), wait(35));
+        // One of them got the vote of this server: it has its time.
+        let voted = Seen { heard_or_voted: Some(at(1280)), ..gone(1290) };
+        assert_eq!(timer.step(&voted, HALF), wait(25));
+        assert_eq!(timer.step(&gone(1305), HALF), Step::PreVote);
+        assert!(!timer.won(&Seen { heard_or_voted: Some(at(1310)), ..gone(1315) }, HALF));
+        assert_eq!(timer.step(&gone(1315), HALF), wait(300));
+        // In a large cluster by turns.
+        let large = Seen { scale: 3, turn: MS * 500, ..seen(3000) };
+        timer.leader_gone(&large, 0, HALF);
+        assert_eq!(timer.step(&large, HALF), wait(500));
     }
 
     #[test]

@@ -20,8 +20,10 @@ pub struct Lease {
     quorum: Option<Moment>,
     /// When this server last had all that such a leader has.
     in_sync: Option<Moment>,
-    /// When this server last voted for another one of a large cluster.
+    /// When this server last voted for another one.
     voted: Option<Moment>,
+    /// When an append or a snapshot was last taken.
+    appended: Option<Moment>,
     /// When after its last heartbeat the leader, be it this server, said that the next one is due.
     next: Duration,
     /// The same after the heartbeat before: what was heard may still be an answer to it.
@@ -43,9 +45,29 @@ impl Lease {
         self.next_before = std::mem::replace(&mut self.next, next);
     }
 
-    /// Records that the leader leaves: nobody has to wait for it any longer.
+    /// Records that the leader leaves, or is gone: nobody has to wait for it any longer.
     pub fn end(&mut self) {
         self.heard = None;
+    }
+
+    /// Records that the process that led is gone, as was suspected at `since`;
+    /// whether nothing was heard after that, which would say otherwise.
+    pub fn end_since(&mut self, since: Moment) -> bool {
+        let is_silent = self.heard.is_none_or(|at| at <= since);
+        if is_silent {
+            self.end();
+        }
+        is_silent
+    }
+
+    /// Records an append or a snapshot of the leader.
+    pub fn append(&mut self, now: Moment) {
+        self.appended = Some(now);
+    }
+
+    /// When the last one was taken, whatever became of the leader.
+    pub fn appended(&self) -> Option<Moment> {
+        self.appended
     }
 
     /// Records that this server has all that a leader with a majority has.
@@ -134,6 +156,19 @@ mod tests {
         assert_eq!((lease.heard(), lease.quorum()), (Some(at(1300)), Some(at(1000))));
         lease.end();
         assert_eq!((lease.heard(), lease.holds(at(1300), &TIMERS)), (None, false));
+    }
+
+    #[test]
+    fn a_leader_that_was_found_gone_is_not_waited_for_unless_it_was_heard_since() {
+        let mut lease = Lease::default();
+        lease.append(at(990));
+        lease.hear(at(1000), true);
+        lease.vote(at(900));
+        assert!(!lease.end_since(at(999)), "it was heard after the connection was lost");
+        assert!(lease.holds(at(1001), &TIMERS));
+        assert!(lease.end_since(at(1000)));
+        assert!(!lease.holds(at(1001), &TIMERS) && !lease.is_with_majority(at(1001), &TIMERS));
+        assert_eq!((lease.heard_or_voted(), lease.appended()), (Some(at(900)), Some(at(990))));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::Deps;
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::Links;
 use crate::consensus::state_machine::StateMachine;
-use crate::consensus::{append_limit, raft_config, Raft};
+use crate::consensus::{link_limit, raft_config, Raft};
 use crate::core::config::{Member, Settings};
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Stek, STEK_LEN};
@@ -74,10 +74,11 @@ impl Bench {
         );
         let settings = shared.ctx.settings();
         let rpc_client = shared.peers.clone();
-        let links = Links::new(rpc_client, shared.keys.clone(), append_limit(&settings));
+        let links = Links::new(rpc_client, shared.keys.clone(), link_limit(&settings));
         let raft =
             Raft::new(shared.ctx.me, raft_config(&settings), links, log.clone(), machine.clone());
-        Running { raft: raft.await.unwrap(), log, machine, cold: false }
+        let limit = link_limit(&settings);
+        Running { raft: raft.await.unwrap(), log, machine, limit, cold: false }
     }
 }
 

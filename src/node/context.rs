@@ -18,7 +18,6 @@ use crate::consensus::state_machine::AgreedView;
 use crate::consensus::{leader_id_of, log_end_of};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::ClusterId;
-use crate::core::large_cluster::SMALL;
 use crate::core::lease::Lease;
 use crate::core::moment::Moment;
 use crate::core::quorum::Acknowledgements;
@@ -46,6 +45,8 @@ pub(super) struct Context {
     pub contacted: Notify,
     /// Rung when the leader leaves and wants this server to follow it.
     pub campaign_now: Notify,
+    /// Rung when the process of the leader is gone.
+    pub leader_gone: Notify,
     running: Mutex<Option<Running>>,
     /// What a server whose Raft goes on with other timers says of itself meanwhile.
     retiming: Mutex<Option<Status>>,
@@ -69,6 +70,7 @@ impl Context {
             leaving: watch::Sender::new(false),
             contacted: Notify::new(),
             campaign_now: Notify::new(),
+            leader_gone: Notify::new(),
             running: Mutex::default(),
             retiming: Mutex::default(),
             lease: Mutex::default(),
@@ -137,6 +139,12 @@ impl Context {
     /// All members, this one included.
     pub fn ids(&self) -> BTreeSet<ServerId> {
         self.members().iter().map(|member| member.id).collect()
+    }
+
+    /// The server that this one follows as the leader, by its own vote.
+    pub fn followed(&self) -> Option<ServerId> {
+        let vote = self.running()?.log.vote().filter(|vote| vote.committed)?;
+        Some(vote.leader_id.node_id).filter(|id| *id != self.me)
     }
 
     /// The leader, if one is known.
@@ -289,6 +297,13 @@ impl Context {
         self.contacted.notify_one();
     }
 
+    /// The same of an append or a snapshot.
+    pub fn record_append(&self, has_quorum: bool) {
+        let now = self.now();
+        lock(&self.lease).append(now);
+        self.record_contact(has_quorum);
+    }
+
     /// The same of a heartbeat, and that the next one is due after `next`.
     pub fn record_heartbeat(&self, has_quorum: bool, next: Duration) {
         self.record_pace(next);
@@ -324,12 +339,19 @@ impl Context {
         lock(&self.lease).end();
     }
 
-    /// Notes that this server voted for another one of a large group, which it then gives time.
-    pub fn record_supported(&self) {
-        if self.members().len() > SMALL {
-            let now = self.now();
-            lock(&self.lease).vote(now);
+    /// Notes that the process of the leader is gone, as was suspected at `since`, unless that leader
+    /// was heard after that.
+    pub fn record_leader_gone(&self, since: Moment) {
+        if lock(&self.lease).end_since(since) {
+            self.log.debug("the process of the leader is gone");
+            self.leader_gone.notify_one();
         }
+    }
+
+    /// Notes that this server voted for another one, which it then gives time.
+    pub fn record_supported(&self) {
+        let now = self.now();
+        lock(&self.lease).vote(now);
     }
 
     pub fn contact(&self) -> Option<Moment> {

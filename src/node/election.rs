@@ -18,7 +18,7 @@ use super::counters::NodeCounters;
 use super::peer_client::{ask_voters, Peers};
 use super::running::{Running, Stopped};
 use crate::consensus::log_end_of;
-use crate::core::election::{ElectionTimer, Seen, Step};
+use crate::core::election::{ahead, ElectionTimer, Seen, Step};
 use crate::core::large_cluster::{campaign_delay, scale};
 use crate::core::recovery::{may_campaign, Status, VoteRestriction};
 use crate::core::server_id::ServerId;
@@ -44,6 +44,12 @@ pub(super) async fn campaign(
                 // leader.
                 () = peers.ctx.contacted.notified() => {}
                 () = peers.ctx.campaign_now.notified() => timer.transfer(),
+                () = peers.ctx.leader_gone.notified() => {
+                    let leader = peers.ctx.followed();
+                    let voters = running.voters().into_iter().flatten().collect();
+                    let ahead = leader.map_or(0, |leader| ahead(peers.ctx.me, leader, &voters));
+                    timer.leader_gone(&seen(&peers, &running), ahead, &random_share);
+                }
             }
             continue;
         }
@@ -69,10 +75,14 @@ pub(super) async fn campaign(
 fn seen(peers: &Peers, running: &Running) -> Seen {
     let lease = peers.ctx.lease();
     let timers = peers.ctx.settings().timers;
+    let (now, ends) = (peers.ctx.now(), running.log.ends());
+    // Raft takes a vote, or follows a new leader, a moment before whoever asked it hears of that.
+    let others = ends.vote.filter(|vote| vote.leader_id.node_id != peers.ctx.me);
+    let voted = others.and(ends.voted).map(|since| now.ago(since.elapsed()));
     Seen {
-        now: peers.ctx.now(),
+        now,
         heard: lease.heard(),
-        heard_or_voted: lease.heard_or_voted(),
+        heard_or_voted: lease.heard_or_voted().max(voted),
         lateness: lease.lateness(&timers),
         turn: turn(peers, running),
         scale: scale(peers.ctx.members().len()),

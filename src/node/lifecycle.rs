@@ -21,11 +21,11 @@ use super::rejected_keys::{Place, RejectedKeys};
 use super::running::{Running, Stopped};
 use super::shared::{QueuedRotation, Shared};
 use super::watchdog::OtherCluster;
-use super::{election, heartbeat, leader, recovery, watchdog};
+use super::{election, heartbeat, leader, leader_loss, recovery, watchdog};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{LeaderInfo, Links};
 use crate::consensus::state_machine::{AgreedView, StateMachine};
-use crate::consensus::{append_limit, raft_config, vote_of, Raft};
+use crate::consensus::{link_limit, raft_config, vote_of, Raft};
 use crate::core::agreed::{Change, Refusal};
 use crate::core::config::Settings;
 use crate::core::key_ring::Change as KeyChange;
@@ -213,12 +213,13 @@ async fn run_raft(
     let Memory { log, machine, cold } = memory;
     let leader_info: Arc<dyn LeaderInfo> = keys.clone();
     let settings = peers.ctx.settings();
-    let links = Links::new(peers.clone(), leader_info, append_limit(&settings));
+    let limit = link_limit(&settings);
+    let links = Links::new(peers.clone(), leader_info, limit);
     let config = raft_config(&settings);
     let raft = Raft::new(peers.ctx.me, config, links, log.clone(), machine.clone())
         .await
         .map_err(Stopped::NotStarted)?;
-    Ok(Running { raft, log, machine, cold })
+    Ok(Running { raft, log, machine, limit, cold })
 }
 
 /// Tells and counts what came of an agreed command.
@@ -261,6 +262,7 @@ async fn take_part(
     // What each heartbeat wakes has tasks of its own, so that the rest is left in peace.
     let mut busy = JoinSet::new();
     busy.spawn(election::campaign(peers.clone(), node_counters.clone(), running.clone()));
+    busy.spawn(leader_loss::notice(peers.clone()));
     busy.spawn(heartbeat::send(peers.clone(), keys.clone(), running.clone()));
     tokio::select! {
         Some(ended) = busy.join_next() => End::Broken(ended.unwrap_or_else(Stopped::Task)),
@@ -283,8 +285,8 @@ async fn retimed(ctx: &Context, running: &Running) {
     let mut settings = ctx.watch_settings();
     let differs = |settings: &Arc<Settings>| {
         let (new, old) = (raft_config(settings), running.raft.config());
-        (new.election_timeout_min, new.max_in_snapshot_log_to_keep, &new.snapshot_policy)
-            != (old.election_timeout_min, old.max_in_snapshot_log_to_keep, &old.snapshot_policy)
+        (link_limit(settings), new.max_in_snapshot_log_to_keep, &new.snapshot_policy)
+            != (running.limit, old.max_in_snapshot_log_to_keep, &old.snapshot_policy)
     };
     if settings.wait_for(differs).await.is_err() {
         std::future::pending::<()>().await;

@@ -49,6 +49,7 @@ mod heartbeat;
 mod key_publisher;
 mod keys;
 mod leader;
+mod leader_loss;
 mod lifecycle;
 mod list_file;
 mod network;

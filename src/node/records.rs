@@ -19,7 +19,7 @@ use super::peer_client::Peers;
 use super::running::Running;
 use super::state_file::{Saved, StateFile, Written};
 use super::store::Store;
-use crate::consensus::append_limit;
+use crate::consensus::link_limit;
 use crate::consensus::network::RpcClient;
 use crate::consensus::state_machine::AgreedView;
 use crate::core::key_ring::{ClusterId, Generation};
@@ -199,7 +199,7 @@ pub(super) async fn newest(
     running: &Running,
 ) -> Option<Beginning> {
     let settings = peers.ctx.settings();
-    let limit = append_limit(&settings) * scale(peers.ctx.members().len());
+    let limit = link_limit(&settings) * scale(peers.ctx.members().len());
     let mut asked = JoinSet::new();
     for id in peers.ctx.others() {
         let rpc_client = peers.clone();

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::ServerState;
 use tokio::time::{sleep, timeout};
 
 use super::context::{lock, Context};
@@ -21,7 +22,7 @@ use super::shared::Shared;
 use super::store::Store;
 use super::{bounds, forward, heartbeat, origin, records, report, server_list};
 use crate::consensus::network::RpcClient;
-use crate::consensus::{leader_id_of, log_end_of, vote_answer};
+use crate::consensus::{leader_id_of, log_end_of, vote_answer, VOTE_LEASE};
 use crate::core::key_ring::{ClusterId, Generation};
 use crate::core::large_cluster::SMALL;
 use crate::core::recovery::{
@@ -330,6 +331,7 @@ impl RpcServer {
     async fn vote(&self, from: &Caller, vote: WireVote) -> Result<Response, ErrorResponse> {
         let shared = &self.0;
         let running = self.same_cluster(from);
+        self.outlast_rafts_lease().await;
         let ends = running.as_ref().map(|running| running.log.ends()).unwrap_or_default();
         let voter = Voter {
             me: shared.ctx.me,
@@ -338,7 +340,7 @@ impl RpcServer {
             vote: ends.vote.map(|vote| (leader_id_of(&vote), vote.committed)),
             log_end: ends.last.as_ref().map(log_end_of),
             hears_leader: shared.ctx.hears_leader(),
-            leads: running.as_ref().is_ok_and(|running| shared.ctx.leads_majority(running))
+            leads: running.as_ref().is_ok_and(|running| self.leads(running))
                 && !*shared.ctx.leaving.borrow(),
         };
         let candidate = Candidate {
@@ -357,7 +359,8 @@ impl RpcServer {
         }
         let running = running?;
         match may {
-            Ok(()) => {}
+            // Before Raft has it: what this server asks of Raft from now on comes behind that.
+            Ok(()) => shared.ctx.record_supported(),
             Err(why) if why.is_rafts() => {}
             Err(VoteRefusal::HearsLeader(_) | VoteRefusal::Leads) => {
                 let vote = voter.vote.unwrap_or_default();
@@ -370,10 +373,28 @@ impl RpcServer {
         }
         let answer =
             running.raft.vote(vote.into_raft()).await.map_err(|_| ErrorResponse::Stopped)?;
-        if answer.vote_granted {
-            shared.ctx.record_supported();
-        }
         Ok(vote_answer(&answer))
+    }
+
+    /// Whether this server leads with a majority, or has only just won: it is given the lower election
+    /// bound to be acknowledged, since another candidate's request may be right behind.
+    fn leads(&self, running: &Running) -> bool {
+        let ctx = &self.0.ctx;
+        let is_leader = running.raft.server_metrics().borrow().state == ServerState::Leader;
+        let lower = ctx.settings().timers.election_lower;
+        let has_just_won = running.log.ends().voted.is_some_and(|since| since.elapsed() < lower);
+        ctx.leads_majority(running) || (is_leader && has_just_won)
+    }
+
+    /// For a moment after an append openraft votes for nobody, by a lease that it has of its own. Where
+    /// this server knows that there is no leader any more the candidate waits that out: it would
+    /// take a refusal for an election that is lost.
+    async fn outlast_rafts_lease(&self) {
+        let ctx = &self.0.ctx;
+        let over = ctx.lease().appended().map(|at| at + VOTE_LEASE);
+        if let Some(over) = over.filter(|over| !ctx.hears_leader() && *over > ctx.now()) {
+            sleep(over.since(ctx.now())).await;
+        }
     }
 
     async fn append(
@@ -398,7 +419,7 @@ impl RpcServer {
             .map_err(|_| ErrorResponse::Stopped)?;
         let answer = AppendAnswer::from_raft(&answer);
         if committed && !matches!(answer, AppendAnswer::HigherVote(..)) {
-            self.0.ctx.record_contact(quorum);
+            self.0.ctx.record_append(quorum);
             self.0.keys.record_age(ClusterId::from_bytes(from.cluster_id), age);
             if *self.0.ctx.vote_restriction.borrow() != VoteRestriction::Lifted {
                 self.0.ctx.end_vote_restriction(running, leader_id, commit);
@@ -436,7 +457,7 @@ impl RpcServer {
             .await
             .map_err(|_| ErrorResponse::Stopped)?;
         if answer.vote == vote {
-            self.0.ctx.record_contact(true);
+            self.0.ctx.record_append(true);
         }
         let vote = (leader_id_of(&answer.vote), answer.vote.committed);
         Ok(Response::Snapshot { vote })
@@ -689,6 +710,49 @@ mod tests {
         shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
         let answer = rpc_server.answer(&leader, append(Some(3), 4..9, 3)).await;
         assert!(matches!(answer, Ok(Response::Append(AppendAnswer::Success))), "{answer:?}");
+        shared.ctx.stop_raft().await;
+    }
+
+    /// Also right after an append, for which openraft would have all wait.
+    #[tokio::test]
+    async fn a_vote_is_given_as_soon_as_the_leader_is_gone() {
+        let bench = Bench::new();
+        let shared = bench.shared.clone();
+        let running = bench.running(Some(Vote::new(5, ServerId(2)))).await;
+        shared.ctx.set_running(Some(running.clone()));
+        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
+        let rpc_server = RpcServer(shared.clone());
+        let leader_id = LeaderId { term: 5, node: ServerId(2) };
+        let end = Some(LogPosition { leader_id, index: 0 });
+        let append = Request::Append(WireAppend {
+            vote: (leader_id, true),
+            previous: None,
+            entries: end
+                .map(|id| WireEntry { id, payload: WirePayload::Blank })
+                .into_iter()
+                .collect(),
+            commit: None,
+            age: None,
+            quorum: true,
+        });
+        let taken = rpc_server.answer(&caller(Role::Member, [0; 16]), append).await;
+        assert!(matches!(taken, Ok(Response::Append(AppendAnswer::Success))), "{taken:?}");
+        let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
+        let candidate = LeaderId { term: 6, node: ServerId(3) };
+        let granted = async || {
+            let vote = Request::Vote(WireVote { leader_id: candidate, log_end: end });
+            match rpc_server.answer(&other, vote).await {
+                Ok(Response::Vote { granted, .. }) => granted,
+                answer => panic!("{answer:?}"),
+            }
+        };
+        assert!(!granted().await, "the leader was heard a moment ago");
+        let heard = shared.ctx.contact().unwrap();
+        shared.ctx.record_leader_gone(heard.ago(Duration::from_millis(1)));
+        assert!(!granted().await, "it was heard after its connection was lost");
+        shared.ctx.record_leader_gone(heard);
+        assert!(granted().await);
+        assert_eq!(shared.ctx.followed(), None);
         shared.ctx.stop_raft().await;
     }
 

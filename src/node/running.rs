@@ -3,6 +3,7 @@
 //! Reads only; who starts and stops it is for `life`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use openraft::error::{Fatal, RaftError};
 use openraft::LogIdOptionExt;
@@ -21,6 +22,8 @@ pub(super) struct Running {
     pub raft: Raft,
     pub log: LogStore,
     pub machine: StateMachine,
+    /// What its links were given, which a reload may change.
+    pub limit: Duration,
     /// Whether this run began with a cold start, so that nobody waits for a leader's lease.
     pub cold: bool,
 }

@@ -2,18 +2,23 @@
 //!
 //! Invariant: only members get in, so that the list bounds the table.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::core::server_id::ServerId;
 
-/// When a frame of each member was last heard, whoever dialled; and by what the latest connection to
-/// it came to nothing. Cloning makes another handle.
+/// When a frame of each member was last heard, whoever dialled; by what the latest connection to
+/// it came to nothing; and whose connections were lost. Cloning makes another handle.
 #[derive(Clone, Default)]
-pub struct LastSeen(Arc<Mutex<HashMap<ServerId, LastSign>>>, Arc<Mutex<Troubles>>);
+pub struct LastSeen(Arc<Mutex<HashMap<ServerId, LastSign>>>, Arc<Mutex<Troubles>>, Arc<Losses>);
+
+/// The members whose connections were lost since somebody asked last.
+#[derive(Default)]
+struct Losses(Mutex<BTreeSet<ServerId>>, Notify);
 
 /// By what each member could not be asked; it is gone once that member answers.
 type Troubles = HashMap<ServerId, Arc<str>>;
@@ -60,6 +65,7 @@ impl LastSeen {
     pub fn retain(&self, keep: impl Fn(ServerId) -> bool) {
         self.voices().retain(|&id, _| keep(id));
         self.all_troubles().retain(|&id, _| keep(id));
+        self.all_losses().retain(|&id| keep(id));
     }
 
     /// Whether a member of the list was heard from this address, or answered there.
@@ -115,6 +121,28 @@ impl LastSeen {
         if let Some(voice) = self.voices().get_mut(&id) {
             voice.at_address = None;
         }
+    }
+
+    /// Notes that a connection with this member was lost: its end closed or reset it, or the system
+    /// at the other end did because its process is gone.
+    pub fn record_lost(&self, id: ServerId) {
+        self.all_losses().insert(id);
+        self.2 .1.notify_one();
+    }
+
+    /// Waits until connections were lost; with whom, since this was called last. For one caller.
+    pub async fn lost(&self) -> BTreeSet<ServerId> {
+        loop {
+            self.2 .1.notified().await;
+            let lost = std::mem::take(&mut *self.all_losses());
+            if !lost.is_empty() {
+                return lost;
+            }
+        }
+    }
+
+    fn all_losses(&self) -> MutexGuard<'_, BTreeSet<ServerId>> {
+        self.2 .0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn voices(&self) -> MutexGuard<'_, HashMap<ServerId, LastSign>> {

@@ -606,6 +606,7 @@ impl<S: Service> Door<S> {
         conversation.heard();
         let mut wire = Wire::new(stream);
         let end = conversation.go_on(&mut wire).await;
+        conversation.tell_lost(&end);
         if matches!(end, Err(End::Untrusted(_) | End::Refused(..))) {
             wire.into_stream().get_ref().discard_unsent();
         }
@@ -727,6 +728,19 @@ impl<S: Service> Conversation<'_, S> {
     fn heard(&self) {
         if self.caller.role == Role::Member {
             self.door.deps.heard.record_from(self.caller.id, self.last, self.caller.addr.ip());
+        }
+    }
+
+    /// Notes that the other end is gone, unless something was heard from it elsewhere since: then a
+    /// new connection has taken the place of this one.
+    fn tell_lost(&self, end: &Result<Infallible, End>) {
+        let Caller { id, role, .. } = self.caller;
+        let heard = &self.door.deps.heard;
+        if role == Role::Member
+            && matches!(end, Err(End::Closed | End::Lost(_)))
+            && heard.last(id).is_none_or(|last| last <= self.last)
+        {
+            heard.record_lost(id);
         }
     }
 

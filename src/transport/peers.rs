@@ -88,6 +88,9 @@ pub enum CallError {
     /// No connection could be had, or it broke before the response came.
     #[error("unreachable: {0}")]
     Unreachable(Arc<str>),
+    /// The system there answers that nobody listens: the process is gone, or not there yet.
+    #[error("unreachable: {0}")]
+    NobodyListens(Arc<str>),
     /// No response came in time.
     #[error("no response in time")]
     TimedOut,
@@ -461,6 +464,8 @@ enum DialError {
     Resolve(Unresolved),
     #[error("cannot connect to {0}: {1}")]
     Connect(SocketAddr, io::Error),
+    #[error("cannot connect to {0}: {1}")]
+    NobodyListens(SocketAddr, io::Error),
     #[error("no TLS with {0}: {1}")]
     Handshake(SocketAddr, HandshakeError),
     #[error("no answer from {0} in time")]
@@ -501,16 +506,21 @@ impl DialError {
     fn as_error(&self) -> CallError {
         match self {
             DialError::Refused(refusal) => CallError::Refused(*refusal),
+            nobody @ DialError::NobodyListens(..) => {
+                CallError::NobodyListens(nobody.to_string().into())
+            }
             other => CallError::Unreachable(other.to_string().into()),
         }
     }
 }
 
-/// Tries all addresses of a host in turn, within [`DIAL_LIMIT`].
+/// Tries all addresses of a host in turn, within [`DIAL_LIMIT`]. Nobody listens there only if none of
+/// those that this machine has a way to says otherwise.
 async fn dial(tls: &Tls, addresses: Vec<SocketAddr>) -> Result<Stream, DialError> {
     let deadline = Instant::now() + DIAL_LIMIT;
     let mut error = DialError::Resolve(Unresolved::Failed("the name has no address".into()));
     let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    let (mut nobody, mut other) = (None, false);
     for addr in addresses {
         // Each gets its share of what is left, so that one silent address leaves time for others.
         let rest = deadline.saturating_duration_since(Instant::now());
@@ -518,11 +528,19 @@ async fn dial(tls: &Tls, addresses: Vec<SocketAddr>) -> Result<Stream, DialError
         left = left.saturating_sub(1);
         match timeout(share, dial_one(tls, addr)).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(fault)) => error = fault,
-            Err(_) => error = DialError::TooSlow(addr),
+            Ok(Err(DialError::Connect(addr, why)))
+                if why.kind() == io::ErrorKind::ConnectionRefused =>
+            {
+                nobody = Some(DialError::NobodyListens(addr, why));
+            }
+            Ok(Err(fault)) => {
+                other |= !matches!(&fault, DialError::Connect(_, why) if is_of_this_machine(why));
+                error = fault;
+            }
+            Err(_) => (other, error) = (true, DialError::TooSlow(addr)),
         }
     }
-    Err(error)
+    Err(nobody.filter(|_| !other).unwrap_or(error))
 }
 
 async fn dial_one(tls: &Tls, addr: SocketAddr) -> Result<Stream, DialError> {
@@ -719,6 +737,9 @@ impl PeerConnection {
         };
         self.is_up.store(false, Ordering::SeqCst);
         self.deps.heard.forget_answer(self.member.id);
+        if matches!(end, End::Closed | End::Lost(_)) {
+            self.deps.heard.record_lost(self.member.id);
+        }
         let is_good = present.has_answered || present.open.is_empty();
         if present.has_answered {
             (self.pause, self.barred) = (REDIAL_MIN, None);

@@ -6,6 +6,7 @@ mod age;
 mod agreement;
 mod certificates;
 mod erasure;
+mod failover;
 mod fleet;
 mod handover;
 mod heartbeat;

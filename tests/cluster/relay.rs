@@ -33,6 +33,8 @@ pub struct Relays {
     /// Whether anything gets from a server (first) to another (second), whoever dialled.
     ways: BTreeMap<(u32, u32), watch::Sender<bool>>,
     weather: Arc<Weather>,
+    /// The server whose connections are reset, each time when one is written into it.
+    resets: watch::Sender<u32>,
     _runtime: Runtime,
 }
 
@@ -73,6 +75,7 @@ impl Relays {
         let key = |from: &Member, to: &Member| (from.id.0, to.id.0);
         let ways: BTreeMap<_, _> =
             pairs.iter().map(|(from, to)| (key(from, to), watch::channel(true).0)).collect();
+        let resets = watch::Sender::new(0);
         let mut links = BTreeMap::new();
         for (from, to) in pairs {
             let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -85,10 +88,11 @@ impl Relays {
             };
             let there = way(from, to, sent.clone());
             let back = way(to, from, Arc::default());
-            runtime.spawn(relay(listener, to.port, there, back));
+            let ends = [from.id.0, to.id.0];
+            runtime.spawn(relay(listener, to.port, there, back, (ends, resets.subscribe())));
             links.insert(key(from, to), Link { port, sent });
         }
-        Relays { links, ways, weather, _runtime: runtime }
+        Relays { links, ways, weather, resets, _runtime: runtime }
     }
 
     /// Has a server find the others through its relays.
@@ -114,6 +118,12 @@ impl Relays {
                 self.ways[&(a, b)].send_replace(!cut);
             }
         }
+    }
+
+    /// Closes all connections with a server, as a proxy before it does that is restarted; it may be
+    /// dialled again at once.
+    pub fn reset(&self, id: u32) {
+        self.resets.send_replace(id);
     }
 
     /// From now on whatever is sent needs `delay` to arrive, and of a thousand pieces `lost` need
@@ -157,8 +167,16 @@ impl Way {
     }
 }
 
-async fn relay(listener: TcpListener, to: u16, there: Way, back: Way) {
+async fn relay(
+    listener: TcpListener,
+    to: u16,
+    there: Way,
+    back: Way,
+    (ends, resets): ([u32; 2], watch::Receiver<u32>),
+) {
     while let Ok((near, _)) = listener.accept().await {
+        let mut resets = resets.clone();
+        resets.mark_unchanged();
         let (mut there, mut back) = (there.again(), back.again());
         tokio::spawn(async move {
             if !there.is_open().await || !back.is_open().await {
@@ -172,9 +190,20 @@ async fn relay(listener: TcpListener, to: u16, there: Way, back: Way) {
             tokio::select! {
                 () = forward(near_read, far_write, there) => {}
                 () = forward(far_read, near_write, back) => {}
+                () = is_reset(&mut resets, ends) => {}
             }
         });
     }
+}
+
+/// Returns when the connections of one of these ends are reset.
+async fn is_reset(resets: &mut watch::Receiver<u32>, ends: [u32; 2]) {
+    while resets.changed().await.is_ok() {
+        if ends.contains(&resets.borrow_and_update()) {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Forwards in order, each piece after its travel; while the way is cut all is held back, the end

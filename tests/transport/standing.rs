@@ -305,6 +305,24 @@ async fn aged_pair(max_age: Duration) -> (Box_, Box_) {
 }
 
 #[tokio::test]
+async fn whoever_is_gone_is_told_of_at_once_and_a_renewed_connection_is_no_loss() {
+    let (one, two) = aged_pair(Duration::from_millis(400)).await;
+    one.ask(2, b"x").await.unwrap();
+    until("it is renewed", || two.counters.accepted() >= 3).await;
+    let early = timeout(Duration::from_millis(50), two.heard.lost()).await;
+    assert!(early.is_err(), "{early:?}");
+    drop(one);
+    let lost = timeout(PATIENCE, two.heard.lost()).await.unwrap();
+    assert_eq!(lost, [ServerId(1)].into());
+    // Its port may be closed a moment later.
+    let begun = Instant::now();
+    while !matches!(two.ask(1, b"x").await, Err(CallError::NobodyListens(_))) {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", two.ask(1, b"x").await);
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_connection_is_renewed_and_nothing_is_lost() {
     let (one, two) = aged_pair(Duration::from_millis(1500)).await;
     one.ask(2, b"x").await.unwrap();

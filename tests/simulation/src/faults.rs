@@ -77,6 +77,7 @@ impl World {
             Kind::OldFile => self.back_up(id, lasts),
             Kind::SlowHost | Kind::BrokenHost => self.hurt_host(kind, id, lasts),
             Kind::LateVotes => self.vote_late(),
+            Kind::Reset => self.reset(id),
         }
     }
 
@@ -112,6 +113,16 @@ impl World {
         self.at(again, Entry::Restart(between));
         let told = again + self.rng.below(lower / MS) * MS;
         self.at(told, Entry::OrderOf(leader));
+    }
+
+    /// Closes the connections of a server that lives, as a rule the leader. No trouble of anybody's: it
+    /// can be dialled at once.
+    fn reset(&mut self, id: u32) {
+        let leader = self.sight.leaders.last().map(|leader| leader.id);
+        let id = leader.filter(|_| self.rng.chance(700)).unwrap_or(id);
+        if self.machines.get(&id).is_some_and(|machine| machine.is_awake()) {
+            self.network.close_connections(id);
+        }
     }
 
     /// Kills a process that comes back `after` so long.
@@ -173,6 +184,7 @@ impl World {
         if !gone {
             return;
         }
+        self.network.switch_off(id);
         if let Some(machine) = self.machines.get_mut(&id) {
             machine.boot(now);
         }

@@ -367,9 +367,7 @@ impl Machine {
 
     /// Something came in by the network.
     pub fn arrive(&mut self, arrival: Arrival) {
-        if self.runs() {
-            self.arrivals.push(arrival);
-        }
+        self.arrivals.push(arrival);
     }
 
     /// Has something done in the process, once its node is there.

@@ -111,6 +111,8 @@ struct Inner {
 struct Port {
     /// Counts the runs of its process; 0 while there is none.
     run: u64,
+    /// Whether its machine is off, so that nobody says that there is no process.
+    is_off: bool,
     dyn_service: Option<Arc<dyn DynService>>,
     me: Option<Me>,
     heard: Option<LastSeen>,
@@ -183,6 +185,23 @@ impl Network {
         let _port = self.lock().ports.insert(id, Port::default());
     }
 
+    /// The machine is off until a process begins on it.
+    pub fn switch_off(&self, id: u32) {
+        let _port = self.lock().ports.insert(id, Port { is_off: true, ..Port::default() });
+    }
+
+    /// What arrives on a machine without a process: its system says that nobody listens, or that
+    /// the connection is none any more.
+    pub fn refuse(&self, at: u32, arrival: Arrival) {
+        let Arrival::Request(Request { call, from, to_run, .. }) = arrival else { return };
+        let mut inner = self.lock();
+        if inner.ports.get(&at).is_none_or(|port| !port.is_off) {
+            let nobody = CallError::NobodyListens("nobody listens there".into());
+            let why = if to_run == 0 { nobody } else { unreachable("the connection broke") };
+            inner.answer(at, from, call, Err(why));
+        }
+    }
+
     /// The system of a machine closes its ended process's connections. Not so after a power cut,
     /// and not where the network is cut: the others then find out when they ask it something.
     pub fn close_connections(&self, by: u32) {
@@ -214,7 +233,10 @@ impl Network {
             Arrival::Note(note) => self.take_note(at, note),
             Arrival::Closed(by) => {
                 let heard = self.lock().ports.get(&at).and_then(|port| port.heard.clone());
-                heard.iter().for_each(|heard| heard.forget_answer(ServerId(by)));
+                if let Some(heard) = heard {
+                    heard.forget_answer(ServerId(by));
+                    heard.record_lost(ServerId(by));
+                }
             }
         }
     }
@@ -264,12 +286,12 @@ impl Network {
         };
         let Request { call, from, hello, body, to_run } = request;
         let fail = |error| self.lock().answer(at, from, call, Err(error));
-        let (Some(dyn_service), Some(heard), Some(me)) = (dyn_service, heard, me) else {
-            return fail(unreachable("nobody listens there"));
-        };
         if to_run != run {
             return fail(unreachable("the connection broke"));
         }
+        let (Some(dyn_service), Some(heard), Some(me)) = (dyn_service, heard, me) else {
+            return fail(CallError::NobodyListens("nobody listens there".into()));
+        };
         if let Err(refusal) = dyn_service.admit(&hello) {
             return fail(CallError::Refused(refusal));
         }

@@ -62,11 +62,13 @@ pub enum Kind {
     BrokenHost,
     /// A vote request arrives when one who granted it has begun anew.
     LateVotes,
+    /// A proxy resets all connections with a server that lives on; it may be dialled again at once.
+    Reset,
 }
 
 impl Kind {
     /// All that any server can have; [`Kind::OldFile`] is for those with files, [`Kind::LateVotes`]
-    /// for groups where some may vote without the others.
+    /// for groups where some may vote without the others. [`Kind::Reset`] comes by itself, too.
     pub const ALL: [Kind; 19] = [
         Kind::Kill,
         Kind::KillEmpty,
@@ -138,6 +140,9 @@ pub struct Plan {
 /// Whether all seeds are of five servers with no fault but [`Kind::LateVotes`], which is rare else.
 pub static LATE_VOTES: AtomicBool = AtomicBool::new(false);
 
+/// Whether all seeds have no fault but [`Kind::Reset`], many of them, and no change of the list.
+pub static RESETS: AtomicBool = AtomicBool::new(false);
+
 impl Plan {
     /// A seed's plan.
     pub fn new(rng: &mut Rng) -> Plan {
@@ -184,6 +189,12 @@ impl Plan {
         // By what is there already: one more draw would make every seed another story.
         else if plan.servers >= 4 && (plan.fault_phase / MS).is_multiple_of(3) {
             plan.faults.push(Kind::LateVotes);
+        }
+        if RESETS.load(Ordering::Relaxed) {
+            plan.faults = vec![Kind::Reset];
+            (plan.fault_gap, plan.list_gap) = (SECOND, None);
+        } else if !late && (plan.fault_phase / MS).is_multiple_of(4) {
+            plan.faults.push(Kind::Reset);
         }
         plan
     }

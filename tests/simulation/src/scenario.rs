@@ -104,6 +104,7 @@ impl World {
             }),
             ["unplug", ids @ ..] => self.each(ids, |world, id| {
                 world.cut_power(id);
+                world.network.switch_off(id);
             }),
             ["stop", ids @ ..] => self.each(ids, |world, id| world.stop(id, FOR_EVER)),
             ["wipe", ids @ ..] => self.each(ids, World::wipe),

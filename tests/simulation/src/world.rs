@@ -424,8 +424,9 @@ impl World {
             }
             while let Some((to, arrival)) = self.network.arrived() {
                 self.log.mix(next, to, 1);
-                if let Some(machine) = self.machines.get_mut(&to) {
-                    machine.arrive(arrival);
+                match self.machines.get_mut(&to).filter(|machine| machine.runs()) {
+                    Some(machine) => machine.arrive(arrival),
+                    None => self.network.refuse(to, arrival),
                 }
             }
             if let Some(((at, _), _)) = self.agenda.first_key_value().map(|(k, _)| (*k, ())) {

@@ -49,6 +49,13 @@ fn no_vote_that_was_given_before_a_restart_elects_anybody() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// Connections that are reset while both ends live.
+#[test]
+fn a_living_leader_survives_the_loss_of_its_connections() {
+    let output = simulation(&["--resets", "--from", "301", "--seeds", &seeds(), "--until-broken"]);
+    assert!(output.status.success(), "{}", words(&output));
+}
+
 #[test]
 fn a_seed_has_the_same_events_each_time() {
     let run = |jobs| {

@@ -8,6 +8,7 @@ pub mod gone_means_gone;
 pub mod held_before_used;
 pub mod host_stays_up;
 pub mod latest_two;
+pub mod leader_stays;
 pub mod never_old;
 pub mod nobody_else;
 pub mod on_time;
@@ -430,6 +431,7 @@ impl Sight {
 /// The checkers of all promises.
 #[derive(Default)]
 pub struct Checkers {
+    leader_stays: leader_stays::Checker,
     one_order: one_order::Checker,
     on_time: on_time::Checker,
     nobody_else: nobody_else::Checker,
@@ -446,6 +448,7 @@ impl Checkers {
         let outcomes = [
             ("held before used", held_before_used::assess(sight, event, &mut self.tickets)),
             ("the latest two", latest_two::assess(sight, event)),
+            ("the leader stays", self.leader_stays.assess(sight, event)),
             ("one order", self.one_order.assess(sight, event)),
             ("on time", self.on_time.assess(sight, event)),
             ("never old", never_old::assess(sight, event)),

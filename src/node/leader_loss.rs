@@ -1,0 +1,68 @@
+//! Finds out at once when the process of the leader is gone, so that nobody sits out an election timer
+//! for it.
+//!
+//! When the connections with the leader are lost it is asked something, which dials it. Only if the
+//! system there answers that nobody listens is its process gone: then this server's lease ends and its
+//! pre-vote begins. Whatever else comes of it says nothing: a proxy resets connections, a network is
+//! cut, and a machine that lost power is silent; for those there are the timers.
+//!
+//! Invariants: a leader that was heard after its connection was lost is not gone, and one that answers
+//! is not. Whoever is mistaken all the same deposes nobody: the pre-vote asks the others, who hear
+//! their leader.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::peer_client::Peers;
+use super::running::Stopped;
+use crate::core::moment::Moment;
+use crate::core::server_id::ServerId;
+use crate::rpc::{self, Request};
+use crate::supervise::fail_point;
+use crate::transport::peers::CallError;
+
+/// How long to wait before each attempt to dial a leader whose connection was lost. A process that ends
+/// may close its connections a moment before its port, and a line that failed is not dialled again for
+/// as long as the last one.
+const ATTEMPTS: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(2),
+    Duration::from_millis(10),
+    Duration::from_millis(60),
+];
+
+/// Has an election begin each time when the process of the leader is gone.
+pub(super) async fn notice(peers: Arc<Peers>) -> Stopped {
+    loop {
+        let lost = peers.heard.lost().await;
+        fail_point("leader-loss");
+        let Some(leader) = peers.ctx.followed().filter(|id| lost.contains(id)) else { continue };
+        let since = peers.ctx.now();
+        if is_gone(&peers, leader, since).await && peers.ctx.followed() == Some(leader) {
+            peers.ctx.record_leader_gone(since);
+        }
+    }
+}
+
+/// Whether the leader's system says that its process is gone, and nothing was heard after `since`.
+async fn is_gone(peers: &Peers, leader: ServerId, since: Moment) -> bool {
+    for pause in ATTEMPTS {
+        sleep(pause).await;
+        if peers.ctx.contact().is_some_and(|at| at > since) {
+            return false;
+        }
+        let Some(question) = rpc::encode(&Request::Status(peers.ctx.status())) else {
+            return false;
+        };
+        let limit = peers.ctx.settings().timers.election_lower;
+        match peers.post.request(leader, question, limit).await {
+            Err(CallError::NobodyListens(_)) => return true,
+            // The connection that was lost, before its task had noticed; or it is being dialled.
+            Err(CallError::Unreachable(_) | CallError::Busy) => {}
+            _ => return false,
+        }
+    }
+    false
+}

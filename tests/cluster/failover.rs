@@ -1,0 +1,67 @@
+//! A leader's death is seen by its connections, not by a timer; and a connection that is lost is no
+//! death. The election bounds are so long here that no timer can have done it.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use stek_share::core::config::Settings;
+use stek_share::core::rotation::Order;
+
+use crate::fleet::{block_on, wait_for, Fleet};
+
+/// `election_timeout_lower_bound`.
+const LOWER: Duration = Duration::from_secs(5);
+
+/// An election without a timer, on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+fn patient(settings: &mut Settings) {
+    settings.timers.election_lower = LOWER;
+    settings.timers.election_upper = LOWER * 2;
+}
+
+/// Kills the leader; how long it took until another one led.
+fn kill_leader(fleet: &mut Fleet) -> Duration {
+    let leader = fleet.wait_for_leader();
+    let begun = Instant::now();
+    fleet.kill(leader);
+    wait_for("another leader", || fleet.leader().is_some(), || fleet.describe());
+    begun.elapsed()
+}
+
+#[test]
+fn a_dead_leader_is_followed_at_once_whatever_it_did_last() {
+    let mut fleet = Fleet::running(5, patient);
+    fleet.wait_until_one();
+    let took = kill_leader(&mut fleet);
+    assert!(took < AT_ONCE, "{took:?}: {}", fleet.describe());
+    fleet.wait_until_one();
+    // A moment after an append, which openraft would have all wait for.
+    let leader = fleet.wait_for_leader();
+    let node = fleet.servers[&leader].node.clone();
+    block_on(node.order(Order::Rotate)).unwrap();
+    let took = kill_leader(&mut fleet);
+    assert!(took < AT_ONCE, "{took:?} after a rotation: {}", fleet.describe());
+}
+
+#[test]
+fn connections_that_are_reset_depose_no_living_leader() {
+    let mut fleet = Fleet::linked(3, patient);
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    let term = fleet.servers[&leader].report().term;
+    for _ in 0..5 {
+        fleet.relays.as_ref().unwrap().reset(leader);
+        sleep(Duration::from_millis(300));
+    }
+    let follows = |fleet: &Fleet| {
+        let reports = fleet.servers.values().map(|running| running.report());
+        reports.map(|report| (report.term, report.leader.map(|id| id.0))).collect::<Vec<_>>()
+    };
+    assert_eq!(follows(&fleet), [(term, Some(leader)); 3], "{}", fleet.describe());
+    // And it is still able to do its work.
+    let node = fleet.servers[&leader].node.clone();
+    block_on(node.order(Order::Rotate)).unwrap();
+    fleet.wait_for_generation(2);
+    fleet.kill(leader);
+}
