@@ -103,10 +103,9 @@ fn an_order_given_to_any_server_is_carried_out_by_the_leader() {
     let lines = fleet.servers[&leader].lines.all();
     let told: Vec<&str> =
         lines.iter().filter_map(|(_, l)| l.split_once(": ordered by ")).map(|(_, by)| by).collect();
-    let tool =
-        format!("a tool that speaks as server {follower} (certificate {SUBJECT}, from 127.0.0.1:");
-    let passed =
-        format!(", passed on by server {follower} (certificate {SUBJECT}, from 127.0.0.1:");
+    let names = format!("(certificate {SUBJECT} (DNS:localhost), from 127.0.0.1:");
+    let tool = format!("a tool that speaks as server {follower} {names}");
+    let passed = format!(", passed on by server {follower} {names}");
     let message = |id: u32| format!("traffic_ctl on server {id}");
     let expected: [(&str, &str); 5] = [
         (&tool, &passed),
