@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::server_id::ServerId;
 
 /// Raft's term: a term and who stood in it. Ordered by term first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct LeaderId {
     /// The term.
     pub term: u64,
@@ -17,7 +19,9 @@ pub struct LeaderId {
 
 /// The end of a log: the term under which its last entry was made, and that entry's index.
 /// Ordered as Raft compares logs (section 5.4.1 of the Raft paper).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct LogPosition {
     /// The term of the leader that made the entry.
     pub leader_id: LeaderId,

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agreed;
+pub mod agreement;
 pub mod client_policy;
 pub mod config;
 pub mod election;

@@ -1,0 +1,459 @@
+//! How a cluster begins: at a cold start, where a majority is gone, and where an operator says so.
+//!
+//! Two phases, as in Paxos. A server that hears no leader with a majority asks the others who they
+//! are, which binds nobody. If enough are in its case it *prepares* an epoch: each of them stops its
+//! Raft, reads its log, and promises to have no part any more in what was founded before. Of those
+//! promises the founder takes the newest record, and the cluster begins with the nodes that gave
+//! them. A majority is then with the new epoch, so that no older cluster can agree on anything.
+//!
+//! Invariants: a node has part in its cluster only while it has promised nothing higher; what it
+//! acknowledged before a promise is in the report that came with it; in one epoch there is one
+//! founding.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::epoch::Epoch;
+use super::report::{Evidence, Rank, Report, Voters};
+use crate::core::log_id::LogPosition;
+use crate::core::node_id::{Incarnation, NodeId};
+use crate::core::quorum::majority;
+use crate::core::server_id::ServerId;
+
+/// What a server says of itself when it is asked; it binds nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Who it is.
+    pub node: NodeId,
+    /// The highest epoch that it knows of.
+    pub known: u64,
+    /// Whether it hears a leader with a majority.
+    pub hears_leader: bool,
+}
+
+/// Asks one node to leave all that was founded before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Prepare {
+    /// The epoch to be founded, with the founder.
+    pub epoch: Epoch,
+    /// The node that the founder saw; it is valid for no other life of that server.
+    pub to: NodeId,
+}
+
+/// A node's word that it has no part any more in anything below an epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Promise<R> {
+    /// That epoch.
+    pub epoch: Epoch,
+    /// Who promises.
+    pub from: NodeId,
+    /// What it holds, its log read to the end.
+    pub report: Report<R>,
+}
+
+/// With whom a cluster begins, and from what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Found<R> {
+    /// Names it.
+    pub epoch: Epoch,
+    /// Each voter of the list: the node that promised, or nobody.
+    pub voters: BTreeMap<ServerId, Incarnation>,
+    /// The newest record of those who promised; it counts once it is agreed on.
+    pub base: Report<R>,
+}
+
+/// Why a node does not promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Refusal {
+    /// It was meant for another life of this server.
+    #[error("it was sent to node {0}")]
+    OtherNode(NodeId),
+    /// There is a cluster that works.
+    #[error("a leader with a majority was heard a moment ago")]
+    HearsLeader,
+    /// It promised as much or more before.
+    #[error("epoch {} was promised before", .0.counter)]
+    Promised(Epoch),
+    /// Far beyond what this server knows and its clock says.
+    #[error("epoch {0} is not plausible")]
+    Implausible(u64),
+}
+
+/// What a founder has gathered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Founding<R> {
+    /// How many nodes were asked, itself included.
+    pub asked: usize,
+    /// Who promised, and what it holds.
+    pub promises: BTreeMap<NodeId, Report<R>>,
+}
+
+/// A server's part in agreement, Raft itself apart. It lasts as long as one run of Raft at most: a
+/// new one begins with the report of the one before, and with nothing else of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Member<R> {
+    /// Who this is.
+    pub me: NodeId,
+    /// The highest epoch that it promised. It has part in no other cluster.
+    pub promise: Epoch,
+    /// The cluster that its log is of, if it is in one.
+    pub cluster: Epoch,
+    /// The newest record that it has from elsewhere than that log.
+    pub older: Report<R>,
+    /// While it founds.
+    pub founding: Option<Founding<R>>,
+}
+
+impl<R: Evidence> Member<R> {
+    /// A new node, with the record that its server has from before.
+    pub fn new(me: NodeId, older: Report<R>) -> Member<R> {
+        let none = Epoch::default();
+        Member { me, promise: none, cluster: none, older, founding: None }
+    }
+
+    /// Whether it takes part in its cluster: votes, stands, acknowledges.
+    pub fn takes_part(&self) -> bool {
+        !self.cluster.is_none() && self.promise == self.cluster
+    }
+
+    /// Whether a frame of Raft's that was sent to `to` in `cluster` is for this node.
+    pub fn takes(&self, to: NodeId, cluster: Epoch) -> bool {
+        to == self.me && cluster == self.cluster && self.takes_part()
+    }
+
+    /// The newest that it holds. `log` is the end of its cluster's log and the record that it comes to
+    /// if it is read to its end, applied or not. A log without the record that its cluster was
+    /// founded from has none: it ranks as nothing, however long it is.
+    pub fn report(&self, log: Option<(LogPosition, R)>) -> Report<R> {
+        match log {
+            Some((end, record)) => {
+                let rank = Rank { epoch: self.cluster, end };
+                Report { rank, record }.newer(self.older.clone())
+            }
+            None => self.older.clone(),
+        }
+    }
+
+    /// The highest counter of an epoch that it knows of.
+    pub fn known(&self) -> u64 {
+        self.promise.max(self.cluster).max(self.older.rank.epoch).counter
+    }
+
+    /// What it says when it is asked.
+    pub fn answer(&self, hears_leader: bool) -> Answer {
+        Answer { node: self.me, known: self.known(), hears_leader }
+    }
+
+    /// Begins a founding, after Raft was stopped here and `own` was read: what each of those who
+    /// answered is to be asked. `wall` is in seconds after 1970.
+    pub fn prepare(&mut self, own: Report<R>, answers: &[Answer], wall: u64) -> Vec<Prepare> {
+        let told = answers.iter().map(|a| a.known).filter(|known| {
+            Epoch { counter: *known, founder: self.me }.is_plausible(self.known(), wall)
+        });
+        let epoch = Epoch::after(told.fold(self.known(), u64::max), wall, self.me);
+        self.promise = epoch;
+        let promises = BTreeMap::from([(self.me, own)]);
+        self.founding = Some(Founding { asked: answers.len() + 1, promises });
+        answers.iter().map(|answer| Prepare { epoch, to: answer.node }).collect()
+    }
+
+    /// Whether this node may promise what it is asked. If so, Raft is stopped, its log read, and
+    /// this asked once more before [`Member::promise`].
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits(&self, asked: &Prepare, hears_leader: bool, wall: u64) -> Result<(), Refusal> {
+        if asked.to != self.me {
+            return Err(Refusal::OtherNode(asked.to));
+        }
+        if hears_leader {
+            return Err(Refusal::HearsLeader);
+        }
+        if asked.epoch <= self.promise {
+            return Err(Refusal::Promised(self.promise));
+        }
+        if !asked.epoch.is_plausible(self.known(), wall) {
+            return Err(Refusal::Implausible(asked.epoch.counter));
+        }
+        Ok(())
+    }
+
+    /// Promises; `own` was read after Raft was stopped.
+    pub fn promise(&mut self, asked: &Prepare, own: Report<R>) -> Promise<R> {
+        self.promise = asked.epoch;
+        self.founding = None;
+        Promise { epoch: asked.epoch, from: self.me, report: own }
+    }
+
+    /// Keeps a promise that was given to this founder.
+    pub fn collect(&mut self, promise: Promise<R>) {
+        let epoch = self.promise;
+        if let Some(founding) = self.founding.as_mut().filter(|_| promise.epoch == epoch) {
+            founding.promises.insert(promise.from, promise.report);
+        }
+    }
+
+    /// The founding, once all have promised that were asked, or a majority after this founder has
+    /// waited long enough for the others. It is given out once; who wants another one prepares a
+    /// higher epoch.
+    pub fn found(&mut self, has_waited: bool) -> Option<Found<R>> {
+        let founding = self.founding.as_ref()?;
+        if founding.promises.len() < founding.asked && !has_waited {
+            return None;
+        }
+        let newest = founding.promises.values().map(|report| report.rank).max()?;
+        let of_newest = || founding.promises.values().filter(|report| report.rank == newest);
+        // Those of one rank are one record, but for servers that have nothing but their files.
+        let lists: Vec<Voters> = of_newest().flat_map(|report| report.record.lists()).collect();
+        let promised = |id: &ServerId| founding.promises.keys().find(|node| node.server == *id);
+        let counts = |list: &Voters| {
+            list.iter().filter(|id| promised(id).is_some()).count() >= majority(list.len())
+        };
+        let own = founding.promises.get(&self.me).filter(|report| report.rank == newest);
+        let mut base = own.or_else(|| of_newest().next())?.clone();
+        let list = base.record.lists().pop()?;
+        if !lists.iter().all(counts) || !list.contains(&self.me.server) {
+            return None;
+        }
+        founding.promises.values().for_each(|report| base.record.merge(&report.record));
+        let incarnation =
+            |id: &ServerId| promised(id).map_or(Incarnation::NOBODY, |n| n.incarnation);
+        let voters = list.iter().map(|id| (*id, incarnation(id))).collect();
+        self.founding = None;
+        Some(Found { epoch: self.promise, voters, base })
+    }
+
+    /// Begins in a cluster that was founded, if this very node was counted and has promised nothing
+    /// higher since. `own` is its report of before. Raft then begins with an empty log.
+    pub fn accept(&mut self, found: &Found<R>, own: Report<R>) -> bool {
+        let counted = found.voters.get(&self.me.server) == Some(&self.me.incarnation);
+        if !counted || self.promise > found.epoch || self.cluster >= found.epoch {
+            return false;
+        }
+        self.older = own.newer(found.base.clone());
+        (self.promise, self.cluster) = (found.epoch, found.epoch);
+        true
+    }
+
+    /// Takes the log of a leader of `cluster`, as a node that is in none.
+    pub fn join(&mut self, cluster: Epoch) -> bool {
+        if !self.cluster.is_none() || self.promise > cluster || cluster.is_none() {
+            return false;
+        }
+        self.founding = None;
+        (self.promise, self.cluster) = (cluster, cluster);
+        true
+    }
+}
+
+/// Whether a server that has heard no leader with a majority for a while prepares a founding, having
+/// asked the others of `list` for `asked_for`: nobody hears one, and all answered or a majority after
+/// `patience`. The more of them are there, the newer is the newest record.
+pub fn may_prepare(
+    me: ServerId,
+    list: &Voters,
+    answers: &BTreeMap<ServerId, Answer>,
+    asked_for: Duration,
+    patience: Duration,
+) -> bool {
+    let there = list.iter().filter(|id| **id == me || answers.contains_key(id)).count();
+    list.contains(&me)
+        && answers.values().all(|answer| !answer.hears_leader)
+        && (there == list.len() || there >= majority(list.len()) && asked_for >= patience)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record: its list, and what was revoked.
+    #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+    struct Notes {
+        lists: Vec<Voters>,
+        revoked: u8,
+    }
+
+    impl Evidence for Notes {
+        fn lists(&self) -> Vec<Voters> {
+            self.lists.clone()
+        }
+
+        fn merge(&mut self, other: &Notes) {
+            self.revoked |= other.revoked;
+        }
+    }
+
+    fn node(server: u32, incarnation: u64) -> NodeId {
+        NodeId { server: ServerId(server), incarnation: Incarnation(incarnation) }
+    }
+
+    fn ids(ids: &[u32]) -> Voters {
+        ids.iter().copied().map(ServerId).collect()
+    }
+
+    fn epoch(counter: u64, founder: u32) -> Epoch {
+        Epoch { counter, founder: node(founder, 1) }
+    }
+
+    fn end(index: u64) -> LogPosition {
+        LogPosition { index, ..LogPosition::default() }
+    }
+
+    fn report(counter: u64, index: u64, list: &[u32]) -> Report<Notes> {
+        let rank = Rank { epoch: epoch(counter, 1), end: end(index) };
+        Report { rank, record: Notes { lists: vec![ids(list)], revoked: 0 } }
+    }
+
+    fn none(list: &[u32]) -> Report<Notes> {
+        Report { rank: Rank::default(), ..report(0, 0, list) }
+    }
+
+    fn member(server: u32) -> Member<Notes> {
+        Member::new(node(server, 1), none(&[1, 2, 3]))
+    }
+
+    fn answers(members: &[&Member<Notes>]) -> Vec<Answer> {
+        members.iter().map(|member| member.answer(false)).collect()
+    }
+
+    /// The first of these founds, the others promise what they report.
+    fn founded(reports: [Report<Notes>; 2], has_waited: bool) -> Option<Found<Notes>> {
+        let (mut one, mut two, three) = (member(1), member(2), member(3));
+        let [own, other] = reports;
+        let asked = one.prepare(own, &answers(&[&two, &three]), 10);
+        let promise = two.promise(&asked[0], other);
+        one.collect(promise);
+        one.found(has_waited)
+    }
+
+    #[test]
+    fn a_cold_start_is_a_founding_with_those_who_promised() {
+        let (mut one, mut two, mut three) = (member(1), member(2), member(3));
+        let asked = one.prepare(none(&[1, 2, 3]), &answers(&[&two, &three]), 10);
+        assert_eq!(one.promise, epoch(11, 1));
+        assert_eq!(one.found(true), None, "one of three is no majority");
+        assert_eq!(two.admits(&asked[0], false, 10), Ok(()));
+        assert_eq!(two.admits(&asked[1], false, 10), Err(Refusal::OtherNode(node(3, 1))));
+        assert_eq!(two.admits(&asked[0], true, 10), Err(Refusal::HearsLeader));
+        let promise = two.promise(&asked[0], none(&[1, 2, 3]));
+        assert_eq!(two.admits(&asked[0], false, 10), Err(Refusal::Promised(epoch(11, 1))));
+        one.collect(promise);
+        assert_eq!(one.found(false), None, "the third may hold something newer");
+        let found = one.found(true).unwrap();
+        let voters = [(1, 1), (2, 1), (3, 0)].map(|(id, life)| (ServerId(id), Incarnation(life)));
+        assert_eq!((found.epoch, &found.voters), (epoch(11, 1), &voters.into()));
+        assert_eq!(one.found(true), None, "it is given out once");
+        for who in [&mut one, &mut two] {
+            assert!(!who.takes_part());
+            assert!(who.accept(&found, none(&[1, 2, 3])) && who.takes_part());
+            assert!(!who.accept(&found, none(&[1, 2, 3])), "it begins once");
+        }
+        assert!(!three.accept(&found, none(&[1, 2, 3])), "it was not counted");
+        assert!(three.join(found.epoch) && three.takes_part());
+        assert!(three.takes(node(3, 1), found.epoch) && !three.takes(node(3, 2), found.epoch));
+        assert!(!three.takes(node(3, 1), epoch(10, 1)));
+    }
+
+    #[test]
+    fn a_promise_ends_all_part_in_what_was_before() {
+        let mut one = member(1);
+        assert!(one.join(epoch(3, 2)) && one.takes_part());
+        let asked = Prepare { epoch: epoch(4, 2), to: node(1, 1) };
+        let promise = one.promise(&asked, one.report(None));
+        assert_eq!(promise.from, node(1, 1));
+        assert!(!one.takes_part() && !one.takes(node(1, 1), epoch(3, 2)));
+        assert!(!one.join(epoch(3, 2)) && !one.join(epoch(9, 2)), "it is in a cluster");
+        // One that promised and is in none waits for that founding or a later one.
+        let mut two = member(2);
+        let asked = Prepare { epoch: epoch(4, 1), to: node(2, 1) };
+        two.promise(&asked, none(&[1]));
+        assert!(!two.join(epoch(3, 2)) && two.join(epoch(4, 1)));
+    }
+
+    #[test]
+    fn the_newest_record_is_gone_on_from_and_revocations_are_merged() {
+        let mut old = report(3, 9, &[1, 2, 3]);
+        old.record.revoked = 1;
+        let new = report(4, 1, &[1, 2, 3]);
+        for reports in [[old.clone(), new.clone()], [new.clone(), old]] {
+            let found = founded(reports, true).unwrap();
+            assert_eq!((found.base.rank, found.base.record.revoked), (new.rank, 1));
+        }
+    }
+
+    #[test]
+    fn the_list_of_the_newest_record_counts_and_both_while_it_changes() {
+        let small = report(3, 1, &[1, 2]);
+        let large = report(4, 1, &[1, 2, 3, 4, 5]);
+        assert_eq!(founded([small.clone(), large], true), None);
+        let found = founded([report(2, 1, &[1, 2, 3, 4, 5]), small], true).unwrap();
+        assert!(found.voters.keys().copied().eq(ids(&[1, 2])));
+        let mut open = report(5, 1, &[1, 2, 3]);
+        open.record.lists.push(ids(&[1, 3, 4]));
+        assert_eq!(founded([open, none(&[1, 2, 3])], true), None);
+        // Servers that have nothing but their files count by all of these.
+        assert_eq!(founded([none(&[1, 2, 3]), none(&[1, 2, 3, 4])], true), None);
+        assert_eq!(founded([report(5, 1, &[2, 3]), none(&[1])], true), None, "it is in no list");
+    }
+
+    #[test]
+    fn a_log_ranks_once_it_has_the_record_of_its_founding() {
+        let mut one = member(1);
+        let base = report(5, 7, &[1, 2, 3]);
+        let voters = [(ServerId(1), Incarnation(1))].into();
+        let found = Found { epoch: epoch(8, 1), voters, base: base.clone() };
+        assert!(one.accept(&found, report(4, 9, &[1])));
+        assert_eq!(one.report(None), base, "the rank of what it was founded from");
+        let record = Notes { lists: vec![ids(&[1])], revoked: 2 };
+        let report = one.report(Some((end(3), record.clone())));
+        assert_eq!(
+            (report.rank, report.record),
+            (Rank { epoch: epoch(8, 1), end: end(3) }, record)
+        );
+        assert_eq!(one.known(), 8);
+    }
+
+    #[test]
+    fn a_founder_goes_beyond_what_it_is_told_unless_that_is_absurd() {
+        let mut one = member(1);
+        let mut told = answers(&[&member(2), &member(3)]);
+        (told[0].known, told[1].known) = (u64::MAX, 40);
+        let asked = one.prepare(none(&[1]), &told, 10);
+        assert_eq!(asked[0], Prepare { epoch: epoch(41, 1), to: node(2, 1) });
+        let mad = Prepare { epoch: epoch(u64::MAX, 1), to: node(2, 1) };
+        assert_eq!(member(2).admits(&mad, false, 10), Err(Refusal::Implausible(u64::MAX)));
+    }
+
+    #[test]
+    fn a_promise_for_another_epoch_does_not_count() {
+        let (mut one, mut two) = (member(1), member(2));
+        let first = one.prepare(none(&[1, 2, 3]), &answers(&[&two]), 10);
+        let late = two.promise(&first[0], none(&[1, 2, 3]));
+        one.prepare(none(&[1, 2, 3]), &answers(&[&two]), 10);
+        one.collect(late);
+        assert_eq!(one.found(true), None);
+        // A founder that promised another one higher founds nothing any more.
+        one.promise(&Prepare { epoch: epoch(99, 3), to: node(1, 1) }, none(&[1]));
+        assert!(one.founding.is_none() && one.found(true).is_none());
+    }
+
+    #[test]
+    fn a_server_prepares_when_nobody_hears_a_leader_and_enough_are_there() {
+        let list = ids(&[1, 2, 3]);
+        let there = |servers: &[u32], hears: bool| {
+            let answer = |id: &u32| (ServerId(*id), member(*id).answer(hears));
+            servers.iter().map(answer).collect::<BTreeMap<_, _>>()
+        };
+        let patience = Duration::from_millis(600);
+        let may = |me, answers: &BTreeMap<_, _>, ms| {
+            may_prepare(ServerId(me), &list, answers, Duration::from_millis(ms), patience)
+        };
+        assert!(may(1, &there(&[2, 3], false), 0), "all are there");
+        assert!(!may(1, &there(&[2], false), 599) && may(1, &there(&[2], false), 600));
+        assert!(!may(1, &there(&[], false), 9999) && !may(1, &there(&[2, 3], true), 9999));
+        assert!(!may(4, &there(&[1, 2, 3], false), 9999), "it is not in the list");
+    }
+}

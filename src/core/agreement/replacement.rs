@@ -1,0 +1,249 @@
+//! How the leader keeps the voters what they should be: one step at a time, each of them harmless if
+//! it is dropped or made twice, so that a new leader just goes on.
+//!
+//! Invariants: a voter has the log before it votes, and what it knew to be revoked is revoked; no
+//! step begins while another one is open; a server that was replaced comes back only as a later
+//! life; the list changes by one server at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::report::Voters;
+use crate::core::node_id::{Incarnation, NodeId};
+use crate::core::quorum::majority;
+use crate::core::server_id::ServerId;
+
+/// The voters, and which life of each.
+pub type Configuration = BTreeMap<ServerId, Incarnation>;
+
+/// A living server that is not, or not in this life, a voter yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Arrival {
+    /// Which life.
+    pub incarnation: Incarnation,
+    /// Whether it has taken the log of this leader.
+    pub has_log: bool,
+    /// Whether all that it knows to be revoked is revoked here too.
+    pub is_merged: bool,
+}
+
+/// What a leader sees.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    /// The leader.
+    pub me: NodeId,
+    /// The last configuration of its log; two while a change is open, the wanted one last.
+    pub configurations: &'a [Configuration],
+    /// All nodes that Raft knows, learners among them.
+    pub nodes: &'a BTreeSet<NodeId>,
+    /// Whether that configuration is committed, an entry of this leader's own term, and the record
+    /// that the cluster was founded from.
+    pub is_settled: bool,
+    /// The voters of the list that the group has agreed on.
+    pub list: &'a Voters,
+    /// Who answered this leader within its lease.
+    pub answering: &'a BTreeSet<NodeId>,
+    /// The newest life of each server that said hello on a living connection.
+    pub arrivals: &'a BTreeMap<ServerId, Arrival>,
+}
+
+/// What a leader has Raft do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send these the log.
+    AddLearners(BTreeSet<NodeId>),
+    /// Revoke what this server knows to be revoked.
+    MergeRevoked(NodeId),
+    /// Make these the voters, by way of both sets.
+    ChangeVoters(Configuration),
+    /// Send these nothing any more.
+    Remove(BTreeSet<NodeId>),
+}
+
+/// The next step, if there is one. It is asked again after each, and whenever something changed.
+pub fn next_step(view: &View<'_>) -> Option<Step> {
+    let last = view.configurations.last().filter(|_| view.is_settled)?;
+    if view.configurations.len() > 1 {
+        return Some(Step::ChangeVoters(last.clone()));
+    }
+    let has = |id: &ServerId| last.get(id).copied().unwrap_or(Incarnation::NOBODY);
+    let node = |id: &ServerId, incarnation| NodeId { server: *id, incarnation };
+    let new = |(id, arrival): (&ServerId, &Arrival)| {
+        let is_new = *id != view.me.server && arrival.incarnation > has(id);
+        (is_new && view.list.contains(id)).then(|| (node(id, arrival.incarnation), *arrival))
+    };
+    let new: Vec<(NodeId, Arrival)> = view.arrivals.iter().filter_map(new).collect();
+    let unknown = |known: &&(NodeId, Arrival)| !view.nodes.contains(&known.0);
+    let learners: BTreeSet<NodeId> = new.iter().filter(unknown).map(|(node, _)| *node).collect();
+    if !learners.is_empty() {
+        return Some(Step::AddLearners(learners));
+    }
+    let ready = || new.iter().filter(|(_, arrival)| arrival.has_log);
+    if let Some((node, _)) = ready().find(|(_, arrival)| !arrival.is_merged) {
+        return Some(Step::MergeRevoked(*node));
+    }
+    let mut wanted = last.clone();
+    let (replace, add): (Vec<_>, Vec<_>) =
+        ready().map(|(node, _)| *node).partition(|node| last.contains_key(&node.server));
+    wanted.extend(replace.iter().map(|node| (node.server, node.incarnation)));
+    if wanted == *last {
+        if let Some(node) = add.first() {
+            wanted.insert(node.server, node.incarnation);
+        } else {
+            // Those that are away go first, the leader itself last.
+            let leaving = last.iter().filter(|(id, _)| !view.list.contains(id));
+            let order = |(id, life): &(&ServerId, &Incarnation)| {
+                (**id == view.me.server, view.answering.contains(&node(id, **life)))
+            };
+            leaving.min_by_key(order).map(|(id, _)| wanted.remove(id));
+        }
+    }
+    // Voters of whom no majority answers could agree on nothing, not even on others.
+    let answers = |(id, life): &(&ServerId, &Incarnation)| {
+        **id == view.me.server || view.answering.contains(&node(id, **life))
+    };
+    if wanted != *last && wanted.iter().filter(answers).count() >= majority(wanted.len()) {
+        return Some(Step::ChangeVoters(wanted));
+    }
+    let stays = |known: &&NodeId| {
+        last.get(&known.server) == Some(&known.incarnation)
+            || new.iter().any(|(node, _)| node == *known)
+    };
+    let gone: BTreeSet<NodeId> = view.nodes.iter().filter(|known| !stays(known)).copied().collect();
+    (!gone.is_empty()).then_some(Step::Remove(gone))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(server: u32, incarnation: u64) -> NodeId {
+        NodeId { server: ServerId(server), incarnation: Incarnation(incarnation) }
+    }
+
+    fn configuration(nodes: &[(u32, u64)]) -> Configuration {
+        nodes.iter().map(|(id, life)| (ServerId(*id), Incarnation(*life))).collect()
+    }
+
+    /// A leader, server 1, of three voters who all answer.
+    struct Fleet {
+        configurations: Vec<Configuration>,
+        is_settled: bool,
+        list: Voters,
+        nodes: BTreeSet<NodeId>,
+        answering: BTreeSet<NodeId>,
+        arrivals: BTreeMap<ServerId, Arrival>,
+    }
+
+    fn fleet() -> Fleet {
+        let nodes = BTreeSet::from([node(1, 1), node(2, 1), node(3, 1)]);
+        Fleet {
+            configurations: vec![configuration(&[(1, 1), (2, 1), (3, 1)])],
+            is_settled: true,
+            list: [1, 2, 3].map(ServerId).into(),
+            answering: nodes.clone(),
+            nodes,
+            arrivals: BTreeMap::new(),
+        }
+    }
+
+    impl Fleet {
+        fn arrive(&mut self, id: u32, life: u64, has_log: bool, is_merged: bool) {
+            let arrival = Arrival { incarnation: Incarnation(life), has_log, is_merged };
+            self.arrivals.insert(ServerId(id), arrival);
+        }
+
+        fn next(&self) -> Option<Step> {
+            next_step(&View {
+                me: node(1, 1),
+                configurations: &self.configurations,
+                nodes: &self.nodes,
+                is_settled: self.is_settled,
+                list: &self.list,
+                answering: &self.answering,
+                arrivals: &self.arrivals,
+            })
+        }
+    }
+
+    fn change(nodes: &[(u32, u64)]) -> Option<Step> {
+        Some(Step::ChangeVoters(configuration(nodes)))
+    }
+
+    #[test]
+    fn a_restarted_server_takes_its_own_place_step_by_step() {
+        let mut fleet = fleet();
+        assert_eq!(fleet.next(), None);
+        fleet.arrive(2, 7, false, false);
+        assert_eq!(fleet.next(), Some(Step::AddLearners([node(2, 7)].into())));
+        fleet.nodes.insert(node(2, 7));
+        assert_eq!(fleet.next(), None, "it has no log yet");
+        fleet.arrive(2, 7, true, false);
+        assert_eq!(fleet.next(), Some(Step::MergeRevoked(node(2, 7))));
+        fleet.arrive(2, 7, true, true);
+        assert_eq!(fleet.next(), change(&[(1, 1), (2, 7), (3, 1)]));
+        fleet.configurations.push(configuration(&[(1, 1), (2, 7), (3, 1)]));
+        fleet.arrivals.clear();
+        assert_eq!(fleet.next(), change(&[(1, 1), (2, 7), (3, 1)]), "what is open is ended");
+        fleet.configurations.remove(0);
+        assert_eq!(fleet.next(), Some(Step::Remove([node(2, 1)].into())));
+        fleet.nodes.remove(&node(2, 1));
+        assert_eq!(fleet.next(), None);
+    }
+
+    #[test]
+    fn nothing_is_done_while_anything_is_open() {
+        let mut fleet = fleet();
+        fleet.nodes.insert(node(2, 7));
+        fleet.arrive(2, 7, true, true);
+        fleet.is_settled = false;
+        assert_eq!(fleet.next(), None);
+        fleet.configurations.clear();
+        fleet.is_settled = true;
+        assert_eq!(fleet.next(), None);
+    }
+
+    #[test]
+    fn an_earlier_life_is_not_taken_in_again_nor_the_leader_by_another() {
+        let mut fleet = fleet();
+        fleet.configurations = vec![configuration(&[(1, 1), (2, 7), (3, 1)])];
+        fleet.nodes = [node(1, 1), node(2, 7), node(3, 1)].into();
+        fleet.arrive(2, 6, true, true);
+        fleet.arrive(1, 9, true, true);
+        fleet.arrive(4, 1, true, true);
+        assert_eq!(fleet.next(), None);
+    }
+
+    #[test]
+    fn several_are_replaced_at_once_but_the_list_changes_by_one() {
+        let mut fleet = fleet();
+        fleet.list = [1, 2, 3, 4, 5].map(ServerId).into();
+        for id in [2, 3, 4, 5] {
+            fleet.nodes.insert(node(id, 7));
+            fleet.answering.insert(node(id, 7));
+            fleet.arrive(id, 7, true, true);
+        }
+        assert_eq!(fleet.next(), change(&[(1, 1), (2, 7), (3, 7)]));
+        fleet.configurations = vec![configuration(&[(1, 1), (2, 7), (3, 7)])];
+        assert_eq!(fleet.next(), change(&[(1, 1), (2, 7), (3, 7), (4, 7)]));
+    }
+
+    #[test]
+    fn those_that_are_away_leave_first_and_the_leader_last() {
+        let mut fleet = fleet();
+        fleet.list = [2].map(ServerId).into();
+        fleet.answering.remove(&node(3, 1));
+        assert_eq!(fleet.next(), change(&[(1, 1), (2, 1)]));
+        fleet.configurations = vec![configuration(&[(1, 1), (2, 1)])];
+        assert_eq!(fleet.next(), change(&[(2, 1)]));
+    }
+
+    #[test]
+    fn no_step_leads_to_voters_who_could_agree_on_nothing() {
+        let mut fleet = fleet();
+        fleet.list = [1, 2].map(ServerId).into();
+        fleet.answering.remove(&node(2, 1));
+        assert_eq!(fleet.next(), None, "of two voters one would be away");
+        fleet.answering.insert(node(2, 1));
+        assert_eq!(fleet.next(), change(&[(1, 1), (2, 1)]));
+    }
+}
