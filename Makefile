@@ -32,7 +32,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 .NOTPARALLEL:
 .PHONY: help deps build build-tests demo test test-quick verify-all rust-version reproducible fix \
         autest prove prove-rotation prove-restarts prove-network prove-clients deps-clients soak \
-        simulate mutants measure deny deny-tool deny-advisories install uninstall absolute man \
+        simulate prove-model mutants measure deny deny-tool deny-advisories install uninstall absolute man \
         check-fresh package rpm package-arm64 release package-check check-examples clean deps-bench bench bench-quick \
         bench-compare bench-scale fuzz prove-attack panics valgrind sanitize mutants-core \
         mutants-tool
@@ -131,6 +131,9 @@ simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1; 
 	    cargo run --profile simulation --locked -q -p simulation -- \
 	    $(if $(LATE_VOTES),--late-votes) $(if $(RESETS),--resets) \
 	    $(if $(SEED),--seed $(SEED) --log,--seeds $(or $(SEEDS),1000) --from $(or $(FROM),1))
+
+prove-model: ## core's rules of agreement through all orders of events, as deep as MINUTES=30 go; some 10 GB
+	cargo run --locked -q -p model -- $(or $(MINUTES),30)
 
 fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60, TARGETS="list conf"
 	@tools/fuzz.sh $(TARGET)/fuzz

@@ -29,7 +29,7 @@ else
     for ((piece = 0; piece < pieces; piece++)); do
         steps+=("simulate-$((from + piece * seeds))-$((from + (piece + 1) * seeds - 1))")
     done
-    steps+=(prove-rotation prove-restarts prove-network prove-clients panics prove-attack soak valgrind
+    steps+=(prove-rotation prove-restarts prove-network prove-clients prove-model panics prove-attack soak valgrind
         sanitize mutants mutants-core check-fresh package-check)
 fi
 
@@ -45,7 +45,7 @@ command_of() { # STEP
 
 # The last line that sums a step up, for the table.
 summary() { # FILE
-    grep -aE '^[0-9]+ seeds,|^test result:|^PASSED|^FAILED|executions|caught|: 0 errors|ERROR SUMMARY' "$1" |
+    grep -aE '^[0-9]+ seeds,|^today|^test result:|^PASSED|^FAILED|executions|caught|: 0 errors|ERROR SUMMARY' "$1" |
         tail -n 1 | tr '|' '/' | cut -c 1-160
 }
 
