@@ -99,7 +99,7 @@ fn every_number_moves_with_what_happens_to_a_fleet() -> Result<()> {
     dir.done()
 }
 
-/// Its list has another word for an address, and its host a site at an address of its own.
+/// Its list has another word for an address, and its host a site that was to have a key of its own.
 fn make_third_server_odd(fleet: &Fleet, dir: &Path) -> Result<()> {
     let etc = fleet.servers[2].etc();
     let list = etc.join("server_list.yaml");
@@ -109,7 +109,7 @@ fn make_third_server_odd(fleet: &Fleet, dir: &Path) -> Result<()> {
     let mut text = fs::read_to_string(&multicert).context(multicert.display())?;
     let site = |end| dir.join("pki").join(format!("site.{end}")).display().to_string();
     text +=
-        &format!("dest_ip=127.0.0.9 ssl_cert_name={} ssl_key_name={}\n", site("pem"), site("key"));
+        &format!("ticket_key_name=x ssl_cert_name={} ssl_key_name={}\n", site("pem"), site("key"));
     fs::write(&multicert, text).context(multicert.display())
 }
 
@@ -166,7 +166,10 @@ fn the_odd_server_shows(fleet: &Fleet) -> Result<()> {
     let hints = of("host_hints");
     assert!(hints[0] == hints[1] && hints[2] == hints[0] + 1, "{hints:?}");
     let diags = fleet.servers[2].diags();
-    assert!(diags.contains("ssl_multicert.config line 2 has a dest_ip other than *"), "{diags}");
+    assert!(
+        diags.contains("ssl_multicert.config line 2: ticket_key_name: x names a ticket"),
+        "{diags}"
+    );
     Ok(())
 }
 
