@@ -24,8 +24,8 @@ dir=$(realpath "$dir")
 # Millions of each hundred million executions: some eight minutes of each of the dear targets on
 # one core of 2024, less of the cheap ones that know everything soon.
 declare -A share=([frame]=17 [greeting]=3 [stream]=4 [request]=22 [response]=20 [commands]=8 [conf]=1 [list]=2
-    [state]=14 [subject]=6 [verb]=3 [hello]=3)
-read -ra targets <<<"${TARGETS:-frame greeting stream request response commands conf list state subject verb hello}"
+    [state]=13 [subject]=6 [verb]=2 [hello]=3 [session]=2)
+read -ra targets <<<"${TARGETS:-frame greeting stream request response commands conf list state subject verb hello session}"
 executions=${EXECUTIONS:-100000000}
 
 unpack() { # TARGET

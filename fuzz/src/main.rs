@@ -14,6 +14,7 @@ mod hello;
 mod memory;
 mod messages;
 mod seeds;
+mod sessions;
 mod state;
 mod subjects;
 mod verbs;
@@ -45,7 +46,7 @@ const CLAIMED: usize = 4 * MIB;
 /// What is said of a file: so many lines at most, each of them there as a whole and in its parts.
 const TOLD: usize = 4 * MAX_PROBLEMS * yaml::MAX_LINE;
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 13] = [
     Target { name: "frame", assess: frames::whole, bound: (4 * KIB, 4) },
     Target { name: "greeting", assess: frames::hello, bound: (4 * KIB, 4) },
     // A claimed length is honoured up to the longest frame, three times: read, written, reference.
@@ -59,6 +60,7 @@ const TARGETS: [Target; 12] = [
     Target { name: "subject", assess: subjects::compare, bound: (64 * KIB, 200) },
     Target { name: "verb", assess: verbs::parse, bound: (4 * KIB, 64) },
     Target { name: "hello", assess: hello::name, bound: (KIB, 4) },
+    Target { name: "session", assess: sessions::take, bound: (8 * KIB, 4) },
 ];
 
 fn target() -> &'static Target {

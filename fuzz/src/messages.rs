@@ -11,6 +11,7 @@ use stek_share::core::config::MAX_MEMBERS;
 use stek_share::core::key_ring::{MAX_GENERATION, MAX_KEYS};
 use stek_share::core::moment::Moment;
 use stek_share::core::server_list::MAX_VERSION;
+use stek_share::core::sessions::{MAX_PER_MESSAGE, MAX_SESSION};
 use stek_share::transport::frame::MAX_BODY;
 
 /// No sound message counts beyond this.
@@ -39,6 +40,10 @@ pub fn request(bytes: &[u8]) {
         }
         Request::ChangeMembership { members, .. } => assert!(members.len() <= MAX_MEMBERS),
         Request::Order { origin, .. } => assert!(origin.len() <= MAX_ORIGIN),
+        Request::Sessions(sessions) => {
+            assert!(sessions.events.len() <= MAX_PER_MESSAGE);
+            assert!(sessions.events.iter().all(|event| event.size() <= MAX_SESSION));
+        }
         _ => {}
     }
 }

@@ -20,13 +20,14 @@ use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::server_list::ServerList;
 use stek_share::core::server_status::ServerStatus;
+use stek_share::core::sessions::{SessionBytes, SessionEvent, SessionId};
 use stek_share::core::stek::{Stek, STEK_LEN};
 use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::rpc::{
     encode, AppendAnswer, ErrorResponse, MembershipRefusal, Request, Response, RotationRefusal,
-    WireAppend, WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
+    WireAppend, WireEntry, WireMembership, WirePayload, WireSessions, WireSnapshot, WireVote,
 };
-use stek_share::transport::frame::{self, Header, Hello, Kind, Role, Versions};
+use stek_share::transport::frame::{self, Body, Header, Hello, Kind, Role, Versions};
 
 /// A self-signed certificate and its key, PEM.
 pub fn identity(subject: &str) -> (Vec<u8>, Vec<u8>) {
@@ -196,6 +197,17 @@ fn requests() -> Vec<Request> {
         snapshot(),
         Request::AwaitInstalled { generation: Generation(7), limit_ms: 1000 },
         Request::Order { order: Order::Revoke, origin: "traffic_ctl on server 1".to_owned() },
+        Request::Sessions(WireSessions {
+            generation: Generation(2),
+            events: vec![
+                SessionEvent::Made(
+                    SessionId::new(&[7; 32]).expect("an id"),
+                    SessionBytes::new(Body::new(vec![9; 125])).expect("a session"),
+                ),
+                SessionEvent::Removed(SessionId::new(&[8; 16]).expect("an id")),
+                SessionEvent::WantNewest,
+            ],
+        }),
         Request::Campaign,
         Request::ChangeMembership {
             replaces: list().digest(),

@@ -77,6 +77,16 @@ fn a_shared_session_opens_its_own_site_until_it_is_revoked() -> Result<()> {
     assert!(!ids::visit(one, "b.test", Some(&made.session))?.resumed);
     assert!(ids::visit(one, "a.test", Some(&made.session))?.resumed);
 
+    // What one gives up, the other gives up.
+    let spoilt = ids::visit(one, "a.test", None)?;
+    wait_inserted(&fleet, 1, 2)?;
+    assert!(ids::spoil(one, "a.test", &spoilt.session)?);
+    for address in [one, two] {
+        wait::until(PATIENCE, "the end of a session that was given up", || {
+            Ok((!ids::visit(address, "a.test", Some(&spoilt.session))?.resumed).then_some(()))
+        })?;
+    }
+
     // One that starts is sent what the other has.
     fleet.servers[1].stop(testkit::sys::Signal::Kill)?;
     fleet.servers[1].start()?;

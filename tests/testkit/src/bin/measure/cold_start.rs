@@ -84,7 +84,7 @@ fn start(system: System, plugin: &Path, size: usize) -> Result<Start> {
     });
     // Rivals may fail; this plugin may not.
     let one_key = match system {
-        System::StekShare | System::HostScope => Some(one_key?),
+        System::StekShare | System::HostScope | System::SharedIds => Some(one_key?),
         _ => one_key.ok(),
     };
     let resumed = |ticket: &&Ticket| {

@@ -33,6 +33,8 @@ pub enum System {
     StekShare,
     /// The same with `ticket_scope: host`, where that may matter.
     HostScope,
+    /// The same with `share_sessions: true`.
+    SharedIds,
     /// Traffic Server without any plugin.
     Plain,
     /// Traffic Server with ssl_session_reuse and one Redis.
@@ -50,16 +52,26 @@ impl System {
         match self {
             Self::StekShare => "",
             Self::HostScope => "ticket_scope host",
+            Self::SharedIds => "share_sessions",
             Self::Plain => "plain",
             Self::SessionReuse => "ssl_session_reuse",
             Self::Caddy => "caddy",
         }
     }
 
+    /// The same where sessions without tickets are shared as well, if it runs in Traffic Server.
+    pub fn sharing_sessions(self) -> Option<Self> {
+        match self {
+            Self::StekShare | Self::HostScope | Self::SharedIds => Some(Self::SharedIds),
+            Self::Plain | Self::SessionReuse => Some(self),
+            Self::Caddy => None,
+        }
+    }
+
     /// Whether it is on this machine.
     pub fn is_there(self) -> bool {
         let needed: &[&str] = match self {
-            Self::StekShare | Self::HostScope | Self::Plain => &[],
+            Self::StekShare | Self::HostScope | Self::SharedIds | Self::Plain => &[],
             Self::SessionReuse => &[SESSION_REUSE, REDIS],
             Self::Caddy => &[CADDY],
         };
@@ -104,6 +116,10 @@ impl Group {
             }
             System::HostScope => {
                 let plan = Plan::new(size, plugin, interval).option("ticket_scope", "host");
+                group.fleet = Some(plan.prepare(dir)?);
+            }
+            System::SharedIds => {
+                let plan = Plan::new(size, plugin, interval).option("share_sessions", "true");
                 group.fleet = Some(plan.prepare(dir)?);
             }
             System::Plain => {
@@ -279,7 +295,9 @@ impl Group {
     /// The TCP ports on which they speak to each other or to their helper.
     pub fn inner_ports(&self) -> Vec<u16> {
         match (self.system, &self.fleet, &self.redis) {
-            (System::StekShare | System::HostScope, Some(fleet), _) => fleet.raft_ports.clone(),
+            (System::StekShare | System::HostScope | System::SharedIds, Some(fleet), _) => {
+                fleet.raft_ports.clone()
+            }
             (_, _, Some(redis)) => vec![redis.port],
             _ => Vec::new(),
         }

@@ -7,7 +7,7 @@
 //!     measure compare OLD.json NEW.json
 //!     measure report RUN.json PAGE.md
 //!
-//! WHAT is `size`, `cold-start`, `spread`, `return`, `failover`, `handshakes`, `idle`, `wire`,
+//! WHAT is `size`, `cold-start`, `spread`, `return`, `failover`, `handshakes`, `ids`, `idle`, `wire`,
 //! `build`, `scale`, `kills`, or `all`, which is all but the last three. The plugin's path stands in
 //! `STEK_SHARE_SO`, with `stekctl` beside it; `scale` and `kills` need the program `standalone_node`
 //! instead. Exit code 0, 1 when something could not be measured or has become worse, 2 when it is called wrongly.
@@ -30,21 +30,22 @@ mod failover;
 mod group;
 mod handshakes;
 mod idle;
+mod ids;
 mod report;
 mod returns;
 mod scale;
 mod spread;
 mod wire;
 
-const USAGE: &str = "usage: measure size|cold-start|spread|return|failover|handshakes|idle|wire|\
+const USAGE: &str = "usage: measure size|cold-start|spread|return|failover|handshakes|ids|idle|wire|\
                      build|scale|kills|all ... [--runs N] [--servers N,N] [--rivals] [--json FILE]\n       \
                      measure bench [--quick] [--json FILE] [--report FILE]\n       \
                      measure compare OLD.json NEW.json\n       \
                      measure report RUN.json PAGE.md\nSTEK_SHARE_SO names the plugin";
 
 /// What there is to measure, in the order of `all`.
-const SUBJECTS: [&str; 8] =
-    ["size", "cold-start", "spread", "return", "failover", "handshakes", "idle", "wire"];
+const SUBJECTS: [&str; 9] =
+    ["size", "cold-start", "spread", "return", "failover", "handshakes", "ids", "idle", "wire"];
 
 /// What is measured of servers that are the node alone.
 const LONE: [&str; 2] = ["scale", "kills"];
@@ -161,6 +162,9 @@ impl Request {
             "handshakes" => each(self.sizes(&[3], &[3]), &mut |servers| {
                 handshakes::measure(systems, plugin, servers, self.runs(30, 12), figures)
             }),
+            "ids" => each(self.sizes(&[3], &[3]), &mut |servers| {
+                ids::measure(systems, plugin, servers, self.runs(4, 2), figures)
+            }),
             "idle" => {
                 let rivals = [System::SessionReuse, System::Caddy];
                 let rivals: Vec<System> =
@@ -192,7 +196,7 @@ fn size(plugin: &Path, systems: &[System], figures: &mut Figures) -> Result<()> 
             System::StekShare => plugin,
             System::SessionReuse => Path::new(group::SESSION_REUSE),
             System::Caddy => Path::new(group::CADDY),
-            System::HostScope | System::Plain => continue,
+            System::HostScope | System::SharedIds | System::Plain => continue,
         };
         let bytes = fs::metadata(file).context(file.display())?.len();
         figures.of(system.name()).add("size: file", bytes as f64 / 1024.0, "KiB");
