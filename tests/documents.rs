@@ -20,6 +20,9 @@ use testkit::run_dir::RunDir;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const MANUAL: &str = "docs/admin-guide/plugins/stek_share.en.rst";
+/// Each table of the documents has one place.
+const OPTIONS_PAGE: &str = "docs/options.md";
+const OPERATIONS: &str = "docs/operations.md";
 const ALERTS: &str = "examples/prometheus-alerts.yaml";
 const DASHBOARD: &str = "examples/grafana-dashboard.json";
 
@@ -98,17 +101,17 @@ fn each_option_is_in_each_place_that_promises_all() {
     let wanted: BTreeSet<&str> = OPTIONS.iter().map(|o| o.name).chain(verbs).collect();
     assert_eq!(defined, wanted, "{MANUAL}");
 
-    let readme = read("README.md");
+    let options = read(OPTIONS_PAGE);
     let example = read("example_server_conf.yaml");
     for option in OPTIONS {
         let name = option.name;
-        let row = readme.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
-        let row = row.unwrap_or_else(|| panic!("README.md has no row for {name}"));
+        let row = options.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("{OPTIONS_PAGE} has no row for {name}"));
         let cells: Vec<&str> = row.split(" | ").map(|cell| cell.trim_matches([' ', '|'])).collect();
         let (range, default) = (cells[cells.len() - 2], cells[cells.len() - 1]);
-        assert_eq!(default, in_documents(option), "README.md, default of {name}");
+        assert_eq!(default, in_documents(option), "{OPTIONS_PAGE}, default of {name}");
         let takes = option.range().unwrap_or_else(|| range.to_owned());
-        assert_eq!(range, takes, "README.md, unit of {name}");
+        assert_eq!(range, takes, "{OPTIONS_PAGE}, unit of {name}");
 
         let uncommented = example.lines().map(|line| line.trim_start_matches('#'));
         let said = uncommented.filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
@@ -150,10 +153,11 @@ fn in_documents(option: &ConfigOption) -> String {
 /// Which options wait for a restart, and which may differ from server to server, is said in full.
 #[test]
 fn what_waits_for_a_restart_and_what_may_differ_is_named() {
-    let (readme, manual) = (read("README.md"), read(MANUAL));
-    let row = readme.lines().find(|line| line.starts_with("| `reload` |")).unwrap();
+    let (options, manual) = (read(OPTIONS_PAGE), read(MANUAL));
+    let messages = read(OPERATIONS);
+    let row = messages.lines().find(|line| line.starts_with("| `reload` |")).unwrap();
     let manual = manual.split("\nreload\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    let own = readme.split("values for everything but ").nth(1).unwrap();
+    let own = options.split("values for everything but ").nth(1).unwrap();
     let own = own.split(". ").next().unwrap();
     for option in OPTIONS {
         let named = |text: &str| text.contains(&format!("`{}`", option.name));
@@ -162,12 +166,12 @@ fn what_waits_for_a_restart_and_what_may_differ_is_named() {
         assert_eq!(
             named(row),
             option.change != Change::AtReload,
-            "README, reload: {}",
+            "{OPERATIONS}, reload: {}",
             option.name
         );
         assert_eq!(named(manual), option.change != Change::AtReload, "{MANUAL}: {}", option.name);
         assert!(!at_restart || row.find("at the next start") > row.find(option.name));
-        assert_eq!(named(own), is_own, "README, what may differ: {}", option.name);
+        assert_eq!(named(own), is_own, "{OPTIONS_PAGE}, what may differ: {}", option.name);
     }
 }
 

@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Sets up a first fleet as the handbook tells, with its very words: three servers, each a copy of a
-# Debian 12 with Traffic Server and the package, with an address of its own. Started by
+# Does what docs/operations.md tells, with its very words, and compares what is printed: on four servers,
+# each a copy of a Debian 12 with Traffic Server and the package, with an address of its own. Started by
 # tools/package-check.sh in name spaces of its own (mounts, network, processes), as root.
 #
 #   tools/first-fleet.sh ROOT SCRATCH     ROOT is not changed; SCRATCH is an empty directory
+#
+# A block ```sh here|N...``` is run here (on server 1, in /srv) or on these servers, one after another; a
+# block ```text``` behind it is what each of them prints, "..." standing for anything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$1 scratch=$2
-handbook=docs/handbook.md
+page=docs/operations.md
 ats=/etc/trafficserver
 
-# How long the fleet may take to be one; some five seconds on an idle machine.
-limit_seconds=60
+# How long one block may take on one server; a certificate is seen within a minute.
+limit_seconds=100
 
 fail() {
     echo "first-fleet: $*" >&2
@@ -23,14 +26,31 @@ on() { # SERVER COMMAND...
     local server=$1
     shift
     HOME=/root LC_ALL=C PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-        ip netns exec "server-$server" chroot "$scratch/server-$server" "$@"
+        timeout $limit_seconds ip netns exec "server-$server" chroot "$scratch/server-$server" "$@"
 }
 
-# The commands of the handbook's section, one block of them after the other.
-block() { # NUMBER
-    sed -n '/^## A first fleet/,/^## Sizing/p' "$handbook" |
-        awk -v wanted="$1" '/^    /{if (!inside) number++; inside = 1;
-            if (number == wanted) print substr($0, 5); next} {inside = 0}'
+# No systemd and no ssh are in there: what stands for them does the same.
+stand_ins() { # DIRECTORY
+    cat >"$1/systemctl" <<'END'
+#!/bin/bash
+# As the unit does: Traffic Server is gone before it starts again.
+if [ -s /run/manager.pid ] && kill -TERM "$(cat /run/manager.pid)" 2>/dev/null; then
+    while kill -0 "$(cat /run/manager.pid)" 2>/dev/null; do sleep 0.1; done
+fi
+[ "$1" = stop ] && exit
+traffic_manager </dev/null >/dev/null 2>&1 &
+echo $! >/run/manager.pid
+END
+    cat >"$1/scp" <<'END'
+#!/bin/bash
+# To root@10.0.0.N:PATH. A file that is there keeps its owner and mode.
+options=$1 files=("${@:2:$#-2}") to=${!#}
+host=${to%%:*} path=${to#*:}
+place=/machines/${host##*.}$path
+case $options in *r*) exec cp -rp "${files[@]}" "$place" ;; esac
+for file in "${files[@]}"; do cat "$file" >"$place/$(basename "$file")"; done
+END
+    chmod 755 "$1/systemctl" "$1/scp"
 }
 
 machines() {
@@ -40,25 +60,27 @@ machines() {
     ip link set lo up
     ip link add switch type bridge
     ip link set switch up
-    local server
-    for server in 1 2 3; do
+    local server home
+    for server in 1 2 3 4; do
+        home=$scratch/server-$server
         ip netns add "server-$server"
         ip link add "to-$server" type veth peer name eth0 netns "server-$server"
         ip link set "to-$server" master switch up
         ip -n "server-$server" addr add "10.0.0.$server/24" dev eth0
         ip -n "server-$server" link set eth0 up
         ip -n "server-$server" link set lo up
-        mkdir "$scratch/new-$server" "$scratch/work-$server" "$scratch/server-$server"
+        mkdir "$scratch/new-$server" "$scratch/work-$server" "$home"
         mount -t overlay -o "lowerdir=$root,upperdir=$scratch/new-$server,workdir=$scratch/work-$server" \
-            overlay "$scratch/server-$server"
-        mount --rbind /dev "$scratch/server-$server/dev"
-        mount -t proc proc "$scratch/server-$server/proc"
-        mount -t tmpfs -o mode=0755 tmpfs "$scratch/server-$server/run"
+            overlay "$home"
+        mount --rbind /dev "$home/dev"
+        mount -t proc proc "$home/proc"
+        mount -t tmpfs -o mode=0755 tmpfs "$home/run"
         on "$server" systemd-tmpfiles --create
-        # There is no systemd in here; to restart is to start.
-        printf '#!/bin/sh\ntraffic_manager >/dev/null 2>&1 &\n' \
-            >"$scratch/server-$server/usr/local/bin/systemctl"
-        chmod 755 "$scratch/server-$server/usr/local/bin/systemctl"
+        stand_ins "$home/usr/local/bin"
+    done
+    for server in 1 2 3 4; do
+        mkdir -p "$scratch/server-1/machines/$server"
+        mount --bind "$scratch/server-$server" "$scratch/server-1/machines/$server"
     done
 }
 
@@ -67,7 +89,7 @@ serve_tls() {
     openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=www.example \
         -keyout "$scratch/site.key" -out "$scratch/site.pem" 2>/dev/null
     local server etc
-    for server in 1 2 3; do
+    for server in 1 2 3 4; do
         etc=$scratch/server-$server$ats
         cp "$scratch/site.key" "$scratch/site.pem" "$etc"
         on "$server" chown trafficserver: $ats/site.key $ats/site.pem
@@ -78,21 +100,45 @@ serve_tls() {
     done
 }
 
+# The page's blocks, as files NN.where, NN.run and, if there is one, NN.text.
+blocks() { # DIRECTORY
+    awk -v dir="$1" '
+        /^ *```sh /  { number++; line = $0; sub(/^ *```sh /, "", line); indent = index($0, "`") - 1
+                       base = sprintf("%s/%03d", dir, number); print line >(base ".where"); into = base ".run"; next }
+        /^ *```text/ { indent = index($0, "`") - 1; into = base ".text"; next }
+        /^ *```$/    { into = ""; next }
+        into         { print substr($0, indent + 1) >into }' "$page"
+}
+
+# Whether each line of a block of text was printed, in any order.
+printed() { # TEXT SAID
+    local line pattern
+    while IFS= read -r line; do
+        pattern=$(printf '%s' "$line" | sed 's/[][\.*^$+?(){}|/]/\\&/g; s/\\\.\\\.\\\./.*/g')
+        grep -qE "^$pattern\$" "$2" || fail "no line '$line' in: $(cat "$2")"
+    done <"$1"
+}
+
 machines
 serve_tls
-# 1 is the package's installation, which has happened; 3 is a copy, for which there is no scp here.
-case $(block 1) in "apt-get install "*) ;; *) fail "the handbook's first block is another" ;; esac
-on 1 bash -euc "cd /srv; $(block 2)" >/dev/null || fail "the handbook's second block"
-case $(block 3) in "scp -rp fleet/server-2 "*":$ats/stek_share") ;; *) fail "the third is another" ;; esac
-for server in 1 2 3; do
-    cp -rp "$scratch/server-1/srv/fleet/server-$server" "$scratch/server-$server$ats/stek_share"
-    on "$server" bash -euc "$(block 4)" || fail "the handbook's fourth block on server $server"
+mkdir "$scratch/blocks"
+blocks "$scratch/blocks"
+[ "$(find "$scratch/blocks" -name '*.run' | wc -l)" -ge 20 ] || fail "$page has fewer blocks than it had"
+for run in "$scratch"/blocks/*.run; do
+    block=${run%.run}
+    read -ra places <"$block.where"
+    for where in "${places[@]}"; do
+        begun=$SECONDS
+        case $where in
+            here) on 1 bash -euc "cd /srv; $(cat "$run")" >"$block.said" 2>&1 ||
+                fail "here: $(cat "$run"): $(cat "$block.said")" ;;
+            *) on "$where" bash -euc "$(cat "$run")" >"$block.said" 2>&1 ||
+                fail "server $where: $(cat "$run"): $(cat "$block.said")" ;;
+        esac
+        [ ! -e "$block.text" ] || printed "$block.text" "$block.said"
+        echo "first-fleet: $(basename "$block") on $where, $((SECONDS - begun)) s: $(head -n 1 "$run")"
+    done
 done
-until on 2 stekctl status >"$scratch/said" 2>&1; do
-    [ $SECONDS -lt $limit_seconds ] || fail "not healthy after $SECONDS s: $(cat "$scratch/said")"
-    sleep 0.2
-done
-on 2 bash -euc "set -x; $(block 5)" || fail "the handbook's fifth block"
 # What a healthy fleet gives the doctor to say, which is nothing.
 [ -z "$(on 3 stekctl doctor)" ] || fail "doctor: $(on 3 stekctl doctor)"
-echo "first-fleet: three servers are one fleet, $SECONDS s after the first command of the handbook"
+echo "first-fleet: all blocks of $page in $SECONDS s"

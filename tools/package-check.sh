@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian package in a Debian 12 made from nothing, lets Debian's own Traffic Server
-# run with it there, sets up a fleet of three by the handbook, removes it, and looks for what stays behind. Needs root. All mounts, processes
+# run with it there, does what docs/operations.md says, removes it, and looks for what stays behind. Needs root. All mounts, processes
 # and network interfaces live in name spaces of their own and are gone when it ends.
 #
 #   tools/package-check.sh DIRECTORY PACKAGE

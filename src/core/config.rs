@@ -343,7 +343,7 @@ fn conf_of(
     let prefix = String::new();
     let mut r = Reader { file, pairs: &pairs, places: &places, prefix, problems };
     let names: Vec<&str> = OPTIONS.iter().map(|option| option.name).collect();
-    r.check_names(&names, "remove it, or see the table of options in the README");
+    r.check_names(&names, "remove it, or see docs/options.md");
     let mut settings = Settings::default();
     let read = |option: &&'static ConfigOption| option.read(&mut r, &mut settings);
     let usable: Vec<&str> = OPTIONS.iter().filter(read).map(|option| option.name).collect();

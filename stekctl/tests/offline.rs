@@ -6,6 +6,7 @@ use std::os::unix::fs::{chown, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use stek_share::core::config::OPTIONS;
 use testkit::run_dir::RunDir;
 use testkit::{Error, Result};
 
@@ -232,6 +233,10 @@ fn every_command_has_help_a_man_page_and_completion() -> Result<()> {
         "check",
         "doctor",
         "init",
+        "add",
+        "remove",
+        "replace",
+        "renew",
         "metrics",
         "completions",
         "man",
@@ -242,9 +247,24 @@ fn every_command_has_help_a_man_page_and_completion() -> Result<()> {
         assert!(own.lines().all(|line| line.chars().count() <= 100), "{own}");
         let page = fs::read_to_string(dir.join(&format!("stekctl-{command}.1")))?;
         assert!(page.contains(&format!("stekctl\\-{command}")), "{page}");
+        for part in [".SH EXAMPLES", ".SH FILES", ".SH SEE ALSO", "stek_share(8)"] {
+            assert!(page.contains(part), "{command}: no {part}: {page}");
+        }
         for shell in ["bash", "zsh", "fish"] {
             expect(&["completions", shell], 0, &[command])?;
         }
+    }
+    let options = fs::read_to_string(dir.join("server_conf.yaml.5"))?;
+    for option in OPTIONS {
+        let name = format!(".TP\n\\fB{}\\fR", option.name);
+        assert!(options.contains(&name), "{name}: {options}");
+    }
+    let plugin = fs::read_to_string(dir.join("stek_share.8"))?;
+    for message in ["reload", "rotate", "revoke", "status"] {
+        assert!(plugin.contains(&format!(".TP\n\\fB{message}\\fR")), "{plugin}");
+    }
+    for page in [options, plugin] {
+        assert!(!page.contains(['`', '[']) || page.contains("[stek_share]"), "Markdown: {page}");
     }
     expect(&["man", "/nowhere"], 3, &["stekctl.1: cannot be written"])?;
     dir.done()
