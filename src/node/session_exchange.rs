@@ -1,7 +1,7 @@
 //! Between the host's sessions and the node: either side puts something down and goes on.
 //!
 //! Leaves to [`crate::core::sessions`] how many, to the host what a session is, and to
-//! [`super::sessions`] the way to the others. Invariants:
+//! `sessions` the way to the others. Invariants:
 //! - What waits in either direction is within [`QUEUE`]; the oldest give way, and are counted.
 //! - The host's side waits for nobody, and holds no lock of this for longer than an entry takes.
 //! - What was made before a revocation is neither sent nor taken after it, and what the host has of it

@@ -19,7 +19,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::fmt;
 use std::future::{poll_fn, Future};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -39,16 +38,17 @@ pub use super::binding::ListenSettings;
 use super::binding::{Bound, Lookout};
 use super::bounds::{Bounds, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
 use super::counters::{Cause, Counters};
-use super::frame::{
-    self, Body, ClusterId, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire, WireError,
-};
+use super::ending::End;
+use super::frame::{self, Body, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire};
 use super::last_seen::LastSeen;
 use super::me::Me;
 use super::names::Names;
 use super::places::{Place, Places, Source};
 pub use super::places::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
+pub use super::refusal::Refusal;
+pub use super::service::{Caller, Service};
 use super::socket::{tune, Alarm};
-use super::tls::{fingerprint, HandshakeError, Stream, Tls};
+use super::tls::{fingerprint, Stream, Tls};
 use super::trust::Trust;
 use crate::core::config::Member;
 use crate::core::knocks::{Allowance, Knocks, Token, STRANGERS};
@@ -85,110 +85,6 @@ pub struct ListenDeps {
     pub heard: LastSeen,
     /// Where refusals are counted.
     pub counters: Arc<Counters>,
-}
-
-/// Who sent a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// The sender's id in the server list.
-    pub id: ServerId,
-    /// As what it speaks.
-    pub role: Role,
-    /// The protocol version that it speaks on this connection, and that it is answered in.
-    pub version: u8,
-    /// The run of its process.
-    pub incarnation: u64,
-    /// Its cluster incarnation when it sent this request.
-    pub cluster_id: ClusterId,
-    /// Where it dialled from.
-    pub addr: SocketAddr,
-    /// Its certificate's names.
-    pub names: Names,
-}
-
-/// Why a verified sender is not heard. It is told, and so can tell its operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Its id is not in this server's server list.
-    NotAMember,
-    /// It has this server's own id.
-    OwnId,
-    /// Its cluster incarnation is not acceptable here.
-    Cluster,
-    /// Another server with the same id is up at the listed address.
-    DuplicateId,
-    /// Its certificate is another server's.
-    Certificate,
-    /// Something else, or a reason that a newer version gave.
-    Other,
-}
-
-impl Refusal {
-    /// What a hello answers.
-    pub(super) fn code(self) -> u8 {
-        match self {
-            Refusal::NotAMember => 1,
-            Refusal::OwnId => 2,
-            Refusal::Cluster => 3,
-            Refusal::DuplicateId => 4,
-            Refusal::Certificate => 5,
-            Refusal::Other => u8::MAX,
-        }
-    }
-
-    /// What a hello answers to one that is not heard.
-    pub(super) fn from_code(code: u8) -> Option<Refusal> {
-        match code {
-            0 => None,
-            1 => Some(Refusal::NotAMember),
-            2 => Some(Refusal::OwnId),
-            3 => Some(Refusal::Cluster),
-            4 => Some(Refusal::DuplicateId),
-            5 => Some(Refusal::Certificate),
-            _ => Some(Refusal::Other),
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Refusal::NotAMember => "the sender's server_id is not in the receiver's server list",
-            Refusal::OwnId => "the sender has the receiver's own server_id",
-            Refusal::Cluster => "the sender's cluster incarnation is not the receiver's",
-            Refusal::DuplicateId => {
-                "another server with this server_id is up at the address in the server list; \
-                 give each server its own server_id"
-            }
-            Refusal::Certificate => {
-                "its certificate is not the one listed for this server_id; give each server the \
-                 certificate whose subject is in its entry of the server list"
-            }
-            Refusal::Other => "the receiver does not hear the sender",
-        })
-    }
-}
-
-/// What answers requests.
-pub trait Service: Send + Sync + 'static {
-    /// Asked at a hello, and again before the body of each frame is looked at. Must not block.
-    ///
-    /// # Errors
-    /// Why the sender is not heard; its connection is closed, and its hello answered with this.
-    fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
-
-    /// Takes a note, which gets no answer. `false` says that the body means nothing here: it is
-    /// counted and passed over. Runs in the connection's task and must not block.
-    fn take_note(&self, from: &Caller, body: Body) -> bool;
-
-    /// Answers one request. `None` says that the body is no request at all: the connection is
-    /// closed. Requests of one connection are begun in order and go on side by side; the future
-    /// is dropped if the connection ends. It runs in the connection's task and must not block.
-    fn serve(
-        self: Arc<Self>,
-        from: Caller,
-        body: Body,
-    ) -> impl Future<Output = Option<Body>> + Send + 'static;
 }
 
 /// A listening server. Dropping it closes the port and every connection that came in by it.
@@ -416,99 +312,6 @@ async fn accept<S: Service>(
                 sleep(ACCEPT_RETRY).await;
             }
         }
-    }
-}
-
-/// How a connection that came in ended.
-#[derive(Debug)]
-enum End {
-    Handshake(HandshakeError),
-    TooSlow(&'static str),
-    GaveWay(Option<ServerId>),
-    Untrusted(HandshakeError),
-    Refused(ServerId, Refusal),
-    BadBody(ServerId),
-    NoVersion(ServerId, NoCommonVersion),
-    Frame(FrameError),
-    Lost(io::Error),
-    Closed,
-    Silent,
-    Idle,
-    Aged,
-}
-
-impl From<WireError> for End {
-    fn from(error: WireError) -> End {
-        match error {
-            WireError::Frame(error) => End::Frame(error),
-            WireError::Io(error) => End::Lost(error),
-            WireError::TooSlow => End::TooSlow("a frame"),
-        }
-    }
-}
-
-impl End {
-    /// What to count, how loud to be, and the words.
-    fn assess(&self) -> (Option<Cause>, Level, String) {
-        let refused = |cause, words: String| (Some(cause), Level::Warning, words);
-        let quiet = |words: &str| (None, Level::Debug, words.to_owned());
-        match self {
-            End::Handshake(error) => {
-                let cause = cause_of(error);
-                let level = if cause == Cause::ClosedEarly { Level::Debug } else { Level::Warning };
-                (Some(cause), level, error.to_string())
-            }
-            End::TooSlow(what) => refused(Cause::TooSlow, format!("{what} took too long")),
-            End::GaveWay(Some(id)) => {
-                let words = format!("server_id {id} has too many; it gave way to a newer one");
-                refused(Cause::OverLimit, words)
-            }
-            End::GaveWay(None) => refused(
-                Cause::OverLimit,
-                "too many tools or silent ends are connected; it gave way to a newer one"
-                    .to_owned(),
-            ),
-            End::Untrusted(error) => {
-                refused(cause_of(error), format!("it is no longer trusted: {error}"))
-            }
-            End::Refused(id, refusal) => {
-                let cause = match refusal {
-                    Refusal::NotAMember => Cause::NotAMember,
-                    Refusal::Certificate => Cause::OtherCertificate,
-                    _ => Cause::Refused,
-                };
-                refused(cause, format!("it calls itself server_id {id}, but {refusal}"))
-            }
-            End::BadBody(id) => {
-                refused(Cause::BadFrame, format!("server_id {id} sent a request without meaning"))
-            }
-            End::NoVersion(id, error) => {
-                refused(Cause::Version, format!("it calls itself server_id {id}, and {error}"))
-            }
-            End::Frame(error) => refused(Cause::BadFrame, error.to_string()),
-            End::Lost(error) => quiet(&format!("the connection was lost: {error}")),
-            End::Closed => quiet("it closed the connection"),
-            End::Silent => (
-                Some(Cause::ClosedEarly),
-                Level::Debug,
-                "it closed the connection before its hello".to_owned(),
-            ),
-            End::Aged => quiet("it stood for as long as a connection may"),
-            End::Idle => quiet("the connection was idle"),
-        }
-    }
-}
-
-fn cause_of(error: &HandshakeError) -> Cause {
-    match error {
-        HandshakeError::NoCertificate => Cause::NoCertificate,
-        HandshakeError::Untrusted(_) => Cause::Untrusted,
-        HandshakeError::WrongSubject(_) => Cause::WrongSubject,
-        HandshakeError::NotListed(_) => Cause::OtherCertificate,
-        HandshakeError::NotOurTls(_) => Cause::NotOurTls,
-        HandshakeError::RefusedUs(_) => Cause::RefusedUs,
-        HandshakeError::Closed => Cause::ClosedEarly,
-        HandshakeError::Library(_) => Cause::Library,
     }
 }
 

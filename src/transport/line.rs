@@ -1,0 +1,590 @@
+//! The line to one peer: its task, the connection that it keeps while there is something to ask, and
+//! the requests that are open on it.
+//!
+//! The invariants are those of [`super::peers`], which hands out the orders.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::{pending, poll_fn};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, Mutex as AsyncMutex};
+use tokio::time::{sleep_until, Instant};
+
+use super::bounds::{IDLE_LIMIT, MAX_IN_FLIGHT};
+use super::datagram::Datagrams;
+use super::dial::{dial, greet, is_of_this_machine, tell_stale, CallError, DialError};
+use super::frame::{self, Body, FrameError, Header, Hello, Kind, Role, Wire, WireError};
+use super::orders::{Ask, Deps, Order, MAX_QUEUE};
+use super::socket::Alarm;
+use super::tls::{HandshakeError, Stream};
+use super::trust::{renewal_after, Trust};
+use crate::core::config::Member;
+use crate::log_sink::Level;
+use crate::supervise::{fail_point, kept_alive};
+
+/// Pauses between two attempts to dial a peer: the first, and the longest.
+const REDIAL_MIN: Duration = Duration::from_millis(50);
+const REDIAL_MAX: Duration = Duration::from_secs(1);
+
+/// A silent connection is closed by this side a little before the other would do so, so that no
+/// request is sent into a connection that is being closed.
+const DIALLER_IDLE_LIMIT: Duration = IDLE_LIMIT.saturating_sub(Duration::from_secs(30));
+
+/// How long after its time a request that its caller dropped counts as open. Callers that wait
+/// their time out tell at once; this is for the others, and spares a timer per request.
+const DROPPED_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a request may wait for the connection's task without being the later checked for it.
+const QUEUEING: Duration = Duration::from_millis(5);
+
+/// Tries to renew one connection before it ends at its full age, so that a peer that is away for a
+/// moment is asked again in time.
+const RENEWAL_TRIES: u32 = 30;
+
+/// One peer's line, with a new beginning after each panic.
+pub(super) async fn keep_line(
+    begin: impl Fn() -> PeerConnection,
+    rpc_server: mpsc::Receiver<Order>,
+) {
+    let rpc_server = Arc::new(AsyncMutex::new(rpc_server));
+    let PeerConnection { member, deps, .. } = begin();
+    let run = || {
+        let (line, rpc_server) = (begin(), Arc::clone(&rpc_server));
+        async move { line.run(&mut *rpc_server.lock().await).await }
+    };
+    kept_alive(&deps.log, &format!("asking peer {}", member.id), run).await;
+}
+
+/// The line to one peer: its task's state between connections.
+pub(super) struct PeerConnection {
+    member: Arc<Member>,
+    is_up: Arc<AtomicBool>,
+    gone: Arc<AtomicBool>,
+    datagrams: Datagrams,
+    deps: Deps,
+    /// Whether the operator was told that the peer is up.
+    told_up: bool,
+    pause: Duration,
+    /// No dialling before this, and why the last attempt came to nothing.
+    barred: Option<(Instant, CallError)>,
+    /// When the last attempt came to nothing.
+    failed: Instant,
+}
+
+impl PeerConnection {
+    pub(super) fn new(
+        member: Arc<Member>,
+        is_up: Arc<AtomicBool>,
+        gone: Arc<AtomicBool>,
+        datagrams: Datagrams,
+        deps: Deps,
+    ) -> PeerConnection {
+        is_up.store(false, Ordering::SeqCst);
+        let (pause, failed) = (REDIAL_MIN, Instant::now());
+        PeerConnection {
+            member,
+            is_up,
+            gone,
+            datagrams,
+            deps,
+            told_up: false,
+            pause,
+            barred: None,
+            failed,
+        }
+    }
+
+    /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
+    async fn run(mut self, rpc_server: &mut mpsc::Receiver<Order>) {
+        while let Some(order) = rpc_server.recv().await {
+            let Order::Ask(ask) = order else { continue };
+            fail_point("line");
+            if let Some((until, error)) = &self.barred {
+                if Instant::now() < *until && !self.heard_since_barred() {
+                    let _ = ask.reply.send(Err(error.clone()));
+                    continue;
+                }
+            }
+            if ask.reply.is_closed() {
+                continue;
+            }
+            match Box::pin(self.open()).await {
+                Ok(conversation) => self.converse(conversation, ask, rpc_server).await,
+                Err(error) => {
+                    self.tell_trouble(&error);
+                    self.fail(error.as_error(), Some(ask), rpc_server);
+                }
+            }
+        }
+    }
+
+    /// Makes a connection by the newest certificates, on which the peer has answered.
+    async fn open(&self) -> Result<Conversation, DialError> {
+        let (deps, member) = (&self.deps, &self.member);
+        let mut newest = deps.tls.clone();
+        let tls = newest.borrow_and_update().for_member(member);
+        let found = deps.resolver.resolve(&member.address, member.port).await;
+        let found = found.map_err(DialError::Resolve)?;
+        tell_stale(&deps.log, member, &found);
+        let mut stream = dial(&tls, found.addresses).await?;
+        let addr = stream.get_ref().peer_addr()?;
+        let trust = Trust::new(newest, Some(Arc::clone(member)), &stream);
+        let trust = trust.map_err(|fault| DialError::Handshake(addr, fault))?;
+        let hello = greet(&mut stream, &deps.me).await?;
+        if (hello.role, hello.sender) != (Role::Member, member.id) {
+            return Err(DialError::Stranger(hello.sender));
+        }
+        self.tell_version(&hello);
+        let (now, leaf) = (Instant::now(), tls.leaf_mark());
+        deps.heard.record_answer(member.id, hello.incarnation, now);
+        deps.heard.record_answered_at(member.id, addr.ip());
+        Ok(Conversation::new(Wire::new(stream), trust, leaf, hello, deps.bounds.max_age))
+    }
+
+    /// Whether the peer has dialled us since we failed to dial it: then it is up, and waiting any
+    /// longer would only delay an election or an order.
+    fn heard_since_barred(&self) -> bool {
+        self.deps.heard.last(self.member.id).is_some_and(|at| at > self.failed)
+    }
+
+    /// A peer that is not there is no news; one that does not get along with us is.
+    fn tell_trouble(&self, error: &DialError) {
+        let line = format!("peer {}: {error}", self.name());
+        let (level, subject) = match error {
+            DialError::Handshake(_, HandshakeError::Closed) => (Level::Debug, "closed"),
+            DialError::Handshake(..) => (Level::Warning, "handshake"),
+            DialError::Resolve(_) => (Level::Warning, "resolve"),
+            // Only this machine can cause such ones: its firewall, its routes, its own policy.
+            DialError::Connect(_, why) if is_of_this_machine(why) => (Level::Warning, "connect"),
+            DialError::Refused(_)
+            | DialError::Stranger(_)
+            | DialError::NoVersion(_)
+            | DialError::RefusedUs(_)
+            | DialError::Frame(_) => (Level::Warning, "end"),
+            _ => (Level::Debug, "connect"),
+        };
+        self.deps.log.limited(level, &format!("peer {} {subject}", self.member.id), line);
+    }
+
+    /// Says which version is spoken if it is not the newest.
+    fn tell_version(&self, hello: &Hello) {
+        let (theirs, ours) = (hello.versions, self.deps.me.versions());
+        if let Some(version) = ours.common(theirs).filter(|version| *version < ours.max) {
+            let (name, subject) = (self.name(), format!("peer {} version", self.member.id));
+            let line = format!(
+                "peer {name} speaks protocol {theirs}, this server {ours}; version {version} is used"
+            );
+            self.deps.log.limited(Level::Note, &subject, line);
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("{} ({}:{})", self.member.id, self.member.address, self.member.port)
+    }
+
+    /// Answers what waits with an error and lets nobody dial for a while.
+    fn fail(
+        &mut self,
+        error: CallError,
+        first: Option<Ask>,
+        rpc_server: &mut mpsc::Receiver<Order>,
+    ) {
+        self.failed = Instant::now();
+        self.deps.heard.record_trouble(self.member.id, error.to_string().into());
+        self.barred = Some((self.failed + self.pause, error.clone()));
+        self.pause = (self.pause * 2).min(REDIAL_MAX);
+        let waiting = std::iter::from_fn(|| rpc_server.try_recv().ok()).take(MAX_QUEUE);
+        let asks = waiting.filter_map(|order| match order {
+            Order::Ask(ask) => Some(ask),
+            Order::Note { .. } | Order::Check => None,
+        });
+        for ask in first.into_iter().chain(asks) {
+            let _ = ask.reply.send(Err(error.clone()));
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        mut present: Conversation,
+        first: Ask,
+        rpc_server: &mut mpsc::Receiver<Order>,
+    ) {
+        self.tell_up();
+        self.is_up.store(true, Ordering::SeqCst);
+        let end = match present.send(self, first) {
+            Ok(()) => self.go_on(&mut present, rpc_server).await,
+            Err(end) => end,
+        };
+        self.is_up.store(false, Ordering::SeqCst);
+        self.deps.heard.forget_answer(self.member.id);
+        if matches!(end, End::Closed | End::Lost(_)) {
+            self.deps.heard.record_lost(self.member.id);
+        }
+        let is_good = present.has_answered || present.open.is_empty();
+        if present.has_answered {
+            (self.pause, self.barred) = (REDIAL_MIN, None);
+        }
+        let error = present.part(&end);
+        if !is_good {
+            // It may not be dialled again at once, or each request would dial it.
+            self.fail(error, None, rpc_server);
+        }
+        self.tell_end(&end);
+    }
+
+    /// Goes on with a connection, and with those that take its place, until the last one ends.
+    async fn go_on(
+        &self,
+        present: &mut Conversation,
+        rpc_server: &mut mpsc::Receiver<Order>,
+    ) -> End {
+        let mut due = Instant::now() + renewal_after(self.deps.bounds.max_age);
+        let mut renewal = Box::pin(self.renewed(present.leaf.clone(), due));
+        // The connection that was renewed last, until its last response is there.
+        let mut old: Option<Conversation> = None;
+        loop {
+            tokio::select! {
+                biased;
+                Err(end) = present.go_on(self, Some(&mut *rpc_server)) => return end,
+                Err(end) = drain(&mut old, self) => {
+                    self.tell_spare_end(&end);
+                    old.take().map(|old| old.part(&end));
+                }
+                fresh = &mut renewal, if old.is_none() => {
+                    let fresh = Conversation { has_answered: present.has_answered, ..fresh };
+                    old = Some(std::mem::replace(present, fresh));
+                    due = Instant::now() + renewal_after(self.deps.bounds.max_age);
+                    renewal.set(self.renewed(present.leaf.clone(), due));
+                }
+            }
+        }
+    }
+
+    /// A new connection in the place of one on which this server showed the certificate `shown`:
+    /// when it is `due`, or once this server has another certificate.
+    async fn renewed(&self, mut shown: Arc<str>, mut due: Instant) -> Conversation {
+        let mut tls = self.deps.tls.clone();
+        loop {
+            let newest = tls.borrow_and_update().leaf_mark();
+            if newest == shown && Instant::now() < due {
+                tokio::select! {
+                    () = sleep_until(due) => {}
+                    Ok(()) = tls.changed() => {}
+                }
+                continue;
+            }
+            shown = newest;
+            match Box::pin(self.open()).await {
+                Ok(fresh) => return fresh,
+                // The one that stands has its own end.
+                Err(error) => {
+                    self.tell_spare_end(&error);
+                    due = Instant::now() + self.deps.bounds.max_age / RENEWAL_TRIES;
+                }
+            }
+        }
+    }
+
+    /// Tells of a connection that was to take the place of another, or that another took the
+    /// place of: neither is the end of the line.
+    fn tell_spare_end(&self, end: &dyn fmt::Display) {
+        let name = self.name();
+        self.deps.log.debug(format!("peer {name}: a renewed connection ended: {end}"));
+    }
+
+    fn tell_up(&mut self) {
+        if !std::mem::replace(&mut self.told_up, true) {
+            let subject = format!("peer {} up", self.member.id);
+            self.deps.log.limited(Level::Note, &subject, format!("peer {} is up", self.name()));
+        }
+    }
+
+    fn tell_end(&mut self, end: &End) {
+        let (name, id, log) = (self.name(), self.member.id, &self.deps.log);
+        if matches!(end, End::Frame(_) | End::Untrusted(_)) {
+            // What an operator has to do something about; a peer that stops is not.
+            log.limited(Level::Warning, &format!("peer {id} end"), format!("peer {name}: {end}"));
+        }
+        if matches!(end, End::Idle | End::Gone | End::Aged) {
+            return log.debug(format!("peer {name}: connection ended: {end}"));
+        }
+        self.told_up = false;
+        let line = format!("peer {name} is down: {end}");
+        log.limited(Level::Note, &format!("peer {id} down"), line);
+    }
+}
+
+/// Goes on with a connection that takes no more requests, if there is one.
+async fn drain(old: &mut Option<Conversation>, line: &PeerConnection) -> Result<Infallible, End> {
+    match old {
+        Some(old) => old.go_on(line, None).await,
+        None => pending().await,
+    }
+}
+
+/// How a connection that this side dialled ended.
+#[derive(Debug, Error)]
+enum End {
+    #[error("nothing was asked for a long time")]
+    Idle,
+    #[error("this server no longer asks it")]
+    Gone,
+    #[error("a new connection took its place")]
+    Renewed,
+    #[error("it stood for as long as a connection may")]
+    Aged,
+    #[error("it is no longer trusted: {0}")]
+    Untrusted(HandshakeError),
+    #[error("it closed the connection")]
+    Closed,
+    #[error("the connection was lost: {0}")]
+    Lost(io::Error),
+    #[error("it does not answer")]
+    Dead,
+    #[error(transparent)]
+    Frame(FrameError),
+}
+
+impl From<WireError> for End {
+    fn from(error: WireError) -> End {
+        match error {
+            WireError::Frame(error) => End::Frame(error),
+            WireError::Io(error) => End::Lost(error),
+            WireError::TooSlow => End::Dead,
+        }
+    }
+}
+
+/// A request that was sent and not yet answered.
+struct Open {
+    id: u32,
+    sent: Instant,
+    limit: Duration,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Body, CallError>>,
+}
+
+/// A connection that this side dialled, after the hello: requests out, responses in.
+struct Conversation {
+    wire: Wire<Stream>,
+    trust: Trust,
+    /// The certificate that this side showed.
+    leaf: Arc<str>,
+    /// The run of the process at the other end.
+    incarnation: u64,
+    /// Until when it may live.
+    ends: Instant,
+    /// At most [`MAX_IN_FLIGHT`].
+    open: Vec<Open>,
+    last_id: u32,
+    /// When the last frame was put on the wire, and when the last one came in.
+    sent: Instant,
+    received: Instant,
+    has_answered: bool,
+    /// A request spent its whole time while nothing came back: it is to come until then.
+    suspect: Option<Instant>,
+    alarm: Alarm,
+}
+
+impl Conversation {
+    fn new(
+        wire: Wire<Stream>,
+        trust: Trust,
+        leaf: Arc<str>,
+        hello: Hello,
+        max_age: Duration,
+    ) -> Conversation {
+        let now = Instant::now();
+        let ends = now + max_age;
+        Conversation {
+            wire,
+            trust,
+            leaf,
+            incarnation: hello.incarnation,
+            ends,
+            open: Vec::new(),
+            last_id: 0,
+            sent: now,
+            received: now,
+            has_answered: false,
+            suspect: None,
+            alarm: Alarm::new(ends.min(now + DIALLER_IDLE_LIMIT)),
+        }
+    }
+
+    /// Ends it: what was sent and not answered is lost.
+    fn part(self, end: &End) -> CallError {
+        if matches!(end, End::Untrusted(_) | End::Gone) {
+            self.wire.into_stream().get_ref().discard_unsent();
+        }
+        let error = CallError::Unreachable(end.to_string().into());
+        for open in self.open {
+            let _ = open.reply.send(Err(error.clone()));
+        }
+        error
+    }
+
+    /// Nothing more may be sent to an end that would not be let in now.
+    fn assess(&mut self, line: &PeerConnection) -> Result<(), End> {
+        if line.gone.load(Ordering::SeqCst) {
+            return Err(End::Gone);
+        }
+        if self.ends <= Instant::now() {
+            return Err(End::Aged);
+        }
+        self.trust.check().map(drop).map_err(End::Untrusted)
+    }
+
+    /// Without an RPC server it takes no more requests, and ends when the last is answered. May be
+    /// dropped and called again at any time.
+    async fn go_on(
+        &mut self,
+        line: &PeerConnection,
+        mut rpc_server: Option<&mut mpsc::Receiver<Order>>,
+    ) -> Result<Infallible, End> {
+        loop {
+            fail_point("conversation");
+            self.assess(line)?;
+            let is_sending = self.wire.writer.waiting() > 0;
+            if rpc_server.is_none() && self.open.is_empty() && !is_sending {
+                return Err(End::Renewed);
+            }
+            let may_take = !is_sending && self.open.len() < MAX_IN_FLIGHT;
+            let may_take_datagram = !is_sending && rpc_server.is_some();
+            let due = self.due().min(self.ends).min(self.trust.due);
+            tokio::select! {
+                biased;
+                () = self.trust.changed() => {}
+                sent = self.wire.writer.write(), if is_sending => sent?,
+                frame = self.wire.reader.next() => {
+                    let (header, body) = frame?.ok_or(End::Closed)?;
+                    self.assess(line)?;
+                    self.take(&header, body, line)?;
+                }
+                order = next_order(&mut rpc_server), if may_take => {
+                    self.take_order(line, order.ok_or(End::Gone)?)?;
+                }
+                datagram = line.datagrams.next(), if may_take_datagram => {
+                    self.write(line, Kind::Note, 0, datagram.body())?;
+                    datagram.record_sent();
+                }
+                // Last: on a busy machine what has come may have waited longer than the timer.
+                () = poll_fn(|cx| self.alarm.poll(cx, due)) => self.look(Instant::now())?,
+            }
+        }
+    }
+
+    fn take_order(&mut self, line: &PeerConnection, order: Order) -> Result<(), End> {
+        match order {
+            Order::Check => {
+                let now = Instant::now();
+                self.check(now)?;
+                // Alive but late: nobody waits for these any more.
+                self.open.retain(|open| now < open.deadline || !open.reply.is_closed());
+                Ok(())
+            }
+            Order::Ask(ask) => self.send(line, ask),
+            Order::Note { body, until } if Instant::now() < until => {
+                self.write(line, Kind::Note, 0, &body)
+            }
+            Order::Note { .. } => Ok(()),
+        }
+    }
+
+    fn send(&mut self, line: &PeerConnection, ask: Ask) -> Result<(), End> {
+        let Ask { letter, limit, deadline, reply } = ask;
+        let Some(body) = letter.take() else { return Ok(()) };
+        self.last_id = self.last_id.wrapping_add(1);
+        let id = self.last_id;
+        self.open.push(Open { id, sent: Instant::now(), limit, deadline, reply });
+        self.write(line, Kind::Request, id, &body)
+    }
+
+    fn write(
+        &mut self,
+        line: &PeerConnection,
+        kind: Kind,
+        request: u32,
+        body: &[u8],
+    ) -> Result<(), End> {
+        // Asked once more: what goes out may be newer than the last look.
+        self.assess(line)?;
+        let header = Header { kind, request, cluster_id: line.deps.me.cluster_id() };
+        self.wire.writer.send(frame::encode(&header, body).map_err(End::Frame)?);
+        self.sent = Instant::now();
+        Ok(())
+    }
+
+    fn take(&mut self, header: &Header, body: Body, line: &PeerConnection) -> Result<(), End> {
+        (self.received, self.suspect) = (Instant::now(), None);
+        match header.kind {
+            Kind::Response => {
+                self.has_answered = true;
+                let (id, heard) = (line.member.id, &line.deps.heard);
+                heard.record_answer(id, self.incarnation, self.received);
+                // One that nobody waits for any more is dropped.
+                if let Some(at) = self.open.iter().position(|open| open.id == header.request) {
+                    let _ = self.open.swap_remove(at).reply.send(Ok(body));
+                }
+                Ok(())
+            }
+            // A later version may have something to say.
+            Kind::Unknown(_) => Ok(()),
+            Kind::Request | Kind::Note => Err(End::Frame(FrameError::Kind)),
+        }
+    }
+
+    /// Checks the connection by the requests whose time ran out. A far peer that is busy for a
+    /// moment gets their time once more: dialling it anew would take longer.
+    fn check(&mut self, now: Instant) -> Result<(), End> {
+        let received = self.received;
+        let is_silent =
+            |open: &&Open| open.sent + open.limit <= now + QUEUEING && received <= open.sent;
+        let silent = self.open.iter().filter(is_silent).map(|open| open.limit).min();
+        match (silent, self.suspect) {
+            _ if self.wire.reader.is_reading() => self.suspect = None,
+            (_, Some(until)) if until <= now => return Err(End::Dead),
+            (Some(limit), None) => self.suspect = Some(now + limit),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// When a request that its caller dropped is overdue.
+    fn overdue(&self) -> Option<Instant> {
+        self.open.iter().map(|open| open.deadline + DROPPED_GRACE).min()
+    }
+
+    /// When to look at it if nothing happens.
+    fn due(&self) -> Instant {
+        let idle = self.sent.max(self.received) + DIALLER_IDLE_LIMIT;
+        self.overdue().into_iter().chain(self.suspect).min().unwrap_or(idle)
+    }
+
+    /// Something is due.
+    fn look(&mut self, now: Instant) -> Result<(), End> {
+        if now < self.due() {
+            return Ok(());
+        }
+        if self.overdue().is_none() && self.suspect.is_none() {
+            return Err(End::Idle);
+        }
+        self.check(now)?;
+        // Alive but late: nobody waits for these any more.
+        self.open.retain(|open| now < open.deadline + DROPPED_GRACE);
+        Ok(())
+    }
+}
+
+/// What to do next, by a connection that takes orders.
+async fn next_order(rpc_server: &mut Option<&mut mpsc::Receiver<Order>>) -> Option<Order> {
+    match rpc_server {
+        Some(rpc_server) => rpc_server.recv().await,
+        None => pending().await,
+    }
+}

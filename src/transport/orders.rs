@@ -1,0 +1,72 @@
+//! What is asked of the line to a peer, and what all lines share.
+//!
+//! Invariant: a request's bytes are erased when they are sent or nobody waits for the response any more.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::bounds::Bounds;
+use super::dial::CallError;
+use super::frame::Body;
+use super::last_seen::LastSeen;
+use super::me::Me;
+use super::resolver::Resolver;
+use super::tls::Tls;
+use crate::log_sink::Log;
+
+/// Requests to one peer that wait for the connection; more are [`CallError::Busy`].
+pub const MAX_QUEUE: usize = 64;
+
+/// What all peers' tasks share.
+#[derive(Clone)]
+pub(super) struct Deps {
+    pub(super) log: Log,
+    pub(super) tls: watch::Receiver<Tls>,
+    pub(super) me: Me,
+    pub(super) heard: LastSeen,
+    pub(super) resolver: Resolver,
+    pub(super) bounds: Bounds,
+}
+
+/// What a caller wants of a line.
+pub(super) enum Order {
+    /// Send this request.
+    Ask(Ask),
+    /// Send this note, unless it is too late for it.
+    Note { body: Body, until: Instant },
+    /// A caller's time ran out: see whether the connection is still alive.
+    Check,
+}
+
+/// A request and who waits for it.
+pub(super) struct Ask {
+    pub(super) letter: RequestBody,
+    /// What its caller granted, and until when that lasts.
+    pub(super) limit: Duration,
+    pub(super) deadline: Instant,
+    pub(super) reply: oneshot::Sender<Result<Body, CallError>>,
+}
+
+/// The body of a request, which may carry keys. It is gone as soon as it was sent or its caller
+/// no longer waits, however long the request itself stays in the queue of a peer that hangs.
+#[derive(Clone)]
+pub(super) struct RequestBody(pub(super) Arc<Mutex<Option<Body>>>);
+
+impl RequestBody {
+    /// The body, once.
+    pub(super) fn take(&self) -> Option<Body> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Held by the caller while it waits.
+pub(super) struct ClearOnDrop(pub(super) RequestBody);
+
+impl Drop for ClearOnDrop {
+    fn drop(&mut self) {
+        drop(self.0.take());
+    }
+}
