@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use stek_share::rpc::{
-    decode_request, decode_response, encode, Malformed, Request, Response, WireAppend, WireEntry,
-    WireMembership, WirePayload, WireSnapshot, MAX_ORIGIN,
-};
 use stek_share::core::agreed::{Agreed, Command};
 use stek_share::core::config::MAX_MEMBERS;
 use stek_share::core::key_ring::{MAX_GENERATION, MAX_KEYS};
 use stek_share::core::moment::Moment;
 use stek_share::core::server_list::MAX_VERSION;
 use stek_share::core::sessions::{MAX_PER_MESSAGE, MAX_SESSION};
+use stek_share::rpc::{
+    decode_request, decode_response, encode, Malformed, Request, Response, WireAppend, WireEntry,
+    WireMembership, WirePayload, WireSnapshot, MAX_ORIGIN,
+};
 use stek_share::transport::frame::MAX_BODY;
 
 /// No sound message counts beyond this.
@@ -135,5 +135,8 @@ pub fn hold_agreed(agreed: &Agreed) {
     assert!(generations.len() <= MAX_KEYS + 1, "{} keys", generations.len());
     let size = encode(agreed).expect("as before").len();
     assert!(size < MAX_BODY, "{size} bytes cannot be sent");
-    assert!(ring.cluster_id().is_some() || generations.is_empty(), "keys of no cluster incarnation");
+    assert!(
+        ring.cluster_id().is_some() || generations.is_empty(),
+        "keys of no cluster incarnation"
+    );
 }

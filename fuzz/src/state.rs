@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use stek_share::core::agreed::Agreed;
-use stek_share::core::key_ring::{Command, ClusterId, KeyRing};
+use stek_share::core::key_ring::{ClusterId, Command, KeyRing};
 use stek_share::core::record::Record;
 use stek_share::core::server_id::ServerId;
 use stek_share::node::state_file_door::{self as door, Saved};

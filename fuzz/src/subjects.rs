@@ -1,12 +1,13 @@
-//! Subjects of certificates, and their comparison with `cert_verify_str`.
+//! Names of certificates, and their comparison with `cert_verify_str`.
 
 use std::sync::OnceLock;
 
 use openssl::x509::{X509Name, X509};
 use stek_share::core::config::Member;
 use stek_share::core::server_id::ServerId;
+use stek_share::transport::names::Names;
 use stek_share::transport::one_line;
-use stek_share::transport::tls::{subject_line, Tls};
+use stek_share::transport::tls::Tls;
 
 use crate::seeds::{identity, SUBJECT};
 
@@ -29,20 +30,23 @@ fn tls() -> &'static Tls {
 /// accepted, each for its own server, and the line about any other is printable.
 pub fn compare(bytes: &[u8]) {
     if let Ok(name) = X509Name::from_der(bytes) {
-        accept_only_ours(&one_line(&name));
+        accept_only_ours(&Names::from(one_line(&name).as_str()));
     }
     if let Ok(certificate) = X509::from_der(bytes) {
-        accept_only_ours(&subject_line(&certificate));
+        accept_only_ours(&Names::of(&certificate));
     }
     if let Ok(text) = std::str::from_utf8(bytes) {
-        assert_eq!(tls().subject_matches(text), text == SUBJECT || text == "/CN=two");
-        assert_eq!(tls().is_of(ServerId(1), text), text == SUBJECT);
-        assert_eq!(tls().is_of(ServerId(2), text), text == "/CN=two");
+        let names = Names::from(text);
+        assert_eq!(tls().names_match(&names), text == SUBJECT || text == "/CN=two");
+        assert_eq!(tls().is_of(ServerId(1), &names), text == SUBJECT);
+        assert_eq!(tls().is_of(ServerId(2), &names), text == "/CN=two");
     }
 }
 
-fn accept_only_ours(line: &str) {
+fn accept_only_ours(names: &Names) {
+    let line = names.to_string();
     assert!(line.bytes().all(|b| (b' '..=b'~').contains(&b)), "{line:?}");
-    assert_eq!(tls().subject_matches(line), line == SUBJECT || line == "/CN=two");
-    assert!(!(tls().is_of(ServerId(1), line) && tls().is_of(ServerId(2), line)));
+    let subject = names.subject();
+    assert_eq!(tls().names_match(names), subject == SUBJECT || subject == "/CN=two");
+    assert!(!(tls().is_of(ServerId(1), names) && tls().is_of(ServerId(2), names)));
 }

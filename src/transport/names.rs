@@ -2,7 +2,8 @@
 //! servers can be told (RFC 5280, section 4.2.1.6): DNS names, URIs such as SPIFFE's, and addresses.
 //!
 //! Which name is wanted is for others to say. Invariants: a name is held by equality alone, so that a
-//! wildcard stands for nothing; a subject never equals an alternative name, since it begins with a slash.
+//! wildcard stands for nothing; a name that is no printable ASCII is none, so that it can be shown; a
+//! subject never equals an alternative name, since it begins with a slash.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -43,8 +44,11 @@ impl Names {
                 address.ok().map(|address| format!("IP:{address}"))
             })
         });
-        // A longer one can be wanted by nobody.
-        let alternative = alternative.filter(|name| name.len() <= MAX_SUBJECT).collect();
+        // A longer one can be wanted by nobody, nor one that a line of a log could not show.
+        let is_plain = |name: &String| {
+            name.len() <= MAX_SUBJECT && name.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        let alternative = alternative.filter(is_plain).collect();
         Names(Arc::new(Inner { subject: one_line(certificate.subject_name()), alternative }))
     }
 
