@@ -52,7 +52,7 @@ pub enum CallError {
     /// The peer does not hear this server.
     #[error("refused by the peer: {0}")]
     Refused(Refusal),
-    /// The body has more than [`MAX_BODY`] bytes.
+    /// The body has more than [`MAX_BODY`](super::frame::MAX_BODY) bytes.
     #[error("a request of {0} bytes is too long")]
     TooLong(usize),
 }
@@ -82,7 +82,7 @@ pub enum OnceError {
     /// No response in time.
     #[error("no response in time")]
     TimedOut,
-    /// The body has more than [`MAX_BODY`] bytes.
+    /// The body has more than [`MAX_BODY`](super::frame::MAX_BODY) bytes.
     #[error("a request of {0} bytes is too long")]
     TooLong(usize),
 }

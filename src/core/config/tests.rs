@@ -299,13 +299,12 @@ fn unknown_options_are_warnings_with_the_nearest_name() {
         ),
         (
             "colour: red",
-            "c line 10: colour: is not a known name and has no effect; remove it, or see the table \
-             of options in the README",
+            "c line 10: colour: is not a known name and has no effect; remove it, or see \
+             docs/options.md",
         ),
         (
             "5: red",
-            "c line 1: 5: is not a known name and has no effect; remove it, or see the table of \
-             options in the README",
+            "c line 1: 5: is not a known name and has no effect; remove it, or see docs/options.md",
         ),
     ] {
         let (settings, problems) = settle(&format!("{CONF}{line}\n"), LIST);
