@@ -545,9 +545,9 @@ fn what_differs_between_servers_is_found_with_their_names() -> Result<()> {
     let (second, third) = (name(2), name(3));
     let expected: [&[&str]; 6] = [
         &[
-            "warning: fleet: not all servers have the same options",
-            "server 2 has ",
-            "servers 1 and 3",
+            "warning: fleet: not all servers have the same key_update_interval: ",
+            "server 2 has 1800s",
+            "servers 1 and 3 have 3600s",
         ],
         &["warning: ", &second, "root_cert_file holds other certificates"],
         &["warning: fleet: server 2: its file's server list is not the agreed one"],
