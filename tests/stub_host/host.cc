@@ -128,8 +128,8 @@ say(const char *format, ...)
   std::lock_guard<std::mutex> guard(lock);
   printf("%s\n", line);
   fflush(stdout);
-  // The one line that ends the answer to a reload.
-  if (strstr(line, "[stek_share] reload: ") != nullptr) {
+  // The one line that ends the answer to a reload, not the one that says who ordered it.
+  if (strstr(line, "[stek_share] reload: ") != nullptr && strstr(line, "reload: ordered by ") == nullptr) {
     ++answers;
     changed.notify_all();
   }
