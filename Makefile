@@ -30,12 +30,12 @@ export STEK_SHARE_SO = $(PLUGIN)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build build-tests demo test test-quick verify-all rust-version reproducible fix \
-        autest prove prove-rotation prove-restarts prove-network prove-clients deps-clients soak \
-        simulate prove-model mutants measure deny deny-tool deny-advisories install uninstall absolute man \
-        check-fresh package rpm package-arm64 release package-check check-examples clean deps-bench bench bench-quick \
-        bench-compare bench-scale fuzz prove-attack panics valgrind sanitize mutants-core \
-        mutants-tool
+.PHONY: help deps build build-own-openssl build-tests demo test test-quick verify-all rust-version \
+        reproducible fix autest prove prove-rotation prove-restarts prove-network prove-clients \
+        deps-clients soak simulate prove-model mutants measure deny deny-tool deny-advisories install uninstall absolute man \
+        check-fresh package rpm package-arm64 release package-check container container-check \
+        check-examples clean deps-bench bench bench-quick bench-compare bench-scale fuzz prove-attack \
+        panics valgrind sanitize mutants-core mutants-tool
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +47,14 @@ build: ## the plugin, target/release/stek_share.so, and the command, target/rele
 	cargo build --release --locked -p stek_share -p stekctl
 	@cp --remove-destination $(TARGET)/release/libstek_share.so $(PLUGIN)
 
+# Where docs/support.md says what that means. perl builds OpenSSL.
+build-own-openssl: ## the plugin with an OpenSSL of its own inside, for hosts linked with BoringSSL
+	cargo build --release --locked -p stek_share --features own-openssl \
+	    --target-dir $(TARGET)/own-openssl
+	@cp --remove-destination $(TARGET)/own-openssl/release/libstek_share.so \
+	    $(TARGET)/own-openssl/stek_share.so
+	@echo "$(TARGET)/own-openssl/stek_share.so"
+
 demo: deps build ## three Traffic Servers on this machine share a key, before your eyes
 	cargo run --release --locked -p testkit --bin demo -- $(PLUGIN)
 
@@ -55,14 +63,32 @@ test: deps build build-tests ## lints, documentation and all tests, with real Tr
 	    "format=cargo fmt --all --check" \
 	    "lints=$(CLIPPY)" \
 	    "docs=RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked" \
-	    "scripts=shellcheck tools/*.sh tests/examples/*.sh .ci/run packaging/debian/prerm packaging/debian/postrm packaging/debian/postinst" \
-	    "cargo=cargo test --workspace --locked --no-fail-fast" \
+	    "scripts=shellcheck tools/*.sh tests/examples/*.sh .ci/run packaging/debian/prerm packaging/debian/postrm packaging/debian/postinst packaging/container/stek-ready" \
+	    "servers=RUST_TEST_THREADS=$(AT_ONCE) $(CARGO_TEST) $(IN_TURNS:%=--test %)" \
+	    "+reload=RUST_TEST_THREADS=$(AT_ONCE) $(CARGO_TEST) --test reload" \
+	    "+patient=$(CARGO_TEST) $(PATIENT:%=--test %)" \
+	    "cargo=$(CARGO_TEST) --lib --bins $(OTHERS:%=--test %)" \
 	    "autest=$(MAKE) --no-print-directory autest" \
 	    "examples=$(MAKE) --no-print-directory check-examples" \
 	    "~seeds=$(SIMULATION) --seeds 250 --until-broken" \
 	    "~late-votes=$(SIMULATION) --late-votes --from 201 --seeds 40 --until-broken" \
 	    "~resets=$(SIMULATION) --resets --from 301 --seeds 40 --until-broken" \
+	    "~computing=$(CARGO_TEST) $(COMPUTING:%=--test %)" \
 	    "~fuzz=$(MAKE) --no-print-directory fuzz EXECUTIONS=2500000 SEED=1"
+
+CARGO_TEST := cargo test --workspace --locked --no-fail-fast
+# Test programs that only compute; whose tests of real servers bound by themselves how many of them go on
+# at once (testkit's `turns`), so that they may have more threads than there are processors; that wait for
+# what a server does once or twice a minute, or for one command after another; and all others, as cargo
+# finds them. `make panics` has its own.
+COMPUTING := rules seeds
+IN_TURNS := ats fleet
+PATIENT := demo killed memory stub_host
+OTHERS := $(filter-out $(COMPUTING) $(IN_TURNS) $(PATIENT) reload panics,$(sort $(basename $(notdir \
+    $(wildcard tests/*.rs tests/*/tests/*.rs stekctl/tests/*.rs) \
+    $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs tests/*/tests/*/main.rs stekctl/tests/*/main.rs))))))
+# Tests that are begun at once where they wait for their turns.
+AT_ONCE := 8
 
 # As build-tests leaves it.
 SIMULATION := $(TARGET)/debug/simulation
@@ -101,7 +127,7 @@ fix: ## format, and apply what clippy can fix; changes the tree
 autest: ## the AuTest tests with the built plugin (after deps and build)
 	@tools/autest.sh $(VENV) $(TARGET)/autest $(PLUGIN)
 
-prove: ## all of the long proofs on one commit, going on where it was interrupted; PIECES=40 SEEDS=5000 FROM=1; root
+prove: ## all of the long proofs on one commit, going on where it was interrupted; PIECES=2 SEEDS=5000 FROM=1; root
 	@tools/prove.sh $(TARGET)/proof $(STEPS)
 
 prove-rotation: build ## the rotation tests in full: 10 s interval, 20 rotations; some 8 minutes
@@ -126,10 +152,10 @@ soak: build ## an hour of faults under load, in network namespaces (root); MINUT
 	cargo run --locked -q -p testkit --bin soak -- --minutes $(or $(MINUTES),60) \
 	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
 
-simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1; or SEED=7 for the story of one
+simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1 LARGE=1; or SEED=7 for the story of one
 	SIMULATE_AGAIN='make simulate SEED={}' \
 	    cargo run --profile simulation --locked -q -p simulation -- \
-	    $(if $(LATE_VOTES),--late-votes) $(if $(RESETS),--resets) \
+	    $(if $(LATE_VOTES),--late-votes) $(if $(RESETS),--resets) $(if $(LARGE),--large) \
 	    $(if $(SEED),--seed $(SEED) --log,--seeds $(or $(SEEDS),1000) --from $(or $(FROM),1))
 
 prove-model: ## core's rules of agreement through all orders of events, as deep as MINUTES=30 go; some 10 GB
@@ -249,6 +275,12 @@ release: package rpm package-arm64 ## all packages, what they are made of, and c
 
 package-check: package ## install, run, upgrade and remove it in a Debian 12 made from nothing (root)
 	@tools/package-check.sh $(TARGET)/package-check $(TARGET)/package/*.deb
+
+container: package ## the container images, by docker, podman or buildah; see packaging/kubernetes
+	@tools/container.sh $(TARGET)/container $(TARGET)/package/*.deb
+
+container-check: package ## build them with buildah and run three as pods would be (root; downloads packages)
+	@tools/container-check.sh $(TARGET)/container-check $(TARGET)/package/*.deb
 
 check-fresh: ## deps and build in a Debian 12 made from nothing (root; downloads it)
 	@tools/check-fresh.sh $(TARGET)/fresh

@@ -62,11 +62,20 @@ IMPORT(const char *, TSConfigDirGet, "_Z14TSConfigDirGetv", void);
 IMPORT(const char *, TSTrafficServerVersionGet, "_Z25TSTrafficServerVersionGetv", void);
 IMPORT(int, TSMgmtStringGet, "_Z15TSMgmtStringGetPKcPPc", const char *, char **);
 IMPORT(int, TSMgmtIntGet, "_Z12TSMgmtIntGetPKcPl", const char *, int64_t *);
+IMPORT(int, TSMgmtCounterGet, "_Z16TSMgmtCounterGetPKcPl", const char *, int64_t *);
 IMPORT(void, _TSfree, "_Z6TSfreePv", void *);
 IMPORT(int, TSStatFindName, "_Z14TSStatFindNamePKcPi", const char *, int *);
 IMPORT(int, TSStatCreate, "_Z12TSStatCreatePKc16TSRecordDataType17TSStatPersistence10TSStatSync",
        const char *, int, int, int);
 IMPORT(void, TSStatIntSet, "_Z12TSStatIntSetil", int, int64_t);
+IMPORT(int64_t, TSStatIntGet, "_Z12TSStatIntGeti", int);
+
+/* 9.2 has two arguments; of later ones some have a third, the file of the plugin. */
+extern void TSMgmtUpdateRegister(struct tsapi_cont *, const char *) __attribute__((weak));
+extern void update_register_2(struct tsapi_cont *, const char *)
+    __asm__("_Z20TSMgmtUpdateRegisterP10tsapi_contPKc") __attribute__((weak));
+extern void update_register_3(struct tsapi_cont *, const char *, const char *)
+    __asm__("_Z20TSMgmtUpdateRegisterP10tsapi_contPKcS2_") __attribute__((weak));
 
 /* Debug lines of 9.2. */
 extern int TSIsDebugTagSet(const char *) __attribute__((weak));
@@ -284,6 +293,48 @@ void stek_ats_free(char *string)
 bool stek_ats_mgmt_int(const char *record, int64_t *value)
 {
     return HOST(TSMgmtIntGet) != NULL && HOST(TSMgmtIntGet)(record, value) == HOST_SUCCESS;
+}
+
+bool stek_ats_on_config_reload(const char *name, stek_ats_handler handler)
+{
+    struct tsapi_cont *cont;
+
+    if (HOST(TSContCreate) == NULL || (TSMgmtUpdateRegister == NULL && update_register_2 == NULL &&
+                                       update_register_3 == NULL)) {
+        return false;
+    }
+    cont = HOST(TSContCreate)(handler, NULL);
+    if (cont == NULL) {
+        return false;
+    }
+    if (TSMgmtUpdateRegister != NULL) {
+        TSMgmtUpdateRegister(cont, name);
+    } else if (update_register_2 != NULL) {
+        update_register_2(cont, name);
+    } else {
+        update_register_3(cont, name, NULL);
+    }
+    return true;
+}
+
+bool stek_ats_metric(const char *name, int64_t *value)
+{
+    int stat = -1;
+
+    /* 9.2 has its metrics among the records, as integers or as counters. */
+    if (stek_ats_mgmt_int(name, value) ||
+        (HOST(TSMgmtCounterGet) != NULL &&
+         HOST(TSMgmtCounterGet)(name, value) == HOST_SUCCESS)) {
+        return true;
+    }
+    /* 10+ has them all in one place. In 9.2 the number of a metric that is no plugin's would be
+     * taken for that of a plugin's, hence the C++ names alone. */
+    if (cxx_TSStatFindName == NULL || cxx_TSStatIntGet == NULL ||
+        cxx_TSStatFindName(name, &stat) != HOST_SUCCESS) {
+        return false;
+    }
+    *value = cxx_TSStatIntGet(stat);
+    return true;
 }
 
 int stek_ats_stat(const char *name)

@@ -159,6 +159,16 @@ void stek_ats_free(char *string);
  * Thread: any. */
 bool stek_ats_mgmt_int(const char *record, int64_t *value);
 
+/* TSMgmtUpdateRegister: `handler` is called after each 'traffic_ctl config reload', with a continuation of
+ * its own and no data. The name is copied. False if the host has no such function. Thread: TSPluginInit;
+ * the handler runs on one of the host's threads for tasks, or an event thread where there is none. */
+bool stek_ats_on_config_reload(const char *name, stek_ats_handler handler);
+
+/* The value of one of the host's own metrics, into `*value`, which is the caller's: TSMgmtIntGet or
+ * TSMgmtCounterGet in 9.2, TSStatFindName and TSStatIntGet from 10 on. False if there is no such
+ * metric. Thread: any. */
+bool stek_ats_metric(const char *name, int64_t *value);
+
 /* TSStatFindName, else TSStatCreate (integer, not persistent, summed). Negative if neither works.
  * Creating one name twice makes the host assert, hence the order. The name is copied; the statistic
  * stays for ever. Thread: TSPluginInit. */

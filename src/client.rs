@@ -12,6 +12,7 @@
 //!
 //! Needs a tokio runtime. Each question makes a connection of its own.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -21,20 +22,21 @@ use crate::core::key_ring::Generation;
 use crate::core::server_id::ServerId;
 use crate::node::RELOAD_LIMIT;
 use crate::rpc::{
-    self, decode_response, ErrorResponse, Malformed, Request, Response, RotationRefusal, MAX_ORIGIN,
+    self, decode_response, ErrorResponse, Malformed, RecoverRefusal, Request, Response,
+    RotationRefusal, MAX_ORIGIN,
 };
 use crate::transport::frame::NoCommonVersion;
 use crate::transport::listener::Refusal;
 use crate::transport::peers::{ask_once, OnceError};
 use crate::transport::resolver::Resolver;
-use crate::transport::tls::{HandshakeError, Tls};
+use crate::transport::tls::{HandshakeError, Tls, UNKNOWN_NAME};
 use crate::transport::Me;
 
 pub use crate::core::client_policy::{ClientPolicy, SitePolicy};
 pub use crate::core::rotation::Order;
 pub use crate::core::server_status::{
-    CertificateStatus, Count, GroupStatus, Hint, HostStatus, KeyInUse, KeyStatus, Keys, LastReload,
-    ListStatus, MemberStatus, ReloadStatus, Role, ServerStatus, SessionStatus,
+    CertificateStatus, Count, GroupStatus, Handshakes, Hint, HostStatus, KeyInUse, KeyStatus, Keys,
+    LastReload, ListStatus, MemberStatus, ReloadStatus, Role, ServerStatus, SessionStatus,
 };
 pub use crate::core::ticket_scope::TicketScope;
 
@@ -134,6 +136,24 @@ impl Client {
         }
     }
 
+    /// Has a server go on with these alone, all others being gone for good; the epoch of the cluster
+    /// that is founded. See [`order_limit`].
+    ///
+    /// # Errors
+    /// Why it was not done. Where no answer came in time it may still happen.
+    pub async fn recover(
+        &self,
+        member: &Member,
+        survivors: BTreeSet<ServerId>,
+        limit: Duration,
+    ) -> Result<u64, Failure> {
+        let request = Request::Recover { survivors, origin: self.person.clone() };
+        match self.ask(member, &request, limit).await? {
+            (Response::Recovered(outcome), _) => outcome.map_err(Failure::Recover),
+            _ => Err(Failure::InvalidResponse),
+        }
+    }
+
     async fn ask(
         &self,
         member: &Member,
@@ -169,7 +189,7 @@ pub enum Failure {
     TimedOut(u128),
     /// Its certificate is not accepted here.
     #[error(
-        "its certificate is not accepted: {0}; compare root_cert_file and cert_verify_str here \
+        "{0}; compare root_cert_file and cert_verify_str here \
          with server_cert_file there"
     )]
     TheirCertificate(HandshakeError),
@@ -214,9 +234,17 @@ pub enum Failure {
     /// The group did not carry the order out.
     #[error("not done: {0}")]
     Order(RotationRefusal),
+    /// It cannot go on with these servers alone.
+    #[error("{0}")]
+    Recover(RecoverRefusal),
 }
 
 impl Failure {
+    /// Whether the server there trusts our certificate, and knows nobody of its name.
+    pub fn is_unknown_name(&self) -> bool {
+        matches!(self, Failure::OurCertificate(words) if words == UNKNOWN_NAME)
+    }
+
     /// What happened, without what to do about it.
     pub fn cause(&self) -> String {
         let words = self.to_string();

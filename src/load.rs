@@ -19,10 +19,11 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use crate::core::config::{
-    check_membership, check_subjects, parse_conf, parse_list, Conf, List, Member, Oneself, Paths,
-    Problem, Settings, MAX_TEXT,
+    check_interval, check_loopback, check_membership, check_subjects, parse_conf, parse_list, Conf,
+    List, Member, Oneself, Paths, Problem, Settings, MAX_TEXT,
 };
 use crate::pem::{self, Misfit, Wanted};
+use crate::transport::issuer::Issuer;
 use crate::transport::names::Names;
 use crate::transport::tls::{Tls, TlsError};
 
@@ -31,6 +32,13 @@ const MAX_PEM: usize = 1 << 20;
 
 /// The largest file of the host's that is read as text, in bytes: a line for each of some ten thousand sites.
 const MAX_HOST_TEXT: usize = 16 << 20;
+
+/// The remedy for a server configuration that is not where plugin.config has it.
+pub const CORRECT_PLUGIN_CONFIG: &str = "correct the path in plugin.config";
+
+/// The remedy for a file that this process may not read.
+pub const LET_READ: &str =
+    "let the user that runs Traffic Server read it and enter its directories";
 
 /// Where files with relative names are looked for, in this order; inside a file, the file's own
 /// directory comes first.
@@ -259,7 +267,7 @@ fn try_load(
     let (path, text) = match find(argument, &bases).and_then(read_text) {
         Ok(found) => found,
         Err(unread) => {
-            let remedy = unread.remedy("correct the path in plugin.config");
+            let remedy = unread.remedy(CORRECT_PLUGIN_CONFIG);
             let problem = Problem::error(argument, unread.to_string(), remedy);
             problems.push(problem.passing(unread.passes()));
             return None;
@@ -280,6 +288,8 @@ fn try_load(
         problems.retain(|problem| !conf.is_open_door(problem));
     }
     problems.extend(list.as_ref().and_then(|list| check_subjects(&conf, list)));
+    problems.extend(list.as_ref().and_then(check_loopback));
+    problems.extend(check_interval(&conf));
     let names = PemNames {
         root: conf.root_cert_file.clone(),
         chain: conf.server_cert_file.clone(),
@@ -487,7 +497,7 @@ fn check_blocks(blame: &dyn Blame, option: &str, pem: &Pem) -> Option<Problem> {
 struct Subject<'a> {
     /// `cert_verify_str` of the configuration.
     common: &'a str,
-    /// That of this server's entry in the list, which goes before it.
+    /// That of this server's entry in the list, which takes precedence over it.
     own: Option<&'a str>,
     /// An error about the latter.
     own_error: &'a dyn Fn(String, &str) -> Problem,
@@ -518,14 +528,17 @@ fn make_tls(
             Some(tls)
         }
         Err(error) => {
-            problems.push(match (&error, wanted.own) {
+            let problem = match (&error, wanted.own) {
                 (TlsError::SubjectMismatch { found }, Some(own)) => {
                     let reason = format!("{}, {found}", not_ours(own));
                     let remedy = "make both the same; the other servers refuse this one otherwise";
                     (wanted.own_error)(reason, remedy).value(format!("\"{own}\""))
                 }
                 _ => tls_problem(blame, pems, wanted.common, &error),
-            });
+            };
+            // What renews certificates puts files in place, which a running server takes over by itself.
+            let passes = !matches!(error, TlsError::SubjectMismatch { .. });
+            problems.push(problem.passing(passes));
             None
         }
     }
@@ -541,7 +554,8 @@ fn expiry_words(tls: &Tls) -> Option<(String, String)> {
     };
     let renew = if ending.is_authority { "renew that one first" } else { "renew it" };
     let reason = format!("{which} {ending}, at {not_after}");
-    let remedy = if ending.left.is_zero() {
+    // As the words above round it.
+    let remedy = if ending.left.as_secs() == 0 {
         format!("{renew}: the other servers refuse this one")
     } else {
         format!("{renew} before then: the other servers refuse this one afterwards")
@@ -614,8 +628,7 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
             format!("holds the certificate {subject}, which is not valid before {not_before}"),
             "check this machine's clock and time zone, or issue it anew; it is tried again by \
              itself, every 30 s",
-        )
-        .passing(true),
+        ),
         TlsError::NoSubject => chain(NO_SUBJECT.to_owned(), GIVE_SUBJECT),
         TlsError::SubjectMismatch { found } if found.trim() == wanted => chain(
             format!("holds a certificate whose subject, \"{found}\", begins or ends with a blank"),
@@ -628,7 +641,7 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
                 "make both the same on all servers; the others refuse this one otherwise",
             )
             .value(format!("\"{wanted}\"")),
-        TlsError::ChainUntrusted { subject, reason, code, not_after, is_ambiguous } => chain(
+        TlsError::ChainUntrusted { subject, reason, code, not_after, issuer } => chain(
             format!(
                 "does not verify against root_cert_file, \"{}\": {subject}: {}",
                 pems.root.path.display(),
@@ -637,9 +650,8 @@ fn tls_problem(blame: &dyn Blame, pems: &Pems, wanted: &str, error: &TlsError) -
                     _ => reason.clone(),
                 }
             ),
-            untrusted_remedy(*code, *is_ambiguous),
-        )
-        .passing(*code == NOT_YET_VALID),
+            untrusted_remedy(*code, *issuer),
+        ),
         TlsError::NoHandshake { leaf, reason, code, sent } => chain(
             format!(
                 "leads to no handshake, not even of this server with itself, by {leaf}: {reason}{}",
@@ -677,13 +689,31 @@ const NOT_YET_VALID: i32 = 9;
 const EXPIRED: i32 = 10;
 
 /// What to do about a chain, by OpenSSL's `X509_V_ERR_` number.
-fn untrusted_remedy(code: i32, is_ambiguous: bool) -> &'static str {
+fn untrusted_remedy(code: i32, issuer: Issuer) -> &'static str {
+    match (code, issuer) {
+        (7 | 18, Issuer::Itself) => {
+            "the authority that issued it has the same name: issue one of the two with a name of its own"
+        }
+        (2 | 20 | 21, Issuer::CrossSigned) => {
+            "of the certificates of this name in this file the first counts: put the one that leads to \
+             the root first, and take the others out"
+        }
+        (7 | 20 | 21, Issuer::Several) => {
+            "several authorities there have the name of its issuer: give only the one whose key \
+             signed it, or issue it with a key identifier of that one (authorityKeyIdentifier)"
+        }
+        (20 | 21, Issuer::Unfit) => {
+            "an authority of its issuer's name is there, and is not the one: their key identifiers \
+             differ, or an extension of one of the two is malformed; give the one that issued it, or \
+             issue it anew"
+        }
+        (code, _) => remedy_by_code(code),
+    }
+}
+
+fn remedy_by_code(code: i32) -> &'static str {
     match code {
         2 | 18..=21 => "give the root that issued it, and add certificates in between to this file",
-        7 if is_ambiguous => {
-            "several authorities there have the name of its issuer: give only the one whose key \
-             signed it"
-        }
         4..=8 => {
             "it was changed, or signed with another key than that of the authority of this name: \
              give the authority that issued it, or issue it anew"
@@ -754,9 +784,7 @@ impl Unread {
             | Unread::Directory(_)
             | Unread::Special(_)
             | Unread::TooLarge { .. } => correct_path,
-            Unread::Denied(_) => {
-                "let the user that runs Traffic Server read it and enter its directories"
-            }
+            Unread::Denied(_) => LET_READ,
             Unread::NotText { .. } => "save it as UTF-8",
             Unread::Failed { .. } => "mend the file or its file system, or give another path",
         }

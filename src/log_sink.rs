@@ -26,7 +26,7 @@ pub trait LogSink: Send + Sync {
     fn write(&self, level: Level, line: &str);
 }
 
-/// A cheap handle to a [`LogSink`], shared by all rooms of one server.
+/// A cheap handle to a [`LogSink`], shared by all parts of one server.
 #[derive(Clone)]
 pub struct Log {
     log_sink: Arc<dyn LogSink>,

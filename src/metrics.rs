@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use crate::core::ending::warn_ahead;
-use crate::core::server_status::{Count, KeyInUse, ServerStatus, SessionStatus};
+use crate::core::server_status::{Count, Handshakes, KeyInUse, ServerStatus, SessionStatus};
 
 /// What comes before each name in Traffic Server.
 pub const PREFIX: &str = "plugin.stek_share.";
@@ -115,6 +115,11 @@ fn sessions(status: &ServerStatus) -> SessionStatus {
     status.sessions.unwrap_or_default()
 }
 
+/// What a host that does not count handshakes has counted of them.
+fn handshakes(status: &ServerStatus) -> Handshakes {
+    status.host.handshakes.unwrap_or_default()
+}
+
 /// The name of the metric that says whether the plugin runs; the host sets it back to 0.
 pub const UP: &str = "up";
 /// The name of the metric that has the plugin's version in one number.
@@ -152,11 +157,14 @@ pub const METRICS: &[Metric] = &[
     }),
     gauge(
         "role",
-        "0 joining, 1 catches up without its memory, 2 follower, 3 campaigns, \
-         4 leader",
+        "0 joining, 1 recovering (a new node, as after each start, that is sent the log), 2 follower, \
+         3 campaigns, 4 leader",
         "0, 1 or 3 for a minute; no 4 or more than one in the fleet for a minute",
         |s| whole(s.group.role.number()),
     ),
+    gauge("votes", "1 while this server is one of the voters: the first seven by id of those that may", "", |s| {
+        s.group.votes.into()
+    }),
     gauge("leader_known", "1 while this server knows a leader", "0 for a minute", |s| {
         s.group.leader.is_some().into()
     }),
@@ -307,6 +315,50 @@ pub const METRICS: &[Metric] = &[
          secret; the status message names them",
         "above 0",
         |s| whole(s.host.hints.len() as u64),
+    ),
+    gauge(
+        "configuration_warnings",
+        "what the plugin warned of when it read its own files, such as blocks that are not read and \
+         addresses that nobody can dial; the status message names each",
+        "above 0",
+        |s| whole(s.host.warnings.len() as u64),
+    ),
+    counter(
+        "handshakes",
+        "TLS handshakes of clients that succeeded, full and resumed, as Traffic Server counts them",
+        "",
+        |s| whole(handshakes(s).done),
+    ),
+    counter("tickets_given", "session tickets given to clients", "", |s| {
+        whole(handshakes(s).given)
+    }),
+    counter(
+        "tickets_opened",
+        "tickets of clients that a key here opened: at most so many full handshakes were saved, as a \
+         session that is bound to something else is refused after that",
+        "none of many handshakes: nobody comes back, or no ticket is known",
+        |s| whole(handshakes(s).opened),
+    ),
+    counter(
+        "tickets_unknown",
+        "tickets of clients that no key here opened, which cost a full handshake each: their key was \
+         replaced or revoked, or was never the group's",
+        "more than `tickets_opened` for an hour: clients return later than the keys last, or servers \
+         have different keys",
+        |s| whole(handshakes(s).unknown),
+    ),
+    counter(
+        "sessions_by_id",
+        "sessions that clients without tickets resumed, from Traffic Server's own cache",
+        "",
+        |s| whole(handshakes(s).by_id),
+    ),
+    gauge(
+        "any_resumed",
+        "1 once OpenSSL has resumed a session here, since Traffic Server read its certificates",
+        "0 while `tickets_opened` rises: tickets open and their sessions are refused; see `stekctl \
+         doctor --tls`",
+        |s| handshakes(s).any_resumed.into(),
     ),
     counter(
         "sessions_sent",
@@ -529,6 +581,10 @@ mod tests {
         }
     }
 
+    fn counted(status: &mut ServerStatus) -> &mut Handshakes {
+        status.host.handshakes.get_or_insert_with(Handshakes::default)
+    }
+
     /// Each metric reads what it says, and nothing else moves it.
     #[test]
     fn every_metric_moves_with_what_it_means() {
@@ -536,6 +592,7 @@ mod tests {
         let cases: &[(&str, Change, i64)] = &[
             ("server_id", |s| s.id = ServerId(5), 5),
             ("role", |s| s.group.role = Role::Leader, 4),
+            ("votes", |s| s.group.votes = false, 0),
             ("leader_id", |s| s.group.leader = Some(ServerId(0)), 0),
             ("version", |s| s.software = "1.2.3-rc1".to_owned(), 1_002_003),
             ("version", |s| s.software = "odd".to_owned(), 0),
@@ -597,6 +654,13 @@ mod tests {
                 1,
             ),
             ("host_hints", |s| s.host.hints.push(Hint::Unlocked(1)), 2),
+            ("configuration_warnings", |s| s.host.warnings.push("x".to_owned()), 1),
+            ("handshakes", |s| counted(s).done = 31, 31),
+            ("tickets_given", |s| counted(s).given = 32, 32),
+            ("tickets_opened", |s| counted(s).opened = 33, 33),
+            ("tickets_unknown", |s| counted(s).unknown = 34, 34),
+            ("sessions_by_id", |s| counted(s).by_id = 35, 35),
+            ("any_resumed", |s| counted(s).any_resumed = true, 1),
             ("sessions_sent", |s| s.sessions.as_mut().unwrap().sent = 19, 19),
             ("sessions_received", |s| s.sessions.as_mut().unwrap().received = 20, 20),
             ("sessions_dropped", |s| s.sessions.as_mut().unwrap().dropped = 21, 21),

@@ -24,7 +24,7 @@ use crate::log_sink::{Level, Log};
 #[cfg(all(feature = "fail-points", not(debug_assertions)))]
 compile_error!("fail-points is for tests; a release build must not have it");
 
-/// Pauses before work that panicked is begun anew, doubling: a fault that comes back at once must
+/// Pauses before work that failed is begun anew, doubling: a fault that comes back at once must
 /// not keep a processor busy.
 const AGAIN_MIN: Duration = Duration::from_millis(100);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ pub async fn catch_panic<F: Future>(work: F) -> Result<F::Output, Panicked> {
     .await
 }
 
-/// The pauses between a panic and the next beginning of the same work.
+/// The pauses between a failure of some work and the next beginning of it.
 pub struct Pauses {
     next: Duration,
     begun: Instant,
@@ -63,8 +63,8 @@ impl Pauses {
         Pauses { next: AGAIN_MIN, begun: Instant::now() }
     }
 
-    /// For work that has just ended: how long to wait before it begins anew.
-    pub fn after_panic(&mut self) -> Duration {
+    /// For work that has just failed: how long to wait before it begins anew.
+    pub fn after_failure(&mut self) -> Duration {
         if self.begun.elapsed() > GOOD_LIFE {
             self.next = AGAIN_MIN;
         }
@@ -90,7 +90,7 @@ where
     let mut pauses = Pauses::new();
     // The work that panicked is dropped before the pause, with the ports and queues that it holds.
     while let Err(Panicked) = catch_panic(begin()).await {
-        let pause = pauses.after_panic();
+        let pause = pauses.after_failure();
         tell_begun_anew(log, what, pause);
         sleep(pause).await;
     }
@@ -195,10 +195,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_pauses_are_bounded_and_short_again_after_a_good_life() {
         let mut pauses = Pauses::new();
-        let all: Vec<u128> = (0..9).map(|_| pauses.after_panic().as_millis()).collect();
+        let all: Vec<u128> = (0..9).map(|_| pauses.after_failure().as_millis()).collect();
         assert_eq!(all, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         tokio::time::advance(AGAIN_MAX + GOOD_LIFE + Duration::from_millis(1)).await;
-        assert_eq!(pauses.after_panic(), AGAIN_MIN);
+        assert_eq!(pauses.after_failure(), AGAIN_MIN);
     }
 
     #[tokio::test]

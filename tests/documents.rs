@@ -12,10 +12,12 @@ use std::process::Command;
 
 use serde_yaml::Value;
 use stek_share::core::config::{Absent, Change, ConfigOption, Servers, OPTIONS};
+use stek_share::core::findings::{Finding, Matter, Source};
 use stek_share::core::health::Code;
 use stek_share::load::{load, Dirs};
 use stek_share::metrics::METRICS;
-use testkit::pki::Identity;
+use testkit::pages::is_in_troubleshooting;
+use testkit::pki::{Authority, Request};
 use testkit::run_dir::RunDir;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -139,6 +141,14 @@ fn each_health_code_has_its_remedy() {
     assert_eq!(found, wanted, "docs/health.md");
     let distinct: BTreeSet<&str> = wanted.iter().copied().collect();
     assert_eq!(distinct.len(), wanted.len());
+}
+
+#[test]
+fn each_finding_about_the_host_has_its_row() {
+    for matter in Matter::ALL {
+        let line = Finding::new(matter, Source::Running, "field", "value").to_string();
+        assert!(is_in_troubleshooting(&line), "docs/troubleshooting.md has no row for: {line}");
+    }
 }
 
 /// An option's default as the documents have it.
@@ -277,48 +287,83 @@ fn the_pods_of_the_kubernetes_example_have_configurations_without_fault() {
     let replicas = set["spec"]["replicas"].as_u64().unwrap();
     let name = set["metadata"]["name"].as_str().unwrap();
     let service = set["spec"]["serviceName"].as_str().unwrap();
-    let script = set["spec"]["template"]["spec"]["initContainers"][0]["command"][2].as_str();
-    let script = script.unwrap();
     let list: Value =
         config["data"]["server_list.yaml"].as_str().map(serde_yaml::from_str).unwrap().unwrap();
     assert_eq!(list.as_sequence().unwrap().len() as u64, replicas, "an entry for each pod");
     for number in 0..replicas {
         let dir = RunDir::new("kubernetes").unwrap();
-        for volume in ["config", "certificates", "stek_share"] {
-            fs::create_dir(dir.join(volume)).unwrap();
-        }
-        for (file, text) in config["data"].as_mapping().unwrap() {
-            fs::write(dir.join("config").join(file.as_str().unwrap()), text.as_str().unwrap())
-                .unwrap();
-        }
-        let made = Identity::self_signed("/CN=stek-share").unwrap();
-        let files = made.write(&dir.join("certificates"), "tls").unwrap();
-        fs::copy(&files.certificate, dir.join("certificates/ca.crt")).unwrap();
-        fs::rename(&files.certificate, dir.join("certificates/tls.crt")).unwrap();
-
-        // The init container's own words, with this directory as its root.
         let here = dir.path().display().to_string();
-        let script = ["config", "certificates", "stek_share"]
-            .iter()
-            .fold(script.to_owned(), |script, volume| {
-                script.replace(&format!(" /{volume}/"), &format!(" {here}/{volume}/"))
-            });
-        let script = script.replace(">/stek_share/", &format!(">{here}/stek_share/"));
-        let pod = format!("{name}-{number}");
-        let status =
-            Command::new("sh").args(["-c", &script]).env("POD_NAME", &pod).status().unwrap();
-        assert!(status.success(), "{script}");
+        for (file, text) in config["data"].as_mapping().unwrap() {
+            let text = text.as_str().unwrap().replace(" /certificates/", &format!(" {here}/"));
+            fs::write(dir.join(file.as_str().unwrap()), text).unwrap();
+        }
+        // As operators/cert-manager.yaml asks for it.
+        let pod = format!("{name}-{number}.{service}");
+        let authority = Authority::new("/CN=stek-share root").unwrap();
+        let identity = authority.issue(&Request::new("/CN=stek-share").names(&[&pod])).unwrap();
+        let files = identity.write(dir.path(), "tls").unwrap();
+        fs::rename(&files.certificate, dir.join("tls.crt")).unwrap();
+        fs::write(dir.join("ca.crt"), authority.identity.certificate.to_pem().unwrap()).unwrap();
 
         let dirs = Dirs { working: "/".into(), install: "/".into(), config: "/".into() };
-        let conf = dir.join("stek_share/server_conf.yaml");
+        let conf = dir.join("server_conf.yaml");
         let loaded =
             load(conf.to_str().unwrap(), &dirs).unwrap_or_else(|refused| panic!("{refused:?}"));
         assert_eq!(u64::from(loaded.settings.server_id.0), number);
         let own = &loaded.settings.members[usize::try_from(number).unwrap()];
-        assert_eq!(own.address, format!("{pod}.{service}"), "the name that the service gives it");
+        assert_eq!(own.address, pod, "the name that the service gives it");
         assert!(loaded.settings.state_dir.is_some());
         let told: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         assert!(told.is_empty(), "{told:?}");
         dir.done().unwrap();
     }
+}
+
+/// What a script of a package says while plugin.config names the plugin: its words, and those of its error
+/// stream when it is run on this file.
+fn removal(script: &str, argument: &str, config: &Path) -> String {
+    const CONFIG: &str = "/etc/trafficserver/plugin.config";
+    let here = script.replace(CONFIG, &config.display().to_string());
+    let run = Command::new("sh").args(["-c", &here, "sh", argument]).output().unwrap();
+    assert!(run.status.success(), "{run:?}");
+    String::from_utf8_lossy(&run.stderr).replace(&config.display().to_string(), CONFIG)
+}
+
+/// A package that goes while the line is in plugin.config leaves a Traffic Server that does not start again. Both
+/// packages say so before, with the commands of the page, in its order.
+#[test]
+fn packages_and_page_say_the_same_of_uninstalling() {
+    let page = read("docs/operations.md");
+    let page = page.split("\n## Uninstall\n").nth(1).and_then(|p| p.split("\n## ").next()).unwrap();
+    let commands = page.lines().map(str::trim).filter(|line| {
+        ["sed -i", "systemctl restart", "rm -r"].iter().any(|word| line.starts_with(word))
+    });
+    let commands: Vec<&str> = commands.collect();
+    let [sed, restart, _] = commands[..] else { panic!("{commands:?}") };
+    let position = |word: &str| page.find(word).unwrap_or_else(|| panic!("no {word}: {page}"));
+    assert!(position(restart) < position("rm -r /etc/trafficserver/stek_share"));
+    assert!(position("rm -r") < position("apt-get purge") && page.contains("dnf remove"), "{page}");
+
+    let prerm = read("packaging/debian/prerm");
+    let spec = read("packaging/rpm/trafficserver-stek-share.spec.in");
+    let preun = spec.split("\n%preun\n").nth(1).and_then(|s| s.split("\n%").next()).unwrap();
+    let dir = RunDir::new("uninstall").unwrap();
+    let config = dir.join("plugin.config");
+    // One with a path in front, and one that is none.
+    let kept = "# stek_share.so x\nxdebug.so\n";
+    for line in ["stek_share.so a/b.yaml\n", " /opt/x/stek_share.so a/b.yaml\n"] {
+        fs::write(&config, format!("{kept}{line}")).unwrap();
+        let said = removal(&prerm, "remove", &config);
+        assert_eq!(said, removal(preun, "0", &config), "Debian's and the other one's");
+        assert!(said.contains(&format!("({sed})")), "{said}, and the page has {sed}");
+        assert!(said.contains(&format!("then: {restart}")), "{said}, and the page has {restart}");
+        assert!(said.contains("does not start again"), "{said}");
+        // An upgrade says nothing.
+        assert_eq!(removal(&prerm, "upgrade", &config) + &removal(preun, "1", &config), "");
+        let here = sed.replace("/etc/trafficserver/plugin.config", &config.display().to_string());
+        let run = Command::new("sh").args(["-c", &here]).status().unwrap();
+        assert!(run.success() && fs::read_to_string(&config).unwrap() == kept);
+        assert_eq!(removal(&prerm, "remove", &config) + &removal(preun, "0", &config), "");
+    }
+    dir.done().unwrap();
 }

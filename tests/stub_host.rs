@@ -432,7 +432,7 @@ fn a_host_with_a_library_of_its_own_under_openssls_names_is_told_of() {
         "ERROR: [stek_share] the calls of OpenSSL in this plugin go to BoringSSL (version number \
          1010107f), which comes with this Traffic Server, and it is built for OpenSSL 3",
     );
-    life.has("; use a Traffic Server that is built with OpenSSL 3, on all servers");
+    life.has("; use a Traffic Server that is built with OpenSSL 3, or this plugin with an OpenSSL of its own");
     life.has("own ticket key stays in use");
     life.has_no("key(s)");
     life.has_no("certificate in PEM");
@@ -488,7 +488,7 @@ fn records_of_the_host_that_defeat_the_purpose_are_warned_about() {
              keys.bin makes",
         );
         life.has(
-            "WARNING: [stek_share] Traffic Server: proxy.config.ssl.server.session_ticket.enable: 0 \
+            "ERROR: [stek_share] Traffic Server: proxy.config.ssl.server.session_ticket.enable: 0 \
              means",
         );
         // At each look; the end may come in the middle of one.

@@ -5,7 +5,7 @@
 #   tools/cross.sh TARGET PLUGINDIR NATIVE
 #
 # TARGET is cargo's target directory, NATIVE a stekctl of this version that runs here. What is run is
-# said at the end; the plugin itself is only loaded, not run, as no Traffic Server is emulated.
+# said at the end; of the plugin only the libraries are looked for, as no Traffic Server is emulated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$1 plugindir=$2 native=$3
@@ -33,4 +33,4 @@ done
 tools/package.sh "$target/package-arm64" "$built/libstek_share.so" "$built/stekctl" "$plugindir" \
     arm64 "$native"
 tools/rpm.sh "$target/rpm-aarch64" "$built/libstek_share.so" "$built/stekctl" aarch64 "$native"
-echo "cross: built for arm64; run under emulation: stekctl's version, init and check; loaded: the plugin"
+echo "cross: built for arm64; run under emulation: stekctl's version, init and check; found: the plugin's libraries"

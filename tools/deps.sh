@@ -5,7 +5,7 @@
 #   tools/deps.sh VENV             VENV is where the Python environment of AuTest and of the
 #                                  validators goes, and promtool beside it
 #   tools/deps.sh VENV packaging   also what the packages are made with
-#   tools/deps.sh VENV arm64       also that for the other processor
+#   tools/deps.sh VENV arm64       also what builds the packages for arm64
 #   tools/deps.sh VENV bench       also the rivals that `make bench` measures
 #   tools/deps.sh VENV valgrind    also that
 #   tools/deps.sh VENV clients     also the clients of `make prove-clients`
@@ -70,6 +70,9 @@ fail() { echo "deps: $*" >&2; exit 1; }
 
 command -v cargo >/dev/null ||
     fail "cargo is missing; install a Rust toolchain, at least the rust-version of Cargo.toml"
+
+# Whoever brings a Traffic Server needs none of Debian's.
+[ -z "${STEK_TRAFFIC_SERVER:-}" ] || packages=("${packages[@]:1}")
 
 missing=()
 for package in "${packages[@]}"; do

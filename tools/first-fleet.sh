@@ -44,13 +44,20 @@ END
     cat >"$1/scp" <<'END'
 #!/bin/bash
 # To root@10.0.0.N:PATH. A file that is there keeps its owner and mode.
-options=$1 files=("${@:2:$#-2}") to=${!#}
+files=("${@:2:$#-2}") to=${!#}
 host=${to%%:*} path=${to#*:}
 place=/machines/${host##*.}$path
-case $options in *r*) exec cp -rp "${files[@]}" "$place" ;; esac
-for file in "${files[@]}"; do cat "$file" >"$place/$(basename "$file")"; done
+for file in "${files[@]}"; do
+    new=$place/$(basename "$file")
+    if [ -e "$new" ]; then cat "$file" >"$new"; else cp -p "$file" "$new"; fi
+done
 END
-    chmod 755 "$1/systemctl" "$1/scp"
+    cat >"$1/ssh" <<'END'
+#!/bin/bash
+# root@10.0.0.N COMMAND...
+exec chroot "/machines/${1##*.}" "${@:2}"
+END
+    chmod 755 "$1/systemctl" "$1/scp" "$1/ssh"
 }
 
 machines() {
@@ -123,7 +130,7 @@ machines
 serve_tls
 mkdir "$scratch/blocks"
 blocks "$scratch/blocks"
-[ "$(find "$scratch/blocks" -name '*.run' | wc -l)" -ge 20 ] || fail "$page has fewer blocks than it had"
+[ "$(find "$scratch/blocks" -name '*.run' | wc -l)" -ge 30 ] || fail "$page has fewer blocks than it had"
 for run in "$scratch"/blocks/*.run; do
     block=${run%.run}
     read -ra places <"$block.where"

@@ -107,8 +107,18 @@ for target in "${targets[@]}"; do
 done
 echo "$sum executions, ${#failed[@]} targets with a finding"
 for target in ${failed[@]+"${failed[@]}"}; do
-    echo "--- $target: the end of $dir/$target.log"
-    tail -n 25 "$dir/$target.log"
-    echo "once more: STEK_FUZZ_TARGET=$target $program $dir/findings/$target-..."
+    log=$dir/$target.log
+    echo "--- $target: what it said, of all that is in $log"
+    # The words of the fault itself, not the stack behind them.
+    { grep --text --after-context=2 -E 'panicked at|ERROR: ' "$log" | grep --text -v '^--$' |
+        cut -c 1-500 | head -n 20; } || true
+    grep --text -E '^(SUMMARY|MS): ' "$log" | cut -c 1-500 | tail -n 2 || true
+    # All that is left of the input where the directory does not stay; no input is longer than -max_len.
+    input=$(sed -n 's/^.*Test unit written to //p' "$log" | tail -n 1)
+    if [ -f "$input" ]; then
+        echo "its input, $(stat -c %s "$input") bytes, in base64:"
+        head -c 8192 "$input" | base64 -w 120
+    fi
+    echo "once more: STEK_FUZZ_TARGET=$target $program ${input:-FILE}"
 done
 [ ${#failed[@]} -eq 0 ]

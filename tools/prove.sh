@@ -6,7 +6,7 @@
 # DIR/COMMIT/ has for each step its output and, once it has ended, a line of the table that
 # docs/testing.md shows. A step that passed is not run again on the same commit; one that failed or
 # was interrupted is. Seeds of the simulation are run in pieces, so that a day may be spread over
-# evenings: PIECES=40 of SEEDS=5000 each, from FROM=1.
+# evenings: PIECES=2 of SEEDS=5000 each from FROM=1, unless told otherwise.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 

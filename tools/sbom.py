@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes what the plugin and stekctl are made of, as CycloneDX 1.5 in JSON: every crate that is
-linked into one of them, with version, licence and the checksum of what was fetched.
+linked into one of them (on x86-64; arm64 has the same), with version, licence and the checksum of what was fetched.
 
     tools/sbom.py PACKAGE...   > stek-share.cdx.json
 
@@ -8,7 +8,6 @@ Reads Cargo.lock and `cargo metadata` only; the same commit gives the same bytes
 """
 
 import json
-import os
 import subprocess
 import sys
 import tomllib
@@ -36,7 +35,7 @@ def linked(metadata, names):
 
 def main(names):
     run = ["cargo", "metadata", "--format-version", "1", "--locked", "--offline"]
-    run += ["--filter-platform", os.environ.get("TARGET_TRIPLE", "x86_64-unknown-linux-gnu")]
+    run += ["--filter-platform", "x86_64-unknown-linux-gnu"]
     metadata = json.loads(subprocess.run(run, check=True, capture_output=True).stdout)
     with open("Cargo.lock", "rb") as file:
         locked = tomllib.load(file)["package"]

@@ -16,7 +16,7 @@ cp -r packaging/systemd "$tree/systemd"
 cp CHANGELOG.md "$tree/docs"
 cp example_server_conf.yaml example_server_list.yaml plugin.config.example examples/* \
     "$tree/examples"
-[ ! -d packaging/kubernetes ] || cp -r packaging/kubernetes "$tree/examples/kubernetes"
+cp -r packaging/kubernetes "$tree/examples/kubernetes"
 install -m 0644 "$plugin" "$tree/stek_share.so"
 install -m 0755 "$stekctl" "$tree/stekctl"
 "$native" man "$tree/man"

@@ -2,10 +2,12 @@
 # Runs the test steps one after another, all of them even if one fails, and ends with one line
 # that says how it went.
 #
-#   tools/test.sh [~]NAME=COMMAND ...
+#   tools/test.sh [~|+]NAME=COMMAND ...
 #
-# A step with ~ computes much and waits for nothing: it runs beside those that follow, one such step
-# after another, on what processor time they leave. Its output comes when all are done.
+# A step with ~ computes much and waits for nothing: it runs beside the others from the start on what
+# processor time they leave. One with + waits rather than computes: it runs beside those that follow it, with
+# the same right to the processor. Of either kind one runs after another, and its output comes when all
+# are done.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -13,9 +15,9 @@ failed=()
 begin=$SECONDS
 number=0
 beside=() # names
-lane=     # the process that runs the steps beside the others
+lanes=()  # the processes that run the steps beside the others
 work=$(mktemp -d)
-trap '[ -z "$lane" ] || kill "$lane" 2>/dev/null; rm -rf "$work"' EXIT
+trap '[ ${#lanes[@]} -eq 0 ] || kill "${lanes[@]}" 2>/dev/null; rm -rf "$work"' EXIT
 
 tell() { # NAME STATUS SECONDS
     if [ "$2" = 0 ]; then
@@ -26,25 +28,39 @@ tell() { # NAME STATUS SECONDS
     fi
 }
 
-for step in "$@"; do
-    case $step in
-    "~"*) name=${step%%=*} && beside+=("${name#\~}") && printf '%s\n' "${step#*=}" >"$work/${name#\~}" ;;
-    esac
-done
-if [ ${#beside[@]} -gt 0 ]; then
+run_beside() { # MARK NICENESS STEP...
+    local mark=$1 niceness=$2 step name names=()
+    shift 2
+    for step in "$@"; do
+        [ "${step#"$mark"}" != "$step" ] || continue
+        name=${step%%=*} && name=${name#"$mark"}
+        names+=("$name")
+        printf '%s\n' "${step#*=}" >"$work/$name"
+    done
+    [ ${#names[@]} -gt 0 ] || return 0
+    beside+=("${names[@]}")
     (
-        for name in "${beside[@]}"; do
+        for name in "${names[@]}"; do
             step_begin=$SECONDS
-            nice -n 19 bash -c "$(cat "$work/$name")" </dev/null >"$work/$name.out" 2>&1
+            nice -n "$niceness" bash -c "$(cat "$work/$name")" </dev/null >"$work/$name.out" 2>&1
             echo "$? $((SECONDS - step_begin))" >"$work/$name.end"
         done
     ) &
-    lane=$!
-fi
+    lanes+=($!)
+}
+run_beside "~" 19 "$@"
+are_waiting=
 
 for step in "$@"; do
     name=${step%%=*} command=${step#*=}
-    [ "${name#\~}" = "$name" ] || continue
+    case $name in
+    "~"*) continue ;;
+    "+"*) # The first of them; the lane goes on with the others.
+        [ -n "$are_waiting" ] || run_beside "+" 0 "$@"
+        are_waiting=1
+        continue
+        ;;
+    esac
     number=$((number + 1))
     echo
     echo "== [$number/$#] $name: $command"
@@ -53,13 +69,15 @@ for step in "$@"; do
     tell "$name" $? $((SECONDS - step_begin))
 done
 
-[ -z "$lane" ] || wait "$lane"
-lane=
-for name in "${beside[@]}"; do
+[ ${#lanes[@]} -eq 0 ] || wait "${lanes[@]}"
+lanes=()
+for name in ${beside[@]+"${beside[@]}"}; do
     number=$((number + 1))
     echo
     echo "== [$number/$#] $name, beside the others: $(cat "$work/$name")"
     cat "$work/$name.out"
+    # A step whose process was killed has no end.
+    status=none seconds=0
     read -r status seconds <"$work/$name.end"
     tell "$name" "$status" "$seconds"
 done

@@ -22,12 +22,13 @@ pub fn run(mut bytes: &[u8]) {
         let after = postcard::to_allocvec(&one).expect("it can be encoded");
         assert_eq!(after, postcard::to_allocvec(&other).expect("it can be encoded"));
         match outcome {
-            Err(_) | Ok(Change::Key(KeyChange::Nothing)) => {
+            Err(_) | Ok(Change::Key(KeyChange::Nothing) | Change::Founded(false)) => {
                 assert_eq!(before, after, "a command that did nothing changed something");
             }
             Ok(_) => {}
         }
-        let founded = matches!(outcome, Ok(Change::Key(KeyChange::Founded)));
+        let founded =
+            matches!(outcome, Ok(Change::Key(KeyChange::Founded) | Change::Founded(true)));
         if let (
             Ok(Change::Key(KeyChange::Staged(generation))),
             Command::Key(KeyCommand::Stage { held, .. }),
@@ -37,7 +38,7 @@ pub fn run(mut bytes: &[u8]) {
             assert!(keys.insert(generation.0, *held.stek.expose()).is_none(), "a second key");
         }
         if founded {
-            // A cluster incarnation may go on from the keys of an earlier one; that is where its keys begin.
+            // A cluster may go on from the keys of an earlier one; that is where its keys begin.
             assert!(keys.is_empty(), "a cluster incarnation began over keys");
             keys.extend(one.ring.all().map(|held| (held.generation.0, *held.stek.expose())));
         }

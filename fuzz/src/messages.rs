@@ -82,7 +82,8 @@ fn hold_append(append: WireAppend) {
         }
     }
     apply(append.entries.iter());
-    let again = WireAppend::from_raft(append.into_raft(), age, quorum);
+    let to = append.to;
+    let again = WireAppend::from_raft(to, append.into_raft(), age, quorum);
     let after = encode(&again).expect("as before");
     // openraft adds the voters to the members, which is no loss; nothing else may change.
     let has_membership =
@@ -104,7 +105,7 @@ fn apply<'a>(entries: impl Iterator<Item = &'a WireEntry>) {
 
 fn hold_membership(membership: &WireMembership) {
     assert!((1..=2).contains(&membership.configs.len()));
-    assert!(membership.members.len() <= MAX_MEMBERS);
+    assert!(membership.members.len() <= 2 * MAX_MEMBERS);
     assert!(membership.configs.iter().all(|c| (1..=MAX_MEMBERS).contains(&c.len())));
 }
 
@@ -112,9 +113,10 @@ fn hold_snapshot(snapshot: WireSnapshot) {
     hold_membership(&snapshot.membership);
     hold_agreed(&snapshot.agreed);
     let now = Moment::from_start(std::time::Duration::from_secs(1 << 30));
+    let to = snapshot.to;
     let (vote, raft) = snapshot.into_raft(now);
     assert!(vote.leader_id.term <= MAX_COUNT);
-    let again = WireSnapshot::from_raft(vote, raft, now);
+    let again = WireSnapshot::from_raft(to, vote, raft, now);
     hold_agreed(&again.agreed);
 }
 
@@ -128,7 +130,6 @@ pub fn hold_agreed(agreed: &Agreed) {
     assert_eq!(names.len(), generations.len(), "a name is there twice");
     assert!(generations.windows(2).all(|pair| pair[0] == pair[1] + 1), "out of order, or a gap");
     assert!(ring.newest() <= MAX_GENERATION, "nothing is left to count on with");
-    // Also of keys of an earlier cluster incarnation, none of which is current yet.
     assert!(generations.last().copied().unwrap_or_default() >= ring.revoked().0, "a revoked key");
     let list = agreed.server_list.as_ref().map_or(0, |list| list.version);
     assert!(list <= MAX_VERSION, "no list can follow");

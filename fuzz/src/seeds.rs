@@ -2,20 +2,32 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
 
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
 use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
-use openssl::pkey::PKey;
+use openssl::pkey::{PKey, Private};
+use openssl::ssl::{
+    Ssl, SslContext, SslContextBuilder, SslMethod, SslOptions, SslSessionCacheMode, SslSessionRef,
+    SslStream, SslVerifyMode, SslVersion,
+};
+use openssl::x509::extension::SubjectAlternativeName;
 use openssl::x509::{X509Builder, X509NameBuilder, X509};
-use stek_share::core::agreed::{Agreed, Command};
+use stek_share::core::agreed::{Agreed, Command, Record};
+use stek_share::core::agreement::epoch::Epoch;
+use stek_share::core::agreement::founding::{Found, Prepare, Promise};
+use stek_share::core::agreement::report::{Rank, Report};
 use stek_share::core::config::Member;
-use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held, KeyRing};
-use stek_share::core::record::Record;
-use stek_share::core::recovery::{LeaderId, LogPosition, Status};
+use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held};
+use stek_share::core::log_id::{LeaderId, LogPosition};
+use stek_share::core::node_id::{Incarnation, NodeId};
+use stek_share::core::pre_vote::Status;
 use stek_share::core::rotation::Order;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::server_list::ServerList;
@@ -24,7 +36,7 @@ use stek_share::core::sessions::{SessionBytes, SessionEvent, SessionId};
 use stek_share::core::stek::{Stek, STEK_LEN};
 use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::rpc::{
-    encode, AppendAnswer, ErrorResponse, MembershipRefusal, Request, Response, RotationRefusal,
+    encode, AppendAnswer, ErrorResponse, MembershipRefusal, Recipient, Request, Response, RotationRefusal,
     WireAppend, WireEntry, WireMembership, WirePayload, WireSessions, WireSnapshot, WireVote,
 };
 use stek_share::transport::frame::{self, Body, Header, Hello, Kind, Role, Versions};
@@ -38,7 +50,12 @@ pub fn identity(subject: &str) -> (Vec<u8>, Vec<u8>) {
     (pem, key.private_key_to_pem_pkcs8().expect("PEM"))
 }
 
-fn certificate(subject: &str, key: &PKey<openssl::pkey::Private>) -> X509 {
+fn certificate(subject: &str, key: &PKey<Private>) -> X509 {
+    certificate_with(subject, key, &SubjectAlternativeName::new())
+}
+
+/// A certificate with these alternative names, if there are any.
+fn certificate_with(subject: &str, key: &PKey<Private>, names: &SubjectAlternativeName) -> X509 {
     let make = || {
         let mut name = X509NameBuilder::new()?;
         for part in subject.split('/').filter(|part| !part.is_empty()) {
@@ -55,14 +72,29 @@ fn certificate(subject: &str, key: &PKey<openssl::pkey::Private>) -> X509 {
         certificate.set_pubkey(key)?;
         certificate.set_not_before(&*Asn1Time::days_from_now(0)?)?;
         certificate.set_not_after(&*Asn1Time::days_from_now(3650)?)?;
+        if let Ok(names) = names.build(&certificate.x509v3_context(None, None)) {
+            certificate.append_extension(names)?;
+        }
         certificate.sign(key, MessageDigest::sha256())?;
         Ok::<_, openssl::error::ErrorStack>(certificate.build())
     };
     make().expect("a certificate")
 }
 
+fn node(id: u32) -> NodeId {
+    NodeId { server: ServerId(id), incarnation: Incarnation(7) }
+}
+
+fn epoch() -> Epoch {
+    Epoch { counter: 1_800_000_000, founder: node(2) }
+}
+
+fn to() -> Recipient {
+    Recipient { node: node(1), cluster: epoch() }
+}
+
 fn end(term: u64, index: u64) -> LogPosition {
-    LogPosition { leader_id: LeaderId { term, node: ServerId(2) }, index }
+    LogPosition { leader_id: LeaderId { term, node: node(2) }, index }
 }
 
 fn held(generation: u64) -> Held {
@@ -77,9 +109,13 @@ pub const CLUSTER_ID: [u8; 16] = [7; 16];
 /// The subject that the server under test asks for.
 pub const SUBJECT: &str = "/C=US/O=Edge/CN=server";
 
+/// The DNS name and the URI that two entries of its list ask for.
+pub const DNS: &str = "three.example";
+pub const URI: &str = "spiffe://example.org/four";
+
 fn member(id: u32) -> Member {
     let subject = (id == 2).then(|| "/CN=two".to_owned());
-    Member { id: ServerId(id), address: "10.0.0.1".to_owned(), port: 9000 + id as u16, subject }
+    Member { id: ServerId(id), address: "10.0.0.1".to_owned(), port: 9000 + id as u16, subject, voter: true }
 }
 
 fn cluster_id() -> ClusterId {
@@ -93,7 +129,7 @@ fn list() -> ServerList {
 /// What a cluster incarnation of so many generations consists of.
 fn story(generations: u64) -> Vec<Command> {
     let mut commands = vec![
-        Command::Key(KeyCommand::Found { cluster_id: cluster_id(), epoch: 1, from: None }),
+        Command::Key(KeyCommand::Found { cluster_id: cluster_id() }),
         Command::ChangeMembership(list()),
     ];
     for g in 1..=generations {
@@ -112,28 +148,26 @@ fn agreed(generations: u64) -> Agreed {
     agreed
 }
 
-/// What is left of a cluster incarnation of so many generations.
+/// What is agreed after so many generations.
 fn record(generations: u64) -> Record {
-    Record { ring: agreed(generations).ring, end: end(3, 9), age_ms: 9_000 }
+    let voters = vec![[ServerId(1), ServerId(2)].into()];
+    let (current_age_ms, staged_age_ms) = (9_000, 0);
+    Record { agreed: agreed(generations), current_age_ms, staged_age_ms, voters }
 }
 
-/// What a server keeps after so many generations, the last one of which is staged again.
+/// What a server keeps after so many generations.
 pub fn saved(generations: u64) -> Saved {
-    let Agreed { server_list, .. } = agreed(generations);
-    let mut ring = KeyRing::default();
-    let from = Some(Box::new(record(generations)));
-    ring.apply(KeyCommand::Found { cluster_id: cluster_id(), epoch: 2, from })
-        .expect("a good record");
-    Saved { record: Record { ring, ..record(generations) }, server_list }
+    Report { rank: Rank { epoch: epoch(), end: end(3, 9) }, record: record(generations) }
 }
 
 fn append(commands: Vec<Command>) -> Request {
-    let voters = BTreeSet::from([ServerId(1), ServerId(2)]);
+    let voters = BTreeSet::from([node(1), node(2)]);
     let membership = WireMembership { configs: vec![voters.clone()], members: voters };
     let commands = commands.into_iter().map(WirePayload::Command);
     let payloads = [WirePayload::Blank, WirePayload::Membership(membership)];
     let entries = (8..).zip(payloads.into_iter().chain(commands));
     Request::Append(WireAppend {
+        to: to(),
         vote: (end(3, 0).leader_id, true),
         previous: Some(end(3, 7)),
         entries: entries.map(|(i, payload)| WireEntry { id: end(3, i), payload }).collect(),
@@ -144,8 +178,9 @@ fn append(commands: Vec<Command>) -> Request {
 }
 
 fn snapshot() -> Request {
-    let members = BTreeSet::from([ServerId(1), ServerId(2)]);
+    let members = BTreeSet::from([node(1), node(2)]);
     Request::Snapshot(WireSnapshot {
+        to: to(),
         vote: (end(3, 0).leader_id, true),
         last: Some(end(3, 9)),
         membership_at: Some(end(0, 0)),
@@ -159,13 +194,17 @@ fn snapshot() -> Request {
 
 fn status() -> Status {
     Status {
-        full: true,
+        node: node(2),
+        cluster: epoch(),
+        known: epoch().counter,
+        yours: Incarnation(7),
+        list_version: 1,
+        caught_up: true,
         leader_id: end(3, 0).leader_id,
         log_end: Some(end(3, 9)),
         cluster_id: Some(cluster_id()),
         generation: Generation(3),
         live_leader: true,
-        may_vote: true,
         quorum: true,
     }
 }
@@ -186,16 +225,21 @@ fn report() -> ServerStatus {
 fn requests() -> Vec<Request> {
     vec![
         Request::Status(status()),
-        Request::Vote(WireVote { leader_id: end(4, 0).leader_id, log_end: Some(end(3, 9)) }),
+        Request::Vote(WireVote {
+            to: to(),
+            leader_id: end(4, 0).leader_id,
+            log_end: Some(end(3, 9)),
+        }),
         append(story(2)),
         append(Vec::new()),
-        append(vec![Command::Key(KeyCommand::Found {
-            cluster_id: cluster_id(),
-            epoch: 2,
-            from: Some(Box::new(record(3))),
-        })]),
+        append(vec![Command::Found(Box::new(record(3)))]),
+        append(vec![Command::Key(KeyCommand::Revoke(vec![held(1).stek.fingerprint()]))]),
         snapshot(),
-        Request::AwaitInstalled { generation: Generation(7), limit_ms: 1000 },
+        Request::AwaitInstalled {
+            generation: Generation(7),
+            key: held(7).stek.fingerprint(),
+            limit_ms: 1000,
+        },
         Request::Order { order: Order::Revoke, origin: "traffic_ctl on server 1".to_owned() },
         Request::Sessions(WireSessions {
             generation: Generation(2),
@@ -216,7 +260,17 @@ fn requests() -> Vec<Request> {
         Request::Report,
         Request::ListInFile(list().digest()),
         Request::Reload { origin: "user admin".to_owned() },
-        Request::Record,
+        Request::Recover {
+            survivors: [ServerId(1), ServerId(4)].into(),
+            origin: "user admin".to_owned(),
+        },
+        Request::Prepare(Prepare { epoch: epoch(), to: node(1) }),
+        Request::Found(Box::new(Found {
+            epoch: epoch(),
+            voters: [(ServerId(1), Incarnation(7)), (ServerId(2), Incarnation(0))].into(),
+            base: saved(3),
+        })),
+        Request::Revoked,
     ]
 }
 
@@ -238,10 +292,15 @@ fn responses() -> Vec<Response> {
             silent: vec![ServerId(2)],
         })),
         Response::ListInFile(true),
-        Response::ErrorResponse(ErrorResponse::Recovering),
+        Response::ErrorResponse(ErrorResponse::OtherNode),
         Response::Report(Box::new(report())),
-        Response::Record(Some(Box::new(record(3)))),
-        Response::Record(None),
+        Response::Promise(Ok(Box::new(Promise {
+            epoch: epoch(),
+            from: node(1),
+            report: saved(3),
+        }))),
+        Response::Found(true),
+        Response::Revoked(vec![held(1).stek.fingerprint()]),
     ]
 }
 
@@ -276,10 +335,16 @@ fn names() -> Vec<Vec<u8>> {
     let one = certificate(SUBJECT, &key);
     let other = certificate("/C=DE/O=A+B/CN=é/emailAddress=a@b", &key);
     let name = |c: &X509| c.subject_name().to_der().expect("DER");
+    let named = |names: &mut SubjectAlternativeName| {
+        certificate_with("/CN=x", &key, names).to_der().expect("DER")
+    };
     vec![
         name(&one),
         name(&other),
         one.to_der().expect("DER"),
+        named(SubjectAlternativeName::new().dns(DNS).uri(URI).ip("10.0.0.3")),
+        named(SubjectAlternativeName::new().dns("Three.Example.").dns("*.example").email("a@b")),
+        named(SubjectAlternativeName::new().uri("spiffe://example.org/four/five")),
         SUBJECT.as_bytes().to_vec(),
         b"/CN=two".to_vec(),
     ]
@@ -296,6 +361,65 @@ fn hellos() -> Vec<Vec<u8>> {
     };
     let behind = [&[0, 43, 0, 3, 2, 3, 4][..], &own].concat();
     vec![name.to_vec(), hello(&own), hello(&behind)]
+}
+
+/// One end's context for [`sessions`]: of this version, with or without tickets and a certificate.
+fn end_of(
+    version: SslVersion,
+    gives_tickets: bool,
+    pem: Option<&(Vec<u8>, Vec<u8>)>,
+) -> SslContext {
+    let make = || {
+        let mut context = SslContextBuilder::new(SslMethod::tls())?;
+        context.set_min_proto_version(Some(version))?;
+        context.set_max_proto_version(Some(version))?;
+        context.set_session_id_context(b"seeds")?;
+        if !gives_tickets {
+            context.set_options(SslOptions::NO_TICKET);
+        }
+        context.set_session_cache_mode(SslSessionCacheMode::BOTH);
+        context.set_verify_callback(SslVerifyMode::PEER, |_, _| true);
+        if let Some((certificate, key)) = pem {
+            let (certificate, key) =
+                (X509::from_pem(certificate)?, PKey::private_key_from_pem(key)?);
+            context.set_certificate(&certificate)?;
+            context.set_private_key(&key)?;
+        }
+        Ok::<_, openssl::error::ErrorStack>(context)
+    };
+    make().expect("a context").build()
+}
+
+/// Sessions as OpenSSL writes them: those of a server and of its client, of TLS 1.2 and 1.3, with and
+/// without a ticket, with and without a client's certificate.
+fn sessions() -> Vec<Vec<u8>> {
+    let (server, client) = (identity("/CN=server"), identity("/CN=client"));
+    let mut seeds = Vec::new();
+    for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        for (gives_tickets, shows) in [(false, None), (true, None), (false, Some(&client))] {
+            let contexts = [(gives_tickets, Some(&server)), (true, shows)]
+                .map(|(tickets, identity)| end_of(version, tickets, identity));
+            let (near, far) = UnixStream::pair().expect("two sockets");
+            let [server, client] = contexts.map(|context| Ssl::new(&context).expect("an end"));
+            let serving = thread::spawn(move || {
+                let mut stream = SslStream::new(server, near).expect("a stream");
+                stream.accept().expect("a handshake");
+                // What is read brings a ticket of TLS 1.3 along.
+                stream.write_all(b"x").expect("it is heard");
+                der(stream.ssl().session())
+            });
+            let mut stream = SslStream::new(client, far).expect("a stream");
+            stream.connect().expect("a handshake");
+            stream.read_exact(&mut [0]).expect("it is said");
+            seeds.push(serving.join().expect("no panic"));
+            seeds.push(der(stream.ssl().session()));
+        }
+    }
+    seeds
+}
+
+fn der(session: Option<&SslSessionRef>) -> Vec<u8> {
+    session.expect("a session").to_der().expect("DER")
 }
 
 /// Writes the seeds of each target into a directory of its name under `dir`.
@@ -327,6 +451,7 @@ pub fn write(dir: &Path) {
         ("subject", names()),
         ("verb", verbs.to_vec()),
         ("hello", hellos()),
+        ("session", sessions()),
     ] {
         let dir = dir.join(target);
         fs::create_dir_all(&dir).expect("a directory");

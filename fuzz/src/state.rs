@@ -2,9 +2,8 @@
 
 use std::sync::OnceLock;
 
-use stek_share::core::agreed::Agreed;
-use stek_share::core::key_ring::{ClusterId, Command, KeyRing};
-use stek_share::core::record::Record;
+use stek_share::core::agreed::{Agreed, Command, Record};
+use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, KeyRing};
 use stek_share::core::server_id::ServerId;
 use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::transport::tls::Tls;
@@ -59,8 +58,8 @@ fn damage(bytes: &[u8]) {
     }
 }
 
-/// What is let through can be gone on with: a cluster incarnation that is founded from it is one that commands
-/// could have made, none of its keys encrypts yet, and what would be saved of it is let through.
+/// What is let through can be gone on with: a cluster that is founded from it has these very keys, and
+/// what would be saved of it is let through.
 fn unsealed(plain: &[u8]) {
     let saved = match door::read(plain, cluster_id()) {
         Ok(saved) => saved,
@@ -69,22 +68,21 @@ fn unsealed(plain: &[u8]) {
             return;
         }
     };
-    hold_agreed(&Agreed::of_ring(saved.record.ring.clone()));
+    hold_agreed(&saved.record.agreed);
     let names = |ring: &KeyRing| -> Vec<Vec<u8>> {
         ring.all().map(|held| held.stek.name().to_vec()).collect()
     };
-    let before = names(&saved.record.ring);
-    let mut ring = KeyRing::default();
-    let from = Some(Box::new(saved.record.clone()));
-    let found = Command::Found { cluster_id: cluster_id(), epoch: 7, from };
-    ring.apply(found).expect("it was checked");
-    assert!(ring.check().is_ok() && ring.current().is_none(), "a key of a file encrypts");
-    assert_eq!(names(&ring), before, "not the same keys");
-    let record = Record { ring, ..saved.record };
-    let bytes = door::plain(Saved { record, ..saved }).expect("it can be encoded");
-    let mut ring = door::read(&bytes, cluster_id()).expect("what was saved is refused").record.ring;
-    if let Some(generation) = ring.staged().map(|staged| staged.held.generation) {
-        ring.apply(Command::Activate { generation, keep: 2 }).expect("it is staged");
-        assert!(ring.check().is_ok() && ring.current().is_some());
+    let mut agreed = Agreed::default();
+    let found = Command::Found(Box::new(saved.record.clone()));
+    agreed.apply(found).expect("it was checked");
+    agreed.check().expect("a founding made an impossible state");
+    assert_eq!(names(&agreed.ring), names(&saved.record.agreed.ring), "not the same keys");
+    if let Some(generation) = agreed.ring.staged().map(|staged| staged.held.generation) {
+        let activate = KeyCommand::Activate { generation, keep: 2 };
+        agreed.apply(Command::Key(activate)).expect("it is staged");
+        assert!(agreed.check().is_ok() && agreed.ring.current().is_some());
     }
+    let record = Record { agreed, ..saved.record };
+    let bytes = door::plain(Saved { record, ..saved }).expect("it can be encoded");
+    door::read(&bytes, cluster_id()).expect("what was saved is refused");
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use stek_share::core::config::{
-    check_membership, parse_conf, parse_list, Conf, List, Paths, Problem, MAX_MEMBERS, MAX_PROBLEMS,
+    check_membership, parse_conf, parse_list, Conf, List, Oneself, Paths, Problem, MAX_MEMBERS,
+    MAX_PROBLEMS,
 };
+use stek_share::core::server_id::ServerId;
 
 /// Characters that one line about a file may have; see `core/config/problem.rs`.
 pub const MAX_LINE: usize = 2_200;
@@ -21,7 +23,10 @@ pub fn conf(bytes: &[u8]) {
     settle(conf, &problems);
 }
 
-fn settle(conf: Conf, problems: &[Problem]) {
+fn settle(mut conf: Conf, problems: &[Problem]) {
+    if conf.is_auto() {
+        find_itself(&mut conf);
+    }
     let (Some(id), Some(address), Some(port)) = (conf.server_id, conf.address.clone(), conf.port)
     else {
         assert!(problems.iter().any(Problem::is_error), "a missing field is not told");
@@ -30,6 +35,12 @@ fn settle(conf: Conf, problems: &[Problem]) {
     let list = format!("- server_id: {id}\n  address: \"{address}\"\n  port: {port}\n");
     let (list, complaints) = parse_list(&list, "list.yaml");
     let Some(list) = list else { panic!("{address} is good in one file only: {complaints:?}") };
+    // An address that nobody can dial is an address all the same; the list, where others read it, tells.
+    if list.members.is_empty() {
+        assert!(complaints.iter().any(Problem::is_error), "{address} is left out without a word");
+        assert!(!list.usable, "a list of nobody");
+        return;
+    }
     assert_eq!(list.members[0].address, address, "an address has one form");
     assert!(check_membership(&conf, &list).is_none());
     let paths = Paths {
@@ -43,6 +54,7 @@ fn settle(conf: Conf, problems: &[Problem]) {
         return;
     };
     assert!(!wrong, "taken in spite of an error");
+    assert_eq!((settings.server_id, settings.address, settings.port), (id, address, port));
     assert!(settings.port > 0 && (2..=16).contains(&settings.ticket_keys));
     assert!((1..=64).contains(&settings.workers));
     let timers = settings.timers;
@@ -51,6 +63,17 @@ fn settle(conf: Conf, problems: &[Problem]) {
     assert!(!settings.key_update_interval.is_zero());
     assert!(settings.handover_timeout <= settings.key_update_interval);
     assert!(settings.max_key_age >= settings.key_update_interval);
+}
+
+/// What is `auto` is what the list says of the only server that this can be.
+fn find_itself(conf: &mut Conf) {
+    let id = conf.server_id.unwrap_or(ServerId(7));
+    let list = format!("- server_id: {id}\n  address: ats.example\n  port: 8081\n");
+    let (list, complaints) = parse_list(&list, "list.yaml");
+    let list = list.unwrap_or_else(|| panic!("no list: {complaints:?}"));
+    let own = Oneself { has_name: &|_| false, is_at: &|_| true };
+    let problem = conf.find_itself(&list, &own);
+    assert!(problem.is_none(), "it is there: {problem:?}");
 }
 
 /// `server_list_file`: a usable list could be any group's, and its entries are the same when they

@@ -12,23 +12,23 @@ use openraft::{Entry, EntryPayload, Membership, Snapshot, SnapshotMeta, StoredMe
 
 use super::types::{leader_id_of, log_end_of, log_id_of, vote_of, AgreedSnapshot, Types};
 use crate::core::key_ring::Generation;
+use crate::core::log_id::LeaderId;
 use crate::core::moment::{millis, Moment};
-use crate::core::recovery::LeaderId;
-use crate::core::server_id::ServerId;
+use crate::core::node_id::NodeId;
 use crate::rpc::{
-    AppendAnswer, Response, WireAppend, WireEntry, WireMembership, WirePayload, WireSnapshot,
-    WireVote,
+    AppendAnswer, Recipient, Response, WireAppend, WireEntry, WireMembership, WirePayload,
+    WireSnapshot, WireVote,
 };
 
 impl WireVote {
     /// The message for a vote request of openraft's.
-    pub fn from_raft(rpc: &VoteRequest<ServerId>) -> WireVote {
+    pub fn from_raft(to: Recipient, rpc: &VoteRequest<NodeId>) -> WireVote {
         let log_end = rpc.last_log_id.as_ref().map(log_end_of);
-        WireVote { leader_id: leader_id_of(&rpc.vote), log_end }
+        WireVote { to, leader_id: leader_id_of(&rpc.vote), log_end }
     }
 
     /// openraft's request for this message.
-    pub fn into_raft(self) -> VoteRequest<ServerId> {
+    pub fn into_raft(self) -> VoteRequest<NodeId> {
         VoteRequest::new(vote_of(self.leader_id), self.log_end.map(log_id_of))
     }
 }
@@ -36,11 +36,13 @@ impl WireVote {
 impl WireAppend {
     /// The message for an append request of openraft's.
     pub fn from_raft(
+        to: Recipient,
         rpc: AppendEntriesRequest<Types>,
         age: Option<(Generation, u64)>,
         quorum: bool,
     ) -> WireAppend {
         WireAppend {
+            to,
             vote: (leader_id_of(&rpc.vote), rpc.vote.committed),
             previous: rpc.prev_log_id.as_ref().map(log_end_of),
             entries: rpc.entries.into_iter().map(WireEntry::from_raft).collect(),
@@ -63,7 +65,7 @@ impl WireAppend {
 
 impl AppendAnswer {
     /// The message for openraft's answer.
-    pub fn from_raft(answer: &AppendEntriesResponse<ServerId>) -> AppendAnswer {
+    pub fn from_raft(answer: &AppendEntriesResponse<NodeId>) -> AppendAnswer {
         match answer {
             AppendEntriesResponse::Success => AppendAnswer::Success,
             AppendEntriesResponse::PartialSuccess(id) => {
@@ -77,7 +79,7 @@ impl AppendAnswer {
     }
 
     /// openraft's answer for this message.
-    pub fn into_raft(self) -> AppendEntriesResponse<ServerId> {
+    pub fn into_raft(self) -> AppendEntriesResponse<NodeId> {
         match self {
             AppendAnswer::Success => AppendEntriesResponse::Success,
             AppendAnswer::Partial(end) => AppendEntriesResponse::PartialSuccess(end.map(log_id_of)),
@@ -113,7 +115,7 @@ impl WireEntry {
 
 impl WireMembership {
     /// The message for a membership of openraft's.
-    pub fn from_raft(membership: &Membership<ServerId, EmptyNode>) -> WireMembership {
+    pub fn from_raft(membership: &Membership<NodeId, EmptyNode>) -> WireMembership {
         WireMembership {
             configs: membership.get_joint_config().clone(),
             members: membership.nodes().map(|(id, _)| *id).collect(),
@@ -121,8 +123,8 @@ impl WireMembership {
     }
 
     /// openraft's membership for this message.
-    pub fn into_raft(self) -> Membership<ServerId, EmptyNode> {
-        let nodes: BTreeMap<ServerId, EmptyNode> =
+    pub fn into_raft(self) -> Membership<NodeId, EmptyNode> {
+        let nodes: BTreeMap<NodeId, EmptyNode> =
             self.members.into_iter().map(|id| (id, EmptyNode {})).collect();
         Membership::new(self.configs, nodes)
     }
@@ -130,10 +132,16 @@ impl WireMembership {
 
 impl WireSnapshot {
     /// The message for a snapshot of openraft's; ages are as of `now`.
-    pub fn from_raft(vote: Vote<ServerId>, snapshot: Snapshot<Types>, now: Moment) -> WireSnapshot {
+    pub fn from_raft(
+        to: Recipient,
+        vote: Vote<NodeId>,
+        snapshot: Snapshot<Types>,
+        now: Moment,
+    ) -> WireSnapshot {
         let meta = snapshot.meta;
         let state = *snapshot.snapshot;
         WireSnapshot {
+            to,
             vote: (leader_id_of(&vote), vote.committed),
             last: meta.last_log_id.as_ref().map(log_end_of),
             membership_at: meta.last_membership.log_id().as_ref().map(log_end_of),
@@ -146,7 +154,7 @@ impl WireSnapshot {
     }
 
     /// The leader's vote and openraft's snapshot for this message that arrived at `now`.
-    pub fn into_raft(self, now: Moment) -> (Vote<ServerId>, Snapshot<Types>) {
+    pub fn into_raft(self, now: Moment) -> (Vote<NodeId>, Snapshot<Types>) {
         let meta = SnapshotMeta {
             last_log_id: self.last.map(log_id_of),
             last_membership: StoredMembership::new(
@@ -165,7 +173,7 @@ impl WireSnapshot {
 }
 
 /// The message for openraft's answer to a vote request.
-pub fn vote_answer(answer: &VoteResponse<ServerId>) -> Response {
+pub fn vote_answer(answer: &VoteResponse<NodeId>) -> Response {
     Response::Vote {
         vote: (leader_id_of(&answer.vote), answer.vote.committed),
         granted: answer.vote_granted,
@@ -174,7 +182,7 @@ pub fn vote_answer(answer: &VoteResponse<ServerId>) -> Response {
 }
 
 /// openraft's vote for one on the wire.
-pub fn raft_vote((leader_id, committed): (LeaderId, bool)) -> Vote<ServerId> {
+pub fn raft_vote((leader_id, committed): (LeaderId, bool)) -> Vote<NodeId> {
     if committed {
         Vote::new_committed(leader_id.term, leader_id.node)
     } else {
@@ -192,8 +200,9 @@ mod tests {
     fn an_append_survives_the_way_through_bytes_and_openraft() {
         let bytes = encode(&Request::Append(append(&[8, 9]))).unwrap();
         let Ok(Request::Append(back)) = decode_request(&bytes) else { panic!("not an append") };
+        let to = back.to;
         assert_eq!(back.age, Some((Generation(5), 1234)));
-        let again = WireAppend::from_raft(back.into_raft(), Some((Generation(5), 1234)), true);
+        let again = WireAppend::from_raft(to, back.into_raft(), Some((Generation(5), 1234)), true);
         assert_eq!(*encode(&Request::Append(again)).unwrap(), *bytes);
     }
 
@@ -201,11 +210,12 @@ mod tests {
     fn a_snapshot_carries_ages_not_clock_readings() {
         let bytes = encode(&Request::Snapshot(snapshot(ring()))).unwrap();
         let Ok(Request::Snapshot(back)) = decode_request(&bytes) else { panic!("no snapshot") };
+        let to = back.to;
         let arrived = Moment::from_start(Duration::from_secs(100));
         let (vote, snapshot) = back.into_raft(arrived);
         assert!(vote.committed);
         assert_eq!(arrived.since(snapshot.snapshot.current_since), Duration::from_secs(7));
-        let sent = WireSnapshot::from_raft(vote, snapshot, arrived + Duration::from_secs(2));
+        let sent = WireSnapshot::from_raft(to, vote, snapshot, arrived + Duration::from_secs(2));
         assert_eq!(sent.current_age_ms, 9000);
     }
 }

@@ -1,46 +1,53 @@
 //! Raft's log and vote, in memory.
 //!
-//! Raft assumes that what a member acknowledged survives a restart. Here it does not, which is
-//! why a server that starts goes through [`crate::core::recovery`] first. Invariants: an entry that
-//! is purged or truncated is dropped at once, and with it this store's handle on a key.
+//! A node lives as long as its log: a server that starts again is another node. Invariants: an entry
+//! that is purged or truncated is dropped at once, and with it this store's handle on a key; nothing
+//! is acknowledged or voted for once the log was closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::future::Future;
 use std::ops::RangeBounds;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{
-    Entry, EntryPayload, LogId, LogState, Membership, OptionalSend, RaftLogReader, StorageError,
-    Vote,
+    AnyError, Entry, EntryPayload, LogId, LogState, Membership, OptionalSend, RaftLogReader,
+    StorageError, StorageIOError, Vote,
 };
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::types::{leader_id_of, log_end_of, Types};
 use crate::core::agreed::Command;
-use crate::core::key_ring::{ClusterId, Command as KeyCommand, Generation};
-use crate::core::recovery::{LeaderId, LogPosition};
+use crate::core::key_ring::{Command as KeyCommand, Generation};
+use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
 use crate::supervise::fail_point;
 
-type Result<T> = std::result::Result<T, StorageError<ServerId>>;
+type Result<T> = std::result::Result<T, StorageError<NodeId>>;
 
-/// A handle to one server's log; clones share it.
+/// A handle to one node's log; clones share it.
 #[derive(Clone, Default)]
 pub struct LogStore(Arc<Mutex<Inner>>);
+
+/// Waits until what a node holds up to some entry would outlive its process, if it keeps a state file;
+/// not for longer than a moment.
+pub type Persist =
+    Arc<dyn Fn(LogPosition) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// How far one server is, at one instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogPositions {
     /// The highest vote.
-    pub vote: Option<Vote<ServerId>>,
+    pub vote: Option<Vote<NodeId>>,
     /// Since when it has been that, if it was given since this process began.
     pub voted: Option<Instant>,
     /// The last entry, kept or purged.
-    pub last: Option<LogId<ServerId>>,
+    pub last: Option<LogId<NodeId>>,
     /// Up to where this server knows of agreement.
-    pub committed: Option<LogId<ServerId>>,
+    pub committed: Option<LogId<NodeId>>,
 }
 
 impl LogPositions {
@@ -52,33 +59,37 @@ impl LogPositions {
 
 #[derive(Default)]
 struct Inner {
-    vote: Option<Vote<ServerId>>,
+    vote: Option<Vote<NodeId>>,
     voted: Option<Instant>,
-    committed: Option<LogId<ServerId>>,
-    purged: Option<LogId<ServerId>>,
+    committed: Option<LogId<NodeId>>,
+    purged: Option<LogId<NodeId>>,
     entries: BTreeMap<u64, Entry<Types>>,
-    /// Whether a leader contradicts what this server took for agreed.
-    log_diverged: watch::Sender<bool>,
+    /// Whether this node has left its cluster.
+    closed: bool,
+    persist: Option<Persist>,
 }
 
 impl LogStore {
-    /// An empty log that remembers `vote`, so that this server cannot vote below it.
-    pub fn with_vote(vote: Option<Vote<ServerId>>) -> LogStore {
-        LogStore(Arc::new(Mutex::new(Inner { vote, ..Inner::default() })))
+    /// An empty log, of a node that is in no cluster yet.
+    pub fn new(persist: Option<Persist>) -> LogStore {
+        LogStore(Arc::new(Mutex::new(Inner { persist, ..Inner::default() })))
     }
 
-    /// The log of a server that begins a cluster incarnation, and the vote that it may have given before it
-    /// forgot: its one entry says who the members are, and is the same at every server that begins
-    /// with the same list.
+    /// The log of a cluster that was founded: its one entry says who the voters are, and is the same
+    /// at each of them.
     ///
-    /// openraft's `initialize` writes that entry too, but also has each server campaign at
-    /// once, which asks everybody for a vote: a storm of handshakes where the list is long.
-    pub fn founding(members: BTreeSet<ServerId>, vote: Option<Vote<ServerId>>) -> LogStore {
-        let membership = Membership::new(vec![members], None);
-        let payload = EntryPayload::Membership(membership);
+    /// openraft's `initialize` writes that entry too, but also has each server campaign at once.
+    pub fn founding(voters: BTreeSet<NodeId>, persist: Option<Persist>) -> LogStore {
+        let payload = EntryPayload::Membership(Membership::new(vec![voters], None));
         let entry = Entry { log_id: LogId::default(), payload };
         let entries = BTreeMap::from([(entry.log_id.index, entry)]);
-        LogStore(Arc::new(Mutex::new(Inner { entries, vote, ..Inner::default() })))
+        LogStore(Arc::new(Mutex::new(Inner { entries, persist, ..Inner::default() })))
+    }
+
+    /// An empty log of a node that has voted.
+    #[cfg(test)]
+    pub(crate) fn with_vote(vote: Option<Vote<NodeId>>) -> LogStore {
+        LogStore(Arc::new(Mutex::new(Inner { vote, ..Inner::default() })))
     }
 
     /// A log of these entries.
@@ -94,11 +105,12 @@ impl LogStore {
         let inner = self.lock();
         let mut applied_entries = inner.entries.range(..=applied).rev();
         applied_entries.find_map(|(index, entry)| {
-            let EntryPayload::Normal(Command::Key(command)) = &entry.payload else { return None };
-            let gone = match command {
-                KeyCommand::Stage { held, .. } => !holds(held.generation),
-                KeyCommand::Found { from: Some(record), .. } => {
-                    record.ring.all().any(|held| !holds(held.generation))
+            let gone = match &entry.payload {
+                EntryPayload::Normal(Command::Key(KeyCommand::Stage { held, .. })) => {
+                    !holds(held.generation)
+                }
+                EntryPayload::Normal(Command::Found(record)) => {
+                    record.agreed.ring.all().any(|held| !holds(held.generation))
                 }
                 _ => false,
             };
@@ -106,21 +118,23 @@ impl LogStore {
         })
     }
 
-    /// The cluster incarnation that this log begins with, if its first entry is still there.
-    pub fn cluster_id(&self) -> Option<ClusterId> {
-        self.lock().entries.values().find_map(|entry| match &entry.payload {
-            EntryPayload::Normal(Command::Key(KeyCommand::Found { cluster_id, .. })) => {
-                Some(*cluster_id)
-            }
-            _ => None,
-        })
+    /// Ends this node's part in its cluster: nothing is acknowledged or voted for any more, whatever
+    /// of Raft still runs. What is read after that is all that it ever acknowledged.
+    pub fn close(&self) {
+        self.lock().closed = true;
     }
 
-    /// The servers of each list among the entries that are kept.
+    /// The entries after `applied`, in their order.
+    pub fn after(&self, applied: Option<LogId<NodeId>>) -> Vec<Entry<Types>> {
+        let from = applied.map_or(0, |id| id.index.saturating_add(1));
+        self.lock().entries.range(from..).map(|(_, entry)| entry.clone()).collect()
+    }
+
+    /// The voters of each list among the entries that are kept.
     pub fn lists(&self) -> Vec<BTreeSet<ServerId>> {
         let inner = self.lock();
         let lists = inner.entries.values().filter_map(|entry| match &entry.payload {
-            EntryPayload::Normal(Command::ChangeMembership(list)) => Some(list.ids()),
+            EntryPayload::Normal(Command::ChangeMembership(list)) => Some(list.voters()),
             _ => None,
         });
         lists.collect()
@@ -136,39 +150,6 @@ impl LogStore {
         is_purged || inner.entries.get(&previous.index).is_some_and(is_here)
     }
 
-    /// Whether a leader whose log has these entries lacks something that this server took for agreed.
-    ///
-    /// In Raft no leader does, as long as a majority remembers. Where fewer did, the group may have
-    /// gone on without what only this server and others knew that forgot it. openraft does not expect
-    /// that: it takes whatever lies below its own commit for the same as the leader's.
-    pub fn contradicts(&self, entries: impl IntoIterator<Item = LogPosition>) -> bool {
-        let inner = self.lock();
-        let Some(agreed) = inner.committed.max(inner.purged) else { return false };
-        let id_at = |index: u64| match inner.purged.filter(|purged| purged.index == index) {
-            Some(purged) => Some(purged),
-            None => inner.entries.get(&index).map(|entry| entry.log_id),
-        };
-        let differs = |end: &LogPosition| {
-            let other = id_at(end.index).is_some_and(|id| log_end_of(&id) != *end);
-            // A later term never comes before an earlier one.
-            let overtaken = end.leader_id > log_end_of(&agreed).leader_id;
-            end.index <= agreed.index && (other || overtaken)
-        };
-        entries.into_iter().any(|end| differs(&end))
-    }
-
-    /// Notes that a leader lacks what this server took for agreed.
-    pub fn diverge(&self) {
-        self.lock().log_diverged.send_replace(true);
-    }
-
-    /// Returns once that was noted.
-    pub async fn log_diverged(&self) {
-        let mut log_diverged = self.lock().log_diverged.subscribe();
-        // The sender lives as long as this store.
-        let _ = log_diverged.wait_for(|log_diverged| *log_diverged).await;
-    }
-
     /// How many entries are kept.
     pub fn len(&self) -> usize {
         self.lock().entries.len()
@@ -180,7 +161,7 @@ impl LogStore {
     }
 
     /// The highest term that this server remembers.
-    pub fn vote(&self) -> Option<Vote<ServerId>> {
+    pub fn vote(&self) -> Option<Vote<NodeId>> {
         self.lock().vote
     }
 
@@ -192,7 +173,7 @@ impl LogStore {
     }
 
     /// The id of the last entry, kept or purged.
-    pub fn last_log_id(&self) -> Option<LogId<ServerId>> {
+    pub fn last_log_id(&self) -> Option<LogId<NodeId>> {
         self.lock().last_log_id()
     }
 
@@ -202,9 +183,14 @@ impl LogStore {
 }
 
 impl Inner {
-    fn last_log_id(&self) -> Option<LogId<ServerId>> {
+    fn last_log_id(&self) -> Option<LogId<NodeId>> {
         self.entries.last_key_value().map(|(_, e)| e.log_id).or(self.purged)
     }
+}
+
+/// What openraft is told once this node has left its cluster; it ends then.
+fn left() -> StorageError<NodeId> {
+    StorageIOError::write_logs(AnyError::error("this node has left its cluster")).into()
 }
 
 impl RaftLogReader<Types> for LogStore {
@@ -228,22 +214,25 @@ impl RaftLogStorage<Types> for LogStore {
         self.clone()
     }
 
-    async fn save_vote(&mut self, vote: &Vote<ServerId>) -> Result<()> {
+    async fn save_vote(&mut self, vote: &Vote<NodeId>) -> Result<()> {
         let mut inner = self.lock();
+        if inner.closed {
+            return Err(left());
+        }
         (inner.vote, inner.voted) = (Some(*vote), Some(Instant::now()));
         Ok(())
     }
 
-    async fn read_vote(&mut self) -> Result<Option<Vote<ServerId>>> {
+    async fn read_vote(&mut self) -> Result<Option<Vote<NodeId>>> {
         Ok(self.lock().vote)
     }
 
-    async fn save_committed(&mut self, committed: Option<LogId<ServerId>>) -> Result<()> {
+    async fn save_committed(&mut self, committed: Option<LogId<NodeId>>) -> Result<()> {
         self.lock().committed = committed;
         Ok(())
     }
 
-    async fn read_committed(&mut self) -> Result<Option<LogId<ServerId>>> {
+    async fn read_committed(&mut self) -> Result<Option<LogId<NodeId>>> {
         Ok(self.lock().committed)
     }
 
@@ -253,17 +242,36 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         fail_point("append");
-        self.lock().entries.extend(entries.into_iter().map(|e| (e.log_id.index, e)));
+        let (persist, end) = {
+            let mut inner = self.lock();
+            if inner.closed {
+                return Err(left());
+            }
+            let mut end = None;
+            for entry in entries {
+                // A leader's first entry changes nothing that a file would keep.
+                end = (!matches!(entry.payload, EntryPayload::Blank)).then_some(entry.log_id);
+                inner.entries.insert(entry.log_id.index, entry);
+            }
+            (inner.persist.clone(), end)
+        };
+        if let (Some(persist), Some(end)) = (persist, end) {
+            persist(log_end_of(&end)).await;
+            // It may have reported meanwhile that it never acknowledged this.
+            if self.lock().closed {
+                return Err(left());
+            }
+        }
         callback.log_io_completed(Ok(()));
         Ok(())
     }
 
-    async fn truncate(&mut self, log_id: LogId<ServerId>) -> Result<()> {
+    async fn truncate(&mut self, log_id: LogId<NodeId>) -> Result<()> {
         self.lock().entries.split_off(&log_id.index);
         Ok(())
     }
 
-    async fn purge(&mut self, log_id: LogId<ServerId>) -> Result<()> {
+    async fn purge(&mut self, log_id: LogId<NodeId>) -> Result<()> {
         let mut inner = self.lock();
         inner.purged = inner.purged.max(Some(log_id));
         let kept = inner.entries.split_off(&(log_id.index.saturating_add(1)));
@@ -280,7 +288,7 @@ mod tests {
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn entry(index: u64, payload: EntryPayload<Types>) -> Entry<Types> {
-        let leader_id = LeaderId { term: 1, node: ServerId(1) };
+        let leader_id = LeaderId { term: 1, node: NodeId::default() };
         Entry { log_id: log_id_of(LogPosition { leader_id, index }), payload }
     }
 
@@ -309,20 +317,28 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_a_cluster_id_began_with_goes_when_one_of_its_keys_does() {
+    fn a_record_that_a_cluster_was_founded_from_goes_when_one_of_its_keys_does() {
         let mut ring = crate::core::key_ring::KeyRing::default();
-        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
-        ring.apply(KeyCommand::Found { cluster_id, epoch: 1, from: None }).unwrap();
+        let cluster_id = crate::core::key_ring::ClusterId::from_bytes([9; 16]).unwrap();
+        ring.apply(KeyCommand::Found { cluster_id }).unwrap();
         let bytes: Vec<u8> = (0..STEK_LEN as u8).collect();
         let held = Held { generation: Generation(1), stek: Stek::copy_from(&bytes).unwrap() };
         ring.apply(KeyCommand::Stage { held, revokes: false }).unwrap();
-        let record = crate::core::record::Record { ring, end: LogPosition::default(), age_ms: 0 };
-        let from = Some(Box::new(record));
-        let found = Command::Key(KeyCommand::Found { cluster_id, epoch: 2, from });
+        let agreed = crate::core::agreed::Agreed::of_ring(ring);
+        let record = crate::core::agreed::Record { agreed, ..Default::default() };
+        let found = Command::Found(Box::new(record));
         let log = LogStore::of([entry(1, EntryPayload::Normal(found)), stage(2, 2)]);
         assert_eq!(log.last_retired(2, |_| true), None);
         assert_eq!(log.last_retired(2, |g| g.0 > 1), Some(1));
-        assert_eq!(log.cluster_id(), Some(cluster_id));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_has_left_its_cluster_votes_for_nobody() {
+        let mut store = store();
+        let vote = Vote::new(7, NodeId::default());
+        store.close();
+        assert!(store.save_vote(&vote).await.is_err());
+        assert_eq!((store.vote(), store.len()), (None, 5));
     }
 
     #[tokio::test]
@@ -338,22 +354,5 @@ mod tests {
         store.truncate(third).await.unwrap();
         assert_eq!(store.len(), 2);
         assert_eq!(store.try_get_log_entries(0..9).await.unwrap().len(), 2);
-    }
-
-    #[tokio::test]
-    async fn a_leader_without_what_was_agreed_is_told_from_one_that_has_it() {
-        let mut store = store();
-        let end =
-            |term, index| LogPosition { leader_id: LeaderId { term, node: ServerId(1) }, index };
-        assert!(!store.contradicts([end(2, 3)]), "nothing is agreed yet");
-        let third = store.lock().entries[&3].log_id;
-        store.save_committed(Some(third)).await.unwrap();
-        assert!(!store.contradicts([end(1, 2), end(1, 3), end(2, 4), end(2, 5), end(2, 6)]));
-        assert!(store.contradicts([end(1, 2), end(2, 3)]), "another entry in an agreed place");
-        assert!(!store.contradicts([end(0, 0)]), "not known here any more");
-        store.purge(third).await.unwrap();
-        assert!(!store.contradicts([end(1, 2), end(1, 3), end(2, 4)]));
-        assert!(store.contradicts([end(2, 2)]), "its log would end before what was agreed");
-        assert!(store.contradicts([end(2, 3)]));
     }
 }

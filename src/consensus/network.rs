@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::iter::{once, repeat};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use openraft::error::{
@@ -18,16 +18,16 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, Snapshot, Vote};
 use thiserror::Error;
-use tokio::time::Instant;
 
 use super::convert::raft_vote;
 use super::types::{leader_id_of, log_id_of, Types};
+use crate::core::agreement::epoch::Epoch;
 use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
-use crate::core::recovery::LeaderId;
+use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
 use crate::rpc::{
-    AppendAnswer, ErrorResponse, Request, Response, WireAppend, WireSnapshot, WireVote,
+    AppendAnswer, ErrorResponse, Recipient, Request, Response, WireAppend, WireSnapshot, WireVote,
 };
 use crate::supervise::{catch_panic, fail_point};
 
@@ -51,6 +51,9 @@ pub enum CallFailure {
     /// There is no connection to that server.
     #[error("no connection")]
     Unreachable,
+    /// There is none, and that server's system says that nobody listens there.
+    #[error("nobody listens")]
+    NobodyListens,
     /// No answer in time.
     #[error("no answer in time")]
     TimedOut,
@@ -81,8 +84,8 @@ pub trait LeaderInfo: Send + Sync + 'static {
     fn has_quorum(&self) -> bool;
     /// The present moment.
     fn now(&self) -> Moment;
-    /// Hears that a server has acknowledged this leader.
-    fn acknowledged(&self, by: ServerId);
+    /// Hears that a node has acknowledged this leader.
+    fn acknowledged(&self, by: NodeId);
 }
 
 /// Makes one [`PeerLink`] per peer; openraft asks several times for the same peer, and all share
@@ -90,23 +93,33 @@ pub trait LeaderInfo: Send + Sync + 'static {
 pub struct Links<C> {
     rpc_client: C,
     leader_info: Arc<dyn LeaderInfo>,
+    cluster: ClusterCell,
     limit: Duration,
 }
 
+/// The cluster that one run of Raft is of, once it has joined one: all that it sends names that.
+pub type ClusterCell = Arc<OnceLock<Epoch>>;
+
 impl<C: RpcClient> Links<C> {
-    /// Links over `rpc_client`, on which an append or a request for a vote may take at most `limit`:
-    /// openraft's own limits mean something else here.
-    pub fn new(rpc_client: C, leader_info: Arc<dyn LeaderInfo>, limit: Duration) -> Links<C> {
-        Links { rpc_client, leader_info, limit }
+    /// Links over `rpc_client` within `cluster`, on which an append or a request for a vote may take at
+    /// most `limit`: openraft's own limits mean something else here.
+    pub fn new(
+        rpc_client: C,
+        leader_info: Arc<dyn LeaderInfo>,
+        cluster: ClusterCell,
+        limit: Duration,
+    ) -> Links<C> {
+        Links { rpc_client, leader_info, cluster, limit }
     }
 }
 
 impl<C: RpcClient> RaftNetworkFactory<Types> for Links<C> {
     type Network = PeerLink<C>;
 
-    async fn new_client(&mut self, target: ServerId, _node: &EmptyNode) -> PeerLink<C> {
+    async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> PeerLink<C> {
         PeerLink {
             target,
+            cluster: self.cluster.clone(),
             rpc_client: self.rpc_client.clone(),
             leader_info: self.leader_info.clone(),
             limit: self.limit,
@@ -116,38 +129,24 @@ impl<C: RpcClient> RaftNetworkFactory<Types> for Links<C> {
 
 /// openraft's link to one peer.
 pub struct PeerLink<C> {
-    target: ServerId,
+    target: NodeId,
+    cluster: ClusterCell,
     rpc_client: C,
     leader_info: Arc<dyn LeaderInfo>,
     limit: Duration,
 }
 
-type RpcError = RPCError<ServerId, EmptyNode, RaftError<ServerId>>;
+type RpcError = RPCError<NodeId, EmptyNode, RaftError<NodeId>>;
 
 impl From<CallFailure> for RpcError {
     fn from(failure: CallFailure) -> RpcError {
         match failure {
-            CallFailure::Unreachable => RPCError::Unreachable(Unreachable::new(&failure)),
-            CallFailure::NotListed => RPCError::Unreachable(Unreachable::new(&failure)),
+            CallFailure::Unreachable | CallFailure::NobodyListens | CallFailure::NotListed => {
+                RPCError::Unreachable(Unreachable::new(&failure))
+            }
             CallFailure::TimedOut | CallFailure::InvalidResponse => {
                 RPCError::Network(NetworkError::new(&failure))
             }
-        }
-    }
-}
-
-impl<C> PeerLink<C> {
-    /// A higher term with which a server refused the one that was sent.
-    ///
-    /// It may name this very server, which stood in it before it lost its memory. openraft takes
-    /// that for its own present candidacy and stays a leader that can never commit again. The
-    /// same term in the name of the server that refused is a stronger promise, and makes this one
-    /// step down and stand in the next term.
-    fn not_ours(&self, sent: LeaderId, refused: LeaderId) -> LeaderId {
-        if refused.node == sent.node && refused > sent {
-            LeaderId { node: self.target, ..refused }
-        } else {
-            refused
         }
     }
 }
@@ -158,18 +157,31 @@ fn error_response(reason: ErrorResponse) -> RpcError {
 }
 
 impl<C: RpcClient> PeerLink<C> {
+    /// Sends to the server of this link's node, unless nobody is that node.
+    async fn call(&self, request: Request, limit: Duration) -> Result<Response, CallFailure> {
+        if self.target.incarnation.is_nobody() {
+            return Err(CallFailure::Unreachable);
+        }
+        self.rpc_client.call(self.target.server, request, limit).await
+    }
+
+    fn to(&self) -> Recipient {
+        let cluster = self.cluster.get().copied().unwrap_or_default();
+        Recipient { node: self.target, cluster }
+    }
+
     async fn append(
         &mut self,
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
-    ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
+    ) -> Result<AppendEntriesResponse<NodeId>, RpcError> {
         let begins_the_log = rpc.prev_log_id.is_none();
         let sent = leader_id_of(&rpc.vote);
         let held: Vec<_> =
             rpc.prev_log_id.into_iter().chain(rpc.entries.iter().map(|e| e.log_id)).collect();
         fail_point("replicate");
         let (age, quorum) = (self.leader_info.current_age(), self.leader_info.has_quorum());
-        let append = WireAppend::from_raft(rpc, age, quorum);
+        let append = WireAppend::from_raft(self.to(), rpc, age, quorum);
         // openraft reads the log without a lock. Where the next leader's entries take the place
         // of this one's meanwhile, what it read makes no sense, and whoever got it would take
         // this server for a broken one.
@@ -177,7 +189,7 @@ impl<C: RpcClient> PeerLink<C> {
             return Err(RPCError::Unreachable(Unreachable::new(&mixed)));
         }
         let limit = shortened(option.hard_ttl()).min(self.limit);
-        match self.rpc_client.call(self.target, Request::Append(append), limit).await? {
+        match self.call(Request::Append(append), limit).await? {
             // There is no entry before the first that could conflict; openraft takes this for
             // impossible and panics.
             Response::Append(AppendAnswer::Conflict) if begins_the_log => {
@@ -192,10 +204,6 @@ impl<C: RpcClient> PeerLink<C> {
             // What is not higher refuses nothing.
             Response::Append(AppendAnswer::HigherVote(leader_id, _)) if leader_id <= sent => {
                 Err(CallFailure::InvalidResponse.into())
-            }
-            Response::Append(AppendAnswer::HigherVote(leader_id, committed)) => {
-                let leader_id = self.not_ours(sent, leader_id);
-                Ok(AppendAnswer::HigherVote(leader_id, committed).into_raft())
             }
             Response::Append(answer) => {
                 self.leader_info.acknowledged(self.target);
@@ -212,7 +220,7 @@ impl<C: RpcClient> RaftNetwork<Types> for PeerLink<C> {
         &mut self,
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
-    ) -> Result<AppendEntriesResponse<ServerId>, RpcError> {
+    ) -> Result<AppendEntriesResponse<NodeId>, RpcError> {
         // openraft does not notice when a replication task is gone, and would leave this peer
         // without entries for as long as it leads.
         match catch_panic(self.append(rpc, option)).await {
@@ -223,27 +231,17 @@ impl<C: RpcClient> RaftNetwork<Types> for PeerLink<C> {
 
     async fn vote(
         &mut self,
-        rpc: VoteRequest<ServerId>,
+        rpc: VoteRequest<NodeId>,
         _: RPCOption,
-    ) -> Result<VoteResponse<ServerId>, RpcError> {
-        let sent = leader_id_of(&rpc.vote);
-        let (begun, limit) = (Instant::now(), shortened(self.limit));
+    ) -> Result<VoteResponse<NodeId>, RpcError> {
+        let limit = shortened(self.limit);
         let call = async {
             fail_point("vote");
-            let request = Request::Vote(WireVote::from_raft(&rpc));
-            let answer = self.rpc_client.call(self.target, request, limit).await;
-            // A process that was stopped finds an answer that came meanwhile, however late. Servers
-            // that forgot their vote rely on it that it does not count then; see
-            // `crate::core::recovery`.
-            if begun.elapsed() < limit {
-                answer
-            } else {
-                Err(CallFailure::TimedOut)
-            }
+            self.call(Request::Vote(WireVote::from_raft(self.to(), &rpc)), limit).await
         };
         match catch_panic(call).await.unwrap_or(Err(CallFailure::Unreachable))? {
             Response::Vote { vote: (leader_id, committed), granted, log_end } => Ok(VoteResponse {
-                vote: raft_vote((self.not_ours(sent, leader_id), committed)),
+                vote: raft_vote((leader_id, committed)),
                 vote_granted: granted,
                 last_log_id: log_end.map(log_id_of),
             }),
@@ -254,17 +252,16 @@ impl<C: RpcClient> RaftNetwork<Types> for PeerLink<C> {
 
     async fn full_snapshot(
         &mut self,
-        vote: Vote<ServerId>,
+        vote: Vote<NodeId>,
         snapshot: Snapshot<Types>,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
-    ) -> Result<SnapshotResponse<ServerId>, StreamingError<Types, Fatal<ServerId>>> {
+    ) -> Result<SnapshotResponse<NodeId>, StreamingError<Types, Fatal<NodeId>>> {
         let call = catch_panic(async {
             fail_point("snapshot");
-            let message = WireSnapshot::from_raft(vote, snapshot, self.leader_info.now());
-            self.rpc_client
-                .call(self.target, Request::Snapshot(message), shortened(option.hard_ttl()))
-                .await
+            let message =
+                WireSnapshot::from_raft(self.to(), vote, snapshot, self.leader_info.now());
+            self.call(Request::Snapshot(message), shortened(option.hard_ttl())).await
         });
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
@@ -291,7 +288,7 @@ mod tests {
     use openraft::{Entry, EntryPayload};
 
     use super::*;
-    use crate::core::recovery::LogPosition;
+    use crate::core::log_id::{LeaderId, LogPosition};
 
     /// Counts what it is given, and says yes.
     #[derive(Clone, Default)]
@@ -322,20 +319,25 @@ mod tests {
             Moment::default()
         }
 
-        fn acknowledged(&self, _: ServerId) {}
+        fn acknowledged(&self, _: NodeId) {}
     }
 
     #[tokio::test]
     async fn what_was_read_while_the_log_changed_is_not_sent() {
         let (rpc_client, second) = (Yes::default(), Duration::from_secs(1));
-        let mut links = Links::new(rpc_client.clone(), Arc::new(rpc_client.clone()), second);
-        let mut link = links.new_client(ServerId(1), &EmptyNode {}).await;
+        let mut links = Links::new(
+            rpc_client.clone(),
+            Arc::new(rpc_client.clone()),
+            ClusterCell::default(),
+            second,
+        );
+        let mut link = links.new_client(NodeId::of(1), &EmptyNode {}).await;
         let id = |node, index| {
-            let leader_id = LeaderId { term: 1, node: ServerId(node) };
+            let leader_id = LeaderId { term: 1, node: NodeId::of(node) };
             log_id_of(LogPosition { leader_id, index })
         };
         let append = |first| AppendEntriesRequest {
-            vote: raft_vote((LeaderId { term: 1, node: ServerId(3) }, true)),
+            vote: raft_vote((LeaderId { term: 1, node: NodeId::of(3) }, true)),
             prev_log_id: None,
             entries: vec![Entry { log_id: first, payload: EntryPayload::Blank }],
             leader_commit: None,

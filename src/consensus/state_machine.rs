@@ -18,22 +18,26 @@ use openraft::{
 };
 use tokio::sync::watch;
 
+use super::log_store::LogStore;
 use super::types::{log_end_of, AgreedSnapshot, Answer, Types};
-use crate::core::agreed::{Agreed, Change, Command, Refusal};
-use crate::core::key_ring::{Change as KeyChange, Command as KeyCommand, KeyRing};
-use crate::core::moment::Moment;
-use crate::core::recovery::LogPosition;
+use crate::core::agreed::{Agreed, Change, Command, Record, Refusal};
+use crate::core::key_ring::{Change as KeyChange, KeyRing};
+use crate::core::log_id::LogPosition;
+use crate::core::moment::{millis, Moment};
+use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
 
-type Result<T> = std::result::Result<T, StorageError<ServerId>>;
+type Result<T> = std::result::Result<T, StorageError<NodeId>>;
 
 /// What a server knows of the agreed state.
 #[derive(Clone, Debug, Default)]
 pub struct AgreedView {
-    /// The agreed keys and server list.
+    /// The agreed keys and server list. While a cluster is being founded, those of the one before.
     pub agreed: Arc<Agreed>,
-    /// When this server applied the activation of the current key, or what it was told of it; before
-    /// a key from an earlier cluster incarnation is current again, since when that one was.
+    /// Whether the present cluster has what it was founded from, so that they are its own.
+    pub has_base: bool,
+    /// When this server applied the activation of the current key, or since when it has been current by
+    /// what the cluster was founded from.
     pub current_since: Moment,
     /// When this server applied the staging of the staged key.
     pub staged_since: Moment,
@@ -64,8 +68,8 @@ pub struct StateMachine(Arc<Mutex<Inner>>);
 
 struct Inner {
     state: AgreedSnapshot,
-    applied: Option<LogId<ServerId>>,
-    membership: StoredMembership<ServerId, EmptyNode>,
+    applied: Option<LogId<NodeId>>,
+    membership: StoredMembership<NodeId, EmptyNode>,
     snapshot: Option<Snapshot<Types>>,
     snapshots_built: u64,
     views: watch::Sender<AgreedView>,
@@ -96,8 +100,58 @@ impl StateMachine {
         })
     }
 
+    /// What the log comes to if it is read to its end, whether that is agreed on or not, and where that
+    /// is; `None` if what the cluster was founded from is not in it.
+    pub fn record(&self, log: &LogStore, now: Moment) -> Option<(LogPosition, Record)> {
+        let inner = self.lock();
+        let (mut state, mut end) = (inner.state.clone(), inner.applied);
+        let mut voters = inner.membership.membership().get_joint_config().clone();
+        let entries = log.after(inner.applied);
+        drop(inner);
+        for entry in entries {
+            end = Some(entry.log_id);
+            match entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Membership(membership) => {
+                    voters.clone_from(membership.get_joint_config());
+                }
+                EntryPayload::Normal(command) => _ = state.apply(command, now),
+            }
+        }
+        state.agreed.ring.cluster_id()?;
+        let servers = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| node.server).collect();
+        let record = Record {
+            agreed: state.agreed,
+            current_age_ms: millis(now.since(state.current_since)),
+            staged_age_ms: millis(now.since(state.staged_since)),
+            voters: voters.iter().map(servers).collect(),
+        };
+        Some((log_end_of(&end?), record))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AgreedSnapshot {
+    fn apply(&mut self, command: Command, now: Moment) -> std::result::Result<Change, Refusal> {
+        let ages = match &command {
+            Command::Found(record) => (record.current_age_ms, record.staged_age_ms),
+            _ => (0, 0),
+        };
+        let outcome = self.agreed.apply(command);
+        match outcome {
+            // As old as it was when it was proposed; a leader's word makes that exact.
+            Ok(Change::Founded(true)) => {
+                self.current_since = now.ago(Duration::from_millis(ages.0));
+                self.staged_since = now.ago(Duration::from_millis(ages.1));
+            }
+            Ok(Change::Key(KeyChange::Activated(_))) => self.current_since = now,
+            Ok(Change::Key(KeyChange::Staged(_))) => self.staged_since = now,
+            _ => {}
+        }
+        outcome
     }
 }
 
@@ -115,27 +169,12 @@ impl Inner {
     }
 
     fn command(&mut self, command: Command) -> std::result::Result<Change, Refusal> {
-        let imported = match &command {
-            Command::Key(KeyCommand::Found { from: Some(record), .. }) => record.age(),
-            _ => Duration::ZERO,
-        };
-        let outcome = self.state.agreed.apply(command);
-        let now = (self.clock)();
-        match outcome {
-            // As old as it was when it was proposed; a leader's word makes that exact.
-            Ok(Change::Key(KeyChange::Founded)) => {
-                self.state.current_since = now.ago(imported);
-                self.state.staged_since = now;
-            }
-            Ok(Change::Key(KeyChange::Activated(_))) => self.state.current_since = now,
-            Ok(Change::Key(KeyChange::Staged(_))) => self.state.staged_since = now,
-            _ => {}
-        }
+        let outcome = self.state.apply(command, (self.clock)());
         (self.observer)(&outcome);
         outcome
     }
 
-    fn take(&mut self, meta: &SnapshotMeta<ServerId, EmptyNode>, state: Box<AgreedSnapshot>) {
+    fn take(&mut self, meta: &SnapshotMeta<NodeId, EmptyNode>, state: Box<AgreedSnapshot>) {
         self.state = (*state).clone();
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
@@ -152,13 +191,16 @@ impl Inner {
     }
 
     fn publish(&self) {
-        self.views.send_replace(AgreedView {
-            agreed: Arc::new(self.state.agreed.clone()),
-            current_since: self.state.current_since,
-            staged_since: self.state.staged_since,
-            applied: self.applied.map_or(0, |id| id.index),
-            end: self.applied.as_ref().map(log_end_of),
-            voters: self.membership.voter_ids().collect(),
+        self.views.send_modify(|view| {
+            view.applied = self.applied.map_or(0, |id| id.index);
+            view.end = self.applied.as_ref().map(log_end_of);
+            view.voters = self.membership.voter_ids().map(|node| node.server).collect();
+            if self.state.agreed.ring.cluster_id().is_some() {
+                view.has_base = true;
+                view.agreed = Arc::new(self.state.agreed.clone());
+                view.current_since = self.state.current_since;
+                view.staged_since = self.state.staged_since;
+            }
         });
     }
 }
@@ -168,7 +210,7 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn applied_state(
         &mut self,
-    ) -> Result<(Option<LogId<ServerId>>, StoredMembership<ServerId, EmptyNode>)> {
+    ) -> Result<(Option<LogId<NodeId>>, StoredMembership<NodeId, EmptyNode>)> {
         let inner = self.lock();
         Ok((inner.applied, inner.membership.clone()))
     }
@@ -202,7 +244,7 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn install_snapshot(
         &mut self,
-        meta: &SnapshotMeta<ServerId, EmptyNode>,
+        meta: &SnapshotMeta<NodeId, EmptyNode>,
         snapshot: Box<AgreedSnapshot>,
     ) -> Result<()> {
         let mut inner = self.lock();
@@ -223,5 +265,53 @@ impl RaftSnapshotBuilder<Types> for StateMachine {
         let snapshot = inner.snapshot_named(&inner.snapshots_built.to_string());
         inner.snapshot = Some(snapshot.clone());
         Ok(snapshot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consensus::log_id_of;
+    use crate::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held};
+    use crate::core::stek::{Stek, STEK_LEN};
+
+    fn machine() -> StateMachine {
+        let views = watch::Sender::new(AgreedView::default());
+        StateMachine::new(views, Arc::new(|_| {}), Arc::new(Moment::default))
+    }
+
+    /// The log that a cluster of server 1 begins with, and then these.
+    fn log(commands: Vec<Command>) -> LogStore {
+        let membership = openraft::Membership::new(vec![[NodeId::of(1)].into()], None);
+        let first = EntryPayload::Membership(membership);
+        let payloads = [first].into_iter().chain(commands.into_iter().map(EntryPayload::Normal));
+        LogStore::of(payloads.zip(0..).map(|(payload, index)| {
+            let log_id = log_id_of(LogPosition { index, ..LogPosition::default() });
+            Entry { log_id, payload }
+        }))
+    }
+
+    fn stage(generation: u8) -> Command {
+        let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ generation).collect();
+        let stek = Stek::copy_from(&bytes).unwrap();
+        let held = Held { generation: Generation(generation.into()), stek };
+        Command::Key(KeyCommand::Stage { held, revokes: false })
+    }
+
+    #[test]
+    fn a_log_is_read_to_its_end_whether_agreed_on_or_not() {
+        let mut record = Record::of_file([ServerId(1)].into());
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        record.agreed.ring.apply(KeyCommand::Found { cluster_id }).unwrap();
+        let log = log(vec![Command::Found(Box::new(record)), stage(1)]);
+        let (end, record) = machine().record(&log, Moment::default()).unwrap();
+        assert_eq!((end.index, record.agreed.ring.newest()), (2, Generation(1)));
+        assert_eq!(record.voters, [[ServerId(1)].into()]);
+    }
+
+    #[test]
+    fn a_log_without_what_its_cluster_was_founded_from_comes_to_nothing() {
+        assert!(machine().record(&log(vec![]), Moment::default()).is_none());
+        assert!(machine().record(&log(vec![stage(1)]), Moment::default()).is_none());
     }
 }

@@ -5,9 +5,9 @@ use openraft::{CommittedLeaderId, LogId, Vote};
 
 use super::clock::SteppedTokio;
 use crate::core::agreed::{Agreed, Change, Command, Refusal};
+use crate::core::log_id::{LeaderId, LogPosition};
 use crate::core::moment::Moment;
-use crate::core::recovery::{LeaderId, LogPosition};
-use crate::core::server_id::ServerId;
+use crate::core::node_id::NodeId;
 
 openraft::declare_raft_types!(
     /// The types that openraft works with here. Addresses stay out of it: who is where is the
@@ -15,7 +15,7 @@ openraft::declare_raft_types!(
     pub Types:
         D = Command,
         R = Answer,
-        NodeId = ServerId,
+        NodeId = NodeId,
         Node = EmptyNode,
         Entry = openraft::Entry<Types>,
         SnapshotData = AgreedSnapshot,
@@ -41,22 +41,22 @@ pub struct AgreedSnapshot {
 }
 
 /// openraft's vote as a term of ours; whether it is committed is lost.
-pub fn leader_id_of(vote: &Vote<ServerId>) -> LeaderId {
+pub fn leader_id_of(vote: &Vote<NodeId>) -> LeaderId {
     LeaderId { term: vote.leader_id.term, node: vote.leader_id.node_id }
 }
 
 /// The vote of somebody who stands: not committed.
-pub fn vote_of(leader_id: LeaderId) -> Vote<ServerId> {
+pub fn vote_of(leader_id: LeaderId) -> Vote<NodeId> {
     Vote::new(leader_id.term, leader_id.node)
 }
 
 /// openraft's log id as a log end of ours.
-pub fn log_end_of(id: &LogId<ServerId>) -> LogPosition {
+pub fn log_end_of(id: &LogId<NodeId>) -> LogPosition {
     let leader_id = LeaderId { term: id.leader_id.term, node: id.leader_id.node_id };
     LogPosition { leader_id, index: id.index }
 }
 
 /// A log end as openraft's log id.
-pub fn log_id_of(end: LogPosition) -> LogId<ServerId> {
+pub fn log_id_of(end: LogPosition) -> LogId<NodeId> {
     LogId::new(CommittedLeaderId::new(end.leader_id.term, end.leader_id.node), end.index)
 }

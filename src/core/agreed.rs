@@ -1,20 +1,24 @@
-//! All that a group agrees on: its keys and its server list; what Raft's log changes.
+//! All that a group agrees on: its keys and its server list; what Raft's log changes. And the record
+//! of it: what a server reports at a founding and keeps in its state file.
 //!
-//! Invariants is what [`super::key_ring`] says: applying is total, and every server comes to the
-//! same answer.
+//! Invariants: those of [`super::key_ring`]: applying is total, and every server comes to the
+//! same answer. A record decrypts and never votes: it has no part of Raft's.
 
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::agreement::report::{Evidence, Voters};
+use super::config::{Member, MAX_MEMBERS};
 use super::key_ring::{self, KeyRing};
-use super::server_id::ServerId;
-use super::server_list::{BadServerList, Digest, ServerList};
+use super::server_list::{BadServerList, Digest, ServerList, MAX_VERSION, MAX_VOTERS};
 
 /// What the group may agree on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Command {
+    /// A cluster's first: all that it goes on from.
+    Found(Box<Record>),
     /// Something about keys.
     Key(key_ring::Command),
     /// This is the server list from now on.
@@ -24,6 +28,8 @@ pub enum Command {
 /// What a command did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// The cluster has what it was founded from, or had it before.
+    Founded(bool),
     /// The keys changed.
     Key(key_ring::Change),
     /// The list of this version counts.
@@ -50,12 +56,18 @@ pub enum Refusal {
     /// Commands leave one for each list but the present one, up to a bound.
     #[error("it remembers {0} earlier server lists, more than there can be")]
     Past(usize),
+    /// A founding counts by one set of voters, or by two.
+    #[error("it has {0} sets of voters")]
+    VoterSets(usize),
+    /// No group has so many, or none.
+    #[error("it has no voters, or more than there can be")]
+    Voters,
     /// Applying the command failed in a way that no command can; this is a bug.
     #[error("applying it failed; this is a bug, please report it")]
     Fault,
 }
 
-/// The agreed state of one cluster incarnation.
+/// The agreed state.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Agreed {
     /// The keys.
@@ -64,14 +76,101 @@ pub struct Agreed {
     pub server_list: Option<ServerList>,
     /// Earlier lists, newest last; see [`Agreed::has_left`].
     past: Vec<Left>,
+    /// The voters of the list before that the present one no longer has: until Raft's membership has
+    /// followed, there may be no majority without them.
+    leaving: Vec<Member>,
+    /// Up to which version the list is merely that of a first leader's file, beyond the first one: a
+    /// group that was recovered has the same list in another version.
+    from_file: u64,
+    /// The voters of the record that the cluster was founded from.
+    founders: Vec<Voters>,
+}
+
+/// What is agreed, as of some moment: how old the keys are, and who votes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Record {
+    /// Keys and server list.
+    pub agreed: Agreed,
+    /// How old the current key is, in milliseconds.
+    pub current_age_ms: u64,
+    /// How long the staged key has been staged, in milliseconds.
+    pub staged_age_ms: u64,
+    /// The voters of Raft's last configuration, or two sets while a change is open, the wanted one
+    /// last; where nothing was ever agreed on, those of the server's file.
+    pub voters: Vec<Voters>,
+}
+
+/// The most sets of voters that a record has.
+const MAX_VOTER_SETS: usize = 2;
+
+impl Record {
+    /// Of a server that knows nothing but its file, which says who votes.
+    pub fn of_file(voters: Voters) -> Record {
+        Record { voters: vec![voters], ..Record::default() }
+    }
+
+    /// How old its newest key is.
+    pub fn age(&self) -> Duration {
+        Duration::from_millis(match self.agreed.ring.staged() {
+            Some(_) => self.staged_age_ms,
+            None => self.current_age_ms,
+        })
+    }
+
+    /// The same, so much later.
+    #[must_use]
+    pub fn later(self, ms: u64) -> Record {
+        let current_age_ms = self.current_age_ms.saturating_add(ms);
+        let staged_age_ms = self.staged_age_ms.saturating_add(ms);
+        Record { current_age_ms, staged_age_ms, ..self }
+    }
+
+    /// Whether this is one that a server could have kept.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<(), Refusal> {
+        self.agreed.check()?;
+        let is_none = |voters: &Voters| voters.is_empty() || voters.len() > MAX_MEMBERS;
+        if self.voters.is_empty() || self.voters.len() > MAX_VOTER_SETS {
+            return Err(Refusal::VoterSets(self.voters.len()));
+        }
+        if self.voters.iter().any(is_none) {
+            return Err(Refusal::Voters);
+        }
+        Ok(())
+    }
+}
+
+impl Evidence for Record {
+    fn lists(&self) -> Vec<Voters> {
+        self.voters.clone()
+    }
+
+    fn merge(&mut self, other: &Record) {
+        let told = other.agreed.ring.revoked_keys();
+        self.agreed.ring.revoke_also(told);
+    }
+
+    /// The list gets another version: a group of those who were given up for lost gives way to this one.
+    fn recover(&mut self, survivors: &Voters) {
+        self.voters = vec![survivors.clone()];
+        let is_of_a_file = self.agreed.is_list_of_a_file();
+        if let Some(list) = &mut self.agreed.server_list {
+            list.version = list.version.saturating_add(1).min(MAX_VERSION);
+            if is_of_a_file {
+                self.agreed.from_file = list.version;
+            }
+        }
+    }
 }
 
 /// A list that the group has left.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Left {
     digest: Digest,
-    /// Of its members' ids alone.
-    ids: Digest,
+    /// Its voters.
+    voters: Voters,
 }
 
 /// How many earlier lists are remembered by their digests.
@@ -89,6 +188,7 @@ impl Agreed {
     /// Why nothing changed.
     pub fn apply(&mut self, command: Command) -> Result<Change, Refusal> {
         match command {
+            Command::Found(record) => self.found(*record),
             Command::Key(command) => Ok(Change::Key(self.ring.apply(command)?)),
             Command::ChangeMembership(server_list) => self.change_membership(server_list),
         }
@@ -111,18 +211,44 @@ impl Agreed {
             .as_ref()
             .map_or(0, |server_list| server_list.version.saturating_sub(1));
         let most = usize::try_from(before).unwrap_or(usize::MAX).min(MAX_PAST);
-        if self.past.len() <= most {
-            Ok(())
-        } else {
-            Err(Refusal::Past(self.past.len()))
+        if self.past.len() > most {
+            return Err(Refusal::Past(self.past.len()));
         }
+        if self.leaving.len() > MAX_VOTERS {
+            return Err(Refusal::Voters);
+        }
+        if self.founders.len() > MAX_VOTER_SETS {
+            return Err(Refusal::VoterSets(self.founders.len()));
+        }
+        if self.founders.iter().any(|voters| voters.len() > MAX_MEMBERS) {
+            return Err(Refusal::Voters);
+        }
+        if !self.leaving.is_empty() {
+            ServerList::new(0, &self.leaving)?;
+        }
+        let is_none = |left: &Left| left.voters.is_empty() || left.voters.len() > MAX_VOTERS;
+        if self.past.iter().any(is_none) {
+            return Err(Refusal::Voters);
+        }
+        Ok(())
     }
 
-    /// Whether one of the group's lists, this one's or an earlier one, has just these servers.
-    pub fn has_had(&self, ids: &BTreeSet<ServerId>) -> bool {
-        let digest = ServerList::ids_digest(ids);
-        self.server_list.as_ref().is_some_and(|server_list| server_list.ids() == *ids)
-            || self.past.iter().any(|left| left.ids == digest)
+    /// The voters of the group's lists, of the present one and of those before, and those that its cluster
+    /// was founded with.
+    pub fn voters(&self) -> impl Iterator<Item = Voters> + '_ {
+        let present = self.server_list.iter().map(ServerList::voters);
+        let past = self.past.iter().map(|left| &left.voters).chain(&self.founders);
+        present.chain(past.cloned())
+    }
+
+    /// Whether the list is merely that of the first leader's file, and nobody had the group agree on it.
+    pub fn is_list_of_a_file(&self) -> bool {
+        self.server_list.as_ref().is_some_and(|list| list.version <= self.from_file.max(1))
+    }
+
+    /// The voters of the list before that the present one no longer has.
+    pub fn leaving(&self) -> &[Member] {
+        &self.leaving
     }
 
     /// Whether the group had this list once and has another one now: a server whose file says it is
@@ -133,14 +259,29 @@ impl Agreed {
             && self.server_list.as_ref().is_some_and(|present| !present.same_members(server_list))
     }
 
+    fn found(&mut self, record: Record) -> Result<Change, Refusal> {
+        if self.ring.cluster_id().is_some() {
+            return Ok(Change::Founded(false));
+        }
+        record.check()?;
+        *self = Agreed { founders: record.voters, ..record.agreed };
+        Ok(Change::Founded(true))
+    }
+
     fn change_membership(&mut self, server_list: ServerList) -> Result<Change, Refusal> {
         server_list.check()?;
         let want = self.server_list.as_ref().map_or(1, |r| r.version.saturating_add(1));
         if server_list.version != want {
             return Err(Refusal::StaleServerList { got: server_list.version, want });
         }
+        let is_listed =
+            |list: &Option<ServerList>, id| list.as_ref().is_some_and(|l| l.get(id).is_some());
         if let Some(old) = self.server_list.replace(server_list) {
-            self.past.push(Left { digest: old.digest(), ids: ServerList::ids_digest(&old.ids()) });
+            let voters = old.voters();
+            let leaves =
+                |m: &&Member| voters.contains(&m.id) && !is_listed(&self.server_list, m.id);
+            self.leaving = old.members().iter().filter(leaves).cloned().collect();
+            self.past.push(Left { digest: old.digest(), voters: old.voters() });
             let forget = self.past.len().saturating_sub(MAX_PAST);
             self.past.drain(..forget);
         }
@@ -155,8 +296,80 @@ mod tests {
     use crate::core::server_id::ServerId;
 
     fn server_list(version: u64) -> ServerList {
-        let member = Member { id: ServerId(1), address: "a".to_owned(), port: 1, subject: None };
+        let member = Member {
+            id: ServerId(1),
+            address: "a".to_owned(),
+            port: 1,
+            subject: None,
+            voter: true,
+        };
         ServerList::new(version, &[member]).unwrap()
+    }
+
+    #[test]
+    fn a_cluster_takes_over_what_it_was_founded_from_once() {
+        let cluster_id = key_ring::ClusterId::from_bytes([3; 16]).unwrap();
+        let mut record = Record::of_file([ServerId(1)].into());
+        record.agreed.ring.apply(key_ring::Command::Found { cluster_id }).unwrap();
+        record.agreed.server_list = Some(server_list(7));
+        let mut agreed = Agreed::default();
+        let found = |record: &Record| Command::Found(Box::new(record.clone()));
+        assert_eq!(agreed.apply(found(&record)), Ok(Change::Founded(true)));
+        assert_eq!(agreed.server_list.as_ref().map(|list| list.version), Some(7));
+        assert!(
+            agreed.voters().eq(vec![[ServerId(1)].into(); 2]),
+            "of its list, and of its founding"
+        );
+        assert_eq!(agreed.check(), Ok(()));
+        agreed.founders.push(Voters::new());
+        agreed.founders.push(Voters::new());
+        assert_eq!(agreed.check(), Err(Refusal::VoterSets(3)));
+        agreed.founders.truncate(1);
+        record.agreed.server_list = Some(server_list(9));
+        assert_eq!(agreed.apply(found(&record)), Ok(Change::Founded(false)));
+        assert_eq!(agreed.server_list.as_ref().map(|list| list.version), Some(7));
+        record.voters.clear();
+        assert_eq!(Agreed::default().apply(found(&record)), Err(Refusal::VoterSets(0)));
+    }
+
+    #[test]
+    fn what_was_revoked_anywhere_is_revoked_in_the_newer_record() {
+        use crate::core::stek::{Stek, STEK_LEN};
+        let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7)).collect();
+        let key = Stek::copy_from(&bytes).unwrap();
+        let mut older = Record::default();
+        older.agreed.ring.revoke_also(&[key.fingerprint()]);
+        let mut newer = Record::default();
+        newer.merge(&older);
+        assert!(newer.agreed.ring.is_revoked(&key));
+    }
+
+    #[test]
+    fn a_group_that_goes_on_without_its_majority_has_a_list_of_a_later_version() {
+        let survivors: Voters = [ServerId(1)].into();
+        let agreed = Agreed { server_list: Some(server_list(7)), ..Agreed::default() };
+        let mut record = Record { agreed, ..Record::of_file([1, 2, 3].map(ServerId).into()) };
+        record.recover(&survivors);
+        let version = record.agreed.server_list.as_ref().map(|list| list.version);
+        assert_eq!((record.lists(), version), (vec![survivors.clone()], Some(8)));
+        assert!(!record.agreed.is_list_of_a_file());
+        let agreed = Agreed { server_list: Some(server_list(1)), ..Agreed::default() };
+        let mut first = Record { agreed, ..record.clone() };
+        first.recover(&survivors);
+        assert!(first.agreed.is_list_of_a_file());
+        first.agreed.apply(Command::ChangeMembership(server_list(3))).unwrap();
+        assert!(!first.agreed.is_list_of_a_file());
+        assert_eq!(record.check(), Ok(()));
+        let mut none = Record::of_file([1, 2, 3].map(ServerId).into());
+        none.recover(&survivors);
+        assert_eq!((none.lists(), none.agreed.server_list), (vec![survivors], None));
+    }
+
+    #[test]
+    fn a_record_ages_with_its_newest_key() {
+        let record = Record { current_age_ms: 7, staged_age_ms: 3, ..Record::default() }.later(10);
+        assert_eq!(record.age().as_millis(), 17);
+        assert_eq!((record.current_age_ms, record.staged_age_ms), (17, 13));
     }
 
     #[test]
@@ -178,8 +391,20 @@ mod tests {
 
     #[test]
     fn a_list_that_was_left_is_told_from_a_new_one() {
-        let one = Member { id: ServerId(1), address: "a".to_owned(), port: 1, subject: None };
-        let two = Member { id: ServerId(2), address: "b".to_owned(), port: 2, subject: None };
+        let one = Member {
+            id: ServerId(1),
+            address: "a".to_owned(),
+            port: 1,
+            subject: None,
+            voter: true,
+        };
+        let two = Member {
+            id: ServerId(2),
+            address: "b".to_owned(),
+            port: 2,
+            subject: None,
+            voter: true,
+        };
         let (small, large) = ([one.clone()], [one, two]);
         let mut agreed = Agreed::default();
         agreed.apply(Command::ChangeMembership(ServerList::new(1, &small).unwrap())).unwrap();
@@ -193,7 +418,7 @@ mod tests {
     fn a_state_from_elsewhere_is_checked_in_both_its_parts() {
         let mut ring = KeyRing::default();
         let cluster_id = key_ring::ClusterId::from_bytes([3; 16]).unwrap();
-        ring.apply(key_ring::Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
+        ring.apply(key_ring::Command::Found { cluster_id }).unwrap();
         let sound = Agreed { server_list: Some(server_list(1)), ..Agreed::of_ring(ring) };
         assert_eq!(sound.ring.cluster_id(), Some(cluster_id));
         assert_eq!(sound.check(), Ok(()));
@@ -204,10 +429,7 @@ mod tests {
 
     #[test]
     fn a_state_remembers_no_more_lists_than_there_were() {
-        let left = |list: &ServerList| Left {
-            digest: list.digest(),
-            ids: ServerList::ids_digest(&list.ids()),
-        };
+        let left = |list: &ServerList| Left { digest: list.digest(), voters: list.voters() };
         let with = |version: u64, past: usize| {
             let list = server_list(version);
             let past = vec![left(&list); past];
@@ -225,7 +447,7 @@ mod tests {
     fn the_servers_of_a_list_are_known_after_the_group_has_left_it() {
         let member = |id: u32| {
             let (address, port) = ("a".to_owned(), id as u16);
-            Member { id: ServerId(id), address, port, subject: None }
+            Member { id: ServerId(id), address, port, subject: None, voter: true }
         };
         let list = |ids: &[u32]| ids.iter().map(|&id| member(id)).collect::<Vec<_>>();
         let mut agreed = Agreed::default();
@@ -234,16 +456,21 @@ mod tests {
                 .apply(Command::ChangeMembership(ServerList::new(version, &list(ids)).unwrap()))
                 .unwrap();
         }
-        let had = |ids: &[u32]| agreed.has_had(&ids.iter().map(|&id| ServerId(id)).collect());
-        assert!(had(&[1, 2, 3]) && had(&[1, 2]) && had(&[4, 2, 1]));
-        assert!(!had(&[4]) && !had(&[]) && !had(&[1, 2, 3, 4]));
+        let ids = |ids: &[u32]| ids.iter().copied().map(ServerId).collect::<Voters>();
+        let voters: Vec<Voters> = agreed.voters().collect();
+        assert_eq!(voters, [ids(&[1, 2, 4]), ids(&[1, 2, 3]), ids(&[1, 2])]);
+        assert_eq!(agreed.check(), Ok(()));
+        agreed.past[0].voters.clear();
+        assert_eq!(agreed.check(), Err(Refusal::Voters));
+        agreed.past[0].voters = (1..=MAX_VOTERS as u32 + 1).map(ServerId).collect();
+        assert_eq!(agreed.check(), Err(Refusal::Voters));
     }
 
     #[test]
     fn lists_that_were_left_are_remembered_up_to_a_bound() {
         let at = |port| {
             let id = ServerId(1);
-            [Member { id, address: "a".to_owned(), port, subject: None }]
+            [Member { id, address: "a".to_owned(), port, subject: None, voter: true }]
         };
         let mut agreed = Agreed::default();
         let last = MAX_PAST as u16 + 2;

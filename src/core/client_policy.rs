@@ -44,7 +44,7 @@ pub struct SitePolicy {
 }
 
 impl ClientPolicy {
-    /// Reads a text of sni.yaml. `authorities` tells what the certificates in a file are. A text that
+    /// Reads a text of sni.yaml. `authorities` names the certificates in a file. A text that
     /// cannot be read has no entries: the host says what is wrong with it.
     pub fn read(level: i64, text: &str, authorities: impl Fn(&str) -> String) -> ClientPolicy {
         let mut sites: BTreeMap<String, SitePolicy> = BTreeMap::new();
@@ -96,10 +96,10 @@ impl ClientPolicy {
             None => "say nothing of it".to_owned(),
             Some(SitePolicy { asks, authorities: None, .. }) => format!("have {asks}"),
             Some(SitePolicy { asks, authorities: Some(those), .. }) if asks.is_empty() => {
-                format!("have the authorities {those}")
+                format!("have the authorities: {those}")
             }
             Some(SitePolicy { asks, authorities: Some(those), .. }) => {
-                format!("have {asks} by the authorities {those}")
+                format!("have {asks} by the authorities: {those}")
             }
         }
     }
@@ -151,8 +151,8 @@ mod tests {
         let names: Vec<_> = policy.sites.iter().map(|site| site.name.as_str()).collect();
         assert_eq!(names, ["*.c.example", "a.example", "b.example"]);
         assert_eq!(policy.of("b.example"), "have STRICT");
-        assert_eq!(policy.of("a.example"), "have the authorities <ca.pem>");
-        let both = "have NONE by the authorities <x> and those of a directory";
+        assert_eq!(policy.of("a.example"), "have the authorities: <ca.pem>");
+        let both = "have NONE by the authorities: <x> and those of a directory";
         assert_eq!(policy.of("*.c.example"), both);
         assert_eq!(policy.of("d.example"), "say nothing of it");
     }

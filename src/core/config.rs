@@ -12,6 +12,7 @@ mod address;
 mod identity;
 mod oneself;
 mod options;
+mod plausible;
 mod problem;
 mod reader;
 pub(super) mod yaml;
@@ -27,13 +28,15 @@ use self::reader::{Given, Reader};
 use self::yaml::{Node, Places};
 use super::server_id::ServerId;
 
+pub use self::address::no_machine;
 pub use self::oneself::Oneself;
 pub use self::options::{alike, changes, Absent, Change, ConfigOption, Servers, Settings, OPTIONS};
+pub use self::plausible::{check_interval, check_loopback};
 pub use self::problem::{printable, Problem, Severity};
 pub use self::yaml::MAX_TEXT;
 
 /// Every field of an entry of the server list.
-const ENTRY_FIELDS: [&str; 4] = ["server_id", "address", "port", "cert_verify_str"];
+const ENTRY_FIELDS: [&str; 5] = ["server_id", "address", "port", "cert_verify_str", "voter"];
 
 /// The most servers in a list. Raft among far fewer is slow already; this only keeps a wrong file
 /// from becoming a thousand connections.
@@ -58,6 +61,9 @@ pub struct Member {
     /// `cert_verify_str` of the entry, if given: the subject of this server's certificate, or a
     /// `DNS:` or `URI:` name of it, in place of the configuration's.
     pub subject: Option<String>,
+    /// `voter` of the entry: whether it may vote. Of those that may the first ones do, see
+    /// [`super::server_list::MAX_VOTERS`].
+    pub voter: bool,
 }
 
 /// Raft's timers as the operator gives them, in a valid order: `heartbeat < lower < upper`.
@@ -300,11 +306,17 @@ impl Conf {
     }
 }
 
-/// At most [`MAX_PROBLEMS`], errors before warnings if some have to go.
+/// At most [`MAX_PROBLEMS`], errors before warnings if some have to go; the last one then counts those.
 fn bounded(mut problems: Vec<Problem>) -> Vec<Problem> {
     if problems.len() > MAX_PROBLEMS {
         problems.sort_by_key(|p| !p.is_error());
-        problems.truncate(MAX_PROBLEMS);
+        let left_out = problems.split_off(MAX_PROBLEMS - 1);
+        problems.extend(left_out.first().map(|first| {
+            let reason = format!("has {} more faults like those above", left_out.len());
+            let remedy = "correct these first; the others are told then";
+            Problem { severity: first.severity, ..Problem::error(&first.file, reason, remedy) }
+                .at(first.line)
+        }));
     }
     problems
 }
@@ -325,7 +337,14 @@ fn document(text: &str, file: &str, problems: &mut Vec<Problem>) -> Option<Node>
             Some(node)
         }
         Err(e) => {
-            let remedy = "correct it there or just above; indent with spaces, quote odd values";
+            let remedy = match yaml::odd_blank(text) {
+                Some((line, odd)) => format!(
+                    "take U+{:04X} out of line {line}, which looks like a blank or nothing",
+                    u32::from(odd)
+                ),
+                None => "correct it there or just above; indent with spaces, quote odd values"
+                    .to_owned(),
+            };
             problems.push(Problem::error(file, e.reason, remedy).at(e.line));
             None
         }
@@ -415,18 +434,27 @@ fn list_of(text: &str, file: &str, nodes: &[Node], problems: &mut Vec<Problem>) 
         let mut r = Reader { file, pairs, places, prefix, problems: &mut *problems };
         r.check_names(
             &ENTRY_FIELDS,
-            "an entry has server_id, address, port and, if need be, cert_verify_str",
+            "an entry has server_id, address, port and, if need be, cert_verify_str and voter",
         );
         let (id, address, port) = identity(&mut r);
         let subject = own_subject(&mut r);
+        let voter =
+            r.truth("voter", "give false for a server that is not to vote, or remove the line");
         check_subject(&mut r, id, subject.as_deref(), &mut subjects);
         check_entry(&mut r, number, (id, address.as_deref(), port), &mut ids, &mut ends);
         if problems.iter().filter(|p| p.is_error()).count() > before {
             list.usable = false;
         } else if let (Some(id), Some(address), Some(port)) = (id, address, port) {
-            list.members.push(Member { id, address, port, subject });
+            let voter = voter.or(true).unwrap_or(true);
+            list.members.push(Member { id, address, port, subject, voter });
             list.lines.extend(places.start().map(|line| (id, line)));
         }
+    }
+    if list.usable && !list.members.iter().any(|member| member.voter) {
+        let reason = "has no server that votes, so that none could ever lead";
+        let remedy = "remove 'voter: false' from three to seven entries";
+        problems.push(Problem::error(file, reason, remedy));
+        list.usable = false;
     }
     list
 }
@@ -469,7 +497,7 @@ fn check_entry(
         ids.extend(id.map(|id| (id, number)));
     }
     if let Some(reason) = address.and_then(address::undialable) {
-        let problem = r.error("address", reason, "give the address that the others connect to");
+        let problem = r.error("address", &reason, "give the address that the others connect to");
         r.problems.push(problem);
     }
     let Some((address, port)) = address.zip(port) else {

@@ -1,6 +1,6 @@
 //! When a server becomes a candidate.
 //!
-//! Who would win is for the pre-vote ([`super::recovery::may_campaign`]), and votes are Raft's. Random
+//! Who would win is for the pre-vote ([`super::pre_vote::may_campaign`]), and votes are Raft's. Random
 //! shares of a range come from the caller. Invariants: a server that hears a leader or has just
 //! voted waits at least the lower election bound before it asks for anything; who asked in vain
 //! waits before it asks again, ever longer up to the upper bound.
@@ -43,10 +43,6 @@ pub struct Seen {
     pub heard_or_voted: Option<Moment>,
     /// By how much a leader's heartbeats are late.
     pub lateness: Duration,
-    /// How much longer this server waits for its turn, in a large cluster.
-    pub turn: Duration,
-    /// How many times as long everything takes there; 1 in a small cluster.
-    pub scale: u32,
     /// The election bounds.
     pub timers: Timers,
 }
@@ -65,7 +61,7 @@ pub enum Step {
 pub struct ElectionTimer {
     /// When the present wait began.
     since: Moment,
-    /// How long it lasts, in a small cluster.
+    /// How long it lasts.
     patience: Duration,
     /// The longest pause before the next attempt.
     retry: Duration,
@@ -73,8 +69,6 @@ pub struct ElectionTimer {
     retrying: bool,
     /// How often this server still tries at once because a leader that leaves has asked it to.
     transfers: u32,
-    /// Whether the attempt that is under way is one of those.
-    hurries: bool,
     /// Since when nobody was heard, as the attempt that is under way began.
     silent_since: Moment,
 }
@@ -93,7 +87,6 @@ impl ElectionTimer {
             retry: RETRY_MAX,
             retrying: is_cold,
             transfers: 0,
-            hurries: false,
             silent_since: now,
         }
     }
@@ -103,14 +96,12 @@ impl ElectionTimer {
         (self.patience, self.transfers) = (Duration::ZERO, TRANSFER_TRIES);
     }
 
-    /// The process of the leader is gone, and so many servers ask the others before this one; in a large
-    /// cluster those whose turn it is do.
+    /// The process of the leader is gone, and so many servers ask the others before this one.
     pub fn leader_gone(&mut self, seen: &Seen, ahead: u32, share: Share<'_>) {
         let head_start = seen.timers.election_lower / HEAD_START;
         let (ahead, random) = (ahead.min(MAX_AHEAD), head_start.mul_f64(share()));
         self.since = seen.now;
         self.patience = head_start * ahead + if ahead == 0 { Duration::ZERO } else { random };
-        self.patience += seen.turn;
         self.transfers = TRANSFER_TRIES;
     }
 
@@ -124,14 +115,13 @@ impl ElectionTimer {
         let last = self.since.max(seen.heard_or_voted.unwrap_or(self.since));
         let wait = match (self.transfers > 0, self.retrying) {
             (true, _) => self.patience,
-            (false, true) => self.patience + seen.turn,
-            (false, false) => self.patience + seen.turn + seen.lateness,
+            (false, true) => self.patience,
+            (false, false) => self.patience + seen.lateness,
         };
         let rest = wait.saturating_sub(seen.now.since(last));
         if !rest.is_zero() {
             return Step::Wait(rest);
         }
-        self.hurries = self.transfers > 0;
         self.transfers = self.transfers.saturating_sub(1);
         self.silent_since = last;
         Step::PreVote
@@ -144,8 +134,7 @@ impl ElectionTimer {
         self.since = seen.now;
         self.transfers = 0;
         self.retry = RETRY_MAX;
-        // In a large cluster the votes take a while to come in.
-        self.patience = between(timers.election_lower, timers.election_upper, share) * seen.scale;
+        self.patience = between(timers.election_lower, timers.election_upper, share);
         seen.heard_or_voted.is_none_or(|at| at <= self.silent_since)
     }
 
@@ -154,12 +143,7 @@ impl ElectionTimer {
         let timers = &seen.timers;
         self.since = seen.now;
         self.retrying = true;
-        self.patience = if seen.scale > 1 && !self.hurries {
-            // Nobody asks hundreds of others again and again.
-            between(timers.election_lower, timers.election_upper, share) * seen.scale
-        } else {
-            between(RETRY_MIN, self.retry, share)
-        };
+        self.patience = between(RETRY_MIN, self.retry, share);
         self.retry = (self.retry * 5 / 4).min(timers.election_upper);
     }
 }
@@ -199,8 +183,6 @@ mod tests {
             heard: None,
             heard_or_voted: None,
             lateness: Duration::ZERO,
-            turn: Duration::ZERO,
-            scale: 1,
             timers: TIMERS,
         }
     }
@@ -233,11 +215,11 @@ mod tests {
     }
 
     #[test]
-    fn late_heartbeats_and_turns_are_waited_for() {
-        let slow = Seen { lateness: MS * 300, turn: MS * 50, ..seen(1000) };
-        assert_eq!(timer(false).step(&slow, HALF), wait(650));
+    fn late_heartbeats_are_waited_for() {
+        let slow = Seen { lateness: MS * 300, ..seen(1000) };
+        assert_eq!(timer(false).step(&slow, HALF), wait(600));
         // Nobody is late where nobody leads.
-        assert_eq!(timer(true).step(&slow, HALF), wait(100));
+        assert_eq!(timer(true).step(&slow, HALF), wait(50));
         let mut asked = timer(false);
         asked.transfer();
         assert_eq!(asked.step(&slow, HALF), Step::PreVote);
@@ -265,10 +247,6 @@ mod tests {
         let voted = Seen { heard_or_voted: Some(at(2125)), ..heard(2130, 1815) };
         assert_eq!(timer.step(&heard(2120, 1815), HALF), Step::PreVote);
         assert!(!timer.won(&voted, HALF), "another one has the vote");
-        let large = Seen { scale: 3, ..seen(5000) };
-        assert_eq!(timer.step(&large, HALF), Step::PreVote);
-        assert!(timer.won(&large, HALF));
-        assert_eq!(timer.step(&large, HALF), wait(900));
     }
 
     #[test]
@@ -327,36 +305,25 @@ mod tests {
         assert_eq!(timer.step(&gone(1305), HALF), Step::PreVote);
         assert!(!timer.won(&Seen { heard_or_voted: Some(at(1310)), ..gone(1315) }, HALF));
         assert_eq!(timer.step(&gone(1315), HALF), wait(300));
-        // In a large cluster by turns.
-        let large = Seen { scale: 3, turn: MS * 500, ..seen(3000) };
-        timer.leader_gone(&large, 0, HALF);
-        assert_eq!(timer.step(&large, HALF), wait(500));
     }
 
     #[test]
-    fn a_leadership_transfer_is_tried_twice_at_once_also_in_a_large_cluster() {
-        let large = |now| Seen { scale: 3, turn: MS * 500, ..seen(now) };
+    fn a_leadership_transfer_is_tried_twice_at_once() {
         let mut timer = timer(false);
         timer.transfer();
-        assert_eq!(timer.step(&large(1000), HALF), Step::PreVote);
-        timer.lost(&large(1000), HALF);
-        assert_eq!(timer.step(&large(1000), HALF), wait(35), "not for its turn");
-        assert_eq!(timer.step(&large(1035), HALF), Step::PreVote);
-        timer.lost(&large(1035), HALF);
-        let Step::Wait(rest) = timer.step(&large(1035), HALF) else { panic!("at once") };
-        assert!(rest > MS * 500, "its turn comes: {rest:?}");
-        timer.step(&large(9000), HALF);
-        timer.lost(&large(9000), HALF);
-        assert_eq!(timer.step(&large(9000), HALF), wait(900 + 500), "hundreds are asked seldom");
+        assert_eq!(timer.step(&seen(1000), HALF), Step::PreVote);
+        timer.lost(&seen(1000), HALF);
+        assert_eq!(timer.step(&seen(1000), HALF), wait(35));
+        assert_eq!(timer.step(&seen(1035), HALF), Step::PreVote);
         // Once it is a candidate the request is met.
         timer.transfer();
-        assert_eq!(timer.step(&large(9500), HALF), Step::PreVote);
-        assert!(timer.won(&large(9500), HALF));
-        assert_eq!(timer.step(&large(9500), HALF), wait(900 + 500));
+        assert_eq!(timer.step(&seen(9500), HALF), Step::PreVote);
+        assert!(timer.won(&seen(9500), HALF));
+        assert_eq!(timer.step(&seen(9500), HALF), wait(300));
         // And so it is when there is a leader.
-        timer.lost(&large(9600), HALF);
+        timer.lost(&seen(9600), HALF);
         timer.transfer();
-        let led = Seen { heard: Some(at(9700)), heard_or_voted: Some(at(9700)), ..large(9700) };
-        assert_eq!(timer.step(&led, HALF), wait(300 + 500));
+        let led = Seen { heard: Some(at(9700)), heard_or_voted: Some(at(9700)), ..seen(9700) };
+        assert_eq!(timer.step(&led, HALF), wait(300));
     }
 }

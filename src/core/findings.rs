@@ -116,28 +116,27 @@ const IN_PLACE: &str =
                         resume nowhere else";
 
 impl Matter {
-    /// Whether sessions are not resumed because of it.
-    pub fn is_error(self) -> bool {
-        use Matter::{
-            KeyFile, KeyFileAgain, NoTickets13, SiteNoTickets13, SiteOwnKey, SiteTicketsOff,
-            TicketsOff,
-        };
-        matches!(
-            self,
-            TicketsOff
-                | NoTickets13
-                | KeyFile
-                | KeyFileAgain
-                | SiteTicketsOff
-                | SiteNoTickets13
-                | SiteOwnKey
-        )
-    }
+    /// All of them.
+    pub const ALL: [Matter; 13] = [
+        Matter::TicketsOff,
+        Matter::NoTickets13,
+        Matter::KeyFile,
+        Matter::KeyFileAgain,
+        Matter::ShortTickets,
+        Matter::SiteTicketsOff,
+        Matter::SiteNoTickets13,
+        Matter::SiteKeyName,
+        Matter::SiteAddress,
+        Matter::SiteOwnKey,
+        Matter::SiteMayOwnKey,
+        Matter::EarlyData,
+        Matter::Opened,
+    ];
 
-    /// Whether it is so for all sites of a server.
-    pub fn is_server_wide(self) -> bool {
-        use Matter::{KeyFile, KeyFileAgain, NoTickets13, TicketsOff};
-        matches!(self, TicketsOff | NoTickets13 | KeyFile | KeyFileAgain)
+    /// Whether no session of a whole server is resumed because of it. Where it is that of some sites it may be
+    /// meant, and a file's keys are replaced again.
+    pub fn is_error(self) -> bool {
+        matches!(self, Matter::TicketsOff | Matter::NoTickets13)
     }
 
     /// Whether a server complains of it by itself. Early data is a decision that a server cannot doubt
@@ -475,7 +474,8 @@ mod tests {
                 "{version:?} {scope:?}"
             );
         }
-        assert!(Matter::SiteOwnKey.is_error() && !Matter::SiteMayOwnKey.is_error());
+        let warnings = [Matter::SiteOwnKey, Matter::SiteTicketsOff, Matter::KeyFile];
+        assert!(Matter::TicketsOff.is_error() && !warnings.into_iter().any(Matter::is_error));
         let counts = |version| sni_has_tickets(host_version(version));
         assert_eq!(
             ["9.2.9", "10.0.4", "10.1.0", "11.0.0", "?"].map(counts),

@@ -57,9 +57,9 @@ codes! {
     NoPluginHere = "no_plugin_here",
     /// Servers belong to different cluster incarnations.
     ClustersDiffer = "clusters_differ",
-    /// A server still asks what it may do.
+    /// A server has started and is in no group yet.
     Joining = "joining",
-    /// A server came back without its memory and catches up.
+    /// A server has started, as a new node, and is sent the log.
     Recovering = "recovering",
     /// A server takes no part in the majority that there is.
     CutOff = "cut_off",
@@ -182,7 +182,7 @@ fn group(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
         Role::Recovering => say(
             Code::Recovering,
             Severity::Degraded,
-            "it came back without memory and is catching up".to_owned(),
+            "it has started, is sent what the group agreed on, and does not count yet".to_owned(),
         ),
         Role::Candidate => say(
             Code::Campaigning,
@@ -334,7 +334,7 @@ fn certificate(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, Strin
 fn host(host: &HostStatus, say: &mut impl FnMut(Code, Severity, String)) {
     for hint in &host.hints {
         let severity = match hint {
-            Hint::Setting(finding) if finding.matter.is_server_wide() => Severity::Broken,
+            Hint::Setting(finding) if finding.matter.is_error() => Severity::Broken,
             _ => Severity::Degraded,
         };
         say(code_of(hint), severity, hint.to_string());
@@ -406,7 +406,7 @@ mod tests {
         type Spoil = fn(&mut ServerStatus);
         let cases: [(Spoil, Severity, &str); 26] = [
             (|s| s.group.role = Role::Joining, Severity::Broken, "too few servers"),
-            (|s| s.group.role = Role::Recovering, Severity::Degraded, "without memory"),
+            (|s| s.group.role = Role::Recovering, Severity::Degraded, "does not count yet"),
             (|s| s.group.role = Role::Candidate, Severity::Degraded, "no leader is heard"),
             (|s| s.group.quorum = false, Severity::Broken, "majority for 0 s"),
             (|s| s.group.leader = None, Severity::Degraded, "knows no leader"),

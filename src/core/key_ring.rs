@@ -16,7 +16,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::log_id::LogPosition;
 use super::stek::{Fingerprint, Stek, WeakKey};
 
 /// Most keys that a ring keeps besides the staged one, whatever a command asks for: the upper end
@@ -27,12 +26,8 @@ pub const MAX_KEYS: usize = 16;
 const MAX_REMEMBERED: usize = 64;
 
 /// The highest generation that a ring may have; no group ever gets there by counting. How it is
-/// kept from being led there in leaps is in [`crate::core::recovery::SanityBounds`].
+/// kept from being led there in leaps is in [`crate::core::sanity_bounds::SanityBounds`].
 pub const MAX_GENERATION: Generation = Generation(1 << 62);
-
-/// The highest epoch of a cluster incarnation, far beyond what any clock says; see
-/// [`crate::core::record::next_epoch`].
-pub const MAX_EPOCH: u64 = 1 << 40;
 
 /// A key's place in the agreed order, from 1.
 #[derive(
@@ -54,7 +49,8 @@ impl fmt::Display for Generation {
     }
 }
 
-/// The random name of one agreed sequence of keys, made at its cold start; never all zero.
+/// The random name of one agreed sequence of keys, made where nobody has any key yet; never all zero.
+/// It stays over every founding that goes on with these keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ClusterId([u8; 16]);
 
@@ -102,29 +98,13 @@ pub struct Staged {
     pub revokes: bool,
 }
 
-/// What is left of a cluster incarnation where nobody who took part in it lives on; see [`super::record`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// The keys, with what is known of those that are gone.
-    pub ring: KeyRing,
-    /// The last entry of the log that is in it.
-    pub end: LogPosition,
-    /// How old the newest key is, in milliseconds: since it became current, or if it has not yet,
-    /// since it was staged.
-    pub age_ms: u64,
-}
-
 /// What the group may agree on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Command {
-    /// First entry of a cluster incarnation.
+    /// A sequence of keys begins.
     Found {
         /// Its name.
         cluster_id: ClusterId,
-        /// Above those of all cluster incarnations that its founder knows of; see [`Record::rank`].
-        epoch: u64,
-        /// What an earlier cluster incarnation left, if it goes on with the keys of that one.
-        from: Option<Box<Record>>,
     },
     /// Every server takes this key, to decrypt with it but not yet to encrypt.
     Stage {
@@ -140,20 +120,21 @@ pub enum Command {
         /// How many keys the ring keeps, the new one included.
         keep: u8,
     },
+    /// These keys were revoked in a group that went its own way. None of them is used any more.
+    Revoke(Vec<Fingerprint>),
 }
 
 /// What a command did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A cluster incarnation began.
+    /// A sequence of keys began.
     Founded,
     /// A key was staged.
     Staged(Generation),
     /// A key became current.
     Activated(Generation),
-    /// A key that had been current, or staged, in an earlier cluster incarnation is current again, as old as
-    /// it was.
-    Resumed(Generation),
+    /// More keys are known to be revoked.
+    Revoked,
     /// The command had been applied before.
     Nothing,
 }
@@ -196,9 +177,6 @@ pub enum Refusal {
     /// Beyond it there is nothing to count on with.
     #[error("generation {0} is beyond all reason")]
     Absurd(Generation),
-    /// As above.
-    #[error("a cluster incarnation founded in epoch {0} is beyond all reason")]
-    Epoch(u64),
     /// A revoked generation is one that became current, and takes every older key with it.
     #[error("generation {0} cannot have revoked the others")]
     Revoked(Generation),
@@ -212,10 +190,8 @@ pub struct KeyRing {
     keys: Vec<Held>,
     retired: Vec<Fingerprint>,
     revoked: Generation,
-    epoch: u64,
-    /// Whether all keys came from an earlier cluster incarnation: the newest one is staged, and none of the
-    /// others encrypts before that one does.
-    imported: bool,
+    /// The keys that revocations dropped, and those that had retired before; the newest last.
+    revoked_keys: Vec<Fingerprint>,
 }
 
 impl KeyRing {
@@ -225,9 +201,10 @@ impl KeyRing {
     /// Why nothing changed; every server comes to the same answer.
     pub fn apply(&mut self, command: Command) -> Result<Change, Refusal> {
         match command {
-            Command::Found { cluster_id, epoch, from } => self.found(cluster_id, epoch, from),
+            Command::Found { cluster_id } => self.found(cluster_id),
             Command::Stage { held, revokes } => self.stage(held, revokes),
             Command::Activate { generation, keep } => self.activate(generation, keep.into()),
+            Command::Revoke(keys) => self.revoke(&keys),
         }
     }
 
@@ -268,24 +245,34 @@ impl KeyRing {
         self.cluster_id
     }
 
-    /// Orders cluster incarnations by when they were founded, 0 before the first.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
-    /// Whether all keys came from an earlier cluster incarnation, and none of them encrypts yet.
-    pub fn is_imported(&self) -> bool {
-        self.imported
-    }
-
     /// The key that encrypts.
     pub fn current(&self) -> Option<&Held> {
-        self.keys.first().filter(|_| !self.imported)
+        self.keys.first()
     }
 
     /// The keys that still decrypt, newest first, without the current one.
     pub fn older(&self) -> &[Held] {
-        self.keys.get(usize::from(!self.imported)..).unwrap_or_default()
+        self.keys.get(1..).unwrap_or_default()
+    }
+
+    /// The key of this generation.
+    pub fn get(&self, generation: Generation) -> Option<&Stek> {
+        self.all().find(|held| held.generation == generation).map(|held| &held.stek)
+    }
+
+    /// The keys that are known to be revoked.
+    pub fn revoked_keys(&self) -> &[Fingerprint] {
+        &self.revoked_keys
+    }
+
+    /// Whether this key was revoked, here or in a group that went its own way.
+    pub fn is_revoked(&self, key: &Stek) -> bool {
+        !self.revoked_keys.is_empty() && self.revoked_keys.contains(&key.fingerprint())
+    }
+
+    /// Whether a key that is not staged was revoked elsewhere, so that it has to be replaced.
+    pub fn has_revoked(&self) -> bool {
+        self.keys.iter().any(|held| self.is_revoked(&held.stek))
     }
 
     /// The next key, during a handover.
@@ -307,14 +294,14 @@ impl KeyRing {
         self.revoked
     }
 
-    /// Whether this key left the ring, or the one of an earlier cluster incarnation that it goes on from.
+    /// Whether this key left the ring.
     pub fn has_retired(&self, key: &Stek) -> bool {
         self.retired.contains(&key.fingerprint())
     }
 
     /// Whether the ring holds a key of this generation.
     pub fn holds(&self, generation: Generation) -> bool {
-        self.all().any(|held| held.generation == generation)
+        self.get(generation).is_some()
     }
 
     /// All keys: the staged one, then the others, newest first.
@@ -333,6 +320,9 @@ impl KeyRing {
         if self.retired.len() > MAX_REMEMBERED {
             return Err(Refusal::TooMany(self.retired.len(), "retired keys", MAX_REMEMBERED));
         }
+        if self.revoked_keys.len() > MAX_REMEMBERED {
+            return Err(Refusal::TooMany(self.revoked_keys.len(), "revoked keys", MAX_REMEMBERED));
+        }
         let is_empty = self.staged.is_none() && self.keys.is_empty() && self.retired.is_empty();
         if self.cluster_id.is_none() && !(is_empty && self.revoked == Generation(0)) {
             return Err(Refusal::NoCluster);
@@ -340,15 +330,9 @@ impl KeyRing {
         if self.newest() > MAX_GENERATION {
             return Err(Refusal::Absurd(self.newest()));
         }
-        if self.epoch > MAX_EPOCH {
-            return Err(Refusal::Epoch(self.epoch));
-        }
-        if self.imported && self.staged.is_none() {
-            return Err(Refusal::NotStaged(self.newest()));
-        }
         // Without a gap from the newest on, and the first one ever is 1.
         let mut want = self.newest().0;
-        if self.keys.is_empty() && want > 1 && !self.imported {
+        if self.keys.is_empty() && want > 1 {
             return Err(Refusal::Generation { got: self.newest(), want: Generation(1) });
         }
         let mut fingerprints = BTreeSet::new();
@@ -370,9 +354,7 @@ impl KeyRing {
         if let Some(gone) = self.retired.iter().find(|gone| fingerprints.contains(gone)) {
             return Err(Refusal::Repeated(*gone));
         }
-        // A key that was imported as the only one may be the one that dropped all before it.
-        let imported = self.staged.as_ref().filter(|_| self.imported).map(|s| &s.held);
-        let oldest = self.keys.last().or(imported).map(|held| held.generation).unwrap_or_default();
+        let oldest = self.keys.last().map(|held| held.generation).unwrap_or_default();
         if self.revoked <= oldest {
             Ok(())
         } else {
@@ -399,21 +381,10 @@ impl KeyRing {
         Ok(())
     }
 
-    fn found(
-        &mut self,
-        cluster_id: ClusterId,
-        epoch: u64,
-        from: Option<Box<Record>>,
-    ) -> Result<Change, Refusal> {
+    fn found(&mut self, cluster_id: ClusterId) -> Result<Change, Refusal> {
         match self.cluster_id {
-            None if epoch > MAX_EPOCH => Err(Refusal::Epoch(epoch)),
             None => {
-                if let Some(record) = from {
-                    record.ring.check()?;
-                    self.import(record.ring);
-                }
                 self.cluster_id = Some(cluster_id);
-                self.epoch = epoch;
                 Ok(Change::Founded)
             }
             Some(ours) if ours == cluster_id => Ok(Change::Nothing),
@@ -421,14 +392,33 @@ impl KeyRing {
         }
     }
 
-    /// Takes the keys of an earlier cluster incarnation. The newest one is staged, so that it encrypts nowhere
-    /// before all hold it; a revocation that was under way goes on.
-    fn import(&mut self, earlier: KeyRing) {
-        let KeyRing { staged, mut keys, retired, revoked, .. } = earlier;
-        let newest = (staged.is_none() && !keys.is_empty()).then(|| keys.remove(0));
-        self.staged = staged.or(newest.map(|held| Staged { held, revokes: false }));
-        self.imported = self.staged.is_some();
-        (self.keys, self.retired, self.revoked) = (keys, retired, revoked);
+    /// Notes that these keys were revoked. Those that are in the ring stay in their places, so that no
+    /// generation is given out twice, and are used no more.
+    fn revoke(&mut self, keys: &[Fingerprint]) -> Result<Change, Refusal> {
+        if keys.len() > MAX_REMEMBERED {
+            return Err(Refusal::TooMany(keys.len(), "revoked keys", MAX_REMEMBERED));
+        }
+        Ok(if self.revoke_also(keys) { Change::Revoked } else { Change::Nothing })
+    }
+
+    /// An empty ring that knows what was revoked, for a group whose keys are too old to go on with.
+    #[must_use]
+    pub fn without_keys(&self) -> KeyRing {
+        KeyRing { revoked_keys: self.revoked_keys.clone(), ..KeyRing::default() }
+    }
+
+    /// The same for a ring that nothing is agreed on with yet; whether any of them is new.
+    pub fn revoke_also(&mut self, keys: &[Fingerprint]) -> bool {
+        let before = self.revoked_keys.len();
+        for key in keys {
+            if !self.revoked_keys.contains(key) {
+                self.revoked_keys.push(*key);
+            }
+        }
+        let is_new = self.revoked_keys.len() > before;
+        let forget = self.revoked_keys.len().saturating_sub(MAX_REMEMBERED);
+        self.revoked_keys.drain(..forget);
+        is_new
     }
 
     fn stage(&mut self, held: Held, revokes: bool) -> Result<Change, Refusal> {
@@ -461,11 +451,11 @@ impl KeyRing {
                 self.retired.extend(gone.iter().map(|k| k.stek.fingerprint()));
                 let forget = self.retired.len().saturating_sub(MAX_REMEMBERED);
                 self.retired.drain(..forget);
-                Ok(if std::mem::take(&mut self.imported) {
-                    Change::Resumed(generation)
-                } else {
-                    Change::Activated(generation)
-                })
+                if staged.revokes {
+                    let gone = self.retired.clone();
+                    self.revoke_also(&gone);
+                }
+                Ok(Change::Activated(generation))
             }
             other => {
                 self.staged = other;
@@ -483,7 +473,8 @@ impl KeyRing {
 /// `too_old` says that the current one must not encrypt any more; otherwise they decrypt where
 /// there is room. The staged key comes before all that merely decrypt, because a handover waits
 /// for it. `kept`, newest first, are keys that this server read from its state file: they decrypt
-/// and never encrypt.
+/// and never encrypt; as long as there is no group, the own key comes on top of them, since clients
+/// may come with tickets of each.
 pub fn keys_to_install(
     ring: &KeyRing,
     own: &[Stek],
@@ -495,14 +486,17 @@ pub fn keys_to_install(
     let staged = ring.staged().map(|staged| &staged.held.stek);
     let older = ring.older().iter().map(|held| &held.stek);
     let encrypting = match current {
-        Some(key) if !too_old => Some(key),
+        Some(key) if !too_old && !ring.is_revoked(key) => Some(key),
         _ => own.first().or(current),
     };
     let wanted = encrypting.into_iter().chain(staged).chain(current).chain(older);
     let wanted = wanted.chain(kept).chain(own);
+    let limit = limit + usize::from(current.is_none() && !kept.is_empty());
     let mut keys: Vec<Stek> = Vec::with_capacity(limit);
     for key in wanted {
-        if keys.len() < limit && !keys.iter().any(|k| k.name() == key.name()) {
+        // One key always goes out, even if it is the only one and revoked.
+        let is_fit = keys.is_empty() || !ring.is_revoked(key);
+        if is_fit && keys.len() < limit && !keys.iter().any(|k| k.name() == key.name()) {
             keys.push(key.clone());
         }
     }
@@ -534,7 +528,7 @@ mod tests {
     fn ring_of(generations: u64) -> KeyRing {
         let mut ring = KeyRing::default();
         let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
-        ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
+        ring.apply(Command::Found { cluster_id }).unwrap();
         for g in 1..=generations {
             ring.apply(stage(g)).unwrap();
             ring.apply(activate(g)).unwrap();
@@ -639,10 +633,7 @@ mod tests {
         assert_eq!(ring.apply(stage(1)), Err(Refusal::NoCluster));
         let mut ring = ring_of(1);
         let other = ClusterId::from_bytes([8; 16]).unwrap();
-        assert_eq!(
-            ring.apply(Command::Found { cluster_id: other, epoch: 2, from: None }),
-            Err(Refusal::OtherCluster)
-        );
+        assert_eq!(ring.apply(Command::Found { cluster_id: other }), Err(Refusal::OtherCluster));
     }
 
     #[test]
@@ -661,6 +652,42 @@ mod tests {
         ring.apply(stage(3)).unwrap();
         assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 2)), prints(&[2, 3]));
         assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 3)), prints(&[2, 3, 1]));
+    }
+
+    #[test]
+    fn all_keys_of_a_file_open_tickets_beside_the_own_one_until_there_is_a_group() {
+        let (own, kept) = ([stek(200)], [stek(8), stek(7)]);
+        let set = |ring: &KeyRing| names(&keys_to_install(ring, &own, &kept, false, 2));
+        assert_eq!(set(&KeyRing::default()), prints(&[200, 8, 7]));
+        assert_eq!(set(&ring_of(1)), prints(&[1, 8]));
+        assert_eq!(
+            names(&keys_to_install(&KeyRing::default(), &own, &[], false, 1)),
+            prints(&[200])
+        );
+    }
+
+    #[test]
+    fn a_key_that_was_revoked_elsewhere_is_used_no_more_and_keeps_its_place() {
+        let mut ring = ring_of(2);
+        let own = [stek(200)];
+        let revoke = |seed| Command::Revoke(vec![stek(seed).fingerprint()]);
+        assert_eq!(ring.apply(revoke(77)), Ok(Change::Revoked));
+        assert_eq!(ring.apply(revoke(77)), Ok(Change::Nothing));
+        assert!(!ring.has_revoked());
+        assert_eq!(ring.apply(revoke(2)), Ok(Change::Revoked));
+        assert!(ring.has_revoked() && ring.is_revoked(&stek(2)) && ring.check().is_ok());
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 2)), prints(&[200, 1]));
+        assert_eq!(ring.newest(), Generation(2), "no generation is given out twice");
+        // The rotation that follows drops it, and all with it.
+        ring.apply(Command::Stage { held: held(3), revokes: true }).unwrap();
+        ring.apply(activate(3)).unwrap();
+        assert!(!ring.has_revoked() && ring.is_revoked(&stek(1)));
+        assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 2)), prints(&[3, 200]));
+        let many = Command::Revoke(vec![stek(9).fingerprint(); MAX_REMEMBERED + 1]);
+        assert!(matches!(ring.apply(many), Err(Refusal::TooMany(..))));
+        let forgot = ring.without_keys();
+        assert!(forgot.is_revoked(&stek(2)) && forgot.cluster_id().is_none());
+        assert_eq!((forgot.all().count(), forgot.check()), (0, Ok(())));
     }
 
     #[test]
@@ -688,7 +715,7 @@ mod tests {
         }
         let mut other = KeyRing::default();
         let cluster_id = ClusterId::from_bytes([8; 16]).unwrap();
-        other.apply(Command::Found { cluster_id, epoch: 2, from: None }).unwrap();
+        other.apply(Command::Found { cluster_id }).unwrap();
         assert_eq!(activated.may_become(&other), Ok(()));
     }
 
@@ -811,10 +838,7 @@ mod tests {
     fn the_same_cluster_founded_twice_is_one_and_a_staged_key_has_no_double() {
         let mut ring = ring_of(1);
         let cluster_id = ring.cluster_id().unwrap();
-        assert_eq!(
-            ring.apply(Command::Found { cluster_id, epoch: 1, from: None }),
-            Ok(Change::Nothing)
-        );
+        assert_eq!(ring.apply(Command::Found { cluster_id }), Ok(Change::Nothing));
         ring.apply(stage(2)).unwrap();
         let other = |generation, seed| Command::Stage {
             held: Held { generation: Generation(generation), stek: stek(seed) },

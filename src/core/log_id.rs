@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::server_id::ServerId;
+use super::node_id::NodeId;
 
 /// Raft's term: a term and who stood in it. Ordered by term first.
 #[derive(
@@ -14,7 +14,7 @@ pub struct LeaderId {
     /// The term.
     pub term: u64,
     /// Who stood.
-    pub node: ServerId,
+    pub node: NodeId,
 }
 
 /// The end of a log: the term under which its last entry was made, and that entry's index.

@@ -4,6 +4,7 @@
 
 pub mod agreed;
 pub mod agreement;
+pub mod authorities;
 pub mod client_policy;
 pub mod config;
 pub mod election;
@@ -14,16 +15,15 @@ pub mod heartbeat;
 pub mod host_files;
 pub mod key_ring;
 pub mod knocks;
-pub mod large_cluster;
 pub mod lease;
 pub mod log_id;
 pub mod lossy_queue;
 pub mod moment;
 pub mod node_id;
+pub mod pre_vote;
 pub mod quorum;
-pub mod record;
-pub mod recovery;
 pub mod rotation;
+pub mod sanity_bounds;
 pub mod server_id;
 pub mod server_list;
 pub mod server_status;

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::server_id::ServerId;
 
-/// The highest incarnation that a server believes it had when others say so. Above it there is room
-/// for as many more as there are below.
-pub const MAX_TOLD_INCARNATION: Incarnation = Incarnation(1 << 62);
+/// How far an incarnation that others tell of may lie beyond the clock for a server to believe it,
+/// in milliseconds: 139 years. Whoever goes beyond all that it believes is believed in its turn.
+pub const MAX_TOLD_LEAP: u64 = 1 << 42;
 
 /// Which life of a server.
 #[derive(
@@ -33,10 +33,17 @@ impl Incarnation {
 
     /// That of a life that begins `wall` milliseconds after 1970, where `known` is the highest that
     /// the server had before, as far as anybody remembers. A clock that went back cannot put it
-    /// before its own past; the random bits part two that begin at once under one id.
+    /// before its own past; the random bits part two that begin at once under one id, or one after the
+    /// other beyond the same past.
     pub fn draw(known: Incarnation, wall: u64, random: u16) -> Incarnation {
-        let drawn = wall.saturating_mul(1 << RANDOM_BITS) | u64::from(random);
-        Incarnation(drawn.min(MAX_TOLD_INCARNATION.0).max(known.0.saturating_add(1)))
+        let random = u64::from(random);
+        let drawn = wall.saturating_mul(1 << RANDOM_BITS) | random;
+        Incarnation(drawn.max(known.0.saturating_add(1).saturating_add(random)))
+    }
+
+    /// Whether a server can believe that there is this life of one, `wall` milliseconds after 1970.
+    pub fn is_plausible(self, wall: u64) -> bool {
+        self.0 >> RANDOM_BITS <= wall.saturating_add(MAX_TOLD_LEAP)
     }
 
     /// Whether no living server has it.
@@ -62,6 +69,14 @@ pub struct NodeId {
     pub incarnation: Incarnation,
 }
 
+#[cfg(test)]
+impl NodeId {
+    /// Some life of a server, for tests.
+    pub(crate) const fn of(server: u32) -> NodeId {
+        NodeId { server: ServerId(server), incarnation: Incarnation(7) }
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.server, self.incarnation)
@@ -77,10 +92,20 @@ mod tests {
         let first = Incarnation::draw(Incarnation::NOBODY, 1_800_000_000_000, 7);
         assert_eq!(first, Incarnation(1_800_000_000_000 << 16 | 7));
         assert!(Incarnation::draw(first, 1_800_000_000_001, 0) > first);
-        assert_eq!(Incarnation::draw(first, 5, u16::MAX), Incarnation(first.0 + 1));
+        assert_eq!(Incarnation::draw(first, 5, 0), Incarnation(first.0 + 1));
+        // It may begin, die and begin again before anybody has heard of it.
+        assert_ne!(Incarnation::draw(first, 5, 7), Incarnation::draw(first, 5, 8));
         assert!(!Incarnation::draw(Incarnation::NOBODY, 0, 0).is_nobody());
-        assert_eq!(Incarnation::draw(Incarnation::NOBODY, u64::MAX, 0), MAX_TOLD_INCARNATION);
-        assert!(Incarnation::draw(MAX_TOLD_INCARNATION, 0, 0) > MAX_TOLD_INCARNATION);
+    }
+
+    #[test]
+    fn who_was_led_to_a_far_incarnation_is_believed_as_long_as_time_goes_on() {
+        let now = 1_800_000_000_000;
+        let furthest = Incarnation((now + MAX_TOLD_LEAP) << RANDOM_BITS | 0xffff);
+        assert!(furthest.is_plausible(now));
+        let beyond = Incarnation::draw(furthest, now, 0);
+        assert!(!beyond.is_plausible(now) && beyond.is_plausible(now + 1));
+        assert!(!Incarnation(u64::MAX).is_plausible(now));
     }
 
     #[test]

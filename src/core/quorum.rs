@@ -8,35 +8,48 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::moment::Moment;
-use super::server_id::ServerId;
+use super::node_id::NodeId;
 
-/// The least number of so many servers that no two groups of can be apart.
+/// The least number of so many servers of which any two sets have one in common.
 pub fn majority(servers: usize) -> usize {
     servers / 2 + 1
 }
 
 /// Whether those for which `is` holds are a majority of each set of voters.
-pub fn has_majority(configs: &[BTreeSet<ServerId>], is: impl Fn(ServerId) -> bool) -> bool {
-    let count = |voters: &BTreeSet<ServerId>| voters.iter().filter(|id| is(**id)).count();
+pub fn has_majority(configs: &[BTreeSet<NodeId>], is: impl Fn(NodeId) -> bool) -> bool {
+    let count = |voters: &BTreeSet<NodeId>| voters.iter().filter(|id| is(**id)).count();
     !configs.is_empty() && configs.iter().all(|voters| count(voters) >= majority(voters.len()))
 }
 
 /// When each other server last acknowledged this one as its leader.
 #[derive(Default)]
-pub struct Acknowledgements(BTreeMap<ServerId, Moment>);
+pub struct Acknowledgements(BTreeMap<NodeId, Moment>);
 
 impl Acknowledgements {
     /// Records one of `by`.
-    pub fn record(&mut self, by: ServerId, now: Moment) {
+    pub fn record(&mut self, by: NodeId, now: Moment) {
         self.0.insert(by, now);
+    }
+
+    /// Forgets what earlier lives of a server acknowledged than `latest`: they are gone.
+    pub fn forget_before(&mut self, latest: NodeId) {
+        let is_before =
+            |node: &NodeId| node.server == latest.server && node.incarnation < latest.incarnation;
+        self.0.retain(|node, _| !is_before(node));
+    }
+
+    /// Who acknowledged within `limit`.
+    pub fn of(&self, limit: Duration, now: Moment) -> BTreeSet<NodeId> {
+        let fresh = self.0.iter().filter(|(_, at)| now.since(**at) < limit);
+        fresh.map(|(node, _)| *node).collect()
     }
 
     /// Whether a majority, `me` included, acknowledged within `limit`.
     pub fn within(
         &self,
         limit: Duration,
-        me: ServerId,
-        configs: &[BTreeSet<ServerId>],
+        me: NodeId,
+        configs: &[BTreeSet<NodeId>],
         now: Moment,
     ) -> bool {
         let is_fresh = |at: &Moment| now.since(*at) < limit;
@@ -46,12 +59,12 @@ impl Acknowledgements {
     /// Since when a majority, `me` included, has acknowledged; `None` if none ever did.
     pub fn majority_since(
         &self,
-        me: ServerId,
-        configs: &[BTreeSet<ServerId>],
+        me: NodeId,
+        configs: &[BTreeSet<NodeId>],
         now: Moment,
     ) -> Option<Moment> {
-        let time = |id: &ServerId| if *id == me { Some(now) } else { self.0.get(id).copied() };
-        let of_voters = |voters: &BTreeSet<ServerId>| {
+        let time = |id: &NodeId| if *id == me { Some(now) } else { self.0.get(id).copied() };
+        let of_voters = |voters: &BTreeSet<NodeId>| {
             let mut times: Vec<Option<Moment>> = voters.iter().map(time).collect();
             times.sort_unstable_by(|a, b| b.cmp(a));
             // The majority's last one to answer.
@@ -64,11 +77,12 @@ impl Acknowledgements {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::node_id::Incarnation;
 
-    const ME: ServerId = ServerId(1);
+    const ME: NodeId = NodeId::of(1);
 
-    fn ids(ids: &[u32]) -> BTreeSet<ServerId> {
-        ids.iter().copied().map(ServerId).collect()
+    fn ids(ids: &[u32]) -> BTreeSet<NodeId> {
+        ids.iter().copied().map(NodeId::of).collect()
     }
 
     fn at(seconds: u64) -> Moment {
@@ -79,7 +93,7 @@ mod tests {
     fn a_majority_is_more_than_half() {
         let majorities: Vec<usize> = (1..6).map(majority).collect();
         assert_eq!(majorities, [1, 2, 2, 3, 3]);
-        let of = |configs: &[BTreeSet<ServerId>]| has_majority(configs, |id| id.0 <= 2);
+        let of = |configs: &[BTreeSet<NodeId>]| has_majority(configs, |id| id.server.0 <= 2);
         assert!(of(&[ids(&[1])]) && of(&[ids(&[1, 2, 3])]) && of(&[ids(&[1, 2]), ids(&[2])]));
         assert!(!of(&[ids(&[1, 2, 3, 4])]), "half of them is none");
         assert!(!of(&[ids(&[1, 2]), ids(&[3, 4, 5])]), "both sets need one");
@@ -93,16 +107,30 @@ mod tests {
         let within = |a: &Acknowledgements, seconds| {
             a.within(Duration::from_secs(seconds), ME, &configs, at(10))
         };
-        acknowledged.record(ServerId(2), at(8));
+        acknowledged.record(NodeId::of(2), at(8));
         assert!(!within(&acknowledged, 9), "two of five");
-        acknowledged.record(ServerId(3), at(5));
+        acknowledged.record(NodeId::of(3), at(5));
         assert!(within(&acknowledged, 6) && !within(&acknowledged, 5));
-        acknowledged.record(ServerId(3), at(9));
+        acknowledged.record(NodeId::of(3), at(9));
         assert!(within(&acknowledged, 3) && !within(&acknowledged, 2));
         // Who is no voter counts for nothing.
         let others = [ids(&[1, 4, 5])];
         assert!(!acknowledged.within(Duration::MAX, ME, &others, at(10)));
         assert!(acknowledged.within(Duration::ZERO, ME, &[ids(&[1])], at(10)));
+    }
+
+    #[test]
+    fn what_an_earlier_life_acknowledged_counts_until_a_later_one_is_known() {
+        let mut acknowledged = Acknowledgements::default();
+        acknowledged.record(NodeId::of(2), at(9));
+        acknowledged.record(NodeId::of(3), at(9));
+        let limit = Duration::from_secs(2);
+        assert_eq!(acknowledged.of(limit, at(10)), ids(&[2, 3]));
+        acknowledged.forget_before(NodeId::of(2));
+        assert_eq!(acknowledged.of(limit, at(10)), ids(&[2, 3]));
+        acknowledged.forget_before(NodeId { incarnation: Incarnation(8), ..NodeId::of(2) });
+        assert_eq!(acknowledged.of(limit, at(10)), ids(&[3]));
+        assert_eq!(acknowledged.of(limit, at(11)), ids(&[]));
     }
 
     #[test]
@@ -116,7 +144,7 @@ mod tests {
         assert_eq!(since(&acknowledged, &[&[1, 2, 3]]), None);
         assert_eq!(since(&acknowledged, &[]), None);
         for (id, second) in [(2, 4), (3, 7), (4, 5)] {
-            acknowledged.record(ServerId(id), at(second));
+            acknowledged.record(NodeId::of(id), at(second));
         }
         assert_eq!(since(&acknowledged, &[&[1, 2, 3]]), Some(at(7)));
         assert_eq!(since(&acknowledged, &[&[1, 2, 3, 4]]), Some(at(5)));

@@ -73,7 +73,7 @@ pub struct View<'a> {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Propose a cluster incarnation id as the first entry.
+    /// Propose what the cluster was founded from.
     Found,
     /// Propose this generation, with a new key; the first one of a cluster incarnation is the leader's own
     /// initial STEK.
@@ -102,11 +102,19 @@ pub fn next_step_at(now: Moment, policy: &Policy, view: &View<'_>) -> Step {
         return Step::Found;
     }
     if let Some(staged) = view.ring.staged() {
+        // Nobody takes a key that was revoked elsewhere meanwhile; its place is passed over.
+        if view.ring.is_revoked(&staged.held.stek) {
+            let (generation, none) = (staged.held.generation, Vec::new());
+            return Step::Activate { generation, left_behind: none.clone(), unreachable: none };
+        }
         return handover_at(now, policy, view, staged.held.generation);
     }
     let generation = view.ring.newest().next();
     if view.ring.current().is_none() {
         return Step::Stage { generation, revokes: false };
+    }
+    if view.ring.has_revoked() {
+        return Step::Stage { generation, revokes: true };
     }
     if let Some(order) = view.order {
         return Step::Stage { generation, revokes: order == Order::Revoke };
@@ -180,7 +188,7 @@ mod tests {
     fn ring(current: u64, staged: bool) -> KeyRing {
         let mut ring = KeyRing::default();
         let cluster_id = ClusterId::from_bytes([1; 16]).unwrap();
-        ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
+        ring.apply(Command::Found { cluster_id }).unwrap();
         for g in 1..=current + u64::from(staged) {
             let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ g as u8).collect();
             let held = Held { generation: Generation(g), stek: Stek::copy_from(&bytes).unwrap() };
@@ -206,6 +214,52 @@ mod tests {
             members,
             order: None,
         }
+    }
+
+    #[test]
+    fn what_was_revoked_elsewhere_is_replaced_at_once() {
+        let mut ring = KeyRing::default();
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        ring.apply(Command::Found { cluster_id }).unwrap();
+        let stek = |seed: u8| {
+            let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ seed).collect();
+            Stek::copy_from(&bytes).unwrap()
+        };
+        for g in 1..=2 {
+            let held = Held { generation: Generation(g), stek: stek(g as u8) };
+            ring.apply(Command::Stage { held, revokes: false }).unwrap();
+            if g == 1 {
+                ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+            }
+        }
+        let now = Moment::from_start(Duration::from_secs(100));
+        let next = |ring: &KeyRing| {
+            let members =
+                [MemberView { id: ServerId(2), heard: Some(now), installed: Generation(1) }];
+            next_step_at(
+                now,
+                &POLICY,
+                &View {
+                    ring,
+                    current_since: now,
+                    staged_since: now,
+                    leader_since: Moment::default(),
+                    me: ServerId(1),
+                    members: &members,
+                    order: None,
+                },
+            )
+        };
+        assert!(matches!(next(&ring), Step::Wait(_)), "one server has not installed it");
+        ring.apply(Command::Revoke(vec![stek(2).fingerprint()])).unwrap();
+        let passed_over = Step::Activate {
+            generation: Generation(2),
+            left_behind: Vec::new(),
+            unreachable: Vec::new(),
+        };
+        assert_eq!(next(&ring), passed_over);
+        ring.apply(Command::Activate { generation: Generation(2), keep: 2 }).unwrap();
+        assert_eq!(next(&ring), Step::Stage { generation: Generation(3), revokes: true });
     }
 
     #[test]

@@ -19,6 +19,16 @@ pub const MAX_ADDRESS: usize = 253;
 /// The highest version that a list may have; no group ever gets there by counting.
 pub const MAX_VERSION: u64 = 1 << 62;
 
+/// How many servers of a list vote: the first ones by id of those that may. The others are sent the log
+/// and have all keys. More voters would make no group safer, and each election slower.
+pub const MAX_VOTERS: usize = 7;
+
+/// Those of these members that vote.
+pub fn voters(members: &[Member]) -> BTreeSet<ServerId> {
+    let may: BTreeSet<ServerId> = members.iter().filter(|m| m.voter).map(|m| m.id).collect();
+    may.into_iter().take(MAX_VOTERS).collect()
+}
+
 /// A server list and its place among those that the group has agreed on, from 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerList {
@@ -48,6 +58,9 @@ pub enum BadServerList {
     /// More than any list may have.
     #[error("the list has {0} servers, more than {MAX_MEMBERS}")]
     TooMany(usize),
+    /// Somebody has to lead.
+    #[error("none of its servers votes; remove 'voter: false' from three to seven entries")]
+    NoVoters,
     /// An id must name one server.
     #[error("server_id {0} is there twice")]
     SameId(ServerId),
@@ -110,6 +123,9 @@ impl ServerList {
         if self.members.len() > MAX_MEMBERS {
             return Err(BadServerList::TooMany(self.members.len()));
         }
+        if !self.members.iter().any(|member| member.voter) {
+            return Err(BadServerList::NoVoters);
+        }
         // Version 0 is that of a file, before any list is agreed on.
         if self.version > MAX_VERSION {
             return Err(BadServerList::Version(self.version));
@@ -148,11 +164,9 @@ impl ServerList {
         self.members.iter().map(|member| member.id).collect()
     }
 
-    /// Names the members' ids alone, wherever they are.
-    pub fn ids_digest(ids: &BTreeSet<ServerId>) -> Digest {
-        let mut hash = openssl::sha::Sha256::new();
-        ids.iter().for_each(|id| hash.update(&id.0.to_be_bytes()));
-        Digest(hash.finish())
+    /// Those that vote.
+    pub fn voters(&self) -> BTreeSet<ServerId> {
+        voters(&self.members)
     }
 
     /// The entry of one server.
@@ -166,9 +180,9 @@ impl ServerList {
         self.members == other.members
     }
 
-    /// Whether both lists have the same servers with the same certificates, wherever they are.
+    /// Whether both lists have the same servers with the same certificates and votes, wherever they are.
     pub fn same_servers(&self, other: &ServerList) -> bool {
-        let of = |member: &Member| (member.id, member.subject.clone());
+        let of = |member: &Member| (member.id, member.subject.clone(), member.voter);
         self.members.iter().map(of).eq(other.members.iter().map(of))
     }
 
@@ -202,12 +216,13 @@ impl ServerList {
             hash.update(&u64::try_from(field.len()).unwrap_or(u64::MAX).to_be_bytes());
             hash.update(field);
         };
-        for Member { id, address, port, subject } in &self.members {
+        for Member { id, address, port, subject, voter } in &self.members {
             take(&id.0.to_be_bytes());
             take(address.as_bytes());
             take(&port.to_be_bytes());
             take(&[u8::from(subject.is_some())]);
             take(subject.as_deref().unwrap_or_default().as_bytes());
+            take(&[u8::from(*voter)]);
         }
         Digest(hash.finish())
     }
@@ -228,6 +243,15 @@ fn differences_of(agreed: &Member, file: &Member) -> Vec<String> {
         let of = |m: &Member| m.subject.clone().unwrap_or_else(|| "that of all".to_owned());
         words.push(format!(
             "server {} has the cert_verify_str {} in the file and {} in the group's list",
+            file.id,
+            of(file),
+            of(agreed)
+        ));
+    }
+    if agreed.voter != file.voter {
+        let of = |m: &Member| if m.voter { "may vote" } else { "does not vote" };
+        words.push(format!(
+            "server {} {} by the file and {} by the group's list",
             file.id,
             of(file),
             of(agreed)
@@ -256,12 +280,50 @@ mod tests {
     use super::*;
 
     fn member(id: u32, port: u16) -> Member {
-        Member { id: ServerId(id), address: "10.0.0.1".to_owned(), port, subject: None }
+        Member {
+            id: ServerId(id),
+            address: "10.0.0.1".to_owned(),
+            port,
+            subject: None,
+            voter: true,
+        }
     }
 
     fn server_list(list: &[(u32, u16)]) -> ServerList {
         let members: Vec<Member> = list.iter().map(|&(id, port)| member(id, port)).collect();
         ServerList::new(1, &members).unwrap()
+    }
+
+    #[test]
+    fn the_first_seven_vote_in_whatever_order_the_list_has_them() {
+        let ids = |ids: &[u32]| ids.iter().copied().map(ServerId).collect::<BTreeSet<_>>();
+        let members =
+            |ids: &[u32]| ids.iter().map(|id| member(*id, *id as u16)).collect::<Vec<_>>();
+        assert_eq!(voters(&members(&[9, 3, 5])), ids(&[3, 5, 9]));
+        let many: Vec<u32> = (1..=30).rev().collect();
+        assert_eq!(voters(&members(&many)), ids(&[1, 2, 3, 4, 5, 6, 7]));
+        let list: Vec<(u32, u16)> = (1..=9).map(|id| (id, id as u16)).collect();
+        assert_eq!(server_list(&list).voters(), ids(&[1, 2, 3, 4, 5, 6, 7]));
+    }
+
+    #[test]
+    fn who_is_not_to_vote_does_not_and_somebody_has_to() {
+        let without = |not: &[u32]| {
+            let of = |id: u32| Member { voter: !not.contains(&id), ..member(id, id as u16) };
+            ServerList::new(1, &(1..=9).map(of).collect::<Vec<_>>())
+        };
+        let ids = |ids: &[u32]| ids.iter().copied().map(ServerId).collect::<BTreeSet<_>>();
+        let (all, some) = (without(&[]).unwrap(), without(&[1, 4]).unwrap());
+        assert_eq!(some.voters(), ids(&[2, 3, 5, 6, 7, 8, 9]));
+        assert_eq!(without(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap().voters(), ids(&[9]));
+        assert_eq!(without(&[1, 2, 3, 4, 5, 6, 7, 8, 9]), Err(BadServerList::NoVoters));
+        assert!(!all.same_members(&some) && !all.same_servers(&some));
+        assert_ne!(all.digest(), some.digest());
+        assert_eq!(
+            all.differences(&some).unwrap(),
+            "server 1 does not vote by the file and may vote by the group's list, server 4 does not \
+             vote by the file and may vote by the group's list"
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::authorities::{Authorities, MAX_NAMED};
 use super::client_policy::{ClientPolicy, MAX_SITES};
 use super::config::MAX_MEMBERS;
 use super::ending::Ending;
@@ -30,15 +31,18 @@ pub const MAX_COUNTS: usize = 64;
 /// The most options that servers compare.
 pub const MAX_OPTIONS: usize = 64;
 
+/// The most authorities that are named; a fleet has one, or two while one goes and one comes.
+pub const MAX_ROOTS: usize = 16;
+
 /// The most hints of one server.
 pub const MAX_HINTS: usize = 32;
 
 /// A server's part in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
-    /// It asks the others what it may do.
+    /// It is in no group yet: it asks the others.
     Joining,
-    /// It came back without memory and is catching up.
+    /// It is a new node, as after each start, that is sent the log or is not a voter yet and to be one.
     Recovering,
     /// It follows a leader, or waits for one.
     Follower,
@@ -192,6 +196,10 @@ pub struct GroupStatus {
     pub term: u64,
     /// The cluster incarnation that it belongs to.
     pub cluster_id: Option<ClusterId>,
+    /// The cluster that it takes part in, by the counter of its epoch; 0 if in none.
+    pub epoch: u64,
+    /// Whether it is one of Raft's voters.
+    pub votes: bool,
     /// Whether it belongs to a majority that agrees at present.
     pub quorum: bool,
     /// When it last knew that it did, in milliseconds ago; `None` if never.
@@ -304,14 +312,41 @@ pub struct HostStatus {
     pub warnings: Vec<String>,
     /// The same of the first end among the certificates in use, if that is worth a word now.
     pub certificate_warning: Option<String>,
-    /// The first 8 hex digits of SHA-256 over the subjects in the file of
-    /// `proxy.config.ssl.CA.cert.filename`, in their order, each once: with `ticket_scope: host` a
-    /// part of what a session is bound to. `None` if the record is unset or the file no PEM.
-    pub ca_digest: Option<String>,
+    /// The certificates of `root_cert_file` in use, each by subject and the first 8 hex digits of its
+    /// fingerprint, in order of these texts; no more than [`MAX_ROOTS`].
+    pub roots: Vec<String>,
+    /// The subjects in the file of `proxy.config.ssl.CA.cert.filename`, in their order, each once:
+    /// with `ticket_scope: host` a part of what a session is bound to. `None` if the record is unset
+    /// or the file no PEM.
+    pub authorities: Option<Authorities>,
     /// What its clients are asked for; `None` where there is no Traffic Server.
     pub client_policy: Option<ClientPolicy>,
     /// What sessions are bound to, in effect; `None` where there is no Traffic Server.
     pub ticket_scope: Option<TicketScope>,
+    /// What clients' handshakes came to; `None` where Traffic Server does not count them.
+    pub handshakes: Option<Handshakes>,
+}
+
+/// Handshakes of clients as Traffic Server counts them, since the plugin started. It does not count those that
+/// resumed a session: a ticket that a key opens may belong to a session that is then refused, since it
+/// is bound to something else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handshakes {
+    /// Those that succeeded, full and resumed.
+    pub done: u64,
+    /// Tickets given to clients.
+    pub given: u64,
+    /// Tickets of clients that a key opened.
+    pub opened: u64,
+    /// Those of them that the current key did not.
+    pub opened_by_older: u64,
+    /// Tickets of clients that no key opened.
+    pub unknown: u64,
+    /// Sessions that were resumed by their id from Traffic Server's own cache.
+    pub by_id: u64,
+    /// Whether OpenSSL has resumed any session at all. How many it says is another number for each set of
+    /// certificates, and begins anew when they are read again.
+    pub any_resumed: bool,
 }
 
 /// What became of shared sessions and of the news that one was removed, since the start. One that
@@ -391,6 +426,8 @@ impl ServerStatus {
             (self.list.options.len(), MAX_OPTIONS, "options"),
             (self.host.hints.len(), MAX_HINTS, "hints"),
             (self.host.warnings.len(), MAX_HINTS, "warnings"),
+            (self.host.roots.len(), MAX_ROOTS, "authorities"),
+            (self.host.authorities.as_ref().map_or(0, |a| a.names.len()), MAX_NAMED, "authorities"),
             (self.state_faults.len(), MAX_HINTS, "faults"),
             (self.host.client_policy.as_ref().map_or(0, |p| p.sites.len()), MAX_SITES, "sites"),
             (self.refused_keys.len(), MAX_COUNTS, "counts"),
@@ -429,7 +466,8 @@ impl ServerStatus {
         .chain(&self.host.version)
         .chain(&self.host.warnings)
         .chain(&self.host.certificate_warning)
-        .chain(&self.host.ca_digest)
+        .chain(&self.host.roots)
+        .chain(self.host.authorities.iter().flat_map(Authorities::texts))
         .chain(self.host.client_policy.iter().flat_map(ClientPolicy::texts))
         .chain(self.refused_keys.iter().chain(&self.refused_peers).map(|(word, _)| word))
         .chain(settings.flatten())
@@ -462,6 +500,8 @@ pub(crate) mod tests {
                 leader: Some(ServerId(1)),
                 term: 4,
                 cluster_id: ClusterId::from_bytes([9; 16]),
+                epoch: 1_800_000_000,
+                votes: true,
                 quorum: true,
                 quorum_ms: Some(60),
                 elections: 1,
@@ -572,6 +612,9 @@ pub(crate) mod tests {
         many.host.hints = vec![Hint::Setting(tickets_off()); MAX_HINTS + 1];
         assert_eq!(many.check(), Err(BadStatus::TooMany("hints")));
         let mut many = sample();
+        many.host.roots = vec![String::new(); MAX_ROOTS + 1];
+        assert_eq!(many.check(), Err(BadStatus::TooMany("authorities")));
+        let mut many = sample();
         many.host.warnings = vec![String::new(); MAX_HINTS + 1];
         assert_eq!(many.check(), Err(BadStatus::TooMany("warnings")));
         let mut many = sample();
@@ -582,7 +625,11 @@ pub(crate) mod tests {
     #[test]
     fn no_text_moves_a_cursor() {
         type Place = fn(&mut ServerStatus) -> &mut String;
-        let places: [Place; 14] = [
+        let places: [Place; 16] = [
+            |s| {
+                s.host.roots = vec![String::new()];
+                &mut s.host.roots[0]
+            },
             |s| &mut s.software,
             |s| s.list.digest.as_mut().unwrap(),
             |s| {
@@ -599,7 +646,11 @@ pub(crate) mod tests {
             |s| s.certificate.authority.get_or_insert_default(),
             |s| &mut s.refused_keys[0].0,
             |s| s.host.version.get_or_insert_default(),
-            |s| s.host.ca_digest.get_or_insert_default(),
+            |s| &mut s.host.authorities.get_or_insert_default().digest,
+            |s| {
+                s.host.authorities.get_or_insert_default().names = vec![String::new()];
+                &mut s.host.authorities.get_or_insert_default().names[0]
+            },
         ];
         for (i, place) in places.into_iter().enumerate() {
             for bad in ["\u{1b}[2J".to_owned(), "x".repeat(MAX_WORDS + 1)] {

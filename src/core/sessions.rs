@@ -59,7 +59,7 @@ pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
 /// Server keeps sessions by default. Some 14 MiB if there are so many.
 pub const MAX_KNOWN: usize = 102_400;
 
-/// Sessions that a server that starts is sent by one other: the newest. They take two seconds.
+/// Sessions that a server that starts is sent by one other: the newest. They take four seconds.
 pub const MAX_FETCHED: usize = 4096;
 
 /// How long a server that was sent those is not sent them again.

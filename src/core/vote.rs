@@ -1,27 +1,26 @@
 //! Whether a server may give its vote, and if not, the one reason why.
 //!
 //! Raft counts the votes and has the last word; what it would say is told here as well, so that
-//! there is a reason for each refusal. Invariants: a server that forgot its votes gives none that
-//! it might have given already; nobody is voted for while a leader is heard; a candidate of another
-//! cluster is not heard at all.
+//! there is a reason for each refusal. Invariants: a node votes in its own cluster only; nobody is
+//! voted for while a leader is heard.
 
 use thiserror::Error;
 
 use super::log_id::{LeaderId, LogPosition};
-use super::recovery::VoteRestriction;
+use super::node_id::NodeId;
 use super::server_id::ServerId;
 
 /// What a candidate asks with.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// Who sent the request.
+    /// The server that sent the request.
     pub sender: ServerId,
     /// The term, and who is the candidate in it.
     pub leader_id: LeaderId,
     /// The end of its log.
     pub log_end: Option<LogPosition>,
-    /// Whether it is of this server's cluster, or this one of none yet.
-    pub is_of_cluster: bool,
+    /// Whether it asks this very node, in the cluster that it has part in.
+    pub is_for_me: bool,
     /// Whether this server believes that there is this term.
     pub is_plausible: bool,
 }
@@ -29,12 +28,10 @@ pub struct Candidate {
 /// The server that is asked.
 #[derive(Clone, Copy, Debug)]
 pub struct Voter {
-    /// This server.
-    pub me: ServerId,
+    /// This node.
+    pub me: NodeId,
     /// Whether Raft runs here.
     pub is_running: bool,
-    /// What it may do about votes.
-    pub recovery: VoteRestriction,
     /// Its vote, and whether that one is known to lead.
     pub vote: Option<(LeaderId, bool)>,
     /// The end of its log.
@@ -48,10 +45,10 @@ pub struct Voter {
 /// Why no vote is given; in the order in which they are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum VoteRefusal {
-    /// It belongs to another cluster.
-    #[error("it is of another cluster")]
-    OtherCluster,
-    /// Raft does not run here yet.
+    /// It asks an earlier life of this server, or in another cluster.
+    #[error("it asks a node that this server is not")]
+    OtherNode,
+    /// Raft does not run here at present.
     #[error("this server is starting")]
     Starting,
     /// It asks in the name of another server.
@@ -60,12 +57,6 @@ pub enum VoteRefusal {
     /// Its term is far beyond what anybody else knows of.
     #[error("term {0} is not plausible")]
     Implausible(u64),
-    /// This server forgot its votes and has not caught up.
-    #[error("this server is recovering and does not vote yet")]
-    Recovering,
-    /// This server is recovering, and the candidate holds less than others that were seen.
-    #[error("this server is recovering and votes for longer logs only")]
-    Shorter,
     /// Another leader was heard lately.
     #[error("server {0} was heard as the leader a moment ago")]
     HearsLeader(ServerId),
@@ -73,7 +64,7 @@ pub enum VoteRefusal {
     #[error("this server leads with a majority")]
     Leads,
     /// It stands in an earlier term, or this server has voted for another one in the same.
-    #[error("this server has voted for server {} in term {}", .0.node, .0.term)]
+    #[error("this server has voted for server {} in term {}", .0.node.server, .0.term)]
     Voted(LeaderId),
     /// It lacks something that this server has.
     #[error("its log is behind this server's")]
@@ -92,27 +83,22 @@ impl VoteRefusal {
 /// # Errors
 /// Why not.
 pub fn may_grant(voter: &Voter, candidate: &Candidate) -> Result<(), VoteRefusal> {
-    if !candidate.is_of_cluster {
-        return Err(VoteRefusal::OtherCluster);
-    }
     if !voter.is_running {
         return Err(VoteRefusal::Starting);
     }
-    if candidate.leader_id.node != candidate.sender {
-        return Err(VoteRefusal::InAnothersName(candidate.leader_id.node));
+    if !candidate.is_for_me {
+        return Err(VoteRefusal::OtherNode);
+    }
+    if candidate.leader_id.node.server != candidate.sender {
+        return Err(VoteRefusal::InAnothersName(candidate.leader_id.node.server));
     }
     if !candidate.is_plausible {
         return Err(VoteRefusal::Implausible(candidate.leader_id.term));
     }
-    match voter.recovery {
-        recovery if recovery.admits(candidate.log_end) => {}
-        VoteRestriction::OnlyFor(_) => return Err(VoteRefusal::Shorter),
-        _ => return Err(VoteRefusal::Recovering),
-    }
     // With a vote that is not known to lead this server follows nobody, whoever was heard before.
     match voter.vote {
         Some((leader, true)) if leader.node != voter.me && voter.hears_leader => {
-            return Err(VoteRefusal::HearsLeader(leader.node));
+            return Err(VoteRefusal::HearsLeader(leader.node.server));
         }
         _ => {}
     }
@@ -133,7 +119,7 @@ mod tests {
     use super::*;
 
     fn leader_id(term: u64, node: u32) -> LeaderId {
-        LeaderId { term, node: ServerId(node) }
+        LeaderId { term, node: NodeId::of(node) }
     }
 
     fn end(term: u64, index: u64) -> Option<LogPosition> {
@@ -142,9 +128,8 @@ mod tests {
 
     fn voter() -> Voter {
         Voter {
-            me: ServerId(1),
+            me: NodeId::of(1),
             is_running: true,
-            recovery: VoteRestriction::Lifted,
             vote: Some((leader_id(5, 3), true)),
             log_end: end(5, 9),
             hears_leader: false,
@@ -157,7 +142,7 @@ mod tests {
             sender: ServerId(2),
             leader_id: leader_id(6, 2),
             log_end: end(5, 9),
-            is_of_cluster: true,
+            is_for_me: true,
             is_plausible: true,
         }
     }
@@ -166,13 +151,11 @@ mod tests {
     fn each_reason_is_told_and_the_first_one_if_there_are_several() {
         assert_eq!(may_grant(&voter(), &candidate()), Ok(()));
         type Fault = fn(&mut Voter, &mut Candidate);
-        let faults: [(VoteRefusal, Fault); 10] = [
-            (VoteRefusal::OtherCluster, |_, c| c.is_of_cluster = false),
+        let faults: [(VoteRefusal, Fault); 8] = [
             (VoteRefusal::Starting, |v, _| v.is_running = false),
+            (VoteRefusal::OtherNode, |_, c| c.is_for_me = false),
             (VoteRefusal::InAnothersName(ServerId(2)), |_, c| c.sender = ServerId(4)),
             (VoteRefusal::Implausible(6), |_, c| c.is_plausible = false),
-            (VoteRefusal::Recovering, |v, _| v.recovery = VoteRestriction::Proving),
-            (VoteRefusal::Shorter, |v, _| v.recovery = VoteRestriction::OnlyFor(end(5, 10))),
             (VoteRefusal::HearsLeader(ServerId(3)), |v, _| v.hears_leader = true),
             (VoteRefusal::Leads, |v, _| v.leads = true),
             (VoteRefusal::Voted(leader_id(7, 3)), |v, _| v.vote = Some((leader_id(7, 3), true))),
@@ -183,11 +166,8 @@ mod tests {
             fault(&mut voter, &mut candidate);
             assert_eq!(may_grant(&voter, &candidate), Err(*reason));
             for (later, fault) in &faults[at + 1..] {
-                // These two are values of one field.
-                if (*reason, *later) != (VoteRefusal::Recovering, VoteRefusal::Shorter) {
-                    fault(&mut voter, &mut candidate);
-                    assert_eq!(may_grant(&voter, &candidate), Err(*reason), "and {later:?}");
-                }
+                fault(&mut voter, &mut candidate);
+                assert_eq!(may_grant(&voter, &candidate), Err(*reason), "and {later:?}");
             }
         }
     }
@@ -198,7 +178,7 @@ mod tests {
             (VoteRefusal::Voted(leader_id(7, 3)), true),
             (VoteRefusal::Behind, true),
             (VoteRefusal::Leads, false),
-            (VoteRefusal::Recovering, false),
+            (VoteRefusal::OtherNode, false),
         ] {
             assert_eq!(reason.is_rafts(), is_rafts);
             let line = reason.to_string();
@@ -222,14 +202,10 @@ mod tests {
     }
 
     #[test]
-    fn the_same_candidate_may_ask_twice_and_a_recovering_server_knows_whom_it_may_take() {
+    fn the_same_candidate_may_ask_twice_and_no_other_one_in_its_term() {
         let again = Voter { vote: Some((leader_id(6, 2), false)), ..voter() };
         assert_eq!(may_grant(&again, &candidate()), Ok(()));
         let other = Voter { vote: Some((leader_id(6, 3), false)), ..voter() };
         assert_eq!(may_grant(&other, &candidate()), Err(VoteRefusal::Voted(leader_id(6, 3))));
-        let only = |end| Voter { recovery: VoteRestriction::OnlyFor(end), ..voter() };
-        assert_eq!(may_grant(&only(end(5, 9)), &candidate()), Ok(()));
-        let silent = Voter { recovery: VoteRestriction::Silent, ..voter() };
-        assert_eq!(may_grant(&silent, &candidate()), Err(VoteRefusal::Recovering));
     }
 }

@@ -158,6 +158,13 @@ pub fn on_lifecycle(moment: Lifecycle, handler: Handler) -> bool {
     unsafe { sys::stek_ats_on_lifecycle(hook, Some(handler)) }
 }
 
+/// Has `handler` called after each `traffic_ctl config reload` (`TSMgmtUpdateRegister`). For TSPluginInit only.
+/// False if the host lacks the functions.
+pub fn on_config_reload(handler: Handler) -> bool {
+    // SAFETY: a literal, and a function of this library, which is never unmapped.
+    unsafe { sys::stek_ats_on_config_reload(NAME_C.as_ptr(), Some(handler)) }
+}
+
 /// Has `handler` called at each ClientHello of a client over TCP, on the thread that serves it
 /// (`TSHttpHookAdd`). The handshake waits until [`go_on`]. For TSPluginInit only. False if this
 /// version of the host is not known to have the hook.
@@ -331,6 +338,14 @@ pub fn record_int(name: &str) -> Option<i64> {
     let mut value = 0;
     // SAFETY: the name ends in a NUL and `value` is ours; both live over the call.
     unsafe { sys::stek_ats_mgmt_int(name.as_ptr(), &mut value) }.then_some(value)
+}
+
+/// The value of one of the host's own metrics; `None` if it is unknown. Any thread may ask.
+pub fn metric(name: &str) -> Option<i64> {
+    let name = CString::new(name).ok()?;
+    let mut value = 0;
+    // SAFETY: as in `record_int`.
+    unsafe { sys::stek_ats_metric(name.as_ptr(), &mut value) }.then_some(value)
 }
 
 /// One of the plugin's integers in the host's statistics.

@@ -50,6 +50,8 @@ pub struct Reloads {
     log: Log,
     sender: mpsc::Sender<Reload>,
     begun: Begun,
+    /// Whether those that ask are answered, and not by the log alone.
+    is_answered: bool,
 }
 
 /// One that is asked for.
@@ -90,7 +92,24 @@ impl Reloads {
     pub fn new(log: Log) -> (Reloads, Asked) {
         let (sender, receiver) = mpsc::channel(1);
         let begun = Begun::default();
-        (Reloads { log, sender, begun: begun.clone() }, Asked { receiver, begun })
+        (
+            Reloads { log, sender, begun: begun.clone(), is_answered: false },
+            Asked { receiver, begun },
+        )
+    }
+
+    /// The same for tools, which are answered: they may ask as often as they like, and the log says it
+    /// once in a while.
+    pub fn answered(&self) -> Reloads {
+        Reloads { is_answered: true, ..self.clone() }
+    }
+
+    fn tell(&self, line: String) {
+        if self.is_answered {
+            self.log.limited(Level::Note, "reloads by tools", line);
+        } else {
+            self.log.note(line);
+        }
     }
 
     /// Asks for one on behalf of whoever the words name; the answer comes when it is done, and says so if
@@ -101,7 +120,7 @@ impl Reloads {
         let since = begun.map_or(0, |begun| begun.elapsed().as_secs());
         match (self.sender.try_send(Reload { origin, reply }), begun) {
             (Ok(()), None) => {}
-            (Ok(()), Some(_)) => self.log.note(format!(
+            (Ok(()), Some(_)) => self.tell(format!(
                 "reload: one is under way since {since} s; this one follows when that is done"
             )),
             (Err(TrySendError::Full(dropped)), _) => {
@@ -109,7 +128,7 @@ impl Reloads {
                     "one is under way since {since} s, and another one waits that will find the \
                      files as they are now; this one is dropped"
                 );
-                self.log.note(format!("reload: {words}"));
+                self.tell(format!("reload: {words}"));
                 let _ = dropped.reply.send(Err(words));
             }
             (Err(TrySendError::Closed(dropped)), _) => {
@@ -155,6 +174,7 @@ impl Files {
         again: Again,
     ) -> Files {
         around.keep_warnings(&loaded.warnings);
+        around.keep_roots(loaded.tls.roots());
         around.keep_certificate_warning(
             load::expiry(&loaded.certificate_place, &loaded.tls).as_ref(),
         );
@@ -245,11 +265,13 @@ impl Files {
     /// Tries once more what was refused; says nothing as long as nothing is new.
     async fn reload_again(&mut self) {
         // What hangs is told by the look that comes before.
-        let Ok((loaded, _)) = self.reader.read(self.read_all()).await else { return };
+        let Ok((loaded, files)) = self.reader.read(self.read_all()).await else { return };
         match loaded {
             Ok(loaded) => {
                 self.waiting = None;
                 self.log.note("reload: what was refused can be used now");
+                self.around.take_files(files);
+                self.again.ask();
                 let outcome = self.take_over(loaded).await;
                 self.node.record_reload(&outcome);
             }
@@ -392,6 +414,7 @@ impl Files {
         self.expiry = Expiry::told(&tls.endings());
         (self.tls, self.place) = (tls, place);
         self.around.keep_warnings(&self.warnings);
+        self.around.keep_roots(self.tls.roots());
         self.keep_certificate_warning();
         self.watch = Watch::new(stamps);
         self.told = None;
@@ -537,6 +560,9 @@ mod tests {
         let words = told();
         assert!(words[0].contains("under way since 7 s; this one follows"), "{words:?}");
         assert!(words[1].contains("another one waits") && words[2] == words[1], "{words:?}");
+        let tools = reloads.answered();
+        (0..5).for_each(|_| drop(tools.ask("a tool".to_owned())));
+        assert_eq!(told().len(), 1, "whoever is answered does not fill the log");
         drop(under_way);
         asked.receiver.recv().await.unwrap();
         assert!(asked.receiver.try_recv().is_err(), "the third was dropped");

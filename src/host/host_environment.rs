@@ -13,20 +13,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use once_cell::sync::OnceCell;
 use openssl::error::ErrorStack;
-use openssl::sha::sha256;
 use openssl::x509::X509;
 
 use super::{ats, sessions, ticket_scope};
+use crate::core::authorities::Authorities;
 use crate::core::client_policy::ClientPolicy;
 use crate::core::config::Problem;
 use crate::core::findings::{self, Finding, HostVersion, Record};
-use crate::core::host_files::records::Records;
-use crate::core::server_status::{Hint, MAX_HINTS};
-use crate::core::text::{readable, short_digest};
+use crate::core::host_files::records::{self, Records};
+use crate::core::server_status::{Hint, MAX_HINTS, MAX_ROOTS};
+use crate::core::text::readable;
 use crate::core::ticket_scope::TicketScope;
 use crate::host_config;
 use crate::load::{self, Dirs};
 use crate::log_sink::Log;
+use crate::transport::one_line;
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +42,8 @@ pub struct HostEnvironment {
     pub warnings: Vec<String>,
     /// What is to be said of the end of the certificates in use.
     pub certificate_warning: Option<String>,
+    /// See [`crate::core::server_status::HostStatus::roots`].
+    pub roots: Vec<String>,
 }
 
 /// What was found in the host's files.
@@ -50,8 +53,8 @@ pub struct HostFiles {
     pub hints: Vec<Hint>,
     /// Where records are set of which there may be something to say.
     pub written: Arc<Records>,
-    /// See [`crate::core::server_status::HostStatus::ca_digest`].
-    pub ca_digest: Option<String>,
+    /// See [`crate::core::server_status::HostStatus::authorities`].
+    pub authorities: Option<Authorities>,
     /// See [`crate::core::server_status::HostStatus::client_policy`].
     pub client_policy: Option<ClientPolicy>,
 }
@@ -117,10 +120,21 @@ impl Around {
         latest.certificate_warning = words;
     }
 
+    /// Keeps the names of the authorities in use.
+    pub fn keep_roots(&self, roots: &[String]) {
+        self.lock().roots = roots.iter().take(MAX_ROOTS).map(|name| readable(name)).collect();
+    }
+
     fn tell(&self, old: &[Hint], new: &[Hint], same: impl Fn(&Hint, &Hint) -> bool) {
         let is_in = |hint: &Hint, all: &[Hint]| all.iter().any(|known| same(known, hint));
         for hint in new.iter().filter(|hint| !is_in(hint, old)) {
-            self.log.warning(hint.to_string());
+            let is_error = matches!(hint, Hint::Setting(finding) if finding.matter.is_error());
+            let line = hint.to_string();
+            if is_error {
+                self.log.error(line);
+            } else {
+                self.log.warning(line);
+            }
         }
         for hint in old.iter().filter(|hint| !is_in(hint, new)) {
             self.log.note(format!("no longer so: {hint}"));
@@ -140,18 +154,24 @@ impl HostFiles {
         HostFiles {
             hints: hints(found),
             written: Arc::new(written.under(environment().iter().cloned())),
-            ca_digest: ca_digest(dirs),
+            authorities: authorities(dirs),
             client_policy: Some(client_policy(dirs)),
         }
     }
 }
 
-/// The environment that the host was started with, as the first look found it.
+/// What of the host's environment sets records, as the first look found it. The rest may be other
+/// programs' secrets.
 fn environment() -> &'static [(String, String)] {
     static ENVIRONMENT: OnceCell<Vec<(String, String)>> = OnceCell::new();
     let text = |text: OsString| text.to_string_lossy().into_owned();
-    ENVIRONMENT
-        .get_or_init(|| env::vars_os().map(|(name, value)| (text(name), text(value))).collect())
+    let is_setting = |(name, _): &(OsString, OsString)| {
+        name.as_encoded_bytes().starts_with(records::VARIABLES.as_bytes())
+    };
+    ENVIRONMENT.get_or_init(|| {
+        let settings = env::vars_os().filter(is_setting);
+        settings.map(|(name, value)| (text(name), text(value))).collect()
+    })
 }
 
 fn version() -> Option<HostVersion> {
@@ -215,41 +235,37 @@ fn client_policy(dirs: &Dirs) -> ClientPolicy {
     let read = RefCell::new(BTreeMap::new());
     ClientPolicy::read(level, &String::from_utf8_lossy(&text), |file| {
         let mut read = read.borrow_mut();
-        let digest = read.entry(file.to_owned()).or_insert_with(|| {
+        let words = read.entry(file.to_owned()).or_insert_with(|| {
             let certificates = load::host_file(&dirs.config.join(file)).unwrap_or_default();
             let mut subjects = subjects(&certificates).unwrap_or_default();
             // OpenSSL looks one up by its subject, so that their order is none of the host's.
             subjects.sort_unstable();
-            digest_of(&subjects)
+            Authorities::of(&subjects).words()
         });
-        digest.clone()
+        words.clone()
     })
 }
 
 /// The host takes the path to be relative to its prefix, and the name to be relative to the path.
-fn ca_digest(dirs: &Dirs) -> Option<String> {
+fn authorities(dirs: &Dirs) -> Option<Authorities> {
     let name = ats::record_string("proxy.config.ssl.CA.cert.filename")?;
     let path = ats::record_string("proxy.config.ssl.CA.cert.path").unwrap_or_default();
     let bytes = load::host_file(&dirs.install.join(path).join(name))?;
-    subjects(&bytes).ok().as_deref().map(digest_of)
+    subjects(&bytes).ok().as_deref().map(Authorities::of)
 }
 
 /// What the host takes of a file of authorities: the certificates' subjects in their order, each
-/// once.
-fn subjects(pem: &[u8]) -> Result<Vec<Vec<u8>>, ErrorStack> {
+/// once, in DER, which tells where it ends, and in words.
+fn subjects(pem: &[u8]) -> Result<Vec<(Vec<u8>, String)>, ErrorStack> {
     let mut subjects = Vec::new();
     for certificate in X509::stack_from_pem(pem)? {
-        let subject = certificate.subject_name().to_der()?;
+        let name = certificate.subject_name();
+        let subject = (name.to_der()?, one_line(name));
         if !subjects.contains(&subject) {
             subjects.push(subject);
         }
     }
     Ok(subjects)
-}
-
-/// DER tells where it ends, so that the subjects need nothing between them.
-fn digest_of(subjects: &[Vec<u8>]) -> String {
-    short_digest(&sha256(&subjects.concat()))
 }
 
 #[cfg(test)]
@@ -276,9 +292,10 @@ mod tests {
             Ok(String::from_utf8_lossy(&pem).into_owned())
         };
         let (a, b, a_again) = (pem("/CN=a")?, pem("/CN=b")?, pem("/CN=a")?);
-        let digest = |text: String| subjects(text.as_bytes()).ok().as_deref().map(digest_of);
+        let digest = |text: String| subjects(text.as_bytes()).ok().as_deref().map(Authorities::of);
         let plain = digest(format!("{a}{b}"));
-        assert!(plain.as_ref().is_some_and(|digest| digest.len() == 8), "{plain:?}");
+        let names = plain.as_ref().map(Authorities::words);
+        assert_eq!(names.as_deref(), Some("/CN=a and /CN=b"));
         for same in [format!("# x\n\n{a}\n{b}"), format!("{a}{b}{a}"), format!("{a_again}{b}")] {
             assert_eq!(digest(same), plain);
         }

@@ -24,8 +24,13 @@ pub struct User {
 
 /// Whether this process is root, who alone may work as others.
 pub fn is_root() -> bool {
+    asking() == 0
+}
+
+/// The user that this process works as.
+pub fn asking() -> u32 {
     // SAFETY: takes and returns plain numbers, and cannot fail.
-    unsafe { libc::geteuid() == 0 }
+    unsafe { libc::geteuid() }
 }
 
 /// Does the work with this user's rights and no others.

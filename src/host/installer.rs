@@ -36,7 +36,7 @@ use super::boot_clock;
 use super::files::Files;
 use super::guard::Again;
 use super::host_environment::Around;
-use super::operator::{AdminCommand, Operator, MESSAGE_QUEUE};
+use super::operator::{Message, Operator, MESSAGE_QUEUE};
 use super::priority;
 use super::reader::Reader;
 use super::reader::Source;
@@ -156,7 +156,7 @@ enum Event {
 pub struct Handle {
     gate: Arc<Gate>,
     events: mpsc::Sender<Event>,
-    messages: mpsc::Sender<AdminCommand>,
+    messages: mpsc::Sender<Message>,
     log: Log,
 }
 
@@ -178,7 +178,7 @@ impl Handle {
         if start == Start::Late {
             gate.move_to(Phase::Open);
         }
-        let (events, rpc_server) = mpsc::channel(EVENT_QUEUE);
+        let (events, queue) = mpsc::channel(EVENT_QUEUE);
         let (messages, message_queue) = mpsc::channel(MESSAGE_QUEUE);
         let (started, when_started) = sync_channel(1);
         let limit = loaded.settings.startup_wait + START_MARGIN;
@@ -187,7 +187,8 @@ impl Handle {
         let thread_log = log.clone();
         thread::Builder::new().name("stek_install".into()).stack_size(INSTALLER_STACK).spawn(
             move || {
-                let host = Host { rpc_server, messages: message_queue, started, around };
+                sessions::begin_on_this_thread();
+                let host = Host { queue, messages: message_queue, started, around };
                 let whole = AssertUnwindSafe(|| live(installer, loaded, source, host));
                 let ended = catch_unwind(whole);
                 stats.set_down();
@@ -212,10 +213,10 @@ impl Handle {
         Ok(Handle { gate, events, messages, log })
     }
 
-    /// For the MSG hook: has an operator's message answered, and does not wait for it.
-    pub fn message(&self, command: AdminCommand) {
-        let word = command.word();
-        match self.messages.try_send(command) {
+    /// For the hooks at messages and reloads: has one answered, and does not wait for it.
+    pub fn message(&self, message: Message) {
+        let word = message.word();
+        match self.messages.try_send(message) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => self.log.warning(format!(
                 "{word}: {MESSAGE_QUEUE} messages wait to be answered already; this one is \
@@ -273,8 +274,8 @@ fn wait(done: &Receiver<()>, limit: Duration) -> Waited {
 
 /// The installer's side of a [`Handle`].
 struct Host {
-    rpc_server: mpsc::Receiver<Event>,
-    messages: mpsc::Receiver<AdminCommand>,
+    queue: mpsc::Receiver<Event>,
+    messages: mpsc::Receiver<Message>,
     /// Dropped once the start is over.
     started: SyncSender<()>,
     around: Around,
@@ -382,7 +383,7 @@ async fn run(
         Joined::TimedOut => format!("no keys of the group within {took} ms; starts with its own"),
     });
     let note = |set: &KeySet| node.installed(set);
-    let done = installer.serve(&mut sets, &mut host.rpc_server, host.started, note).await;
+    let done = installer.serve(&mut sets, &mut host.queue, host.started, note).await;
     tasks.abort_all();
     if timeout(SHUTDOWN_LIMIT, node.shutdown()).await.is_err() {
         log.debug("the node did not end in time");
@@ -526,7 +527,7 @@ impl<C: TicketContext> Installer<C> {
             drop(started.take());
             // What stands in the host is not certain now.
             self.standing.clear();
-            let pause = pauses.after_panic();
+            let pause = pauses.after_failure();
             tell_begun_anew(&self.log, "installing ticket keys", pause);
             tokio::select! {
                 () = sleep(pause) => {}

@@ -21,8 +21,8 @@ fn wrong(text: &str, number: i64) -> Option<String> {
         format!(
             "the calls of OpenSSL in this plugin go to {} (version number {number:x}), which comes with this \
              Traffic Server, and it is built for OpenSSL 3: no certificate can be read; use a Traffic Server \
-             that is built with OpenSSL 3, on all servers, as sessions of the one library never resume \
-             under the other",
+             that is built with OpenSSL 3, or this plugin with an OpenSSL of its own (make \
+             build-own-openssl), on all servers, as sessions of the one library never resume under the other",
             if text.is_empty() { "another library" } else { text }
         )
     })

@@ -5,7 +5,7 @@
 //! looks after files that change, read by [`reader`], [`stats`] its metrics, [`host_environment`] what
 //! its own settings say, [`library`] which OpenSSL it brings along, [`ats`] the safe way to its functions, [`secret_pages`] the memory in which
 //! keys live, [`ticket_scope`] what binds sessions to their site, [`sessions`] what shares those
-//! without tickets, [`identity`] what does work as another
+//! without tickets, and [`session_worker`] what is done for that, [`identity`] what does work as another
 //! user, [`priority`] what has workers give way to the host, `boot_clock` the clock that goes on while the machine is suspended.
 
 pub mod ats;
@@ -21,6 +21,7 @@ pub mod plugin;
 pub mod priority;
 pub mod reader;
 pub mod secret_pages;
+pub mod session_worker;
 pub mod sessions;
 pub mod stats;
 mod sys;

@@ -38,6 +38,25 @@ pub enum AdminCommand {
     Status,
 }
 
+/// What an operator, or the host on the operator's behalf, sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// A word.
+    Command(AdminCommand),
+    /// The host has read its own configuration again.
+    HostReloaded,
+}
+
+impl Message {
+    /// How lines about it begin.
+    pub fn word(self) -> &'static str {
+        match self {
+            Message::Command(command) => command.word(),
+            Message::HostReloaded => AdminCommand::Reload.word(),
+        }
+    }
+}
+
 impl AdminCommand {
     const ALL: [AdminCommand; 4] =
         [AdminCommand::Reload, AdminCommand::Rotate, AdminCommand::Revoke, AdminCommand::Status];
@@ -90,11 +109,11 @@ impl Operator {
     }
 
     /// Answers messages and looks at the files, until nobody can send messages any more.
-    pub async fn run(self, messages: mpsc::Receiver<AdminCommand>) {
+    pub async fn run(self, messages: mpsc::Receiver<Message>) {
         let Operator { node, log, files } = self;
         let (reloads, asked) = Reloads::new(log.clone());
         let (orders, queue) = mpsc::channel(ORDER_QUEUE);
-        let remote = reloads.clone();
+        let remote = reloads.answered();
         node.set_reloader(move |origin| remote.ask(origin));
         let desk = Desk { node: node.clone(), log: log.clone(), reloads, orders };
         tokio::join!(answer(desk, messages), carry_out(node, log, queue), files.run(asked));
@@ -109,7 +128,7 @@ struct Desk {
     orders: mpsc::Sender<Order>,
 }
 
-async fn answer(desk: Desk, messages: mpsc::Receiver<AdminCommand>) {
+async fn answer(desk: Desk, messages: mpsc::Receiver<Message>) {
     let log = desk.log.clone();
     let both = Arc::new(Mutex::new((desk, messages)));
     let begin = || {
@@ -125,8 +144,15 @@ async fn answer(desk: Desk, messages: mpsc::Receiver<AdminCommand>) {
 }
 
 impl Desk {
-    fn answer(&self, command: AdminCommand) {
+    fn answer(&self, message: Message) {
         fail_point("operator");
+        let command = match message {
+            Message::Command(command) => command,
+            Message::HostReloaded => {
+                drop(self.reloads.ask("traffic_ctl config reload on this server".to_owned()));
+                return;
+            }
+        };
         match command {
             AdminCommand::Reload => {
                 // Its lines say what came of it.
@@ -199,7 +225,7 @@ fn status(status: &ServerStatus) -> [String; 3] {
     let (group, list) = (&status.group, &status.list);
     let role = match group.role {
         Role::Joining => "is joining",
-        Role::Recovering => "catches up",
+        Role::Recovering => "is recovering",
         Role::Follower => "follows",
         Role::Candidate => "campaigns",
         Role::Leader => "leads",

@@ -22,7 +22,7 @@ use super::ats::{self, HostLogSink, Lifecycle};
 use super::files::CERTIFICATE_LOOK;
 use super::host_environment::Around;
 use super::installer::{Handle, InstallMetrics, Start};
-use super::operator::{unknown, AdminCommand};
+use super::operator::{unknown, AdminCommand, Message};
 use super::reader::Source;
 use super::stats::Stats;
 use super::{library, secret_pages, sessions, sys, ticket_scope};
@@ -124,6 +124,24 @@ unsafe extern "C" fn on_lifecycle(
     0
 }
 
+/// Called by the host after it has read its own configuration again, which may be meant for ours, too.
+unsafe extern "C" fn on_config_reload(
+    _cont: *mut sys::tsapi_cont,
+    _event: c_int,
+    _data: *mut c_void,
+) -> c_int {
+    shielded("a reload of the host's configuration", || {
+        fail_point("hook-reload");
+        match (PLUGIN.get(), MEANS.get()) {
+            (Some(plugin), _) => plugin.message(Message::HostReloaded),
+            (None, Some(means)) if PORTS_OPEN.load(Ordering::SeqCst) => start_late(means),
+            // What is read at the start is read after this.
+            _ => {}
+        }
+    });
+    0
+}
+
 /// Passes an operator's message on; only its lines say what came of it.
 fn on_message(bytes: &[u8], size: usize) {
     fail_point("hook-message");
@@ -131,7 +149,7 @@ fn on_message(bytes: &[u8], size: usize) {
     let command = if size == bytes.len() { AdminCommand::parse(bytes) } else { None };
     match (command, PLUGIN.get()) {
         (None, _) => means.log.note(unknown(bytes, size)),
-        (Some(command), Some(plugin)) => plugin.message(command),
+        (Some(command), Some(plugin)) => plugin.message(Message::Command(command)),
         (Some(AdminCommand::Reload), None) => start_late(means),
         (Some(command), None) => means.log.error(format!(
             "{}: not done: no usable configuration was found so far; correct it, then send reload",
@@ -159,7 +177,7 @@ fn start_late(means: &'static StartContext) {
             };
             fail_point("late-start");
             if let Some(plugin) = PLUGIN.get() {
-                plugin.message(AdminCommand::Reload);
+                plugin.message(Message::Command(AdminCommand::Reload));
                 return;
             }
             match load::load(&means.source.argument, &means.source.dirs) {
@@ -313,6 +331,9 @@ fn init(arguments: &[String]) {
     let Some(argument) = single_argument(arguments, &dirs, &log) else { return };
     if !add_hooks(&log) {
         return;
+    }
+    if !ats::on_config_reload(on_config_reload) {
+        log.debug("this host does not tell of 'traffic_ctl config reload'");
     }
     let source = Source { argument: argument.to_owned(), dirs };
     // `SEEN` lets only one call come this far, so the place is empty.

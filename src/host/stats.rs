@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
+use once_cell::sync::OnceCell;
 use tokio::time::{sleep_until, Instant};
 
-use super::ats::Stat;
+use super::ats::{self, Stat};
 use super::guard::{Again, Guard};
 use super::host_environment::{self, Around, HostEnvironment};
 use super::{secret_pages, ticket_scope};
-use crate::core::server_status::{Hint, HostStatus, ServerStatus};
+use crate::core::server_status::{Handshakes, Hint, HostStatus, ServerStatus};
 use crate::log_sink::Log;
 use crate::metrics::{INSTALLS, INSTALL_FAILURES, INSTALL_PENDING, METRICS, UP};
 use crate::node::Node;
@@ -40,6 +41,9 @@ struct Inner {
     installs: AtomicU64,
     failures: AtomicU64,
     pending: AtomicBool,
+    /// What the host had counted when it was looked at first: in 9.2 it may go on where it ended before
+    /// its restart.
+    begun: OnceCell<Handshakes>,
 }
 
 impl Stats {
@@ -51,6 +55,7 @@ impl Stats {
             installs: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             pending: AtomicBool::new(false),
+            begun: OnceCell::new(),
         }))
     }
 
@@ -103,9 +108,24 @@ impl Stats {
             hints,
             warnings: around.warnings.clone(),
             certificate_warning: around.certificate_warning.clone(),
-            ca_digest: around.files.ca_digest.clone(),
+            roots: around.roots.clone(),
+            authorities: around.files.authorities.clone(),
             client_policy: around.files.client_policy.clone(),
             ticket_scope: Some(ticket_scope::in_effect()),
+            handshakes: handshakes(ats::metric).map(|now| self.since_the_start(now)),
+        }
+    }
+
+    fn since_the_start(&self, now: Handshakes) -> Handshakes {
+        let begun = self.0.begun.get_or_init(|| now);
+        Handshakes {
+            done: now.done.saturating_sub(begun.done),
+            given: now.given.saturating_sub(begun.given),
+            opened: now.opened.saturating_sub(begun.opened),
+            opened_by_older: now.opened_by_older.saturating_sub(begun.opened_by_older),
+            unknown: now.unknown.saturating_sub(begun.unknown),
+            by_id: now.by_id.saturating_sub(begun.by_id),
+            any_resumed: now.any_resumed,
         }
     }
 
@@ -130,6 +150,22 @@ impl Default for Stats {
     fn default() -> Stats {
         Stats::new()
     }
+}
+
+/// What the host has counted; `None` where it does not count handshakes.
+fn handshakes(metric: impl Fn(&str) -> Option<i64>) -> Option<Handshakes> {
+    let count = |name: &str| metric(&format!("proxy.process.ssl.{name}"));
+    let or_none = |name: &str| count(name).and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
+    count("total_success_handshake_count_in")?;
+    Some(Handshakes {
+        done: or_none("total_success_handshake_count_in"),
+        given: or_none("total_tickets_created"),
+        opened: or_none("total_tickets_verified"),
+        opened_by_older: or_none("total_tickets_verified_old_key"),
+        unknown: or_none("total_tickets_not_found"),
+        by_id: or_none("ssl_session_cache_hit"),
+        any_resumed: or_none("user_agent_session_hit") > 0,
+    })
 }
 
 /// The host is only told what is new; a statistic begins with 0 there.
@@ -205,6 +241,27 @@ mod tests {
         let quiet = LOOK / 2;
         let _ = timeout(quiet * 3 / 2, paced(look, || tokio::time::sleep(quiet))).await;
         assert_eq!(looks_of_an_hour(), 2);
+    }
+
+    #[test]
+    fn handshakes_are_those_since_the_start() {
+        let counts = |add: i64| {
+            move |name: &str| match name.strip_prefix("proxy.process.ssl.")? {
+                "total_success_handshake_count_in" => Some(100 + 10 * add),
+                "total_tickets_created" => Some(-1),
+                "total_tickets_verified" => Some(50 + 3 * add),
+                "total_tickets_not_found" => Some(7 * add),
+                "user_agent_session_hit" => Some(add),
+                _ => None,
+            }
+        };
+        let stats = Stats::new();
+        let since = |add| handshakes(counts(add)).map(|now| stats.since_the_start(now));
+        assert_eq!(since(0), Some(Handshakes::default()));
+        let later = since(2).unwrap_or_default();
+        assert_eq!((later.done, later.opened, later.unknown, later.given), (20, 6, 14, 0));
+        assert!(later.any_resumed);
+        assert_eq!(handshakes(|_| None), None);
     }
 
     #[test]

@@ -12,10 +12,12 @@ use super::running::Running;
 use super::shared::Shared;
 use super::Deps;
 use crate::consensus::log_store::LogStore;
-use crate::consensus::network::Links;
+use crate::consensus::network::{ClusterCell, Links};
 use crate::consensus::state_machine::StateMachine;
 use crate::consensus::{link_limit, raft_config, Raft};
+use crate::core::agreement::epoch::Epoch;
 use crate::core::config::{Member, Settings};
+use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Stek, STEK_LEN};
 use crate::log_sink::{Level, Log, LogSink};
@@ -31,6 +33,9 @@ impl LogSink for Lines {
         self.0.lock().unwrap().push((level, line.to_owned()));
     }
 }
+
+/// The cluster that a Raft of such a server is of.
+pub(super) const CLUSTER: Epoch = Epoch { counter: 5, founder: NodeId::of(2) };
 
 /// See the module's head.
 pub(super) struct Bench {
@@ -54,7 +59,8 @@ impl Bench {
         let log = Log::new(lines.clone());
         let (initial, versions) = (stek(200), Versions::OURS);
         let deps = Deps { log, tls, initial, versions, outside };
-        let shared = Shared::new(settings(), deps, orders).unwrap();
+        let (asked, _) = mpsc::channel(1);
+        let shared = Shared::new(settings(), deps, orders, asked).unwrap();
         Bench { shared, lines }
     }
 
@@ -63,9 +69,19 @@ impl Bench {
         self.lines.0.lock().unwrap().iter().filter(|(_, line)| line.contains(words)).count()
     }
 
-    /// A Raft of this server that remembers `vote` and nothing else.
-    pub async fn running(&self, vote: Option<Vote<ServerId>>) -> Running {
-        let (shared, log) = (self.shared.clone(), LogStore::with_vote(vote));
+    /// A Raft of this server in [`CLUSTER`] that remembers `vote` and nothing else.
+    pub async fn running(&self, vote: Option<Vote<NodeId>>) -> Running {
+        self.running_in(vote, CLUSTER).await
+    }
+
+    /// The same in another cluster.
+    pub async fn running_in(&self, vote: Option<Vote<NodeId>>, epoch: Epoch) -> Running {
+        self.running_with(LogStore::with_vote(vote), epoch).await
+    }
+
+    /// The same with this log.
+    pub async fn running_with(&self, log: LogStore, epoch: Epoch) -> Running {
+        let shared = self.shared.clone();
         let clock = self.shared.ctx.clone();
         let machine = StateMachine::new(
             shared.ctx.views.clone(),
@@ -74,11 +90,19 @@ impl Bench {
         );
         let settings = shared.ctx.settings();
         let rpc_client = shared.peers.clone();
-        let links = Links::new(rpc_client, shared.keys.clone(), link_limit(&settings));
-        let raft =
-            Raft::new(shared.ctx.me, raft_config(&settings), links, log.clone(), machine.clone());
+        let cluster = ClusterCell::from(std::sync::OnceLock::from(epoch));
+        let links =
+            Links::new(rpc_client, shared.keys.clone(), cluster.clone(), link_limit(&settings));
+        let raft = Raft::new(
+            shared.ctx.node(),
+            raft_config(&settings),
+            links,
+            log.clone(),
+            machine.clone(),
+        );
         let limit = link_limit(&settings);
-        Running { raft: raft.await.unwrap(), log, machine, limit, cold: false }
+        shared.ctx.part(|part| assert!(part.join(epoch) || part.cluster == epoch));
+        Running { raft: raft.await.unwrap(), log, machine, limit, cluster, cold: false }
     }
 }
 
@@ -95,7 +119,13 @@ pub(super) fn settings() -> Settings {
         server_cert_file: "cert.pem".into(),
         server_key_file: "key.pem".into(),
         cert_verify_str: "/CN=server".to_owned(),
-        members: vec![Member { id, address: "127.0.0.1".to_owned(), port: 1, subject: None }],
+        members: vec![Member {
+            id,
+            address: "127.0.0.1".to_owned(),
+            port: 1,
+            subject: None,
+            voter: true,
+        }],
         ..Settings::defaults()
     }
 }

@@ -8,17 +8,17 @@
 //! what this server knows.
 //!
 //! A server that is catching up knows nothing to hold it against and takes what it is sent. Nobody
-//! counts on it, and it joins again if that leads nowhere. The same goes for a cold start,
-//! until the voters are others than those that its log began with.
+//! counts on it, and it joins again if that leads nowhere.
 
 use std::collections::BTreeSet;
 
 use super::peer_client::Peers;
 use super::running::Running;
 use crate::core::agreed::{Agreed, Command};
-use crate::core::recovery::VoteRestriction;
+use crate::core::agreement::report::Voters;
+use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
-use crate::core::server_list::ServerList;
+use crate::core::server_list::{voters as voters_of, ServerList};
 use crate::log_sink::Level;
 use crate::rpc::{ErrorResponse, WireAppend, WireMembership, WirePayload, WireSnapshot};
 
@@ -43,7 +43,7 @@ pub(super) fn admit_snapshot(
     if !peers.sanity_bounds().has_generation(generation) {
         return refuse(peers, from, &format!("a key of generation {generation}"));
     }
-    if knows_nothing(peers, running) {
+    if knows_nothing(peers) {
         return Ok(());
     }
     let list = snapshot.agreed.server_list.as_ref();
@@ -51,7 +51,7 @@ pub(super) fn admit_snapshot(
     if let Some(list) = list.filter(|l| l.version > known.saturating_add(MAX_VERSION_LEAP)) {
         return refuse(peers, from, &format!("a server list of version {}", list.version));
     }
-    let listed: Vec<_> = list.map(ServerList::ids).into_iter().collect();
+    let listed: Vec<_> = list.map(ServerList::voters).into_iter().collect();
     let told = Some(&snapshot.agreed);
     admit_membership(peers, running, from, &snapshot.membership, &listed, told)
 }
@@ -67,7 +67,7 @@ pub(super) fn admit_append(
     append: &WireAppend,
 ) -> Result<(), ErrorResponse> {
     // What Raft will not take over cannot be checked: the lists that it rests on may be missing.
-    if knows_nothing(peers, running) || !running.log.goes_on_from(append.previous) {
+    if knows_nothing(peers) || !running.log.goes_on_from(append.previous) {
         return Ok(());
     }
     let mut listed: Option<Vec<BTreeSet<ServerId>>> = None;
@@ -75,7 +75,7 @@ pub(super) fn admit_append(
         let WirePayload::Membership(membership) = &entry.payload else { continue };
         let listed = listed.get_or_insert_with(|| {
             let lists = append.entries.iter().filter_map(|entry| match &entry.payload {
-                WirePayload::Command(Command::ChangeMembership(list)) => Some(list.ids()),
+                WirePayload::Command(Command::ChangeMembership(list)) => Some(list.voters()),
                 _ => None,
             });
             running.log.lists().into_iter().chain(lists).collect()
@@ -85,20 +85,15 @@ pub(super) fn admit_append(
     Ok(())
 }
 
-/// Whether this server has nothing to hold a leader's word against: it is catching up, or only
-/// those vote yet that its log began with. Servers that start together may have begun with lists of
-/// different files, and the leader comes from its own to the agreed one in steps.
-fn knows_nothing(peers: &Peers, running: &Running) -> bool {
-    running.is_first_membership() || *peers.ctx.vote_restriction.borrow() != VoteRestriction::Lifted
+/// Whether this server has nothing to hold a leader's word against: it is catching up.
+fn knows_nothing(peers: &Peers) -> bool {
+    !*peers.ctx.caught_up.borrow()
 }
 
-/// Whether each set of voters is believable: that of a list that the group had, by what this server
-/// knows or by the state that comes with it (of the lists that this server missed the last one may
-/// not have come to vote yet), or [`near`] the present list, one of `listed`, that of this server's
-/// file, or the ones that count at present. More cannot be asked: a change goes from the voters of
-/// one list to those of another, with lists in between that never came to vote, and servers that
-/// founded the group with files that differ began with voters that differ. Learners do not vote;
-/// how many there are is bounded.
+/// Whether each set of voters is believable, by the lists that the group had, as this server knows them
+/// or as the state says that comes with it (of the lists that this server missed the last one may not
+/// have come to vote yet), by those of `listed`, of this server's file, and by the voters that count at
+/// present. Learners do not vote; how many there are is bounded.
 fn admit_membership(
     peers: &Peers,
     running: &Running,
@@ -108,21 +103,17 @@ fn admit_membership(
     told: Option<&Agreed>,
 ) -> Result<(), ErrorResponse> {
     let agreed = peers.ctx.views.borrow().agreed.clone();
-    let present = running.raft.server_metrics().borrow().membership_config.clone();
-    let present = present.membership().get_joint_config();
-    let file: BTreeSet<_> = peers.ctx.settings().members.iter().map(|member| member.id).collect();
-    let list = agreed.server_list.as_ref().map(ServerList::ids);
-    let is_known = |voters: &BTreeSet<ServerId>| {
-        agreed.has_had(voters)
-            || told.is_some_and(|told| told.has_had(voters))
-            || listed
-                .iter()
-                .chain(present)
-                .chain(&list)
-                .chain([&file])
-                .any(|list| near(voters, list))
+    let servers = |nodes: &BTreeSet<NodeId>| -> BTreeSet<ServerId> {
+        nodes.iter().map(|node| node.server).collect()
     };
-    match membership.configs.iter().find(|voters| !is_known(voters)) {
+    let present: Vec<BTreeSet<ServerId>> = running.voters().iter().map(servers).collect();
+    let sent: Vec<BTreeSet<ServerId>> = membership.configs.iter().map(servers).collect();
+    let file = voters_of(&peers.ctx.settings().members);
+    let mut known: BTreeSet<Voters> =
+        listed.iter().chain(&present).chain([&file]).cloned().collect();
+    known.extend(agreed.voters());
+    known.extend(told.iter().flat_map(|told| told.voters()));
+    match sent.iter().find(|voters| !is_believable(voters, &known)) {
         None => Ok(()),
         Some(voters) => {
             let ids: Vec<String> = voters.iter().take(MAX_NAMED).map(ServerId::to_string).collect();
@@ -132,12 +123,16 @@ fn admit_membership(
     }
 }
 
-/// Whether these voters are a list or a little more or less: the members of `list` among them are
-/// more than half of both. Those alone can elect a leader then, who makes them the agreed list's
-/// again; and nobody can make itself one of a few.
-fn near(voters: &BTreeSet<ServerId>, list: &BTreeSet<ServerId>) -> bool {
-    let common = voters.intersection(list).count();
-    2 * common > voters.len() && 2 * common > list.len()
+/// Whether these can be the voters of a group that had the `known` ones: those of one of them or a
+/// little more or less, which is how servers begin whose files differ; or on the way from one of them
+/// to another, see [`crate::core::agreement::replacement`]. Either way more than half of a known set are
+/// among them, so that nobody can make itself one of a few.
+fn is_believable(voters: &Voters, known: &BTreeSet<Voters>) -> bool {
+    let has_most_of = |list: &Voters| 2 * voters.intersection(list).count() > list.len();
+    known.iter().filter(|list| has_most_of(list)).any(|list| {
+        let more: Voters = voters.difference(list).copied().collect();
+        2 * more.len() < voters.len() || known.iter().any(|other| more.is_subset(other))
+    })
 }
 
 fn refuse(peers: &Peers, from: ServerId, what: &str) -> Result<(), ErrorResponse> {
@@ -166,6 +161,7 @@ mod tests {
             address: "a".into(),
             port: *id as u16,
             subject: None,
+            voter: true,
         };
         let members: Vec<Member> = of.iter().map(member).collect();
         agreed
@@ -181,17 +177,19 @@ mod tests {
         let bench = Bench::new();
         let running = bench.running(None).await;
         let shared = &bench.shared;
-        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
+        shared.ctx.caught_up.send_replace(true);
         let mut agreed = Agreed::default();
         change_membership(&mut agreed, 1, &[1, 2, 3]);
         shared.ctx.views.send_modify(|view| view.agreed = Arc::new(agreed.clone()));
         change_membership(&mut agreed, 2, &[4, 5, 6]);
         change_membership(&mut agreed, 3, &[7, 8, 9]);
+        let lives = |ids: &[u32]| ids.iter().copied().map(NodeId::of).collect::<BTreeSet<_>>();
         let snapshot = |voters: &[u32]| WireSnapshot {
+            to: Default::default(),
             vote: (Default::default(), true),
             last: None,
             membership_at: None,
-            membership: WireMembership { configs: vec![ids(voters)], members: ids(voters) },
+            membership: WireMembership { configs: vec![lives(voters)], members: lives(voters) },
             id: String::new(),
             agreed: agreed.clone(),
             current_age_ms: 0,
@@ -199,22 +197,33 @@ mod tests {
         };
         let admits =
             |voters| admit_snapshot(&shared.peers, &running, ServerId(2), &snapshot(voters));
-        for listed in [&[1, 2, 3][..], &[4, 5, 6], &[7, 8, 9], &[1, 2], &[7, 8, 9, 10]] {
+        for listed in [&[1, 2, 3][..], &[4, 5, 6], &[7, 8, 9], &[1, 2], &[4, 5], &[7, 8, 9, 10]] {
             assert_eq!(admits(listed), Ok(()), "{listed:?}");
         }
-        for never in [&[2][..], &[4, 5], &[3, 4, 7], &[1, 2, 3, 5, 6, 7]] {
+        for never in [&[2][..], &[4, 10], &[3, 4, 7], &[1, 2, 3, 5, 6, 7]] {
             assert_eq!(admits(never), Err(ErrorResponse::Malformed), "{never:?}");
         }
     }
 
     #[test]
-    fn voters_are_near_a_list_whose_members_can_elect_without_the_others() {
-        let list = ids(&[1, 2, 3, 4, 5]);
+    fn voters_are_believable_that_have_most_of_a_list_and_few_others() {
+        let list = [ids(&[1, 2, 3, 4, 5])].into();
         for voters in [&[1, 2, 3, 4, 5][..], &[1, 2, 3], &[1, 2, 3, 6, 7], &[1, 2, 3, 4, 5, 6]] {
-            assert!(near(&ids(voters), &list), "{voters:?}");
+            assert!(is_believable(&ids(voters), &list), "{voters:?}");
         }
         for voters in [&[][..], &[4], &[1, 2], &[1, 2, 3, 6, 7, 8], &[6, 7, 8]] {
-            assert!(!near(&ids(voters), &list), "{voters:?}");
+            assert!(!is_believable(&ids(voters), &list), "{voters:?}");
+        }
+    }
+
+    #[test]
+    fn voters_are_believable_on_the_way_from_one_list_to_another() {
+        let lists = [ids(&[1, 2, 3]), ids(&[4, 5, 6, 7, 8])].into();
+        for voters in [&[1, 2, 3, 4, 5, 6, 7, 8][..], &[2, 3, 4, 5, 6], &[3, 6, 7, 8]] {
+            assert!(is_believable(&ids(voters), &lists), "{voters:?}");
+        }
+        for voters in [&[1, 4, 5][..], &[1, 2, 3, 4, 5, 6, 9], &[3, 9, 4, 5]] {
+            assert!(!is_believable(&ids(voters), &lists), "{voters:?}");
         }
     }
 }

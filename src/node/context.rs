@@ -4,9 +4,9 @@
 //! Small facts behind short locks, none of which is held across an await. Decides nothing; what
 //! lasts how long is for [`crate::core::lease`] and [`crate::core::quorum`] to say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::ServerState;
 use tokio::sync::{watch, Notify};
@@ -16,13 +16,20 @@ use super::clock::Clock;
 use super::running::Running;
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::{leader_id_of, log_end_of};
+use crate::core::agreed::Record;
+use crate::core::agreement::epoch::Epoch;
+use crate::core::agreement::founding::{Found, Member as Part};
+use crate::core::agreement::report::Report;
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::ClusterId;
 use crate::core::lease::Lease;
-use crate::core::moment::Moment;
+use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::moment::{millis, Moment};
+use crate::core::node_id::{Incarnation, NodeId};
+use crate::core::pre_vote::Status;
 use crate::core::quorum::Acknowledgements;
-use crate::core::recovery::{LeaderId, LogPosition, Status, VoteRestriction};
 use crate::core::server_id::ServerId;
+use crate::core::server_list::voters;
 use crate::log_sink::Log;
 
 /// How long Raft's own tasks may take to stop.
@@ -37,19 +44,31 @@ pub(super) struct Context {
     members: Mutex<Arc<[Member]>>,
     /// The agreed state, as this server's present run of Raft has applied it.
     pub views: watch::Sender<AgreedView>,
-    /// What this server may do about votes; silent while it is joining.
-    pub vote_restriction: watch::Sender<VoteRestriction>,
+    /// Whether this node has what its cluster was founded from, and all that it was told since.
+    pub caught_up: watch::Sender<bool>,
     /// Whether this server is about to end: it sends no more heartbeats.
     pub leaving: watch::Sender<bool>,
-    /// Rung when a leader was heard.
+    /// Notified when a leader was heard.
     pub contacted: Notify,
-    /// Rung when the leader leaves and wants this server to follow it.
+    /// Notified when the leader leaves and wants this server to follow it.
     pub campaign_now: Notify,
-    /// Rung when the process of the leader is gone.
+    /// Notified when the process of the leader is gone.
     pub leader_gone: Notify,
+    /// Notified when a node is about to acknowledge an entry that belongs in the state file.
+    pub log_grew: Notify,
+    /// Notified when another life of a server has shown itself.
+    pub arrived: Notify,
     running: Mutex<Option<Running>>,
-    /// What a server whose Raft goes on with other timers says of itself meanwhile.
-    retiming: Mutex<Option<Status>>,
+    /// This node's part in its cluster.
+    part: Mutex<Part<Record>>,
+    /// Since when the record in it is as old as it says.
+    kept_since: Mutex<Moment>,
+    /// What the present cluster was founded from, if this node was there, and when it heard of that.
+    base: Mutex<Option<(Record, Moment)>>,
+    /// The latest life of each other server that answered this leader.
+    arrivals: Mutex<BTreeMap<ServerId, Incarnation>>,
+    /// The latest life of this very server that others know of.
+    told: Mutex<Incarnation>,
     /// What is known of the leader.
     lease: Mutex<Lease>,
     /// Who acknowledged this leader.
@@ -58,7 +77,8 @@ pub(super) struct Context {
 
 impl Context {
     /// Of a server that belongs to no cluster yet.
-    pub fn new(settings: Settings, log: Log, clock: Clock) -> Context {
+    pub fn new(settings: Settings, log: Log, clock: Clock, incarnation: Incarnation) -> Context {
+        let node = NodeId { server: settings.server_id, incarnation };
         Context {
             me: settings.server_id,
             log,
@@ -66,13 +86,19 @@ impl Context {
             members: Mutex::new(settings.members.clone().into()),
             settings: watch::Sender::new(Arc::new(settings)),
             views: watch::Sender::new(AgreedView::default()),
-            vote_restriction: watch::Sender::new(VoteRestriction::Silent),
+            caught_up: watch::Sender::new(false),
             leaving: watch::Sender::new(false),
             contacted: Notify::new(),
             campaign_now: Notify::new(),
             leader_gone: Notify::new(),
             running: Mutex::default(),
-            retiming: Mutex::default(),
+            log_grew: Notify::new(),
+            arrived: Notify::new(),
+            part: Mutex::new(Part::new(node, Report::default())),
+            kept_since: Mutex::default(),
+            base: Mutex::default(),
+            arrivals: Mutex::default(),
+            told: Mutex::default(),
             lease: Mutex::default(),
             acknowledged: Mutex::default(),
         }
@@ -99,9 +125,148 @@ impl Context {
     }
 
     /// Hears that a server has acknowledged this leader.
-    pub fn acknowledge(&self, by: ServerId) {
+    pub fn acknowledge(&self, by: NodeId) {
         let now = self.now();
-        lock(&self.acknowledged).record(by, now);
+        let latest = lock(&self.arrivals).get(&by.server).copied();
+        if latest.is_none_or(|latest| latest <= by.incarnation) {
+            lock(&self.acknowledged).record(by, now);
+        }
+    }
+
+    /// Who acknowledged this leader lately.
+    pub fn answering(&self) -> BTreeSet<NodeId> {
+        let (reach, now) = (self.reach(), self.now());
+        lock(&self.acknowledged).of(reach, now)
+    }
+
+    /// Hears which life of a server answers; one that was there before is gone.
+    pub fn arrive(&self, node: NodeId) {
+        if !node.incarnation.is_plausible(wall_ms()) {
+            return;
+        }
+        let is_new = {
+            let mut arrivals = lock(&self.arrivals);
+            let known = arrivals.entry(node.server).or_default();
+            let is_new = *known < node.incarnation;
+            *known = node.incarnation.max(*known);
+            is_new
+        };
+        if is_new {
+            lock(&self.acknowledged).forget_before(node);
+            self.arrived.notify_waiters();
+        }
+    }
+
+    /// The latest life of each other server that has shown itself to this leader.
+    pub fn arrivals(&self) -> BTreeMap<ServerId, Incarnation> {
+        lock(&self.arrivals).clone()
+    }
+
+    /// Hears what life of this server another one knows of.
+    pub fn record_told(&self, told: Incarnation) {
+        let mut known = lock(&self.told);
+        if told > *known && told.is_plausible(wall_ms()) {
+            *known = told;
+            self.arrived.notify_waiters();
+        }
+    }
+
+    /// Whether others know of a later life of this server than it is: a clock that went back.
+    pub fn is_outlived(&self) -> bool {
+        *lock(&self.told) > self.node().incarnation
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        lock(&self.part).me
+    }
+
+    /// Looks at this node's part in its cluster, or changes it; nothing is awaited meanwhile.
+    pub fn part<T>(&self, look: impl FnOnce(&mut Part<Record>) -> T) -> T {
+        look(&mut lock(&self.part))
+    }
+
+    /// What this server has from before its present cluster, as old as it is now; where that is
+    /// nothing, the voters that its file says.
+    pub fn kept(&self) -> Report<Record> {
+        let Report { rank, record } = lock(&self.part).older.clone();
+        if rank.epoch.is_none() {
+            let mut kept = Record::of_file(voters(&self.settings().members));
+            kept.agreed = record.agreed;
+            return Report { rank, record: kept };
+        }
+        let age = millis(self.now().since(*lock(&self.kept_since)));
+        Report { rank, record: record.later(age) }
+    }
+
+    /// Keeps what this server holds now for what comes after its present cluster.
+    pub fn keep(&self, report: Report<Record>) {
+        *lock(&self.kept_since) = self.now();
+        lock(&self.part).older = report;
+    }
+
+    /// Drops the keys of what is kept: they are too old to be gone on with.
+    pub fn drop_kept_keys(&self) {
+        let ring = &mut lock(&self.part).older.record.agreed.ring;
+        *ring = ring.without_keys();
+    }
+
+    /// The newest that this server holds, its log read to the end.
+    pub fn holding(&self) -> Report<Record> {
+        let kept = self.kept();
+        let mut part = lock(&self.part).clone();
+        part.older = kept;
+        let running = self.running().filter(|running| running.epoch() == part.cluster);
+        part.report(running.and_then(|r| r.machine.record(&r.log, self.now())))
+    }
+
+    /// Begins in a cluster that was founded, if this node is to; whether it did. Raft has to follow.
+    pub fn accept(&self, found: &Found<Record>) -> bool {
+        // Whoever was counted has left its cluster before, and what it held is kept.
+        let (own, now) = (self.kept(), self.now());
+        let accepted = self.part(|part| part.accept(found, own));
+        if accepted {
+            *lock(&self.kept_since) = now;
+            *lock(&self.base) = Some((found.base.record.clone(), now));
+            self.enter();
+        }
+        accepted
+    }
+
+    /// What the present cluster was founded from, as old as it is now.
+    pub fn base(&self) -> Option<Record> {
+        let (record, since) = lock(&self.base).clone()?;
+        Some(record.later(millis(self.now().since(since))))
+    }
+
+    /// Becomes another node, with what this one held.
+    pub fn begin_anew(&self, node: NodeId, held: Report<Record>) {
+        *lock(&self.kept_since) = self.now();
+        *lock(&self.part) = Part::new(node, held);
+        *lock(&self.base) = None;
+        self.enter();
+    }
+
+    /// Enters another cluster, or none: what was heard in the last one is over.
+    pub fn enter(&self) {
+        self.caught_up.send_replace(false);
+        lock(&self.lease).end();
+        *lock(&self.acknowledged) = Acknowledgements::default();
+    }
+
+    /// The latest life of this server that others know of.
+    pub fn told(&self) -> Incarnation {
+        *lock(&self.told)
+    }
+
+    /// The cluster that this node takes part in; none if it does not.
+    pub fn cluster(&self) -> Epoch {
+        let part = lock(&self.part);
+        if part.takes_part() {
+            part.cluster
+        } else {
+            Epoch::default()
+        }
     }
 
     /// What the operator wants at present.
@@ -144,12 +309,13 @@ impl Context {
     /// The server that this one follows as the leader, by its own vote.
     pub fn followed(&self) -> Option<ServerId> {
         let vote = self.running()?.log.vote().filter(|vote| vote.committed)?;
-        Some(vote.leader_id.node_id).filter(|id| *id != self.me)
+        Some(vote.leader_id.node_id.server).filter(|id| *id != self.me)
     }
 
     /// The leader, if one is known.
     pub fn leader(&self) -> Option<ServerId> {
-        self.running().and_then(|running| running.raft.server_metrics().borrow().current_leader)
+        let leader = self.running()?.raft.server_metrics().borrow().current_leader;
+        leader.map(|node| node.server)
     }
 
     pub fn running(&self) -> Option<Running> {
@@ -170,39 +336,47 @@ impl Context {
 
     /// What this server says of itself to the others.
     pub fn status(&self) -> Status {
-        let view = self.views.borrow().clone();
-        let Some(running) = self.running() else {
-            return lock(&self.retiming).clone().unwrap_or_default();
+        let (node, cluster, known) = {
+            let part = lock(&self.part);
+            let cluster = if part.takes_part() { part.cluster } else { Epoch::default() };
+            (part.me, cluster, part.known())
         };
-        let lifted = *self.vote_restriction.borrow() == VoteRestriction::Lifted;
-        let cluster_id = view.agreed.ring.cluster_id();
-        Status {
-            full: lifted && cluster_id.is_some(),
-            leader_id: running.log.vote().as_ref().map(leader_id_of).unwrap_or_default(),
-            log_end: running.log.last_log_id().as_ref().map(log_end_of),
-            cluster_id,
-            generation: view.agreed.ring.newest(),
-            live_leader: self.knows_live_leader(&running),
-            may_vote: lifted,
-            quorum: self.is_with_majority(&running),
-        }
+        let view = self.views.borrow().clone();
+        let ring = &view.agreed.ring;
+        let mut status = Status {
+            node,
+            cluster,
+            known,
+            cluster_id: ring.cluster_id(),
+            generation: ring.newest(),
+            list_version: view.agreed.server_list.as_ref().map_or(0, |list| list.version),
+            ..Status::default()
+        };
+        let Some(running) = self.running().filter(|_| !cluster.is_none()) else { return status };
+        let ends = running.log.ends();
+        status.leader_id = ends.vote.as_ref().map(leader_id_of).unwrap_or_default();
+        status.log_end = ends.last.as_ref().map(log_end_of);
+        status.caught_up = *self.caught_up.borrow();
+        status.live_leader = self.knows_live_leader(&running);
+        status.quorum = self.is_with_majority(&running);
+        status
     }
 
-    /// Says of this server what it is, while its Raft is begun anew with all that it remembers.
-    pub fn set_retiming(&self, status: Option<Status>) {
-        *lock(&self.retiming) = status;
-    }
-
-    /// What this server says of itself to one that asks, and that may want its vote.
-    pub fn status_for(&self, asker: &Status) -> Status {
-        let may_vote =
-            self.running().is_some() && self.vote_restriction.borrow().admits(asker.log_end);
-        Status { may_vote, ..self.status() }
+    /// The same to one server, which is told what life of it is known here.
+    pub fn status_for(&self, id: ServerId) -> Status {
+        let among = |nodes: BTreeSet<NodeId>| {
+            let its = nodes.into_iter().filter(|node| node.server == id);
+            its.map(|node| node.incarnation).max()
+        };
+        let known = self.running().and_then(|running| among(running.known()));
+        let arrived = lock(&self.arrivals).get(&id).copied();
+        Status { yours: known.max(arrived).unwrap_or_default(), ..self.status() }
     }
 
     /// Whether this server belongs to a majority that agrees at present.
     pub fn in_majority(&self) -> bool {
-        self.running().is_some_and(|running| self.is_with_majority(&running))
+        let takes_part = !self.cluster().is_none();
+        takes_part && self.running().is_some_and(|running| self.is_with_majority(&running))
     }
 
     fn is_with_majority(&self, running: &Running) -> bool {
@@ -249,32 +423,22 @@ impl Context {
         self.views.borrow().agreed.ring.staged().is_some()
     }
 
-    /// Lets this server vote again if, by what a leader of `leader_id` says, it has caught up.
-    pub fn end_vote_restriction(
-        &self,
-        running: &Running,
-        leader_id: LeaderId,
-        commit: Option<LogPosition>,
-    ) {
-        let metrics = running.raft.data_metrics();
-        let applied = metrics.borrow().last_applied.as_ref().map(log_end_of);
-        if VoteRestriction::lifts(leader_id.term, commit, applied) {
-            let before = *self.vote_restriction.borrow();
-            match before.caught_up() {
-                VoteRestriction::Lifted => self.lift_vote_restriction(),
-                next if next != before => {
-                    self.vote_restriction.send_replace(next);
-                    self.log.debug("caught up with the group");
-                }
-                _ => {}
-            }
+    /// Notes that this node has caught up if, by what a leader of `leader_id` says, it has.
+    pub fn catch_up(&self, running: &Running, leader_id: LeaderId, commit: Option<LogPosition>) {
+        let applied = running.raft.data_metrics().borrow().last_applied.as_ref().map(log_end_of);
+        let is_of_its_term = commit.is_some_and(|end| end.leader_id.term == leader_id.term);
+        let has_base = self.views.borrow().has_base;
+        if is_of_its_term && applied >= commit && has_base && !*self.caught_up.borrow() {
+            self.record_caught_up();
         }
     }
 
-    /// This server counts from now on.
-    pub fn lift_vote_restriction(&self) {
-        self.vote_restriction.send_replace(VoteRestriction::Lifted);
-        self.log.debug("caught up with the group; may vote again");
+    /// Notes that this node has caught up: what it had from before its cluster is of no use any more.
+    pub fn record_caught_up(&self) {
+        lock(&self.part).older = Report::default();
+        *lock(&self.base) = None;
+        self.caught_up.send_replace(true);
+        self.log.debug("caught up with the group");
     }
 
     /// Whether this server leads, and a majority acknowledged that lately.
@@ -287,7 +451,7 @@ impl Context {
     pub fn quorum_within(&self, limit: Duration) -> bool {
         let Some(running) = self.running() else { return false };
         let (voters, now) = (running.voters(), self.now());
-        lock(&self.acknowledged).within(limit, self.me, &voters, now)
+        lock(&self.acknowledged).within(limit, self.node(), &voters, now)
     }
 
     /// Notes that a leader's message was accepted, and whether that leader has a majority.
@@ -315,7 +479,8 @@ impl Context {
     pub fn quorum_contact(&self) -> Option<Moment> {
         let voters = self.running().map(|running| running.voters()).unwrap_or_default();
         let now = self.now();
-        let led = lock(&self.acknowledged).majority_since(self.me, &voters, now);
+        let me = self.node();
+        let led = lock(&self.acknowledged).majority_since(me, &voters, now);
         led.max(self.lease().quorum())
     }
 
@@ -358,12 +523,21 @@ impl Context {
         self.lease().heard()
     }
 
-    /// The cluster incarnation that this server belongs to: that of its ring, or before the first entry of the
-    /// log is applied, that of the log.
+    /// The sequence of keys that this server goes by; also while its cluster is being founded anew.
     pub fn cluster_id(&self) -> Option<ClusterId> {
-        let of_ring = self.views.borrow().agreed.ring.cluster_id();
-        of_ring.or_else(|| lock(&self.running).as_ref().and_then(|r| r.log.cluster_id()))
+        let present = self.views.borrow().agreed.ring.cluster_id();
+        present.or_else(|| lock(&self.part).older.record.agreed.ring.cluster_id())
     }
+}
+
+/// The clock that orders foundings: seconds after 1970.
+pub(super) fn founding_clock() -> u64 {
+    wall_ms() / 1000
+}
+
+/// Milliseconds after 1970, by the wall clock.
+pub(super) fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
 }
 
 /// Locks, whatever happened to who had it locked before.

@@ -31,7 +31,7 @@ pub(super) struct NodeCounters {
     pub reloader: Mutex<Option<Reloader>>,
     /// Asks the host how it is, if there is one.
     pub host: Mutex<Option<HostProbe>>,
-    /// Rung when something in here, or the keys, the role or the leader changed.
+    /// Notified when something in here, or the keys, the role or the leader changed.
     pub moved: Notify,
 }
 

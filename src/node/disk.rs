@@ -152,7 +152,9 @@ impl Disk for Files {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Unusable> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    // Without O_NONBLOCK a pipe in its place would wait for a writer.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let meta = file.metadata()?;
     let ours = fs::metadata("/proc/thread-self")?.uid();
     if !meta.is_file() || meta.uid() != ours {

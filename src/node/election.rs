@@ -1,26 +1,24 @@
 //! Elections: has this server become a candidate when its timer says so and a pre-vote is won.
 //!
-//! When that is, is [`crate::core::election`]'s to say, who takes turns in a large cluster
-//! [`crate::core::large_cluster`]'s, who would win [`crate::core::recovery`]'s; votes are openraft's.
+//! When that is, is [`crate::core::election`]'s to say, who would win [`crate::core::pre_vote`]'s; votes
+//! are openraft's.
 //! Invariants: nobody raises the term in vain, so a server becomes a candidate only when a majority
-//! would vote for it now; and when those that may become one never can, the server in their way
-//! notices.
+//! would vote for it now.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use openraft::ServerState;
 use openssl::rand::rand_bytes;
-use tokio::time::{sleep, timeout, Instant};
+use tokio::time::{sleep, timeout};
 
 use super::counters::NodeCounters;
 use super::peer_client::{ask_voters, Peers};
 use super::running::{Running, Stopped};
 use crate::consensus::log_end_of;
 use crate::core::election::{ahead, ElectionTimer, Seen, Step};
-use crate::core::large_cluster::{campaign_delay, scale};
-use crate::core::recovery::{may_campaign, Status, VoteRestriction};
+use crate::core::log_id::LogPosition;
+use crate::core::pre_vote::{may_campaign, objection, Status};
 use crate::core::server_id::ServerId;
 
 /// Becomes a candidate when no leader was heard for a random time within the election bounds, and a
@@ -46,7 +44,7 @@ pub(super) async fn campaign(
                 () = peers.ctx.campaign_now.notified() => timer.transfer(),
                 () = peers.ctx.leader_gone.notified() => {
                     let leader = peers.ctx.followed();
-                    let voters = running.voters().into_iter().flatten().collect();
+                    let voters = running.voting_servers();
                     let ahead = leader.map_or(0, |leader| ahead(peers.ctx.me, leader, &voters));
                     timer.leader_gone(&seen(&peers, &running), ahead, &random_share);
                 }
@@ -57,8 +55,7 @@ pub(super) async fn campaign(
         if *peers.ctx.leaving.borrow() {
             std::future::pending::<()>().await;
         }
-        let full = *peers.ctx.vote_restriction.borrow() == VoteRestriction::Lifted;
-        let wins = full && would_grant(&peers, &running).await;
+        let wins = would_grant(&peers, &running).await;
         let seen = seen(&peers, &running);
         if !wins {
             timer.lost(&seen, &random_share);
@@ -77,66 +74,60 @@ fn seen(peers: &Peers, running: &Running) -> Seen {
     let timers = peers.ctx.settings().timers;
     let (now, ends) = (peers.ctx.now(), running.log.ends());
     // Raft takes a vote, or follows a new leader, a moment before whoever asked it hears of that.
-    let others = ends.vote.filter(|vote| vote.leader_id.node_id != peers.ctx.me);
+    let others = ends.vote.filter(|vote| vote.leader_id.node_id.server != peers.ctx.me);
     let voted = others.and(ends.voted).map(|since| now.ago(since.elapsed()));
     Seen {
         now,
         heard: lease.heard(),
         heard_or_voted: lease.heard_or_voted().max(voted),
         lateness: lease.lateness(&timers),
-        turn: turn(peers, running),
-        scale: scale(peers.ctx.members().len()),
         timers,
     }
 }
 
-/// How much longer than in a small group this server waits before it stands.
-fn turn(peers: &Peers, running: &Running) -> Duration {
-    if scale(peers.ctx.members().len()) == 1 {
-        return Duration::ZERO;
-    }
-    let last_leader = running.log.vote().map(|vote| vote.leader_id.node_id);
-    let upper = peers.ctx.settings().timers.election_upper;
-    campaign_delay(peers.ctx.me, &peers.ctx.ids(), last_leader, upper)
-}
-
-/// Whether a majority would vote for this server. Servers that do not answer do not hold up those that
-/// do.
+/// Asks the other voters, until a majority would vote for this node or all have answered. Servers that
+/// do not answer do not hold up those that do.
 async fn would_grant(peers: &Arc<Peers>, running: &Running) -> bool {
-    let timers = peers.ctx.settings().timers;
-    let scale = scale(peers.ctx.members().len());
+    let configs = running.voters();
+    let me = (peers.ctx.node(), running.epoch());
+    // Of whoever is in none no server is a voter.
+    if !configs.iter().any(|voters| voters.contains(&me.0)) {
+        return false;
+    }
+    let log_end = running.log.last_log_id().as_ref().map(log_end_of);
     let asking = async {
-        let begun = Instant::now();
-        let wins = has_majority(peers, running).await;
-        // Hundreds of handshakes take so long that those who answered first may follow somebody
-        // by now. With the handshakes done, asking again takes a moment.
-        if wins && scale > 1 && begun.elapsed() > timers.election_lower {
-            has_majority(peers, running).await
-        } else {
-            wins
+        let mut asked = ask_voters(peers, &configs);
+        let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
+        loop {
+            if may_campaign(me, log_end, &configs, &answers) {
+                return true;
+            }
+            match asked.join_next().await {
+                Some(Ok((id, Ok(status)))) => {
+                    answers.insert(id, status);
+                }
+                Some(_) => {}
+                None => {
+                    peers.ctx.log.debug(lost(&answers, log_end));
+                    return false;
+                }
+            }
         }
     };
-    timeout(timers.election_upper * scale, asking).await.unwrap_or(false)
+    timeout(peers.ctx.settings().timers.election_upper, asking).await.unwrap_or(false)
 }
 
-/// Asks the other voters, until a majority would vote for this server or all have answered.
-async fn has_majority(peers: &Arc<Peers>, running: &Running) -> bool {
-    let configs = running.voters();
-    let log_end = running.log.last_log_id().as_ref().map(log_end_of);
-    let mut asked = ask_voters(peers, &configs);
-    let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
-    loop {
-        if may_campaign(peers.ctx.me, log_end, &configs, &answers) {
-            return true;
-        }
-        match asked.join_next().await {
-            Some(Ok((id, Ok(status)))) => {
-                answers.insert(id, status);
-            }
-            Some(_) => {}
-            None => return false,
-        }
-    }
+/// How many refusals are named; see [`lost`].
+const MAX_NAMED: usize = 8;
+
+/// The line about a pre-vote that was not won.
+fn lost(answers: &BTreeMap<ServerId, Status>, log_end: Option<LogPosition>) -> String {
+    let refusals = answers.iter().filter_map(|(id, status)| {
+        objection(status, log_end).map(|why| format!("server {id}: {why}"))
+    });
+    let refusals: Vec<String> = refusals.take(MAX_NAMED).collect();
+    let told = if refusals.is_empty() { "nobody refused".to_owned() } else { refusals.join("; ") };
+    format!("no majority would vote for this server: {} answered, {told}", answers.len())
 }
 
 /// A random number from 0 to 1; 0 if OpenSSL has no randomness to give.
@@ -145,5 +136,31 @@ fn random_share() -> f64 {
     match rand_bytes(&mut bytes) {
         Ok(()) => f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX),
         Err(_) => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pre_vote_that_is_lost_tells_who_refused_and_why() {
+        let short = Some(LogPosition { index: 3, ..LogPosition::default() });
+        let long = Some(LogPosition { index: 4, ..LogPosition::default() });
+        let ready = Status { log_end: short, ..Status::default() };
+        let answers = BTreeMap::from([
+            (ServerId(2), Status { live_leader: true, ..ready.clone() }),
+            (ServerId(4), Status { log_end: long, ..ready.clone() }),
+            (ServerId(5), ready),
+        ]);
+        assert_eq!(
+            lost(&answers, short),
+            "no majority would vote for this server: 3 answered, server 2: it hears a leader; \
+             server 4: its log is longer"
+        );
+        assert_eq!(
+            lost(&BTreeMap::new(), short),
+            "no majority would vote for this server: 0 answered, nobody refused"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What a node has of the world outside its process: the network, the disk and the clock of sleep.
+//! What a node has of the world outside its process: the network, the disk, and the clock
+//! that tells how long the machine was suspended.
 //!
 //! A product's node has mutual TLS and the file system. A simulation brings its own, to run many
 //! nodes in one process on a network and on disks that it rules. Time and randomness need nothing

@@ -40,7 +40,9 @@ pub(super) async fn order(
             let request = Request::Order { order, origin: origin::to_pass_on(&origin) };
             match shared.peers.call(id, request, limit).await {
                 Ok(Response::Ordered(answer)) => answer,
-                Err(CallFailure::Unreachable) => Err(RotationRefusal::NoLeader),
+                Err(CallFailure::Unreachable | CallFailure::NobodyListens) => {
+                    Err(RotationRefusal::NoLeader)
+                }
                 _ => Err(RotationRefusal::Unknown),
             }
         };

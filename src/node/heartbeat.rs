@@ -30,8 +30,9 @@ use crate::consensus::network::{LeaderInfo, RpcClient};
 use crate::consensus::{leader_id_of, log_end_of};
 use crate::core::heartbeat::{Heartbeat, Heartbeats, MAX_PAUSE};
 use crate::core::key_ring::ClusterId;
+use crate::core::log_id::LeaderId;
 use crate::core::moment::millis;
-use crate::core::recovery::{LeaderId, VoteRestriction};
+use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
 use crate::rpc::{self, ErrorResponse, Request, Response, WireHeartbeat};
 use crate::supervise::{catch_panic, fail_point};
@@ -90,6 +91,7 @@ impl<'a> HeartbeatSender<'a> {
                         self.part();
                         std::future::pending::<()>().await;
                     }
+                    self.set_peers(&server.borrow_and_update());
                     let pace = self.send();
                     due.as_mut().reset(Instant::now() + pace);
                 }
@@ -99,6 +101,7 @@ impl<'a> HeartbeatSender<'a> {
                 }
                 () = self.peers.new_peer.notified() => {
                     let new_peers = self.peers.take_new_peers();
+                    self.set_peers(&server.borrow());
                     self.ask(|plan| plan.welcome(&new_peers));
                 }
                 Some(answer) = self.asks.join_next() => {
@@ -122,11 +125,12 @@ impl<'a> HeartbeatSender<'a> {
         }
     }
 
-    /// Takes over the members of Raft's membership; whether there are others than before.
-    fn set_peers(&mut self, metrics: &RaftServerMetrics<ServerId, EmptyNode>) -> bool {
+    /// Takes over the servers of Raft's membership and of the list; whether there are others than before.
+    fn set_peers(&mut self, metrics: &RaftServerMetrics<NodeId, EmptyNode>) -> bool {
         let nodes = metrics.membership_config.membership().nodes();
-        let ids: BTreeSet<ServerId> =
-            nodes.map(|(id, _)| *id).filter(|id| *id != self.peers.ctx.me).collect();
+        let mut ids: BTreeSet<ServerId> = nodes.map(|(node, _)| node.server).collect();
+        ids.extend(self.peers.ctx.others());
+        ids.remove(&self.peers.ctx.me);
         self.plan.set_peers(&ids)
     }
 
@@ -166,7 +170,10 @@ impl<'a> HeartbeatSender<'a> {
     }
 
     fn compose(&self, ends: &LogPositions, next: Duration) -> WireHeartbeat {
+        let agreed = self.peers.ctx.views.borrow().agreed.clone();
         WireHeartbeat {
+            cluster: self.running.epoch(),
+            list_version: agreed.server_list.as_ref().map_or(0, |list| list.version),
             leader_id: self.leader_id,
             log_end: ends.last.as_ref().map(log_end_of),
             commit: ends.committed.as_ref().map(log_end_of),
@@ -189,10 +196,11 @@ impl<'a> HeartbeatSender<'a> {
     /// Takes an answer to a heartbeat, or the want of one.
     async fn hear(&mut self, id: ServerId, answer: Option<Response>) -> Result<(), Stopped> {
         let in_sync = match answer {
-            Some(Response::Heartbeat { vote, level }) => {
+            Some(Response::Heartbeat { node, vote, level }) if node.server == id => {
+                self.peers.ctx.arrive(node);
                 let follows = vote == (self.leader_id, true);
                 if follows {
-                    self.peers.ctx.acknowledge(id);
+                    self.peers.ctx.acknowledge(node);
                 }
                 Some(follows && level)
             }
@@ -238,8 +246,12 @@ pub(super) fn take(
     heartbeat: &WireHeartbeat,
 ) -> Result<Response, ErrorResponse> {
     // Only its own candidate becomes the leader of a term.
-    if heartbeat.leader_id.node != from {
+    if heartbeat.leader_id.node.server != from {
         return Err(ErrorResponse::Malformed);
+    }
+    let node = ctx.node();
+    if heartbeat.cluster != ctx.cluster() || heartbeat.cluster != running.epoch() {
+        return Ok(Response::Heartbeat { node, vote: Default::default(), level: false });
     }
     let ends = running.log.ends();
     let follows = ends.follows(heartbeat.leader_id);
@@ -252,9 +264,7 @@ pub(super) fn take(
             ctx.record_heartbeat(heartbeat.quorum, next)
         }
         keys.record_age(cluster_id, heartbeat.age);
-        if *ctx.vote_restriction.borrow() != VoteRestriction::Lifted {
-            ctx.end_vote_restriction(running, heartbeat.leader_id, heartbeat.commit);
-        }
+        ctx.catch_up(running, heartbeat.leader_id, heartbeat.commit);
         let applied = ctx.views.borrow().applied;
         level = ends.last.as_ref().map(log_end_of) == heartbeat.log_end
             && heartbeat.commit.is_none_or(|commit| applied >= commit.index);
@@ -263,7 +273,7 @@ pub(super) fn take(
         }
     }
     let vote = ends.vote.map_or((LeaderId::default(), false), |v| (leader_id_of(&v), v.committed));
-    Ok(Response::Heartbeat { vote, level })
+    Ok(Response::Heartbeat { node, vote, level })
 }
 
 #[cfg(test)]
@@ -275,7 +285,7 @@ mod tests {
 
     use super::*;
     use crate::core::config::Member;
-    use crate::node::bench::Bench;
+    use crate::node::bench::{Bench, CLUSTER};
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
     use crate::transport::peers::CallError;
     use crate::transport::{Body, LastSeen, Me};
@@ -283,22 +293,31 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn heartbeat(term: u64, node: u32, next_ms: u32) -> WireHeartbeat {
-        let leader_id = LeaderId { term, node: ServerId(node) };
-        WireHeartbeat { leader_id, log_end: None, commit: None, age: None, quorum: true, next_ms }
+        let leader_id = LeaderId { term, node: NodeId::of(node) };
+        WireHeartbeat {
+            cluster: CLUSTER,
+            list_version: 1,
+            leader_id,
+            log_end: None,
+            commit: None,
+            age: None,
+            quorum: true,
+            next_ms,
+        }
     }
 
     fn answer(
         vote: (u64, u32, bool),
         level: bool,
     ) -> Result<(LeaderId, bool, bool), ErrorResponse> {
-        Ok((LeaderId { term: vote.0, node: ServerId(vote.1) }, vote.2, level))
+        Ok((LeaderId { term: vote.0, node: NodeId::of(vote.1) }, vote.2, level))
     }
 
     #[tokio::test]
     async fn only_a_heartbeat_of_the_leader_that_is_followed_counts() {
         let bench = Bench::new();
         let shared = &bench.shared;
-        let mut running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+        let mut running = bench.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
         let take = |running: &Running, from: u32, heartbeat: WireHeartbeat| match take(
             (&shared.ctx, &shared.keys),
             running,
@@ -306,7 +325,7 @@ mod tests {
             None,
             &heartbeat,
         )? {
-            Response::Heartbeat { vote: (leader_id, committed), level } => {
+            Response::Heartbeat { vote: (leader_id, committed), level, .. } => {
                 Ok((leader_id, committed, level))
             }
             other => panic!("{other:?}"),
@@ -329,7 +348,7 @@ mod tests {
         // A server whose vote another has got since follows nobody, whoever it heard a moment ago.
         assert_eq!(take(&running, 2, heartbeat(5, 2, 100)), follows);
         let _ = running.raft.shutdown().await;
-        running = bench.running(Some(Vote::new(6, ServerId(3)))).await;
+        running = bench.running(Some(Vote::new(6, NodeId::of(3)))).await;
         assert!(shared.ctx.hears_leader());
         assert_eq!(take(&running, 2, heartbeat(5, 2, 100)), answer((6, 3, false), false));
         let _ = running.raft.shutdown().await;
@@ -368,8 +387,9 @@ mod tests {
         let mail = Arc::new(Announced::default());
         let bench =
             Bench::within(Environment { mail: Some(mail.clone()), ..Environment::default() });
-        let (shared, leader_id) = (&bench.shared, LeaderId { term: 5, node: bench.shared.ctx.me });
-        let running = bench.running(Some(Vote::new_committed(5, shared.ctx.me))).await;
+        let (shared, leader_id) =
+            (&bench.shared, LeaderId { term: 5, node: bench.shared.ctx.node() });
+        let running = bench.running(Some(Vote::new_committed(5, shared.ctx.node()))).await;
         let mut sender = HeartbeatSender::new(&shared.peers, &shared.keys, &running, leader_id);
         sender.plan.set_peers(&BTreeSet::from([ServerId(12), ServerId(13)]));
         async fn asked(sender: &mut HeartbeatSender<'_>) -> usize {
@@ -400,9 +420,9 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_lacks_something_is_not_level() {
         let bench = Bench::new();
-        let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+        let running = bench.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
         let ahead = |index| {
-            Some(crate::core::recovery::LogPosition {
+            Some(crate::core::log_id::LogPosition {
                 leader_id: heartbeat(5, 2, 0).leader_id,
                 index,
             })

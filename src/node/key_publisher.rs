@@ -16,6 +16,7 @@ use super::rejected_keys::Place;
 use super::shared::Shared;
 use super::{new_key, KeySet};
 use crate::consensus::state_machine::AgreedView;
+use crate::core::agreement::epoch::Epoch;
 use crate::core::key_ring::{keys_to_install, Generation, Held, KeyRing, Refusal};
 use crate::core::moment::Moment;
 use crate::core::rotation::may_encrypt_for_at;
@@ -32,13 +33,15 @@ const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 /// Keeps the set up to date until the task is aborted.
 pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
     let (log, now) = (shared.ctx.log.clone(), shared.ctx.now());
-    let kept = shared
-        .store
-        .kept_record()
-        .map_or_else(Vec::new, |record| record.ring.all().map(|held| held.stek.clone()).collect());
+    // This function lives for ever, and the ring must not.
+    let kept = {
+        let ring = shared.ctx.kept().record.agreed.ring;
+        ring.all().map(|held| held.stek.clone()).collect()
+    };
     let key_publisher = Arc::new(Mutex::new(KeyPublisher {
         shared,
         held: AgreedView::default(),
+        epoch: Epoch::default(),
         own: vec![initial],
         own_since: now,
         kept,
@@ -52,14 +55,14 @@ pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender
 async fn keep_on(key_publisher: Arc<Mutex<KeyPublisher>>, sets: watch::Sender<KeySet>) {
     let mut key_publisher = key_publisher.lock().await;
     let mut views = key_publisher.shared.ctx.views.subscribe();
-    let mut vote_restriction = key_publisher.shared.ctx.vote_restriction.subscribe();
+    let mut caught_up = key_publisher.shared.ctx.caught_up.subscribe();
     let mut settings = key_publisher.shared.ctx.watch_settings();
     let mut slept = key_publisher.shared.ctx.clock.watch_slept();
     loop {
         let view = views.borrow_and_update().clone();
         fail_point("key_publisher");
         // While a server catches up it passes through what was current long ago.
-        if vote_restriction.borrow_and_update().has_caught_up() {
+        if *caught_up.borrow_and_update() {
             key_publisher.take(view);
         }
         let pause = key_publisher.renew_own().min(key_publisher.age_kept());
@@ -68,7 +71,7 @@ async fn keep_on(key_publisher: Arc<Mutex<KeyPublisher>>, sets: watch::Sender<Ke
         tokio::select! {
             () = sleep(pause) => {}
             changed = views.changed() => if changed.is_err() { return },
-            _ = vote_restriction.changed() => {}
+            _ = caught_up.changed() => {}
             _ = settings.changed() => {}
             // No timer notices that the machine was suspended, and keys are older now.
             _ = slept.changed() => {}
@@ -80,6 +83,8 @@ struct KeyPublisher {
     shared: Arc<Shared>,
     /// The latest ring that may be used.
     held: AgreedView,
+    /// The cluster that it is of.
+    epoch: Epoch,
     /// This server's own keys, newest first: they encrypt while nothing agreed may, and otherwise
     /// decrypt where there is room.
     own: Vec<Stek>,
@@ -114,9 +119,6 @@ impl KeyPublisher {
             }
         };
         self.shared.keys.set_restarted(false);
-        if goes_back {
-            self.shared.keys.void_installed();
-        }
         if old.cluster_id() != new.cluster_id() || goes_back {
             // What this server encrypted with there goes on as a key of its own.
             if let Some(held) = old.current() {
@@ -128,13 +130,14 @@ impl KeyPublisher {
             self.own.clear();
         }
         self.held = view;
+        self.epoch = self.shared.ctx.cluster();
         // Those that are the group's are in its ring; any other one retired, or was revoked.
         if self.held.agreed.ring.all().next().is_some() {
             self.kept.clear();
-            self.shared.store.drop_record();
         }
-        // A key of an earlier cluster incarnation may have retired in the present one, or been revoked there.
-        self.own.retain(|own| !self.held.agreed.ring.has_retired(own));
+        // A key of another group's may have retired in the present one, or been revoked there.
+        let ring = &self.held.agreed.ring;
+        self.own.retain(|own| !ring.has_retired(own) && !ring.is_revoked(own));
         self.drop_doubles();
         if self.held.agreed.ring.current().is_some() {
             self.shared.keys.drop_initial();
@@ -157,10 +160,10 @@ impl KeyPublisher {
 
     /// Drops the state file's keys once they are too old; when to look again.
     fn age_kept(&mut self) -> Duration {
-        let age = match self.shared.store.kept_record() {
-            Some(record) => record.age(),
-            None => return Duration::MAX,
-        };
+        if self.kept.is_empty() {
+            return Duration::MAX;
+        }
+        let age = self.shared.ctx.kept().record.age();
         let rest = self.shared.ctx.settings().max_key_age.saturating_sub(age);
         if rest.is_zero() {
             self.shared
@@ -168,7 +171,7 @@ impl KeyPublisher {
                 .log
                 .note("the keys of the state file are older than max_key_age; dropped");
             self.kept.clear();
-            self.shared.store.drop_record();
+            self.shared.ctx.drop_kept_keys();
             return Duration::MAX;
         }
         rest
@@ -179,7 +182,8 @@ impl KeyPublisher {
         let shared = self.shared.clone();
         let now = shared.ctx.now();
         let ring = &self.held.agreed.ring;
-        if ring.current().is_some() {
+        let is_revoked = ring.current().is_some_and(|held| ring.is_revoked(&held.stek));
+        if ring.current().is_some() && !is_revoked {
             let since = shared.keys.current_since(&self.held);
             let settings = shared.ctx.settings();
             let mut rest = may_encrypt_for_at(now, since, settings.max_key_age);
@@ -261,7 +265,18 @@ impl KeyPublisher {
             return;
         }
         let (serial, cluster_id) = (last.serial + 1, ring.cluster_id());
-        sets.send_replace(KeySet { serial, keys, agreed, cluster_id, newest, current });
+        let newest_key = ring.get(newest).map(Stek::fingerprint);
+        let epoch = self.epoch;
+        sets.send_replace(KeySet {
+            serial,
+            keys,
+            agreed,
+            cluster_id,
+            epoch,
+            newest,
+            newest_key,
+            current,
+        });
     }
 
     fn passes_gate(&self, key: &Stek) -> bool {

@@ -1,8 +1,8 @@
 //! What a node knows of its keys besides the agreed ring: what the host has installed, how old the
 //! current key is, and the key of its own.
 //!
-//! Which keys the host should hold is for `key_publisher`. Invariants: a generation counts as installed for
-//! the cluster incarnation that it was installed in, and for no other; a key never becomes younger by being told
+//! Which keys the host should hold is for `key_publisher`. Invariants: a generation counts as installed if
+//! its very key is; a key never becomes younger by being told
 //! of.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,15 +18,15 @@ use crate::consensus::network::LeaderInfo;
 use crate::consensus::state_machine::AgreedView;
 use crate::core::key_ring::{ClusterId, Generation};
 use crate::core::moment::{millis, Moment};
-use crate::core::server_id::ServerId;
-use crate::core::stek::Stek;
+use crate::core::node_id::NodeId;
+use crate::core::stek::{Fingerprint, Stek};
 
-/// The newest key in the host's ticket context, and the cluster incarnation that it belongs to: a generation
-/// says nothing about another cluster incarnation.
+/// The newest key in the host's ticket context: by its generation, and by its name, since another
+/// group may have another key of that generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Installed {
-    pub cluster_id: Option<ClusterId>,
     pub newest: Generation,
+    pub key: Option<Fingerprint>,
     /// Whether an agreed key encrypts.
     pub agreed: bool,
 }
@@ -46,8 +46,9 @@ pub(super) struct Keys {
     restarted: AtomicBool,
     /// This server's own first key, to be offered to a group that has none yet.
     initial: Mutex<Option<Stek>>,
-    /// A key and when it became current, as a leader told.
-    told: Mutex<Option<(ToldKey, Moment)>>,
+    /// Keys and when they became current, as a leader told: the last one, and the one before, which is
+    /// the current one here until this server has applied what the leader has.
+    told: Mutex<[Option<(ToldKey, Moment)>; 2]>,
 }
 
 impl Keys {
@@ -69,26 +70,22 @@ impl Keys {
         if let Some((generation, ms)) = age {
             let since = self.ctx.now().ago(Duration::from_millis(ms));
             let key = (cluster_id, generation);
-            let mut told_before = lock(&self.told);
-            *told_before = match *told_before {
-                Some((told, at)) if told == key => Some((told, at.min(since))),
-                _ => Some((key, since)),
-            };
+            let mut told = lock(&self.told);
+            match &mut *told {
+                [Some((last, at)), _] if *last == key => *at = since.min(*at),
+                [last, before] => *before = last.replace((key, since)),
+            }
         }
     }
 
     /// When the view's current key became current: this server's own note, or an older one that it
     /// was told of, since an entry that is applied late is not young.
     pub fn current_since(&self, view: &AgreedView) -> Moment {
+        let Some(current) = view.agreed.ring.current() else { return view.current_since };
+        let present = (view.agreed.ring.cluster_id(), current.generation);
         let told = *lock(&self.told);
-        match (view.agreed.ring.current(), told) {
-            (Some(current), Some((key, at)))
-                if key == (view.agreed.ring.cluster_id(), current.generation) =>
-            {
-                view.current_since.min(at)
-            }
-            _ => view.current_since,
-        }
+        let at = told.into_iter().flatten().find(|(key, _)| *key == present).map(|(_, at)| at);
+        at.map_or(view.current_since, |at| at.min(view.current_since))
     }
 
     /// This server's own first key, as long as it is still worth offering.
@@ -114,8 +111,8 @@ impl Keys {
         } else {
             self.ctx.log.note(line);
         }
-        let (cluster_id, newest, agreed) = (set.cluster_id, set.newest, set.agreed);
-        self.installed.send_replace(Installed { cluster_id, newest, agreed });
+        let (newest, key, agreed) = (set.newest, set.newest_key, set.agreed);
+        self.installed.send_replace(Installed { newest, key, agreed });
         self.node_counters.moved.notify_one();
     }
 
@@ -128,16 +125,17 @@ impl Keys {
         self.restarted.store(restarted, Ordering::Relaxed);
     }
 
-    /// Notes that the generations which the host has installed are no longer the group's.
-    pub fn void_installed(&self) {
-        self.installed.send_modify(|installed| installed.cluster_id = None);
-    }
-
-    /// The newest generation of the present cluster incarnation that the host has installed.
+    /// The newest generation of the present ring that the host has installed.
     pub fn installed_newest(&self) -> Generation {
         let installed = *self.installed.borrow();
-        let cluster_id = self.ctx.views.borrow().agreed.ring.cluster_id();
-        if installed.cluster_id == cluster_id {
+        self.newest_of(&installed)
+    }
+
+    /// The generation of a key that is installed, 0 if it is none of the present ring.
+    pub fn newest_of(&self, installed: &Installed) -> Generation {
+        let view = self.ctx.views.borrow();
+        let named = view.agreed.ring.get(installed.newest).map(Stek::fingerprint);
+        if named.is_some() && named == installed.key {
             installed.newest
         } else {
             Generation(0)
@@ -160,7 +158,40 @@ impl LeaderInfo for Keys {
         self.ctx.now()
     }
 
-    fn acknowledged(&self, by: ServerId) {
+    fn acknowledged(&self, by: NodeId) {
         self.ctx.acknowledge(by);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::agreed::Agreed;
+    use crate::node::bench::{stek, Bench};
+
+    /// The leader is one key ahead of what is applied here.
+    #[tokio::test(start_paused = true)]
+    async fn the_age_of_a_key_is_known_until_the_next_one_is_applied_here() {
+        use crate::core::key_ring::{Command, Held, KeyRing};
+        let shared = Bench::new().shared;
+        let cluster_id = ClusterId::from_bytes([3; 16]).unwrap();
+        let mut ring = KeyRing::default();
+        ring.apply(Command::Found { cluster_id }).unwrap();
+        let held = Held { generation: Generation(1), stek: stek(1) };
+        ring.apply(Command::Stage { held, revokes: false }).unwrap();
+        ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let current_since = shared.ctx.now();
+        let agreed = Arc::new(Agreed::of_ring(ring));
+        let view = AgreedView { agreed, current_since, ..AgreedView::default() };
+        let age = |keys: &Keys| shared.ctx.now().since(keys.current_since(&view)).as_secs();
+        assert_eq!(age(&shared.keys), 0);
+        shared.keys.record_age(Some(cluster_id), Some((Generation(1), 20_000)));
+        assert_eq!(age(&shared.keys), 20);
+        shared.keys.record_age(Some(cluster_id), Some((Generation(2), 0)));
+        assert_eq!(age(&shared.keys), 20, "generation 1 is current here still");
+        shared.keys.record_age(Some(cluster_id), Some((Generation(3), 0)));
+        assert_eq!(age(&shared.keys), 0);
     }
 }

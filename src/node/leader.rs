@@ -17,21 +17,23 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::peer_client::Peers;
-use super::records::{self, Beginning};
 use super::rejected_keys::{Place, RejectedKeys};
 use super::running::{Running, Stopped};
 use super::shared::{QueuedRotation, Shared};
-use super::{new_key, server_list};
+use super::{new_key, replacement};
 use crate::consensus::network::RpcClient;
 use crate::consensus::state_machine::AgreedView;
+use crate::consensus::Answer;
 use crate::core::agreed::{Change, Command};
 use crate::core::key_ring::{
     Change as KeyChange, ClusterId, Command as KeyCommand, Generation, Held, KeyRing,
 };
 use crate::core::moment::{millis, Moment};
+use crate::core::node_id::NodeId;
 use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
 use crate::core::server_id::ServerId;
-use crate::core::stek::Stek;
+use crate::core::server_list::ServerList;
+use crate::core::stek::{Fingerprint, Stek};
 use crate::log_sink::Level;
 use crate::rpc::{Request, Response, RotationRefusal};
 use crate::supervise::{catch_panic, fail_point};
@@ -76,7 +78,7 @@ pub(super) async fn lead(
         tokio::select! {
             _ = over => {}
             () = leader_term.rule(orders) => {}
-            () = server_list::lead_membership(&shared.peers, running) => {}
+            () = replacement::lead_membership(&shared.peers, running) => {}
         }
         leader_term.end();
     }
@@ -88,7 +90,7 @@ async fn ready_to_lead(running: &Running) -> Option<()> {
     // Not the whole metrics from the start: those change with every heartbeat.
     let mut server = running.raft.server_metrics();
     server.wait_for(|m| m.state == ServerState::Leader).await.ok()?;
-    let ready = |m: &RaftMetrics<ServerId, EmptyNode>| {
+    let ready = |m: &RaftMetrics<NodeId, EmptyNode>| {
         let applied_term = m.last_applied.map(|id| id.leader_id.term);
         m.state != ServerState::Leader || applied_term == Some(m.current_term)
     };
@@ -139,6 +141,10 @@ impl<'a> LeaderTerm<'a> {
             let view = views.borrow_and_update().clone();
             own.borrow_and_update();
             fail_point("leader");
+            // An earlier leader may have brought it.
+            if view.has_base && !*self.shared.ctx.caught_up.borrow() {
+                self.shared.ctx.record_caught_up();
+            }
             self.ask_about_staged(&view);
             // All answers that are there count before anything is decided: a handover whose time
             // is over must not go on without a server whose answer nobody has read.
@@ -204,6 +210,9 @@ impl<'a> LeaderTerm<'a> {
     }
 
     fn decide(&self, view: &AgreedView) -> Step {
+        if !view.has_base {
+            return Step::Found;
+        }
         let shared = self.shared;
         let policy = Policy {
             interval: shared.ctx.settings().key_update_interval,
@@ -245,21 +254,28 @@ impl<'a> LeaderTerm<'a> {
         }
     }
 
+    /// Has the cluster take over what it was founded from: the keys, unless they are too old to be used,
+    /// and the list, or where there is none yet, that of this server's file.
     async fn found(&self) -> bool {
-        let Some(Beginning { epoch, from }) =
-            records::newest(&self.shared.peers, &self.shared.store, self.running).await
-        else {
-            return false;
-        };
-        let from = from.map(Box::new);
-        let mut bytes = [0; 16];
-        let drawn = rand_bytes(&mut bytes).ok().and_then(|()| ClusterId::from_bytes(bytes));
-        match drawn {
-            Some(cluster_id) => {
-                self.propose(KeyCommand::Found { cluster_id, epoch, from }).await == Ok(true)
-            }
-            None => false,
+        let ctx = &self.shared.ctx;
+        let mut record = ctx.base().unwrap_or_else(|| ctx.kept().record);
+        let settings = ctx.settings();
+        if record.age() > settings.max_key_age {
+            record.agreed.ring = record.agreed.ring.without_keys();
         }
+        if record.agreed.ring.cluster_id().is_none() {
+            let mut bytes = [0; 16];
+            let drawn = rand_bytes(&mut bytes).ok().and_then(|()| ClusterId::from_bytes(bytes));
+            let Some(cluster_id) = drawn else { return false };
+            if record.agreed.ring.apply(KeyCommand::Found { cluster_id }).is_err() {
+                return false;
+            }
+        }
+        if record.agreed.server_list.is_none() {
+            record.agreed.server_list = ServerList::new(1, &settings.members).ok();
+        }
+        let command = Command::Found(Box::new(record));
+        self.propose_any(command).await == Ok(Some(Ok(Change::Founded(true))))
     }
 
     async fn stage(&mut self, view: &AgreedView, generation: Generation, revokes: bool) -> bool {
@@ -336,41 +352,54 @@ impl<'a> LeaderTerm<'a> {
     /// Proposes a command and waits until it is applied here; whether it changed anything. What
     /// changes nothing must not be proposed again at once.
     async fn propose(&self, command: KeyCommand) -> Result<bool, RotationRefusal> {
+        match self.propose_any(Command::Key(command)).await? {
+            Some(Err(refusal)) => {
+                let refusal = RotationRefusal::Refused(refusal.to_string());
+                self.tell_of(&refusal);
+                Err(refusal)
+            }
+            answer => Ok(answer != Some(Ok(Change::Key(KeyChange::Nothing)))),
+        }
+    }
+
+    async fn propose_any(&self, command: Command) -> Result<Answer, RotationRefusal> {
         let limit = self.shared.ctx.settings().request_timeout;
-        let refusal =
-            match timeout(limit, self.running.raft.client_write(Command::Key(command))).await {
-                Ok(Ok(response)) => match response.data {
-                    Some(Err(refusal)) => RotationRefusal::Refused(refusal.to_string()),
-                    answer => return Ok(answer != Some(Ok(Change::Key(KeyChange::Nothing)))),
-                },
-                // Also where another leads now: the entry may have gone out before.
-                Ok(Err(_)) => RotationRefusal::Unknown,
-                Err(_) => RotationRefusal::TimedOut,
-            };
+        let refusal = match timeout(limit, self.running.raft.client_write(command)).await {
+            Ok(Ok(response)) => return Ok(response.data),
+            // Also where another leads now: the entry may have gone out before.
+            Ok(Err(_)) => RotationRefusal::Unknown,
+            Err(_) => RotationRefusal::TimedOut,
+        };
+        self.tell_of(&refusal);
+        Err(refusal)
+    }
+
+    fn tell_of(&self, refusal: &RotationRefusal) {
         let line = format!("a proposal came to nothing: {refusal}");
         self.shared.ctx.log.limited(Level::Note, "proposal", line);
-        Err(refusal)
     }
 
     /// Asks every other server to tell when it has installed the staged key, once per handover.
     fn ask_about_staged(&mut self, view: &AgreedView) {
-        let staged = view.agreed.ring.staged().map(|s| s.held.generation).unwrap_or_default();
+        let key = view.agreed.ring.staged().map(|s| (s.held.generation, s.held.stek.fingerprint()));
+        let key = key.filter(|_| view.has_base);
+        let staged = key.map(|(generation, _)| generation).unwrap_or_default();
         if staged == self.asked_about {
             return;
         }
         self.asked_about = staged;
         // Ends the questions about the last one; those that dead servers owe would be left.
         self.asking = JoinSet::new();
-        if staged > Generation(0) {
-            for id in self.shared.ctx.others() {
-                self.asking.spawn(ask_until_installed(self.shared.peers.clone(), id, staged));
-            }
+        for id in key.iter().flat_map(|_| self.shared.ctx.others()) {
+            let Some(key) = key else { break };
+            self.asking.spawn(ask_until_installed(self.shared.peers.clone(), id, key));
         }
     }
 
     /// A server that restarted during the handover no longer holds what it said it did.
     fn ask_restarted(&mut self, view: &AgreedView) {
-        let Some(staged) = view.agreed.ring.staged().map(|s| s.held.generation) else { return };
+        let Some(staged) = view.agreed.ring.staged() else { return };
+        let key = (staged.held.generation, staged.held.stek.fingerprint());
         let heard = &self.shared.peers.heard;
         let is_another =
             |(id, said): &(&ServerId, &Installed)| is_another(heard, **id, said.incarnation);
@@ -378,7 +407,7 @@ impl<'a> LeaderTerm<'a> {
             self.installed.iter().filter(is_another).map(|(id, _)| *id).collect();
         for id in restarted {
             self.installed.remove(&id);
-            self.asking.spawn(ask_until_installed(self.shared.peers.clone(), id, staged));
+            self.asking.spawn(ask_until_installed(self.shared.peers.clone(), id, key));
         }
     }
 
@@ -433,7 +462,7 @@ fn is_another(heard: &LastSeen, id: ServerId, incarnation: u64) -> bool {
 async fn ask_until_installed(
     peers: Arc<Peers>,
     id: ServerId,
-    generation: Generation,
+    (generation, key): (Generation, Fingerprint),
 ) -> (ServerId, Installed) {
     let limit_ms = millis(AWAIT_LIMIT).try_into().unwrap_or(u32::MAX);
     // The answer may be held back for the whole limit, and still has to travel.
@@ -441,13 +470,14 @@ async fn ask_until_installed(
     loop {
         let question = async {
             fail_point("ask-installed");
-            peers.call(id, Request::AwaitInstalled { generation, limit_ms }, patience).await
+            peers.call(id, Request::AwaitInstalled { generation, key, limit_ms }, patience).await
         };
         match catch_panic(question).await {
             Ok(Ok(Response::Installed { newest, incarnation }))
                 if newest >= generation && !is_another(&peers.heard, id, incarnation) =>
             {
-                return (id, Installed { newest, incarnation });
+                // What it says of others that it may have is not what it was asked.
+                return (id, Installed { newest: generation, incarnation });
             }
             // Whoever does not hold its answer back must not keep the leader busy either.
             _ => sleep(AWAIT_RETRY).await,
@@ -467,15 +497,17 @@ pub(super) async fn transfer_leadership(peers: &Arc<Peers>) {
     let bound = peers.ctx.settings().timers.election_upper;
     let replication = metrics.replication.unwrap_or_default();
     let reach = peers.ctx.reach();
-    let up = |id: &ServerId| peers.heard.last(*id).is_some_and(|at| at.elapsed() < reach);
-    let voters: BTreeSet<ServerId> = metrics.membership_config.membership().voter_ids().collect();
-    let may_lead = |id: &ServerId| *id != peers.ctx.me && voters.contains(id) && up(id);
+    let up = |node: &NodeId| peers.heard.last(node.server).is_some_and(|at| at.elapsed() < reach);
+    let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+    let me = peers.ctx.node();
+    let may_lead = |node: &NodeId| *node != me && voters.contains(node) && up(node);
     let advanced = replication.into_iter().filter(|(id, _)| may_lead(id));
     let Some((successor, _)) = advanced.max_by_key(|(_, matched)| *matched) else { return };
+    let successor = successor.server;
     peers.ctx.log.debug(format!("leaving; server {successor} is to lead"));
     if peers.call(successor, Request::Campaign, bound).await.is_ok() {
         let mut server = running.raft.server_metrics();
-        let _ = server.wait_for(|m| m.current_leader.is_some_and(|id| id != peers.ctx.me)).await;
+        let _ = server.wait_for(|m| m.current_leader.is_some_and(|node| node != me)).await;
     }
 }
 
@@ -532,7 +564,8 @@ mod tests {
         let bench =
             Bench::within(Environment { mail: Some(mail.clone()), ..Environment::default() });
         let shared = &bench.shared;
-        let ask = || ask_until_installed(shared.peers.clone(), OTHER, Generation(9));
+        let key = crate::node::bench::stek(9).fingerprint();
+        let ask = || ask_until_installed(shared.peers.clone(), OTHER, (Generation(9), key));
         let said = |incarnation| (OTHER, Installed { newest: Generation(9), incarnation });
         mail.incarnation.store(5, Ordering::Relaxed);
         // No connection to its address tells who is there.

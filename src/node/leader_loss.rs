@@ -7,8 +7,8 @@
 //! cut, and a machine that lost power is silent; for those there are the timers.
 //!
 //! Invariants: a leader that was heard after its connection was lost is not gone, and one that answers
-//! is not. Whoever is mistaken all the same deposes nobody: the pre-vote asks the others, who hear
-//! their leader.
+//! is not. A server that is mistaken alone deposes nobody: the pre-vote asks the others, who hear
+//! their leader. If all are, because the leader moves to another port or address, they elect anew.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,191 +1,292 @@
-//! The life of a server's Raft: join, start, take part, and start anew as an empty server if
-//! something in it broke.
+//! The lives of a server's nodes: each one joins a cluster or is founded into one, takes part, and ends
+//! if something broke, if its group gives way to another, or if the group goes on without it.
 //!
-//! openraft's own timers are off. How a place is found is for `recovery`, why a run has to end for
-//! `watchdog`, elections and rotation are for `election` and `leader`. Invariants: a server that
-//! starts anew remembers nothing and votes for nobody; the keys that are installed stay.
+//! openraft's own timers are off. How a cluster is founded is for `founding`, why a node has to end
+//! for `watchdog`, elections and rotation are for `election` and `leader`. Invariants: a node has part
+//! in one cluster at a time; a later node takes along the record and nothing else; what it told of its
+//! log is all that it ever acknowledged; the keys that are installed stay.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, Instant};
+use tokio::time::sleep;
 
-use super::context::Context;
+use super::context::{founding_clock, Context};
 use super::counters::NodeCounters;
 use super::erasure::erase;
-use super::keys::Keys;
-use super::peer_client::Peers;
+use super::records;
 use super::rejected_keys::{Place, RejectedKeys};
 use super::running::{Running, Stopped};
-use super::shared::{QueuedRotation, Shared};
+use super::shared::{draw_incarnation, Asked, QueuedRotation, Shared};
 use super::watchdog::OtherCluster;
-use super::{election, heartbeat, leader, leader_loss, recovery, watchdog};
+use super::{election, heartbeat, leader, leader_loss, watchdog};
 use crate::consensus::log_store::LogStore;
-use crate::consensus::network::{LeaderInfo, Links};
+use crate::consensus::network::{ClusterCell, LeaderInfo, Links};
 use crate::consensus::state_machine::{AgreedView, StateMachine};
-use crate::consensus::{link_limit, raft_config, vote_of, Raft};
-use crate::core::agreed::{Change, Refusal};
+use crate::consensus::{link_limit, raft_config, Raft};
+use crate::core::agreed::{Change, Record, Refusal};
+use crate::core::agreement::founding::{self, Found};
+use crate::core::agreement::report::Report;
 use crate::core::config::Settings;
 use crate::core::key_ring::Change as KeyChange;
-use crate::core::moment::Moment;
-use crate::core::recovery::{LeaderId, RecoveryDecision, VoteRestriction};
+use crate::core::node_id::{Incarnation, NodeId};
+use crate::core::server_id::ServerId;
 use crate::log_sink::Log;
-use crate::supervise::{catch_panic, fail_point};
-
-/// Pauses before starting anew after Raft broke, doubling.
-const REBIRTH_MIN: Duration = Duration::from_millis(100);
-const REBIRTH_MAX: Duration = Duration::from_secs(10);
-
-/// A life longer than this counts as a good one: the next rebirth does not wait long.
-const GOOD_LIFE: Duration = Duration::from_secs(60);
+use crate::supervise::{catch_panic, fail_point, Pauses};
 
 /// Lives until the task is aborted.
-pub(super) async fn live(shared: Arc<Shared>, mut orders: mpsc::Receiver<QueuedRotation>) {
-    let mut pause = REBIRTH_MIN;
-    let mut memory = None;
+pub(super) async fn live(
+    shared: Arc<Shared>,
+    mut orders: mpsc::Receiver<QueuedRotation>,
+    mut asked: mpsc::Receiver<Asked>,
+) {
+    let mut pauses = Pauses::new();
+    let life = Life { shared: shared.clone() };
     loop {
-        let born = Instant::now();
-        let one = catch_panic(live_once(&shared, memory.take(), &mut orders)).await;
-        let end = one.unwrap_or_else(|panicked| End::Broken(panicked.into()));
-        if let End::Retimed(running) = end {
-            // Meanwhile nobody must take this server for an empty one.
-            shared.ctx.set_retiming(Some(shared.ctx.status()));
-            shared.ctx.stop_raft().await;
-            shared.ctx.log.debug("Raft goes on with other timers");
-            let Running { log, machine, .. } = *running;
-            memory = Some(Memory { log, machine, cold: false });
-            continue;
-        }
-        shared.ctx.vote_restriction.send_replace(VoteRestriction::Silent);
-        shared.ctx.stop_raft().await;
-        // An empty server belongs to no cluster incarnation.
-        shared.ctx.views.send_replace(AgreedView::default());
-        shared.keys.set_restarted(true);
-        if born.elapsed() > GOOD_LIFE {
-            pause = REBIRTH_MIN;
-        }
+        let end = life.one_node(&mut orders, &mut asked).await;
+        let held = life.leave().await;
         match end {
-            // Went on above, with all that it remembers.
-            End::Retimed(_) => {}
-            End::Removed => shared.ctx.log.note(
-                "the group's server list no longer has this server; waiting as an empty server to be \
-                 taken in again, installed keys stay in use until they are too old",
+            NodeEnd::Removed => shared.ctx.log.note(
+                "the group's server list no longer has this server; waiting as a new node to be taken \
+                 in again, installed keys stay in use until they are too old",
             ),
-            End::LogDiverged => {
-                // Nor does anybody have to believe that it holds what is to come.
-                shared.keys.void_installed();
-                shared.ctx.log.warning(
-                    "the group goes on without something that this server took for agreed: too \
-                     few servers remembered it; joining the group as an empty server, installed keys \
-                     stay in use until then",
-                );
-            }
-            End::ElectionDeadlock => shared.ctx.log.warning(
-                "the servers that may lead have lost their memory while the server list changed, \
-                 and this one may not lead yet; starting anew with them as an empty server, \
-                 installed keys stay in use until there are new ones",
-            ),
-            End::Outvoted => shared.ctx.log.debug(
-                "this server may have voted in a later term before it was started; asking anew",
-            ),
-            End::RecoveryTimedOut => {
-                shared.ctx.log.debug("no leader came while catching up; asking anew")
-            }
-            End::OtherCluster(words) => shared.ctx.log.note(format!(
-                "{words}; joining it as an empty server, installed keys stay in use until then"
+            NodeEnd::Outlived => shared.ctx.log.debug("others know of a later life of this server"),
+            NodeEnd::OtherCluster(words) => shared.ctx.log.note(format!(
+                "{words}; joining it as a new node, installed keys stay in use until then"
             )),
-            End::Broken(words) => {
+            NodeEnd::Broken(words) => {
                 shared.ctx.log.warning(format!(
-                    "agreement stopped: {words}; starting anew as an empty server, installed keys \
-                     stay in use"
+                    "agreement stopped: {words}; starting anew as a new node, installed keys stay in \
+                     use"
                 ));
-                sleep(pause).await;
-                pause = (pause * 2).min(REBIRTH_MAX);
+                sleep(pauses.after_failure()).await;
+            }
+        }
+        let known = shared.ctx.node().incarnation.max(shared.ctx.told());
+        match draw_incarnation(known) {
+            Ok(incarnation) => {
+                shared.ctx.views.send_replace(AgreedView::default());
+                shared.ctx.begin_anew(NodeId { incarnation, ..shared.ctx.node() }, held);
+                shared.keys.set_restarted(true);
+            }
+            // It has left its cluster and takes part in none; what it was stays refused.
+            Err(e) => {
+                shared.ctx.log.warning(format!("no random number for a new node: {e}"));
+                sleep(pauses.after_failure()).await;
             }
         }
     }
 }
 
-/// One run of Raft, from its start, or from joining, to its end.
-async fn live_once(
-    shared: &Arc<Shared>,
-    memory: Option<Memory>,
-    orders: &mut mpsc::Receiver<QueuedRotation>,
-) -> End {
-    let forgot = shared.ctx.now();
-    let started = match memory {
-        Some(memory) => run_raft(&shared.peers, &shared.keys, memory).await,
-        None => {
-            let decision = recovery::ask_around(&shared.peers, &shared.quorum_unreachable).await;
-            start(shared, decision).await
-        }
-    };
-    // From now on the running Raft speaks for this server.
-    shared.ctx.set_running(started.as_ref().ok().cloned());
-    shared.ctx.set_retiming(None);
-    match started {
-        Ok(running) => take_part(shared, &running, forgot, orders).await,
-        Err(reason) => End::Broken(reason),
-    }
-}
-
-/// What a life of Raft begins with.
-struct Memory {
-    log: LogStore,
-    machine: StateMachine,
-    /// Whether there can be no leader yet that one would have to wait for.
-    cold: bool,
-}
-
-/// Why a server starts anew.
-enum End {
+/// Why a server becomes another node.
+enum NodeEnd {
     /// Raft is broken; what was seen of that.
-    Broken(Stopped),
-    /// Another cluster incarnation goes before this server's; which, in words.
+    Broken(Box<Stopped>),
+    /// Another cluster takes precedence over this node's; which, in words.
     OtherCluster(OtherCluster),
-    /// A reload changed what openraft takes only at its start; what goes on.
-    Retimed(Box<Running>),
-    /// It is without a vote and hears no leader: those that it relied on may be gone.
-    RecoveryTimedOut,
-    /// It may have voted, before it forgot, in a later term than the one that it joined in.
-    Outvoted,
     /// The group has gone on without it.
     Removed,
-    /// The group has gone on without what it took for agreed.
-    LogDiverged,
-    /// Those who may lead have forgotten everything, and this server may not.
-    ElectionDeadlock,
+    /// Others know of a later life of this server, by a clock that has gone back since.
+    Outlived,
 }
 
-/// Starts Raft with an empty store, as the decision allows.
-async fn start(shared: &Arc<Shared>, decision: RecoveryDecision) -> Result<Running, Stopped> {
-    let leader_id = match &decision {
-        RecoveryDecision::Wait => None,
-        RecoveryDecision::Rejoin { leader_id }
-        | RecoveryDecision::Bootstrap { leader_id, .. }
-        | RecoveryDecision::RejoinWithoutQuorum { leader_id, .. } => Some(*leader_id),
-    };
-    // The highest term is remembered before Raft starts, so that this server cannot follow or vote
-    // below what it may have promised in its earlier life.
-    let vote = leader_id.filter(|leader_id| *leader_id != LeaderId::default()).map(vote_of);
-    let cold = matches!(decision, RecoveryDecision::Bootstrap { .. });
-    let log =
-        if cold { LogStore::founding(shared.ctx.ids(), vote) } else { LogStore::with_vote(vote) };
-    let machine = new_machine(&shared.ctx, &shared.node_counters, &shared.rejected_keys);
-    let running = run_raft(&shared.peers, &shared.keys, Memory { log, machine, cold }).await?;
-    shared.ctx.vote_restriction.send_replace(VoteRestriction::after(&decision));
-    shared.ctx.log.debug(match decision {
-        RecoveryDecision::Bootstrap { .. } => {
-            "nobody remembers any key; beginning a cluster incarnation with the list's members"
+/// Why a run of Raft ends.
+enum End {
+    /// So does the node.
+    Node(NodeEnd),
+    /// A reload changed what openraft takes only at its start; what goes on.
+    Retimed(Box<Running>),
+    /// A founding is under way.
+    Asked(Asked),
+}
+
+/// What a run of Raft begins with.
+struct Beginning {
+    log: LogStore,
+    machine: StateMachine,
+    cluster: ClusterCell,
+    /// Whether there can be no leader yet that one would have to wait for.
+    cold: bool,
+    /// Who wants to know when Raft runs.
+    started: Option<oneshot::Sender<bool>>,
+}
+
+/// The lives of one server's nodes.
+struct Life {
+    shared: Arc<Shared>,
+}
+
+impl Life {
+    /// The life of one node: one run of Raft after another, or none while it waits for a founding.
+    async fn one_node(
+        &self,
+        orders: &mut mpsc::Receiver<QueuedRotation>,
+        asked: &mut mpsc::Receiver<Asked>,
+    ) -> NodeEnd {
+        let (shared, mut beginning) = (&self.shared, Some(self.outside()));
+        loop {
+            let run = catch_panic(self.run_once(beginning.take(), orders, asked)).await;
+            match run
+                .unwrap_or_else(|panicked| End::Node(NodeEnd::Broken(Box::new(panicked.into()))))
+            {
+                End::Node(end) => return end,
+                End::Retimed(running) => {
+                    shared.ctx.stop_raft().await;
+                    shared.ctx.log.debug("Raft goes on with other timers");
+                    let Running { log, machine, cluster, .. } = *running;
+                    beginning =
+                        Some(Beginning { log, machine, cluster, cold: false, started: None });
+                }
+                End::Asked(asked) => beginning = self.obey(asked).await,
+            }
         }
-        RecoveryDecision::RejoinWithoutQuorum { .. } => {
-            "fewer than a majority remember the keys; joining them all the same"
+    }
+
+    /// One run of Raft, or the time without one, to its end.
+    async fn run_once(
+        &self,
+        beginning: Option<Beginning>,
+        orders: &mut mpsc::Receiver<QueuedRotation>,
+        asked: &mut mpsc::Receiver<Asked>,
+    ) -> End {
+        let shared = &self.shared;
+        let Some(mut beginning) = beginning else { return self.wait_for_founding(asked).await };
+        let started = beginning.started.take();
+        let running = match self.run_raft(beginning).await {
+            Ok(running) => running,
+            Err(reason) => return End::Node(NodeEnd::Broken(Box::new(reason))),
+        };
+        shared.ctx.set_running(Some(running.clone()));
+        if let Some(started) = started {
+            let _ = started.send(true);
         }
-        _ => "others remember the keys; joining them without a vote until caught up",
-    });
-    Ok(running)
+        self.take_part(&running, orders, asked).await
+    }
+
+    /// A node that has promised to leave its cluster, until it is founded into another, or until there
+    /// is one to join.
+    async fn wait_for_founding(&self, asked: &mut mpsc::Receiver<Asked>) -> End {
+        let shared = &self.shared;
+        tokio::select! {
+            Some(asked) = asked.recv() => End::Asked(asked),
+            other = watchdog::meet(&shared.peers) => End::Node(NodeEnd::OtherCluster(other)),
+            () = watchdog::outlived(&shared.ctx) => End::Node(NodeEnd::Outlived),
+        }
+    }
+
+    /// What a node begins with that is in no cluster: it takes the log of the first leader that sends it.
+    fn outside(&self) -> Beginning {
+        let shared = &self.shared;
+        let log = LogStore::new(records::persist(shared));
+        let machine = new_machine(&shared.ctx, &shared.node_counters, &shared.rejected_keys);
+        Beginning { log, machine, cluster: ClusterCell::default(), cold: false, started: None }
+    }
+
+    /// What a node begins with that was founded into a cluster.
+    fn founded(&self, found: &Found<Record>, started: oneshot::Sender<bool>) -> Beginning {
+        let shared = &self.shared;
+        let node =
+            |(id, life): (&ServerId, &Incarnation)| NodeId { server: *id, incarnation: *life };
+        let voters: BTreeSet<NodeId> = found.voters.iter().map(node).collect();
+        let log = LogStore::founding(voters, records::persist(shared));
+        let machine = new_machine(&shared.ctx, &shared.node_counters, &shared.rejected_keys);
+        let cluster = ClusterCell::from(std::sync::OnceLock::from(found.epoch));
+        Beginning { log, machine, cluster, cold: true, started: Some(started) }
+    }
+
+    /// Leaves the present cluster: nothing is acknowledged there any more. What this server holds, the
+    /// log read to its end.
+    async fn leave(&self) -> Report<Record> {
+        let ctx = &self.shared.ctx;
+        if let Some(running) = ctx.running() {
+            running.log.close();
+        }
+        let held = ctx.holding();
+        ctx.stop_raft().await;
+        ctx.keep(held.clone());
+        held
+    }
+
+    /// Does what ended the run of Raft; with what the next one begins, if there is to be one.
+    async fn obey(&self, asked: Asked) -> Option<Beginning> {
+        let shared = &self.shared;
+        let ctx = &shared.ctx;
+        shared.keys.set_restarted(true);
+        if let Asked::Found(found, reply) = asked {
+            // What this node held before is kept; Raft had part in nothing since it promised.
+            ctx.stop_raft().await;
+            return Some(self.founded(&found, reply));
+        }
+        let held = self.leave().await;
+        // Who is in no cluster goes on waiting for the log of one: nobody else may come.
+        let is_outside = ctx.part(|part| part.cluster.is_none());
+        let waiting = is_outside.then(|| self.outside());
+        match asked {
+            Asked::Prepare(prepare, reply) => {
+                let promise = ctx.part(|part| {
+                    // What was heard since then is of a cluster that this node has left.
+                    part.admits(&prepare, false, founding_clock())?;
+                    Ok::<_, founding::Refusal>(part.promise(&prepare, held))
+                });
+                ctx.enter();
+                let _ = reply.send(promise);
+                waiting
+            }
+            Asked::Lead(call, reply) => {
+                let prepares = ctx.part(|part| part.prepare(held, &call, founding_clock()));
+                ctx.enter();
+                let _ = reply.send(prepares);
+                waiting
+            }
+            Asked::Found(..) => None,
+        }
+    }
+
+    /// Starts Raft with what there is to begin with.
+    async fn run_raft(&self, beginning: Beginning) -> Result<Running, Stopped> {
+        let shared = &self.shared;
+        let Beginning { log, machine, cluster, cold, .. } = beginning;
+        let leader_info: Arc<dyn LeaderInfo> = shared.keys.clone();
+        let settings = shared.ctx.settings();
+        let limit = link_limit(&settings);
+        let links = Links::new(shared.peers.clone(), leader_info, cluster.clone(), limit);
+        let config = raft_config(&settings);
+        let raft = Raft::new(shared.ctx.node(), config, links, log.clone(), machine.clone())
+            .await
+            .map_err(Stopped::NotStarted)?;
+        Ok(Running { raft, log, machine, limit, cluster, cold })
+    }
+
+    /// Takes part until this run of Raft has to end; says why.
+    async fn take_part(
+        &self,
+        running: &Running,
+        orders: &mut mpsc::Receiver<QueuedRotation>,
+        asked: &mut mpsc::Receiver<Asked>,
+    ) -> End {
+        let shared = &self.shared;
+        let Shared { ctx, peers, keys, node_counters, .. } = &**shared;
+        // What each heartbeat wakes has tasks of its own, so that the rest is left in peace.
+        let mut busy = JoinSet::new();
+        busy.spawn(election::campaign(peers.clone(), node_counters.clone(), running.clone()));
+        busy.spawn(leader_loss::notice(peers.clone()));
+        busy.spawn(heartbeat::send(peers.clone(), keys.clone(), running.clone()));
+        let broken = |why| End::Node(NodeEnd::Broken(Box::new(why)));
+        tokio::select! {
+            Some(ended) = busy.join_next() => broken(ended.unwrap_or_else(Stopped::Task)),
+            why = erase(ctx, running) => broken(why),
+            why = watchdog::tell(ctx, node_counters, running) => broken(why),
+            why = watchdog::watch_over(ctx.node(), running) => broken(why),
+            why = leader::lead(shared, running, orders) => broken(why),
+            other = watchdog::meet(peers) => End::Node(NodeEnd::OtherCluster(other)),
+            () = watchdog::removed(peers) => End::Node(NodeEnd::Removed),
+            () = watchdog::outlived(ctx) => End::Node(NodeEnd::Outlived),
+            () = retimed(ctx, running) => End::Retimed(Box::new(running.clone())),
+            asked = next_asked(ctx, asked) => End::Asked(asked),
+        }
+    }
 }
 
 fn new_machine(
@@ -193,6 +294,12 @@ fn new_machine(
     node_counters: &Arc<NodeCounters>,
     rejected_keys: &Arc<RejectedKeys>,
 ) -> StateMachine {
+    // What was agreed before is shown on, until the cluster has what it was founded from.
+    ctx.views.send_modify(|view| {
+        let (agreed, since) = (view.agreed.clone(), (view.current_since, view.staged_since));
+        *view = AgreedView { agreed, ..AgreedView::default() };
+        (view.current_since, view.staged_since) = since;
+    });
     let observer = {
         let (log, node_counters, rejected_keys) =
             (ctx.log.clone(), node_counters.clone(), rejected_keys.clone());
@@ -204,24 +311,6 @@ fn new_machine(
     StateMachine::new(ctx.views.clone(), observer, Arc::new(move || clock.now()))
 }
 
-/// Starts Raft with what there is to begin with.
-async fn run_raft(
-    peers: &Arc<Peers>,
-    keys: &Arc<Keys>,
-    memory: Memory,
-) -> Result<Running, Stopped> {
-    let Memory { log, machine, cold } = memory;
-    let leader_info: Arc<dyn LeaderInfo> = keys.clone();
-    let settings = peers.ctx.settings();
-    let limit = link_limit(&settings);
-    let links = Links::new(peers.clone(), leader_info, limit);
-    let config = raft_config(&settings);
-    let raft = Raft::new(peers.ctx.me, config, links, log.clone(), machine.clone())
-        .await
-        .map_err(Stopped::NotStarted)?;
-    Ok(Running { raft, log, machine, limit, cold })
-}
-
 /// Tells and counts what came of an agreed command.
 pub(super) fn record_change(
     log: &Log,
@@ -231,7 +320,9 @@ pub(super) fn record_change(
 ) {
     fail_point("apply");
     match outcome {
-        Ok(Change::Key(KeyChange::Founded)) => log.debug("a cluster incarnation of keys begins"),
+        Ok(Change::Founded(true)) => log.debug("the cluster has what it was founded from"),
+        Ok(Change::Founded(false)) => {}
+        Ok(Change::Key(KeyChange::Founded)) => log.debug("a sequence of keys begins"),
         Ok(Change::Key(KeyChange::Staged(g))) => {
             node_counters.count(|node_counters| &node_counters.staged);
             log.debug(format!("generation {g} is staged"))
@@ -240,9 +331,8 @@ pub(super) fn record_change(
             node_counters.count(|node_counters| &node_counters.rotations);
             log.debug(format!("generation {g} is current"))
         }
-        Ok(Change::Key(KeyChange::Resumed(g))) => {
-            log.debug(format!("generation {g} is current again"))
-        }
+        Ok(Change::Key(KeyChange::Revoked)) => log
+            .note("keys that were revoked in a group which went its own way are revoked here too"),
         Ok(Change::Key(KeyChange::Nothing)) => {}
         Ok(Change::MembershipChanged(version)) => {
             log.debug(format!("server list version {version} is agreed"));
@@ -251,32 +341,19 @@ pub(super) fn record_change(
     }
 }
 
-/// Takes part until this server has to start anew; says why.
-async fn take_part(
-    shared: &Arc<Shared>,
-    running: &Running,
-    forgot: Moment,
-    orders: &mut mpsc::Receiver<QueuedRotation>,
-) -> End {
-    let Shared { ctx, peers, keys, node_counters, .. } = &**shared;
-    // What each heartbeat wakes has tasks of its own, so that the rest is left in peace.
-    let mut busy = JoinSet::new();
-    busy.spawn(election::campaign(peers.clone(), node_counters.clone(), running.clone()));
-    busy.spawn(leader_loss::notice(peers.clone()));
-    busy.spawn(heartbeat::send(peers.clone(), keys.clone(), running.clone()));
-    tokio::select! {
-        Some(ended) = busy.join_next() => End::Broken(ended.unwrap_or_else(Stopped::Task)),
-        why = erase(ctx, running) => End::Broken(why),
-        why = watchdog::tell(ctx, node_counters, running) => End::Broken(why),
-        why = watchdog::watch_over(ctx.me, running) => End::Broken(why),
-        why = leader::lead(shared, running, orders) => End::Broken(why),
-        other = watchdog::meet(peers) => End::OtherCluster(other),
-        () = recovery::convalesce(ctx) => End::RecoveryTimedOut,
-        () = recovery::prove_itself(peers, running, forgot) => End::Outvoted,
-        () = watchdog::removed(peers) => End::Removed,
-        () = running.log.log_diverged() => End::LogDiverged,
-        () = watchdog::deadlock(peers, running) => End::ElectionDeadlock,
-        () = retimed(ctx, running) => End::Retimed(Box::new(running.clone())),
+/// The next that this node is asked and that still has sense: who hears a leader with a majority by
+/// now neither promises nor founds.
+async fn next_asked(ctx: &Context, queue: &mut mpsc::Receiver<Asked>) -> Asked {
+    loop {
+        match queue.recv().await {
+            Some(Asked::Prepare(_, reply)) if ctx.in_majority() => {
+                let _ = reply.send(Err(founding::Refusal::HearsLeader));
+            }
+            Some(Asked::Lead(..)) if ctx.in_majority() => {}
+            Some(asked) => return asked,
+            // The sender lives as long as this server.
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -297,21 +374,16 @@ async fn retimed(ctx: &Context, running: &Running) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::future::ready;
+    use std::time::Duration;
 
-    use std::collections::BTreeSet;
-
-    use openraft::{Entry, EntryPayload, Membership};
     use tokio::time::timeout;
 
-    use super::recovery::ask_around;
     use super::watchdog::{meet, removed};
     use super::*;
-    use crate::consensus::log_id_of;
     use crate::core::agreed::{Agreed, Command};
+    use crate::core::agreement::epoch::Epoch;
     use crate::core::config::Member;
-    use crate::core::key_ring::{ClusterId, Command as KeyCommand, Generation};
-    use crate::core::recovery::{LogPosition, RecoveryDecision, Status};
-    use crate::core::server_id::ServerId;
+    use crate::core::pre_vote::Status;
     use crate::core::server_list::ServerList;
     use crate::node::bench::Bench;
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
@@ -321,7 +393,13 @@ mod tests {
     use crate::transport::{Body, LastSeen, Me};
 
     fn member(id: u32) -> Member {
-        Member { id: ServerId(id), address: format!("server{id}"), port: 1, subject: None }
+        Member {
+            id: ServerId(id),
+            address: format!("server{id}"),
+            port: 1,
+            subject: None,
+            voter: true,
+        }
     }
 
     /// Mail in a world where everybody gives the same answer.
@@ -375,155 +453,64 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_server_that_meets_those_who_remember_begins_no_cluster_id() {
-        let leader_id = LeaderId { term: 3, node: ServerId(2) };
-        let cluster_id = ClusterId::from_bytes([1; 16]);
-        let remembers = Status { full: true, leader_id, cluster_id, ..Status::default() };
-        let mail: Option<Arc<dyn SimulatedNetwork>> = Some(Arc::new(Everybody(Ok(remembers))));
-        let Bench { shared, .. } = Bench::within(Environment { mail, ..Environment::default() });
-        shared.peers.set_members(&[1, 2, 3].map(member));
-        let decision =
-            timeout(Duration::from_secs(60), ask_around(&shared.peers, &shared.quorum_unreachable))
-                .await
-                .unwrap();
-        assert_eq!(decision, RecoveryDecision::Rejoin { leader_id });
-    }
-
-    /// It led for a moment, founded a cluster incarnation, and lost its office before anybody agreed.
+    /// It promised to leave its cluster, and nothing came of that: there is a leader with a majority.
     #[tokio::test]
-    async fn a_founding_that_another_leader_overtook_is_given_up() {
-        let cluster_id = |byte| ClusterId::from_bytes([byte; 16]);
-        let theirs = Status {
-            cluster_id: cluster_id(2),
-            quorum: true,
-            generation: Generation(1),
-            ..Status::default()
-        };
-        let mail: Option<Arc<dyn SimulatedNetwork>> = Some(Arc::new(Everybody(Ok(theirs))));
-        let Bench { shared, .. } = Bench::within(Environment { mail, ..Environment::default() });
-        let found = KeyCommand::Found { cluster_id: cluster_id(1).unwrap(), epoch: 1, from: None };
-        let voters = BTreeSet::from([ServerId(1), ServerId(2), ServerId(3)]);
-        let payloads = [
-            EntryPayload::Membership(Membership::new(vec![voters], None)),
-            EntryPayload::Blank,
-            EntryPayload::Normal(Command::Key(found)),
-        ];
-        let leader_id = LeaderId { term: 1, node: ServerId(1) };
-        let entries = (0..).zip(payloads).map(|(index, payload)| Entry {
-            log_id: log_id_of(LogPosition { leader_id, index }),
-            payload,
-        });
-        let log = LogStore::of(entries);
-        let machine = new_machine(&shared.ctx, &shared.node_counters, &shared.rejected_keys);
-        let running = run_raft(&shared.peers, &shared.keys, Memory { log, machine, cold: true })
-            .await
-            .unwrap();
-        shared.ctx.set_running(Some(running));
-        assert_eq!(shared.ctx.status().cluster_id, None, "nothing is applied");
-        assert_eq!(shared.ctx.cluster_id(), cluster_id(1), "but every frame says so");
-
-        shared.peers.record_other_cluster_peer(ServerId(2));
-        let words = timeout(Duration::from_secs(30), meet(&shared.peers)).await.unwrap();
-        assert_eq!(
-            words.to_string(),
-            "server 2 belongs to cluster incarnation 02020202, which goes before 01010101"
-        );
-        shared.ctx.stop_raft().await;
-    }
-}
-
-#[cfg(test)]
-mod proving {
-    use std::future::ready;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use openraft::Vote;
-
-    use super::recovery::prove_itself;
-    use super::*;
-    use crate::core::config::Member;
-    use crate::core::recovery::Status;
-    use crate::core::server_id::ServerId;
-    use crate::node::bench::Bench;
-    use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
-    use crate::rpc::{self, Response};
-    use crate::transport::peers::CallError;
-    use crate::transport::{Body, LastSeen, Me};
-
-    /// Servers that remember everything, and have heard of a term.
-    #[derive(Default)]
-    struct Whole {
-        term: AtomicU64,
-        asked: AtomicU64,
-    }
-
-    impl SimulatedNetwork for Whole {
-        fn open(&self, _: &Me, _: &LastSeen) {}
-
-        fn set_members(&self, _: &[Member]) {}
-
-        fn request(&self, to: ServerId, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
-            self.asked.fetch_add(1, Ordering::Relaxed);
-            let leader_id = LeaderId { term: self.term.load(Ordering::Relaxed), node: to };
-            let status = Status { full: true, leader_id, ..Status::default() };
-            Box::pin(ready(Ok(rpc::encode(&Response::Status(status)).unwrap())))
-        }
-
-        fn note(&self, _: ServerId, _: Body, _: Duration) {}
-
-        fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
-            Box::pin(ready(Err(CallError::UnknownPeer)))
-        }
-
-        fn listen(&self, _: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
-            Box::new(())
+    async fn a_promise_that_led_nowhere_is_left_for_a_group_that_works() {
+        let cluster = |counter| Epoch { counter, ..Epoch::default() };
+        for (promise, quorum, goes) in [(0, true, false), (9, true, true), (9, false, false)] {
+            let theirs = Status { cluster: cluster(5), quorum, ..Status::default() };
+            let mail: Option<Arc<dyn SimulatedNetwork>> = Some(Arc::new(Everybody(Ok(theirs))));
+            let Bench { shared, .. } =
+                Bench::within(Environment { mail, ..Environment::default() });
+            shared.ctx.part(|part| {
+                assert!(part.join(cluster(5)));
+                part.promise = part.promise.max(cluster(promise));
+            });
+            shared.peers.record_other_cluster_peer(ServerId(2));
+            let met = timeout(Duration::from_millis(100), meet(&shared.peers)).await;
+            let words = met.map(|other| other.to_string());
+            let expected = "server 2 has part in a cluster that takes precedence (epoch 5)";
+            assert_eq!(words.ok().as_deref(), goes.then_some(expected));
         }
     }
 
-    /// A server that forgot its vote asks only when no vote request of before can count any more,
-    /// and what it hears then decides.
-    #[tokio::test(start_paused = true)]
-    async fn a_vote_that_was_forgotten_is_found_out_before_a_server_counts_again() {
-        for (heard_of, counts) in [(5, true), (6, false)] {
-            let mail = Arc::new(Whole::default());
-            let bench =
-                Bench::within(Environment { mail: Some(mail.clone()), ..Environment::default() });
-            let shared = &bench.shared;
-            let member = |id| Member {
-                id: ServerId(id),
-                address: "127.0.0.1".to_owned(),
-                port: id as u16,
-                subject: None,
-            };
-            shared.peers.set_members(&(1..=5).map(member).collect::<Vec<_>>());
-            let running = bench.running(Some(Vote::new_committed(5, ServerId(9)))).await;
-            let vote_life = shared.ctx.settings().timers.election_lower;
-            let forgot = shared.ctx.now();
-            let (of, with) = (shared.clone(), running.clone());
-            let proof = tokio::spawn(async move { prove_itself(&of.peers, &with, forgot).await });
-            sleep(vote_life * 2).await;
-            assert_eq!(mail.asked.load(Ordering::Relaxed), 0, "it has not caught up yet");
-            proof.abort();
-
-            let forgot = shared.ctx.now();
-            let (of, with) = (shared.clone(), running.clone());
-            let proof = tokio::spawn(async move { prove_itself(&of.peers, &with, forgot).await });
-            shared.ctx.vote_restriction.send_replace(VoteRestriction::Proving);
-            sleep(vote_life - Duration::from_millis(5)).await;
-            assert_eq!(mail.asked.load(Ordering::Relaxed), 0, "a request may still be under way");
-            // Only now the late request arrives.
-            mail.term.store(heard_of, Ordering::Relaxed);
-            sleep(Duration::from_millis(100)).await;
-            assert!(mail.asked.load(Ordering::Relaxed) > 0);
-            assert_eq!(
-                *shared.ctx.vote_restriction.borrow() == VoteRestriction::Lifted,
-                counts,
-                "{heard_of}"
-            );
-            assert_eq!(proof.is_finished(), !counts, "{heard_of}");
-            proof.abort();
-            let _ = running.raft.shutdown().await;
+    /// It was asked while it was in a cluster, and is in none by the time that it answers.
+    #[tokio::test]
+    async fn a_promise_leaves_a_node_that_is_in_no_cluster_where_a_log_can_come_to_it() {
+        for is_in_cluster in [false, true] {
+            let bench = Bench::new();
+            let shared = bench.shared.clone();
+            if is_in_cluster {
+                shared.ctx.set_running(Some(bench.running(None).await));
+            } else {
+                let outside = NodeId { incarnation: Incarnation(9), ..shared.ctx.node() };
+                shared.ctx.begin_anew(outside, Report::default());
+            }
+            let epoch = Epoch { counter: founding_clock(), founder: NodeId::of(2) };
+            let (reply, answer) = oneshot::channel();
+            let asked = Asked::Prepare(founding::Prepare { epoch, to: shared.ctx.node() }, reply);
+            let next = Life { shared: shared.clone() }.obey(asked).await;
+            assert_eq!(answer.await.unwrap().map(|promise| promise.epoch), Ok(epoch));
+            assert_eq!(next.is_none(), is_in_cluster);
         }
+    }
+
+    #[tokio::test]
+    async fn a_later_node_has_what_the_one_before_held_and_no_part_in_its_cluster() {
+        let bench = Bench::new();
+        let shared = bench.shared.clone();
+        let running = bench.running(None).await;
+        let before = shared.ctx.node();
+        shared.ctx.set_running(Some(running.clone()));
+        assert!(!shared.ctx.cluster().is_none());
+        let held = Life { shared: shared.clone() }.leave().await;
+        let incarnation = draw_incarnation(before.incarnation).unwrap();
+        assert!(incarnation > before.incarnation);
+        shared.ctx.begin_anew(NodeId { incarnation, ..before }, held);
+        assert!(shared.ctx.cluster().is_none() && shared.ctx.running().is_none());
+        assert!(shared.ctx.status().node > before);
+        let vote = openraft::Vote::new(7, before);
+        let mut log = running.log;
+        assert!(openraft::storage::RaftLogStorage::save_vote(&mut log, &vote).await.is_err());
     }
 }

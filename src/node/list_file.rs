@@ -92,7 +92,7 @@ mod tests {
     use crate::core::server_id::ServerId;
 
     fn list(port: u16) -> Vec<Member> {
-        vec![Member { id: ServerId(1), address: "a".to_owned(), port, subject: None }]
+        vec![Member { id: ServerId(1), address: "a".to_owned(), port, subject: None, voter: true }]
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@
 //!
 //! | part | what it does | takes |
 //! |---|---|---|
-//! | `types` | what goes in and out: key sets, reports, how a wish ended | |
+//! | `types` | what goes in and out: key sets, reports, how a request ended | |
 //! | `network`, `disk` | the ways to other servers and to `state_dir` | |
 //! | `environment` | the world that the node is in: these two, or a simulation's | |
 //! | `clock`, `counters`, `rejected_keys`, `running`, `list_file`, `origin` | one fact each | |
@@ -17,16 +17,17 @@
 //! | `records` | when it is read and written, and what is made of it | peers, keys, store |
 //! | `heartbeat` | the leader's heartbeats, and what a server makes of them | peers, keys |
 //! | `election` | becomes a candidate when no leader is heard and a pre-vote is won | peers |
+//! | `leader_loss` | finds out that the leader's process is gone | peers |
 //! | `bounds` | how much of a leader's word is believed | peers |
-//! | `server_list` | has the group agree on its server list, and Raft's membership follow it | peers |
-//! | `session_exchange` | between the host's sessions and the node | |
+//! | `server_list` | has the group agree on its server list | peers |
+//! | `replacement` | has Raft's membership follow that list and the lives of its servers | peers |
+//! | `wake_pipe`, `session_exchange` | between the host's sessions and the node | |
 //! | `sessions` | carries sessions to the other servers | peers |
-//! | `status_poll` | tells one that asks what the others say of themselves | peers |
-//! | `recovery` | asks the others, joins, and counts again when caught up | peers |
 //! | `own_key` | says why the server is on a key of its own | peers |
 //! | `erasure` | erases retired keys from log and snapshot | context |
 //! | `watchdog` | why a run of Raft has to end | peers |
 //! | `shared` | all of these, put together | |
+//! | `founding` | founds a cluster where no leader with a majority is heard | all |
 //! | `forward` | brings an operator's order to the leader | all |
 //! | `leader` | bootstraps, stages, activates; carries out orders | all |
 //! | `key_publisher` | from the ring to the set that the host should hold | all |
@@ -45,6 +46,7 @@ mod election;
 pub mod environment;
 mod erasure;
 mod forward;
+mod founding;
 mod heartbeat;
 mod key_publisher;
 mod keys;
@@ -59,8 +61,8 @@ mod own_key;
 mod panics;
 mod peer_client;
 mod records;
-mod recovery;
 pub mod rejected_keys;
+mod replacement;
 mod report;
 mod rpc_server;
 mod running;
@@ -69,11 +71,12 @@ pub mod session_exchange;
 mod sessions;
 mod shared;
 mod state_file;
-mod status_poll;
 mod store;
 mod types;
+mod wake_pipe;
 mod watchdog;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,10 +88,11 @@ use tokio::time::{timeout, Instant};
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Generation;
 use crate::core::rotation::Order;
+use crate::core::server_id::ServerId;
 use crate::core::server_status::{HostStatus, ServerStatus};
 use crate::core::stek::Stek;
 use crate::core::text::readable;
-use crate::rpc::{MembershipRefusal, RotationRefusal};
+use crate::rpc::{MembershipRefusal, RecoverRefusal, RotationRefusal};
 use crate::transport::tls::Tls;
 #[doc(hidden)]
 pub use state_file::door as state_file_door;
@@ -96,7 +100,7 @@ pub use state_file::door as state_file_door;
 use context::lock;
 use rejected_keys::RejectedKeys;
 use rpc_server::RpcServer;
-use shared::Shared;
+use shared::{Shared, MAX_ASKED};
 
 pub use crate::core::server_status::Role;
 pub use counters::ReloadOutcome;
@@ -130,17 +134,19 @@ impl Node {
     /// Only if OpenSSL cannot give randomness.
     pub async fn start(settings: Settings, deps: Deps) -> Result<Node, ErrorStack> {
         let (orders, order_queue) = mpsc::channel(MAX_ORDERS);
+        let (asked, asked_queue) = mpsc::channel(MAX_ASKED);
         let (set_sender, sets) = watch::channel(KeySet::own(deps.initial.clone()));
         let initial = deps.initial.clone();
-        let shared = Shared::new(settings, deps, orders)?;
+        let shared = Shared::new(settings, deps, orders, asked)?;
         records::load(&shared.peers, &shared.store).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(key_publisher::keep(shared.clone(), initial, set_sender));
-        tasks.spawn(lifecycle::live(shared.clone(), order_queue));
+        tasks.spawn(lifecycle::live(shared.clone(), order_queue, asked_queue));
+        tasks.spawn(founding::keep(shared.clone()));
         shared.peers.listen(Arc::new(RpcServer(shared.clone())));
         tasks.spawn(server_list::follow(shared.peers.clone()));
-        let (peers, keys, store) = (&shared.peers, &shared.keys, &shared.store);
-        tasks.spawn(records::keep(peers.clone(), keys.clone(), store.clone()));
+        let (peers, store) = (&shared.peers, &shared.store);
+        tasks.spawn(records::keep(peers.clone(), store.clone()));
         tasks.spawn(own_key::watch(peers.clone(), sets.clone()));
         if let Some(exchange) = &shared.sessions {
             tasks.spawn(sessions::share(peers.clone(), exchange.clone()));
@@ -185,6 +191,16 @@ impl Node {
     /// Why that cannot be had at present.
     pub async fn order(&self, order: Order) -> Result<Generation, RotationRefusal> {
         forward::order(&self.shared, order, origin::message(self.shared.ctx.me)).await
+    }
+
+    /// Goes on with these servers alone, of which this one is one, since all others are gone for good: with
+    /// the keys of the newest of them, and without a restart. The epoch of the cluster that is founded.
+    ///
+    /// # Errors
+    /// Why there is none; nothing changed then, unless it is that not all took part.
+    pub async fn recover(&self, survivors: BTreeSet<ServerId>) -> Result<u64, RecoverRefusal> {
+        let (founder, me) = (founding::Founder::of(&self.shared), self.shared.ctx.me);
+        founding::recover(&founder, survivors, &origin::message(me)).await
     }
 
     /// Has the group agree on this server list, through whichever server leads. More than half of the

@@ -86,7 +86,7 @@ mod tests {
 
     fn member(id: u32) -> Member {
         let address = format!("server{id}");
-        Member { id: ServerId(id), address, port: 7, subject: None }
+        Member { id: ServerId(id), address, port: 7, subject: None, voter: true }
     }
 
     #[tokio::test(start_paused = true)]

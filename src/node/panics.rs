@@ -64,6 +64,7 @@ impl Group {
                 address: address.clone(),
                 port: *port,
                 subject: None,
+                voter: true,
             })
             .collect();
         let settings = members.iter().map(|member| Settings {

@@ -20,12 +20,13 @@ use super::running::Running;
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::config::Member;
 use crate::core::key_ring::ClusterId;
-use crate::core::large_cluster::scale;
-use crate::core::moment::{millis, Moment};
-use crate::core::recovery::{with_relayed, yields, SanityBounds, Status};
+use crate::core::moment::Moment;
+use crate::core::node_id::NodeId;
+use crate::core::pre_vote::Status;
+use crate::core::sanity_bounds::SanityBounds;
 use crate::core::server_id::ServerId;
 use crate::log_sink::Level;
-use crate::rpc::{self, ErrorResponse, RelayedStatus, Request, Response};
+use crate::rpc::{self, Request, Response};
 use crate::transport::listener::{ListenDeps, Refusal, Service};
 use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;
@@ -50,11 +51,11 @@ pub(super) struct Peers {
     pub counters: Arc<Counters>,
     /// Lets the others in, until this server ends.
     listener: Mutex<Option<ListenerHandle>>,
-    /// Rung whenever another server says what it is.
+    /// Notified whenever another server says what it is.
     pub answered: Notify,
-    /// Rung when a server without memory has shown up; see [`Peers::take_new_peers`].
+    /// Notified when a server that hears no leader has shown up; see [`Peers::take_new_peers`].
     pub new_peer: Notify,
-    /// Rung when a server of another cluster incarnation was met; see [`Peers::other_cluster_peer`].
+    /// Notified when a server of another cluster incarnation was met; see [`Peers::other_cluster_peer`].
     pub met: Notify,
     /// Members that are being asked whether they are still there; see `rpc_server`.
     pub doubted: Mutex<BTreeSet<ServerId>>,
@@ -68,9 +69,7 @@ pub(super) struct Peers {
 struct Table {
     /// The latest that each other server said of itself, and when.
     answers: BTreeMap<ServerId, (Moment, Status)>,
-    /// The latest that others passed on of what each other one said of itself, and when it did.
-    relayed: BTreeMap<ServerId, (Moment, Status)>,
-    /// Servers without memory that have shown up lately; members only.
+    /// Servers that hear no leader and have shown up lately; members only.
     new_peers: BTreeSet<ServerId>,
     /// The server of another cluster incarnation that was met last.
     other_cluster_peer: Option<ServerId>,
@@ -167,43 +166,6 @@ impl Peers {
         fresh(&lock(&self.table).answers, self.ctx.now(), limit)
     }
 
-    /// The same with what others passed on.
-    pub fn relayed_within(&self, limit: Duration) -> BTreeMap<ServerId, Status> {
-        let now = self.ctx.now();
-        let facts = lock(&self.table);
-        let relayed = fresh(&facts.relayed, now, limit);
-        with_relayed(fresh(&facts.answers, now, limit), relayed)
-    }
-
-    /// What the others said to this server of themselves within `limit`, to be passed on.
-    pub fn answers_to_tell(&self, limit: Duration) -> Vec<RelayedStatus> {
-        let now = self.ctx.now();
-        let facts = lock(&self.table);
-        let known = facts.answers.iter().map(|(id, (at, status))| (*id, now.since(*at), status));
-        let fresh = known.filter(|(_, age, _)| *age < limit);
-        let told = fresh.map(|(from, age, status)| {
-            let age_ms = millis(age).saturating_add(1).try_into().unwrap_or(u32::MAX);
-            RelayedStatus { from, age_ms, status: status.clone() }
-        });
-        told.collect()
-    }
-
-    /// Takes what another server passed on in answer to a question that was sent at `asked`, unless
-    /// it was said before `since`.
-    pub fn record_relayed(&self, told: Vec<RelayedStatus>, asked: Moment, since: Moment) {
-        let others: BTreeSet<ServerId> = self.ctx.others().collect();
-        let mut facts = lock(&self.table);
-        for RelayedStatus { from, age_ms, status } in told {
-            let at = asked.ago(Duration::from_millis(age_ms.into()));
-            let newest = facts.relayed.get(&from).is_none_or(|(known, _)| *known <= at);
-            if at >= since && newest && others.contains(&from) {
-                facts.relayed.insert(from, (at, status));
-            }
-        }
-        drop(facts);
-        self.answered.notify_one();
-    }
-
     /// How far terms and logs may reach for this server to believe them.
     pub fn sanity_bounds(&self) -> SanityBounds {
         let (vote, end) = match self.ctx.running() {
@@ -223,26 +185,20 @@ impl Peers {
         if !plausible {
             let line = format!(
                 "server {from} counts far beyond what this server knows of (term {term}, entry \
-                 {index}) and nobody bears it out; not believed: is that server sound?"
+                 {index}) and no other server confirms it; not believed; check that server"
             );
             self.ctx.log.limited(Level::Warning, "absurd count", line);
         }
         plausible
     }
 
-    pub fn forget_answers(&self) {
-        let mut facts = lock(&self.table);
-        facts.answers.clear();
-        facts.relayed.clear();
-    }
-
-    /// Notes a server that has no memory yet, which a leader need not keep waiting for a heartbeat.
+    /// Notes a server that hears no leader, which a leader need not keep waiting for a heartbeat.
     pub fn record_new_peer(&self, id: ServerId) {
         lock(&self.table).new_peers.insert(id);
         self.new_peer.notify_one();
     }
 
-    /// The servers without memory that have shown up since this was asked last.
+    /// The servers that have shown up so since this was asked last.
     pub fn take_new_peers(&self) -> BTreeSet<ServerId> {
         std::mem::take(&mut lock(&self.table).new_peers)
     }
@@ -271,18 +227,20 @@ impl RpcClient for Arc<Peers> {
         drop(request);
         let answer = self.post.request(to, body, limit).await.map_err(|e| match e {
             CallError::TimedOut => CallFailure::TimedOut,
+            CallError::NobodyListens(_) => CallFailure::NobodyListens,
             CallError::Refused(Refusal::NotAMember) => CallFailure::NotListed,
             _ => CallFailure::Unreachable,
         })?;
         let answer = rpc::decode_response(&answer).map_err(|e| {
-            let line = format!("server {to} answered nonsense: {e}");
+            let line = format!("server {to} sent a malformed response: {e}");
             self.ctx.log.limited(Level::Warning, "invalid answer", line);
             CallFailure::InvalidResponse
         })?;
         let is_foreign = match &answer {
-            Response::ErrorResponse(ErrorResponse::OtherCluster) => true,
-            // A server that finds no leader asks for no more than this, and may hear nobody else.
-            Response::Status(theirs) => yields(&self.ctx.status(), theirs),
+            Response::Status(theirs) => {
+                self.ctx.record_told(theirs.yours);
+                theirs.quorum && theirs.cluster != self.ctx.cluster()
+            }
             _ => false,
         };
         if is_foreign {
@@ -300,16 +258,23 @@ impl RpcClient for Arc<Peers> {
 /// Asks all voters but this server what they are.
 pub(super) fn ask_voters(
     peers: &Arc<Peers>,
-    configs: &[BTreeSet<ServerId>],
+    configs: &[BTreeSet<NodeId>],
 ) -> JoinSet<(ServerId, Result<Status, CallFailure>)> {
-    let voters: BTreeSet<ServerId> = configs.iter().flatten().copied().collect();
-    let limit = STATUS_LIMIT * scale(voters.len());
+    let voters: BTreeSet<ServerId> = configs.iter().flatten().map(|node| node.server).collect();
+    ask(peers, voters)
+}
+
+/// Asks these servers, but for this one, what they are.
+pub(super) fn ask(
+    peers: &Arc<Peers>,
+    whom: impl IntoIterator<Item = ServerId>,
+) -> JoinSet<(ServerId, Result<Status, CallFailure>)> {
     let mut asked = JoinSet::new();
-    for id in voters.into_iter().filter(|id| *id != peers.ctx.me) {
+    for id in whom.into_iter().filter(|id| *id != peers.ctx.me) {
         let peers = peers.clone();
         asked.spawn(async move {
-            let question = Request::Status(peers.ctx.status());
-            let answer = match peers.call(id, question, limit).await {
+            let question = Request::Status(peers.ctx.status_for(id));
+            let answer = match peers.call(id, question, STATUS_LIMIT).await {
                 Ok(Response::Status(status)) => Ok(status),
                 Ok(_) => Err(CallFailure::InvalidResponse),
                 Err(failure) => Err(failure),

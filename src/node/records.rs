@@ -1,36 +1,23 @@
 //! What this server keeps in `state_dir` and makes of it: read once at start, written by a task of its
-//! own whenever what is agreed has changed.
+//! own whenever the log has grown, before that is acknowledged.
 //!
 //! Invariants: what a file brings decrypts and never votes; a disk that is slow, full, read-only,
 //! hanging or gone costs a warning and the file's use, and never a key, an election or a wait that
 //! is longer than the limits here.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
-use super::context::Context;
 use super::disk;
-use super::keys::Keys;
 use super::peer_client::Peers;
-use super::running::Running;
+use super::shared::Shared;
 use super::state_file::{Saved, StateFile, Written};
 use super::store::Store;
-use crate::consensus::link_limit;
-use crate::consensus::network::RpcClient;
-use crate::consensus::state_machine::AgreedView;
-use crate::core::key_ring::{ClusterId, Generation};
-use crate::core::large_cluster::scale;
-use crate::core::moment::millis;
-use crate::core::quorum::has_majority;
-use crate::core::record::{next_epoch, Record};
-use crate::core::recovery::VoteRestriction;
-use crate::core::server_id::ServerId;
+use crate::consensus::log_store::Persist;
+use crate::core::agreement::report::Rank;
 use crate::log_sink::Level;
-use crate::rpc::{Request, Response};
 use crate::supervise::{catch_panic, fail_point, kept_alive};
 
 /// How long a server that starts waits for its file; one on a disk that hangs is not used.
@@ -42,8 +29,8 @@ const SAVE_RETRY: Duration = Duration::from_secs(1);
 /// After so long the operator is told that a write hangs.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// How long a server may wait for its file before it says that it holds a key. Far above what a
-/// write takes on memory-backed storage, and little beside `handover_timeout`.
+/// How long a node may wait for its file before it acknowledges an entry. Far above what a write
+/// takes on memory-backed storage, and little beside `handover_timeout`.
 const SAVED_LIMIT: Duration = Duration::from_millis(200);
 
 /// Reads what an earlier process of this server left, at its very start.
@@ -54,13 +41,14 @@ pub(super) async fn load(peers: &Arc<Peers>, store: &Store) {
     let read = catch_panic(timeout(LOAD_LIMIT, file.load(&tls, max_key_age))).await;
     let why = match read {
         Ok(Ok(Ok(None))) => None,
-        Ok(Ok(Ok(Some((record, away))))) => {
+        Ok(Ok(Ok(Some((saved, away))))) => {
             of.log.note(format!(
                 "the keys of the state file, saved {} s ago, decrypt until the group's are known",
                 away.as_secs()
             ));
-            store.written.send_modify(|written| written.well = true);
-            store.keep_record(record);
+            store.written.send_modify(|written| (written.well, written.rank) = (true, saved.rank));
+            store.record_revoked_on_disk(saved.record.agreed.ring.revoked());
+            of.keep(saved);
             None
         }
         Ok(Ok(Err(why))) => Some(why.to_string()),
@@ -81,58 +69,59 @@ pub(super) async fn load(peers: &Arc<Peers>, store: &Store) {
 }
 
 /// Keeps the file up to date until the task is aborted.
-pub(super) async fn keep(peers: Arc<Peers>, keys: Arc<Keys>, store: Arc<Store>) {
+pub(super) async fn keep(peers: Arc<Peers>, store: Arc<Store>) {
     let Some(file) = store.file.clone() else { return };
-    let begin = || keep_on(&peers, &keys, &store, &file);
+    let begin = || keep_on(&peers, &store, &file);
     kept_alive(&peers.ctx.log, "writing the state file", begin).await;
 }
 
-async fn keep_on(peers: &Peers, keys: &Keys, store: &Store, file: &StateFile) {
+async fn keep_on(peers: &Peers, store: &Store, file: &StateFile) {
     let mut views = peers.ctx.views.subscribe();
-    let mut vote_restriction = peers.ctx.vote_restriction.subscribe();
     // Sealed under the private key, which a reload may have changed.
     let mut tls = peers.tls.subscribe();
     loop {
+        let grown = peers.ctx.log_grew.notified();
         tls.borrow_and_update();
-        // While a server catches up it passes through what was current long ago.
-        let is_caught_up = *vote_restriction.borrow_and_update() == VoteRestriction::Lifted;
+        views.borrow_and_update();
         // A write may take long, and no key outlives its time in here meanwhile.
-        let saved = {
-            let view = views.borrow_and_update().clone();
-            is_caught_up.then(|| to_save(&peers.ctx, keys, &view)).flatten()
-        };
-        let done = match saved {
-            Some(saved) => write(peers, store, file, saved).await,
-            None => true,
-        };
+        let held = peers.ctx.holding();
+        let done = held.rank.epoch.is_none() || write(peers, store, file, held).await;
         tokio::select! {
             () = sleep(SAVE_RETRY), if !done => {}
             changed = views.changed() => if changed.is_err() { return },
-            _ = vote_restriction.changed() => {}
+            () = grown => {}
             _ = tls.changed() => {}
         }
     }
 }
 
-/// What there is to keep of a view, once anything is agreed.
-fn to_save(ctx: &Context, keys: &Keys, view: &AgreedView) -> Option<Saved> {
-    let ring = &view.agreed.ring;
-    ring.cluster_id()?;
-    let since = match ring.staged() {
-        Some(_) if !ring.is_imported() => view.staged_since,
-        _ => keys.current_since(view),
-    };
-    let age_ms = millis(ctx.now().since(since));
-    let record = Record { ring: ring.clone(), end: view.end?, age_ms };
-    Some(Saved { record, server_list: view.agreed.server_list.clone() })
+/// Waits for a node of this server until its file has what the node is about to acknowledge. A disk
+/// that is not well is not waited for.
+pub(super) fn persist(shared: &Arc<Shared>) -> Option<Persist> {
+    shared.store.file.as_ref()?;
+    // A server holds its log, and must not be held by it.
+    let of = Arc::downgrade(shared);
+    Some(Arc::new(move |end| {
+        let of = of.clone();
+        Box::pin(async move {
+            let Some(shared) = of.upgrade() else { return };
+            let rank = Rank { epoch: shared.ctx.cluster(), end };
+            let mut written = shared.store.written.subscribe();
+            shared.ctx.log_grew.notify_one();
+            // What a cluster has before its record is nothing that a file would keep.
+            let is_kept = |written: &Written| !written.well || written.rank >= rank;
+            if shared.ctx.holding().rank.epoch == rank.epoch {
+                let _ = timeout(SAVED_LIMIT, written.wait_for(is_kept)).await;
+            }
+        })
+    }))
 }
 
 /// Writes the file; whether that worked.
 async fn write(peers: &Peers, store: &Store, file: &StateFile, saved: Saved) -> bool {
     fail_point("save");
     let (begun, path) = (Instant::now(), file.path().display());
-    let ring = &saved.record.ring;
-    let (cluster_id, newest, revoked) = (ring.cluster_id(), ring.newest(), ring.revoked());
+    let (rank, revoked) = (saved.rank, saved.record.agreed.ring.revoked());
     let tls = peers.tls.borrow().clone();
     let result = match file.save(saved, &tls) {
         Err(e) => Err(e),
@@ -151,7 +140,7 @@ async fn write(peers: &Peers, store: &Store, file: &StateFile, saved: Saved) -> 
         Ok(()) => {
             let well = begun.elapsed() < SAVED_LIMIT;
             let (unread, unwritten) = (None, None);
-            store.written.send_replace(Written { cluster_id, newest, well, unread, unwritten });
+            store.written.send_replace(Written { rank, well, unread, unwritten });
             store.record_revoked_on_disk(revoked);
             true
         }
@@ -172,130 +161,107 @@ async fn write(peers: &Peers, store: &Store, file: &StateFile, saved: Saved) -> 
     }
 }
 
-/// Waits for a moment until what this server has installed is in its file as well, so that what all
-/// servers hold outlives them all, above all a revocation. A disk that is not well is not waited for.
-pub(super) async fn settle(store: &Store, cluster_id: Option<ClusterId>, generation: Generation) {
-    if store.file.is_none() {
-        return;
-    }
-    let mut written = store.written.subscribe();
-    let settled = written.wait_for(|written| {
-        !written.well || (written.cluster_id == cluster_id && written.newest >= generation)
-    });
-    let _ = timeout(SAVED_LIMIT, settled).await;
-}
-
-/// What a new cluster incarnation begins with.
-pub(super) struct Beginning {
-    pub epoch: u64,
-    pub from: Option<Record>,
-}
-
-/// Asks all others what their files say, for a leader whose group remembers nothing; the newest
-/// record of those that answer. `None` unless they are a majority.
-pub(super) async fn newest(
-    peers: &Arc<Peers>,
-    store: &Store,
-    running: &Running,
-) -> Option<Beginning> {
-    let settings = peers.ctx.settings();
-    let limit = link_limit(&settings) * scale(peers.ctx.members().len());
-    let mut asked = JoinSet::new();
-    for id in peers.ctx.others() {
-        let rpc_client = peers.clone();
-        asked.spawn(async move { (id, rpc_client.call(id, Request::Record, limit).await) });
-    }
-    let mut records: BTreeMap<ServerId, Option<Record>> = BTreeMap::new();
-    records.insert(peers.ctx.me, store.kept_record());
-    while let Some(answer) = asked.join_next().await {
-        if let Ok((id, Ok(Response::Record(record)))) = answer {
-            records.insert(id, record.map(|record| *record));
-        }
-    }
-    if !has_majority(&running.voters(), |id| records.contains_key(&id)) {
-        return None;
-    }
-    let kept = records.into_iter().filter_map(|(id, record)| Some((id, record?)));
-    let newest = kept.max_by_key(|(_, record)| record.rank());
-    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let known = newest.as_ref().map_or(0, |(_, record)| record.ring.epoch());
-    let young = newest.filter(|(_, record)| record.age() <= settings.max_key_age);
-    if let Some((id, record)) = &young {
-        peers.ctx.log.note(format!(
-            "nobody who runs has the group's keys; continuing with the keys of the state file of \
-             server {id}: generation {}, {} s old",
-            record.ring.newest(),
-            record.age().as_secs()
-        ));
-    }
-    let from = young.map(|(_, record)| record);
-    Some(Beginning { epoch: next_epoch(known, wall.as_secs()), from })
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::core::agreed::Agreed;
-    use crate::core::key_ring::{Command, Held, KeyRing};
-    use crate::core::recovery::{LogPosition, Status};
+    use crate::consensus::state_machine::AgreedView;
+    use crate::core::agreed::{Agreed, Record};
+    use crate::core::agreement::epoch::Epoch;
+    use crate::core::key_ring::{ClusterId, Command, Generation, Held, KeyRing};
+    use crate::core::moment::millis;
+    use crate::core::server_id::ServerId;
     use crate::node::bench::{stek, Bench};
     use crate::node::{key_publisher, KeySet};
 
+    fn saved(ring: KeyRing, epoch: u64) -> Saved {
+        let epoch = Epoch { counter: epoch, ..Epoch::default() };
+        let voters = vec![[ServerId(1)].into()];
+        let record = Record { agreed: Agreed::of_ring(ring), voters, ..Record::default() };
+        Saved { rank: Rank { epoch, ..Rank::default() }, record }
+    }
+
     #[tokio::test]
-    async fn a_file_makes_a_server_neither_full_nor_a_voter() {
+    async fn what_a_file_brings_is_kept_and_takes_part_in_nothing() {
         let shared = Bench::new().shared;
         let mut ring = KeyRing::default();
         let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
-        ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
+        ring.apply(Command::Found { cluster_id }).unwrap();
         let held = Held { generation: Generation(1), stek: stek(1) };
         ring.apply(Command::Stage { held, revokes: false }).unwrap();
-        shared.store.keep_record(Record { ring, end: LogPosition::default(), age_ms: 5 });
-        assert_eq!(shared.ctx.status(), Status::default());
-        assert!(!shared.ctx.status_for(&Status::default()).may_vote);
-        assert_eq!(shared.ctx.cluster_id(), None);
-        assert!(shared.store.kept_record().is_some_and(|record| record.age_ms >= 5));
-        shared.store.drop_record();
-        assert!(shared.store.kept_record().is_none());
+        shared.ctx.keep(saved(ring, 7));
+        let status = shared.ctx.status();
+        assert!(status.cluster.is_none() && status.log_end.is_none() && !status.caught_up);
+        assert_eq!((status.known, shared.ctx.holding().rank.epoch.counter), (7, 7));
+        assert_eq!(shared.ctx.cluster_id(), Some(cluster_id));
     }
 
-    /// A server that lived on in the earlier cluster incarnation while the later one revoked its key.
+    #[tokio::test]
+    async fn keys_of_a_file_that_become_too_old_are_used_no_more() {
+        let an_hour = Duration::from_secs(3600);
+        for (rest, is_used) in [(an_hour, true), (Duration::ZERO, false)] {
+            let bench = Bench::new();
+            let shared = &bench.shared;
+            let mut ring = KeyRing::default();
+            let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+            ring.apply(Command::Found { cluster_id }).unwrap();
+            let held = Held { generation: Generation(1), stek: stek(1) };
+            ring.apply(Command::Stage { held, revokes: false }).unwrap();
+            ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+            let mut saved = saved(ring, 7);
+            saved.record = saved.record.later(millis(shared.ctx.settings().max_key_age - rest));
+            shared.ctx.keep(saved);
+            let (sender, sets) = watch::channel(KeySet::own(stek(200)));
+            let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
+            let decided = async {
+                while bench.count_lines("older than max_key_age") == 0
+                    && !sets.has_changed().unwrap()
+                {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(Duration::from_secs(30), decided).await.unwrap();
+            assert_eq!(sets.borrow().keys.iter().any(|key| key.same_bytes(&stek(1))), is_used);
+            assert_eq!(shared.ctx.kept().record.agreed.ring.holds(Generation(1)), is_used);
+            keeping.abort();
+        }
+    }
+
+    /// A server that lived on in another group while a key of its own retired or was revoked in this
+    /// one.
     #[tokio::test]
     async fn a_key_that_another_cluster_id_revoked_does_not_stay_as_an_own_one() {
-        let shared = Bench::new().shared;
-        let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
-        let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
-        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
         let stage = |generation: u64, revokes| {
             let held = Held { generation: Generation(generation), stek: stek(generation as u8) };
             Command::Stage { held, revokes }
         };
-        let activate = |g| Command::Activate { generation: Generation(g), keep: 2 };
-        let found = |byte, from| {
-            let cluster_id = ClusterId::from_bytes([byte; 16]).unwrap();
-            Command::Found { cluster_id, epoch: byte.into(), from }
-        };
+        let activate = |g| Command::Activate { generation: Generation(g), keep: 1 };
+        let found = |id| Command::Found { cluster_id: ClusterId::from_bytes([id; 16]).unwrap() };
         let ring = |commands: Vec<Command>| {
             let mut ring = KeyRing::default();
             commands.into_iter().for_each(|command| assert!(ring.apply(command).is_ok()));
             ring
         };
-        let earlier = ring(vec![found(1, None), stage(1, false), activate(1)]);
-        let record = Record { ring: earlier.clone(), end: LogPosition::default(), age_ms: 0 };
-        let from = Some(Box::new(record));
-        let later = ring(vec![found(2, from), activate(1), stage(2, true), activate(2)]);
-        for (ring, key) in [(earlier, 1), (later, 2)] {
-            let current_since = shared.ctx.now();
-            let agreed = Arc::new(Agreed::of_ring(ring));
-            let view = AgreedView { agreed, current_since, ..AgreedView::default() };
-            shared.ctx.views.send_replace(view);
-            let is_there = |set: &KeySet| set.agreed && set.keys[0].same_bytes(&stek(key));
-            let set = timeout(Duration::from_secs(30), sets.wait_for(is_there)).await;
-            let set = set.unwrap().unwrap().clone();
-            let revoked = key == 2 && set.keys.iter().any(|held| held.same_bytes(&stek(1)));
-            assert!(!revoked, "{}", set.describe());
+        for revokes in [false, true] {
+            let shared = Bench::new().shared;
+            let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
+            let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
+            shared.ctx.caught_up.send_replace(true);
+            let other = ring(vec![found(8), stage(1, false), activate(1)]);
+            let present = [found(9), stage(1, false), activate(1), stage(2, revokes), activate(2)];
+            for (ring, key) in [(other, 1), (ring(present.into()), 2)] {
+                let current_since = shared.ctx.now();
+                let agreed = Arc::new(Agreed::of_ring(ring));
+                let view = AgreedView { agreed, current_since, ..AgreedView::default() };
+                shared.ctx.views.send_replace(view);
+                let is_there = |set: &KeySet| set.agreed && set.keys[0].same_bytes(&stek(key));
+                let set = timeout(Duration::from_secs(30), sets.wait_for(is_there)).await;
+                let set = set.unwrap().unwrap().clone();
+                let is_gone = key == 1 || !set.keys.iter().any(|held| held.same_bytes(&stek(1)));
+                assert!(is_gone, "{}", set.describe());
+            }
+            keeping.abort();
         }
-        keeping.abort();
     }
 }

@@ -1,7 +1,7 @@
 //! Keys that key validation kept out: one line and one count for each place and each reason.
 //!
-//! The rules themselves are in [`crate::core::key_ring`]; this tells what they refused. What must
-//! hold: a line about one place and reason never holds back one about another.
+//! The rules themselves are in [`crate::core::key_ring`]; this tells what they refused.
+//! Invariants: a line about one place and reason never holds back one about another.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -75,7 +75,6 @@ impl Reason {
             | Refusal::NotStaged(_)
             | Refusal::TooMany(..)
             | Refusal::Absurd(_)
-            | Refusal::Epoch(_)
             | Refusal::Revoked(_) => None,
         }
     }
@@ -136,7 +135,8 @@ mod tests {
     use crate::consensus::state_machine::{AgreedView, StateMachine};
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{ClusterId, Command, Generation, Held, KeyRing, Staged};
-    use crate::core::recovery::{LeaderId, LogPosition, VoteRestriction};
+    use crate::core::log_id::{LeaderId, LogPosition};
+    use crate::core::node_id::NodeId;
     use crate::core::server_id::ServerId;
     use crate::core::stek::{Fingerprint, Stek, STEK_LEN};
     use crate::node::bench::{stek, Bench, Lines};
@@ -184,7 +184,7 @@ mod tests {
 
     /// Founds a cluster incarnation and takes it to generation 3: keys 3 and 2 are in the ring, 1 has retired.
     fn good_commands() -> Vec<Command> {
-        let mut commands = vec![Command::Found { cluster_id: cluster_id(), epoch: 1, from: None }];
+        let mut commands = vec![Command::Found { cluster_id: cluster_id() }];
         for g in 1..=3 {
             commands.push(Command::Stage { held: held(g, stek(g as u8)), revokes: false });
             commands.push(Command::Activate { generation: Generation(g), keep: 2 });
@@ -231,7 +231,7 @@ mod tests {
     }
 
     fn entry(index: u64, command: Command) -> Entry<crate::consensus::Types> {
-        let leader_id = LeaderId { term: 1, node: ServerId(2) };
+        let leader_id = LeaderId { term: 1, node: NodeId::of(2) };
         let log_id = log_id_of(LogPosition { leader_id, index });
         Entry { log_id, payload: EntryPayload::Normal(agreed::Command::Key(command)) }
     }
@@ -279,8 +279,7 @@ mod tests {
         keys: Vec<Held>,
         retired: Vec<Fingerprint>,
         revoked: Generation,
-        epoch: u64,
-        imported: bool,
+        revoked_keys: Vec<Fingerprint>,
     }
 
     impl Forged {
@@ -307,8 +306,7 @@ mod tests {
             keys: vec![held(3, stek(3)), held(2, stek(2))],
             retired: vec![stek(1).fingerprint()],
             revoked: Generation(0),
-            epoch: 1,
-            imported: false,
+            revoked_keys: Vec::new(),
         }
     }
 
@@ -355,7 +353,7 @@ mod tests {
             let shared = bench.shared.clone();
             let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
             let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
-            shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
+            shared.ctx.caught_up.send_replace(true);
             show(&shared, forged().ring());
             let good = serial_after(&mut sets, 1).await;
             let expected = [stek(3), stek(2)].map(|key| key.fingerprint());
@@ -381,7 +379,7 @@ mod tests {
         let shared = bench.shared.clone();
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
         let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
-        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
+        shared.ctx.caught_up.send_replace(true);
         show(&shared, forged().ring());
         let ahead = serial_after(&mut sets, 1).await;
         shared.keys.record_installed(&ahead);
@@ -407,7 +405,7 @@ mod tests {
         let own = namesake(3);
         let (sender, mut sets) = watch::channel(KeySet::own(own.clone()));
         let keeping = tokio::spawn(key_publisher::keep(shared.clone(), own, sender));
-        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
+        shared.ctx.caught_up.send_replace(true);
         let alone = Forged { keys: vec![held(3, stek(3))], ..forged() };
         show(&shared, alone.ring());
         let set = serial_after(&mut sets, 1).await;
@@ -423,7 +421,7 @@ mod tests {
         let shared = bench.shared.clone();
         let zero = Stek::copy_from(&[0; STEK_LEN]).unwrap();
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
-        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
+        shared.ctx.caught_up.send_replace(true);
         let keeping = tokio::spawn(key_publisher::keep(shared.clone(), zero, sender));
         wait_for_refusal(&shared, Reason::Weak).await;
         show(&shared, forged().ring());
@@ -442,9 +440,10 @@ mod tests {
                 continue;
             }
             let bench = Bench::new();
-            let voters = BTreeSet::from([ServerId(2)]);
-            let leader_id = LeaderId { term: 1, node: ServerId(2) };
+            let voters = BTreeSet::from([NodeId::of(2)]);
+            let leader_id = LeaderId { term: 1, node: NodeId::of(2) };
             let snapshot = WireSnapshot {
+                to: Default::default(),
                 vote: (leader_id, true),
                 last: Some(LogPosition { leader_id, index: 1 }),
                 membership_at: None,

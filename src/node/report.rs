@@ -62,6 +62,8 @@ fn group(ctx: &Context, node_counters: &NodeCounters, report: &Report) -> GroupS
         leader: report.leader,
         term: report.term,
         cluster_id: report.cluster_id,
+        epoch: report.epoch,
+        votes: report.votes,
         quorum: ctx.in_majority(),
         quorum_ms: ctx.quorum_contact().map(|at| millis(now.since(at))),
         elections: node_counters.elections.load(Ordering::Relaxed),
@@ -132,7 +134,7 @@ fn list(peers: &Peers, settings: &Settings, report: &Report) -> ListStatus {
             .into_iter()
             .map(|(name, value)| (name.to_owned(), readable(&value)))
             .collect(),
-        voters: report.members.try_into().unwrap_or(u32::MAX),
+        voters: report.voters.try_into().unwrap_or(u32::MAX),
         others: others.collect(),
     }
 }

@@ -1,9 +1,8 @@
 //! Answers other servers.
 //!
 //! The transport has verified the sender's certificate and asked [`Service::admit`] whether its
-//! server id is a member's before a byte of a body gets here. Invariants: a server without a vote
-//! gives no vote that it might have given before it lost its memory; keys of another cluster incarnation do
-//! not get in.
+//! server id is a member's before a byte of a body gets here. Invariants: what is Raft's gets there only
+//! if it was sent to this very node, in the cluster that it takes part in.
 //!
 //! Who is answered, and when, is in the table of [`crate::rpc`].
 
@@ -11,30 +10,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ServerState;
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::context::{lock, Context};
+use super::context::{founding_clock, lock};
 use super::counters::ReloadOutcome;
-use super::keys::Keys;
+use super::keys::{Installed, Keys};
 use super::rejected_keys::Place;
 use super::running::Running;
-use super::shared::Shared;
-use super::store::Store;
-use super::{bounds, forward, heartbeat, origin, records, report, server_list};
+use super::shared::{Asked, Shared};
+use super::{bounds, forward, founding, heartbeat, origin, report, server_list};
 use crate::consensus::network::RpcClient;
 use crate::consensus::{leader_id_of, log_end_of, vote_answer, VOTE_LEASE};
+use crate::core::agreed::Record;
+use crate::core::agreement::founding::{Found, Prepare, Promise, Refusal as Refused};
 use crate::core::key_ring::{ClusterId, Generation};
-use crate::core::large_cluster::SMALL;
-use crate::core::recovery::{
-    acknowledged_end, yields, LeaderId, LogPosition, Status, VoteRestriction,
-};
+use crate::core::log_id::LeaderId;
+use crate::core::pre_vote::Status;
 use crate::core::server_id::ServerId;
+use crate::core::stek::Fingerprint;
 use crate::core::text::readable;
 use crate::core::vote::{may_grant, Candidate, VoteRefusal, Voter};
 use crate::log_sink::Level;
 use crate::rpc::{
-    self, AppendAnswer, ErrorResponse, Malformed, Request, Response, WireAppend, WireHeartbeat,
-    WireSnapshot, WireVote,
+    self, AppendAnswer, ErrorResponse, Malformed, Recipient, Request, Response, WireAppend,
+    WireHeartbeat, WireSnapshot, WireVote, MAX_SESSIONS_MESSAGE,
 };
 use crate::supervise::{catch_panic, fail_point};
 use crate::transport::frame::{Hello, Role};
@@ -43,10 +43,6 @@ use crate::transport::Body;
 
 /// The longest that an asker may have an answer held back until a key is installed.
 const MAX_AWAIT: Duration = Duration::from_secs(10);
-
-/// How long a server that does not count yet holds back an answer that acknowledges less than it
-/// was sent, so that the leader does not send the rest again at once.
-const PROVING_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a reload may keep a tool waiting: its files on a slow disk, and the group's agreement on a
 /// list that changed.
@@ -83,6 +79,10 @@ impl Service for RpcServer {
         if rpc::is_of_sessions(&body) {
             return self.sessions(from, body);
         }
+        // A later version may have kinds that this one has not: there is nothing wrong with those.
+        if !rpc::is_known(&body) {
+            return false;
+        }
         match self.decode(from, body) {
             Some(request @ Request::Heartbeat(_)) if !may_ask(from.role, &request) => false,
             Some(Request::Heartbeat(heartbeat)) => {
@@ -117,7 +117,7 @@ impl RpcServer {
             // Whatever happens, it may be asked again later.
             let _ = catch_panic(async {
                 fail_point("doubt");
-                let question = Request::Status(shared.ctx.status());
+                let question = Request::Status(shared.ctx.status_for(id));
                 shared.peers.call(id, question, DOUBT_LIMIT).await
             })
             .await;
@@ -151,21 +151,18 @@ impl RpcServer {
         }
         match request {
             Request::Status(status) => Ok(Response::Status(self.meet(from, status))),
-            Request::StatusPoll(status) => {
-                let ours = self.meet(from, status);
-                Ok(Response::StatusPoll(ours, shared.status_poll.others(&shared.peers).await))
+            Request::Prepare(prepare) => Ok(Response::Promise(self.prepare(from, prepare).await)),
+            Request::Found(found) => Ok(Response::Found(self.begin(from, found).await)),
+            Request::Revoked => {
+                let held = shared.ctx.holding().record.agreed.ring;
+                Ok(Response::Revoked(held.revoked_keys().to_vec()))
             }
-            // The keys of a file are for nobody who could have newer ones.
-            Request::Record => match self.0.ctx.cluster_id() {
-                Some(_) => Err(ErrorResponse::OtherCluster),
-                None => Ok(Response::Record(self.0.store.kept_record().map(Box::new))),
-            },
             Request::Campaign => {
                 let leader = shared
                     .ctx
                     .running()
                     .and_then(|running| running.raft.server_metrics().borrow().current_leader);
-                if leader != Some(from.id) {
+                if leader.map(|node| node.server) != Some(from.id) {
                     return Err(ErrorResponse::Malformed);
                 }
                 let line =
@@ -182,6 +179,12 @@ impl RpcServer {
             Request::Reload { origin } => {
                 Ok(Response::Reloaded(self.reload(origin::tool(from, &origin)).await))
             }
+            Request::Recover { .. } if from.role != Role::Tool => Err(ErrorResponse::Malformed),
+            Request::Recover { survivors, origin } => {
+                let origin = origin::tool(from, &origin);
+                let founder = founding::Founder::of(shared);
+                Ok(Response::Recovered(founding::recover(&founder, survivors, &origin).await))
+            }
             Request::Order { order, origin } => {
                 let origin = origin::passed_on(from, &origin);
                 Ok(Response::Ordered(forward::order_here(shared, order, origin).await))
@@ -193,22 +196,20 @@ impl RpcServer {
             Request::ListInFile(list) => {
                 Ok(Response::ListInFile(shared.peers.list_file.holds(list).await))
             }
-            Request::AwaitInstalled { generation, limit_ms } => {
+            Request::AwaitInstalled { generation, key, limit_ms } => {
                 let limit = Duration::from_millis(limit_ms.into()).min(MAX_AWAIT);
-                let newest =
-                    await_installed((&shared.ctx, &shared.keys, &shared.store), generation, limit)
-                        .await;
+                let newest = await_installed(&shared.keys, (generation, key), limit).await;
                 Ok(Response::Installed { newest, incarnation: shared.peers.sender.incarnation() })
             }
             Request::Vote(vote) => self.vote(from, vote).await,
             Request::Append(append) => {
-                let running = self.same_cluster(from)?;
+                let running = self.recipient(append.to)?;
                 self.speaks_for_itself(from, append.vote.0, 0)?;
                 bounds::admit_append(&shared.peers, &running, from.id, &append)?;
                 self.append(&running, from, append).await
             }
             Request::Snapshot(snapshot) => {
-                let running = self.same_cluster(from)?;
+                let running = self.recipient(snapshot.to)?;
                 let index = snapshot.last.map_or(0, |end| end.index);
                 self.speaks_for_itself(from, snapshot.vote.0, index)?;
                 bounds::admit_snapshot(&shared.peers, &running, from.id, &snapshot)?;
@@ -221,12 +222,15 @@ impl RpcServer {
     }
 
     /// Takes what another server of this cluster says of its sessions, if they are shared here; a
-    /// flood of it is not even decoded.
+    /// flood of it, or more of it than any server sends at once, is not even decoded.
     fn sessions(&self, from: &Caller, body: Body) -> bool {
         let Some(exchange) = &self.0.sessions else { return false };
         let ours = self.0.ctx.cluster_id();
         let is_member = from.role == Role::Member && ours.is_some();
         if !is_member || ours != ClusterId::from_bytes(from.cluster_id) {
+            return false;
+        }
+        if body.len() > MAX_SESSIONS_MESSAGE {
             return false;
         }
         if !exchange.may_take(from.id) {
@@ -258,29 +262,59 @@ impl RpcServer {
         }
     }
 
-    /// Takes what another server says of itself; what this one says to it.
+    /// Takes what another server says of itself; what this one says to it. That it lives anew counts
+    /// only when it is asked at its listed address: whoever has a certificate that all share can
+    /// say it in the name of another one.
     fn meet(&self, from: &Caller, status: Status) -> Status {
-        let ours = self.0.ctx.status_for(&status);
+        let shared = &self.0;
+        let ours = shared.ctx.status_for(from.id);
         if from.role == Role::Member {
-            if yields(&ours, &status) {
-                self.0.peers.record_other_cluster_peer(from.id);
+            if status.quorum && status.cluster != ours.cluster {
+                shared.peers.record_other_cluster_peer(from.id);
             }
-            if !status.full {
-                self.0.peers.record_new_peer(from.id);
+            if !status.quorum {
+                shared.peers.record_new_peer(from.id);
             }
-            if self.is_own_word(from) {
-                self.0.peers.record_answer(from.id, status);
+            if shared.peers.heard.at_address(from.id) == Some(from.incarnation) {
+                shared.peers.record_answer(from.id, status);
             }
         }
         ours
     }
 
-    /// Whether what a member says of itself unasked counts as its word: with one subject for all,
-    /// whoever has a certificate can say it in the name of one that is down, and have this server forget
-    /// what that one remembers. In a large group not everybody asks everybody, so it has to count.
-    fn is_own_word(&self, from: &Caller) -> bool {
-        let answering = self.0.peers.heard.at_address(from.id);
-        answering == Some(from.incarnation) || self.0.ctx.members().len() > SMALL
+    /// Promises that this node has left all that was founded before, if it may.
+    async fn prepare(
+        &self,
+        from: &Caller,
+        prepare: Prepare,
+    ) -> Result<Box<Promise<Record>>, Refused> {
+        let ctx = &self.0.ctx;
+        let hears_leader = ctx.in_majority();
+        let own = ctx.kept();
+        let is_its_own = prepare.epoch.founder.server == from.id;
+        let here = ctx.part(|part| {
+            part.admits(&prepare, hears_leader || !is_its_own, founding_clock())?;
+            // Who is in no cluster has no Raft to stop.
+            Ok(part.cluster.is_none().then(|| part.promise(&prepare, own)))
+        })?;
+        if let Some(promise) = here {
+            return Ok(Box::new(promise));
+        }
+        let (reply, answer) = oneshot::channel();
+        let busy = Refused::HearsLeader;
+        self.0.asked.try_send(Asked::Prepare(prepare, reply)).map_err(|_| busy)?;
+        answer.await.unwrap_or(Err(busy)).map(Box::new)
+    }
+
+    /// Begins in a cluster that was founded, if this node is to; whether it did.
+    async fn begin(&self, from: &Caller, found: Box<Found<Record>>) -> bool {
+        let is_its_own = found.epoch.founder.server == from.id;
+        if !is_its_own || !self.0.ctx.accept(&found) {
+            return false;
+        }
+        let (reply, answer) = oneshot::channel();
+        let is_asked = self.0.asked.send(Asked::Found(found, reply)).await.is_ok();
+        is_asked && answer.await.unwrap_or(false)
     }
 
     fn heartbeat(
@@ -288,27 +322,37 @@ impl RpcServer {
         from: &Caller,
         heartbeat: &WireHeartbeat,
     ) -> Result<Response, ErrorResponse> {
-        let running = self.same_cluster(from)?;
-        heartbeat::take(
-            (&self.0.ctx, &self.0.keys),
-            &running,
-            from.id,
-            ClusterId::from_bytes(from.cluster_id),
-            heartbeat,
-        )
+        let (ctx, keys) = (&self.0.ctx, &self.0.keys);
+        if heartbeat.quorum && heartbeat.cluster != ctx.cluster() {
+            self.0.peers.record_other_cluster_peer(from.id);
+        }
+        let Some(running) = ctx.running() else {
+            let (vote, level) = Default::default();
+            return Ok(Response::Heartbeat { node: ctx.node(), vote, level });
+        };
+        let cluster_id = ClusterId::from_bytes(from.cluster_id);
+        heartbeat::take((ctx, keys), &running, from.id, cluster_id, heartbeat)
     }
 
-    /// Raft, unless this server belongs to another cluster incarnation than the sender. A server that has none yet
-    /// may join any; one that has takes nothing from a sender that has none, since log ids of two
-    /// cluster incarnations may look alike.
-    fn same_cluster(&self, from: &Caller) -> Result<Running, ErrorResponse> {
-        let ours = self.0.ctx.cluster_id();
-        let theirs = ClusterId::from_bytes(from.cluster_id);
-        if ours.is_some() && ours != theirs {
-            self.0.peers.record_other_cluster_peer(from.id);
-            return Err(ErrorResponse::OtherCluster);
+    /// Raft, if what was sent to `to` is for this node. A node that is in no cluster joins that of a
+    /// leader that sends it the log.
+    fn recipient(&self, to: Recipient) -> Result<Running, ErrorResponse> {
+        let ctx = &self.0.ctx;
+        let running = ctx.running().ok_or(ErrorResponse::Starting)?;
+        let (is_for_me, has_joined) = ctx.part(|part| {
+            let has_joined = to.node == part.me && part.join(to.cluster);
+            (part.takes(to.node, to.cluster), has_joined)
+        });
+        if has_joined {
+            ctx.enter();
+            let _ = running.cluster.set(to.cluster);
         }
-        self.0.ctx.running().ok_or(ErrorResponse::Starting)
+        // Raft of a cluster that was left meanwhile is not this one's.
+        if is_for_me && running.epoch() == to.cluster {
+            Ok(running)
+        } else {
+            Err(ErrorResponse::OtherNode)
+        }
     }
 
     /// Whether a term is the sender's own, since only its own candidate stands and leads in it,
@@ -319,7 +363,8 @@ impl RpcServer {
         leader_id: LeaderId,
         index: u64,
     ) -> Result<(), ErrorResponse> {
-        if leader_id.node == from.id && self.0.peers.finds_plausible(from.id, leader_id.term, index)
+        if leader_id.node.server == from.id
+            && self.0.peers.finds_plausible(from.id, leader_id.term, index)
         {
             Ok(())
         } else {
@@ -330,13 +375,12 @@ impl RpcServer {
     /// Gives this server's vote, if it may; if not, the log tells the one reason.
     async fn vote(&self, from: &Caller, vote: WireVote) -> Result<Response, ErrorResponse> {
         let shared = &self.0;
-        let running = self.same_cluster(from);
-        self.outlast_rafts_lease().await;
+        let running = self.recipient(vote.to);
+        self.wait_out_rafts_lease().await;
         let ends = running.as_ref().map(|running| running.log.ends()).unwrap_or_default();
         let voter = Voter {
-            me: shared.ctx.me,
-            is_running: running.is_ok(),
-            recovery: *shared.ctx.vote_restriction.borrow(),
+            me: shared.ctx.node(),
+            is_running: !matches!(running, Err(ErrorResponse::Starting)),
             vote: ends.vote.map(|vote| (leader_id_of(&vote), vote.committed)),
             log_end: ends.last.as_ref().map(log_end_of),
             hears_leader: shared.ctx.hears_leader(),
@@ -347,9 +391,9 @@ impl RpcServer {
             sender: from.id,
             leader_id: vote.leader_id,
             log_end: vote.log_end,
-            is_of_cluster: !matches!(running, Err(ErrorResponse::OtherCluster)),
+            is_for_me: running.is_ok(),
             is_plausible: running.is_err()
-                || vote.leader_id.node != from.id
+                || vote.leader_id.node.server != from.id
                 || shared.peers.finds_plausible(from.id, vote.leader_id.term, 0),
         };
         let may = may_grant(&voter, &candidate);
@@ -365,9 +409,6 @@ impl RpcServer {
             Err(VoteRefusal::HearsLeader(_) | VoteRefusal::Leads) => {
                 let vote = voter.vote.unwrap_or_default();
                 return Ok(Response::Vote { vote, granted: false, log_end: voter.log_end });
-            }
-            Err(VoteRefusal::Recovering | VoteRefusal::Shorter) => {
-                return Err(ErrorResponse::Recovering)
             }
             Err(_) => return Err(ErrorResponse::Malformed),
         }
@@ -389,7 +430,7 @@ impl RpcServer {
     /// For a moment after an append openraft votes for nobody, by a lease that it has of its own. Where
     /// this server knows that there is no leader any more the candidate waits that out: it would
     /// take a refusal for an election that is lost.
-    async fn outlast_rafts_lease(&self) {
+    async fn wait_out_rafts_lease(&self) {
         let ctx = &self.0.ctx;
         let over = ctx.lease().appended().map(|at| at + VOTE_LEASE);
         if let Some(over) = over.filter(|over| !ctx.hears_leader() && *over > ctx.now()) {
@@ -403,15 +444,9 @@ impl RpcServer {
         from: &Caller,
         append: WireAppend,
     ) -> Result<Response, ErrorResponse> {
-        let entries = append.entries.iter().map(|entry| entry.id);
-        let sent: Vec<LogPosition> = append.previous.into_iter().chain(entries).collect();
-        let theirs = sent.iter().copied().chain(append.commit);
-        not_log_diverged(running, append.vote, theirs)?;
         let (leader_id, committed) = append.vote;
         let commit = append.commit;
         let (age, quorum) = (append.age, append.quorum);
-        // By what it was before: what it has caught up with by this very message is not proved yet.
-        let counts = self.0.ctx.vote_restriction.borrow().counts();
         let answer = running
             .raft
             .append_entries(append.into_raft())
@@ -421,27 +456,9 @@ impl RpcServer {
         if committed && !matches!(answer, AppendAnswer::HigherVote(..)) {
             self.0.ctx.record_append(quorum);
             self.0.keys.record_age(ClusterId::from_bytes(from.cluster_id), age);
-            if *self.0.ctx.vote_restriction.borrow() != VoteRestriction::Lifted {
-                self.0.ctx.end_vote_restriction(running, leader_id, commit);
-            }
+            self.0.ctx.catch_up(running, leader_id, commit);
         }
-        let is_taken = matches!(answer, AppendAnswer::Success | AppendAnswer::Partial(_));
-        if counts || !is_taken {
-            return Ok(Response::Append(answer));
-        }
-        let taken = match answer {
-            AppendAnswer::Partial(taken) => taken,
-            _ => sent.last().copied(),
-        };
-        let agreed = acknowledged_end(sent.into_iter().filter(|end| Some(*end) <= taken), commit);
-        if agreed == taken {
-            return Ok(Response::Append(answer));
-        }
-        sleep(PROVING_PAUSE).await;
-        // A majority without this server has nothing of it: it cannot be acknowledged at all.
-        agreed.map_or(Err(ErrorResponse::Recovering), |end| {
-            Ok(Response::Append(AppendAnswer::Partial(Some(end))))
-        })
+        Ok(Response::Append(answer))
     }
 
     async fn snapshot(
@@ -449,7 +466,6 @@ impl RpcServer {
         running: &Running,
         snapshot: WireSnapshot,
     ) -> Result<Response, ErrorResponse> {
-        not_log_diverged(running, snapshot.vote, snapshot.last)?;
         let (vote, snapshot) = snapshot.into_raft(self.0.ctx.now());
         let answer = running
             .raft
@@ -469,40 +485,24 @@ fn may_ask(role: Role, request: &Request) -> bool {
     role == Role::Member || request.is_for_tools()
 }
 
-/// Whether a leader's log can be that of a group which this server is part of: it has all that this
-/// server took for agreed. If not, this server starts anew as an empty one.
-fn not_log_diverged(
-    running: &Running,
-    (leader_id, leads): (LeaderId, bool),
-    theirs: impl IntoIterator<Item = LogPosition>,
-) -> Result<(), ErrorResponse> {
-    let followed = running.log.vote().as_ref().map(leader_id_of).unwrap_or_default();
-    if leads && leader_id >= followed && running.log.contradicts(theirs) {
-        running.log.diverge();
-        return Err(ErrorResponse::Stopped);
-    }
-    Ok(())
-}
-
-/// Waits until the host has installed `generation`, `limit` at most; the newest that it has.
+/// Waits until the host has installed this key, or a newer one, `limit` at most; the newest that it has.
 pub(super) async fn await_installed(
-    (ctx, keys, store): (&Context, &Keys, &Store),
-    generation: Generation,
+    keys: &Keys,
+    (generation, key): (Generation, Fingerprint),
     limit: Duration,
 ) -> Generation {
     let mut installed = keys.installed.subscribe();
-    // The cluster incarnation is looked up each time: at a cold start the question may come before the first
-    // entry is applied here.
-    let held = installed.wait_for(|i| {
-        i.newest >= generation && i.cluster_id == ctx.views.borrow().agreed.ring.cluster_id()
-    });
-    let held = async {
-        let cluster_id = held.await.ok()?.cluster_id;
-        records::settle(store, cluster_id, generation).await;
-        Some(())
+    // A newer one counts only if it is of the present ring: that of another group may have got further.
+    let has_it = |installed: &Installed| {
+        installed.key == Some(key) || keys.newest_of(installed) > generation
     };
-    let _ = timeout(limit, held).await;
-    keys.installed_newest()
+    let _ = timeout(limit, installed.wait_for(has_it)).await;
+    let newest = *installed.borrow();
+    if newest.key == Some(key) {
+        generation
+    } else {
+        keys.newest_of(&newest)
+    }
 }
 
 #[cfg(test)]
@@ -510,60 +510,53 @@ mod tests {
     use std::time::Instant;
 
     use openraft::Vote;
+    use tokio::sync::Notify;
 
     use super::*;
-    use crate::core::agreed::Agreed;
-    use crate::core::key_ring::{Command, KeyRing};
-    use crate::core::record::Record;
+    use crate::consensus::log_store::{LogStore, Persist};
+    use crate::core::agreed::Command;
+    use crate::core::agreement::epoch::Epoch;
+    use crate::core::key_ring::Command as KeyCommand;
+    use crate::core::log_id::LogPosition;
+    use crate::core::node_id::NodeId;
     use crate::core::server_id::ServerId;
-    use crate::node::bench::{stek, Bench};
+    use crate::node::bench::{stek, Bench, CLUSTER};
     use crate::node::KeySet;
     use crate::rpc::tests::{self, one_of_each};
     use crate::rpc::{WireEntry, WirePayload};
     use crate::supervise::planted;
 
     #[tokio::test]
-    async fn a_question_from_before_the_cluster_id_is_answered_when_the_key_is_installed() {
+    async fn a_question_that_comes_before_the_key_is_answered_when_that_is_installed() {
         const LIMIT: Duration = Duration::from_secs(60);
         let shared = Bench::new().shared;
+        let key = stek(1).fingerprint();
         let asked = {
             let shared = shared.clone();
-            tokio::spawn(async move {
-                await_installed((&shared.ctx, &shared.keys, &shared.store), Generation(1), LIMIT)
-                    .await
-            })
+            let question = (Generation(1), key);
+            tokio::spawn(async move { await_installed(&shared.keys, question, LIMIT).await })
         };
         // The question waits before anything is known here.
         tokio::task::yield_now().await;
-        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
-        let mut ring = KeyRing::default();
-        ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
-        shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
         let begun = Instant::now();
-        let set =
-            KeySet { cluster_id: Some(cluster_id), newest: Generation(1), ..KeySet::own(stek(1)) };
+        let set = KeySet { newest: Generation(1), newest_key: Some(key), ..KeySet::own(stek(1)) };
         shared.keys.record_installed(&set);
         assert_eq!(asked.await.unwrap(), Generation(1));
         assert!(begun.elapsed() < LIMIT, "answered only because the limit ran out");
     }
 
     #[tokio::test]
-    async fn a_key_of_another_cluster_id_is_not_the_one_that_was_asked_about() {
+    async fn another_key_of_the_same_generation_is_not_the_one_that_was_asked_about() {
         let shared = Bench::new().shared;
-        let ours = ClusterId::from_bytes([9; 16]).unwrap();
-        let mut ring = KeyRing::default();
-        ring.apply(Command::Found { cluster_id: ours, epoch: 1, from: None }).unwrap();
-        shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
-        let other = ClusterId::from_bytes([8; 16]);
-        let set = KeySet { cluster_id: other, newest: Generation(7), ..KeySet::own(stek(1)) };
+        let other = Some(stek(8).fingerprint());
+        let set = KeySet { newest: Generation(7), newest_key: other, ..KeySet::own(stek(1)) };
         shared.keys.record_installed(&set);
-        let installed = await_installed(
-            (&shared.ctx, &shared.keys, &shared.store),
-            Generation(1),
-            Duration::from_millis(10),
-        )
-        .await;
-        assert_eq!(installed, Generation(0));
+        let limit = Duration::from_millis(10);
+        // Nor is a newer one that the present ring does not have.
+        for generation in [7, 2] {
+            let question = (Generation(generation), stek(9).fingerprint());
+            assert_eq!(await_installed(&shared.keys, question, limit).await, Generation(0));
+        }
     }
 
     fn caller(role: Role, cluster_id: [u8; 16]) -> Caller {
@@ -572,10 +565,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_one_way_message_of_a_later_version_is_no_fault() {
+        let bench = Bench::new();
+        let rpc_server = RpcServer(bench.shared.clone());
+        let member = caller(Role::Member, [0; 16]);
+        let of = |bytes: &[u8]| Body::new(bytes.to_vec());
+        let later = one_of_each().len() as u8;
+        assert!(!rpc_server.take_note(&member, of(&[later, 1, 2, 3])));
+        assert_eq!(bench.count_lines("malformed"), 0);
+        // A known kind with nothing in it is one.
+        assert!(!rpc_server.take_note(&member, of(&[9])));
+        assert_eq!(bench.count_lines("malformed"), 1);
+    }
+
+    #[tokio::test]
     async fn a_tool_is_answered_what_tools_ask_and_nothing_else() {
         let bench = Bench::new();
         let shared = bench.shared.clone();
-        let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+        let running = bench.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
         shared.ctx.set_running(Some(running.clone()));
         let rpc_server = RpcServer(shared.clone());
         let tool = caller(Role::Tool, [0; 16]);
@@ -585,7 +592,7 @@ mod tests {
             let answer = rpc_server.answer(&tool, request).await;
             assert_eq!(answer.err(), Some(ErrorResponse::Malformed), "{words}");
         }
-        assert_eq!(running.log.vote(), Some(Vote::new_committed(5, ServerId(2))));
+        assert_eq!(running.log.vote(), Some(Vote::new_committed(5, NodeId::of(2))));
         for request in one_of_each() {
             let body = rpc::encode(&request).unwrap();
             assert!(!rpc_server.take_note(&tool, body), "{request:?}");
@@ -599,7 +606,7 @@ mod tests {
 
         // The leader itself is heard, and nobody in its name.
         let mut server = running.raft.server_metrics();
-        let follows = server.wait_for(|m| m.current_leader == Some(ServerId(2)));
+        let follows = server.wait_for(|m| m.current_leader == Some(NodeId::of(2)));
         timeout(Duration::from_secs(30), follows).await.unwrap().unwrap();
         assert!(rpc_server.answer(&tool, Request::Campaign).await.is_err());
         let stand = rpc_server.answer(&caller(Role::Member, [0; 16]), Request::Campaign).await;
@@ -613,52 +620,60 @@ mod tests {
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum State {
         Starting,
-        SameHistory,
-        OtherCluster,
+        TheNode,
+        AnotherNode,
+        AnotherCluster,
+    }
+
+    /// One of Raft's requests, sent to this node or to another one.
+    fn sent_to(request: &mut Request, to: Recipient) {
+        match request {
+            Request::Vote(vote) => vote.to = to,
+            Request::Append(append) => append.to = to,
+            Request::Snapshot(snapshot) => snapshot.to = to,
+            Request::Prepare(prepare) => prepare.to = to.node,
+            _ => {}
+        }
     }
 
     #[tokio::test]
     async fn each_request_of_a_member_is_answered_in_the_states_of_the_table() {
-        use State::{OtherCluster, SameHistory, Starting};
+        use State::{AnotherCluster, AnotherNode, Starting, TheNode};
         let (table, count) = (tests::table(), one_of_each().len());
-        let pairs = (0..count).flat_map(|n| [Starting, SameHistory, OtherCluster].map(|s| (n, s)));
-        for (number, state) in pairs {
+        let states = [Starting, TheNode, AnotherNode, AnotherCluster];
+        for (number, state) in (0..count).flat_map(|n| states.map(|state| (n, state))) {
             let bench = Bench::new();
             let shared = bench.shared.clone();
-            let request = one_of_each().swap_remove(number);
+            let mut request = one_of_each().swap_remove(number);
             let words = table[tests::kind(&request)][1];
             if state != Starting {
-                let running = bench.running(Some(Vote::new_committed(5, ServerId(2)))).await;
+                let running = bench.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
                 let mut server = running.raft.server_metrics();
-                let follows = server.wait_for(|m| m.current_leader == Some(ServerId(2)));
+                let follows = server.wait_for(|m| m.current_leader == Some(NodeId::of(2)));
                 timeout(Duration::from_secs(30), follows).await.unwrap().unwrap();
                 shared.ctx.set_running(Some(running));
-                shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
             }
-            if state == OtherCluster {
-                let mut ring = KeyRing::default();
-                let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
-                ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
-                shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
+            let mut to = Recipient { node: shared.ctx.node(), cluster: CLUSTER };
+            match state {
+                AnotherNode => to.node.incarnation.0 += 1,
+                AnotherCluster => to.cluster.counter += 1,
+                Starting | TheNode => {}
             }
-            let cluster_id = [if state == OtherCluster { 8 } else { 0 }; 16];
-            let (rpc_server, from) = (RpcServer(shared.clone()), caller(Role::Member, cluster_id));
-            let refused = rpc_server.answer(&from, request).await.err();
-            let expected = match (words.split(';').next(), state) {
+            sent_to(&mut request, to);
+            let rpc_server = RpcServer(shared.clone());
+            let refused = rpc_server.answer(&caller(Role::Member, [0; 16]), request).await.err();
+            let expected = match (words.split([';', ',']).next(), state) {
                 (Some("always"), _) => None,
-                (Some("while no cluster incarnation is known here"), OtherCluster) => {
-                    Some(ErrorResponse::OtherCluster)
-                }
-                (Some("while no cluster incarnation is known here"), _) => None,
-                (Some("never"), _) => Some(ErrorResponse::Malformed),
+                (Some("by the very node that it names"), _) => None,
+                (Some("never" | "never to members"), _) => Some(ErrorResponse::Malformed),
                 (Some("while Raft runs"), Starting) => Some(ErrorResponse::Malformed),
                 (Some("while Raft runs"), _) => None,
-                (Some("while Raft runs, same cluster incarnation"), Starting) => {
+                (Some("by the very node and in the cluster that it names"), Starting) => {
                     Some(ErrorResponse::Starting)
                 }
-                (Some("while Raft runs, same cluster incarnation"), SameHistory) => None,
-                (Some("while Raft runs, same cluster incarnation"), OtherCluster) => {
-                    Some(ErrorResponse::OtherCluster)
+                (Some("by the very node and in the cluster that it names"), TheNode) => None,
+                (Some("by the very node and in the cluster that it names"), _) => {
+                    Some(ErrorResponse::OtherNode)
                 }
                 other => panic!("{other:?}"),
             };
@@ -668,48 +683,123 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_back_acknowledges_what_is_agreed_and_no_more_until_it_counts() {
+    async fn a_node_that_is_in_no_cluster_joins_that_of_the_leader_that_sends_it_the_log() {
         let bench = Bench::new();
         let shared = bench.shared.clone();
-        let leader_id = LeaderId { term: 5, node: ServerId(2) };
-        let running = bench.running(Some(Vote::new(5, ServerId(2)))).await;
-        shared.ctx.set_running(Some(running.clone()));
+        let mut running = bench.running(None).await;
+        // As it is before it has joined.
+        running.cluster = Default::default();
+        shared.ctx.begin_anew(NodeId::of(1), Default::default());
+        shared.ctx.set_running(Some(running));
         let rpc_server = RpcServer(shared.clone());
+        let to = Recipient { node: NodeId::of(1), cluster: CLUSTER };
+        let other = Recipient { node: NodeId::of(2), cluster: CLUSTER };
+        assert_eq!(rpc_server.recipient(other).err(), Some(ErrorResponse::OtherNode));
+        assert!(shared.ctx.cluster().is_none());
+        assert!(rpc_server.recipient(to).is_ok());
+        assert_eq!(shared.ctx.cluster(), CLUSTER);
+        let later = Epoch { counter: CLUSTER.counter + 1, ..CLUSTER };
+        let elsewhere = Recipient { cluster: later, ..to };
+        assert_eq!(rpc_server.recipient(elsewhere).err(), Some(ErrorResponse::OtherNode));
+        assert_eq!(shared.ctx.cluster(), CLUSTER, "it is in one");
+        shared.ctx.stop_raft().await;
+    }
+
+    #[tokio::test]
+    async fn a_promise_is_given_to_the_founder_itself_once_and_while_no_leader_is_heard() {
+        let bench = Bench::new();
+        let shared = bench.shared.clone();
+        let rpc_server = RpcServer(shared.clone());
+        let epoch = |counter| Epoch { counter, founder: NodeId::of(2) };
+        let ask = async |from: u32, counter, to| {
+            let caller = Caller { id: ServerId(from), ..caller(Role::Member, [0; 16]) };
+            let prepare = Prepare { epoch: epoch(counter), to };
+            rpc_server.prepare(&caller, prepare).await.map(|promise| promise.epoch.counter)
+        };
+        let me = shared.ctx.node();
+        assert!(ask(3, 9, me).await.is_err(), "in the name of another founder");
+        assert!(matches!(ask(2, 9, NodeId::of(1)).await, Err(Refused::OtherNode(_))));
+        assert_eq!(ask(2, 9, me).await, Ok(9));
+        assert_eq!(ask(2, 9, me).await, Err(Refused::Promised(epoch(9))));
+        // With an empty log it is in none, and still joins what is no older.
+        assert!(!shared.ctx.part(|part| part.join(epoch(8))));
+        let running = bench.running_in(None, epoch(9)).await;
+        shared.ctx.set_running(Some(running));
+        shared.ctx.record_heartbeat(true, Duration::from_secs(9));
+        assert_eq!(ask(2, 10, me).await, Err(Refused::HearsLeader));
+        shared.ctx.stop_raft().await;
+    }
+
+    /// An entry that a state file would keep, in the log of the leader of term 5.
+    fn append(to: Recipient, index: u64) -> Request {
+        let leader_id = LeaderId { term: 5, node: NodeId::of(2) };
+        let at = |index| LogPosition { leader_id, index };
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        let command = Command::Key(KeyCommand::Found { cluster_id });
+        Request::Append(WireAppend {
+            to,
+            vote: (leader_id, true),
+            previous: index.checked_sub(1).map(at),
+            entries: vec![WireEntry { id: at(index), payload: WirePayload::Command(command) }],
+            commit: None,
+            age: None,
+            quorum: true,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_node_that_has_left_its_cluster_acknowledges_nothing() {
+        let (bench, log) = (Bench::new(), LogStore::new(None));
+        let shared = bench.shared.clone();
+        shared.ctx.set_running(Some(bench.running_with(log.clone(), CLUSTER).await));
+        let rpc_server = RpcServer(shared.clone());
+        let to = Recipient { node: shared.ctx.node(), cluster: CLUSTER };
         let leader = caller(Role::Member, [0; 16]);
-        let end = |index| LogPosition { leader_id, index };
-        let entry = |index| WireEntry { id: end(index), payload: WirePayload::Blank };
-        let append = |previous: Option<u64>, indexes: std::ops::Range<u64>, commit: u64| {
-            Request::Append(WireAppend {
-                vote: (leader_id, true),
-                previous: previous.map(end),
-                entries: indexes.map(entry).collect(),
-                commit: Some(end(commit)),
-                age: None,
-                quorum: true,
+        let taken = rpc_server.answer(&leader, append(to, 0)).await;
+        assert!(matches!(taken, Ok(Response::Append(AppendAnswer::Success))), "{taken:?}");
+        log.close();
+        let late = rpc_server.answer(&leader, append(to, 1)).await;
+        assert_eq!((late.err(), log.len()), (Some(ErrorResponse::Stopped), 1));
+        shared.ctx.stop_raft().await;
+    }
+
+    #[tokio::test]
+    async fn an_entry_is_in_the_file_before_it_is_acknowledged_and_not_acknowledged_after_a_report()
+    {
+        const LIMIT: Duration = Duration::from_secs(30);
+        let (begun, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let persist: Persist = {
+            let (begun, done) = (begun.clone(), done.clone());
+            Arc::new(move |_| {
+                let (begun, done) = (begun.clone(), done.clone());
+                Box::pin(async move {
+                    begun.notify_one();
+                    done.notified().await;
+                })
             })
         };
-        let partial = |index| AppendAnswer::Partial(Some(end(index)));
-        for vote_restriction in [VoteRestriction::Silent, VoteRestriction::Proving] {
-            shared.ctx.vote_restriction.send_replace(vote_restriction);
-            for (previous, new, commit, expected) in [
-                (None, 0..4, 1, Ok(partial(1))),
-                (Some(1), 2..4, 2, Ok(partial(2))),
-                (Some(3), 4..4, 2, Err(ErrorResponse::Recovering)),
-                (Some(1), 2..4, 3, Ok(AppendAnswer::Success)),
-            ] {
-                let words = format!("{previous:?} {new:?} {commit} {vote_restriction:?}");
-                let answer = rpc_server.answer(&leader, append(previous, new, commit)).await;
-                let answer = answer.map(|answer| match answer {
-                    Response::Append(answer) => answer,
-                    other => panic!("{other:?}"),
-                });
-                assert_eq!(answer, expected, "{words}");
-            }
-            assert_eq!(running.log.last_log_id().as_ref().map(log_end_of), Some(end(3)));
-        }
-        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
-        let answer = rpc_server.answer(&leader, append(Some(3), 4..9, 3)).await;
-        assert!(matches!(answer, Ok(Response::Append(AppendAnswer::Success))), "{answer:?}");
+        let (bench, log) = (Bench::new(), LogStore::new(Some(persist)));
+        let shared = bench.shared.clone();
+        shared.ctx.set_running(Some(bench.running_with(log.clone(), CLUSTER).await));
+        let to = Recipient { node: shared.ctx.node(), cluster: CLUSTER };
+        let ask = |index| {
+            let rpc_server = RpcServer(shared.clone());
+            let leader = caller(Role::Member, [0; 16]);
+            tokio::spawn(async move { rpc_server.answer(&leader, append(to, index)).await })
+        };
+        let mut first = ask(0);
+        timeout(LIMIT, begun.notified()).await.unwrap();
+        let early = timeout(Duration::from_millis(50), &mut first).await;
+        assert!(early.is_err(), "acknowledged before it was written: {early:?}");
+        done.notify_one();
+        let taken = timeout(LIMIT, first).await.unwrap().unwrap();
+        assert!(matches!(taken, Ok(Response::Append(AppendAnswer::Success))), "{taken:?}");
+        let second = ask(1);
+        timeout(LIMIT, begun.notified()).await.unwrap();
+        log.close();
+        done.notify_one();
+        let late = timeout(LIMIT, second).await.unwrap().unwrap();
+        assert_eq!(late.err(), Some(ErrorResponse::Stopped));
         shared.ctx.stop_raft().await;
     }
 
@@ -718,13 +808,14 @@ mod tests {
     async fn a_vote_is_given_as_soon_as_the_leader_is_gone() {
         let bench = Bench::new();
         let shared = bench.shared.clone();
-        let running = bench.running(Some(Vote::new(5, ServerId(2)))).await;
+        let running = bench.running(Some(Vote::new(5, NodeId::of(2)))).await;
         shared.ctx.set_running(Some(running.clone()));
-        shared.ctx.vote_restriction.send_replace(VoteRestriction::Lifted);
         let rpc_server = RpcServer(shared.clone());
-        let leader_id = LeaderId { term: 5, node: ServerId(2) };
+        let leader_id = LeaderId { term: 5, node: NodeId::of(2) };
         let end = Some(LogPosition { leader_id, index: 0 });
+        let to = Recipient { node: shared.ctx.node(), cluster: CLUSTER };
         let append = Request::Append(WireAppend {
+            to,
             vote: (leader_id, true),
             previous: None,
             entries: end
@@ -738,9 +829,9 @@ mod tests {
         let taken = rpc_server.answer(&caller(Role::Member, [0; 16]), append).await;
         assert!(matches!(taken, Ok(Response::Append(AppendAnswer::Success))), "{taken:?}");
         let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
-        let candidate = LeaderId { term: 6, node: ServerId(3) };
+        let candidate = LeaderId { term: 6, node: NodeId::of(3) };
         let granted = async || {
-            let vote = Request::Vote(WireVote { leader_id: candidate, log_end: end });
+            let vote = Request::Vote(WireVote { to, leader_id: candidate, log_end: end });
             match rpc_server.answer(&other, vote).await {
                 Ok(Response::Vote { granted, .. }) => granted,
                 answer => panic!("{answer:?}"),
@@ -790,49 +881,5 @@ mod tests {
         shared.peers.heard.record_answer(ServerId(2), 8, tokio::time::Instant::now());
         assert!(!counts(from(7)), "another one does");
         assert!(counts(from(8)));
-    }
-
-    #[tokio::test]
-    async fn what_a_file_held_is_told_to_members_alone_and_while_nobody_knows_better() {
-        let shared = Bench::new().shared;
-        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
-        let mut ring = KeyRing::default();
-        ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
-        shared.store.keep_record(Record {
-            ring: ring.clone(),
-            end: LogPosition::default(),
-            age_ms: 5,
-        });
-        let rpc_server = RpcServer(shared.clone());
-        let ask = async |role| {
-            let caller = caller(role, [0; 16]);
-            rpc_server.answer(&caller, Request::Record).await
-        };
-        assert_eq!(ask(Role::Tool).await.err(), Some(ErrorResponse::Malformed));
-        let told = ask(Role::Member).await;
-        assert!(matches!(told, Ok(Response::Record(Some(_)))), "{told:?}");
-        shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
-        assert_eq!(ask(Role::Member).await.err(), Some(ErrorResponse::OtherCluster));
-    }
-
-    #[tokio::test]
-    async fn a_server_with_a_cluster_id_takes_nothing_from_a_leader_without_one() {
-        let shared = Bench::new().shared;
-        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
-        let mut ring = KeyRing::default();
-        ring.apply(Command::Found { cluster_id, epoch: 1, from: None }).unwrap();
-        shared.ctx.views.send_modify(|view| view.agreed = Arc::new(Agreed::of_ring(ring)));
-        let rpc_server = RpcServer(shared);
-        let caller = |cluster_id| caller(Role::Member, cluster_id);
-        // Raft does not run here, which is what a leader of the same cluster incarnation is told.
-        let cases = [
-            ([0; 16], ErrorResponse::OtherCluster),
-            ([8; 16], ErrorResponse::OtherCluster),
-            ([9; 16], ErrorResponse::Starting),
-        ];
-        for (theirs, expected) in cases {
-            let refused = rpc_server.same_cluster(&caller(theirs)).err();
-            assert_eq!(refused, Some(expected), "{theirs:?}");
-        }
     }
 }

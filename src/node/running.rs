@@ -1,22 +1,24 @@
 //! One run of Raft: its handle, its log and its state machine, and who takes part in it.
 //!
-//! Reads only; who starts and stops it is for `life`.
+//! Reads only; who starts and stops it is for `lifecycle`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use openraft::error::{Fatal, RaftError};
-use openraft::LogIdOptionExt;
 use thiserror::Error;
 use tokio::task::JoinError;
 
 use crate::consensus::log_store::LogStore;
+use crate::consensus::network::ClusterCell;
 use crate::consensus::state_machine::StateMachine;
 use crate::consensus::Raft;
+use crate::core::agreement::epoch::Epoch;
+use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
 use crate::supervise::Panicked;
 
-/// One run of Raft, from an empty store on.
+/// One run of Raft, of one node in one cluster.
 #[derive(Clone)]
 pub(super) struct Running {
     pub raft: Raft,
@@ -24,7 +26,9 @@ pub(super) struct Running {
     pub machine: StateMachine,
     /// What its links were given, which a reload may change.
     pub limit: Duration,
-    /// Whether this run began with a cold start, so that nobody waits for a leader's lease.
+    /// The cluster, once the node has joined one.
+    pub cluster: ClusterCell,
+    /// Whether the cluster begins with this run, so that nobody waits for a leader's lease.
     pub cold: bool,
 }
 
@@ -39,7 +43,7 @@ pub(super) enum Stopped {
     StateGone,
     /// It answers with an error.
     #[error("it does not answer ({0})")]
-    NoAnswer(RaftError<ServerId>),
+    NoAnswer(RaftError<NodeId>),
     /// It does not answer.
     #[error("it does not answer in time")]
     Hangs,
@@ -54,33 +58,34 @@ pub(super) enum Stopped {
     Task(JoinError),
     /// It could not be started.
     #[error("Raft did not start: {0}")]
-    NotStarted(Fatal<ServerId>),
+    NotStarted(Fatal<NodeId>),
     /// A panic ended it.
     #[error(transparent)]
     Panicked(#[from] Panicked),
 }
 
 impl Running {
+    /// The cluster; none before the node has joined one.
+    pub fn epoch(&self) -> Epoch {
+        self.cluster.get().copied().unwrap_or_default()
+    }
+
     /// The voter sets of Raft's effective membership; two during a change.
-    pub fn voters(&self) -> Vec<BTreeSet<ServerId>> {
+    pub fn voters(&self) -> Vec<BTreeSet<NodeId>> {
         let server = self.raft.server_metrics();
         let voters = server.borrow().membership_config.membership().get_joint_config().clone();
         voters
     }
 
-    /// All servers of Raft's effective membership, learners included.
-    pub fn known(&self) -> BTreeSet<ServerId> {
+    /// All nodes of Raft's effective membership, learners included.
+    pub fn known(&self) -> BTreeSet<NodeId> {
         let server = self.raft.server_metrics();
         let metrics = server.borrow();
         metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()
     }
 
-    /// Whether Raft's membership is still the one that a cold start began the log with. Each server
-    /// wrote that itself, from its own file, under one and the same log id: servers with different
-    /// files then differ in it, and Raft does not see it. So the leader writes it once more.
-    pub fn is_first_membership(&self) -> bool {
-        let server = self.raft.server_metrics();
-        let metrics = server.borrow();
-        metrics.membership_config.log_id().index() == Some(0)
+    /// The servers among the voters, of both sets during a change.
+    pub fn voting_servers(&self) -> BTreeSet<ServerId> {
+        self.voters().into_iter().flatten().map(|node| node.server).collect()
     }
 }

@@ -1,32 +1,29 @@
-//! The server list as the group agrees on it, and Raft's membership that follows it.
+//! The server list as the group agrees on it. How Raft's membership follows is for `replacement`.
 //!
 //! A wrong list must not wedge the group: Raft can leave a membership change only through a
-//! majority of the old *and* of the new members, so both are asked for before anything is agreed,
-//! and again before Raft's membership moves. Nor may one server alone change the list: an operator
+//! majority of the old *and* of the new members, so both are asked for before anything is agreed.
+//! Nor may one server alone change the list: an operator
 //! puts the new one into the files of the servers, and the leader asks for it there. Invariants:
 //! - A list is taken only from a member that answers at its listed address, as the replacement of the
 //!   list that the group has now, and only if more than half of the voters have it in their files.
-//! - A server that is new gets the state as a snapshot, never as a log whose old memberships it would
-//!   replay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::impls::EmptyNode;
-use openraft::{ChangeMembers, LogIdOptionExt, ServerState};
+use openraft::ServerState;
 use tokio::join;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
 use super::list_file::READ_LIMIT;
 use super::peer_client::Peers;
-use super::running::Running;
 use super::{forward, origin};
 use crate::consensus::network::{CallFailure, RpcClient};
+use crate::consensus::state_machine::AgreedView;
 use crate::core::agreed::{Agreed, Command};
 use crate::core::config::Member;
-use crate::core::recovery::Status;
+use crate::core::pre_vote::Status;
 use crate::core::server_id::ServerId;
 use crate::core::server_list::{Digest, ServerList};
 use crate::log_sink::Level;
@@ -41,11 +38,8 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// pause in between, and the way.
 const FILE_LIMIT: Duration = READ_LIMIT.saturating_mul(3);
 
-/// Between two looks at servers that have to catch up.
+/// Between two attempts to find a leader that takes the list.
 const STEP_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long a snapshot of the state may take.
-const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often a server says that its file has another list than the group.
 const REMINDER: Duration = Duration::from_secs(600);
@@ -66,6 +60,7 @@ pub(super) async fn follow(peers: Arc<Peers>) {
 async fn follow_on(peers: Arc<Peers>) {
     let mut views = peers.ctx.views.subscribe();
     let mut settings = peers.ctx.watch_settings();
+    let mut caught_up = peers.ctx.caught_up.subscribe();
     let mut told: Option<(String, Instant)> = None;
     // What was loaded from the file, or what it held when it was looked at since.
     let mut file = settings.borrow().members.clone();
@@ -79,9 +74,12 @@ async fn follow_on(peers: Arc<Peers>) {
         }
         fail_point("server_list");
         if let Some(server_list) = &view.agreed.server_list {
-            let mut members = places(&peers, server_list);
-            members.extend(leaving(&peers, server_list, &view.voters));
+            let mut members = places(&peers, &view.agreed, server_list);
+            members.extend(leaving(&peers, server_list, &view));
             members.extend(new_peers(&peers, &view.agreed, server_list));
+            if !*caught_up.borrow_and_update() {
+                members.extend(others_so_far(&peers, &members));
+            }
             peers.set_members(&members);
             // Where the operator has given all servers the new list and had one of them reload, the
             // file has the agreed list although what was loaded from it differs.
@@ -105,6 +103,7 @@ async fn follow_on(peers: Arc<Peers>) {
         let rest = rest.map(|rest| rest.min(TOUCH_LOOK));
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
+            changed = caught_up.changed() => if changed.is_err() { return },
             _ = settings.changed() => {
                 file.clone_from(&settings.borrow_and_update().members);
                 looked = None;
@@ -129,24 +128,36 @@ fn remind(peers: &Peers, words: String, told: Option<(String, Instant)>) -> (Str
 }
 
 /// Where to find the members. A first list is merely that of the first leader's file, and a server's
-/// own file goes before it, since servers may know each other by different addresses; a list that
+/// own file takes precedence over it, since servers may know each other by different addresses; a list that
 /// was agreed on by a reload counts everywhere.
-fn places(peers: &Peers, server_list: &ServerList) -> Vec<Member> {
+fn places(peers: &Peers, agreed: &Agreed, server_list: &ServerList) -> Vec<Member> {
     let settings = peers.ctx.settings();
     let own = |member: &Member| settings.members.iter().find(|m| m.id == member.id);
-    let choose = |member: &Member| match server_list.version {
-        1 => own(member).unwrap_or(member).clone(),
-        _ => member.clone(),
-    };
+    let is_own = agreed.is_list_of_a_file();
+    let choose = |member: &Member| own(member).filter(|_| is_own).unwrap_or(member).clone();
     server_list.members().iter().map(choose).collect()
 }
 
 /// Members that the list no longer has, but that Raft still counts on until its own membership
-/// has followed: without them there might be no majority to let them go.
-fn leaving(peers: &Peers, server_list: &ServerList, voters: &BTreeSet<ServerId>) -> Vec<Member> {
+/// has followed: without them there might be no majority to let them go, or to found another cluster.
+fn leaving(peers: &Peers, server_list: &ServerList, view: &AgreedView) -> Vec<Member> {
+    let mut voters = view.voters.clone();
+    if !view.has_base {
+        voters.extend(peers.ctx.kept().record.voters.into_iter().flatten());
+    }
+    let (known, leaving) = (peers.ctx.members(), view.agreed.leaving());
+    let counts = |m: &&Member| server_list.get(m.id).is_none() && voters.contains(&m.id);
+    let still: BTreeMap<ServerId, &Member> =
+        known.iter().chain(leaving).filter(counts).map(|m| (m.id, m)).collect();
+    still.into_values().cloned().collect()
+}
+
+/// The peers that this server has had and that are not among `members`. One that catches up may pass
+/// through a list of before, in which the leader is not that sends it the log.
+fn others_so_far(peers: &Peers, members: &[Member]) -> Vec<Member> {
     let known = peers.ctx.members();
-    let still = known.iter().filter(|m| server_list.get(m.id).is_none() && voters.contains(&m.id));
-    still.cloned().collect()
+    let is_new = |member: &&Member| members.iter().all(|m| m.id != member.id);
+    known.iter().filter(is_new).cloned().collect()
 }
 
 /// Members of this server's file that the list it remembers has not, while it is out of touch.
@@ -184,10 +195,10 @@ pub(super) fn asks_for_new(peers: &Peers, members: &[Member]) -> bool {
     let (Some(present), Ok(file)) = (&agreed.server_list, ServerList::new(0, members)) else {
         return false;
     };
-    match present.version {
-        // The first list is merely that of the first leader's file; see `places`.
-        1 => !file.same_servers(present),
-        _ => !file.same_members(present) && !agreed.has_left(&file),
+    if agreed.is_list_of_a_file() {
+        !file.same_servers(present)
+    } else {
+        !file.same_members(present) && !agreed.has_left(&file)
     }
 }
 
@@ -212,7 +223,9 @@ pub(super) async fn change_membership(
             let request = Request::ChangeMembership { replaces, members: members.clone() };
             match peers.call(id, request, limit).await {
                 Ok(Response::MembershipChanged(answer)) => answer,
-                Err(CallFailure::Unreachable) if !renames_own(peers, &members) => {
+                Err(CallFailure::Unreachable | CallFailure::NobodyListens)
+                    if !renames_own(peers, &members) =>
+                {
                     Err(MembershipRefusal::NoLeader)
                 }
                 _ => Err(MembershipRefusal::Unknown),
@@ -298,6 +311,7 @@ async fn change_membership_here(
     // A change that has begun can only go on; one whose new peers do not come can be taken back.
     let voters = running.voters();
     let [present] = voters.as_slice() else { return Err(MembershipRefusal::UnderWay(old.version)) };
+    let present: &BTreeSet<ServerId> = &present.iter().map(|node| node.server).collect();
     let (whole, files) = join!(probe(peers, old, &new), files(peers, present, &new));
     for (ids, of_new) in [(present, false), (&new.ids(), true)] {
         let missing: Vec<ServerId> = ids.difference(&whole).copied().collect();
@@ -381,12 +395,12 @@ async fn probe(peers: &Arc<Peers>, old: &ServerList, new: &ServerList) -> BTreeS
                 } else {
                     status_at(&peers, &member).await
                 };
-                let ours = peers.ctx.cluster_id();
+                let ours = peers.ctx.cluster();
                 let fits = |status: &Status| {
                     if was_member {
-                        status.full && status.cluster_id == ours
+                        status.caught_up && status.cluster == ours
                     } else {
-                        status.cluster_id.is_none() || status.cluster_id == ours
+                        status.cluster.is_none() || status.cluster == ours
                     }
                 };
                 status.filter(fits).map(|_| member.id)
@@ -401,7 +415,7 @@ async fn probe(peers: &Arc<Peers>, old: &ServerList, new: &ServerList) -> BTreeS
 }
 
 async fn status_of(peers: &Arc<Peers>, id: ServerId) -> Option<Status> {
-    let question = Request::Status(peers.ctx.status());
+    let question = Request::Status(peers.ctx.status_for(id));
     match peers.call(id, question, PROBE_LIMIT).await {
         Ok(Response::Status(status)) => Some(status),
         _ => None,
@@ -410,7 +424,7 @@ async fn status_of(peers: &Arc<Peers>, id: ServerId) -> Option<Status> {
 
 /// Asks a server that is not connected yet, since it is no member or has moved.
 async fn status_at(peers: &Peers, member: &Member) -> Option<Status> {
-    let body = rpc::encode(&Request::Status(peers.ctx.status()))?;
+    let body = rpc::encode(&Request::Status(peers.ctx.status_for(member.id)))?;
     let answer = peers
         .post
         .ask_stranger((&peers.sender, &peers.tls), member, body, PROBE_LIMIT)
@@ -422,134 +436,12 @@ async fn status_at(peers: &Peers, member: &Member) -> Option<Status> {
     }
 }
 
-/// For the leader: has the group agree on a first list, and Raft's membership follow the agreed
-/// one. Never returns.
-pub(super) async fn lead_membership(peers: &Arc<Peers>, running: &Running) {
-    let mut views = peers.ctx.views.subscribe();
-    let mut server = running.raft.server_metrics();
-    loop {
-        let agreed = views.borrow_and_update().agreed.clone();
-        server.borrow_and_update();
-        let busy = match &agreed.server_list {
-            _ if agreed.ring.cluster_id().is_none() => false,
-            None => {
-                first_list(peers, running).await;
-                true
-            }
-            Some(server_list)
-                if running.voters() == vec![server_list.ids()]
-                    && running.known() == server_list.ids()
-                    && !running.is_first_membership() =>
-            {
-                false
-            }
-            Some(server_list) => {
-                step(peers, running, server_list).await;
-                true
-            }
-        };
-        tokio::select! {
-            () = sleep(STEP_PAUSE), if busy => {}
-            _ = views.changed() => {}
-            _ = server.changed() => {}
-        }
-    }
-}
-
-async fn first_list(peers: &Arc<Peers>, running: &Running) {
-    let Ok(server_list) = ServerList::new(1, &peers.ctx.settings().members) else { return };
-    let write = running.raft.client_write(Command::ChangeMembership(server_list));
-    let _ = timeout(peers.ctx.settings().request_timeout, write).await;
-}
-
-/// One step towards a membership that is the server list's: new peers learn first, and become voters
-/// together once enough of the new list has caught up.
-async fn step(peers: &Arc<Peers>, running: &Running, server_list: &ServerList) {
-    let limit = peers.ctx.settings().request_timeout;
-    let known = running.known();
-    let new_peers: Vec<ServerId> = server_list.ids().difference(&known).copied().collect();
-    if !new_peers.is_empty() && !forget_old_memberships(running).await {
-        return;
-    }
-    for id in new_peers {
-        let add = running.raft.add_learner(id, EmptyNode {}, false);
-        if !matches!(timeout(limit, add).await, Ok(Ok(_))) {
-            return;
-        }
-    }
-    let behind = behind(peers, server_list).await;
-    if behind.len() * 2 >= server_list.members().len() {
-        let names: Vec<String> = behind.iter().map(ToString::to_string).collect();
-        let line = format!(
-            "the new server list (version {}) waits for servers {} to catch up",
-            server_list.version,
-            names.join(", ")
-        );
-        peers.ctx.log.limited(Level::Note, "list waits", line);
-        return;
-    }
-    let stays = known == server_list.ids() || running.is_first_membership();
-    let change = if running.voters() == vec![server_list.ids()] && !stays {
-        // Servers that were to come, and whose list was taken back.
-        ChangeMembers::RemoveNodes(known.difference(&server_list.ids()).copied().collect())
-    } else {
-        ChangeMembers::ReplaceAllVoters(server_list.ids())
-    };
-    match timeout(limit, running.raft.change_membership(change, false)).await {
-        Ok(Ok(_)) => {
-            peers.ctx.log.note(format!(
-                "the group has {} members now (server list version {}, digest {})",
-                server_list.members().len(),
-                server_list.version,
-                server_list.digest()
-            ));
-        }
-        Ok(Err(e)) => peers.ctx.log.debug(format!("the membership did not change: {e}")),
-        Err(_) => peers.ctx.log.debug("the membership did not change in time"),
-    }
-}
-
-/// Has new peers start from a snapshot, so that none of them replays a membership of old, in
-/// which it might find itself alone.
-async fn forget_old_memberships(running: &Running) -> bool {
-    let applied = running.raft.data_metrics().borrow().last_applied.index();
-    let Some(applied) = applied else { return false };
-    if running.raft.trigger().snapshot().await.is_err() {
-        return false;
-    }
-    let mut data = running.raft.data_metrics();
-    let built = data.wait_for(|m| m.snapshot.index() >= Some(applied));
-    if !matches!(timeout(SNAPSHOT_LIMIT, built).await, Ok(Ok(_))) {
-        return false;
-    }
-    running.raft.trigger().purge_log(applied).await.is_ok()
-}
-
-/// Members of the list that have not caught up with this leader.
-async fn behind(peers: &Arc<Peers>, server_list: &ServerList) -> BTreeSet<ServerId> {
-    let mut probes = JoinSet::new();
-    for id in server_list.ids().into_iter().filter(|id| *id != peers.ctx.me) {
-        let peers = peers.clone();
-        probes.spawn(async move { (id, status_of(&peers, id).await) });
-    }
-    let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
-    while let Some(answer) = probes.join_next().await {
-        if let Ok((id, Some(status))) = answer {
-            answers.insert(id, status);
-        }
-    }
-    let ours = peers.ctx.status();
-    let caught_up = |status: &Status| {
-        status.full && status.cluster_id == ours.cluster_id && status.generation >= ours.generation
-    };
-    let mut behind = server_list.ids();
-    behind.retain(|id| *id != peers.ctx.me && !answers.get(id).is_some_and(caught_up));
-    behind
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::agreed::Record;
+    use crate::core::agreement::epoch::Epoch;
+    use crate::core::agreement::report::{Rank, Report};
     use crate::core::config::Settings;
     use crate::node::bench::{settings, Bench};
 
@@ -560,6 +452,7 @@ mod tests {
             address: "127.0.0.1".to_owned(),
             port: port(id),
             subject: None,
+            voter: true,
         };
         ids.iter().map(member).collect()
     }
@@ -571,6 +464,51 @@ mod tests {
             agreed.apply(Command::ChangeMembership(server_list)).unwrap();
         }
         agreed
+    }
+
+    /// Raft's membership has not followed, and this server is out of its cluster.
+    #[tokio::test]
+    async fn a_voter_that_the_list_no_longer_has_is_a_peer_until_the_membership_has_followed() {
+        let shared = Bench::new().shared;
+        let agreed = agreed(&[&[1, 2], &[2, 3]]);
+        let server_list = agreed.server_list.clone().unwrap();
+        let voters = |ids: &[u32]| ids.iter().copied().map(ServerId).collect::<BTreeSet<_>>();
+        let heard = |view: &AgreedView| {
+            leaving(&shared.peers, &server_list, view).iter().map(|m| m.id.0).collect::<Vec<_>>()
+        };
+        let held = Record { agreed: agreed.clone(), ..Record::of_file(voters(&[1, 2])) };
+        let rank = Rank { epoch: Epoch { counter: 7, ..Epoch::default() }, ..Rank::default() };
+        shared.ctx.begin_anew(shared.ctx.node(), Report { rank, record: held });
+        let mut view = AgreedView { agreed: Arc::new(agreed), ..AgreedView::default() };
+        assert_eq!(heard(&view), [1], "by the record that it holds");
+        (view.voters, view.has_base) = (voters(&[1, 2, 3]), true);
+        assert_eq!(heard(&view), [1], "by Raft's membership");
+        view.voters = voters(&[2, 3]);
+        assert_eq!(heard(&view), [0; 0]);
+    }
+
+    /// The leader is in no list that this server has come to yet.
+    #[tokio::test]
+    async fn a_server_that_catches_up_keeps_the_peers_that_it_had() {
+        let shared = Bench::new().shared;
+        shared.peers.set_members(&list(&[1, 2, 3]));
+        let agreed = Arc::new(agreed(&[&[1, 2, 3], &[1, 2]]));
+        shared.ctx.set_settings(Settings { members: list(&[1, 2, 3]), ..settings() });
+        shared.ctx.views.send_modify(|view| (view.agreed, view.has_base) = (agreed, true));
+        let following = tokio::spawn(follow(shared.peers.clone()));
+        let has_third = || shared.ctx.ids().contains(&ServerId(3));
+        for _ in 0..20 {
+            assert!(has_third());
+            sleep(Duration::from_millis(5)).await;
+        }
+        shared.ctx.caught_up.send_replace(true);
+        let gone = async {
+            while has_third() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(timeout(Duration::from_secs(30), gone).await.is_ok());
+        following.abort();
     }
 
     #[tokio::test]

@@ -3,7 +3,9 @@
 //! Leaves to [`crate::core::sessions`] how many, to the host what a session is, and to
 //! `sessions` the way to the others. Invariants:
 //! - What waits in either direction is within [`QUEUE`]; the oldest give way, and are counted.
-//! - The host's side waits for nobody, and holds no lock of this for longer than an entry takes.
+//! - The host's side waits for nobody, and holds no lock of this for longer than an entry takes; to
+//!   wake the node it takes none.
+//! - What comes in is handed to the host in the order of its coming, on the node's thread and at once.
 //! - What was made before a revocation is neither sent nor taken after it, and what the host has of it
 //!   is removed.
 
@@ -17,6 +19,7 @@ use tokio::sync::{watch, Notify};
 use tokio::time::{sleep, Instant};
 
 use super::context::lock;
+use super::wake_pipe::{WakeListener, WakePipe};
 use crate::core::config::MAX_MEMBERS;
 use crate::core::key_ring::{Generation, KeyRing};
 use crate::core::lossy_queue::LossyQueue;
@@ -51,12 +54,14 @@ pub struct SessionExchange {
     /// Whether the host takes sessions yet.
     is_open: watch::Sender<bool>,
     departures: Mutex<LossyQueue<Departure>>,
-    /// Rung when there is something to send.
+    /// Notified when there is something to send.
     ready: Notify,
     send_rate: Mutex<Rate>,
     arrivals: Mutex<LossyQueue<Arrival>>,
-    /// Called when there is something for the host.
-    wake: OnceCell<Box<dyn Fn() + Send + Sync>>,
+    /// By which the host wakes the node when it has something to tell.
+    pipe: Arc<WakePipe>,
+    /// Called when it was, and when there is something for the host.
+    work: OnceCell<Box<dyn Fn() + Send + Sync>>,
     /// How much each member may still send.
     take_rates: Mutex<BTreeMap<ServerId, Rate>>,
     /// The current key's, and that of the last revocation.
@@ -80,7 +85,8 @@ impl Default for SessionExchange {
             ready: Notify::new(),
             send_rate: Mutex::new(Rate::new(SENT_PER_SECOND)),
             arrivals: Mutex::new(LossyQueue::new(QUEUE)),
-            wake: OnceCell::new(),
+            pipe: Arc::new(WakePipe::new()),
+            work: OnceCell::new(),
             take_rates: Mutex::default(),
             generation: AtomicU64::new(0),
             revoked: AtomicU64::new(0),
@@ -96,9 +102,15 @@ impl Default for SessionExchange {
 
 /// For the host.
 impl SessionExchange {
-    /// Has `wake` called whenever something arrives; it must not wait. The first caller counts.
-    pub fn on_arrival(&self, wake: impl Fn() + Send + Sync + 'static) {
-        let _ = self.wake.set(Box::new(wake));
+    /// Has `work` called on the node's thread whenever something arrives or the host wakes it; it must
+    /// neither wait nor take long. The first caller counts.
+    pub fn on_work(&self, work: impl Fn() + Send + Sync + 'static) {
+        let _ = self.work.set(Box::new(work));
+    }
+
+    /// Has the node's thread call what [`SessionExchange::on_work`] was given; whether it will.
+    pub fn wake_node(&self) -> bool {
+        self.pipe.wake()
     }
 
     /// The host takes sessions from now on. What comes before that is lost, and the others are asked for
@@ -134,7 +146,12 @@ impl SessionExchange {
         arrival
     }
 
-    /// Whether all shared sessions have to be removed; says so once.
+    /// Whether all shared sessions have to be removed.
+    pub fn has_erasure(&self) -> bool {
+        self.erase.load(Ordering::Acquire)
+    }
+
+    /// The same; says so once.
     pub fn take_erasure(&self) -> bool {
         self.erase.swap(false, Ordering::AcqRel)
     }
@@ -169,11 +186,13 @@ impl SessionExchange {
 
 /// For the node.
 impl SessionExchange {
-    /// Whether a message of this member may be looked at now. One that may not is lost.
+    /// Whether a message of this member may be looked at now, which counts as one session whatever it
+    /// holds. One that may not is lost.
     pub(super) fn may_take(&self, from: ServerId) -> bool {
         const WHOLE: u32 = MAX_PER_MESSAGE as u32;
         let now = self.now();
-        let may = lock(&self.take_rates).get(&from).is_none_or(|rate| rate.has_at(now, WHOLE));
+        let has_room = lock(&self.take_rates).get(&from).is_none_or(|rate| rate.has_at(now, WHOLE));
+        let may = has_room && self.takes(from, now);
         self.record_dropped(usize::from(!may));
         may
     }
@@ -197,7 +216,7 @@ impl SessionExchange {
             }
         }
         self.record_dropped(lost);
-        self.wake();
+        self.work();
     }
 
     fn takes(&self, from: ServerId, now: Moment) -> bool {
@@ -209,10 +228,16 @@ impl SessionExchange {
         rates.entry(from).or_insert(Rate::new(TAKEN_PER_SECOND)).take_at(now).is_ok()
     }
 
-    fn wake(&self) {
-        if let Some(wake) = self.wake.get() {
-            wake();
+    /// Does what there is to do between this and the host.
+    pub(super) fn work(&self) {
+        if let Some(work) = self.work.get() {
+            work();
         }
+    }
+
+    /// Who is woken by the host.
+    pub(super) fn listen(&self) -> Option<WakeListener> {
+        WakeListener::new(self.pipe.clone())
     }
 
     /// Takes over what is agreed now; whether a revocation is new, after which nothing that is on its
@@ -228,7 +253,7 @@ impl SessionExchange {
             let lost = lock(&self.departures).clear() + lock(&self.arrivals).clear();
             self.record_dropped(lost);
             self.erase.store(true, Ordering::Release);
-            self.wake();
+            self.work();
         }
         is_new
     }
@@ -276,5 +301,19 @@ impl SessionExchange {
 
     fn now(&self) -> Moment {
         Moment::from_start(self.since.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_of_members_is_bounded() {
+        let exchange = SessionExchange::default();
+        for id in 1..=3 * MAX_MEMBERS as u32 {
+            assert!(exchange.may_take(ServerId(id)));
+        }
+        assert!(lock(&exchange.take_rates).len() <= MAX_MEMBERS + 1);
     }
 }

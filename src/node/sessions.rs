@@ -5,8 +5,10 @@
 //! - Sessions go as datagrams: no heartbeat, key or handshake waits for them, nor is a connection kept
 //!   for them; one is made when there is a session for a server to which there is none.
 //! - After a revocation nothing that is on its way goes out.
+//! - Nothing is held back to be sent with what may come later.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use tokio::time::{sleep_until, Instant};
 
 use super::peer_client::{Peers, STATUS_LIMIT};
 use super::session_exchange::SessionExchange;
+use super::wake_pipe::WakeListener;
 use crate::consensus::network::RpcClient;
 use crate::core::server_id::ServerId;
 use crate::core::sessions::{SessionEvent, MAX_WAIT};
@@ -73,6 +76,9 @@ impl Sender {
     async fn run(mut self) {
         let mut views = self.peers.ctx.views.subscribe();
         let mut is_open = self.exchange.watch_open();
+        let mut listener = self.exchange.listen();
+        // What was told while nobody listened.
+        self.exchange.work();
         loop {
             let agreed = views.borrow_and_update().agreed.clone();
             if self.exchange.follow(&agreed.ring) {
@@ -88,6 +94,7 @@ impl Sender {
                 changed = views.changed() => if changed.is_err() { return },
                 Ok(()) = is_open.changed() => {}
                 batch = self.exchange.next_batch() => self.send(batch),
+                () = woken(listener.as_mut()) => self.exchange.work(),
                 Some(answered) = self.dialling.join_next() => {
                     if let Ok(Some(id)) = answered {
                         self.fetch(id);
@@ -152,5 +159,12 @@ impl Sender {
             let generation = self.exchange.generation();
             self.exchange.tell(Some(id), generation, SessionEvent::WantNewest);
         }
+    }
+}
+
+async fn woken(listener: Option<&mut WakeListener>) {
+    match listener {
+        Some(listener) => listener.woken().await,
+        None => pending().await,
     }
 }

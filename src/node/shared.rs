@@ -2,33 +2,43 @@
 //!
 //! Tasks are handed the two or three of them that they use.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::impls::EmptyNode;
-use openraft::metrics::RaftServerMetrics;
 use openraft::ServerState;
 use openssl::error::ErrorStack;
 use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::Clock;
-use super::context::Context;
+use super::context::{wall_ms, Context};
 use super::counters::NodeCounters;
 use super::keys::Keys;
 use super::peer_client::Peers;
 use super::rejected_keys::RejectedKeys;
 use super::session_exchange::SessionExchange;
 use super::state_file::StateFile;
-use super::status_poll::StatusPoll;
 use super::store::Store;
 use super::{Deps, Report, Role};
+use crate::core::agreed::Record;
+use crate::core::agreement::founding::{Call, Found, Prepare, Promise, Refusal};
 use crate::core::config::Settings;
 use crate::core::key_ring::Generation;
-use crate::core::recovery::VoteRestriction;
+use crate::core::node_id::Incarnation;
 use crate::core::rotation::Order;
 use crate::core::server_id::ServerId;
 use crate::rpc::RotationRefusal;
+
+/// Draws the incarnation of a new node, beyond all that are `known` of this server.
+///
+/// # Errors
+/// Only if OpenSSL cannot give randomness.
+pub(super) fn draw_incarnation(known: Incarnation) -> Result<Incarnation, ErrorStack> {
+    let mut random = [0; 2];
+    rand_bytes(&mut random)?;
+    Ok(Incarnation::draw(known, wall_ms(), u16::from_be_bytes(random)))
+}
 
 /// An operator's order on its way to the leader's loop.
 pub(super) struct QueuedRotation {
@@ -38,6 +48,19 @@ pub(super) struct QueuedRotation {
     /// The way back.
     pub reply: oneshot::Sender<Result<Generation, RotationRefusal>>,
 }
+
+/// What a node is asked that ends its present run of Raft.
+pub(super) enum Asked {
+    /// To promise that it has left its cluster; only what [`Member::admits`](crate::core::agreement::founding::Member::admits) gets here.
+    Prepare(Prepare, oneshot::Sender<Result<Promise<Record>, Refusal>>),
+    /// To leave its cluster and to found another one with these.
+    Lead(Call, oneshot::Sender<Vec<Prepare>>),
+    /// To run Raft in a founded cluster that this node has accepted; answered when it runs.
+    Found(Box<Found<Record>>, oneshot::Sender<bool>),
+}
+
+/// How many may ask that at a time.
+pub(super) const MAX_ASKED: usize = 16;
 
 /// See the module's head.
 pub(super) struct Shared {
@@ -55,8 +78,10 @@ pub(super) struct Shared {
     pub orders: mpsc::Sender<QueuedRotation>,
     /// The way of sessions that clients resume by their id; none unless they are shared.
     pub sessions: Option<Arc<SessionExchange>>,
-    /// The latest round of questions to all members, and one at a time.
-    pub status_poll: StatusPoll,
+    /// The way to the present run of Raft.
+    pub asked: mpsc::Sender<Asked>,
+    /// Held by who founds: one founding at a time.
+    pub founding: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Shared {
@@ -64,6 +89,7 @@ impl Shared {
         settings: Settings,
         deps: Deps,
         orders: mpsc::Sender<QueuedRotation>,
+        asked: mpsc::Sender<Asked>,
     ) -> Result<Arc<Shared>, ErrorStack> {
         let Deps { log, tls, initial, versions, outside } = deps;
         let mut incarnation = [0; 8];
@@ -71,20 +97,22 @@ impl Shared {
         let (dir, disk) = (settings.state_dir.as_deref(), outside.disk.clone());
         let file = dir.map(|dir| StateFile::new(dir, settings.server_id, disk));
         let clock = Clock::new(log.clone(), outside.suspended.clone());
-        let ctx = Arc::new(Context::new(settings, log.clone(), clock));
+        let life = draw_incarnation(Incarnation::NOBODY)?;
+        let ctx = Arc::new(Context::new(settings, log.clone(), clock, life));
         let me = (u64::from_be_bytes(incarnation), versions);
         let peers = Arc::new(Peers::new(ctx.clone(), me, tls, &outside));
         let node_counters = Arc::<NodeCounters>::default();
         Ok(Arc::new(Shared {
             peers,
             keys: Arc::new(Keys::new(ctx.clone(), node_counters.clone(), initial)),
-            store: Arc::new(Store::new(ctx.clone(), file)),
+            store: Arc::new(Store::new(file)),
             node_counters,
             rejected_keys: Arc::new(RejectedKeys::new(log)),
             quorum_unreachable: watch::Sender::new(false),
             orders,
             sessions: outside.sessions,
-            status_poll: StatusPoll::default(),
+            asked,
+            founding: Arc::default(),
             ctx,
         }))
     }
@@ -96,28 +124,38 @@ impl Shared {
         let running = self.ctx.running();
         let metrics = running.as_ref().map(|r| r.raft.server_metrics().borrow().clone());
         let bound = self.ctx.reach();
-        let lifted = *self.ctx.vote_restriction.borrow() == VoteRestriction::Lifted;
+        let caught_up = *self.ctx.caught_up.borrow();
+        // One that is to vote counts only when it does: until then one more away may be too many.
+        let me = self.ctx.node();
+        let is_to_vote =
+            view.agreed.server_list.as_ref().is_none_or(|l| l.voters().contains(&me.server));
+        let voters = running.as_ref().map(|running| running.voters()).unwrap_or_default();
+        let is_voter = !voters.is_empty() && voters.iter().all(|voters| voters.contains(&me));
+        let counts = !is_to_vote || is_voter;
         let role = match metrics.as_ref().map(|m| m.state) {
             None => Role::Joining,
-            Some(_) if !lifted => Role::Recovering,
+            Some(_) if self.ctx.cluster().is_none() => Role::Joining,
+            Some(_) if !caught_up || !counts => Role::Recovering,
             Some(ServerState::Leader) if self.ctx.has_quorum() => Role::Leader,
             Some(ServerState::Candidate) => Role::Candidate,
             Some(_) => Role::Follower,
         };
-        let voters = |m: &RaftServerMetrics<ServerId, EmptyNode>| {
-            m.membership_config.membership().voter_ids().count()
-        };
+        let known = running.as_ref().map(|running| running.known()).unwrap_or_default();
+        let members: BTreeSet<ServerId> = known.iter().map(|node| node.server).collect();
         let heard = |id| self.peers.heard.last(id).is_some_and(|at| at.elapsed() < bound);
         Report {
             role,
             term: metrics.as_ref().map_or(0, |m| m.vote.leader_id.term),
-            members: metrics.as_ref().map_or(0, voters),
+            members: members.len(),
+            voters: voters.last().map_or(0, BTreeSet::len),
+            epoch: self.ctx.cluster().counter,
+            votes: is_voter,
             list_version: view
                 .agreed
                 .server_list
                 .as_ref()
                 .map_or(0, |server_list| server_list.version),
-            leader: metrics.and_then(|m| m.current_leader),
+            leader: metrics.and_then(|m| m.current_leader).map(|node| node.server),
             cluster_id: view.agreed.ring.cluster_id(),
             current: view.agreed.ring.current().map(|held| held.generation).unwrap_or_default(),
             fingerprint: view.agreed.ring.current().map(|held| held.stek.fingerprint()),

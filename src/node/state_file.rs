@@ -22,17 +22,16 @@ use zeroize::Zeroizing;
 
 use super::disk::{path_in, Disk, Stamp, Unusable};
 use super::network::Reply;
-use crate::core::agreed::Refusal;
-use crate::core::key_ring::{ClusterId, Generation};
+use crate::core::agreed::Record;
+use crate::core::agreement::report::{Rank, Report};
+use crate::core::key_ring::ClusterId;
 use crate::core::moment::millis;
-use crate::core::record::Record;
 use crate::core::server_id::ServerId;
-use crate::core::server_list::ServerList;
-use crate::rpc::{check_record, encode, Malformed};
+use crate::rpc::{check_report, encode, Malformed};
 use crate::transport::tls::Tls;
 
 /// Begins every state file.
-const MAGIC: &[u8; 12] = b"stek_share\0\x02";
+const MAGIC: &[u8; 12] = b"stek_share\0\x03";
 
 /// In clear before the sealed part, and authenticated with it: magic, server id, cluster incarnation.
 const HEAD_LEN: usize = MAGIC.len() + 4 + 16;
@@ -42,23 +41,8 @@ const TAG_LEN: usize = 16;
 /// Tells this use of the private key from any other.
 const PURPOSE: &[u8] = b"stek_share state_dir";
 
-/// What is kept.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Saved {
-    /// The keys.
-    pub record: Record,
-    /// The agreed server list, if there was one: a server that had left it has no use for the rest.
-    pub server_list: Option<ServerList>,
-}
-
-impl Saved {
-    /// Whether this is something that a server could have saved.
-    fn check(&self) -> Result<(), Malformed> {
-        check_record(&self.record)?;
-        let server_list = self.server_list.as_ref().map_or(Ok(()), ServerList::check);
-        server_list.map_err(|why| Malformed::State(Refusal::ServerList(why)))
-    }
-}
+/// What is kept: what this server would report at a founding.
+pub type Saved = Report<Record>;
 
 #[derive(Serialize, Deserialize)]
 struct Content {
@@ -71,11 +55,11 @@ impl Content {
     fn read(plain: &[u8], cluster_id: &[u8]) -> Result<Content, Unusable> {
         let content: Content =
             postcard::from_bytes(plain).map_err(|e| Unusable::Content(Malformed::Encoding(e)))?;
-        let inner = content.saved.record.ring.cluster_id().map(ClusterId::to_bytes);
+        let inner = content.saved.record.agreed.ring.cluster_id().map(ClusterId::to_bytes);
         if inner.as_ref().map(|h| &h[..]) != Some(cluster_id) {
             return Err(Unusable::Seal);
         }
-        content.saved.check().map_err(Unusable::Content)?;
+        check_report(&content.saved).map_err(Unusable::Content)?;
         Ok(content)
     }
 }
@@ -125,8 +109,8 @@ pub mod door {
 /// How far the file is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Written {
-    pub cluster_id: Option<ClusterId>,
-    pub newest: Generation,
+    /// How new what is in it is.
+    pub rank: Rank,
     /// Whether the last write worked and was quick, so that one may wait for the next.
     pub well: bool,
     /// Why the file was not read, as it was logged; until a write worked.
@@ -168,21 +152,23 @@ impl StateFile {
         &self,
         tls: &Tls,
         max_key_age: Duration,
-    ) -> Result<Option<(Record, Duration)>, Unusable> {
+    ) -> Result<Option<(Saved, Duration)>, Unusable> {
         let bytes = match self.disk.read(&self.path).await {
             Err(Unusable::Io(e)) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let Content { stamp, saved: Saved { mut record, server_list } } = self.open(&bytes, tls)?;
-        if server_list.is_some_and(|list| list.get(self.id).is_none()) {
+        let Content { stamp, mut saved } = self.open(&bytes, tls)?;
+        let list = saved.record.agreed.server_list.as_ref();
+        if list.is_some_and(|list| list.get(self.id).is_none()) {
             return Err(Unusable::Left);
         }
         let away = away(&stamp, &self.disk.stamp()?).ok_or(Unusable::Clock)?;
-        record.age_ms = record.age_ms.saturating_add(millis(away));
-        if record.age() > max_key_age {
-            Err(Unusable::TooOld(record.age().as_secs()))
+        saved.record = saved.record.later(millis(away));
+        let age = saved.record.age();
+        if age > max_key_age {
+            Err(Unusable::TooOld(age.as_secs()))
         } else {
-            Ok(Some((record, away)))
+            Ok(Some((saved, away)))
         }
     }
 
@@ -191,7 +177,7 @@ impl StateFile {
     /// # Errors
     /// It could not be sealed.
     pub fn save(&self, saved: Saved, tls: &Tls) -> io::Result<Reply<io::Result<()>>> {
-        let cluster_id = saved.record.ring.cluster_id();
+        let cluster_id = saved.record.agreed.ring.cluster_id();
         let content = Content { stamp: self.disk.stamp()?, saved };
         let plain = encode(&content).ok_or_else(|| io::Error::other("cannot be encoded"))?;
         Ok(self.disk.write(&self.path, self.seal(&plain, cluster_id, tls)?))

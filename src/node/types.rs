@@ -1,4 +1,4 @@
-//! What a node is given and what it gives: keys to install, what it knows, how a wish ended.
+//! What a node is given and what it gives: keys to install, what it knows, how a request ended.
 //!
 //! Plain values and how they read; what a node does is for the others. Invariants: no text made here
 //! has a key's bytes in it.
@@ -9,6 +9,7 @@ use openssl::error::ErrorStack;
 use thiserror::Error;
 
 use super::environment::Environment;
+use crate::core::agreement::epoch::Epoch;
 use crate::core::key_ring::{ClusterId, Generation};
 use crate::core::server_id::ServerId;
 use crate::core::server_status::Role;
@@ -33,8 +34,12 @@ pub struct KeySet {
     pub agreed: bool,
     /// The cluster incarnation that the generations belong to.
     pub cluster_id: Option<ClusterId>,
+    /// The cluster that agreed on them; none if they are this server's own.
+    pub epoch: Epoch,
     /// The newest generation among the keys, 0 if none is the group's.
     pub newest: Generation,
+    /// Its key.
+    pub newest_key: Option<Fingerprint>,
     /// The generation of the first key, 0 if it is not the group's.
     pub current: Generation,
 }
@@ -47,7 +52,9 @@ impl KeySet {
             keys: vec![key],
             agreed: false,
             cluster_id: None,
+            epoch: Epoch::default(),
             newest: Generation(0),
+            newest_key: None,
             current: Generation(0),
         }
     }
@@ -178,8 +185,14 @@ pub struct Report {
     pub current_age: Duration,
     /// Entries in Raft's log.
     pub log_entries: usize,
-    /// Voters of Raft's membership.
+    /// Servers in Raft's membership, those among them that do not vote included.
     pub members: usize,
+    /// Those that vote.
+    pub voters: usize,
+    /// The cluster that this node takes part in, by the counter of its epoch; 0 if it is in none.
+    pub epoch: u64,
+    /// Whether it is one of Raft's voters.
+    pub votes: bool,
     /// The version of the agreed server list, 0 before there is one.
     pub list_version: u64,
     /// Members that were heard within the upper election bound, this server included.

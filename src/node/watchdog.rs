@@ -1,11 +1,11 @@
-//! Why a run of Raft has to end: it is broken, another cluster goes before this one, the group goes
-//! on without this server, or cannot go on with it.
+//! Why a node has to end: Raft is broken, another cluster takes precedence, or the group goes on
+//! without this server.
 //!
 //! Watches from outside, because a panic inside openraft shows in no metric. What follows is for
-//! `life`. Invariants: nothing here ends a run in which this server has a leader, unless Raft is
-//! broken or another cluster goes before.
+//! `lifecycle`. Invariants: nothing here ends a run in which this server has a leader, unless Raft is
+//! broken or another cluster takes precedence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,64 +14,104 @@ use openraft::{LogIdOptionExt, ServerState};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::context::Context;
+use super::context::{founding_clock, Context};
 use super::counters::NodeCounters;
-use super::peer_client::{ask_voters, Peers, STATUS_LIMIT};
+use super::founding::ELECTIONS;
+use super::peer_client::{ask, Peers, STATUS_LIMIT};
 use super::running::{Running, Stopped};
-use crate::consensus::log_end_of;
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::consensus::state_machine::AgreedView;
-use crate::core::key_ring::ClusterId;
-use crate::core::recovery::{is_deadlocked, yields, Status};
+use crate::core::agreement::epoch::Epoch;
+use crate::core::agreement::meeting::{self, Leading, Meeting};
+use crate::core::node_id::NodeId;
+use crate::core::pre_vote::{self, Status};
 use crate::core::server_id::ServerId;
 use crate::rpc::{Request, Response};
 
-/// Between two looks at servers of another cluster incarnation, which are met with every heartbeat.
+/// Between two looks at servers of another cluster, which are met with every heartbeat.
 const MEET_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often Raft is asked whether it still lives, and how long the answer may take.
 const WATCH_PAUSE: Duration = Duration::from_secs(2);
 const WATCH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Another cluster incarnation that goes before this server's.
+/// Another cluster that takes precedence over this node's.
 #[derive(Debug)]
 pub(super) struct OtherCluster {
     server: ServerId,
-    theirs: Option<ClusterId>,
-    ours: Option<ClusterId>,
+    theirs: Epoch,
 }
 
 impl fmt::Display for OtherCluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |id: Option<ClusterId>| id.map_or_else(String::new, |id| id.to_string());
-        let (server, theirs, ours) = (self.server, name(self.theirs), name(self.ours));
-        write!(
-            f,
-            "server {server} belongs to cluster incarnation {theirs}, which goes before {ours}"
-        )
+        let (server, epoch) = (self.server, self.theirs.counter);
+        write!(f, "server {server} has part in a cluster that takes precedence (epoch {epoch})")
     }
 }
 
-/// Asks a server of another cluster incarnation what it is, whenever one is met; returns when this server's cluster incarnation
-/// has to give way.
+/// Asks a server of another cluster what it is, whenever one is met; returns when this node has to
+/// give way.
 pub(super) async fn meet(peers: &Arc<Peers>) -> OtherCluster {
+    let ctx = &peers.ctx;
     loop {
         peers.met.notified().await;
         let Some(id) = peers.other_cluster_peer() else { continue };
-        let question = Request::Status(peers.ctx.status());
+        let question = Request::Status(ctx.status_for(id));
         if let Ok(Response::Status(theirs)) = peers.call(id, question, STATUS_LIMIT).await {
-            // A cluster incarnation of which nothing was applied yet keeps others' messages out as well, and a
-            // server must not be stuck with one whose founding another leader has overtaken.
-            let ours = Status { cluster_id: peers.ctx.cluster_id(), ..peers.ctx.status() };
-            if yields(&ours, &theirs) {
-                return OtherCluster {
-                    server: id,
-                    theirs: theirs.cluster_id,
-                    ours: ours.cluster_id,
-                };
+            let leading = |cluster, list_version| Leading {
+                cluster,
+                list_version,
+                majority_age: Duration::ZERO,
+            };
+            let other = leading(theirs.cluster, theirs.list_version);
+            let own = leading(ctx.cluster(), ctx.status().list_version);
+            let own = ctx.in_majority().then_some(&own);
+            let (meeting, known) = ctx.part(|part| {
+                (meeting::meet(part.cluster, part.promise, own, &other), part.known())
+            });
+            let cluster = theirs.cluster;
+            let is_plausible = cluster.is_plausible(known, founding_clock());
+            if theirs.quorum && is_plausible && meeting == Meeting::BeginAnew {
+                if is_led(peers, id, theirs).await {
+                    return OtherCluster { server: id, theirs: cluster };
+                }
+                // Those who follow it may not have heard of its majority yet.
+                peers.record_other_cluster_peer(id);
             }
         }
         sleep(MEET_PAUSE).await;
+    }
+}
+
+/// Whether enough of the others say now that the cluster of which `theirs` is has a leader with a majority.
+async fn is_led(peers: &Arc<Peers>, id: ServerId, theirs: Status) -> bool {
+    let ctx = &peers.ctx;
+    let others: BTreeSet<ServerId> = ctx.others().collect();
+    let mut asked = ask(peers, others.iter().copied().filter(|other| *other != id));
+    let cluster = theirs.cluster;
+    let mut answers = BTreeMap::from([(id, theirs)]);
+    loop {
+        let lately = ctx.settings().timers.election_upper * ELECTIONS;
+        let since = ctx.quorum_contact().map_or(Duration::MAX, |at| ctx.now().since(at));
+        if pre_vote::is_led(cluster, &answers, others.len(), since >= lately) {
+            return true;
+        }
+        match asked.join_next().await {
+            Some(Ok((id, Ok(status)))) => drop(answers.insert(id, status)),
+            Some(_) => {}
+            None => return false,
+        }
+    }
+}
+
+/// Returns when others know of a later life of this server than this node is.
+pub(super) async fn outlived(ctx: &Context) {
+    loop {
+        let arrived = ctx.arrived.notified();
+        if ctx.is_outlived() {
+            return;
+        }
+        arrived.await;
     }
 }
 
@@ -104,7 +144,7 @@ pub(super) async fn removed(peers: &Arc<Peers>) {
 async fn is_refused(peers: &Arc<Peers>) -> bool {
     let mut asked = JoinSet::new();
     for id in peers.ctx.others() {
-        let (peers, question) = (peers.clone(), Request::Status(peers.ctx.status()));
+        let (peers, question) = (peers.clone(), Request::Status(peers.ctx.status_for(id)));
         asked.spawn(async move {
             let answer = peers.call(id, question, STATUS_LIMIT).await;
             matches!(answer, Err(CallFailure::NotListed))
@@ -135,10 +175,10 @@ pub(super) async fn tell(
             Some(id) if told != Some((id, term)) => {
                 told = Some((id, term));
                 node_counters.count(|node_counters| &node_counters.leaders);
-                ctx.log.note(if id == ctx.me {
+                ctx.log.note(if id.server == ctx.me {
                     format!("this server is the leader of term {term}")
                 } else {
-                    format!("leader is server {id} in term {term}")
+                    format!("leader is server {} in term {term}", id.server)
                 });
             }
             _ => {}
@@ -151,7 +191,7 @@ pub(super) async fn tell(
 
 /// Asks Raft in a way that goes through its core and its state machine, because a panic in either
 /// shows nowhere else; and looks for a state machine that is ahead of its own log.
-pub(super) async fn watch_over(me: ServerId, running: &Running) -> Stopped {
+pub(super) async fn watch_over(me: NodeId, running: &Running) -> Stopped {
     let mut was_odd = false;
     loop {
         sleep(WATCH_PAUSE).await;
@@ -173,52 +213,5 @@ pub(super) async fn watch_over(me: ServerId, running: &Running) -> Stopped {
         if data.last_applied.index() > data.last_log.index() {
             return Stopped::LogTooShort;
         }
-    }
-}
-
-/// Returns when nobody can be elected any more because of what this server remembers: it holds more
-/// than all others, so that those who forgot wait for it to lead, and Raft's membership does not
-/// let it, since it was just being taken in. One that the list no longer has is removed instead, see
-/// [`removed`].
-pub(super) async fn deadlock(peers: &Arc<Peers>, running: &Running) {
-    let mut seen = false;
-    loop {
-        let patience = peers.ctx.settings().timers.election_upper * 3;
-        let waited_from = peers.ctx.now();
-        sleep(patience).await;
-        let hears_leader = peers.ctx.contact().is_some_and(|at| at > waited_from);
-        let log_end = running.log.last_log_id().as_ref().map(log_end_of);
-        let configs = running.voters();
-        let may_campaign = configs.iter().all(|voters| voters.contains(&peers.ctx.me));
-        let lists_me = {
-            let views = peers.ctx.views.borrow();
-            views.agreed.server_list.as_ref().is_some_and(|list| list.get(peers.ctx.me).is_some())
-        };
-        if hears_leader || may_campaign || !lists_me || !peers.ctx.status().full {
-            seen = false;
-            continue;
-        }
-        let mut asked = ask_voters(peers, &configs);
-        let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
-        while let Some(answer) = asked.join_next().await {
-            match answer {
-                Ok((id, Ok(status))) => {
-                    answers.insert(id, status);
-                }
-                // It cannot hold what this server holds: a list that has this server.
-                Ok((id, Err(CallFailure::NotListed))) => {
-                    answers.insert(id, Status::default());
-                }
-                _ => {}
-            }
-        }
-        // A server that was just taken in may not even know those whom the new list leaves out.
-        let known = peers.ctx.ids();
-        let configs: Vec<_> = configs.iter().map(|voters| voters & &known).collect();
-        let deadlocked = is_deadlocked(log_end, &configs, &answers);
-        if deadlocked && seen {
-            return;
-        }
-        seen = deadlocked;
     }
 }

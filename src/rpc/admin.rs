@@ -20,7 +20,7 @@ pub enum RotationRefusal {
     /// Nobody leads, the leader cannot be reached, or it has no majority; nothing was proposed.
     #[error("there is no leader at present; try again in a second")]
     NoLeader,
-    /// The leader lost its office, or the way to it was cut, before it could answer.
+    /// The leader was deposed, or the way to it was cut, before it could answer.
     #[error("the leader changed in the meantime; it may still happen")]
     Unknown,
     /// One handover at a time.
@@ -39,7 +39,7 @@ pub enum RotationRefusal {
 pub enum MembershipRefusal {
     /// Nobody leads, or the leader cannot be reached; nothing was proposed.
     NoLeader,
-    /// The leader lost its office, or the way to it was cut, before it could answer.
+    /// The leader was deposed, or the way to it was cut, before it could answer.
     Unknown,
     /// No group could have this list.
     Bad(BadServerList),
@@ -69,6 +69,32 @@ pub enum MembershipRefusal {
     /// The group did not agree in time.
     TimedOut,
 }
+/// Why no cluster was founded with the servers that an operator named.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum RecoverRefusal {
+    /// The group works.
+    #[error("{} hears a leader with a majority: the group works, and nothing is to be recovered", servers(&[*.0]))]
+    HasMajority(ServerId),
+    /// Who founds has part in it.
+    #[error("{} was asked and is not among the survivors; ask one of them", servers(&[*.0]))]
+    NotAmong(ServerId),
+    /// Nobody knows these.
+    #[error("the server list does not have {}", servers(.0))]
+    Unknown(Vec<ServerId>),
+    /// All survivors have to take part.
+    #[error("no answer of {}; start what is to survive, or leave it out if it is lost", servers(.0))]
+    Silent(Vec<ServerId>),
+    /// Who lives and is not named would be another group.
+    #[error("there is an answer of {} too; name it among the survivors, or stop it first", servers(.0))]
+    AlsoThere(Vec<ServerId>),
+    /// Another founding goes on.
+    #[error("a founding is under way; look at 'stekctl status' and try again")]
+    Busy,
+    /// Not all promised, or there was no leader in time.
+    #[error("not all of them took part in time; look at 'stekctl status' and try again")]
+    Failed,
+}
+
 /// "server 2", "servers 2, 3 and 5"; of many servers the first [`MAX_NAMED`].
 fn servers(ids: &[ServerId]) -> String {
     let shown: Vec<String> = ids.iter().take(MAX_NAMED).map(ToString::to_string).collect();

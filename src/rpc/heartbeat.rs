@@ -3,13 +3,19 @@
 use serde::{Deserialize, Serialize};
 
 use super::malformed::Malformed;
+use super::status::check_epoch;
+use crate::core::agreement::epoch::Epoch;
 use crate::core::key_ring::Generation;
-use crate::core::recovery::{LeaderId, LogPosition};
+use crate::core::log_id::{LeaderId, LogPosition};
 
 /// A leader's heartbeat: says that it lives and how far it is. Carries nothing that a server would
 /// have to remember; one that is behind says so, and is sent an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireHeartbeat {
+    /// The cluster that it leads.
+    pub cluster: Epoch,
+    /// The version of the agreed list there.
+    pub list_version: u64,
     /// The leader's term, which a majority gave it.
     pub leader_id: LeaderId,
     /// The end of its log.
@@ -26,6 +32,7 @@ pub struct WireHeartbeat {
 impl WireHeartbeat {
     pub(super) fn check(&self) -> Result<(), Malformed> {
         self.leader_id.check()?;
+        check_epoch(self.cluster)?;
         self.log_end.iter().chain(&self.commit).try_for_each(LogPosition::check)
     }
 }

@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::core::agreed::Refusal;
-use crate::core::recovery::{LeaderId, LogPosition};
+use crate::core::log_id::{LeaderId, LogPosition};
 use crate::core::server_status::BadStatus;
 
 /// Why bytes are not a message.
@@ -18,7 +18,7 @@ pub enum Malformed {
     /// There is more of something than any server sends.
     #[error("it holds too many {0}")]
     TooMany(&'static str),
-    /// A term or an index is beyond all reason.
+    /// A term or an index is beyond all reason, or there is nothing of what there has to be.
     #[error("it counts terms or entries beyond all reason")]
     Absurd,
     /// Entries do not follow each other, or are of a later term than whoever sends them.
@@ -36,7 +36,7 @@ pub enum Malformed {
 }
 /// No group ever gets here: a term or an index each nanosecond for a hundred years. Beyond it,
 /// counting on would overflow somewhere. How a group is kept from being led here in leaps is in
-/// [`crate::core::recovery::SanityBounds`].
+/// [`crate::core::sanity_bounds::SanityBounds`].
 pub(super) const MAX_COUNT: u64 = 1 << 62;
 
 impl LeaderId {

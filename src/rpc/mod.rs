@@ -8,19 +8,21 @@
 //! | request | who may send it | answered | if it is lost | if it comes twice |
 //! |---|---|---|---|---|
 //! | `Status` | members and tools; only a member's own word counts | always | asked again in the next round | the same answer |
-//! | `Vote` | members; the candidate of the term in it | while Raft runs, same cluster incarnation; refused without a full memory and while a leader is heard | no vote; the candidate tries the next term | the same answer |
-//! | `Append` | members; the leader of the term in it | while Raft runs, same cluster incarnation | openraft sends it again | the same answer |
-//! | `Snapshot` | members; the leader of the term in it | while Raft runs, same cluster incarnation | openraft sends it again | installed again, to no effect |
+//! | `Vote` | members; the candidate of the term in it | by the very node and in the cluster that it names; refused while a leader is heard | no vote; the candidate tries the next term | the same answer |
+//! | `Append` | members; the leader of the term in it | by the very node and in the cluster that it names; who is in none joins | openraft sends it again | the same answer |
+//! | `Snapshot` | members; the leader of the term in it | by the very node and in the cluster that it names; who is in none joins | openraft sends it again | installed again, to no effect |
 //! | `AwaitInstalled` | members | always; held back for a bounded time until the key is installed | asked again in the next round | the same answer |
 //! | `Order` | members, to the leader; tools, to any server, which passes it on | always; carried out by a leader with a majority | the operator is told that it may still happen; never sent again | another new key, unless a handover is under way |
 //! | `Campaign` | members; the leader of the asked server | while Raft runs | an election without it, later | nothing more |
 //! | `ChangeMembership` | members; one that answers at its listed address, to the leader | always; carried out by a leader | the operator is told that it may still happen; never sent again | refused: the list that it replaces is no longer the agreed one |
 //! | `Report` | members and tools | always | the tool says so | the same answer |
-//! | `Heartbeat` | members; the leader of the term in it; a one-way message, unless an answer is asked for | while Raft runs, same cluster incarnation | the next one is due soon | nothing more |
-//! | `StatusPoll` | members | always | asked again in the next round | the same answer |
+//! | `Heartbeat` | members; the leader of the term in it; a one-way message, unless an answer is asked for | always | the next one is due soon | nothing more |
 //! | `ListInFile` | members | always; from the file as it is now | counts as a server without this list | the same answer |
-//! | `Record` | members | while no cluster incarnation is known here | asked again in the next round | the same answer |
+//! | `Prepare` | members; the founder of the epoch in it | by the very node that it names, unless it hears a leader with a majority or has promised as much | the founder waits for a moment, then goes on with a majority | refused: it was promised before |
+//! | `Found` | members; the founder of the epoch in it | always; taken by a node that it counts and that has promised nothing higher | that node prepares or joins later | nothing more |
+//! | `Revoked` | members | always | asked again in the next step | the same answer |
 //! | `Sessions` | members; a one-way message | never; taken with `share_sessions: true`, same cluster incarnation | the clients of these sessions make full handshakes elsewhere | what is there already stays |
+//! | `Recover` | tools, to one of the survivors | never to members; refused while a leader with a majority is heard | the operator is told that it may still happen; never sent again | refused: there is a leader by then |
 //! | `Reload` | tools, to any server | always; held back for a bounded time until the files are read | the operator is told that it may still happen; never sent again | the files are read again |
 //!
 //! A tool speaks with the certificate of the server that it acts for, in whose name it asks. Who
@@ -43,29 +45,37 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-pub use admin::{MembershipRefusal, RotationRefusal, MAX_ORIGIN};
+pub use admin::{MembershipRefusal, RecoverRefusal, RotationRefusal, MAX_ORIGIN};
 pub use heartbeat::WireHeartbeat;
 pub use malformed::Malformed;
 pub use raft::{
-    AppendAnswer, WireAppend, WireEntry, WireMembership, WirePayload, WireSnapshot, WireVote,
+    AppendAnswer, Recipient, WireAppend, WireEntry, WireMembership, WirePayload, WireSnapshot,
+    WireVote,
 };
-pub use sessions::{is_of_sessions, WireSessions};
-pub use status::{check_record, RelayedStatus};
+pub use sessions::{is_of_sessions, WireSessions, MAX_SESSIONS_MESSAGE};
+pub use status::check_report;
 
+use crate::core::agreed::Record;
+use crate::core::agreement::founding::{Found, Prepare, Promise, Refusal};
+use crate::core::agreement::report::Voters;
 use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::Generation;
-use crate::core::record::Record;
-use crate::core::recovery::{LeaderId, LogPosition, Status};
+use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::node_id::NodeId;
+use crate::core::pre_vote::Status;
 use crate::core::rotation::Order;
 use crate::core::server_list::Digest;
 use crate::core::server_status::{BadStatus, ServerStatus};
+use crate::core::stek::Fingerprint;
 use crate::core::text::is_readable;
-use status::check_status;
+use status::{check_epoch, check_found, check_promise, check_status};
 
 /// What one server asks of another.
+// One is moved once, from where it is decoded to where it is answered.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// "This is me; who are you?" Answered in every state, also across cluster incarnations.
+    /// "This is me; who are you?" Answered in every state, also across clusters.
     Status(Status),
     /// Raft's RequestVote (section 5.2 of the Raft paper).
     Vote(WireVote),
@@ -77,6 +87,8 @@ pub enum Request {
     AwaitInstalled {
         /// The generation.
         generation: Generation,
+        /// Its key: another group may have another one of this generation.
+        key: Fingerprint,
         /// How long to wait, in milliseconds.
         limit_ms: u32,
     },
@@ -100,14 +112,15 @@ pub enum Request {
     Report,
     /// The leader's heartbeat. Most of them are sent as notes, which get no answer.
     Heartbeat(WireHeartbeat),
-    /// "This is me; who are you, and what do the others say of themselves?" As [`Request::Status`],
-    /// for groups in which not everybody can ask everybody.
-    StatusPoll(Status),
     /// "Does your `server_list_file` hold this very list now?", from a leader that was asked to have
     /// the group agree on it.
     ListInFile(Digest),
-    /// "I lead, and nobody remembers any key; what does your state file say?"
-    Record,
+    /// "Leave all that was founded before, and tell me what you hold."
+    Prepare(Prepare),
+    /// "You are a voter of this cluster that I founded."
+    Found(Box<Found<Record>>),
+    /// "Which keys do you know to be revoked?" From a leader, to a server that joins.
+    Revoked,
     /// What became of sessions that clients resume by their id. Only ever sent as a note.
     Sessions(WireSessions),
     /// "Read your files again", from an operator's command.
@@ -115,6 +128,24 @@ pub enum Request {
         /// Who wants it, as far as the tool can tell; for the log.
         origin: String,
     },
+    /// "All servers but these are gone for good; go on with them alone", from an operator's command.
+    Recover {
+        /// Who is left, the asked server among them.
+        survivors: Voters,
+        /// As in [`Request::Reload`].
+        origin: String,
+    },
+}
+
+/// The most revoked keys that a server tells of; as many as a ring remembers.
+const MAX_REVOKED: usize = 64;
+
+/// How many kinds of requests there are.
+const KINDS: u8 = 17;
+
+/// Whether this version has the kind of request that a body says it is, whatever else is in it.
+pub fn is_known(body: &[u8]) -> bool {
+    body.first().is_some_and(|kind| *kind < KINDS)
 }
 
 /// What the asked server answers.
@@ -153,7 +184,9 @@ pub enum Response {
     MembershipChanged(Result<u64, MembershipRefusal>),
     /// To [`Request::Heartbeat`].
     Heartbeat {
-        /// The highest vote that the asked server knows, and whether it is committed.
+        /// Which node the asked server is.
+        node: NodeId,
+        /// The highest vote that it knows in the asker's cluster, and whether it is committed.
         vote: (LeaderId, bool),
         /// Whether it follows the asker and has nothing to catch up with.
         level: bool,
@@ -162,27 +195,28 @@ pub enum Response {
     ErrorResponse(ErrorResponse),
     /// To [`Request::Report`].
     Report(Box<ServerStatus>),
-    /// To [`Request::StatusPoll`]: the asked server's own word, and those of others.
-    StatusPoll(Status, Vec<RelayedStatus>),
     /// To [`Request::ListInFile`].
     ListInFile(bool),
-    /// To [`Request::Record`].
-    Record(Option<Box<Record>>),
+    /// To [`Request::Prepare`].
+    Promise(Result<Box<Promise<Record>>, Refusal>),
+    /// To [`Request::Found`]: whether the asked node begins in that cluster.
+    Found(bool),
+    /// To [`Request::Revoked`].
+    Revoked(Vec<Fingerprint>),
     /// To [`Request::Reload`]: what changed, or why nothing did.
     Reloaded(Result<String, String>),
+    /// To [`Request::Recover`]: the epoch of the cluster that was founded.
+    Recovered(Result<u64, RecoverRefusal>),
 }
 /// Why a server does not answer a request in the way that was hoped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum ErrorResponse {
-    /// It has not found out yet what it may do.
+    /// Raft does not run there at present.
     #[error("it is starting and still joining")]
     Starting,
-    /// It came back empty and does not vote yet.
-    #[error("it came back without memory and does not vote yet")]
-    Recovering,
-    /// It belongs to another cluster incarnation.
-    #[error("it belongs to another cluster incarnation")]
-    OtherCluster,
+    /// It is another node than the one that was asked, or has part in another cluster.
+    #[error("it is another node, or in another cluster")]
+    OtherNode,
     /// Its Raft has stopped.
     #[error("its agreement has stopped and starts anew")]
     Stopped,
@@ -207,16 +241,25 @@ pub fn encode<T: Serialize>(message: &T) -> Option<Zeroizing<Vec<u8>>> {
 pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
     let request = decode(bytes)?;
     match &request {
-        Request::Status(status) | Request::StatusPoll(status) => check_status(status)?,
+        Request::Status(status) => check_status(status)?,
         Request::Append(append) => append.check()?,
         Request::Vote(vote) => vote.check()?,
         Request::Heartbeat(heartbeat) => heartbeat.check()?,
         Request::Snapshot(snapshot) => snapshot.check()?,
+        Request::Prepare(prepare) => check_epoch(prepare.epoch)?,
+        Request::Found(found) => check_found(found)?,
         Request::Sessions(sessions) => sessions.check()?,
         Request::ChangeMembership { members, .. } if members.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("members"));
         }
-        Request::Order { origin, .. } | Request::Reload { origin } if origin.len() > MAX_ORIGIN => {
+        Request::Recover { survivors, .. } if survivors.len() > MAX_MEMBERS => {
+            return Err(Malformed::TooMany("survivors"));
+        }
+        Request::Order { origin, .. }
+        | Request::Reload { origin }
+        | Request::Recover { origin, .. }
+            if origin.len() > MAX_ORIGIN =>
+        {
             return Err(Malformed::TooMany("words about an order's origin"));
         }
         _ => {}
@@ -232,17 +275,13 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
     let response = decode(bytes)?;
     match &response {
         Response::Status(status) => check_status(status)?,
-        Response::StatusPoll(_, others) if others.len() > MAX_MEMBERS => {
-            return Err(Malformed::TooMany("members"));
-        }
-        Response::StatusPoll(own, others) => {
-            check_status(own)?;
-            others.iter().try_for_each(|other| check_status(&other.status))?;
-        }
         Response::Report(status) => status.check().map_err(Malformed::Status)?,
         Response::Vote { log_end: Some(end), .. } => end.check()?,
         Response::Append(AppendAnswer::Partial(Some(end))) => end.check()?,
-        Response::Record(Some(record)) => check_record(record)?,
+        Response::Promise(Ok(promise)) => check_promise(promise)?,
+        Response::Revoked(keys) if keys.len() > MAX_REVOKED => {
+            return Err(Malformed::TooMany("revoked keys"));
+        }
         Response::Reloaded(Ok(words) | Err(words)) if !is_readable(words) => {
             return Err(Malformed::Status(BadStatus::Text));
         }
@@ -258,7 +297,8 @@ impl Request {
             Request::Status(_)
             | Request::Report
             | Request::Order { .. }
-            | Request::Reload { .. } => true,
+            | Request::Reload { .. }
+            | Request::Recover { .. } => true,
             Request::Vote(_)
             | Request::Append(_)
             | Request::Snapshot(_)
@@ -266,9 +306,10 @@ impl Request {
             | Request::Campaign
             | Request::ChangeMembership { .. }
             | Request::Heartbeat(_)
-            | Request::StatusPoll(_)
             | Request::ListInFile(_)
-            | Request::Record
+            | Request::Prepare(_)
+            | Request::Found(_)
+            | Request::Revoked
             | Request::Sessions(_) => false,
         }
     }

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::malformed::Malformed;
 use crate::core::agreed::{Agreed, Command};
+use crate::core::agreement::epoch::Epoch;
 use crate::core::config::MAX_MEMBERS;
 use crate::core::key_ring::Generation;
-use crate::core::recovery::{LeaderId, LogPosition};
-use crate::core::server_id::ServerId;
+use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::node_id::NodeId;
 
 /// Most entries that a message may carry; more than any honest server sends.
 pub(super) const MAX_ENTRIES: usize = 256;
@@ -35,9 +36,21 @@ pub enum AppendAnswer {
     HigherVote(LeaderId, bool),
 }
 
+/// Which node a message of Raft's is for, and in which cluster: it counts for no other life of that
+/// server, and for nothing that was founded before or since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipient {
+    /// The node.
+    pub node: NodeId,
+    /// The cluster.
+    pub cluster: Epoch,
+}
+
 /// Raft's RequestVote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireVote {
+    /// Who is asked.
+    pub to: Recipient,
     /// Term and candidate.
     pub leader_id: LeaderId,
     /// The end of the candidate's log.
@@ -47,6 +60,8 @@ pub struct WireVote {
 /// Raft's AppendEntries.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WireAppend {
+    /// Whom it is for.
+    pub to: Recipient,
     /// The leader's term, and whether it is committed.
     pub vote: (LeaderId, bool),
     /// The entry right before `entries`.
@@ -85,14 +100,16 @@ pub enum WirePayload {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireMembership {
     /// The voters; two sets during a change.
-    pub configs: Vec<BTreeSet<ServerId>>,
+    pub configs: Vec<BTreeSet<NodeId>>,
     /// All members.
-    pub members: BTreeSet<ServerId>,
+    pub members: BTreeSet<NodeId>,
 }
 
 /// Raft's InstallSnapshot.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WireSnapshot {
+    /// Whom it is for.
+    pub to: Recipient,
     /// The leader's term, and whether it is committed.
     pub vote: (LeaderId, bool),
     /// The last entry that it covers.
@@ -164,6 +181,9 @@ impl WireEntry {
             WirePayload::Command(Command::ChangeMembership(list)) => {
                 list.check().map_err(|bad| Malformed::State(bad.into()))
             }
+            WirePayload::Command(Command::Found(record)) => {
+                record.check().map_err(Malformed::State)
+            }
             WirePayload::Blank | WirePayload::Command(_) => Ok(()),
         }
     }
@@ -178,7 +198,8 @@ impl WireMembership {
         if self.configs.len() > MAX_CONFIGS {
             return Err(Malformed::TooMany("configurations"));
         }
-        if self.members.len() > MAX_MEMBERS
+        // An earlier life of a server may still be there beside the later one.
+        if self.members.len() > 2 * MAX_MEMBERS
             || self.configs.iter().any(|voters| voters.len() > MAX_MEMBERS)
         {
             return Err(Malformed::TooMany("members"));

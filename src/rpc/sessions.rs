@@ -4,10 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::malformed::Malformed;
 use crate::core::key_ring::{Generation, MAX_GENERATION};
-use crate::core::sessions::{SessionEvent, MAX_PER_MESSAGE};
+use crate::core::sessions::{SessionEvent, MAX_ID, MAX_PER_MESSAGE, MAX_SESSION};
 
 /// The place of [`super::Request::Sessions`] among the requests: the first byte of its encoding.
-const PLACE: u8 = 13;
+const PLACE: u8 = 14;
+
+/// Bytes of the longest message that a server sends: each event with its id, its session and the
+/// lengths of both, and what is before them.
+pub const MAX_SESSIONS_MESSAGE: usize = MAX_PER_MESSAGE * (MAX_ID + MAX_SESSION + 8) + 32;
 
 /// What a server tells of its sessions, in the order in which it happened.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,7 +19,7 @@ pub struct WireSessions {
     /// The key that was current at the sender: what was made before a revocation is not taken after
     /// it.
     pub generation: Generation,
-    /// At most [`MAX_PER_MESSAGE`].
+    /// One to [`MAX_PER_MESSAGE`].
     pub events: Vec<SessionEvent>,
 }
 
@@ -23,6 +27,9 @@ impl WireSessions {
     pub(super) fn check(&self) -> Result<(), Malformed> {
         if self.events.len() > MAX_PER_MESSAGE {
             return Err(Malformed::TooMany("sessions"));
+        }
+        if self.events.is_empty() {
+            return Err(Malformed::Absurd);
         }
         if self.generation > MAX_GENERATION {
             return Err(Malformed::Absurd);

@@ -1,35 +1,53 @@
-//! What servers say of themselves and of each other: status, status poll, and what a state file held.
+//! What servers say of themselves, and what they promise and found: the messages of a founding.
 
-use serde::{Deserialize, Serialize};
-
-use super::malformed::Malformed;
+use super::malformed::{Malformed, MAX_COUNT};
+use crate::core::agreed::Record;
+use crate::core::agreement::epoch::Epoch;
+use crate::core::agreement::founding::{Found, Promise};
+use crate::core::agreement::report::Report;
+use crate::core::config::MAX_MEMBERS;
 use crate::core::key_ring::MAX_GENERATION;
-use crate::core::record::Record;
-use crate::core::recovery::Status;
-use crate::core::server_id::ServerId;
+use crate::core::pre_vote::Status;
 
-/// What a server said of itself, told by another one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RelayedStatus {
-    /// Who said it.
-    pub from: ServerId,
-    /// How long before the question came, in milliseconds; 0 if it was said because of it.
-    pub age_ms: u32,
-    /// What it said.
-    pub status: Status,
+pub(super) fn check_status(status: &Status) -> Result<(), Malformed> {
+    status.leader_id.check()?;
+    check_epoch(status.cluster)?;
+    if status.generation > MAX_GENERATION || status.known > MAX_COUNT {
+        return Err(Malformed::Absurd);
+    }
+    status.log_end.map_or(Ok(()), |end| end.check())
 }
+
+pub(super) fn check_epoch(epoch: Epoch) -> Result<(), Malformed> {
+    if epoch.counter <= MAX_COUNT {
+        Ok(())
+    } else {
+        Err(Malformed::Absurd)
+    }
+}
+
 /// Whether this is something that a server could have kept.
 ///
 /// # Errors
 /// The first rule that it breaks.
-pub fn check_record(record: &Record) -> Result<(), Malformed> {
-    record.end.check()?;
-    record.ring.check().map_err(|refusal| Malformed::State(refusal.into()))
+pub fn check_report(report: &Report<Record>) -> Result<(), Malformed> {
+    check_epoch(report.rank.epoch)?;
+    report.rank.end.check()?;
+    report.record.check().map_err(Malformed::State)
 }
-pub(super) fn check_status(status: &Status) -> Result<(), Malformed> {
-    status.leader_id.check()?;
-    if status.generation > MAX_GENERATION {
-        return Err(Malformed::Absurd);
+
+pub(super) fn check_promise(promise: &Promise<Record>) -> Result<(), Malformed> {
+    check_epoch(promise.epoch)?;
+    check_report(&promise.report)
+}
+
+pub(super) fn check_found(found: &Found<Record>) -> Result<(), Malformed> {
+    check_epoch(found.epoch)?;
+    if found.voters.is_empty() {
+        return Err(Malformed::NoVoters);
     }
-    status.log_end.map_or(Ok(()), |end| end.check())
+    if found.voters.len() > MAX_MEMBERS {
+        return Err(Malformed::TooMany("voters"));
+    }
+    check_report(&found.base)
 }

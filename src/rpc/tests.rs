@@ -6,10 +6,13 @@ use super::malformed::MAX_COUNT;
 use super::raft::{MAX_ENTRIES, MAX_SNAPSHOT_ID};
 use super::*;
 use crate::core::agreed::{Agreed, Command, Refusal};
+use crate::core::agreement::epoch::Epoch;
+use crate::core::agreement::report::{Rank, Report};
 use crate::core::config::MAX_SUBJECT;
 use crate::core::key_ring::{
     ClusterId, Command as KeyCommand, Held, KeyRing, Refusal as KeyRefusal, MAX_GENERATION,
 };
+use crate::core::node_id::Incarnation;
 use crate::core::server_id::ServerId;
 use crate::core::server_list::{ServerList, MAX_ADDRESS};
 use crate::core::server_status::BadStatus;
@@ -20,14 +23,19 @@ use crate::transport::frame::MAX_BODY;
 
 /// One request of each kind; those of Raft's are of server 2, in term 6.
 pub(crate) fn one_of_each() -> Vec<Request> {
-    let leader_id = LeaderId { term: 6, node: ServerId(2) };
-    let list = ServerList::ids_digest(&BTreeSet::new());
-    let members = BTreeSet::from([ServerId(1)]);
+    let leader_id = LeaderId { term: 6, node: NodeId::of(2) };
+    let member =
+        Member { id: ServerId(1), address: "a".to_owned(), port: 1, subject: None, voter: true };
+    let list = ServerList::new(1, &[member]).unwrap().digest();
+    let members = BTreeSet::from([NodeId::of(1)]);
+    let to = Recipient { node: NodeId::of(1), ..Recipient::default() };
+    let epoch = Epoch { counter: 5, founder: NodeId::of(2) };
     let membership = WireMembership { configs: vec![members.clone()], members };
     vec![
         Request::Status(Status::default()),
-        Request::Vote(WireVote { leader_id, log_end: None }),
+        Request::Vote(WireVote { to, leader_id, log_end: None }),
         Request::Append(WireAppend {
+            to,
             vote: (leader_id, true),
             previous: None,
             entries: Vec::new(),
@@ -40,12 +48,18 @@ pub(crate) fn one_of_each() -> Vec<Request> {
             membership,
             ..snapshot(KeyRing::default())
         }),
-        Request::AwaitInstalled { generation: Generation(0), limit_ms: 0 },
+        Request::AwaitInstalled {
+            generation: Generation(0),
+            key: held(1).stek.fingerprint(),
+            limit_ms: 0,
+        },
         Request::Order { order: Order::Rotate, origin: String::new() },
         Request::Campaign,
         Request::ChangeMembership { replaces: list, members: Vec::new() },
         Request::Report,
         Request::Heartbeat(WireHeartbeat {
+            cluster: epoch,
+            list_version: 1,
             leader_id,
             log_end: None,
             commit: None,
@@ -53,12 +67,23 @@ pub(crate) fn one_of_each() -> Vec<Request> {
             quorum: true,
             next_ms: 100,
         }),
-        Request::StatusPoll(Status::default()),
         Request::ListInFile(list),
-        Request::Record,
-        Request::Sessions(WireSessions { generation: Generation(0), events: Vec::new() }),
+        Request::Prepare(Prepare { epoch, to: to.node }),
+        Request::Found(Box::new(found(epoch))),
+        Request::Revoked,
+        Request::Sessions(WireSessions {
+            generation: Generation(0),
+            events: vec![SessionEvent::WantNewest],
+        }),
         Request::Reload { origin: String::new() },
+        Request::Recover { survivors: [ServerId(1)].into(), origin: String::new() },
     ]
+}
+
+fn found(epoch: Epoch) -> Found<Record> {
+    let record = Record::of_file([ServerId(1)].into());
+    let voters = BTreeMap::from([(ServerId(1), Incarnation(7))]);
+    Found { epoch, voters, base: Report { rank: Rank::default(), record } }
 }
 
 /// The name of a request's kind.
@@ -74,11 +99,13 @@ pub(crate) fn kind(request: &Request) -> &'static str {
         Request::ChangeMembership { .. } => "ChangeMembership",
         Request::Report => "Report",
         Request::Heartbeat(_) => "Heartbeat",
-        Request::StatusPoll(_) => "StatusPoll",
         Request::ListInFile(_) => "ListInFile",
-        Request::Record => "Record",
+        Request::Prepare(_) => "Prepare",
+        Request::Found(_) => "Found",
+        Request::Revoked => "Revoked",
         Request::Sessions(_) => "Sessions",
         Request::Reload { .. } => "Reload",
+        Request::Recover { .. } => "Recover",
     }
 }
 
@@ -110,6 +137,8 @@ fn the_table_has_a_row_for_each_kind_in_the_order_of_the_wire() {
     assert_eq!(table.len(), all.len(), "{:?}", table.keys());
     let next = postcard::from_bytes::<Request>(&[all.len() as u8]);
     assert_eq!(next.err(), Some(postcard::Error::SerdeDeCustom), "a kind is in no row");
+    assert!(all.iter().all(|request| is_known(&encode(request).unwrap())));
+    assert!(!is_known(&[all.len() as u8]) && !is_known(&[]));
 }
 
 #[test]
@@ -121,7 +150,8 @@ fn a_message_of_sessions_is_bounded_and_known_by_its_first_byte() {
         encode(&Request::Sessions(WireSessions { generation: Generation(generation), events }))
     };
     let most = of(MAX_PER_MESSAGE, MAX_GENERATION.0).unwrap();
-    assert!(decode_request(&most).is_ok() && most.len() < 5_000, "{}", most.len());
+    assert!(decode_request(&most).is_ok() && most.len() <= MAX_SESSIONS_MESSAGE, "{}", most.len());
+    assert_eq!(decode_request(&of(0, 1).unwrap()).err(), Some(Malformed::Absurd));
     for request in one_of_each() {
         let encoded = encode(&request).unwrap();
         assert_eq!(is_of_sessions(&encoded), matches!(request, Request::Sessions(_)));
@@ -133,7 +163,7 @@ fn a_message_of_sessions_is_bounded_and_known_by_its_first_byte() {
 }
 
 fn end(term: u64, index: u64) -> LogPosition {
-    LogPosition { leader_id: LeaderId { term, node: ServerId(2) }, index }
+    LogPosition { leader_id: LeaderId { term, node: NodeId::of(2) }, index }
 }
 
 fn held(generation: u64) -> Held {
@@ -154,6 +184,7 @@ pub(crate) fn append(indexes: &[u64]) -> WireAppend {
         })
         .collect();
     WireAppend {
+        to: Recipient::default(),
         vote: (end(3, 0).leader_id, true),
         previous: Some(end(3, 7)),
         entries,
@@ -166,7 +197,7 @@ pub(crate) fn append(indexes: &[u64]) -> WireAppend {
 pub(crate) fn ring() -> KeyRing {
     let mut ring = KeyRing::default();
     let cluster_id = ClusterId::from_bytes([1; 16]).unwrap();
-    ring.apply(KeyCommand::Found { cluster_id, epoch: 1, from: None }).unwrap();
+    ring.apply(KeyCommand::Found { cluster_id }).unwrap();
     ring.apply(KeyCommand::Stage { held: held(1), revokes: false }).unwrap();
     ring.apply(KeyCommand::Activate { generation: Generation(1), keep: 2 }).unwrap();
     ring
@@ -224,7 +255,8 @@ fn counts_beyond_all_reason_are_refused() {
         let bytes = encode(&Request::Append(append)).unwrap();
         assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
     }
-    let vote = WireVote { leader_id: end(u64::MAX, 0).leader_id, log_end: None };
+    let vote =
+        WireVote { to: Recipient::default(), leader_id: end(u64::MAX, 0).leader_id, log_end: None };
     let bytes = encode(&Request::Vote(vote)).unwrap();
     assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
 }
@@ -248,6 +280,28 @@ fn absurd_answers_are_refused_too() {
     }
     let bytes = encode(&Request::Status(status(absurd, None))).unwrap();
     assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
+}
+
+#[test]
+fn a_founding_without_sense_is_refused() {
+    let epoch = Epoch { counter: 5, founder: NodeId::of(2) };
+    let refused = |change: fn(&mut Found<Record>)| {
+        let mut bad = found(epoch);
+        change(&mut bad);
+        decode_request(&encode(&Request::Found(Box::new(bad))).unwrap()).err()
+    };
+    assert_eq!(refused(|_| {}), None);
+    assert_eq!(refused(|found| found.epoch.counter = MAX_COUNT + 1), Some(Malformed::Absurd));
+    assert_eq!(refused(|found| found.voters.clear()), Some(Malformed::NoVoters));
+    let bad = Some(Malformed::State(Refusal::VoterSets(0)));
+    assert_eq!(refused(|found| found.base.record.voters.clear()), bad);
+    let nobody = |found: &mut Found<Record>| found.base.record.voters[0].clear();
+    assert_eq!(refused(nobody), Some(Malformed::State(Refusal::Voters)));
+    let far = |found: &mut Found<Record>| found.base.rank.end.index = MAX_COUNT + 1;
+    assert_eq!(refused(far), Some(Malformed::Absurd));
+    let prepare = Prepare { epoch: Epoch { counter: MAX_COUNT + 1, ..epoch }, to: NodeId::of(1) };
+    let bytes = encode(&Request::Prepare(prepare)).unwrap();
+    assert_eq!(decode_request(&bytes).err(), Some(Malformed::Absurd));
 }
 
 #[test]
@@ -283,9 +337,10 @@ fn bounds_hold() {
 }
 
 pub(crate) fn snapshot(ring: KeyRing) -> WireSnapshot {
-    let members = BTreeSet::from([ServerId(1), ServerId(2)]);
+    let members = BTreeSet::from([NodeId::of(1), NodeId::of(2)]);
     let agreed = Agreed::of_ring(ring);
     WireSnapshot {
+        to: Recipient::default(),
         vote: (end(3, 0).leader_id, true),
         last: Some(end(3, 9)),
         membership_at: Some(end(0, 0)),
@@ -306,10 +361,11 @@ fn the_largest_state_fits_into_a_message() {
         address: format!("{version:0>0$}", MAX_ADDRESS),
         port: 1 + (id + version as u32) as u16,
         subject: Some(format!("{id:s>0$}", MAX_SUBJECT)),
+        voter: true,
     };
     let mut agreed = Agreed::default();
     let cluster_id = ClusterId::from_bytes([1; 16]).unwrap();
-    agreed.ring.apply(KeyCommand::Found { cluster_id, epoch: 1, from: None }).unwrap();
+    agreed.ring.apply(KeyCommand::Found { cluster_id }).unwrap();
     let keys = 100;
     for generation in 1..=keys {
         let stage = KeyCommand::Stage { held: held(generation), revokes: false };
@@ -331,7 +387,7 @@ fn the_largest_state_fits_into_a_message() {
         };
         agreed.apply(Command::ChangeMembership(list)).unwrap();
     }
-    let everybody = || (0..MAX_MEMBERS as u32).map(|id| ServerId(u32::MAX - id)).collect();
+    let everybody = || (0..MAX_MEMBERS as u32).map(|id| NodeId::of(u32::MAX - id)).collect();
     let mut largest = snapshot(KeyRing::default());
     largest.agreed = agreed;
     largest.membership =
@@ -344,7 +400,13 @@ fn the_largest_state_fits_into_a_message() {
 
 #[test]
 fn entries_and_names_beyond_all_bounds_are_refused() {
-    let long = Member { id: ServerId(1), address: "a".repeat(900_000), port: 1, subject: None };
+    let long = Member {
+        id: ServerId(1),
+        address: "a".repeat(900_000),
+        port: 1,
+        subject: None,
+        voter: true,
+    };
     let list: ServerList = postcard::from_bytes(&encode(&(1_u64, vec![long])).unwrap()).unwrap();
     let mut append = append(&[8]);
     append.entries[0].payload = WirePayload::Command(Command::ChangeMembership(list));

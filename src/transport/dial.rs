@@ -296,14 +296,19 @@ pub(super) fn is_of_this_machine(why: &io::Error) -> bool {
     why.raw_os_error().is_some_and(|code| OWN.contains(&code))
 }
 
-/// Says that a peer is dialled where it was before, for want of a newer answer.
-pub(super) fn tell_stale(log: &Log, member: &Member, found: &Found) {
+/// Says that a peer is dialled where it was before, for want of a newer answer, or not at all that its name
+/// stands for.
+pub(super) fn tell_doubts(log: &Log, member: &Member, found: &Found) {
+    let peer = format_args!("{} ({}:{})", member.id, member.address, member.port).to_string();
     if let Some(why) = &found.stale {
         let line = format!(
-            "peer {}: cannot resolve the name: {why}; the addresses of an earlier answer are used \
-             meanwhile",
-            format_args!("{} ({}:{})", member.id, member.address, member.port)
+            "peer {peer}: cannot resolve the name: {why}; the addresses of an earlier answer are used \
+             meanwhile"
         );
         log.limited(Level::Warning, &format!("peer {} resolve", member.id), line);
+    }
+    if let Some(why) = &found.left_out {
+        let line = format!("peer {peer}: {why}; correct what the name servers have of it");
+        log.limited(Level::Warning, &format!("peer {} left out", member.id), line);
     }
 }

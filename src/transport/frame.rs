@@ -9,12 +9,12 @@
 //!   lost or sent twice.
 //!
 //! ```text
-//! hello  0    1    2     4       8     9       13           21       37      38
-//!        min  max  "SK"  length  role  sender  incarnation  cluster incarnation  answer  ...
-//!        u8   u8         u32     u8    u32     u64          16       u8
+//! hello  0    1    2     4       8     9       13           21          37      38
+//!        min  max  "SK"  length  role  sender  incarnation  cluster id  answer  ...
+//!        u8   u8         u32     u8    u32     u64          16          u8
 //!
-//! frame  0       4     5        9        25
-//!        length  kind  request  cluster incarnation  body ...
+//! frame  0       4     5        9           25
+//!        length  kind  request  cluster id  body ...
 //!        u32     u8    u32      16
 //! ```
 //! All numbers are big-endian; a length counts what follows it.
@@ -47,9 +47,9 @@ pub type Body = Zeroizing<Vec<u8>>;
 pub type ClusterId = [u8; 16];
 
 /// The oldest protocol version that this server speaks.
-pub const VERSION_MIN: u8 = 1;
+pub const VERSION_MIN: u8 = 2;
 /// The newest protocol version that this server speaks.
-pub const VERSION_MAX: u8 = 1;
+pub const VERSION_MAX: u8 = 2;
 
 /// The protocol versions that a server speaks: all from `min` to `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

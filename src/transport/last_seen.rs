@@ -50,20 +50,20 @@ impl LastSeen {
 
     /// When something was last heard from this member.
     pub fn last(&self, id: ServerId) -> Option<Instant> {
-        self.voices().get(&id).map(|voice| voice.last)
+        self.signs().get(&id).map(|sign| sign.last)
     }
 
     /// The incarnation that answers at this member's listed address, if this server has a connection
     /// there. A request under the same id but from another incarnation comes from a second server
     /// that calls itself by that id.
     pub fn at_address(&self, id: ServerId) -> Option<u64> {
-        self.voices().get(&id).and_then(|voice| voice.at_address)
+        self.signs().get(&id).and_then(|sign| sign.at_address)
     }
 
     /// Forgets all but the members for which `keep` says yes. Bounds the table: only ids that
     /// the service admitted ever get in.
     pub fn retain(&self, keep: impl Fn(ServerId) -> bool) {
-        self.voices().retain(|&id, _| keep(id));
+        self.signs().retain(|&id, _| keep(id));
         self.all_troubles().retain(|&id, _| keep(id));
         self.all_losses().retain(|&id| keep(id));
     }
@@ -71,34 +71,34 @@ impl LastSeen {
     /// Whether a member of the list was heard from this address, or answered there.
     pub fn is_at(&self, ip: IpAddr) -> bool {
         let is = |known: Option<IpAddr>| known.is_some_and(|known| known == ip.to_canonical());
-        self.voices().values().any(|voice| is(voice.dialled_from) || is(voice.answered_at))
+        self.signs().values().any(|sign| is(sign.dialled_from) || is(sign.answered_at))
     }
 
     /// Notes that this member was heard `now`, by a connection that it dialled.
     pub fn note(&self, id: ServerId, now: Instant) {
-        self.voices().entry(id).or_insert(LastSign::at(now)).last = now;
+        self.signs().entry(id).or_insert(LastSign::at(now)).last = now;
     }
 
     /// The same, and where it dialled from.
     pub(super) fn record_from(&self, id: ServerId, now: Instant, ip: IpAddr) {
-        let mut voices = self.voices();
-        let voice = voices.entry(id).or_insert(LastSign::at(now));
-        (voice.last, voice.dialled_from) = (now, Some(ip.to_canonical()));
+        let mut signs = self.signs();
+        let sign = signs.entry(id).or_insert(LastSign::at(now));
+        (sign.last, sign.dialled_from) = (now, Some(ip.to_canonical()));
     }
 
     /// Notes where it answered.
     pub(super) fn record_answered_at(&self, id: ServerId, ip: IpAddr) {
-        if let Some(voice) = self.voices().get_mut(&id) {
-            voice.answered_at = Some(ip.to_canonical());
+        if let Some(sign) = self.signs().get_mut(&id) {
+            sign.answered_at = Some(ip.to_canonical());
         }
     }
 
     /// Notes that the member answered at its listed address `now`, and which run of it that was.
     pub fn record_answer(&self, id: ServerId, incarnation: u64, now: Instant) {
-        let mut voices = self.voices();
-        let voice = voices.entry(id).or_insert(LastSign::at(now));
-        (voice.last, voice.at_address) = (now, Some(incarnation));
-        drop(voices);
+        let mut signs = self.signs();
+        let sign = signs.entry(id).or_insert(LastSign::at(now));
+        (sign.last, sign.at_address) = (now, Some(incarnation));
+        drop(signs);
         self.all_troubles().remove(&id);
     }
 
@@ -118,8 +118,8 @@ impl LastSeen {
 
     /// The connection to the member's address is gone.
     pub fn forget_answer(&self, id: ServerId) {
-        if let Some(voice) = self.voices().get_mut(&id) {
-            voice.at_address = None;
+        if let Some(sign) = self.signs().get_mut(&id) {
+            sign.at_address = None;
         }
     }
 
@@ -145,7 +145,7 @@ impl LastSeen {
         self.2 .0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn voices(&self) -> MutexGuard<'_, HashMap<ServerId, LastSign>> {
+    fn signs(&self) -> MutexGuard<'_, HashMap<ServerId, LastSign>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::{sleep_until, Instant};
 
 use super::bounds::{IDLE_LIMIT, MAX_IN_FLIGHT};
 use super::datagram::Datagrams;
-use super::dial::{dial, greet, is_of_this_machine, tell_stale, CallError, DialError};
+use super::dial::{dial, greet, is_of_this_machine, tell_doubts, CallError, DialError};
 use super::frame::{self, Body, FrameError, Header, Hello, Kind, Role, Wire, WireError};
 use super::orders::{Ask, Deps, Order, MAX_QUEUE};
 use super::socket::Alarm;
@@ -47,15 +47,12 @@ const QUEUEING: Duration = Duration::from_millis(5);
 const RENEWAL_TRIES: u32 = 30;
 
 /// One peer's line, with a new beginning after each panic.
-pub(super) async fn keep_line(
-    begin: impl Fn() -> PeerConnection,
-    rpc_server: mpsc::Receiver<Order>,
-) {
-    let rpc_server = Arc::new(AsyncMutex::new(rpc_server));
+pub(super) async fn keep_line(begin: impl Fn() -> PeerConnection, queue: mpsc::Receiver<Order>) {
+    let queue = Arc::new(AsyncMutex::new(queue));
     let PeerConnection { member, deps, .. } = begin();
     let run = || {
-        let (line, rpc_server) = (begin(), Arc::clone(&rpc_server));
-        async move { line.run(&mut *rpc_server.lock().await).await }
+        let (line, queue) = (begin(), Arc::clone(&queue));
+        async move { line.run(&mut *queue.lock().await).await }
     };
     kept_alive(&deps.log, &format!("asking peer {}", member.id), run).await;
 }
@@ -100,8 +97,8 @@ impl PeerConnection {
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
-    async fn run(mut self, rpc_server: &mut mpsc::Receiver<Order>) {
-        while let Some(order) = rpc_server.recv().await {
+    async fn run(mut self, queue: &mut mpsc::Receiver<Order>) {
+        while let Some(order) = queue.recv().await {
             let Order::Ask(ask) = order else { continue };
             fail_point("line");
             if let Some((until, error)) = &self.barred {
@@ -114,10 +111,10 @@ impl PeerConnection {
                 continue;
             }
             match Box::pin(self.open()).await {
-                Ok(conversation) => self.converse(conversation, ask, rpc_server).await,
+                Ok(conversation) => self.converse(conversation, ask, queue).await,
                 Err(error) => {
                     self.tell_trouble(&error);
-                    self.fail(error.as_error(), Some(ask), rpc_server);
+                    self.fail(error.as_error(), Some(ask), queue);
                 }
             }
         }
@@ -130,7 +127,7 @@ impl PeerConnection {
         let tls = newest.borrow_and_update().for_member(member);
         let found = deps.resolver.resolve(&member.address, member.port).await;
         let found = found.map_err(DialError::Resolve)?;
-        tell_stale(&deps.log, member, &found);
+        tell_doubts(&deps.log, member, &found);
         let mut stream = dial(&tls, found.addresses).await?;
         let addr = stream.get_ref().peer_addr()?;
         let trust = Trust::new(newest, Some(Arc::clone(member)), &stream);
@@ -188,17 +185,12 @@ impl PeerConnection {
     }
 
     /// Answers what waits with an error and lets nobody dial for a while.
-    fn fail(
-        &mut self,
-        error: CallError,
-        first: Option<Ask>,
-        rpc_server: &mut mpsc::Receiver<Order>,
-    ) {
+    fn fail(&mut self, error: CallError, first: Option<Ask>, queue: &mut mpsc::Receiver<Order>) {
         self.failed = Instant::now();
         self.deps.heard.record_trouble(self.member.id, error.to_string().into());
         self.barred = Some((self.failed + self.pause, error.clone()));
         self.pause = (self.pause * 2).min(REDIAL_MAX);
-        let waiting = std::iter::from_fn(|| rpc_server.try_recv().ok()).take(MAX_QUEUE);
+        let waiting = std::iter::from_fn(|| queue.try_recv().ok()).take(MAX_QUEUE);
         let asks = waiting.filter_map(|order| match order {
             Order::Ask(ask) => Some(ask),
             Order::Note { .. } | Order::Check => None,
@@ -212,12 +204,12 @@ impl PeerConnection {
         &mut self,
         mut present: Conversation,
         first: Ask,
-        rpc_server: &mut mpsc::Receiver<Order>,
+        queue: &mut mpsc::Receiver<Order>,
     ) {
         self.tell_up();
         self.is_up.store(true, Ordering::SeqCst);
         let end = match present.send(self, first) {
-            Ok(()) => self.go_on(&mut present, rpc_server).await,
+            Ok(()) => self.go_on(&mut present, queue).await,
             Err(end) => end,
         };
         self.is_up.store(false, Ordering::SeqCst);
@@ -232,17 +224,13 @@ impl PeerConnection {
         let error = present.part(&end);
         if !is_good {
             // It may not be dialled again at once, or each request would dial it.
-            self.fail(error, None, rpc_server);
+            self.fail(error, None, queue);
         }
         self.tell_end(&end);
     }
 
     /// Goes on with a connection, and with those that take its place, until the last one ends.
-    async fn go_on(
-        &self,
-        present: &mut Conversation,
-        rpc_server: &mut mpsc::Receiver<Order>,
-    ) -> End {
+    async fn go_on(&self, present: &mut Conversation, queue: &mut mpsc::Receiver<Order>) -> End {
         let mut due = Instant::now() + renewal_after(self.deps.bounds.max_age);
         let mut renewal = Box::pin(self.renewed(present.leaf.clone(), due));
         // The connection that was renewed last, until its last response is there.
@@ -250,7 +238,7 @@ impl PeerConnection {
         loop {
             tokio::select! {
                 biased;
-                Err(end) = present.go_on(self, Some(&mut *rpc_server)) => return end,
+                Err(end) = present.go_on(self, Some(&mut *queue)) => return end,
                 Err(end) = drain(&mut old, self) => {
                     self.tell_spare_end(&end);
                     old.take().map(|old| old.part(&end));
@@ -440,22 +428,22 @@ impl Conversation {
         self.trust.check().map(drop).map_err(End::Untrusted)
     }
 
-    /// Without an RPC server it takes no more requests, and ends when the last is answered. May be
+    /// Without a queue it takes no more requests, and ends when the last is answered. May be
     /// dropped and called again at any time.
     async fn go_on(
         &mut self,
         line: &PeerConnection,
-        mut rpc_server: Option<&mut mpsc::Receiver<Order>>,
+        mut queue: Option<&mut mpsc::Receiver<Order>>,
     ) -> Result<Infallible, End> {
         loop {
             fail_point("conversation");
             self.assess(line)?;
             let is_sending = self.wire.writer.waiting() > 0;
-            if rpc_server.is_none() && self.open.is_empty() && !is_sending {
+            if queue.is_none() && self.open.is_empty() && !is_sending {
                 return Err(End::Renewed);
             }
             let may_take = !is_sending && self.open.len() < MAX_IN_FLIGHT;
-            let may_take_datagram = !is_sending && rpc_server.is_some();
+            let may_take_datagram = !is_sending && queue.is_some();
             let due = self.due().min(self.ends).min(self.trust.due);
             tokio::select! {
                 biased;
@@ -466,7 +454,7 @@ impl Conversation {
                     self.assess(line)?;
                     self.take(&header, body, line)?;
                 }
-                order = next_order(&mut rpc_server), if may_take => {
+                order = next_order(&mut queue), if may_take => {
                     self.take_order(line, order.ok_or(End::Gone)?)?;
                 }
                 datagram = line.datagrams.next(), if may_take_datagram => {
@@ -497,8 +485,8 @@ impl Conversation {
     }
 
     fn send(&mut self, line: &PeerConnection, ask: Ask) -> Result<(), End> {
-        let Ask { letter, limit, deadline, reply } = ask;
-        let Some(body) = letter.take() else { return Ok(()) };
+        let Ask { body, limit, deadline, reply } = ask;
+        let Some(body) = body.take() else { return Ok(()) };
         self.last_id = self.last_id.wrapping_add(1);
         let id = self.last_id;
         self.open.push(Open { id, sent: Instant::now(), limit, deadline, reply });
@@ -582,9 +570,9 @@ impl Conversation {
 }
 
 /// What to do next, by a connection that takes orders.
-async fn next_order(rpc_server: &mut Option<&mut mpsc::Receiver<Order>>) -> Option<Order> {
-    match rpc_server {
-        Some(rpc_server) => rpc_server.recv().await,
+async fn next_order(queue: &mut Option<&mut mpsc::Receiver<Order>>) -> Option<Order> {
+    match queue {
+        Some(queue) => queue.recv().await,
         None => pending().await,
     }
 }

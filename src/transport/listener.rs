@@ -563,7 +563,8 @@ impl<S: Service> Conversation<'_, S> {
             Kind::Note | Kind::Unknown(_) => {
                 let passed_over = 1 + deps.counters.passed_over.fetch_add(1, Ordering::Relaxed);
                 let words = format!(
-                    "server {} sent a message that means nothing to this version of the plugin;                      it was passed over, and {passed_over} were since the start",
+                    "server {} sent a message that means nothing to this version of the plugin; it was \
+                     passed over, and {passed_over} were since the start",
                     self.caller.id
                 );
                 deps.log.limited(Level::Note, "passed over", words);

@@ -11,6 +11,7 @@ pub mod datagram;
 mod dial;
 mod ending;
 pub mod frame;
+pub mod issuer;
 mod last_seen;
 mod line;
 pub mod listener;

@@ -34,6 +34,7 @@ impl Names {
         let names = certificate.subject_alt_names();
         let alternative = names.iter().flatten().take(MAX_NAMES).filter_map(|name| {
             if let Some(name) = name.dnsname() {
+                let name = name.strip_suffix('.').unwrap_or(name);
                 return Some(format!("DNS:{}", name.to_ascii_lowercase()));
             }
             name.uri().map(|uri| format!("URI:{uri}")).or_else(|| {

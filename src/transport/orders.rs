@@ -43,7 +43,7 @@ pub(super) enum Order {
 
 /// A request and who waits for it.
 pub(super) struct Ask {
-    pub(super) letter: RequestBody,
+    pub(super) body: RequestBody,
     /// What its caller granted, and until when that lasts.
     pub(super) limit: Duration,
     pub(super) deadline: Instant,

@@ -101,7 +101,7 @@ impl Peers {
         peers.retain(|_, peer| members.contains(&peer.member));
         for member in members.iter().filter(|member| member.id != self.deps.me.id()) {
             peers.entry(member.id).or_insert_with(|| {
-                let (orders, rpc_server) = mpsc::channel(MAX_QUEUE);
+                let (orders, queue) = mpsc::channel(MAX_QUEUE);
                 let (is_up, gone) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
                 let datagrams = Datagrams::new();
                 let begin = {
@@ -118,7 +118,7 @@ impl Peers {
                         )
                     }
                 };
-                let task = tokio::spawn(keep_line(begin, rpc_server));
+                let task = tokio::spawn(keep_line(begin, queue));
                 Peer { member: member.clone(), orders, datagrams, is_up, gone, task }
             });
         }
@@ -146,9 +146,9 @@ impl Peers {
             let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
             peers.get(&to).ok_or(CallError::UnknownPeer)?.orders.clone()
         };
-        let letter = RequestBody(Arc::new(Mutex::new(Some(body))));
-        let _recall = ClearOnDrop(letter.clone());
-        let ask = Ask { letter, limit, deadline, reply };
+        let body = RequestBody(Arc::new(Mutex::new(Some(body))));
+        let _recall = ClearOnDrop(body.clone());
+        let ask = Ask { body, limit, deadline, reply };
         orders.try_send(Order::Ask(ask)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => CallError::Busy,
             mpsc::error::TrySendError::Closed(_) => gone(),

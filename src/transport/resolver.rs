@@ -9,7 +9,8 @@
 //!   is remembered.
 //! - What was found is remembered until another answer comes, at whatever age: who is at an address
 //!   is for mutual TLS to say, so an old one can do no more than not answer.
-//! - A literal address never comes here.
+//! - An address of no machine is not dialled, and how many there were is told.
+//! - A literal address never comes here, but for one with a zone.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
@@ -24,6 +25,8 @@ use once_cell::sync::Lazy;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
+
+use crate::core::config::no_machine;
 
 /// Look-ups at a time. A fleet whose first name server is dead, 5 s for each name, has all its
 /// names within half a minute with as many as these; more would only be more threads that hang.
@@ -44,8 +47,8 @@ const MAX_NAMES: usize = 2 * crate::core::config::MAX_MEMBERS;
 /// Address space for the stack of a look-up; name service modules may want some.
 const LOOKUP_STACK: usize = 512 * 1024;
 
-/// Asks for the addresses of a name, and may block.
-pub type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+/// Asks for the addresses of a name, and may block. The ports of what it finds mean nothing.
+pub type Lookup = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
 /// Why there are no addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -72,6 +75,8 @@ pub struct Found {
     pub addresses: Vec<SocketAddr>,
     /// Why they are of an earlier look-up, if they are.
     pub stale: Option<Unresolved>,
+    /// How many addresses are left out, and why, if any are.
+    pub left_out: Option<Arc<str>>,
 }
 
 /// Looks names up; see the module's head. Cloning makes another handle.
@@ -97,7 +102,9 @@ struct Table {
 #[derive(Default)]
 struct Name {
     /// The addresses that were found last.
-    known: Vec<IpAddr>,
+    known: Vec<SocketAddr>,
+    /// See [`Found::left_out`].
+    left_out: Option<Arc<str>>,
     /// The look-up under way. Tells how it ended, once.
     pending: Option<watch::Sender<Ended>>,
 }
@@ -114,7 +121,7 @@ impl Resolver {
 
     /// Asks `lookup`, which may block.
     pub fn new(
-        lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+        lookup: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Resolver {
         let inner = Inner { lookup: Box::new(lookup), table: Mutex::default() };
         Resolver { inner: Arc::new(inner), limit: RESOLVE_LIMIT }
@@ -131,7 +138,8 @@ impl Resolver {
     /// There are none, and there were none before.
     pub async fn resolve(&self, host: &str, port: u16) -> Result<Found, Unresolved> {
         if let Ok(ip) = host.parse::<IpAddr>() {
-            return Ok(Found { addresses: vec![SocketAddr::new(ip, port)], stale: None });
+            let addresses = vec![SocketAddr::new(ip, port)];
+            return Ok(Found { addresses, stale: None, left_out: None });
         }
         let (mut end, is_known) = self.join(host)?;
         let limit = if is_known { FRESH_WAIT } else { self.limit };
@@ -141,14 +149,16 @@ impl Resolver {
             Ok(Err(_)) => Some(Unresolved::Failed("the look-up ended by an internal error".into())),
             Err(_) => Some(Unresolved::Slow(limit)),
         };
-        let known = self.inner.table().names.get(host).map(|name| name.known.clone());
-        let known = known.unwrap_or_default();
+        let table = self.inner.table();
+        let name = table.names.get(host);
+        let mut addresses = name.map(|name| name.known.clone()).unwrap_or_default();
+        addresses.iter_mut().for_each(|address| address.set_port(port));
         match fault {
-            Some(fault) if known.is_empty() => Err(fault),
-            stale => Ok(Found {
-                addresses: known.into_iter().map(|ip| SocketAddr::new(ip, port)).collect(),
-                stale,
-            }),
+            Some(fault) if addresses.is_empty() => Err(fault),
+            stale => {
+                let left_out = name.and_then(|name| name.left_out.clone());
+                Ok(Found { addresses, stale, left_out })
+            }
         }
     }
 
@@ -217,7 +227,8 @@ impl Inner {
             };
             let mut table = self.table();
             let name = table.names.entry(host).or_default();
-            let ended = found.map(|found| name.known = found);
+            let ended =
+                found.map(|(known, left_out)| (name.known, name.left_out) = (known, left_out));
             if let Some(pending) = name.pending.take() {
                 pending.send_replace(Some(ended));
             }
@@ -225,20 +236,37 @@ impl Inner {
     }
 }
 
-/// Each address once, and not too many of them.
-fn checked(mut found: Vec<IpAddr>) -> Result<Vec<IpAddr>, Unresolved> {
+/// Each address once, without those of no machine, and not too many; and what is left out, in words.
+fn checked(mut found: Vec<SocketAddr>) -> Result<(Vec<SocketAddr>, Option<Arc<str>>), Unresolved> {
     let mut seen = HashSet::new();
-    found.retain(|&ip| seen.insert(ip));
-    found.truncate(MAX_ADDRESSES);
-    if found.is_empty() {
-        Err(Unresolved::Failed("the name has no address".into()))
-    } else {
-        Ok(found)
+    found.retain(|&address| seen.insert(address));
+    let all = found.len();
+    let mut why = None;
+    found.retain(|address| {
+        let has_zone = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+        let Some(bad) = no_machine(address.ip(), has_zone) else { return true };
+        why.get_or_insert_with(|| format!("{} {bad}", address.ip()));
+        false
+    });
+    if found.len() > MAX_ADDRESSES {
+        found.truncate(MAX_ADDRESSES);
+        why.get_or_insert_with(|| format!("at most {MAX_ADDRESSES} are dialled"));
+    }
+    let left_out = why.map(|why| {
+        format!("{} of the name's {all} addresses are not dialled: {why}", all - found.len())
+    });
+    match (found.is_empty(), left_out) {
+        (false, left_out) => Ok((found, left_out.map(Arc::from))),
+        (true, left_out) => {
+            let why = left_out.unwrap_or_else(|| "the name has no address".to_owned());
+            Err(Unresolved::Failed(why.into()))
+        }
     }
 }
 
-fn ask_the_system(host: &str) -> io::Result<Vec<IpAddr>> {
-    Ok((host, 0).to_socket_addrs()?.map(|place| place.ip()).collect())
+/// With the zone of each, without which a link-local address cannot be dialled.
+fn ask_the_system(host: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok((host, 0).to_socket_addrs()?.collect())
 }
 
 /// The addresses behind `HOST:PORT`, for a program without a runtime that waits no longer than
@@ -276,7 +304,7 @@ mod tests {
     struct Puppet {
         resolver: Resolver,
         asked: Arc<AtomicUsize>,
-        answer: Sender<io::Result<Vec<IpAddr>>>,
+        answer: Sender<io::Result<Vec<SocketAddr>>>,
     }
 
     fn puppet() -> Puppet {
@@ -291,8 +319,13 @@ mod tests {
         Puppet { resolver, asked, answer }
     }
 
-    fn ip(last: u8) -> IpAddr {
-        IpAddr::from([192, 0, 2, last])
+    fn ip(last: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, last], 0))
+    }
+
+    fn at(mut address: SocketAddr, port: u16) -> SocketAddr {
+        address.set_port(port);
+        address
     }
 
     /// Waits until no look-up of this name is under way.
@@ -329,10 +362,46 @@ mod tests {
         // The next one hangs again: what came late is used, soon.
         let begun = Instant::now();
         let found = puppet.resolver.resolve("late", 9).await.unwrap();
-        let expected = [SocketAddr::new(ip(1), 9), SocketAddr::new(ip(2), 9)];
+        let expected = [at(ip(1), 9), at(ip(2), 9)];
         assert_eq!(found.addresses, expected);
         assert_eq!(found.stale, Some(Unresolved::Slow(FRESH_WAIT)));
         assert_eq!(begun.elapsed(), FRESH_WAIT);
+    }
+
+    #[tokio::test]
+    async fn addresses_of_no_machine_are_left_out_and_counted() {
+        let puppet = puppet();
+        let zoned: SocketAddr = "[fe80::1%7]:0".parse().unwrap();
+        let plain = |text: &str| SocketAddr::new(text.parse().unwrap(), 0);
+        let all = ["0.0.0.0", "fe80::1", "192.0.2.1", "ff02::1"].map(plain).to_vec();
+        puppet.answer.send(Ok([all, vec![zoned]].concat())).unwrap();
+        let found = puppet.resolver.resolve("name", 9).await.unwrap();
+        assert_eq!(found.addresses, [at(ip(1), 9), at(zoned, 9)], "with its zone");
+        let why = "3 of the name's 5 addresses are not dialled: 0.0.0.0 stands for every address";
+        assert!(found.left_out.unwrap().starts_with(why));
+        puppet.answer.send(Ok(vec![plain("0.0.0.0"), plain("::")])).unwrap();
+        let none = puppet.resolver.resolve("other", 9).await.unwrap_err();
+        assert!(
+            none.to_string().starts_with("2 of the name's 2 addresses are not dialled: "),
+            "{none}"
+        );
+        puppet.answer.send(Ok((1..=12).map(ip).collect())).unwrap();
+        let many = puppet.resolver.resolve("many", 9).await.unwrap();
+        assert_eq!(many.addresses.len(), MAX_ADDRESSES);
+        let why = "4 of the name's 12 addresses are not dialled: at most 8 are dialled";
+        assert_eq!(many.left_out.as_deref(), Some(why));
+        puppet.answer.send(Ok(vec![ip(1)])).unwrap();
+        assert_eq!(puppet.resolver.resolve("many", 9).await.unwrap().left_out, None);
+    }
+
+    /// By the loopback interface, which every machine has, and whose number is 1.
+    #[tokio::test]
+    async fn a_zone_stays_with_its_address() {
+        let resolver = Resolver::new(ask_the_system);
+        let found = resolver.resolve("fe80::1%lo", 9).await.unwrap();
+        assert_eq!(found.addresses, ["[fe80::1%1]:9".parse().unwrap()]);
+        let none = resolver.resolve("fe80::1%nowhere", 9).await;
+        assert!(matches!(none, Err(Unresolved::Failed(_))), "{none:?}");
     }
 
     #[tokio::test]
@@ -350,7 +419,7 @@ mod tests {
         // Another answer takes its place, and who is no member is forgotten.
         puppet.answer.send(Ok(vec![ip(4)])).unwrap();
         let moved = puppet.resolver.resolve("name", 1).await.unwrap();
-        assert_eq!((moved.addresses, moved.stale), (vec![SocketAddr::new(ip(4), 1)], None));
+        assert_eq!((moved.addresses, moved.stale), (vec![at(ip(4), 1)], None));
         puppet.resolver.retain(|name| name != "name");
         puppet.answer.send(Err(io::Error::other("no such name"))).unwrap();
         assert_eq!(puppet.resolver.resolve("name", 1).await, Err(none));

@@ -51,6 +51,7 @@ use tokio::task::JoinSet;
 use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
+use super::issuer::Issuer;
 use super::names::Names;
 use super::one_line::one_line;
 use super::rehearsal;
@@ -160,6 +161,8 @@ struct Inner {
     key: PKey<Private>,
     /// See [`Tls::roots_digest`].
     roots_digest: String,
+    /// See [`Tls::roots`].
+    roots: Vec<String>,
     /// The own leaf and what leads to the root, in this order.
     chain: Vec<Link>,
 }
@@ -229,8 +232,8 @@ pub enum TlsError {
         code: i32,
         /// Its last moment, as OpenSSL writes it.
         not_after: String,
-        /// Whether the root file has several certificates of one name that might have issued it.
-        is_ambiguous: bool,
+        /// How the name of its issuer stands to the certificates that are there.
+        issuer: Issuer,
     },
     /// A handshake with itself came to nothing, and would with every peer.
     #[error("no handshake is possible with these files: {reason}")]
@@ -290,15 +293,22 @@ impl Tls {
         let sent = chain.iter().try_fold(leaf.to_der()?.len(), |sum, certificate| {
             Ok::<_, ErrorStack>(sum + certificate.to_der()?.len())
         })?;
-        let context = context(store_of(&roots)?, &leaf, chain, &key)?;
-        rehearsal::shake_hands(&context)?.map_err(|(code, reason)| {
+        let no_handshake = |(code, reason)| {
             let leaf = format!("{} ({})", one_line(leaf.subject_name()), made_of(&leaf));
             TlsError::NoHandshake { leaf, reason, code, sent }
-        })?;
+        };
+        let refused = |stack: ErrorStack| {
+            let last = stack.errors().last();
+            let reason = last.and_then(|last| last.reason()).unwrap_or("no reason given");
+            no_handshake((last.map_or(0, |last| last.reason_code()), reason.to_owned()))
+        };
+        let context = context(store_of(&roots)?, &leaf, chain, &key).map_err(refused)?;
+        rehearsal::shake_hands(&context)?.map_err(no_handshake)?;
         let roll = Roll { own: BTreeMap::new(), takes_common: true, is_of_one: false };
-        let roots_digest = digest_of(&roots)?;
+        let (roots_digest, roots) = (digest_of(&roots)?, named(&roots));
         let leaf_mark = fingerprint(&leaf).into();
-        let inner = Inner { context, leaf, leaf_mark, common, key, roots_digest, chain: links };
+        let inner =
+            Inner { context, leaf, leaf_mark, common, key, roots_digest, roots, chain: links };
         Ok(Tls(Arc::new(inner), Arc::new(roll), None))
     }
 
@@ -443,6 +453,11 @@ impl Tls {
         &self.0.roots_digest
     }
 
+    /// The certificates of the root, each once: the subject, and the first 8 hex digits of SHA-256 over it.
+    pub fn roots(&self) -> &[String] {
+        &self.0.roots
+    }
+
     /// Whether an end that shows this leaf, and sends `rest` along, is one of ours now; and while
     /// the wall clock shows what time it remains so: as long as all certificates of the chain are
     /// valid.
@@ -565,6 +580,10 @@ enum Side {
     Dialling,
 }
 
+/// What it means that the other end refuses a certificate which it trusts, without a word on what is wrong.
+pub const UNKNOWN_NAME: &str =
+    "it knows no server of its name, which is not in the group's list yet, or no longer (alert handshake failure)";
+
 /// Why a handshake came to nothing. The texts fit behind an address and a colon.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum HandshakeError {
@@ -575,7 +594,10 @@ pub enum HandshakeError {
     #[error("its certificate is not trusted: {0}")]
     Untrusted(String),
     /// The other end's certificate is of our root but has another subject, or other names.
-    #[error("its certificate has the subject {0} instead of cert_verify_str")]
+    #[error(
+        "its certificate has the subject {0}, which is neither cert_verify_str nor that of a server in the \
+         list"
+    )]
     WrongSubject(String),
     /// The server that was dialled has another server's certificate.
     #[error("its certificate is not the one listed for this server_id: it has the subject {0}")]
@@ -603,12 +625,15 @@ impl HandshakeError {
     /// and 3.x.
     fn of(error: &ssl::Error) -> HandshakeError {
         const NO_CERTIFICATE: i32 = 199; // SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE
+                                         // What OpenSSL makes of our own decision on a chain that it finds good: RFC 8446, section 6.
+        const HANDSHAKE_FAILURE: i32 = ALERTS + 40;
         let Some(last) = error.ssl_error().and_then(|stack| stack.errors().last()) else {
             return HandshakeError::Closed;
         };
         let reason = clip(last.reason().unwrap_or("no reason given"));
         match last.reason_code() {
             NO_CERTIFICATE => HandshakeError::NoCertificate,
+            HANDSHAKE_FAILURE => HandshakeError::RefusedUs(UNKNOWN_NAME.to_owned()),
             code if code > ALERTS => HandshakeError::RefusedUs(reason),
             _ if reason.contains("unexpected eof") => HandshakeError::Closed,
             _ => HandshakeError::NotOurTls(reason),
@@ -657,6 +682,18 @@ fn digest_of(roots: &[X509]) -> Result<String, ErrorStack> {
     ders.sort_unstable();
     ders.dedup();
     Ok(short_digest(&openssl::sha::sha256(&ders.concat())))
+}
+
+/// What people call certificates by.
+fn named(certificates: &[X509]) -> Vec<String> {
+    let name = |certificate: &X509| {
+        let mark: String = fingerprint(certificate).chars().take(8).collect();
+        format!("{} ({mark})", clip(&one_line(certificate.subject_name())))
+    };
+    let mut names: Vec<String> = certificates.iter().map(name).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 /// SHA-256 over a certificate, in hex.
@@ -812,7 +849,7 @@ fn check_chain(roots: &[X509], leaf: &X509Ref, rest: &[X509]) -> Result<Vec<Link
                 reason: code.error_string().to_owned(),
                 code: code.as_raw(),
                 not_after: at.map(|c| c.not_after().to_string()).unwrap_or_default(),
-                is_ambiguous: at.is_some_and(|c| has_rivals(c, roots.iter().chain(rest))),
+                issuer: at.map_or(Issuer::Missing, |c| Issuer::of(c, roots, rest)),
             }));
         }
         let chain = context.chain().into_iter().flatten();
@@ -833,20 +870,13 @@ fn made_of(certificate: &X509Ref) -> String {
     let curve = || key.as_ref()?.ec_key().ok()?.group().curve_name()?.short_name().ok();
     let kind = match (curve(), &key) {
         (Some(curve), _) => format!("a key of {curve}"),
-        (None, Some(key)) => format!("a key of {} bits", key.bits()),
+        (None, Some(key)) => match key.id() {
+            Id::RSA => format!("an RSA key of {} bits", key.bits()),
+            Id::DSA => format!("a DSA key of {} bits", key.bits()),
+            _ => format!("a key of {} bits", key.bits()),
+        },
         (None, None) => "a key of an unknown kind".to_owned(),
     };
     let signature = certificate.signature_algorithm().object().to_string();
     format!("{kind}, signed with {signature}")
-}
-
-/// Whether several of these have the name of the issuer of `certificate`, and different keys.
-fn has_rivals<'a>(certificate: &X509Ref, all: impl Iterator<Item = &'a X509>) -> bool {
-    let name = certificate.issuer_name().to_der().ok();
-    let key = |issuer: &X509| issuer.public_key().and_then(|key| key.public_key_to_der()).ok();
-    let issuers = all.filter(|one| one.subject_name().to_der().ok() == name);
-    let mut keys: Vec<_> = issuers.map(key).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    keys.len() > 1
 }

@@ -10,40 +10,50 @@ use std::collections::BTreeSet;
 use stek_share::core::config::Member;
 use stek_share::core::quorum::majority;
 use stek_share::core::server_id::ServerId;
+use stek_share::core::server_list::voters;
 
+use crate::absence::absences;
 use crate::cli::{AddArgs, Changing, Place, RemoveArgs, RenewArgs, ReplaceArgs};
-use crate::exit_code::{Ended, Failure};
+use crate::exit_code::{Ended, Failure, Outcome};
 use crate::fleet::{address, Fleet};
 use crate::fleet_dir::{agreeable, common_name, folder, list, FleetChange, FleetDir};
 use crate::init;
+use crate::journal;
 use crate::next_steps::{
-    agreement, arrivals, count, departures, hand_out, ids, named, names, taken_over, tell, Done,
-    Step,
+    agreement, arrivals, count, departures, hand_out, ids, named, names, quoted, taken_over, words,
+    Done, Step,
 };
+use crate::output::print;
 use crate::pki::{self, Identity};
 
 /// New servers.
 pub fn add(args: &AddArgs, place: &Place) -> Ended {
-    let dir = open(&args.changing)?;
+    let AddArgs { addresses, non_voter, port, days, .. } = args;
+    let command = format!("add {addresses:?} {non_voter} {port} {days}");
+    carry_out(&args.changing, &command, |dir| added(args, place, dir))
+}
+
+fn added(args: &AddArgs, place: &Place, dir: &FleetDir) -> Result<(FleetChange, Done), Failure> {
+    refuse_half_authority(dir)?;
     let mut members = dir.members.clone();
     let mut new = Vec::new();
     for (id, given) in (dir.free_id().0..).zip(&args.addresses) {
         let (member, _) = init::place(ServerId(id), given, args.port)?;
         refuse_taken_place(given, &member, &members)?;
+        let member = Member { voter: !args.non_voter, ..member };
         new.push(member.clone());
         members.push(member);
     }
     let list = agreeable(&members)?;
-    let mut notes = allowed(&dir, list.members(), args.offline, place)?;
+    let mut notes = allowed(dir, list.members(), args.offline, place)?;
     let mut change = FleetChange::default();
-    come(&dir, &mut change, &new, &members, args.days, &mut notes)?;
-    tell_all(&dir, &mut change, &members);
-    dir.change(&change)?;
+    come(dir, &mut change, &new, &members, args.days, &mut notes)?;
+    tell_all(dir, &mut change, &members);
     let names: Vec<String> = new.iter().map(named).collect();
-    let mut steps = arrivals(&dir, &new, false);
-    steps.extend(agreement(&dir, &dir.members, members.len()));
-    tell(
-        &args.changing,
+    let mut steps = arrivals(dir, &new, false);
+    steps.extend(agreement(dir, &dir.members, members.len()));
+    Ok((
+        change,
         Done {
             command: "add",
             words: format!("{} in the list of now {}", names.join(", "), count(members.len())),
@@ -53,15 +63,24 @@ pub fn add(args: &AddArgs, place: &Place) -> Ended {
             notes,
             steps,
         },
-    )
+    ))
 }
 
 /// Fewer servers.
 pub fn remove(args: &RemoveArgs, place: &Place) -> Ended {
-    let dir = open(&args.changing)?;
+    let command = format!("remove {:?}", args.ids);
+    carry_out(&args.changing, &command, |dir| removed(args, place, dir))
+}
+
+fn removed(
+    args: &RemoveArgs,
+    place: &Place,
+    dir: &FleetDir,
+) -> Result<(FleetChange, Done), Failure> {
+    refuse_half_authority(dir)?;
     let leaving: BTreeSet<ServerId> = args.ids.iter().copied().map(ServerId).collect();
-    let gone = leaving.iter().map(|id| find(&dir, *id)).collect::<Result<Vec<Member>, _>>()?;
-    let members = without(&dir, &leaving);
+    let gone = leaving.iter().map(|id| find(dir, *id)).collect::<Result<Vec<Member>, _>>()?;
+    let members = without(dir, &leaving);
     if members.is_empty() {
         return Err(Failure::new(format!(
             "{}: no server would be left; uninstall the plugin on each server instead",
@@ -69,19 +88,18 @@ pub fn remove(args: &RemoveArgs, place: &Place) -> Ended {
         )));
     }
     let list = agreeable(&members)?;
-    let notes = allowed(&dir, list.members(), args.offline, place)?;
+    let notes = allowed(dir, list.members(), args.offline, place)?;
     let mut change = FleetChange { leaving, ..FleetChange::default() };
-    tell_all(&dir, &mut change, &members);
-    dir.change(&change)?;
+    tell_all(dir, &mut change, &members);
     let names: Vec<String> = gone.iter().map(named).collect();
     let mut steps = vec![Step::here(
         format!("Take clients off {}: no new key is given there from step 3 on.", names.join(", ")),
         Vec::new(),
     )];
-    steps.extend(agreement(&dir, &members, members.len()));
+    steps.extend(agreement(dir, &members, members.len()));
     steps.extend(departures(&gone));
-    tell(
-        &args.changing,
+    Ok((
+        change,
         Done {
             command: "remove",
             words: format!("{} left the list of now {}", names.join(", "), count(members.len())),
@@ -91,15 +109,25 @@ pub fn remove(args: &RemoveArgs, place: &Place) -> Ended {
             notes,
             steps,
         },
-    )
+    ))
 }
 
 /// One server in place of another.
 pub fn replace(args: &ReplaceArgs, place: &Place) -> Ended {
-    let dir = open(&args.changing)?;
-    let gone = find(&dir, ServerId(args.id))?;
+    let ReplaceArgs { id, address, port, days, .. } = args;
+    let command = format!("replace {id} {address:?} {port} {days}");
+    carry_out(&args.changing, &command, |dir| replaced(args, place, dir))
+}
+
+fn replaced(
+    args: &ReplaceArgs,
+    place: &Place,
+    dir: &FleetDir,
+) -> Result<(FleetChange, Done), Failure> {
+    refuse_half_authority(dir)?;
+    let gone = find(dir, ServerId(args.id))?;
     let leaving = BTreeSet::from([gone.id]);
-    let mut members = without(&dir, &leaving);
+    let mut members = without(dir, &leaving);
     let new = match &args.address {
         Some(given) => {
             let (member, _) = init::place(dir.free_id(), given, args.port)?;
@@ -108,23 +136,23 @@ pub fn replace(args: &ReplaceArgs, place: &Place) -> Ended {
         }
         None => init::place(dir.free_id(), &address(&gone), args.port)?.0,
     };
+    let new = Member { voter: gone.voter, ..new };
     let same_place = (&new.address, new.port) == (&gone.address, gone.port);
     members.push(new.clone());
     let list = agreeable(&members)?;
-    let mut notes = allowed(&dir, list.members(), args.offline, place)?;
+    let mut notes = allowed(dir, list.members(), args.offline, place)?;
     let mut change = FleetChange::default();
-    let staying = without(&dir, &leaving);
-    come(&dir, &mut change, std::slice::from_ref(&new), &members, args.days, &mut notes)?;
+    let staying = without(dir, &leaving);
+    come(dir, &mut change, std::slice::from_ref(&new), &members, args.days, &mut notes)?;
     change.leaving = leaving;
-    tell_all(&dir, &mut change, &members);
-    dir.change(&change)?;
-    let mut steps = arrivals(&dir, std::slice::from_ref(&new), same_place);
-    steps.extend(agreement(&dir, &staying, members.len()));
+    tell_all(dir, &mut change, &members);
+    let mut steps = arrivals(dir, std::slice::from_ref(&new), same_place);
+    steps.extend(agreement(dir, &staying, members.len()));
     if !same_place {
         steps.extend(departures(std::slice::from_ref(&gone)));
     }
-    tell(
-        &args.changing,
+    Ok((
+        change,
         Done {
             command: "replace",
             words: format!("{} takes the place of {}", named(&new), named(&gone)),
@@ -134,26 +162,30 @@ pub fn replace(args: &ReplaceArgs, place: &Place) -> Ended {
             notes,
             steps,
         },
-    )
+    ))
 }
 
 /// New certificates, or the next step to a new authority.
 pub fn renew(args: &RenewArgs) -> Ended {
-    let dir = FleetDir::read(&args.changing.dir)?;
+    let RenewArgs { ids, authority, days, .. } = args;
+    let command = format!("renew {ids:?} {authority} {days}");
+    carry_out(&args.changing, &command, |dir| renewed(args, dir))
+}
+
+fn renewed(args: &RenewArgs, dir: &FleetDir) -> Result<(FleetChange, Done), Failure> {
     if args.authority {
-        return renew_authority(&dir, args);
+        return renew_authority(dir, args);
     }
     let wanted: BTreeSet<ServerId> = match args.ids.as_slice() {
         [] => dir.members.iter().map(|member| member.id).collect(),
         ids => ids.iter().copied().map(ServerId).collect(),
     };
-    let members = wanted.iter().map(|id| find(&dir, *id)).collect::<Result<Vec<_>, _>>()?;
-    let signer = signer(&dir)?;
+    let members = wanted.iter().map(|id| find(dir, *id)).collect::<Result<Vec<_>, _>>()?;
+    let signer = signer(dir)?;
     let mut change = FleetChange::default();
     renew_leaves(&mut change, &members, signer, args.days)?;
-    dir.change(&change)?;
-    tell(
-        &args.changing,
+    Ok((
+        change,
         Done {
             command: "renew",
             words: format!("a new certificate and key for {}", names(&members)),
@@ -161,14 +193,14 @@ pub fn renew(args: &RenewArgs) -> Ended {
             removed: Vec::new(),
             renewed: ids(&members),
             notes: Vec::new(),
-            steps: vec![hand_out(&dir, &members, &["server.crt", "server.key"]), taken_over()],
+            steps: vec![hand_out(dir, &members, &["server.crt", "server.key"]), taken_over()],
         },
-    )
+    ))
 }
 
 /// Goes one step from one authority to the next: both are trusted, then certificates come from the new
 /// one, then it alone is trusted.
-fn renew_authority(dir: &FleetDir, args: &RenewArgs) -> Ended {
+fn renew_authority(dir: &FleetDir, args: &RenewArgs) -> Result<(FleetChange, Done), Failure> {
     let broken = |error| Failure::new(format!("OpenSSL made no certificate: {error}"));
     let pem = |authority: &Identity| authority.certificate_pem().map_err(broken);
     if !args.ids.is_empty() {
@@ -181,7 +213,7 @@ fn renew_authority(dir: &FleetDir, args: &RenewArgs) -> Ended {
     let trust = |change: &mut FleetChange, roots: &[u8]| {
         members.iter().for_each(|member| change.file(member.id, "ca.crt", roots));
     };
-    let again = format!("stekctl renew {} --authority", dir.path().display());
+    let again = format!("stekctl renew {} --authority", quoted(dir.path()));
     let (words, mut steps, mut renewed) = match &dir.next_authority {
         None => {
             let next = pki::authority(args.days).map_err(broken)?;
@@ -201,7 +233,7 @@ fn renew_authority(dir: &FleetDir, args: &RenewArgs) -> Ended {
         Some(next) => {
             change.identity("ca", ["ca.crt", "ca.key"], next)?;
             trust(&mut change, &pem(next)?);
-            change.dropped = ["ca/next.key", "ca/next.crt"].map(Into::into).to_vec();
+            change.dropped = ["next.key", "next.crt"].map(|name| ("ca".to_owned(), name)).to_vec();
             (
                 "step 3 of 3: the new authority alone is trusted",
                 vec![hand_out(dir, members, &["ca.crt"])],
@@ -210,14 +242,13 @@ fn renew_authority(dir: &FleetDir, args: &RenewArgs) -> Ended {
         }
     };
     let last = !change.dropped.is_empty();
-    dir.change(&change)?;
     steps.push(taken_over());
     if !last {
         steps.push(Step::here("When that is so on every server, the next step:", vec![again]));
     }
     renewed.sort_unstable();
-    tell(
-        &args.changing,
+    Ok((
+        change,
         Done {
             command: "renew",
             words: words.to_owned(),
@@ -227,20 +258,42 @@ fn renew_authority(dir: &FleetDir, args: &RenewArgs) -> Ended {
             notes: Vec::new(),
             steps,
         },
-    )
+    ))
 }
 
-/// The directory, with no change of authority under way.
-fn open(changing: &Changing) -> Result<FleetDir, Failure> {
-    let dir = FleetDir::read(&changing.dir)?;
-    if dir.next_authority.is_some() {
-        let shown = dir.path().display();
-        return Err(Failure::new(format!(
-            "{shown}: a change of the authority is under way (ca/next.crt); finish it first with \
-             stekctl renew {shown} --authority"
-        )));
+/// Reads the directory, changes it as `make` says, and prints what is to be done next. A command that was
+/// killed on the way goes on, and says what it had to say.
+fn carry_out(
+    changing: &Changing,
+    command: &str,
+    make: impl FnOnce(&FleetDir) -> Result<(FleetChange, Done), Failure>,
+) -> Ended {
+    let command = format!("{command} {}", changing.json);
+    if let Some(answer) = journal::resume(&changing.dir, &command)? {
+        print(&answer)?;
+        journal::clear(&changing.dir)?;
+        return Ok(Outcome::Healthy);
     }
-    Ok(dir)
+    let dir = FleetDir::read(&changing.dir)?;
+    let (change, done) = make(&dir)?;
+    let answer = words(changing, &done);
+    dir.change(&change, &command, &answer)?;
+    print(&answer)?;
+    journal::clear(&changing.dir)?;
+    Ok(Outcome::Healthy)
+}
+
+/// No change of authority may be under way.
+fn refuse_half_authority(dir: &FleetDir) -> Result<(), Failure> {
+    if dir.next_authority.is_none() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{}: a change of the authority is under way (ca/next.crt); finish it first with stekctl renew {} \
+         --authority",
+        dir.path().display(),
+        quoted(dir.path())
+    )))
 }
 
 fn find(dir: &FleetDir, id: ServerId) -> Result<Member, Failure> {
@@ -270,6 +323,9 @@ fn refuse_taken_place(given: &str, new: &Member, members: &[Member]) -> Result<(
     }
 }
 
+/// Of so many voters one may be away.
+const LEAST_TO_SURVIVE: usize = 3;
+
 /// Whether the group can agree on this list now, and lives with it. What is worth knowing, in words.
 fn allowed(
     dir: &FleetDir,
@@ -278,12 +334,13 @@ fn allowed(
     place: &Place,
 ) -> Result<Vec<String>, Failure> {
     let mut notes = Vec::new();
-    match new.len() {
-        1 | 2 => notes.push(format!(
-            "{} make no new key once one of them is away; three are the least that survive a death",
-            count(new.len())
-        )),
-        _ => {}
+    let voting = voters(new).len();
+    if voting < LEAST_TO_SURVIVE {
+        notes.push(format!(
+            "{} that vote make no new key once one of them is away; three are the least that survive a \
+             death",
+            count(voting)
+        ));
     }
     if offline {
         notes.push(
@@ -298,10 +355,7 @@ fn allowed(
     let up: BTreeSet<ServerId> =
         servers.iter().filter(|server| server.status().is_some()).map(|s| s.id()).collect();
     if up.is_empty() {
-        let lines = servers.iter().filter_map(|server| {
-            let why = server.answer.as_ref().err()?;
-            Some(format!("{}: {why}", named(&server.member)))
-        });
+        let lines = absences(&servers).into_iter();
         let last = format!(
             "no server of {} answers here, so nobody can tell whether a majority is left; run this \
              where their ports can be reached{silent}",
@@ -323,9 +377,10 @@ fn allowed(
         }
         _ => {}
     }
+    refusal(&voters(&dir.members), &voters(new), &up)
+        .map_or(Ok(()), |why| Err(Failure::new(why)))?;
     let [old, new] = [&dir.members[..], new]
         .map(|members| members.iter().map(|member| member.id).collect::<BTreeSet<ServerId>>());
-    refusal(&old, &new, &up).map_or(Ok(()), |why| Err(Failure::new(why)))?;
     let away: Vec<String> =
         old.intersection(&new).filter(|id| !up.contains(id)).map(ToString::to_string).collect();
     if !away.is_empty() {
@@ -337,8 +392,8 @@ fn allowed(
     Ok(notes)
 }
 
-/// Why the group cannot go from the one list to the other while these servers answer: it takes a majority
-/// of both, and those that stay must not depend on servers that are only to come.
+/// Why the group cannot go from the voters of one list to those of another while these servers answer: it
+/// takes a majority of both, and those that stay must not depend on servers that are only to come.
 fn refusal(
     old: &BTreeSet<ServerId>,
     new: &BTreeSet<ServerId>,
@@ -347,7 +402,7 @@ fn refusal(
     let voters = old.intersection(up).count();
     if voters < majority(old.len()) {
         return Some(format!(
-            "only {voters} of {} servers answer, and no list can be agreed on by fewer than {}; \
+            "only {voters} of {} voters answer, and no list can be agreed on by fewer than {}; \
              bring servers back first",
             old.len(),
             majority(old.len())
@@ -365,7 +420,7 @@ fn refusal(
             which => format!("bring back or remove server {} first", which.join(", ")),
         };
         return Some(format!(
-            "of the {} that would be in the list {staying} of the present ones answer, fewer than \
+            "of the {} that would vote {staying} of the present voters answer, fewer than \
              the {} that a majority takes, so that no new key could be made; {remedy}",
             count(new.len()),
             majority(new.len())
@@ -500,7 +555,7 @@ mod tests {
             (&[1, 2, 3], &[1, 2, 3, 4], &[1, 2, 3], None),
             (&[1, 2, 3], &[1, 2, 3, 4, 5], &[1, 2], None),
             (&[1], &[1, 2, 3], &[1], None),
-            (&[1, 2, 3], &[1, 2, 3, 4], &[1], Some("only 1 of 3 servers answer")),
+            (&[1, 2, 3], &[1, 2, 3, 4], &[1], Some("only 1 of 3 voters answer")),
             (&[1, 2, 3], &[1, 2], &[1, 2], None),
             (&[1, 2, 3], &[1, 2], &[1, 3], Some("bring back or remove server 2 first")),
             (&[1, 2, 3, 4, 5], &[1, 2, 3, 4], &[1, 2, 5], Some("remove server 3, 4 first")),
@@ -508,7 +563,7 @@ mod tests {
             (&[1, 2, 3], &[1, 3, 4], &[1, 3], None),
             (&[1, 2, 3], &[1, 3, 4], &[1, 2], Some("remove server 3 first")),
             (&[1, 2], &[1, 3], &[1, 2], Some("add the new server first")),
-            (&[1, 2], &[1, 3], &[1], Some("only 1 of 2 servers answer")),
+            (&[1, 2], &[1, 3], &[1], Some("only 1 of 2 voters answer")),
             (&[1], &[2], &[1], Some("add the new server first")),
         ];
         for (old, new, up, wanted) in cases {
@@ -530,6 +585,7 @@ mod tests {
             address: address.to_owned(),
             port,
             subject: None,
+            voter: true,
         };
         let (model, new) = (at(1, "10.0.0.1", 10001), at(4, "::1", 7));
         let text = "# stek_share on server 1. All\nserver_id: 1\naddress: \"10.0.0.1\"\n\

@@ -37,7 +37,6 @@ These are the codes that monitoring plugins use.";
 /// Colour is used on a terminal; NO_COLOR=1 switches it off, CLICOLOR_FORCE=1 on.
 #[derive(Debug, Parser)]
 #[command(name = "stekctl", version, styles = STYLES, after_help = EXIT_CODES)]
-#[command(disable_help_subcommand = true)]
 pub struct Cli {
     /// Where this server's configuration is.
     #[command(flatten)]
@@ -111,11 +110,20 @@ pub enum Command {
     /// For a key that may have leaked: no older ticket resumes any more, and every client has one
     /// full handshake. On a terminal it asks before it does that; elsewhere it needs --yes.
     Revoke(RevokeArgs),
+    /// Go on with the servers that are left, after a majority is gone for good
+    ///
+    /// Without a majority of the voters no new key is made. Where the others will not come back, those
+    /// who are left go on with their keys and without a restart. Needs the server_id of each of
+    /// them: one that answers and is not named, or is named and does not answer, is told, and nothing is
+    /// done. Refused while a server hears a leader with a majority. A lost server that comes back joins
+    /// by itself. On a terminal it asks before it does that; elsewhere it needs --yes.
+    Recover(RecoverArgs),
     /// Say everything that the plugin would say about a configuration
     ///
     /// Reads FILE, the server list and the certificates that it names, with the plugin's own code,
     /// and prints the plugin's own lines. Nothing is asked over the network and nothing is changed.
-    /// Exit code 0: it can be used. 1: it can be used, but there are warnings. 2: it cannot.
+    /// Exit code 0: it can be used. 1: it can be used, but there are warnings. 2: it cannot. 3: who asks
+    /// may not read it.
     Check(CheckArgs),
     /// Find what keeps sessions from being resumed although the key is shared
     ///
@@ -124,10 +132,19 @@ pub enum Command {
     /// address and offers it to every other, in TLS 1.2 and TLS 1.3; sites that demand a
     /// certificate of their clients need --cert and --key. Also says what lets clients do more
     /// under a shared key than is meant. Prints one line for each
-    /// finding: what, where, why it hurts, and the remedy; and nothing at all if there is none.
+    /// finding: what, where, why it hurts, and the remedy; if there is none, nothing at all, but on a
+    /// terminal what was looked at.
     /// Exit code 0: nothing was found. 1: there are findings, but sessions resume. 2: some
     /// sessions do not resume, or soon will not.
     Doctor(DoctorArgs),
+    /// Say what the shared key is worth: how many handshakes resumed a session
+    ///
+    /// Asks every server of the list what its Traffic Server has counted since it started, or with --over
+    /// for so long from now, and adds it up: handshakes of clients, tickets that a key opened, tickets
+    /// whose key is gone, sessions resumed by their id. A ticket that was opened may belong to a session
+    /// that is then refused, so what is resumed is told as a most; doctor --tls tries it. Exit code 0:
+    /// all servers told. 1: some did not, or open tickets and resume nothing. 2: none told.
+    Effect(EffectArgs),
     /// Write certificates and configurations for a new fleet
     ///
     /// Makes the directory DIR with an authority and, for each ADDRESS, a directory server-N that is
@@ -211,6 +228,17 @@ pub struct StatusArgs {
     pub watch: Option<Duration>,
 }
 
+/// See [`Command::Effect`].
+#[derive(Clone, Debug, Args)]
+pub struct EffectArgs {
+    /// Print JSON instead of a table; docs/health.md has its fields
+    #[arg(long)]
+    pub json: bool,
+    /// Count for so long, and not since Traffic Server started: 30, 500ms, 5min
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub over: Option<Duration>,
+}
+
 /// See [`Command::Reload`].
 #[derive(Clone, Debug, Args)]
 pub struct ReloadArgs {
@@ -227,19 +255,33 @@ pub struct RevokeArgs {
     pub yes: bool,
 }
 
+/// See [`Command::Recover`].
+#[derive(Clone, Debug, Args)]
+pub struct RecoverArgs {
+    /// Every server that is left, by server_id: 1,4
+    #[arg(
+        long, value_name = "ID", required = true, value_delimiter = ',', num_args = 1..,
+        value_parser = number
+    )]
+    pub survivors: Vec<u32>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
 /// See [`Command::Check`].
 #[derive(Clone, Debug, Args)]
 pub struct CheckArgs {
-    /// A server_conf.yaml
+    /// A server_conf.yaml [default: the one that plugin.config names]
     #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    pub file: Option<PathBuf>,
 }
 
 /// See [`Command::Doctor`].
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
-    /// Addresses where the servers serve TLS to clients
-    #[arg(long, value_name = "ADDRESS:PORT", num_args = 1..)]
+    /// Addresses where the servers serve TLS to clients, perhaps with a port [default: 443]
+    #[arg(long, value_name = "ADDRESS", num_args = 1..)]
     pub tls: Vec<String>,
     /// The server name that clients send, for the addresses of --tls [default: none]
     #[arg(long, value_name = "NAME", requires = "tls")]
@@ -267,8 +309,7 @@ pub struct InitArgs {
     /// The directory to make; it must not exist, or be empty
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Where the servers listen for each other: IPv4, IPv6 or host name, perhaps with a port. If one
-    /// address is given several times without a port, each server after the first gets the next port
+    /// Where the servers listen for each other: IPv4, IPv6 or host name, perhaps with a port
     #[arg(value_name = "ADDRESS", required = true)]
     pub addresses: Vec<String>,
     /// The port of addresses without one
@@ -308,6 +349,9 @@ pub struct AddArgs {
     /// Where the new servers listen for the others: IPv4, IPv6 or host name, perhaps with a port
     #[arg(value_name = "ADDRESS", required = true)]
     pub addresses: Vec<String>,
+    /// They are not to vote: 'voter: false' in their entries
+    #[arg(long)]
+    pub non_voter: bool,
     /// The port of addresses without one
     #[arg(long, value_name = "PORT", default_value_t = 10001)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
@@ -328,7 +372,7 @@ pub struct RemoveArgs {
     #[arg(long)]
     pub offline: bool,
     /// Numbers of servers, as the server list has them
-    #[arg(value_name = "ID", required = true)]
+    #[arg(value_name = "ID", required = true, value_parser = number)]
     pub ids: Vec<u32>,
 }
 
@@ -342,7 +386,7 @@ pub struct ReplaceArgs {
     #[arg(long)]
     pub offline: bool,
     /// The number of the server that goes
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = number)]
     pub id: u32,
     /// Where the new server listens for the others [default: where the old one did]
     #[arg(value_name = "ADDRESS")]
@@ -364,7 +408,7 @@ pub struct RenewArgs {
     #[command(flatten)]
     pub changing: Changing,
     /// Numbers of servers, as the server list has them [default: all]
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = number)]
     pub ids: Vec<u32>,
     /// Go on to the next step towards a new authority
     #[arg(long)]
@@ -388,6 +432,17 @@ pub struct MetricsArgs {
     /// A label fleet="NAME" for each metric
     #[arg(long, value_name = "NAME")]
     pub fleet: Option<String>,
+}
+
+/// A `server_id`.
+fn number(text: &str) -> Result<u32, String> {
+    let id = text.parse::<i32>().ok().and_then(|id| u32::try_from(id).ok());
+    id.ok_or_else(|| {
+        format!(
+            "give a server's number in the server list, from 0 to {}, and not its address",
+            i32::MAX
+        )
+    })
 }
 
 /// Units that may follow a number, in milliseconds.
@@ -438,6 +493,17 @@ mod tests {
     #[test]
     fn the_words_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_server_is_meant_by_its_number() {
+        assert_eq!((number("0"), number("2147483647")), (Ok(0), Ok(2_147_483_647)));
+        for bad in ["", "-1", "2147483648", "99999999999", "abc", "10.0.0.2", "1,2"] {
+            assert!(
+                number(bad).is_err_and(|why| why.contains("number in the server list")),
+                "{bad:?}"
+            );
+        }
     }
 
     #[test]

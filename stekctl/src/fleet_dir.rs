@@ -6,9 +6,8 @@
 //! files are written; a private key is never, not even for a moment, readable by others than its owner.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use stek_share::core::config::{parse_list, printable, Member, Problem, MAX_MEMBERS};
@@ -17,6 +16,7 @@ use stek_share::core::server_list::ServerList;
 use stek_share::load::{self, Dirs, Loaded};
 
 use crate::exit_code::Failure;
+use crate::journal::{self, make_dir, write, Step, REMOVED, SERVER_KEY};
 use crate::pki::{self, Identity};
 
 /// Where the files are meant to be on a server, relative to Traffic Server's configuration directory.
@@ -24,9 +24,6 @@ pub const HOME: &str = "stek_share";
 
 /// The authority's folder, and its certificate and key in it.
 const CA: &str = "ca";
-
-/// Where what was a server's is kept after it left, without its key: no later server gets its number.
-const REMOVED: &str = "removed";
 
 /// What a server's folder is called before its number.
 const SERVER: &str = "server-";
@@ -69,7 +66,8 @@ impl FleetDir {
         let lists = server_folders(path)?;
         let Some(first) = lists.iter().next().map(|id| folder(*id)) else {
             return Err(Failure::new(format!(
-                "{}: holds no {SERVER}N of a server; give the directory that 'stekctl init' made",
+                "{}: has no folder {SERVER}1 or of another server; give the directory that 'stekctl init' \
+                 made",
                 path.display()
             )));
         };
@@ -138,12 +136,13 @@ impl FleetDir {
         load_server(&self.path, id)
     }
 
-    /// Carries a change out, after the plugin's own loader has taken what comes of it.
+    /// Carries a change out, after the plugin's own loader has taken what comes of it. The command and what
+    /// it has to say are kept until [`journal::clear`].
     ///
     /// # Errors
-    /// Why nothing was changed.
-    pub fn change(&self, change: &FleetChange) -> Result<(), Failure> {
-        let draft = Draft::new(&self.path)?;
+    /// Why nothing was changed, or not all; then the same command goes on with it.
+    pub fn change(&self, change: &FleetChange, command: &str, answer: &str) -> Result<(), Failure> {
+        let draft = Draft::at(journal::draft(&self.path))?;
         let kept: BTreeSet<ServerId> = self.members.iter().map(|member| member.id).collect();
         for id in kept.difference(&change.leaving) {
             copy_folder(&self.path, draft.path(), &folder(*id), &change.files)?;
@@ -158,46 +157,8 @@ impl FleetDir {
         }
         let staying = kept.difference(&change.leaving).copied();
         prove(&draft, &self.path, staying.chain(change.coming.iter().copied()))?;
-        self.put(&draft, change)
-    }
-
-    /// Moves what is written into its places. Each step can hardly fail after all was written.
-    fn put(&self, draft: &Draft, change: &FleetChange) -> Result<(), Failure> {
-        let moved = |from: &Path, to: &Path| {
-            fs::rename(from, to).map_err(|error| {
-                Failure::new(format!(
-                    "{}: cannot be put in place: {error}; give the command again",
-                    to.display()
-                ))
-            })
-        };
-        for id in &change.coming {
-            moved(&draft.path().join(folder(*id)), &self.path.join(folder(*id)))?;
-        }
-        for (folder, name) in change.files.keys() {
-            let (from, to) = (draft.path().join(folder).join(name), self.path.join(folder));
-            if from.exists() {
-                moved(&from, &to.join(name))?;
-            }
-        }
-        for id in &change.leaving {
-            let removed = self.path.join(REMOVED);
-            if !removed.exists() {
-                make_dir(&removed)?;
-            }
-            let home = self.path.join(folder(*id));
-            let key = home.join("server.key");
-            if key.exists() {
-                fs::remove_file(&key).map_err(|error| {
-                    Failure::new(format!("{}: cannot be removed: {error}", key.display()))
-                })?;
-            }
-            moved(&home, &removed.join(folder(*id)))?;
-        }
-        for path in &change.dropped {
-            // What is not there any more need not be removed.
-            let _ = fs::remove_file(self.path.join(path));
-        }
+        journal::commit(draft.path(), &self.path, &change.steps(), command, answer)?;
+        draft.finished();
         Ok(())
     }
 }
@@ -211,8 +172,8 @@ pub struct FleetChange {
     pub coming: BTreeSet<ServerId>,
     /// Servers that leave.
     pub leaving: BTreeSet<ServerId>,
-    /// Files that go, below the directory.
-    pub dropped: Vec<PathBuf>,
+    /// Files that go.
+    pub dropped: Vec<Name>,
 }
 
 impl FleetChange {
@@ -235,12 +196,25 @@ impl FleetChange {
         Ok(())
     }
 
+    /// In the order in which nothing is missed by who looks in between.
+    fn steps(&self) -> Vec<Step> {
+        let is_new = |name: &str| self.coming.iter().any(|id| folder(*id) == name);
+        let coming = self.coming.iter().map(|id| Step::Come(folder(*id)));
+        // The files of a new folder come with it.
+        let files = self.files.keys().filter(|(folder, _)| !is_new(folder));
+        let files = files.map(|(folder, name)| Step::File(folder.clone(), (*name).to_owned()));
+        let leaving = self.leaving.iter().map(|id| Step::Leave(folder(*id)));
+        let dropped = self.dropped.iter();
+        let dropped = dropped.map(|(folder, name)| Step::Drop(folder.clone(), (*name).to_owned()));
+        coming.chain(files).chain(leaving).chain(dropped).collect()
+    }
+
     /// Adds a server's certificate and key.
     ///
     /// # Errors
     /// OpenSSL failed.
     pub fn leaf(&mut self, id: ServerId, identity: &Identity) -> Result<(), Failure> {
-        self.identity(&folder(id), ["server.crt", "server.key"], identity)
+        self.identity(&folder(id), ["server.crt", SERVER_KEY], identity)
     }
 
     /// Adds a server's other file.
@@ -254,7 +228,7 @@ impl FleetChange {
 /// # Errors
 /// Why nothing was written.
 pub fn make(dir: &Path, change: &FleetChange) -> Result<(), Failure> {
-    let draft = Draft::new(dir)?;
+    let draft = Draft::beside(dir)?;
     for ((folder, name), content) in &change.files {
         let home = draft.path().join(folder);
         if !home.exists() {
@@ -270,7 +244,7 @@ pub fn make(dir: &Path, change: &FleetChange) -> Result<(), Failure> {
 pub fn list(members: &[Member]) -> String {
     let head = "# Every server of the fleet. The same file on each.\n\n";
     let entries = members.iter().map(|member| {
-        let Member { id, address, port, subject } = member;
+        let Member { id, address, port, subject, voter } = member;
         let subject = subject.as_deref().map_or(String::new(), |subject| {
             // Quoted only where it has to be: an apostrophe is doubled within apostrophes.
             let plain = |c: char| c.is_ascii_alphanumeric() || "/=-._".contains(c);
@@ -281,7 +255,8 @@ pub fn list(members: &[Member]) -> String {
             };
             format!("  cert_verify_str: {subject}\n")
         });
-        format!("- server_id: {id}\n  address: \"{address}\"\n  port: {port}\n{subject}")
+        let voter = if *voter { "" } else { "  voter: false\n" };
+        format!("- server_id: {id}\n  address: \"{address}\"\n  port: {port}\n{subject}{voter}")
     });
     std::iter::once(head.to_owned()).chain(entries).collect()
 }
@@ -296,7 +271,7 @@ pub fn member(id: ServerId, address: &str, port: u16) -> Result<Member, String> 
         return Err("is not an address".to_owned());
     }
     let subject = Some(pki::subject(&common_name(id)));
-    let wanted = Member { id, address: address.to_owned(), port, subject };
+    let wanted = Member { id, address: address.to_owned(), port, subject, voter: true };
     let (read, problems) = parse_list(&list(std::slice::from_ref(&wanted)), "");
     if let Some(problem) = problems.into_iter().find(Problem::is_error) {
         return Err(problem.reason);
@@ -308,8 +283,13 @@ pub fn member(id: ServerId, address: &str, port: u16) -> Result<Member, String> 
 /// The ids of the servers that have a folder.
 fn server_folders(path: &Path) -> Result<BTreeSet<ServerId>, Failure> {
     let entries = fs::read_dir(path).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::NotFound => "is not there".to_owned(),
+            io::ErrorKind::NotADirectory => "is no directory".to_owned(),
+            _ => error.to_string(),
+        };
         Failure::new(format!(
-            "{}: {error}; give the directory that 'stekctl init' made",
+            "{}: {why}; give the directory that 'stekctl init' made",
             path.display()
         ))
     })?;
@@ -353,7 +333,7 @@ fn read_identity(path: &Path, name: &str) -> Result<Option<Identity>, Failure> {
     let read = Identity::from_pem(&read_file(&certificate)?, &read_file(&key)?);
     read.map(Some).map_err(|why| {
         let words = format!("{}: {why}; put the file back that belongs there", key.display());
-        Failure::new(printable(&words, words.len()))
+        Failure::new(printable(&words, usize::MAX))
     })
 }
 
@@ -422,25 +402,36 @@ pub fn agreeable(members: &[Member]) -> Result<ServerList, Failure> {
         .map_err(|why| Failure::new(format!("the new server list: {why}; nothing was changed")))
 }
 
-/// A directory beside the wanted one, which takes its place when all is written, and goes away
-/// otherwise.
+/// A directory that takes another place when all is written, and goes away otherwise.
 struct Draft {
     path: PathBuf,
     finished: bool,
 }
 
 impl Draft {
-    fn new(dir: &Path) -> Result<Draft, Failure> {
+    /// Beside the wanted one.
+    fn beside(dir: &Path) -> Result<Draft, Failure> {
         // Also where it is given as `.` it has a name.
         let dir = fs::canonicalize(dir).or_else(|_| std::path::absolute(dir));
         let dir = dir.map_err(|error| Failure::new(error.to_string()))?;
         let name = dir
             .file_name()
             .ok_or_else(|| Failure::new(format!("{}: is no name of a directory", dir.display())))?;
-        let hidden = format!(".{}.{}", name.to_string_lossy(), std::process::id());
-        let path = dir.with_file_name(hidden);
+        let hidden = format!(".{}", name.to_string_lossy());
+        if let Some(above) = dir.parent() {
+            journal::clear_drafts(above, &hidden)?;
+        }
+        Draft::at(dir.with_file_name(format!("{hidden}.{}", std::process::id())))
+    }
+
+    fn at(path: PathBuf) -> Result<Draft, Failure> {
         make_dir(&path)?;
         Ok(Draft { path, finished: false })
+    }
+
+    /// It is in another place now.
+    fn finished(mut self) {
+        self.finished = true;
     }
 
     fn path(&self) -> &Path {
@@ -448,11 +439,11 @@ impl Draft {
     }
 
     /// Renaming replaces an empty directory and nothing else.
-    fn finish(mut self, dir: &Path) -> Result<(), Failure> {
+    fn finish(self, dir: &Path) -> Result<(), Failure> {
         fs::rename(&self.path, dir).map_err(|error| {
             Failure::new(format!("{}: cannot be made: {error}; nothing was written", dir.display()))
         })?;
-        self.finished = true;
+        self.finished();
         Ok(())
     }
 }
@@ -464,24 +455,4 @@ impl Drop for Draft {
             let _ = fs::remove_dir_all(&self.path);
         }
     }
-}
-
-fn make_dir(path: &Path) -> Result<(), Failure> {
-    DirBuilder::new()
-        .mode(0o700)
-        .create(path)
-        .map_err(|error| Failure::new(format!("{}: cannot be made: {error}", path.display())))
-}
-
-/// A new file; a key is its owner's alone.
-fn write(dir: &Path, name: &str, content: &[u8]) -> Result<(), Failure> {
-    let path = dir.join(name);
-    let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&path)
-        .and_then(|mut file| file.write_all(content))
-        .map_err(|error| Failure::new(format!("{}: cannot be written: {error}", path.display())))
 }

@@ -1,4 +1,4 @@
-//! Whether a fleet is well, and if not, why: a assessment of what its servers say, in words.
+//! Whether a fleet is well, and if not, why: an assessment of what its servers say, in words.
 //!
 //! What is wrong with a server by itself is [`stek_share::core::health`]'s to say; what differs
 //! between servers is found here. Asks nobody and prints nothing. Invariants: nothing is said
@@ -7,12 +7,20 @@
 use std::collections::BTreeSet;
 
 use stek_share::client::{Failure as Unanswered, KeyInUse, Role, ServerStatus, TicketScope};
+use stek_share::core::client_policy::MAX_SITES;
 use stek_share::core::health::{complaints, Code, Severity};
 use stek_share::core::server_id::ServerId;
-use stek_share::transport::listener::Refusal;
 
+use crate::absence::{absences, servers_named};
 use crate::exit_code::Outcome;
 use crate::fleet::{address, Own, Server};
+use crate::outside::shut_out;
+
+#[cfg(test)]
+pub use self::tests::fleet;
+
+/// What a server of an earlier version has of an option.
+const NO_OPTION: &str = "no such option";
 
 /// One reason why a fleet is not well.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +62,9 @@ impl Reasons {
 pub fn reasons(servers: &[Server]) -> Vec<Reason> {
     let mut reasons = Reasons::default();
     let all: Vec<&ServerStatus> = servers.iter().filter_map(Server::status).collect();
-    if !is_shut_out(servers, &mut reasons) {
+    if let Some(words) = shut_out(servers) {
+        reasons.broken(Code::NotAMember, words);
+    } else {
         let members = members(&all);
         let is_member = |status: &&ServerStatus| members.is_none_or(|ids| ids.contains(&status.id));
         let (answers, strangers): (Vec<_>, Vec<_>) = all.iter().copied().partition(is_member);
@@ -65,7 +75,9 @@ pub fn reasons(servers: &[Server]) -> Vec<Reason> {
         look_at_lists(&answers, &mut reasons);
     }
     servers.iter().for_each(|server| look_at_own(server, &mut reasons));
-    look_at_each(&all, &mut reasons);
+    let away: Vec<ServerId> =
+        servers.iter().filter(|server| server.answer.is_err()).map(Server::id).collect();
+    look_at_each(&all, &away, &mut reasons);
     let mut found = reasons.0;
     // Stable: within one degree they stay in the order in which one would ask.
     found.sort_by_key(|reason| std::cmp::Reverse(reason.outcome));
@@ -77,39 +89,6 @@ fn members<'a>(answers: &[&'a ServerStatus]) -> Option<&'a [ServerId]> {
     let agreed = answers.iter().filter(|status| status.group.quorum && status.list.version > 0);
     let newest = agreed.max_by_key(|status| status.list.version)?;
     Some(&newest.list.agreed)
-}
-
-/// Whether the others do not hear the server in whose name was asked because it is in no list of theirs;
-/// then that is all there is to say of them.
-fn is_shut_out(servers: &[Server], reasons: &mut Reasons) -> bool {
-    let Some(own) = servers.iter().find(|server| server.is_own()).and_then(Server::status) else {
-        return false;
-    };
-    let others = || servers.iter().filter(|server| !server.is_own());
-    let says = |is: fn(&Unanswered) -> bool| others().any(|s| s.answer.as_ref().is_err_and(is));
-    let unknown = says(|why| matches!(why, Unanswered::Refused(Refusal::NotAMember)));
-    let refused = says(|why| matches!(why, Unanswered::OurCertificate(_)));
-    let removed = own.list.leaves_out(own.id);
-    if own.group.quorum || !(unknown || removed && refused) {
-        return false;
-    }
-    let id = own.id;
-    reasons.broken(
-        Code::NotAMember,
-        if removed {
-            format!(
-                "server {id} was removed from the group's list and encrypts with a key of its own; stop \
-                 its plugin, or give the list with it to all servers and reload one of the others"
-            )
-        } else {
-            format!(
-                "server {id} is not in the group's list, and encrypts with a key of its own until it is; \
-                 give the list with it to all servers, reload one of the others, and this one is let in; \
-                 if it was removed, stop its plugin"
-            )
-        },
-    );
-    true
 }
 
 /// Servers that answer and are in no list of the group.
@@ -155,7 +134,9 @@ pub fn outcome(reasons: &[Reason]) -> Outcome {
 /// Who does not answer, and whether those who do are enough to make keys.
 fn look_at_absence(servers: &[Server], answers: &[&ServerStatus], reasons: &mut Reasons) {
     if answers.is_empty() {
-        reasons.broken(Code::NoAnswer, "no server answers".to_owned());
+        let words =
+            "no server answers; see that Traffic Server runs, and what is between here and there";
+        reasons.broken(Code::NoAnswer, words.to_owned());
     } else if !answers.iter().any(|status| status.group.quorum) {
         reasons.broken(
             Code::NoMajority,
@@ -172,14 +153,7 @@ fn look_at_absence(servers: &[Server], answers: &[&ServerStatus], reasons: &mut 
         reasons
             .broken(Code::NoLeader, "no server leads the group, so no new key is made".to_owned());
     }
-    for server in servers {
-        if let Err(failure) = &server.answer {
-            reasons.degraded(
-                Code::Unreachable,
-                format!("server {} {}", server.id(), predicate(failure)),
-            );
-        }
-    }
+    absences(servers).into_iter().for_each(|words| reasons.degraded(Code::Unreachable, words));
 }
 
 /// Whether the plugin of this machine is the one that the list means.
@@ -232,13 +206,19 @@ fn look_at_own(server: &Server, reasons: &mut Reasons) {
 
 /// Whether the servers belong to one group, and who stands apart from it.
 fn look_at_groups(answers: &[&ServerStatus], reasons: &mut Reasons) {
-    let clusters = Sides::of(answers, |status| status.group.cluster_id);
+    // Of one cluster incarnation there are two clusters where a group was founded apart from the other.
+    let clusters = Sides::of(answers, |status| {
+        let epoch = status.group.epoch;
+        status.group.cluster_id.filter(|_| epoch > 0).map(|cluster_id| (cluster_id, epoch))
+    });
     if clusters.differ() {
         reasons.broken(Code::ClustersDiffer, format!(
             "the servers do not share one cluster incarnation of keys: {}; they join by themselves once they \
              reach each other",
             clusters.describe(|cluster_id| match cluster_id {
-                Some(cluster_id) => format!("belong to cluster incarnation {cluster_id}"),
+                Some((cluster_id, epoch)) => {
+                    format!("belong to cluster incarnation {cluster_id}, founded in epoch {epoch}")
+                }
                 None => "have none yet".to_owned(),
             })
         ));
@@ -251,11 +231,11 @@ fn look_at_groups(answers: &[&ServerStatus], reasons: &mut Reasons) {
         let (code, words) = match (status.group.role, status.group.quorum_ms) {
             (Role::Joining, _) => (
                 Code::Joining,
-                format!("server {id} has just started and still asks the others what it may do"),
+                format!("server {id} has just started and is in no group yet"),
             ),
             (Role::Recovering, _) => (
                 Code::Recovering,
-                format!("server {id} came back without its memory and is catching up"),
+                format!("server {id} has started as a new node, and is sent what the group agreed on or is not a voter yet"),
             ),
             (_, Some(ms)) => (
                 Code::CutOff,
@@ -334,7 +314,7 @@ fn look_at_lists(answers: &[&ServerStatus], reasons: &mut Reasons) {
     for name in names {
         let value = |status: &ServerStatus| {
             let found = status.list.options.iter().find(|(other, _)| other == name);
-            found.map_or_else(|| "no such option".to_owned(), |(_, value)| value.clone())
+            found.map_or_else(|| NO_OPTION.to_owned(), |(_, value)| value.clone())
         };
         let sides = Sides::of(answers, value);
         if sides.differ() {
@@ -342,10 +322,12 @@ fn look_at_lists(answers: &[&ServerStatus], reasons: &mut Reasons) {
                 let empty = if value.is_empty() { "none" } else { value };
                 format!("have {empty}")
             });
+            let first =
+                if told.contains(NO_OPTION) { "upgrade those that have none, then " } else { "" };
             reasons.degraded(
                 Code::OptionsDiffer,
                 format!(
-                    "not all servers have the same {name}: {told}; give all the same one in \
+                    "not all servers have the same {name}: {told}; {first}give all the same one in \
                      server_conf.yaml, and reload"
                 ),
             );
@@ -406,21 +388,33 @@ fn look_at_client_policies(hosted: &[&ServerStatus], reasons: &mut Reasons) {
         hosted.iter().find(|status| ids.first() == Some(&status.id)).copied().map(policy)
     };
     let (Some(most), Some(few)) = (of(most), of(few)) else { return };
-    let name = few.differs_in(&most).unwrap_or("a name further on").to_owned();
-    let sides = Sides::of(&hosted, |status| policy(status).of(&name));
-    let told = if sides.differ() {
-        sides.describe(Clone::clone)
-    } else {
-        sites.describe(|digest| format!("have {digest}"))
+    let told = match few.differs_in(&most) {
+        Some(name) => {
+            let sides = Sides::of(&hosted, |status| policy(status).of(name));
+            format!("for {name}, in sni.yaml, {}", sides.describe(Clone::clone))
+        }
+        // The names that a status carries are alike.
+        None => {
+            let sides: Vec<String> = sites.0.iter().map(|(_, ids)| servers_named(ids)).collect();
+            format!(
+                "sni.yaml of {} is not as that of {} for a name behind the first {MAX_SITES} in the \
+                 order of the alphabet",
+                sides.last().map_or("", String::as_str),
+                sides.first().map_or("", String::as_str)
+            )
+        }
     };
-    reasons.degraded(Code::ClientPoliciesDiffer, format!(
-        "not all servers ask the same of their clients, so that {means}: for {name}, in sni.yaml, {told}; \
-         give all the same verify_client and verify_client_ca_certs in sni.yaml"
-    ));
+    reasons.degraded(
+        Code::ClientPoliciesDiffer,
+        format!(
+        "not all servers ask the same of their clients, so that {means}: {told}; give all the same \
+         verify_client and verify_client_ca_certs in sni.yaml"
+    ),
+    );
 }
 
 /// What concerns one server alone; servers of which the same is to be said share a line.
-fn look_at_each(answers: &[&ServerStatus], reasons: &mut Reasons) {
+fn look_at_each(answers: &[&ServerStatus], away: &[ServerId], reasons: &mut Reasons) {
     let has_majority = answers.iter().any(|status| status.group.quorum);
     let members = members(answers);
     let shut_out = reasons.0.iter().any(|reason| reason.code == Code::NotAMember) && !has_majority;
@@ -437,7 +431,9 @@ fn look_at_each(answers: &[&ServerStatus], reasons: &mut Reasons) {
         let assessed = if apart { among_others(status) } else { (*status).clone() };
         let stands_out = members.is_some_and(|ids| !ids.contains(&status.id)) || shut_out;
         for complaint in complaints(&assessed) {
-            if stands_out && goes_without_saying(complaint.code) {
+            if stands_out && goes_without_saying(complaint.code)
+                || complaint.code == Code::PeerSilent && hears_all_but(status, away)
+            {
                 continue;
             }
             let outcome = match complaint.severity {
@@ -458,6 +454,11 @@ fn look_at_each(answers: &[&ServerStatus], reasons: &mut Reasons) {
         let words = format!("{}: {}", servers_named(&ids), reason.words);
         reasons.0.push(Reason { words, ..reason });
     }
+}
+
+/// Whether whom it does not hear is gone for whoever asks, too, which is said.
+fn hears_all_but(status: &ServerStatus, away: &[ServerId]) -> bool {
+    status.list.others.iter().all(|other| other.reachable || away.contains(&other.id))
 }
 
 /// The same server as if it took part in a majority.
@@ -507,28 +508,6 @@ impl<T: PartialEq> Sides<T> {
             format!("{} {verb} {rest}", servers_named(ids))
         });
         parts.collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// `server 1`, `servers 1 and 2`, `servers 1, 2 and 3`.
-pub fn servers_named(ids: &[ServerId]) -> String {
-    match ids {
-        [] => "no server".to_owned(),
-        [one] => format!("server {one}"),
-        [first @ .., last] => {
-            let first: Vec<String> = first.iter().map(ToString::to_string).collect();
-            format!("servers {} and {last}", first.join(", "))
-        }
-    }
-}
-
-/// A failure's words read on after `server 3`: those that begin with a noun or adjective need a
-/// verb.
-fn predicate(failure: &Unanswered) -> String {
-    match failure {
-        Unanswered::Unreachable(_) => format!("is {failure}"),
-        Unanswered::TimedOut(_) => format!("gives {failure}"),
-        other => format!("does not answer: {other}"),
     }
 }
 
@@ -586,9 +565,12 @@ mod tests {
     use crate::fleet::Answer;
     use std::time::Duration;
     use stek_share::client::ClientPolicy;
+    use stek_share::transport::listener::Refusal;
+    use stek_share::transport::tls::UNKNOWN_NAME;
 
     use stek_share::client::{
-        CertificateStatus, GroupStatus, HostStatus, KeyStatus, Keys, ListStatus, ReloadStatus,
+        CertificateStatus, GroupStatus, HostStatus, KeyStatus, Keys, ListStatus, MemberStatus,
+        ReloadStatus,
     };
     use stek_share::core::config::Member;
     use stek_share::core::key_ring::{ClusterId, Generation};
@@ -614,6 +596,8 @@ mod tests {
                 leader: Some(ServerId(1)),
                 term: 1,
                 cluster_id: ClusterId::from_bytes([7; 16]),
+                epoch: 5,
+                votes: true,
                 quorum: true,
                 quorum_ms: Some(10),
                 elections: 0,
@@ -660,7 +644,7 @@ mod tests {
     }
 
     /// Three servers, spoiled.
-    fn fleet(spoil: impl Fn(&mut [ServerStatus; 3])) -> Vec<Server> {
+    pub fn fleet(spoil: impl Fn(&mut [ServerStatus; 3])) -> Vec<Server> {
         let mut statuses = [well(1), well(2), well(3)];
         spoil(&mut statuses);
         let server = |status: ServerStatus| Server {
@@ -669,6 +653,7 @@ mod tests {
                 address: "10.0.0.1".to_owned(),
                 port: 1,
                 subject: None,
+                voter: true,
             },
             answer: Ok((status, Duration::from_millis(1))),
             clock_offset_ms: Some(0),
@@ -689,7 +674,7 @@ mod tests {
     #[test]
     fn each_difference_is_said_once_with_the_servers_names() {
         type Spoil = fn(&mut [ServerStatus; 3]);
-        let cases: [(Spoil, Outcome, &str); 12] = [
+        let cases: [(Spoil, Outcome, &str); 15] = [
             (
                 |all| {
                     all[2].keys.current = key(6);
@@ -714,12 +699,26 @@ mod tests {
             (
                 |all| all[1].group.cluster_id = ClusterId::from_bytes([8; 16]),
                 Outcome::Broken,
-                "server 2 belongs to cluster incarnation 08080808, servers 1 and 3 belong to cluster incarnation 07070707",
+                "server 2 belongs to cluster incarnation 08080808, founded in epoch 5, servers 1 and 3 belong to \
+                 cluster incarnation 07070707, founded in epoch 5",
+            ),
+            (
+                |all| all[1].group.epoch = 6,
+                Outcome::Broken,
+                "server 2 belongs to cluster incarnation 07070707, founded in epoch 6, servers 1 and 3 belong to \
+                 cluster incarnation 07070707, founded in epoch 5",
             ),
             (
                 |all| all[1].list.options[0].1 = "7200".to_owned(),
                 Outcome::Degraded,
                 "the same key_update_interval: server 2 has 7200, servers 1 and 3 have 3600; give",
+            ),
+            (
+                |all| all[1].list.options.clear(),
+                Outcome::Degraded,
+                "not all servers have the same key_update_interval: server 2 has no such option, \
+                 servers 1 and 3 have 3600; upgrade those that have none, then give all the same one in \
+                 server_conf.yaml, and reload",
             ),
             (
                 |all| {
@@ -761,6 +760,26 @@ mod tests {
                 Outcome::Degraded,
                 "demands no certificate opens one that does: for a.example, in sni.yaml, server 1 has \
                  NONE, servers 2 and 3 have STRICT; give all the same verify_client",
+            ),
+            (
+                |all| {
+                    // Names and values, also where there are more names than are compared one by one.
+                    let policy = |last: &str| {
+                        let names = (0..=MAX_SITES).map(|at| format!("n{at:03}"));
+                        let entry = |name| format!("- {{fqdn: {name}, verify_client: STRICT}}\n");
+                        let text: String = names.map(entry).collect();
+                        let text = format!("sni:\n{text}- {{fqdn: z, verify_client: {last}}}");
+                        Some(ClientPolicy::read(0, &text, str::to_owned))
+                    };
+                    all.iter_mut().for_each(|one| {
+                        one.host.ticket_scope = Some(TicketScope::Site);
+                        one.host.client_policy = policy("STRICT");
+                    });
+                    all[0].host.client_policy = policy("NONE");
+                },
+                Outcome::Degraded,
+                "do not resume on another: sni.yaml of server 1 is not as that of servers 2 and 3 for a \
+                 name behind the first 64 in the order of the alphabet; give all the same verify_client",
             ),
             (
                 |all| all[2].software = "1.1.0".to_owned(),
@@ -818,6 +837,23 @@ mod tests {
     }
 
     #[test]
+    fn who_is_away_is_not_told_again_by_who_does_not_hear_it() {
+        let silent =
+            MemberStatus { id: ServerId(3), heard_ms: None, reachable: false, connected: false };
+        let mut servers = fleet(|all| {
+            all[0].group.role = Role::Leader;
+            all[0].list.others = vec![silent];
+        });
+        let found = reasons(&servers);
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert_eq!(one.words, "server 1: it does not hear server 3");
+        unreachable(&mut servers[2]);
+        let found = reasons(&servers);
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert_eq!(one.code, Code::Unreachable);
+    }
+
+    #[test]
     fn the_absent_are_named_and_a_minority_is_broken() {
         let mut servers = fleet(|_| {});
         unreachable(&mut servers[2]);
@@ -831,10 +867,11 @@ mod tests {
         });
         servers[1..].iter_mut().for_each(unreachable);
         let found = reasons(&servers);
-        assert_eq!(found.len(), 3, "{found:#?}");
+        assert_eq!(found.len(), 2, "{found:#?}");
+        assert!(found[1].words.starts_with("servers 2 and 3 are unreachable: "), "{found:#?}");
         assert!(found[0].words.contains("no server belongs to a majority: 1 of 3 answer"));
         unreachable(&mut servers[0]);
-        assert_eq!(reasons(&servers)[0].words, "no server answers");
+        assert!(reasons(&servers)[0].words.starts_with("no server answers; see that"));
     }
 
     /// A fourth server, not in the group's list.
@@ -892,6 +929,31 @@ mod tests {
             assert_eq!((one.code, one.outcome), (Code::NotAMember, Outcome::Broken));
             assert!(one.words.starts_with(words), "{one:?}");
         }
+        // With a name of its own in the list, which the others do not have yet or no longer.
+        let as_nameless: Refused = || Unanswered::OurCertificate(UNKNOWN_NAME.to_owned());
+        let named = |subject: Option<&str>| {
+            let mut servers = with_fourth(fourth());
+            servers[3].own = Own::AtAddress;
+            servers[3].member.subject = subject.map(str::to_owned);
+            servers[..3].iter_mut().for_each(|server| server.answer = Err(as_nameless()));
+            servers
+        };
+        let found = reasons(&named(Some("/CN=four")));
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert!(one.words.starts_with("server 4 is not in the group's list"), "{one:?}");
+        assert_eq!(shut_out(&named(None)), None, "one name for all is in all lists");
+        // Its own plugin goes by the list that it is not in any more.
+        let mut servers = named(Some("/CN=four"));
+        servers[3].answer = Err(as_nameless());
+        let found = reasons(&servers);
+        let [one] = found.as_slice() else { panic!("{found:#?}") };
+        assert!(
+            one.words.starts_with("server 4 is not in the list that its own plugin"),
+            "{one:?}"
+        );
+        let mut servers = named(Some("/CN=four"));
+        servers[0].answer = Ok((well(1), Duration::ZERO));
+        assert_eq!(shut_out(&servers), None, "one of them knows it");
         // Where its certificate may be at fault, that is said.
         let found = from(&fourth(), as_foreign);
         assert!(found.iter().any(|reason| reason.words.contains("certificate")), "{found:#?}");
@@ -904,6 +966,7 @@ mod tests {
             address: address.to_owned(),
             port: 1,
             subject: None,
+            voter: true,
         };
         let elsewhere = |listed: Answer, here: u64| {
             let mut servers = fleet(|all| all[0].incarnation = here);

@@ -13,6 +13,7 @@ use stek_share::core::server_id::ServerId;
 
 use crate::cli::InitArgs;
 use crate::exit_code::{Ended, Failure, Outcome};
+use crate::fleet::address;
 use crate::fleet_dir::{self, common_name, folder, FleetChange, HOME};
 use crate::output::print;
 use crate::pki::{self, Identity};
@@ -38,20 +39,18 @@ fn servers(addresses: &[String], port: u16) -> Result<Vec<Member>, Failure> {
     }
     let mut servers: Vec<Member> = Vec::new();
     for (id, given) in (1..).zip(addresses) {
-        let (mut candidate, own_port) = place(ServerId(id), given, port)?;
-        let taken = |port| {
-            servers.iter().any(|server| server.address == candidate.address && server.port == port)
+        let (server, _) = place(ServerId(id), given, port)?;
+        let is_there = |other: &Member| {
+            other.address.eq_ignore_ascii_case(&server.address) && other.port == server.port
         };
-        candidate.port = match own_port {
-            Some(port) => port,
-            None => (port..=u16::MAX).find(|port| !taken(*port)).unwrap_or(port),
-        };
-        if taken(candidate.port) {
+        if servers.iter().any(is_there) {
             return Err(Failure::new(format!(
-                "{given:?}: is given twice; give each server an address or a port of its own"
+                "{given:?}: is given twice; give each server an address or a port of its own, as in \
+                 {}",
+                address(&Member { port: server.port.wrapping_add(1).max(1), ..server })
             )));
         }
-        servers.push(candidate);
+        servers.push(server);
     }
     Ok(servers)
 }
@@ -63,10 +62,13 @@ fn servers(addresses: &[String], port: u16) -> Result<Vec<Member>, Failure> {
 pub fn place(id: ServerId, given: &str, port: u16) -> Result<(Member, Option<u16>), Failure> {
     let (address, own_port) = split_port(given)?;
     let member = fleet_dir::member(id, address, own_port.unwrap_or(port)).map_err(|reason| {
-        Failure::new(format!(
-            "{given:?}: {reason}; give an IPv4 address, an IPv6 address or a host name, perhaps \
-             with a port"
-        ))
+        let bare = !address.is_empty() && address == given && address.contains(':');
+        let remedy = if bare {
+            "give an IPv6 address with a port in brackets, as in [2001:db8::1]:10002"
+        } else {
+            "give an IPv4 address, an IPv6 address or a host name, perhaps with a port"
+        };
+        Failure::new(format!("{given:?}: {reason}; {remedy}"))
     })?;
     Ok((member, own_port))
 }
@@ -112,7 +114,13 @@ fn refuse_if_taken(dir: &Path) -> Result<(), Failure> {
         )))
     };
     match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match dir.parent() {
+            Some(above) if !above.as_os_str().is_empty() && !above.is_dir() => {
+                refused(&format!("there is no directory {} for it", above.display()))
+            }
+            _ => Ok(()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => refused("is no directory"),
         Err(error) => refused(&error.to_string()),
         Ok(mut entries) => match entries.next() {
             None => Ok(()),
@@ -215,7 +223,8 @@ mod tests {
     #[test]
     fn addresses_may_have_ports() {
         let pair = |address: &str, port| (address.to_owned(), port);
-        let given = ["10.0.0.1", "b.example:7", "::1", "[::1]:9", "[2001:db8::1]", "10.0.0.1"];
+        let given =
+            ["10.0.0.1", "b.example:7", "::1", "[::1]:9", "[2001:db8::1]", "10.0.0.1:10002"];
         let expected = [
             pair("10.0.0.1", 10001),
             pair("b.example", 7),
@@ -233,8 +242,14 @@ mod tests {
             let why = made(&["10.0.0.1", bad]).unwrap_err();
             assert!(why.starts_with(&format!("{bad:?}: ")) && why.contains("; give "), "{why}");
         }
-        let why = made(&["10.0.0.1:7", "10.0.0.1:7"]).unwrap_err();
-        assert!(why.contains("is given twice"), "{why}");
+        for bare in ["fd00::1:10002", "2001:db8::1:99999"] {
+            let why = made(&[bare]).unwrap_err();
+            assert!(why.contains("; give an IPv6 address with a port in brackets"), "{why}");
+        }
+        for (first, again) in [("10.0.0.1", "10.0.0.1"), ("::1", "[::1]:10001"), ("a:7", "A:7")] {
+            let why = made(&[first, again]).unwrap_err();
+            assert!(why.starts_with(&format!("{again:?}: is given twice; give ")), "{why}");
+        }
         assert!(made(&["a"; MAX_MEMBERS + 1]).is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{json, Value};
 use stek_share::client::{
-    ClientPolicy, KeyStatus, ReloadStatus, ServerStatus, SitePolicy, TicketScope,
+    ClientPolicy, Handshakes, KeyStatus, ReloadStatus, ServerStatus, SitePolicy, TicketScope,
 };
 
 /// The version of the form of `--json`: raised when a field goes or changes its meaning, not when one
@@ -15,7 +15,7 @@ pub const SCHEMA: u32 = 1;
 pub fn answer_json(status: &ServerStatus, took: Duration) -> Value {
     let ServerStatus { group, keys, list, certificate, host, .. } = status;
     let key = |key: &KeyStatus| json!({ "generation": key.generation.0, "fingerprint": key.fingerprint.to_string() });
-    let counts = |counts: &[(String, u64)]| -> Value {
+    let by_cause = |counts: &[(String, u64)]| -> Value {
         counts.iter().map(|(word, count)| (word.clone(), json!(count))).collect()
     };
     let mut all = json!({
@@ -28,6 +28,8 @@ pub fn answer_json(status: &ServerStatus, took: Duration) -> Value {
         "leader": group.leader.map(|id| id.0),
         "term": group.term,
         "cluster_id": group.cluster_id.map(|id| id.to_string()),
+        "epoch": group.epoch,
+        "votes": group.votes,
         "quorum": group.quorum,
         "elections": group.elections,
         "rotations": group.rotations,
@@ -58,8 +60,8 @@ pub fn answer_json(status: &ServerStatus, took: Duration) -> Value {
         "client_policy": host.client_policy.as_ref().map(client_policy),
         "installs": host.installs,
         "install_failures": host.install_failures,
-        "refused_keys": counts(&status.refused_keys),
-        "refused_peers": counts(&status.refused_peers),
+        "refused_keys": by_cause(&status.refused_keys),
+        "refused_peers": by_cause(&status.refused_peers),
     });
     // Apart, since the macro does not go deep enough for all of it.
     if let Value::Object(fields) = &mut all {
@@ -74,8 +76,33 @@ pub fn answer_json(status: &ServerStatus, took: Duration) -> Value {
             })
         });
         fields.insert("sessions".to_owned(), json!(sessions));
+        fields.insert("counts".to_owned(), json!(host.handshakes.as_ref().map(counts)));
     }
     all
+}
+
+/// What clients' handshakes came to, in the same form wherever it is told.
+pub fn counts(count: &Handshakes) -> Value {
+    json!({
+        "handshakes": count.done,
+        "tickets_given": count.given,
+        "tickets_opened": count.opened,
+        "tickets_opened_by_older_key": count.opened_by_older,
+        "tickets_unknown": count.unknown,
+        "sessions_by_id": count.by_id,
+        "any_resumed": count.any_resumed,
+        "resumed_at_most": resumed(count),
+    })
+}
+
+/// At most this share of the handshakes resumed a session.
+pub fn resumed(count: &Handshakes) -> Option<f64> {
+    share(count.opened.saturating_add(count.by_id), count.done).map(|share| share.min(1.0))
+}
+
+/// A part of a whole, if there is one.
+pub fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
 }
 
 fn reload_json(reload: &ReloadStatus) -> Value {

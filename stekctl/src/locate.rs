@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use stek_share::core::config::Problem;
 use stek_share::host::identity::{self, User};
 use stek_share::host_config;
-use stek_share::load::{self, Dirs, Loaded, Refused};
+use stek_share::load::{self, Dirs, Loaded, Refused, CORRECT_PLUGIN_CONFIG, LET_READ};
 use stek_share::node::disk;
 
 use crate::cli::Place;
@@ -54,6 +54,10 @@ fn prefix(config: &Path) -> PathBuf {
     above.unwrap_or(config).to_owned()
 }
 
+/// The remedy for a file that root alone may read, told to who is not root.
+const AS_ROOT: &str =
+    "give the command as root, which can tell whether the user that runs Traffic Server may read it";
+
 /// The configuration's name, and where relative names in it are looked for.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -63,6 +67,25 @@ pub struct Source {
     pub dirs: Dirs,
     /// What the plugin would say of the line that names it.
     pub fault: Option<Problem>,
+    /// What to do where the name leads nowhere.
+    correct: &'static str,
+}
+
+impl Source {
+    /// A problem with the remedy for whoever typed the command.
+    fn told(&self, problem: Problem) -> Problem {
+        let remedy = match problem.remedy.as_str() {
+            CORRECT_PLUGIN_CONFIG => self.correct,
+            LET_READ if !identity::is_root() => AS_ROOT,
+            _ => return problem,
+        };
+        Problem { remedy: remedy.to_owned(), ..problem }
+    }
+}
+
+/// Whether who asks may not read something that somebody else may.
+pub fn is_for_root(problem: &Problem) -> bool {
+    problem.remedy == AS_ROOT
 }
 
 /// Finds the configuration: the option's, or the one that plugin.config names.
@@ -72,7 +95,12 @@ pub struct Source {
 pub fn source(place: &Place) -> Result<Source, Failure> {
     let config = ats_config(place)?;
     match &place.config {
-        Some(file) => source_of(file, place),
+        Some(file) => {
+            let correct =
+                "give the path of this server's server_conf.yaml behind -c, or leave -c out to \
+                           use the one that plugin.config names";
+            Ok(Source { correct, ..source_of(file, place)? })
+        }
         None => {
             let Some(config) = config else {
                 return Err(Failure::new(
@@ -82,8 +110,11 @@ pub fn source(place: &Place) -> Result<Source, Failure> {
             };
             let (file, found) = host_config::loadings(&config);
             let file = file.display();
-            let found = found
-                .map_err(|why| Failure::new(format!("{file}: {why}; give -c server_conf.yaml")))?;
+            let found = found.map_err(|why| {
+                let as_root =
+                    if identity::is_root() { "" } else { "give the command as root, or " };
+                Failure::new(format!("{file}: {why}; {as_root}give -c server_conf.yaml"))
+            })?;
             let Some(loading) = found.into_iter().find(|loading| loading.is_enabled) else {
                 return Err(Failure::new(format!(
                     "{file}: has no line '{PLUGIN} server_conf.yaml'; give -c server_conf.yaml, or \
@@ -98,7 +129,8 @@ pub fn source(place: &Place) -> Result<Source, Failure> {
             }
             let fault = host_config::wrong_arguments(&config, &loading.arguments);
             let argument = loading.arguments.into_iter().next().unwrap_or_default();
-            Ok(Source { argument, dirs: dirs(Some(&config), true), fault })
+            let correct = CORRECT_PLUGIN_CONFIG;
+            Ok(Source { argument, dirs: dirs(Some(&config), true), fault, correct })
         }
     }
 }
@@ -106,7 +138,8 @@ pub fn source(place: &Place) -> Result<Source, Failure> {
 /// For a configuration that `file` names, wherever that comes from.
 pub fn source_of(file: &Path, place: &Place) -> Result<Source, Failure> {
     let config = ats_config(place)?;
-    Ok(Source { argument: text(file), dirs: dirs(config.as_deref(), false), fault: None })
+    let correct = "give the path of a server_conf.yaml";
+    Ok(Source { argument: text(file), dirs: dirs(config.as_deref(), false), fault: None, correct })
 }
 
 /// Traffic Server works in its prefix; a name that the operator types is meant from where he is.
@@ -129,7 +162,8 @@ pub fn load(source: &Source) -> Result<Loaded, Failure> {
         return Err(Failure::new(fault.to_string()));
     }
     load::load(&source.argument, &source.dirs).map_err(|refused| {
-        let mut lines: Vec<String> = refused.problems.iter().map(Problem::to_string).collect();
+        let told = refused.problems.into_iter().map(|problem| source.told(problem).to_string());
+        let mut lines: Vec<String> = told.collect();
         if lines.is_empty() {
             lines.push(format!("{}: cannot be used", source.argument));
         }
@@ -138,7 +172,11 @@ pub fn load(source: &Source) -> Result<Loaded, Failure> {
 }
 
 /// What the plugin would say: its problems, errors first.
-pub fn problems(source: &Source) -> (Vec<Problem>, Option<Loaded>) {
+fn problems(source: &Source) -> (Vec<Problem>, Option<Loaded>) {
+    // That the line names no file is told of the line.
+    if source.argument.is_empty() && source.fault.is_some() {
+        return (Vec::new(), None);
+    }
     match load::load(&source.argument, &source.dirs) {
         Ok(loaded) => {
             let settings = &loaded.settings;
@@ -163,10 +201,13 @@ pub fn problems_as(
     user: Option<&User>,
     source: &Source,
 ) -> Result<(Vec<Problem>, Option<Loaded>), Failure> {
-    let Some(user) = user else { return Ok(problems(source)) };
-    identity::as_user(user, || problems(source)).map_err(|error| {
-        Failure::new(format!("cannot look at the files as user {}: {error}", user.name))
-    })
+    let (found, loaded) = match user {
+        None => problems(source),
+        Some(user) => identity::as_user(user, || problems(source)).map_err(|error| {
+            Failure::new(format!("cannot look at the files as user {}: {error}", user.name))
+        })?,
+    };
+    Ok((found.into_iter().map(|problem| source.told(problem)).collect(), loaded))
 }
 
 fn text(path: &Path) -> String {

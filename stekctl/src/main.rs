@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`cli`] | words and their meaning; help, man pages and completion come from it |
 //! | [`locate`] | finds Traffic Server's directories and the plugin's configuration |
-//! | [`check`], [`init`], [`metrics`], [`status`], [`wait`], [`doctor`] | those commands |
+//! | [`check`], [`init`], [`metrics`], [`status`], [`wait`], [`doctor`], [`effect`] | those commands |
 //! | [`change`] | `add`, `remove`, `replace`, `renew` |
 //! | [`next_steps`] | what they print |
 //! | [`order`], [`reload`] | `rotate` and `revoke`; `reload` |
@@ -17,22 +17,25 @@
 //! | [`man`] | `man` and `completions` |
 //! | [`help`] | breaks the lines of help texts |
 //! | [`fleet`], [`own`] | asks all servers; where this machine's own one is |
-//! | [`health`] | checks their answers |
+//! | [`absence`], [`health`], [`outside`] | who does not answer; checks the answers; whether this server is in the group's list at all |
 //! | [`json`] | the form of `--json` |
-//! | [`fleet_dir`] | the directory that `init` makes |
+//! | [`fleet_dir`], [`journal`] | the directory that `init` makes; its changes, step by step |
 //! | [`pki`] | certificates in it |
 //! | [`output`], [`exit_code`] | colour and tables; exit codes |
 
+mod absence;
 mod change;
 mod check;
 mod cli;
 mod doctor;
+mod effect;
 mod exit_code;
 mod fleet;
 mod fleet_dir;
 mod health;
 mod help;
 mod init;
+mod journal;
 mod json;
 mod locate;
 mod man;
@@ -40,11 +43,14 @@ mod metrics;
 mod next_steps;
 mod order;
 mod output;
+mod outside;
 mod own;
 mod pki;
+mod recover;
 mod reload;
 mod rights;
 mod status;
+mod users;
 mod wait;
 mod who;
 
@@ -85,6 +91,7 @@ fn run(cli: &Cli) -> Ended {
     match &cli.command {
         Command::Check(args) => check::run(args, &cli.place),
         Command::Init(args) => init::run(args),
+        Command::Effect(args) => effect::run(args, &cli.place),
         Command::Metrics(args) => metrics::run(args, cli.place.limit()),
         Command::Add(args) => change::add(args, &cli.place),
         Command::Remove(args) => change::remove(args, &cli.place),
@@ -97,6 +104,7 @@ fn run(cli: &Cli) -> Ended {
         Command::Reload(args) => reload::run(args, &cli.place),
         Command::Rotate => order::rotate(&cli.place),
         Command::Revoke(args) => order::revoke(args, &cli.place),
+        Command::Recover(args) => recover::run(args, &cli.place),
         Command::Doctor(args) => doctor::run(args, &cli.place),
     }
 }

@@ -29,7 +29,8 @@ pub fn man(dir: Option<&Path>) -> Ended {
         return Ok(Outcome::Healthy);
     };
     write(dir, "stekctl", &whole)?;
-    for command in whole.get_subcommands() {
+    // What help says is in the other pages.
+    for command in whole.get_subcommands().filter(|command| command.get_name() != "help") {
         write(dir, &format!("stekctl-{}", command.get_name()), command)?;
     }
     write_page(dir, "server_conf.yaml.5", &file_page())?;
@@ -53,14 +54,20 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("stekctl", &["stekctl status", "stekctl doctor --tls 10.0.0.1:443 10.0.0.2:443"]),
     ("stekctl-status", &["stekctl status", "stekctl status --watch=5", "stekctl status --json"]),
     ("stekctl-wait", &["systemctl restart trafficserver && stekctl wait"]),
-    ("stekctl-check", &["stekctl check /etc/trafficserver/stek_share/server_conf.yaml"]),
+    (
+        "stekctl-check",
+        &["stekctl check", "stekctl check /etc/trafficserver/stek_share/server_conf.yaml"],
+    ),
     ("stekctl-doctor", &["stekctl doctor", "stekctl doctor --tls 10.0.0.1:443 10.0.0.2:443"]),
+    ("stekctl-effect", &["stekctl effect", "stekctl effect --over 60"]),
     ("stekctl-init", &["stekctl init fleet 10.0.0.1 10.0.0.2 10.0.0.3"]),
-    ("stekctl-add", &["stekctl add fleet 10.0.0.4"]),
+    ("stekctl-add", &["stekctl add fleet 10.0.0.4", "stekctl add fleet --non-voter 10.0.0.8"]),
     ("stekctl-remove", &["stekctl remove fleet 4"]),
     ("stekctl-replace", &["stekctl replace fleet 2 10.0.0.9", "stekctl replace fleet 2"]),
     ("stekctl-rotate", &["stekctl rotate"]),
+    ("stekctl-reload", &["stekctl reload", "stekctl reload --all"]),
     ("stekctl-revoke", &["stekctl revoke", "stekctl revoke --yes"]),
+    ("stekctl-recover", &["stekctl recover --survivors 1,4"]),
     ("stekctl-metrics", &["stekctl metrics", "stekctl metrics http://127.0.0.1:8081/_stats"]),
     (
         "stekctl-completions",
@@ -192,8 +199,12 @@ fn write(dir: &Path, name: &str, command: &clap::Command) -> Result<(), Failure>
 
 fn write_page(dir: &Path, name: &str, text: &str) -> Result<(), Failure> {
     let path = dir.join(name);
-    fs::write(&path, text)
-        .map_err(|error| Failure::new(format!("{}: cannot be written: {error}", path.display())))
+    fs::write(&path, text).map_err(|error| {
+        Failure::new(format!(
+            "{}: cannot be written: {error}; give a directory that is there and may be written",
+            path.display()
+        ))
+    })
 }
 
 fn page(command: &clap::Command, name: &str) -> Result<String, Failure> {
@@ -203,4 +214,88 @@ fn page(command: &clap::Command, name: &str) -> Result<String, Failure> {
     let made = man.render(&mut page);
     made.map_err(|error| Failure::new(format!("the man page cannot be made: {error}")))?;
     Ok(String::from_utf8_lossy(&page).into_owned() + &tail(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+    use clap::Parser;
+
+    /// Whether these are words of the command. A page may name a command without what it needs.
+    fn is_command(line: &str) -> bool {
+        let end = line.find([';', '|', '>', '&', ')', '#', '"', '\'', '\\']).unwrap_or(line.len());
+        let words = line.get(..end).unwrap_or_default().split_whitespace();
+        // What the reader puts in, such as FILE or ADDRESS..., ends what can be looked at.
+        let is_own = |word: &&str| {
+            !word.starts_with(['[', '.'])
+                && word.chars().any(|c| !c.is_ascii_uppercase() && c != '.')
+        };
+        let words: Vec<&str> = words.take_while(is_own).collect();
+        let names_an_option = words.last().is_some_and(|word| word.starts_with("--"));
+        match Cli::try_parse_from(words) {
+            Ok(_) => true,
+            // One that is named without its value.
+            Err(error) if error.kind() == ErrorKind::InvalidValue => names_an_option,
+            Err(error) => matches!(
+                error.kind(),
+                ErrorKind::MissingRequiredArgument
+                    | ErrorKind::DisplayHelp
+                    | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                    | ErrorKind::DisplayVersion
+            ),
+        }
+    }
+
+    #[test]
+    fn each_command_has_examples_and_each_example_is_one() {
+        let whole = Cli::command();
+        for command in whole.get_subcommands() {
+            let name = format!("stekctl-{}", command.get_name());
+            assert!(EXAMPLES.iter().any(|(known, _)| *known == name), "no example of {name}");
+            let span = format!("`stekctl {}", command.get_name());
+            let others = format!("`{}`", command.get_name());
+            let table = OPERATIONS.split("\n## Commands\n").nth(1).unwrap_or_default();
+            let named = table.contains(&span) || table.contains(&others);
+            assert!(
+                named || table.contains(&format!("`{} ", command.get_name())),
+                "{name}: {table}"
+            );
+        }
+        for line in EXAMPLES.iter().flat_map(|(_, lines)| *lines) {
+            let at = line.find("stekctl ").unwrap_or(line.len());
+            assert!(line.get(at..).is_some_and(is_command), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_the_pages_tell_to_type_is_taken() {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let mut todo = vec![root.join("docs"), root.join("packaging"), root.join("README.md")];
+        let mut count = 0;
+        while let Some(path) = todo.pop() {
+            if let Ok(entries) = fs::read_dir(&path) {
+                todo.extend(entries.flatten().map(|entry| entry.path()));
+                continue;
+            }
+            let is_page = path.extension().is_some_and(|end| end == "md" || end == "rst");
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            for line in text.lines().filter(|_| is_page) {
+                // In prose what stands in backticks, in a block the line.
+                let is_block = line.starts_with("    ") || line.starts_with("stekctl ");
+                let parts: Vec<&str> = match line.contains('`') {
+                    true => line.split('`').skip(1).step_by(2).collect(),
+                    false if is_block => line.split(" && ").collect(),
+                    false => Vec::new(),
+                };
+                for part in parts.iter().map(|part| part.trim()) {
+                    if part.starts_with("stekctl ") && !part.starts_with("stekctl COMMAND") {
+                        count += 1;
+                        assert!(is_command(part), "{}: {part}", path.display());
+                    }
+                }
+            }
+        }
+        assert!(count > 70, "{count}");
+    }
 }

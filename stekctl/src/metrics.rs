@@ -6,10 +6,10 @@
 //! output other than whole numbers, names that Prometheus accepts, and quoted versions. A file is whole
 //! at any time.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use stek_share::transport::resolver::look_up;
 
 use crate::cli::MetricsArgs;
 use crate::exit_code::{Ended, Failure, Outcome};
-use crate::output::{complain, print};
+use crate::output::{complain, print, styled, BAD};
 
 /// The largest answer, in bytes; a Traffic Server has some 2000 metrics in 100 KiB.
 const MAX_ANSWER: usize = 16 << 20;
@@ -29,6 +29,13 @@ const MAX_LABEL: usize = 200;
 
 /// The mode of a text file: an exporter of another user reads it.
 const READABLE: u32 = 0o644;
+
+/// What is said of other words.
+const NO_URL: &str = "is no http:// URL; give one such as http://127.0.0.1:8080/_stats";
+
+/// What to do where nothing is found.
+const LOOK: &str =
+    "see that Traffic Server runs there, and what proxy.config.http.server_ports has";
 
 /// The most addresses of a host that are tried.
 const MAX_ADDRESSES: usize = 8;
@@ -41,7 +48,7 @@ pub fn run(args: &MetricsArgs, limit: Duration) -> Ended {
         url => fetch(url, limit).map_err(|why| format!("{url}: {why}")),
     };
     let named = |why| match args.source.as_str() {
-        "-" => format!("stdin: {why}"),
+        "-" => format!("standard input: {why}"),
         url => format!("{url}: {why}"),
     };
     let metrics = read.and_then(|text| translate(&text, fleet).map_err(named));
@@ -52,7 +59,8 @@ pub fn run(args: &MetricsArgs, limit: Duration) -> Ended {
         (Err(why), Some(file)) => {
             // A file that is left as it was would say for ever that all is well.
             put(file, &away(fleet))?;
-            complain(&format!("{why}; {} says stek_share_up 0", file.display()));
+            let line = format!("{why}; {} says stek_share_up 0 now", file.display());
+            complain(&format!("{} {line}", styled("error:", BAD)));
             Ok(Outcome::Broken)
         }
     }
@@ -68,7 +76,11 @@ fn away(fleet: Option<&str>) -> String {
 /// Puts a file in place of another in one step, so that no reader finds half of it.
 fn put(file: &Path, text: &str) -> Result<(), Failure> {
     let failed = |what: &str, error: io::Error| {
-        Failure::new(format!("--textfile {}: cannot be {what}: {error}", file.display()))
+        Failure::new(format!(
+            "--textfile {}: cannot be {what}: {error}; give a file in a directory that is there and may be \
+             written",
+            file.display()
+        ))
     };
     let name = file.file_name().ok_or_else(|| {
         Failure::new(format!(
@@ -78,8 +90,14 @@ fn put(file: &Path, text: &str) -> Result<(), Failure> {
     })?;
     // The node exporter reads what ends in .prom.
     let draft = file.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-    let written = fs::write(&draft, text)
-        .and_then(|()| fs::set_permissions(&draft, fs::Permissions::from_mode(READABLE)))
+    // Left behind by one that was killed, or put there by whoever owns the directory: never followed.
+    let _ = fs::remove_file(&draft);
+    let create = || OpenOptions::new().write(true).create_new(true).mode(READABLE).open(&draft);
+    let written = create()
+        .and_then(|mut draft| {
+            draft.set_permissions(fs::Permissions::from_mode(READABLE))?;
+            draft.write_all(text.as_bytes())
+        })
         .map_err(|error| failed("written", error))
         .and_then(|()| fs::rename(&draft, file).map_err(|error| failed("put in place", error)));
     if written.is_err() {
@@ -91,7 +109,7 @@ fn put(file: &Path, text: &str) -> Result<(), Failure> {
 fn from_stdin() -> Result<String, String> {
     let mut text = String::new();
     let read = io::stdin().lock().take(MAX_ANSWER as u64).read_to_string(&mut text);
-    read.map(|_| text).map_err(|error| format!("stdin cannot be read: {error}"))
+    read.map(|_| text).map_err(|error| format!("standard input cannot be read: {error}"))
 }
 
 /// The exposition of all the plugin's metrics in an answer of stats_over_http.
@@ -194,7 +212,7 @@ fn whole(value: &Value) -> Option<u64> {
 /// Why there is none, in words that follow the URL.
 fn fetch(url: &str, limit: Duration) -> Result<String, String> {
     let deadline = Instant::now() + limit;
-    let rest = url.strip_prefix("http://").ok_or("is not an http:// URL")?;
+    let rest = url.strip_prefix("http://").ok_or(NO_URL)?;
     let (host, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
         None => (rest, "/"),
@@ -206,7 +224,7 @@ fn fetch(url: &str, limit: Duration) -> Result<String, String> {
     if [host, path].iter().any(|part| part.contains(|c: char| c.is_whitespace() || c.is_control()))
         || host.is_empty()
     {
-        return Err("is not an http:// URL".to_owned());
+        return Err(NO_URL.to_owned());
     }
     let mut stream = connect(&address, deadline)?;
     let request = format!(
@@ -217,7 +235,8 @@ fn fetch(url: &str, limit: Duration) -> Result<String, String> {
     stream.set_write_timeout(Some(limit)).map_err(failed)?;
     stream.write_all(request.as_bytes()).map_err(failed)?;
     let answer = read_all(&mut stream, deadline)?;
-    let (head, body) = split_head(&answer).ok_or("answers something that is not HTTP")?;
+    let (head, body) = split_head(&answer)
+        .ok_or("answers something that is not HTTP; give a port that serves plain HTTP")?;
     let status = head.lines().next().unwrap_or_default();
     match status.split(' ').nth(1) {
         Some("200") => String::from_utf8(body.to_vec()).map_err(|_| "is not text".to_owned()),
@@ -229,8 +248,9 @@ fn fetch(url: &str, limit: Duration) -> Result<String, String> {
 
 fn connect(address: &str, deadline: Instant) -> Result<TcpStream, String> {
     let left = deadline.saturating_duration_since(Instant::now());
-    let found = look_up(address, left).map_err(|error| format!("is not found: {error}"))?;
-    let mut last = "has no address".to_owned();
+    let found = look_up(address, left)
+        .map_err(|error| format!("is not found: {error}; give its address"))?;
+    let mut last = format!("has no address; {LOOK}");
     for address in found.into_iter().take(MAX_ADDRESSES) {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -238,7 +258,7 @@ fn connect(address: &str, deadline: Instant) -> Result<TcpStream, String> {
         }
         match TcpStream::connect_timeout(&address, left) {
             Ok(stream) => return Ok(stream),
-            Err(error) => last = format!("cannot be reached at {address}: {error}"),
+            Err(error) => last = format!("cannot be reached at {address}: {error}; {LOOK}"),
         }
     }
     Err(last)
@@ -354,9 +374,9 @@ mod tests {
         let (url, _) = serve("HTTP/1.1 404 Not Found\r\n\r\n")?;
         assert!(fetch(&url, limit).is_err_and(|why| why.contains("404 Not Found")));
         let (url, _) = serve("SSH-2.0-x\r\n")?;
-        assert!(fetch(&url, limit).is_err_and(|why| why.contains("is not HTTP")));
+        assert!(fetch(&url, limit).is_err_and(|why| why.contains("is not HTTP; give a port")));
         for bad in ["https://x/", "ftp://x", "http://", "http://a b/", "http://a/\r\nX: y"] {
-            assert_eq!(fetch(bad, limit), Err("is not an http:// URL".to_owned()), "{bad:?}");
+            assert_eq!(fetch(bad, limit), Err(NO_URL.to_owned()), "{bad:?}");
         }
         Ok(())
     }

@@ -3,16 +3,17 @@
 //!
 //! Invariants: each command can be given as it stands, by root, in the order in which they stand.
 
+use std::path::Path;
+
 use serde_json::json;
 use stek_share::core::config::Member;
 use stek_share::core::server_id::ServerId;
 
 use crate::cli::Changing;
-use crate::exit_code::{Ended, Outcome};
 use crate::fleet::address;
 use crate::fleet_dir::{folder, FleetDir, HOME};
 use crate::json::SCHEMA;
-use crate::output::{print, styled, GOOD};
+use crate::output::{styled, GOOD};
 
 /// Where the files are on a server that Debian's package installed.
 const ETC: &str = "/etc/trafficserver";
@@ -74,9 +75,11 @@ pub fn taken_over() -> Step {
 
 /// New servers start first, and wait.
 pub fn arrivals(dir: &FleetDir, new: &[Member], same_place: bool) -> Vec<Step> {
-    let copies = new.iter().map(|member| {
-        let from = dir.path().join(folder(member.id));
-        format!("scp -rp {} {}", from.display(), remote(member, ""))
+    // A copy of the folder itself would land within one that is there from a try before.
+    let copies = new.iter().flat_map(|member| {
+        let from = quoted(&dir.path().join(folder(member.id)));
+        let make = format!("ssh root@{} mkdir -p -m 700 {ETC}/{HOME}", member.address);
+        [make, format!("scp -p {from}/* {}", remote(member))]
     });
     let mut steps = Vec::new();
     if same_place {
@@ -93,11 +96,16 @@ pub fn arrivals(dir: &FleetDir, new: &[Member], same_place: bool) -> Vec<Step> {
             "chown -R trafficserver: /etc/trafficserver/stek_share",
             "grep -q '^stek_share.so' /etc/trafficserver/plugin.config || cat \
              /etc/trafficserver/stek_share/plugin.config >>/etc/trafficserver/plugin.config",
-            "echo 'CONFIG proxy.config.core_limit INT 0' >>/etc/trafficserver/records.config",
+            "grep -q 'core_limit INT 0' /etc/trafficserver/records.config || echo \
+             'CONFIG proxy.config.core_limit INT 0' >>/etc/trafficserver/records.config",
             "stekctl check /etc/trafficserver/stek_share/server_conf.yaml",
             "systemctl restart trafficserver",
         ];
-        Step::on(member, "Start it; until step 'reload' it waits on a key of its own:", &commands)
+        Step::on(
+            member,
+            "Start it; until the group has the list it waits on a key of its own:",
+            &commands,
+        )
     }));
     steps
 }
@@ -120,7 +128,7 @@ pub fn agreement(dir: &FleetDir, present: &[Member], servers: usize) -> Vec<Step
 /// What becomes of servers that left.
 pub fn departures(gone: &[Member]) -> Vec<Step> {
     let commands = [
-        "sed -i '/^stek_share.so/d' /etc/trafficserver/plugin.config",
+        "sed -i '/^[^#]*stek_share\\.so/d' /etc/trafficserver/plugin.config",
         "systemctl restart trafficserver",
         "rm -r /etc/trafficserver/stek_share",
     ];
@@ -133,22 +141,33 @@ pub fn departures(gone: &[Member]) -> Vec<Step> {
 pub fn hand_out(dir: &FleetDir, members: &[Member], files: &[&str]) -> Step {
     let copies = members.iter().map(|member| {
         let home = dir.path().join(folder(member.id));
-        let from: Vec<String> =
-            files.iter().map(|file| home.join(file).display().to_string()).collect();
-        format!("scp -p {} {}", from.join(" "), remote(member, "/"))
+        let from: Vec<String> = files.iter().map(|file| quoted(&home.join(file))).collect();
+        format!("scp -p {} {}", from.join(" "), remote(member))
     });
     let words = format!("Copy {} to each server, one after another:", files.join(" and "));
     Step::here(words, copies.collect())
 }
 
 /// The plugin's directory on a server, as scp writes it.
-fn remote(member: &Member, end: &str) -> String {
+fn remote(member: &Member) -> String {
     let host = if member.address.contains(':') {
         format!("[{}]", member.address)
     } else {
         member.address.clone()
     };
-    format!("root@{host}:{ETC}/{HOME}{end}")
+    format!("root@{host}:{ETC}/{HOME}/")
+}
+
+/// A path as a shell takes it for one word. What begins with a hyphen is no option.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let text = if text.starts_with('-') { format!("./{text}") } else { text };
+    let is_plain = |c: char| c.is_alphanumeric() || "/-_.+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 /// A server's number and place.
@@ -174,14 +193,13 @@ pub fn ids(members: &[Member]) -> Vec<ServerId> {
     members.iter().map(|member| member.id).collect()
 }
 
-/// Prints it.
-///
-/// # Errors
-/// When standard output cannot be written.
-pub fn tell(changing: &Changing, done: Done) -> Ended {
-    let text = if changing.json { as_json(changing, &done) } else { as_text(&done) };
-    print(&text)?;
-    Ok(Outcome::Healthy)
+/// What is printed of it.
+pub fn words(changing: &Changing, done: &Done) -> String {
+    if changing.json {
+        as_json(changing, done)
+    } else {
+        as_text(done)
+    }
 }
 
 fn as_json(changing: &Changing, done: &Done) -> String {
@@ -215,4 +233,23 @@ fn as_text(done: &Done) -> String {
         step.commands.iter().for_each(|command| text += &format!("     {command}\n"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_for_a_shell() {
+        for (path, word) in [
+            ("fleet/server-4", "fleet/server-4"),
+            ("/srv/my fleet", "'/srv/my fleet'"),
+            ("it's", "'it'\\''s'"),
+            ("$(reboot)", "'$(reboot)'"),
+            ("-rf", "./-rf"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(Path::new(path)), word);
+        }
+    }
 }

@@ -6,12 +6,15 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use stek_share::client::{order_limit, Order};
+use stek_share::core::server_id::ServerId;
 
+use crate::absence::{absences, servers_named};
 use crate::cli::{Place, RevokeArgs};
 use crate::exit_code::{Ended, Failure, Outcome};
 use crate::fleet::{address, Fleet, Server};
 use crate::locate;
 use crate::output::{print, styled, GOOD};
+use crate::outside::shut_out;
 
 /// A new key now.
 pub fn rotate(place: &Place) -> Ended {
@@ -20,24 +23,25 @@ pub fn rotate(place: &Place) -> Ended {
 
 /// A new key now, and no older one.
 pub fn revoke(args: &RevokeArgs, place: &Place) -> Ended {
-    if !args.yes && !confirmed()? {
+    if !args.yes && !confirmed(QUESTION, OTHERWISE)? {
         return Err(Failure::new("nothing was done"));
     }
     give(Order::Revoke, place)
 }
 
-/// Asks the person at the terminal.
-fn confirmed() -> Result<bool, Failure> {
+const QUESTION: &str = "This drops every key that clients' tickets were made with: no older ticket \
+                        resumes any more,\nand every client has one full handshake. Type 'yes' to do \
+                        it: ";
+const OTHERWISE: &str =
+    "revoke drops every key that clients' tickets were made with; nobody can be asked \
+                         here, so give --yes if it is meant";
+
+/// Asks the person at the terminal; where there is none, that is a failure in the words of `otherwise`.
+pub(crate) fn confirmed(question: &str, otherwise: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::new(
-            "revoke drops every key that clients' tickets were made with; nobody can be asked \
-             here, so give --yes if it is meant",
-        ));
+        return Err(Failure::new(otherwise));
     }
-    print(
-        "This drops every key that clients' tickets were made with: no older ticket resumes any \
-         more,\nand every client has one full handshake. Type 'yes' to do it: ",
-    )?;
+    print(question)?;
     // The answer stands on the same line.
     let _ = io::stdout().flush();
     let mut answer = String::new();
@@ -56,7 +60,10 @@ fn give(order: Order, place: &Place) -> Ended {
     // This server first: the shortest way, and the one that its configuration was made for.
     willing.sort_by_key(|server| server.id() != own);
     let Some(server) = willing.first() else {
-        let mut lines: Vec<String> = servers.iter().map(why_not).collect();
+        let mut lines: Vec<String> = match shut_out(&servers) {
+            Some(words) => vec![words],
+            None => apart(&servers).into_iter().chain(absences(&servers)).collect(),
+        };
         lines.push("no server of the list can have this done now; nothing was done".to_owned());
         return Err(Failure(lines));
     };
@@ -80,10 +87,15 @@ fn may_do_it(server: &Server) -> bool {
     server.status().is_some_and(|status| status.group.quorum)
 }
 
-fn why_not(server: &Server) -> String {
-    let why = match &server.answer {
-        Ok(_) => "does not belong to a majority".to_owned(),
-        Err(failure) => failure.to_string(),
-    };
-    format!("server {} ({}): {why}", server.id(), address(&server.member))
+/// Those that answer and cannot have it done.
+fn apart(servers: &[Server]) -> Option<String> {
+    let ids: Vec<ServerId> =
+        servers.iter().filter_map(Server::status).map(|status| status.id).collect();
+    let verb = if ids.len() == 1 { "does" } else { "do" };
+    (!ids.is_empty()).then(|| {
+        format!(
+            "{} {verb} not belong to a majority: more than half of the list has to be up and reachable",
+            servers_named(&ids)
+        )
+    })
 }

@@ -30,6 +30,7 @@ impl Places {
             address,
             port: settings.port,
             subject: subject.clone(),
+            voter: true,
         };
         let (first, second) = hosts(settings.bind_address.as_deref(), &settings.address, limit);
         Places { first: at(first), second: second.map(at) }

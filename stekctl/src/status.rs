@@ -223,9 +223,13 @@ fn certificate_field(status: &ServerStatus) -> Field {
     }
 }
 
+/// What a follower is called that has no vote, nor is to have one.
+const NON_VOTER: &str = "non-voter";
+
 fn role_field(status: &ServerStatus) -> Field {
-    let field = Field::new(status.group.role.word());
-    match status.group.role {
+    let (role, votes) = (status.group.role, status.group.votes);
+    let field = Field::new(if role == Role::Follower && !votes { NON_VOTER } else { role.word() });
+    match role {
         Role::Leader => field.style(GOOD),
         Role::Follower if status.group.quorum => field,
         _ => field.style(DOUBTFUL),

@@ -14,7 +14,7 @@ use stek_share::core::config::Member;
 use crate::cli::{Place, WaitArgs, ANSWER_LIMIT};
 use crate::exit_code::{Ended, Outcome};
 use crate::fleet::{address, Fleet};
-use crate::health::span;
+use crate::health::{seconds, span};
 use crate::json::{answer_json, SCHEMA};
 use crate::locate;
 use crate::output::{print, style_of, styled};
@@ -33,16 +33,21 @@ pub fn run(args: &WaitArgs, place: &Place) -> Ended {
     let limit = place.timeout.unwrap_or(WAIT);
     let deadline = Instant::now() + limit;
     let loaded = locate::load(&locate::source(place)?)?;
+    let mut before: Option<Asked> = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         // The address may be taken over in the meantime, so it is looked for anew.
         let fleet = Fleet::new(&loaded, ANSWER_LIMIT.min(left.max(PAUSE)))?;
-        let asked = fleet.ask_own();
+        let asked = match (fleet.ask_own(), before.take()) {
+            // The last question had little time, so that its answer says less than the one before.
+            (Err((_, Unanswered::TimedOut(_))), Some(earlier)) if left < ANSWER_LIMIT => earlier,
+            (asked, _) => asked,
+        };
         let missing = missing(&asked).or_else(|| asked.as_ref().ok().and_then(|(_, s)| apart(s)));
         if missing.is_none() || Instant::now() + PAUSE >= deadline {
-            let missing = missing.map(|why| format!("{why}, {} s long", limit.as_secs()));
-            return tell(&asked, missing, args.json);
+            return tell(&asked, missing, Some(limit), args.json);
         }
+        before = Some(asked);
         thread::sleep(PAUSE);
     }
 }
@@ -50,18 +55,26 @@ pub fn run(args: &WaitArgs, place: &Place) -> Ended {
 /// Says whether this server encrypts with the group's key.
 pub fn tell_self(fleet: &Fleet, as_json: bool) -> Ended {
     let asked = fleet.ask_own();
-    tell(&asked, missing(&asked), as_json)
+    tell(&asked, missing(&asked), None, as_json)
 }
 
 /// What keeps this server from encrypting with the group's key.
 fn missing(asked: &Asked) -> Option<String> {
     match asked {
         Ok((_, status)) => lacks(status),
+        Err((_, why)) if why.is_unknown_name() => Some(
+            "it is not in the list that its own plugin goes by: it was removed, or has a new name and was \
+             not reloaded"
+                .into(),
+        ),
         Err((place, why)) => Some(format!("its plugin at {}: {}", address(place), why.cause())),
     }
 }
 
 fn lacks(status: &ServerStatus) -> Option<String> {
+    if status.list.leaves_out(status.id) {
+        return Some("it was removed from the group's list and gets no new key".into());
+    }
     let keys = &status.keys;
     let current = keys.current.map(|key| key.generation).unwrap_or_default();
     match keys.in_use {
@@ -81,8 +94,10 @@ fn lacks(status: &ServerStatus) -> Option<String> {
 /// What keeps a server that has the key from counting in the group.
 fn apart(status: &ServerStatus) -> Option<String> {
     match (status.group.role, status.group.quorum, status.group.quorum_ms) {
-        (Role::Joining, ..) => Some("it still asks the others what it may do".into()),
-        (Role::Recovering, ..) => Some("it is catching up and does not count yet".into()),
+        (Role::Joining, ..) => Some("it is in no group yet".into()),
+        (Role::Recovering, ..) => {
+            Some("it is sent what the group agreed on, and does not count yet".into())
+        }
         (Role::Candidate, ..) => Some("it hears no leader".into()),
         (_, false, Some(ms)) => Some(format!("it has no part in a majority for {}", span(ms))),
         (_, false, None) => Some("it has not met a majority since it started".into()),
@@ -90,23 +105,33 @@ fn apart(status: &ServerStatus) -> Option<String> {
     }
 }
 
-fn tell(asked: &Asked, missing: Option<String>, as_json: bool) -> Ended {
+fn tell(asked: &Asked, missing: Option<String>, waited: Option<Duration>, as_json: bool) -> Ended {
     let outcome = if missing.is_none() { Outcome::Healthy } else { Outcome::Broken };
     let text = if as_json {
         format!("{}\n", json_of(asked, missing.as_deref()))
     } else {
         let word = if missing.is_none() { "ready" } else { "not ready" };
+        let after = waited.filter(|_| missing.is_some());
+        let after = after.map_or_else(String::new, |limit| format!(" after {}", in_words(limit)));
         let words = missing.clone().unwrap_or_else(|| ready(asked));
+        let next = if after.is_empty() { "" } else { "; 'stekctl status' asks the others, too" };
         let id = match asked {
             Ok((_, status)) => status.id,
             Err((place, _)) => place.id,
         };
         let note = asked.as_ref().ok().filter(|_| missing.is_none()).and_then(|(_, s)| apart(s));
         let note = note.map_or_else(String::new, |why| format!("; {why}"));
-        format!("{}: server {id}: {words}{note}\n", styled(word, style_of(outcome)))
+        format!("{}{after}: server {id}: {words}{note}{next}\n", styled(word, style_of(outcome)))
     };
     print(&text)?;
     Ok(outcome)
+}
+
+fn in_words(limit: Duration) -> String {
+    match limit.subsec_millis() {
+        0 => seconds(limit.as_secs()),
+        _ => format!("{} s", limit.as_secs_f64()),
+    }
 }
 
 fn ready(asked: &Asked) -> String {

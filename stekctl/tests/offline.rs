@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::unix::fs::{chown, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -33,7 +34,9 @@ fn expect(words: &[&str], code: i32, parts: &[&str]) -> Result<String> {
 /// The directory of the first server of a new fleet.
 fn first_server(dir: &RunDir) -> Result<std::path::PathBuf> {
     let made = dir.join("fleet");
-    expect(&["init", text(&made), "127.0.0.1", "127.0.0.1"], 0, &["Three servers are the least"])?;
+    let places = ["127.0.0.1:10001", "127.0.0.1:10002"];
+    let words = [&["init", text(&made)], &places[..]].concat();
+    expect(&words, 0, &["Three servers are the least"])?;
     Ok(made.join("server-1"))
 }
 
@@ -43,7 +46,11 @@ fn check_says_what_the_plugin_says_of_each_kind_of_bad_file() -> Result<()> {
     let home = first_server(&dir)?;
     let conf = home.join("server_conf.yaml");
     let words = ["check", text(&conf)];
-    expect(&words, 0, &["usable: server 1 of 2; certificate /O=stek_share/CN=stek-share-1"])?;
+    expect(
+        &words,
+        0,
+        &["usable: server 1, in a list of 2; certificate /O=stek_share/CN=stek-share-1"],
+    )?;
     let cases: [(&str, &str, &str, i32, &[&str]); 8] = [
         (
             "server_conf.yaml",
@@ -140,7 +147,7 @@ fn init_overwrites_nothing_and_leaves_nothing_half_done() -> Result<()> {
     )?;
     expect(&["init", "[2001:db8::1]:7", "10.0.0.2"], 3, &["is an address, and the first word"])?;
     let deep = dir.join("none/fleet");
-    expect(&["init", text(&deep), "10.0.0.1"], 3, &["cannot be made"])?;
+    expect(&["init", text(&deep), "10.0.0.1"], 3, &["there is no directory "])?;
     expect(&["init", text(&dir.join("bad")), "10.0.0.300"], 3, &["\"10.0.0.300\": "])?;
     let empty = dir.join("empty");
     fs::create_dir(&empty)?;
@@ -182,7 +189,7 @@ fn a_configuration_is_found_or_asked_for() -> Result<()> {
     // Nobody listens; but the configuration was found, beside plugin.config.
     fs::rename(&home, etc.join("stek_share"))?;
     fs::write(etc.join("plugin.config"), "stek_share.so stek_share/server_conf.yaml\n")?;
-    expect(&place, 2, &["broken: 0 of 2 servers answer", "server 2 is unreachable: "])?;
+    expect(&place, 2, &["broken: 0 of 2 servers answer", "servers 1 and 2 are unreachable: "])?;
     expect(
         &["--ats-config", "/nowhere", "status"],
         3,
@@ -204,7 +211,7 @@ fn metrics_are_read_from_standard_input() -> Result<()> {
     let output = child.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("\nstek_share_term 4\n"), "{said}");
-    expect(&["metrics", "-"], 3, &["stdin: is not JSON"])?;
+    expect(&["metrics", "-"], 3, &["standard input: is not JSON"])?;
     Ok(())
 }
 
@@ -229,9 +236,12 @@ fn every_command_has_help_a_man_page_and_completion() -> Result<()> {
         "status",
         "wait",
         "rotate",
+        "reload",
         "revoke",
+        "recover",
         "check",
         "doctor",
+        "effect",
         "init",
         "add",
         "remove",
@@ -300,12 +310,16 @@ fn check_and_doctor_look_with_the_rights_of_the_servers_user() -> Result<()> {
     expect(&check, 2, &["server_key_file", &denied, "configuration, read as user nobody"])?;
     expect(&doctor, 2, &["server_key_file", &denied])?;
     chown(&key, Some(65_534), Some(65_534))?;
-    expect(&check, 0, &["usable: server 1 of 2, read as user nobody; certificate "])?;
+    let usable = ["usable: server 1, in a list of 2, read as user nobody; certificate "];
+    expect(&check, 0, &usable)?;
+    expect(&["--ats-config", text(&etc), "check"], 0, &usable)?;
+    expect(&["-c", text(&conf), "--ats-config", text(&etc), "check"], 0, &usable)?;
     // Who looks at a file of no Traffic Server looks as himself.
-    let said = expect(&["check", text(&conf)], 0, &["usable: server 1 of 2; certificate "])?;
+    let said =
+        expect(&["check", text(&conf)], 0, &["usable: server 1, in a list of 2; certificate "])?;
     assert!(!said.contains("as user"), "{said}");
     fs::write(etc.join("records.config"), "CONFIG proxy.config.admin.user_id STRING #-1\n")?;
-    expect(&check, 0, &["usable: server 1 of 2; certificate "])?;
+    expect(&check, 0, &["usable: server 1, in a list of 2; certificate "])?;
     dir.done()
 }
 
@@ -355,6 +369,24 @@ fn check_foresees_what_becomes_of_the_state_file() -> Result<()> {
     dir.done()
 }
 
+#[test]
+fn check_waits_for_no_pipe() -> Result<()> {
+    let dir = RunDir::new("ctl-pipe")?;
+    let home = first_server(&dir)?;
+    let (conf, state) = (home.join("server_conf.yaml"), dir.join("state"));
+    fs::create_dir(&state)?;
+    let good = fs::read_to_string(&conf)?;
+    fs::write(&conf, format!("{good}state_dir: {}\n", text(&state)))?;
+    let made = Command::new("mkfifo").arg(state.join("server-1.state")).status()?;
+    assert!(made.success(), "{made}");
+    // One that waited for a writer would wait for ever.
+    let words = ["10", env!("CARGO_BIN_EXE_stekctl"), "check", text(&conf)];
+    let said = Command::new("timeout").args(words).output()?;
+    let out = String::from_utf8_lossy(&said.stdout);
+    assert!(out.contains("is not used: it is no regular file"), "{said:?}");
+    dir.done()
+}
+
 /// All files below a directory, with their modes.
 fn tree(dir: &Path) -> Result<Vec<(std::path::PathBuf, u32, Vec<u8>)>> {
     let mut found = Vec::new();
@@ -382,7 +414,7 @@ fn changes_of_a_fleets_directory_are_whole_or_not_at_all() -> Result<()> {
 
     // Nobody answers at these addresses.
     let words = ["add", fleet, "10.0.0.4", "--timeout", "0.1"];
-    let ask = ["server 1 (10.0.0.1:10001): ", "give --offline to go on without asking"];
+    let ask = ["servers 1 and 2 ", "give --offline to go on without asking"];
     let before = tree(&made)?;
     expect(&words, 3, &ask)?;
     for (words, part) in [
@@ -398,7 +430,7 @@ fn changes_of_a_fleets_directory_are_whole_or_not_at_all() -> Result<()> {
         (&["replace", fleet, "--offline", "1", "10.0.0.2"], "is where server 2 is"),
         (&["renew", fleet, "8"], "has no server 8"),
         (&["renew", fleet, "1", "--authority"], "leave out the server numbers"),
-        (&["add", text(dir.path()), "10.0.0.4"], "holds no server-N"),
+        (&["add", text(dir.path()), "10.0.0.4"], "has no folder server-1"),
         (&["add", text(&dir.join("none")), "10.0.0.4"], "that 'stekctl init' made"),
     ] {
         expect(words, 3, &[part])?;
@@ -406,13 +438,17 @@ fn changes_of_a_fleets_directory_are_whole_or_not_at_all() -> Result<()> {
     }
 
     let said = expect(&["add", fleet, "--offline", "--json", "10.0.0.4:7"], 0, &["\"new\":[4]"])?;
-    assert!(said.contains("\"schema\":1") && said.contains("scp -rp "), "{said}");
+    assert!(said.contains("\"schema\":1") && said.contains("server-4/* root@10.0.0.4:"), "{said}");
     let new = made.join("server-4");
     let conf = fs::read_to_string(new.join("server_conf.yaml"))?;
     for line in ["server_id: 4\n", "address: \"10.0.0.4\"\n", "port: 7\n", "ticket_keys: 5\n"] {
         assert!(conf.contains(line), "{conf}");
     }
-    expect(&["check", text(&new.join("server_conf.yaml"))], 0, &["usable: server 4 of 4"])?;
+    expect(
+        &["check", text(&new.join("server_conf.yaml"))],
+        0,
+        &["usable: server 4, in a list of 4"],
+    )?;
     for (path, mode, _) in tree(&made)? {
         let wanted = if path.extension().is_some_and(|end| end == "key") { 0o600 } else { 0o644 };
         assert_eq!(mode, wanted, "{}", path.display());
@@ -481,5 +517,59 @@ fn a_text_file_of_metrics_is_whole_and_says_when_nobody_answers() -> Result<()> 
         3,
         &["cannot be written: No such file"],
     )?;
+    dir.done()
+}
+
+/// What is typed wrongly at night, and what has to be in the answer: what is wrong, and what to type.
+#[test]
+fn each_slip_is_told_with_what_to_type_instead() -> Result<()> {
+    let dir = RunDir::new("ctl-slips")?;
+    let home = first_server(&dir)?;
+    let fleet = dir.join("fleet");
+    let (fleet, home) = (text(&fleet), text(&home));
+    let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let url = format!("http://{nobody}/_stats");
+    let conf = dir.join("fleet/server-1/server_conf.yaml");
+    let conf = text(&conf);
+    let deep = dir.join("none/fleet");
+    let new = dir.join("new");
+    let (deep, new) = (text(&deep), text(&new));
+    type Slip<'a> = (&'a [&'a str], &'a [&'a str]);
+    let slips: &[Slip<'_>] = &[
+        (&["init", deep, "a"], &["there is no directory ", "give another directory"]),
+        (&["init", "/etc/hostname", "a"], &["/etc/hostname: is no directory; nothing was written"]),
+        (&["init", new, "fd00::1:10002"], &["in brackets, as in [2001:db8::1]:10002"]),
+        (&["init", new, "Edge.example", "edge.EXAMPLE"], &["\"edge.EXAMPLE\": is given twice"]),
+        (&["add", "/nowhere", "a"], &["/nowhere: is not there; give the directory that"]),
+        (&["add", "/etc/hostname", "a"], &["/etc/hostname: is no directory; give the directory"]),
+        (&["add", home, "a"], &["has no folder server-1 or of another server; give the directory"]),
+        (
+            &["remove", fleet, "127.0.0.1"],
+            &["give a server's number in the", "and not its address"],
+        ),
+        (&["remove", fleet, "99999999999"], &["give a server's number in the"]),
+        (&["remove", fleet, "9", "--offline"], &["has no server 9; give one of 1, 2"]),
+        (&["replace", fleet, "one"], &["give a server's number in the"]),
+        (&["renew", fleet, "-1"], &["--help"]),
+        (
+            &["-c", conf, "recover", "--survivors", "1,9", "--yes"],
+            &["no server 9; give those of 1, 2"],
+        ),
+        (
+            &["metrics", "8080"],
+            &["8080: is no http:// URL; give one such as http://127.0.0.1:8080"],
+        ),
+        (&["metrics", &url], &["cannot be reached at ", "; see that Traffic Server runs there"]),
+        (
+            &["metrics", "--textfile", "/nowhere/x", "-"],
+            &["--textfile /nowhere/x", "; give a file"],
+        ),
+        (&["man", "/nowhere"], &["/nowhere/stekctl.1: cannot be written: ", "; give a directory"]),
+    ];
+    for (words, parts) in slips {
+        let said = expect(words, 3, parts)?;
+        assert!(said.starts_with("error: "), "{words:?}: {said}");
+    }
+    assert!(!dir.join("new").exists() && !dir.join("none").exists());
     dir.done()
 }

@@ -6,8 +6,11 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 use stek_share::core::agreed::Agreed;
+use stek_share::core::config::Member;
 use stek_share::core::key_ring::{ClusterId, Generation, Held, Staged, MAX_GENERATION};
-use stek_share::core::recovery::{LogPosition, MAX_GENERATION_LEAP};
+use stek_share::core::log_id::LogPosition;
+use stek_share::core::node_id::NodeId;
+use stek_share::core::sanity_bounds::MAX_GENERATION_LEAP;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::server_list::ServerList;
 use stek_share::core::stek::Fingerprint;
@@ -17,7 +20,7 @@ use stek_share::rpc::{
 };
 
 use crate::fleet::Fleet;
-use crate::insider::{cluster_id, heartbeat, leader_id, snapshot, Insider};
+use crate::insider::{cluster_id, heartbeat, leader_id, life, snapshot, Insider};
 use crate::{leader_term, rotate, three_of_four, ENEMY, REAL};
 
 /// What an agreed state is as bytes, with everything open.
@@ -28,10 +31,12 @@ struct Forged {
     keys: Vec<Held>,
     retired: Vec<Fingerprint>,
     revoked: Generation,
-    epoch: u64,
-    imported: bool,
+    revoked_keys: Vec<Fingerprint>,
     list: Option<ServerList>,
-    past: Vec<([u8; 32], [u8; 32])>,
+    past: Vec<([u8; 32], BTreeSet<ServerId>)>,
+    leaving: Vec<Member>,
+    from_file: u64,
+    founders: Vec<BTreeSet<ServerId>>,
 }
 
 impl Forged {
@@ -43,10 +48,12 @@ impl Forged {
             keys: vec![Held { generation: Generation(generation), stek: new_key().unwrap() }],
             retired: Vec::new(),
             revoked: Generation(0),
-            epoch: 1,
-            imported: false,
+            revoked_keys: Vec::new(),
             list: Some(ServerList::new(1, &fleet.members).unwrap()),
             past: Vec::new(),
+            leaving: Vec::new(),
+            from_file: 0,
+            founders: Vec::new(),
         }
     }
 
@@ -111,8 +118,8 @@ fn generations_cannot_be_brought_to_their_end() {
 fn nobody_makes_itself_the_only_voter() {
     let mut fleet = three_of_four();
     let before = leader_term(&fleet);
-    let alone = || vec![BTreeSet::from([ServerId(ENEMY)])];
-    let all: BTreeSet<ServerId> = (1..=ENEMY).map(ServerId).collect();
+    let alone = || vec![BTreeSet::from([life(ENEMY)])];
+    let all: BTreeSet<NodeId> = (1..=ENEMY).map(life).collect();
     for configs in [alone(), vec![all.clone(), alone().remove(0)]] {
         let membership = WireMembership { configs, members: all.clone() };
         refuse_all(&mut fleet, |fleet, term| {
@@ -141,7 +148,7 @@ fn a_state_cannot_be_made_too_large_to_be_sent_on() {
     let before = leader_term(&fleet);
     let print = new_key().unwrap().fingerprint();
     refuse_all(&mut fleet, |fleet, term| {
-        let past = vec![([7; 32], [8; 32]); 16_000];
+        let past = vec![([7; 32], [ServerId(1)].into()); 16_000];
         snapshot(leader_id(term), 1000, Forged { past, ..Forged::at(fleet, 3) }.agreed())
     });
     refuse_all(&mut fleet, |fleet, term| {

@@ -5,10 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
 use openssl::ssl::{SslConnector, SslMethod, SslStream, SslVerifyMode};
 use stek_share::core::agreed::Agreed;
-use stek_share::core::recovery::{LeaderId, LogPosition, Status};
+use stek_share::core::log_id::{LeaderId, LogPosition};
+use stek_share::core::node_id::{Incarnation, NodeId};
+use stek_share::core::pre_vote::Status;
 use stek_share::core::server_id::ServerId;
 use stek_share::rpc::{
-    decode_response, encode, Request, Response, WireAppend, WireMembership, WireSnapshot,
+    decode_response, encode, Recipient, Request, Response, WireAppend, WireMembership, WireSnapshot,
 };
 use stek_share::transport::frame::{self, Header, Hello, Kind, Role, Versions};
 use testkit::pki::Identity;
@@ -52,9 +54,17 @@ impl Insider {
         Some(Insider { stream, cluster_id: cluster_id(fleet), asked: 0 })
     }
 
-    /// Asks, and takes the answer; `None` if the server closes instead.
+    /// Asks, and takes the answer; `None` if the server closes instead. What is Raft's goes to the
+    /// very node that this server is, in the cluster that it has part in.
     pub fn ask(&mut self, request: &Request) -> Option<Response> {
-        let body = encode(request).unwrap();
+        let mut body = encode(request).unwrap().to_vec();
+        if matches!(request, Request::Vote(_) | Request::Append(_) | Request::Snapshot(_)) {
+            let status = self.try_status()?;
+            let to = Recipient { node: status.node, cluster: status.cluster };
+            // It comes first, and stands for nobody until now: a zero for each of its numbers.
+            let nobody = encode(&Recipient::default()).unwrap().len();
+            body.splice(1..=nobody, encode(&to).unwrap().iter().copied());
+        }
         self.ask_bytes(ServerId(ENEMY), frame::VERSION_MAX, &body)
     }
 
@@ -146,14 +156,20 @@ pub fn cluster_id(fleet: &Fleet) -> [u8; 16] {
     clusters.next().map_or([0; 16], |cluster_id| cluster_id.to_bytes())
 }
 
+/// Some life of a server.
+pub fn life(id: u32) -> NodeId {
+    NodeId { server: ServerId(id), incarnation: Incarnation(7) }
+}
+
 /// A term of the enemy's own.
 pub fn leader_id(term: u64) -> LeaderId {
-    LeaderId { term, node: ServerId(ENEMY) }
+    LeaderId { term, node: life(ENEMY) }
 }
 
 /// A heartbeat in this term, as if the enemy had been elected in it.
 pub fn heartbeat(leader_id: LeaderId) -> WireAppend {
     WireAppend {
+        to: Recipient::default(),
         vote: (leader_id, true),
         previous: None,
         entries: Vec::new(),
@@ -165,9 +181,10 @@ pub fn heartbeat(leader_id: LeaderId) -> WireAppend {
 
 /// A snapshot in this term.
 pub fn snapshot(leader_id: LeaderId, index: u64, agreed: Agreed) -> WireSnapshot {
-    let members = (1..=ENEMY).map(ServerId).collect();
-    let configs = vec![(1..=ENEMY).map(ServerId).collect()];
+    let members = (1..=ENEMY).map(life).collect();
+    let configs = vec![(1..=ENEMY).map(life).collect()];
     WireSnapshot {
+        to: Recipient::default(),
         vote: (leader_id, true),
         last: Some(LogPosition { leader_id, index }),
         membership_at: None,

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use stek_share::core::recovery::{LogPosition, Status};
+use stek_share::core::agreement::epoch::Epoch;
+use stek_share::core::log_id::LogPosition;
+use stek_share::core::pre_vote::Status;
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::Log;
 use stek_share::rpc::{decode_request, encode, AppendAnswer, Request, Response};
@@ -16,7 +18,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::fleet::{wait_for, Fleet, Lines};
-use crate::insider::{cluster_id, leader_id};
+use crate::insider::{cluster_id, leader_id, life};
 use crate::{leader_term, rotate, three_of_four, ENEMY};
 
 /// The highest term and index that a message may carry at all.
@@ -43,11 +45,15 @@ impl Service for Liar {
         let number = self.told.fetch_add(1, Ordering::Relaxed);
         let response = match decode_request(&body).ok()? {
             Request::Status(_) => Response::Status(Status {
-                full: true,
+                node: life(ENEMY),
+                cluster: Epoch { counter: HIGHEST, founder: life(ENEMY) },
+                known: HIGHEST,
+                yours: stek_share::core::node_id::Incarnation(HIGHEST + 1),
+                caught_up: true,
+                quorum: number.is_multiple_of(2),
                 leader_id: lie,
                 log_end: Some(LogPosition { leader_id: lie, index: HIGHEST }),
                 cluster_id: stek_share::core::key_ring::ClusterId::from_bytes(self.cluster_id),
-                may_vote: true,
                 ..Status::default()
             }),
             Request::Vote(_) => Response::Vote { vote: (lie, false), granted: true, log_end: far },
@@ -57,7 +63,9 @@ impl Service for Liar {
                 _ => AppendAnswer::Partial(far),
             }),
             Request::Snapshot(_) => Response::Snapshot { vote: (lie, true) },
-            Request::Heartbeat(_) => Response::Heartbeat { vote: (lie, true), level: false },
+            Request::Heartbeat(_) => {
+                Response::Heartbeat { node: life(ENEMY), vote: (lie, true), level: false }
+            }
             _ => return None,
         };
         encode(&response)

@@ -26,6 +26,7 @@ use std::time::Duration;
 use fleet::{block_on, wait_for, Fleet};
 use stek_share::core::config::Settings;
 use stek_share::core::rotation::Order;
+use stek_share::core::server_id::ServerId;
 
 /// How many servers are real; the next id of the list is the enemy's. All real ones together are
 /// the majority that the list needs.
@@ -39,14 +40,23 @@ fn patient(settings: &mut Settings) {
     settings.timers.election_upper = Duration::from_millis(2000);
 }
 
-/// A list of four of which three run and agree.
+/// A list of four of which three run and agree. The fourth was there at the cold start, which waits long
+/// for one that is not, and is the enemy's from now on.
 fn three_of_four() -> Fleet {
-    let mut fleet = Fleet::new(ENEMY, patient);
-    for id in 1..=REAL {
-        fleet.start(id);
-    }
-    fleet.wait_until_one();
+    let mut fleet = Fleet::running(ENEMY, patient);
+    without_the_fourth(&mut fleet);
     fleet
+}
+
+/// Ends the fourth server, once all have a key, and waits until one of the others leads.
+fn without_the_fourth(fleet: &mut Fleet) {
+    fleet.wait_until_one();
+    fleet.kill(ENEMY);
+    let follow = |fleet: &Fleet| {
+        let leader = fleet.leader().map(ServerId);
+        leader.is_some() && fleet.servers.values().all(|b| b.report().leader == leader)
+    };
+    wait_for("a leader among the rest", || follow(fleet), || fleet.describe());
 }
 
 /// Who leads, and in which term.

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use stek_share::core::agreed::{Agreed, Command};
 use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held, KeyRing};
-use stek_share::core::recovery::{LeaderId, LogPosition, MAX_INDEX_LEAP, MAX_TERM_LEAP};
+use stek_share::core::log_id::{LeaderId, LogPosition};
 use stek_share::core::rotation::Order;
+use stek_share::core::sanity_bounds::{MAX_INDEX_LEAP, MAX_TERM_LEAP};
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::{Stek, STEK_LEN};
 use stek_share::node::new_key;
@@ -14,7 +15,7 @@ use stek_share::rpc::{encode, ErrorResponse, Request, Response, WireEntry, WireP
 use stek_share::transport::frame::VERSION_MAX;
 
 use crate::fleet::{block_on, wait_for, Fleet};
-use crate::insider::{cluster_id, heartbeat, leader_id, snapshot, Insider};
+use crate::insider::{cluster_id, heartbeat, leader_id, life, snapshot, Insider};
 use crate::{leader_term, rotate, three_of_four, ENEMY, REAL};
 
 /// Terms of which no next one may be left, and the first that is out of sight.
@@ -23,7 +24,7 @@ const ABSURD: [u64; 4] = [u64::MAX, (1 << 62) + 1, 1 << 62, 1 << 40];
 fn vote(term: u64) -> Request {
     // Its log is longer than any, so that nothing but the term speaks against it.
     let log_end = Some(LogPosition { leader_id: leader_id(term.min(1 << 62)), index: 1 << 20 });
-    Request::Vote(WireVote { leader_id: leader_id(term), log_end })
+    Request::Vote(WireVote { to: Default::default(), leader_id: leader_id(term), log_end })
 }
 
 fn refused(answer: &Option<Response>) -> bool {
@@ -34,7 +35,7 @@ fn refused(answer: &Option<Response>) -> bool {
 fn ring(fleet: &Fleet, bytes: &[[u8; STEK_LEN]]) -> Agreed {
     let mut keys = KeyRing::default();
     let cluster_id = ClusterId::from_bytes(cluster_id(fleet)).unwrap();
-    keys.apply(KeyCommand::Found { cluster_id, epoch: 1, from: None }).unwrap();
+    keys.apply(KeyCommand::Found { cluster_id }).unwrap();
     for generation in 1..=2 {
         let held = Held { generation: Generation(generation), stek: new_key().unwrap() };
         keys.apply(KeyCommand::Stage { held, revokes: false }).unwrap();
@@ -99,12 +100,12 @@ fn nobody_speaks_in_anothers_name() {
     let mut fleet = three_of_four();
     let (leader, term) = leader_term(&fleet);
     let victim = (1..=REAL).find(|id| *id != leader).unwrap();
-    let others = LeaderId { term: term + 1, node: ServerId(leader) };
+    let others = LeaderId { term: term + 1, node: life(leader) };
     let log_end = Some(LogPosition { leader_id: others, index: 1 << 20 });
     let mut insider = Insider::connect(&mut fleet, victim);
     let agreed = ring(&fleet, &[]);
     for request in [
-        Request::Vote(WireVote { leader_id: others, log_end }),
+        Request::Vote(WireVote { to: Default::default(), leader_id: others, log_end }),
         Request::Append(heartbeat(others)),
         Request::Snapshot(snapshot(others, 1 << 20, agreed)),
     ] {
@@ -238,7 +239,9 @@ fn a_flood_of_stale_votes_and_questions_changes_nothing() {
 fn waiting_questions_without_end_hold_up_nobody_else() {
     let mut fleet = three_of_four();
     let (leader, term) = leader_term(&fleet);
-    let wait = Request::AwaitInstalled { generation: Generation(u64::MAX), limit_ms: u32::MAX };
+    let key = new_key().unwrap().fingerprint();
+    let generation = Generation(u64::MAX);
+    let wait = Request::AwaitInstalled { generation, key, limit_ms: u32::MAX };
     let wait = encode(&wait).unwrap();
     let mut hanging: Vec<Insider> = (0..4).map(|_| Insider::connect(&mut fleet, leader)).collect();
     for insider in &mut hanging {
@@ -247,7 +250,7 @@ fn waiting_questions_without_end_hold_up_nobody_else() {
         }
     }
     let mut insider = Insider::connect(&mut fleet, leader);
-    assert!(insider.status().full);
+    assert!(insider.status().caught_up);
     rotate(&fleet);
     assert_eq!(leader_term(&fleet), (leader, term), "{}", fleet.describe());
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bad_input;
+mod field;
 mod gold;
 mod install;
 mod lifecycle;

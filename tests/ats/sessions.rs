@@ -88,7 +88,7 @@ fn a_shared_session_opens_its_own_site_until_it_is_revoked() -> Result<()> {
     }
 
     // One that starts is sent what the other has.
-    fleet.servers[1].stop(testkit::sys::Signal::Kill)?;
+    fleet.servers[1].kill9();
     fleet.servers[1].start()?;
     fleet.servers[1].wait_ready()?;
     wait_inserted(&fleet, 1, 1)?;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use testkit::fleet::{self, Fleet, Plan};
+use testkit::host::{self, host, WITH_KEYS_BY_ADDRESS};
 use testkit::pki::{Authority, Identity, Request};
 use testkit::run_dir::RunDir;
 use testkit::sites::Visit;
@@ -138,12 +139,7 @@ impl Sites {
 fn demand_everywhere(fleet: &Fleet) {
     let etc = fleet.servers[2].etc();
     fs::write(etc.join("sni.yaml"), "sni: []\n").unwrap();
-    append(&etc.join("records.config"), "CONFIG proxy.config.ssl.client.certification_level INT 2");
-}
-
-fn append(path: &Path, line: &str) {
-    let text = fs::read_to_string(path).unwrap();
-    fs::write(path, format!("{text}{line}\n")).unwrap();
+    host::set_record(&etc, "proxy.config.ssl.client.certification_level INT 2").unwrap();
 }
 
 /// What came of offering each session everywhere, without a certificate.
@@ -233,8 +229,8 @@ fn with_the_hosts_own_scope_a_session_opens_sites_that_want_a_certificate() -> R
 /// One group on the servers, so that a client that sends a key for another is asked again.
 fn one_group(fleet: &Fleet) {
     for ats in &fleet.servers {
-        let records = ats.etc().join("records.config");
-        append(&records, "CONFIG proxy.config.ssl.server.groups_list STRING P-256");
+        let group = "proxy.config.ssl.server.groups_list STRING P-256";
+        host::set_record(&ats.etc(), group).unwrap();
     }
 }
 
@@ -281,7 +277,6 @@ fn a_second_client_hello_with_another_name_opens_nothing() -> Result<()> {
 /// of authorities, its blank lines, comments and doubles, and whether a line has a dest_ip.
 fn differ(dir: &Path) -> impl Fn(&Fleet) + '_ {
     move |fleet| {
-        let (first, second) = (fleet.servers[0].etc(), fleet.servers[1].etc());
         let authority = |name: &str| {
             let files = Authority::new(name).unwrap().identity.write(dir, "one").unwrap();
             fs::read_to_string(files.certificate).unwrap()
@@ -294,17 +289,21 @@ fn differ(dir: &Path) -> impl Fn(&Fleet) + '_ {
         ];
         for (number, bundle) in bundles.iter().enumerate() {
             fs::write(dir.join(format!("bundle-{number}.pem")), bundle).unwrap();
-            let line = "CONFIG proxy.config.ssl.CA.cert.filename STRING bundle";
-            let records = fleet.servers[number].etc().join("records.config");
-            append(&records, &format!("{line}-{number}.pem"));
+            let line = "proxy.config.ssl.CA.cert.filename STRING bundle";
+            let etc = fleet.servers[number].etc();
+            host::set_record(&etc, &format!("{line}-{number}.pem")).unwrap();
         }
-        let line = fs::read_to_string(first.join("ssl_multicert.config")).unwrap();
         let name = dir.join("pki/site.pem");
         let copy = dir.join("called-otherwise.pem");
         fs::copy(&name, &copy).unwrap();
-        let line = line.replace(name.to_str().unwrap(), copy.to_str().unwrap());
-        let line = line.replace("dest_ip=*", "dest_ip=127.0.0.1");
-        fs::write(second.join("ssl_multicert.config"), line).unwrap();
+        // With a key of its own nothing could be resumed.
+        let shares = host().unwrap().version() < WITH_KEYS_BY_ADDRESS;
+        let address = if shares { "dest_ip=127.0.0.1" } else { "dest_ip=*" };
+        host::change_certificates(&fleet.servers[1].etc(), |lines| {
+            let lines = lines.replace(name.to_str().unwrap(), copy.to_str().unwrap());
+            lines.replace("dest_ip=*", address)
+        })
+        .unwrap();
     }
 }
 

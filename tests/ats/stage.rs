@@ -3,13 +3,12 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use testkit::ats::{Ats, Builder};
 use testkit::pki::{Authority, Identity, Request};
-use testkit::sys::lock;
 use testkit::tickets::{self, fingerprint, TlsVersion};
+use testkit::turns::{Turn, Turns};
 use testkit::{ports, Context, Error, Result};
 
 pub use testkit::fleet::PEER_SUBJECT;
@@ -18,7 +17,7 @@ pub use testkit::fleet::PEER_SUBJECT;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Servers of all tests that run at the same time; more would only wait for each other.
-const MAX_SERVERS: usize = 10;
+static SERVERS: Turns = Turns::of(16);
 
 /// The plugin's file: the one that `STEK_SHARE_SO` names, else the one that cargo built for this
 /// run, the newer of the two places where it may lie.
@@ -43,34 +42,14 @@ pub fn plugin() -> PathBuf {
         .1
 }
 
-/// Permission to run some servers; it ends when dropped.
-pub struct Reserved(usize);
-
-static TAKEN: Mutex<usize> = Mutex::new(0);
-static FREED: Condvar = Condvar::new();
-
 /// Waits until nothing else runs, for a test that measures under load.
-pub fn reserve_all() -> Reserved {
-    reserve(MAX_SERVERS)
+pub fn reserve_all() -> Turn {
+    SERVERS.take_all()
 }
 
-/// Waits until `count` more servers may run. A test asks once, for all that it needs, before it
-/// starts any, so that no two can wait for each other.
-pub fn reserve(count: usize) -> Reserved {
-    assert!(count <= MAX_SERVERS);
-    let mut taken = lock(&TAKEN);
-    while *taken + count > MAX_SERVERS {
-        taken = FREED.wait(taken).unwrap_or_else(std::sync::PoisonError::into_inner);
-    }
-    *taken += count;
-    Reserved(count)
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        *lock(&TAKEN) -= self.0;
-        FREED.notify_all();
-    }
+/// Waits until `count` more servers may run. A test asks once, for all that it needs.
+pub fn reserve(count: usize) -> Turn {
+    SERVERS.take(count)
 }
 
 /// One server whose files a test changes before it starts it. In a list of its own, with certificates

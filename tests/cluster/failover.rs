@@ -32,9 +32,11 @@ fn kill_leader(fleet: &mut Fleet) -> Duration {
 #[test]
 fn a_dead_leader_is_followed_at_once_whatever_it_did_last() {
     let mut fleet = Fleet::running(5, patient);
+    fleet.wait_until_all_vote();
     fleet.wait_until_one();
     let took = kill_leader(&mut fleet);
     assert!(took < AT_ONCE, "{took:?}: {}", fleet.describe());
+    fleet.wait_until_all_vote();
     fleet.wait_until_one();
     // A moment after an append, which openraft would have all wait for.
     let leader = fleet.wait_for_leader();
@@ -64,4 +66,25 @@ fn connections_that_are_reset_depose_no_living_leader() {
     block_on(node.order(Order::Rotate)).unwrap();
     fleet.wait_for_generation(2);
     fleet.kill(leader);
+}
+
+#[test]
+fn a_cluster_whose_last_majority_is_gone_is_not_waited_for() {
+    let upper = |fleet: &Fleet| fleet.settings(1).timers.election_upper;
+    let mut fleet = Fleet::new(5, |settings| {
+        settings.timers.election_lower = Duration::from_secs(1);
+        settings.timers.election_upper = Duration::from_secs(2);
+    });
+    for id in 1..=3 {
+        fleet.start(id);
+    }
+    fleet.wait_until_one();
+    let begun = Instant::now();
+    let leader = fleet.wait_for_leader();
+    fleet.kill(leader);
+    // Three of five again, but only two of those that the cluster was founded with.
+    fleet.start(4);
+    wait_for("another leader", || fleet.leader().is_some(), || fleet.describe());
+    assert!(begun.elapsed() < upper(&fleet) * 5, "{:?}: {}", begun.elapsed(), fleet.describe());
+    fleet.wait_until_one();
 }

@@ -301,6 +301,12 @@ impl Fleet {
         wait_for("all servers to have one key", || self.is_one(), || self.describe());
     }
 
+    /// Until no death of one server can end the cluster, which was founded with a majority.
+    pub fn wait_until_all_vote(&self) {
+        let all = || self.servers.values().all(|running| running.report().votes);
+        wait_for("all servers to vote", all, || self.describe());
+    }
+
     pub fn wait_for_generation(&self, at_least: u64) {
         wait_for(
             &format!("generation {at_least} on all servers"),
@@ -331,7 +337,7 @@ fn read_list(files: Files, id: u32) -> ReadList {
 }
 
 pub fn member(id: u32, port: u16) -> Member {
-    Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port, subject: None }
+    Member { id: ServerId(id), address: "127.0.0.1".to_owned(), port, subject: None, voter: true }
 }
 
 pub fn tls_of(root: &Identity, own: &Identity, subject: &str) -> Tls {

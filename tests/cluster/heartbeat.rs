@@ -6,13 +6,19 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use stek_share::core::agreed::Record;
+use stek_share::core::agreement::epoch::Epoch;
+use stek_share::core::agreement::founding::Promise;
+use stek_share::core::agreement::report::Report;
 use stek_share::core::config::Settings;
-use stek_share::core::recovery::{LeaderId, Status};
+use stek_share::core::log_id::LeaderId;
+use stek_share::core::node_id::{Incarnation, NodeId};
+use stek_share::core::pre_vote::Status;
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::Log;
 use stek_share::node::Role;
 use stek_share::rpc::{
-    self, AppendAnswer, ErrorResponse, Request, Response, WireHeartbeat, WireVote,
+    self, AppendAnswer, ErrorResponse, Recipient, Request, Response, WireHeartbeat, WireVote,
 };
 use stek_share::transport::frame::Hello;
 use stek_share::transport::listener::{
@@ -29,6 +35,7 @@ use crate::fleet::{wait_for, Fleet, Lines, PATIENCE};
 const RUN: u64 = 7;
 
 const PUPPET: ServerId = ServerId(3);
+const NODE: NodeId = NodeId { server: PUPPET, incarnation: Incarnation(7) };
 /// Long enough for some twenty heartbeats.
 const WHILE: Duration = Duration::from_secs(2);
 
@@ -43,15 +50,34 @@ struct Strings {
     behind: AtomicBool,
     /// A vote that it says it has given.
     higher: Mutex<Option<LeaderId>>,
+    /// The cluster that it takes part in.
+    cluster: Mutex<Epoch>,
     /// The latest leader's term and cluster incarnation.
     leader: Mutex<Option<(LeaderId, [u8; 16])>>,
 }
 
 impl Strings {
+    fn voters(&self) -> std::collections::BTreeSet<ServerId> {
+        [1, 2, 3].map(ServerId).into()
+    }
+
     fn answer(&self, from: &Caller, request: Request) -> Response {
         let higher = |than| self.higher.lock().unwrap().filter(|leader_id| *leader_id > than);
         match request {
-            Request::Status(_) => Response::Status(Status { may_vote: true, ..Status::default() }),
+            Request::Status(_) => {
+                let cluster = *self.cluster.lock().unwrap();
+                Response::Status(Status { node: NODE, cluster, ..Status::default() })
+            }
+            Request::Prepare(prepare) => {
+                let report = Report { record: Record::of_file(self.voters()), ..Report::default() };
+                let promise = Promise { epoch: prepare.epoch, from: NODE, report };
+                Response::Promise(Ok(Box::new(promise)))
+            }
+            Request::Found(found) => {
+                *self.cluster.lock().unwrap() = found.epoch;
+                Response::Found(true)
+            }
+            Request::Revoked => Response::Revoked(Vec::new()),
             Request::Vote(vote) => {
                 let refused = higher(vote.leader_id);
                 let vote = (refused.unwrap_or(vote.leader_id), false);
@@ -60,6 +86,7 @@ impl Strings {
             Request::Append(append) => {
                 self.appends.fetch_add(1, Ordering::SeqCst);
                 *self.leader.lock().unwrap() = Some((append.vote.0, from.cluster_id));
+                *self.cluster.lock().unwrap() = append.to.cluster;
                 Response::Append(match higher(append.vote.0) {
                     Some(leader_id) => AppendAnswer::HigherVote(leader_id, false),
                     None => AppendAnswer::Success,
@@ -71,7 +98,8 @@ impl Strings {
                 let vote =
                     higher.map_or((heartbeat.leader_id, true), |leader_id| (leader_id, false));
                 let behind = self.behind.load(Ordering::SeqCst);
-                Response::Heartbeat { vote, level: higher.is_none() && !behind }
+                let level = higher.is_none() && !behind;
+                Response::Heartbeat { node: NODE, vote, level }
             }
             Request::AwaitInstalled { generation: newest, .. } => {
                 Response::Installed { newest, incarnation: RUN }
@@ -226,7 +254,7 @@ fn a_server_that_is_behind_is_sent_an_append() {
 fn a_leader_that_was_deposed_hears_of_it_by_an_answer_to_a_heartbeat() {
     let stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
-    let higher = LeaderId { term: stage.term() + 5, node: PUPPET };
+    let higher = LeaderId { term: stage.term() + 5, node: NODE };
     *stage.strings.higher.lock().unwrap() = Some(higher);
     stage.until("a leader of a later term", || {
         stage.fleet.leader().is_some() && stage.term() > higher.term
@@ -239,11 +267,12 @@ fn heartbeats_keep_a_follower_from_voting_for_another() {
     let stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
     let (follower, term) = (stage.follower(), stage.term());
-    let leader_id = LeaderId { term: term + 9, node: PUPPET };
+    let leader_id = LeaderId { term: term + 9, node: NODE };
     let Response::Status(status) = stage.ask(follower, &Request::Status(Status::default())) else {
         panic!("no status")
     };
-    let vote = Request::Vote(WireVote { leader_id, log_end: status.log_end });
+    let to = Recipient { node: status.node, cluster: status.cluster };
+    let vote = Request::Vote(WireVote { to, leader_id, log_end: status.log_end });
     let begun = Instant::now();
     while begun.elapsed() < WHILE {
         let answer = stage.ask(follower, &vote);
@@ -267,7 +296,9 @@ fn heartbeats_of_an_old_leader_id_hold_no_election_back() {
     stage.until("a quiet time", || stage.count().2 == 0);
     let (leader, survivor, term) = (stage.leader(), stage.follower(), stage.term());
     let heartbeat = Request::Heartbeat(WireHeartbeat {
-        leader_id: LeaderId { term: term.saturating_sub(1), node: PUPPET },
+        cluster: *stage.strings.cluster.lock().unwrap(),
+        list_version: 1,
+        leader_id: LeaderId { term: term.saturating_sub(1), node: NODE },
         log_end: None,
         commit: None,
         age: None,

@@ -179,6 +179,52 @@ fn the_leader_itself_can_be_removed() {
     fleet.wait_for_generation(2);
 }
 
+/// Who votes in a fleet whose servers all say the same.
+fn voters(fleet: &Fleet) -> Vec<u32> {
+    let votes = |id: &&u32| fleet.servers[id].report().votes;
+    fleet.servers.keys().filter(votes).copied().collect()
+}
+
+#[test]
+fn votes_are_given_and_taken_by_the_list_and_no_key_is_lost() {
+    let mut fleet = Fleet::new(5, default);
+    fleet.members[0].voter = false;
+    fleet.members[3].voter = false;
+    for id in 1..=5 {
+        fleet.start(id);
+    }
+    wait_for_members(&fleet, &[1, 2, 3, 4, 5]);
+    wait_for("three voters", || voters(&fleet) == [2, 3, 5], || fleet.describe());
+    let first = fleet.servers[&1].report();
+    assert!([2, 3, 5].contains(&fleet.wait_for_leader()), "{}", fleet.describe());
+
+    // Whoever of the others is away: the voters have a majority, and it has all keys when it is back.
+    fleet.kill(1);
+    fleet.kill(4);
+    block_on(fleet.servers[&2].node.order(Order::Rotate)).unwrap();
+    fleet.start(1);
+    fleet.start(4);
+    fleet.wait_for_generation(2);
+
+    // The leader is to vote no more, and the two others are.
+    let leader = fleet.wait_for_leader();
+    for member in &mut fleet.members {
+        member.voter = member.id.0 != leader;
+    }
+    let members = fleet.members.clone();
+    fleet.distribute(&members);
+    assert_eq!(block_on(fleet.servers[&1].node.change_membership(members)).unwrap(), 2);
+    let wanted: Vec<u32> = (1..=5).filter(|id| *id != leader).collect();
+    wait_for("four other voters", || voters(&fleet) == wanted, || fleet.describe());
+    wait_for_members(&fleet, &[1, 2, 3, 4, 5]);
+    let led = |fleet: &Fleet| fleet.leader().is_some_and(|id| id != leader);
+    wait_for("another leader", || led(&fleet), || fleet.describe());
+    block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap();
+    fleet.wait_for_generation(3);
+    let last = fleet.servers[&leader].report();
+    assert_eq!((last.cluster_id, last.epoch), (first.cluster_id, first.epoch));
+}
+
 #[test]
 fn wrong_lists_are_refused_and_nothing_changes() {
     let fleet = Fleet::running(3, default);
@@ -342,4 +388,29 @@ fn a_running_server_cannot_become_another() {
     settings.server_id = ServerId(2);
     let refusal = block_on(fleet.servers[&1].node.reload(settings, fleet.tls())).unwrap_err();
     assert_eq!(refusal, NoReload::OtherId { old: ServerId(1), new: ServerId(2) });
+}
+
+/// A new server that alone votes by the list in its file is in no list of the group yet: the others do not
+/// know it, and nobody else is to be asked.
+#[test]
+fn the_only_voter_of_a_new_list_does_not_found_a_group_beside_the_living_one() {
+    let mut fleet = Fleet::new(4, default);
+    for id in 1..=3 {
+        start_listing(&mut fleet, id, &[1, 2, 3]);
+    }
+    wait_for_members(&fleet, &[1, 2, 3]);
+    let mut settings = fleet.settings(4);
+    settings.members.iter_mut().for_each(|member| member.voter = member.id.0 == 4);
+    let tls = fleet.tls();
+    fleet.start_with(4, settings, tls);
+    // Somebody asked it, and it asked somebody, who told it that it is not in the list.
+    let asked = |fleet: &Fleet| {
+        fleet.servers[&4].lines.has("server_id is not in the receiver's server list")
+    };
+    wait_for("a refusal", || asked(&fleet), || fleet.describe());
+    for _ in 0..20 {
+        let alone = fleet.servers[&4].report();
+        assert_eq!((alone.epoch, alone.cluster_id), (0, None), "{}", fleet.describe());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

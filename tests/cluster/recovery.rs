@@ -1,9 +1,13 @@
 //! Servers that lost their memory, cluster incarnations that meet, a leader that leaves.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use stek_share::core::config::Settings;
 use stek_share::core::rotation::Order;
+use stek_share::core::server_id::ServerId;
+use stek_share::node::{Report, Role};
+use stek_share::rpc::RecoverRefusal;
 
 use crate::fleet::{block_on, wait_for, Fleet};
 
@@ -218,4 +222,88 @@ fn a_server_with_another_boxs_id_is_refused_and_both_sides_say_so() {
         || fleet.describe(),
     );
     assert!(fleet.is_one(), "the group is undisturbed: {}", fleet.describe());
+}
+
+fn ids(ids: &[u32]) -> BTreeSet<ServerId> {
+    ids.iter().copied().map(ServerId).collect()
+}
+
+/// Whether these servers have one leader with a majority among them.
+fn lead(fleet: &Fleet, ids: &[u32]) -> bool {
+    let reports: Vec<Report> = ids.iter().map(|id| fleet.servers[id].report()).collect();
+    let leads = |report: &&Report| report.role == Role::Leader;
+    reports.iter().filter(leads).count() == 1
+        && reports.iter().all(|report| report.epoch == reports[0].epoch)
+}
+
+#[test]
+fn survivors_go_on_with_their_keys_and_who_was_lost_joins_them() {
+    for (count, survivors) in [(3, vec![2]), (5, vec![1, 4])] {
+        let mut fleet = Fleet::running(count, default);
+        fleet.wait_until_one();
+        block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+        fleet.wait_for_generation(2);
+        let (one, before) = (survivors[0], fleet.servers[&1].report());
+        let recover =
+            |fleet: &Fleet, named: &[u32]| block_on(fleet.servers[&one].node.recover(ids(named)));
+        let works = recover(&fleet, &survivors);
+        assert!(matches!(works, Err(RecoverRefusal::HasMajority(_))), "{works:?}");
+        let lost: Vec<u32> = (1..=count).filter(|id| !survivors.contains(id)).collect();
+        for id in &lost {
+            fleet.kill(*id);
+        }
+        let alone = |fleet: &Fleet| {
+            survivors.iter().all(|id| !fleet.servers[id].node.status().group.quorum)
+        };
+        wait_for("no majority", || alone(&fleet), || fleet.describe());
+        let with = |more: u32| [&survivors[..], &[more]].concat();
+        let silent = vec![ServerId(lost[0])];
+        assert_eq!(recover(&fleet, &with(lost[0])), Err(RecoverRefusal::Silent(silent)));
+        let unknown = vec![ServerId(77)];
+        assert_eq!(recover(&fleet, &with(77)), Err(RecoverRefusal::Unknown(unknown)));
+        assert_eq!(recover(&fleet, &lost), Err(RecoverRefusal::NotAmong(ServerId(one))));
+        if let [_, other] = survivors[..] {
+            let there = vec![ServerId(other)];
+            assert_eq!(recover(&fleet, &[one]), Err(RecoverRefusal::AlsoThere(there)));
+        }
+        assert!(recover(&fleet, &survivors).unwrap() > before.epoch);
+        wait_for("a leader", || lead(&fleet, &survivors), || fleet.describe());
+        let after = fleet.servers[&one].report();
+        assert_eq!((after.cluster_id, after.fingerprint), (before.cluster_id, before.fingerprint));
+        assert_eq!(after.list_version, 2);
+        assert_eq!(block_on(fleet.servers[&one].node.order(Order::Rotate)).unwrap().0, 3);
+        for id in lost {
+            fleet.start(id);
+        }
+        fleet.wait_until_one();
+        fleet.wait_for_generation(3);
+        let last = |fleet: &Fleet| fleet.servers[&count].report();
+        let all = count as usize;
+        wait_for("all vote", || last(&fleet).voters == all, || fleet.describe());
+        assert_eq!(last(&fleet).cluster_id, before.cluster_id);
+    }
+}
+
+/// Who was given up for lost lives on the other side of a cut, as a majority, and makes keys.
+#[test]
+fn a_group_that_was_given_up_for_lost_gives_way_when_it_is_met() {
+    let (survivors, lost) = ([1, 4], [2, 3, 5]);
+    let fleet = Fleet::linked(5, default);
+    fleet.wait_until_one();
+    fleet.part(&survivors, &lost, true);
+    wait_for("a leader of the majority", || lead(&fleet, &lost), || fleet.describe());
+    let alone =
+        |fleet: &Fleet| survivors.iter().all(|id| !fleet.servers[id].node.status().group.quorum);
+    wait_for("no majority", || alone(&fleet), || fleet.describe());
+    block_on(fleet.servers[&4].node.recover(ids(&survivors))).unwrap();
+    for id in [1, 2] {
+        let node = &fleet.servers[&id].node;
+        let makes = || node.report().current.0 > 1 || block_on(node.order(Order::Rotate)).is_ok();
+        wait_for("a key of its own", makes, || fleet.describe());
+    }
+    let key = fleet.servers[&1].report().fingerprint;
+    assert_ne!(fleet.servers[&2].report().fingerprint, key);
+    fleet.part(&survivors, &lost, false);
+    fleet.wait_until_one();
+    assert_eq!(fleet.servers[&2].report().fingerprint, key, "{}", fleet.describe());
 }

@@ -6,7 +6,9 @@ use stek_share::transport::Versions;
 
 use crate::fleet::{block_on, wait_for, Fleet};
 
-const NEXT: Versions = Versions { min: 1, max: 2 };
+const OURS: u8 = Versions::OURS.max;
+const NEXT: Versions = Versions { min: OURS, max: OURS + 1 };
+const ONLY_NEXT: Versions = Versions { min: OURS + 1, max: OURS + 1 };
 
 fn default(_: &mut Settings) {}
 
@@ -17,7 +19,7 @@ fn a_group_is_upgraded_server_by_server() {
     let mut fleet = Fleet::running(3, default);
     fleet.wait_until_one();
     let before = fleet.servers[&1].report();
-    for versions in [NEXT, Versions { min: 2, max: 2 }] {
+    for versions in [NEXT, ONLY_NEXT] {
         for id in 1..=3 {
             fleet.kill(id);
             fleet.versions.insert(id, versions);
@@ -38,8 +40,11 @@ fn a_server_of_the_next_version_lives_among_present_ones() {
         fleet.start(id);
     }
     fleet.wait_until_one();
-    let agreed = "speaks protocol version 1, this server versions 1 to 2; version 1 is used";
-    assert!(fleet.servers[&3].lines.has(agreed), "{}", fleet.describe());
+    let next = OURS + 1;
+    let agreed = format!(
+        "speaks protocol version {OURS}, this server versions {OURS} to {next}; version {OURS} is used"
+    );
+    assert!(fleet.servers[&3].lines.has(&agreed), "{}", fleet.describe());
     for id in 1..=3 {
         block_on(fleet.servers[&id].node.order(Order::Rotate)).unwrap();
         fleet.wait_for_generation(1 + u64::from(id));
@@ -49,7 +54,11 @@ fn a_server_of_the_next_version_lives_among_present_ones() {
 #[test]
 fn a_server_without_a_common_version_stays_outside_and_both_sides_say_so() {
     let mut fleet = Fleet::new(3, default);
-    fleet.versions.insert(3, Versions { min: 2, max: 2 });
+    fleet.versions.insert(3, ONLY_NEXT);
+    let next = OURS + 1;
+    let of = |theirs: u8, ours: u8| {
+        format!("speaks protocol version {theirs}, this server version {ours}; run")
+    };
     for id in 1..=3 {
         fleet.start(id);
     }
@@ -58,9 +67,8 @@ fn a_server_without_a_common_version_stays_outside_and_both_sides_say_so() {
         "a key for two, and a line on each side",
         || {
             (1..=2).all(|id| fleet.servers[&id].report().current.0 > 0)
-                && has(3, "speaks protocol version 1, this server version 2; run versions")
-                && (1..=2)
-                    .all(|id| has(id, "speaks protocol version 2, this server version 1; run"))
+                && has(3, &of(OURS, next))
+                && (1..=2).all(|id| has(id, &of(next, OURS)))
         },
         || fleet.describe(),
     );

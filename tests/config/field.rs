@@ -16,11 +16,12 @@ use openssl::x509::extension::{
     BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName,
 };
 use openssl::x509::{X509Extension, X509ReqBuilder, X509};
+use testkit::pages::is_in_troubleshooting;
 
 use super::{name, time, Identity, Site, DAY, SUBJECT};
 
 /// A certificate to be made.
-struct Order<'a> {
+pub(super) struct Order<'a> {
     subject: &'a str,
     issuer: Option<&'a Identity>,
     key: PKey<Private>,
@@ -30,16 +31,20 @@ struct Order<'a> {
 }
 
 impl<'a> Order<'a> {
-    fn leaf(issuer: &'a Identity) -> Order<'a> {
+    pub(super) fn leaf(issuer: &'a Identity) -> Order<'a> {
         let end = BasicConstraints::new().critical().build().unwrap();
         Order::new(SUBJECT, Some(issuer), end)
     }
 
-    fn authority(subject: &'a str, issuer: Option<&'a Identity>) -> Order<'a> {
+    pub(super) fn authority(subject: &'a str, issuer: Option<&'a Identity>) -> Order<'a> {
         Order::new(subject, issuer, BasicConstraints::new().critical().ca().build().unwrap())
     }
 
-    fn new(subject: &'a str, issuer: Option<&'a Identity>, kind: X509Extension) -> Order<'a> {
+    pub(super) fn new(
+        subject: &'a str,
+        issuer: Option<&'a Identity>,
+        kind: X509Extension,
+    ) -> Order<'a> {
         Order {
             subject,
             issuer,
@@ -50,33 +55,33 @@ impl<'a> Order<'a> {
         }
     }
 
-    fn key(mut self, key: PKey<Private>) -> Self {
+    pub(super) fn key(mut self, key: PKey<Private>) -> Self {
         self.key = key;
         self
     }
 
-    fn digest(mut self, digest: MessageDigest) -> Self {
+    pub(super) fn digest(mut self, digest: MessageDigest) -> Self {
         self.digest = digest;
         self
     }
 
-    fn valid(mut self, from: i64, to: i64) -> Self {
+    pub(super) fn valid(mut self, from: i64, to: i64) -> Self {
         self.valid = (from, to);
         self
     }
 
-    fn with(mut self, extension: X509Extension) -> Self {
+    pub(super) fn with(mut self, extension: X509Extension) -> Self {
         self.extensions.push(extension);
         self
     }
 
     /// In place of what tells authorities and leaves apart.
-    fn kind(mut self, extension: X509Extension) -> Self {
+    pub(super) fn kind(mut self, extension: X509Extension) -> Self {
         self.extensions[0] = extension;
         self
     }
 
-    fn make(self) -> Identity {
+    pub(super) fn make(self) -> Identity {
         let mut builder = X509::builder().unwrap();
         builder.set_version(2).unwrap();
         let mut serial = BigNum::new().unwrap();
@@ -100,33 +105,33 @@ impl<'a> Order<'a> {
     }
 }
 
-fn ec(curve: Nid) -> PKey<Private> {
+pub(super) fn ec(curve: Nid) -> PKey<Private> {
     let group = EcGroup::from_curve_name(curve).unwrap();
     PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
 }
 
-fn rsa(bits: u32) -> PKey<Private> {
+pub(super) fn rsa(bits: u32) -> PKey<Private> {
     PKey::from_rsa(Rsa::generate(bits).unwrap()).unwrap()
 }
 
 /// A key whose curve is spelt out.
-fn explicit() -> PKey<Private> {
+pub(super) fn explicit() -> PKey<Private> {
     let mut group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
     group.set_asn1_flag(Asn1Flag::EXPLICIT_CURVE);
     PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
 }
 
-fn raw(oid: &str, critical: bool, der: &[u8]) -> X509Extension {
+pub(super) fn raw(oid: &str, critical: bool, der: &[u8]) -> X509Extension {
     let contents = Asn1OctetString::new_from_bytes(der).unwrap();
     X509Extension::new_from_der(&Asn1Object::from_str(oid).unwrap(), critical, &contents).unwrap()
 }
 
-fn usage(word: &str) -> X509Extension {
+pub(super) fn usage(word: &str) -> X509Extension {
     ExtendedKeyUsage::new().other(word).build().unwrap()
 }
 
 /// Puts these into the site's files: roots, the leaf with its key, what is sent along.
-fn place(site: &Site, roots: &[&Identity], leaf: &Identity, along: &[&Identity]) {
+pub(super) fn place(site: &Site, roots: &[&Identity], leaf: &Identity, along: &[&Identity]) {
     let pem = |all: &[&Identity]| -> Vec<u8> {
         all.iter().flat_map(|one| one.certificate_pem()).collect()
     };
@@ -137,16 +142,23 @@ fn place(site: &Site, roots: &[&Identity], leaf: &Identity, along: &[&Identity])
 
 /// The one line with which a site is refused.
 #[track_caller]
-fn refusal(site: &Site) -> String {
+pub(super) fn refusal(site: &Site) -> String {
     let refused = site.load().expect_err("it was to be refused");
     assert_eq!(site.lines(&refused.warnings), [""; 0]);
     let lines = site.lines(&refused.problems);
     assert_eq!(lines.len(), 1, "{lines:#?}");
+    explained(&lines[0]);
     lines[0].clone()
 }
 
+/// Whoever reads a line finds its cause in the documentation.
 #[track_caller]
-fn has_all(line: &str, parts: &[&str]) {
+pub(super) fn explained(line: &str) {
+    assert!(is_in_troubleshooting(line), "docs/troubleshooting.md has no row for: {line}");
+}
+
+#[track_caller]
+pub(super) fn has_all(line: &str, parts: &[&str]) {
     let missing: Vec<_> = parts.iter().filter(|part| !line.contains(**part)).collect();
     assert!(missing.is_empty(), "no {missing:?} in: {line}");
 }
@@ -327,7 +339,10 @@ fn files_of_other_forms_are_called_what_they_are() {
         (edited("CERTIFICATE-----\n", "PKCS7-----\n").to_vec(), "ends with another word"),
         (text.replace("CERTIFICATE", "PKCS7").into_bytes(), "PKCS#7, in line 1; take them out"),
         (text.replace("CERTIFICATE", "TRUSTED CERTIFICATE").into_bytes(), "write it plainly"),
-        (format!("{{\"certificate\": {text:?}}}").into_bytes(), "line 1 begins in the middle"),
+        (
+            format!("{{\"certificate\": {text:?}}}").into_bytes(),
+            "line 1 has its line breaks written as \\n",
+        ),
         (b"{\"ca\": \"none\"}".to_vec(), "JSON; take the PEM text out of it"),
         (openssl::base64::encode_block(&cert).into_bytes(), "a Kubernetes Secret; decode it"),
         (body.into_bytes(), "base64 without its '-----BEGIN'"),
@@ -454,8 +469,8 @@ fn what_may_pass_by_itself_is_told_from_what_needs_a_hand() {
         (|s| s.remove("key.pem"), true),
         (|s| s.remove("list.yaml"), true),
         (|s| s.remove("server_conf.yaml"), true),
-        (|s| s.write_identity(&s.leaf(SUBJECT, -DAY, -60)), false),
-        (|s| s.write("cert.pem", ""), false),
+        (|s| s.write_identity(&s.leaf(SUBJECT, -DAY, -60)), true),
+        (|s| s.write("cert.pem", ""), true),
         (|s| s.edit("list.yaml", "port: 10001", "port: 0"), false),
         (
             |s| {

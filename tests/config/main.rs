@@ -24,7 +24,9 @@ use stek_share::core::server_id::ServerId;
 use stek_share::load::{expiry, load, load_certificates, Dirs, Loaded, Refused, Stamps};
 
 mod auto;
+mod chains;
 mod field;
+mod forms;
 
 const DAY: i64 = 86_400;
 
@@ -323,7 +325,7 @@ fn each_error_is_one_line() {
         (
             |s| s.write("cert.pem", ""),
             "TOP/config/server_conf.yaml line 7: server_cert_file: \"TOP/config/cert.pem\" holds \
-             no certificate in PEM form; give a file with",
+             no certificate in PEM form: it is empty; copy it anew",
         ),
         (
             |s| s.write("key.pem", s.root.certificate_pem()),

@@ -101,13 +101,13 @@ pub fn one(to: SocketAddr, returns: usize) -> Result<Figures> {
 }
 
 /// Many clients at the same time, each in a thread of its own.
-pub struct LargeCluster {
+pub struct Clients {
     over: Arc<AtomicBool>,
     returns: Vec<Arc<AtomicUsize>>,
     clients: Vec<JoinHandle<Result<Figures>>>,
 }
 
-impl LargeCluster {
+impl Clients {
     /// Lets `count` clients come and go.
     pub fn start(to: SocketAddr, count: usize) -> Self {
         let over = Arc::new(AtomicBool::new(false));
@@ -158,7 +158,7 @@ impl LargeCluster {
     }
 }
 
-impl Drop for LargeCluster {
+impl Drop for Clients {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
     }

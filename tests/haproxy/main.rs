@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use balancer::Balancer;
-use clients::{Figures, LargeCluster};
+use clients::{Clients, Figures};
 use testkit::fleet::{self, Fleet, Plan};
 use testkit::run_dir::RunDir;
 use testkit::sys::Signal;
@@ -44,7 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 struct Phase {
     what: &'static str,
     single: Figures,
-    large_cluster: Figures,
+    many: Figures,
     /// Connections that each server got.
     shares: Vec<u64>,
     rotations: u64,
@@ -58,7 +58,7 @@ fn clients_resume_wherever_round_robin_sends_them() -> Result<()> {
     let plain = without(Plan::new(SERVERS, &plugin, INTERVAL).plain(), &dir)?;
     print(&shared, &plain);
     for phase in &shared {
-        for figures in [&phase.single, &phase.large_cluster] {
+        for figures in [&phase.single, &phase.many] {
             assert_eq!(figures.resumed, figures.returns, "{}: {figures:?}", phase.what);
         }
         assert!(phase.rotations >= ROTATIONS, "{}: {} rotations", phase.what, phase.rotations);
@@ -66,8 +66,8 @@ fn clients_resume_wherever_round_robin_sends_them() -> Result<()> {
     }
     // One client meets the server of its ticket never, many clients meet it by chance: one in three.
     assert_eq!(plain.single.resumed, 0, "{:?}", plain.single);
-    let percent = plain.large_cluster.percent();
-    assert!((15.0..55.0).contains(&percent), "without the plugin: {:?}", plain.large_cluster);
+    let percent = plain.many.percent();
+    assert!((15.0..55.0).contains(&percent), "without the plugin: {:?}", plain.many);
     assert_fair(&plain);
     dir.done()
 }
@@ -101,11 +101,11 @@ fn without(plan: Plan, dir: &RunDir) -> Result<Phase> {
     let balancer = Balancer::start(&dir.join("plain"), &fleet.https())?;
     let before = balancer.shares()?;
     let single = clients::one(balancer.address(), SINGLE_RETURNS)?;
-    let mut large_cluster = LargeCluster::start(balancer.address(), CLIENTS);
-    large_cluster.wait_returns(LARGE_CLUSTER_RETURNS, PATIENCE)?;
-    let large_cluster = large_cluster.stop()?;
+    let mut many = Clients::start(balancer.address(), CLIENTS);
+    many.wait_returns(LARGE_CLUSTER_RETURNS, PATIENCE)?;
+    let many = many.stop()?;
     let shares = balancer.shares_since(&before)?;
-    Ok(Phase { what: "without the plugin", single, large_cluster, shares, rotations: 0 })
+    Ok(Phase { what: "without the plugin", single, many, shares, rotations: 0 })
 }
 
 /// The large cluster, in whose midst `event` happens, and after it the single client, until both have come
@@ -120,28 +120,22 @@ fn phase(
     let counter = Rotations::default();
     thread::scope(|scope| {
         let counted = scope.spawn(|| counter.count(fleet));
-        let mut large_cluster = LargeCluster::start(balancer.address(), CLIENTS);
+        let mut many = Clients::start(balancer.address(), CLIENTS);
         // Whatever fails, the counting thread has to end.
         let figures: Result<(Figures, Figures)> = (|| {
-            large_cluster.wait_returns(1, PATIENCE)?;
+            many.wait_returns(1, PATIENCE)?;
             event()?;
-            large_cluster.wait_returns(LARGE_CLUSTER_RETURNS, PATIENCE)?;
+            many.wait_returns(LARGE_CLUSTER_RETURNS, PATIENCE)?;
             wait::until(PATIENCE, "rotations", || Ok(counter.reached().then_some(())))?;
-            let large_cluster = large_cluster.stop()?;
+            let many = many.stop()?;
             // Between the large cluster and the single client nobody else may take a turn of the balancer.
-            Ok((clients::one(balancer.address(), SINGLE_RETURNS)?, large_cluster))
+            Ok((clients::one(balancer.address(), SINGLE_RETURNS)?, many))
         })();
         counter.over.store(true, Ordering::Relaxed);
         let rotations =
             counted.join().map_err(|_| testkit::Error::new("the counter panicked"))??;
-        let (single, large_cluster) = figures?;
-        Ok(Phase {
-            what,
-            single,
-            large_cluster,
-            shares: balancer.shares_since(&before)?,
-            rotations,
-        })
+        let (single, many) = figures?;
+        Ok(Phase { what, single, many, shares: balancer.shares_since(&before)?, rotations })
     })
 }
 
@@ -185,12 +179,8 @@ fn print(shared: &[Phase], plain: &Phase) {
     println!("haproxy, round robin, {SERVERS} servers, TLS 1.2 and 1.3; resumed of all returns");
     println!("  {:<20} {:>18} {:>20}  connections of each server", "", "1 client", "20 clients");
     for phase in shared.iter().chain([plain]) {
-        let Phase { what, single, large_cluster, shares, rotations } = phase;
-        print!(
-            "  {what:<20} {:>18} {:>20}  {shares:?}",
-            single.to_string(),
-            large_cluster.to_string()
-        );
+        let Phase { what, single, many, shares, rotations } = phase;
+        print!("  {what:<20} {:>18} {:>20}  {shares:?}", single.to_string(), many.to_string());
         match rotations {
             0 => println!(),
             _ => println!(", {rotations} rotations"),

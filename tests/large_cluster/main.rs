@@ -1,5 +1,5 @@
-//! A group so large that not everybody asks everybody: a cluster of nodes as in `tests/cluster`,
-//! in a program of its own, because it would take the machine from the tests beside it.
+//! A group of which most servers do not vote: a cluster of nodes as in `tests/cluster`, in a program
+//! of its own, because it would take the machine from the tests beside it.
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
 
 #[path = "../cluster/fleet.rs"]
@@ -8,11 +8,13 @@ mod fleet;
 mod relay;
 
 use stek_share::core::config::Settings;
-use stek_share::core::large_cluster::{SEED_NODES, SMALL};
+use stek_share::core::rotation::Order;
+use stek_share::core::server_list::MAX_VOTERS;
 
-use crate::fleet::{wait_for, Fleet};
+use crate::fleet::{block_on, wait_for, Fleet};
 
-mod relayed;
+const COUNT: u32 = 42;
+const VOTERS: u32 = MAX_VOTERS as u32;
 
 fn small_servers(settings: &mut Settings) {
     settings.workers = 1;
@@ -25,47 +27,49 @@ fn accepted(fleet: &Fleet, but: u32) -> u64 {
 }
 
 #[test]
-fn a_large_group_becomes_one_and_takes_servers_back_without_asking_everybody() {
-    let count = SMALL as u32 + 1;
-    let seed_nodes = SEED_NODES as u32;
-    let mut fleet = Fleet::running(count, small_servers);
+fn few_vote_and_all_have_the_keys_whoever_of_them_goes_and_comes() {
+    let mut fleet = Fleet::running(COUNT, small_servers);
     fleet.wait_until_one();
-    let cluster_id = fleet.servers[&count].report().cluster_id;
-    let dialled = accepted(&fleet, 0) / u64::from(count);
-    assert!(dialled < u64::from(count) / 2, "{dialled} connections for each server: who asks all?");
+    let first = fleet.servers[&COUNT].report();
+    assert_eq!((first.members, first.voters), (COUNT as usize, MAX_VOTERS), "{}", fleet.describe());
+    let dialled = accepted(&fleet, 0) / u64::from(COUNT);
+    assert!(dialled <= u64::from(VOTERS) + 4, "{dialled} connections for each server");
 
-    // It asks the seed nodes, two others and the leader; the leader dials it, and may do so twice.
-    let leader = fleet.wait_for_leader();
-    let away = if leader == count { count - 1 } else { count };
-    fleet.kill(away);
-    let before = accepted(&fleet, away);
-    fleet.start(away);
+    // One that does not vote: it asks those who do, and the leader dials it, perhaps twice.
+    fleet.kill(COUNT);
+    let before = accepted(&fleet, COUNT);
+    fleet.start(COUNT);
     fleet.wait_until_one();
-    let dialled = accepted(&fleet, away) - before + fleet.servers[&away].node.status().accepted;
-    assert!(dialled <= u64::from(seed_nodes) + 7, "{dialled} connections for one server");
+    let own = fleet.servers[&COUNT].node.status().accepted;
+    let dialled = accepted(&fleet, COUNT) - before + own;
+    assert!(dialled <= u64::from(VOTERS) + 3, "{dialled} connections for one server");
+    assert_eq!(block_on(fleet.servers[&COUNT].node.order(Order::Rotate)).unwrap().0, 2);
+    fleet.wait_for_generation(2);
 
-    // Without seed nodes, and without the leader that everybody knew.
+    // Three of those who vote, the leader among them: the others elect one of themselves.
     let leader = fleet.wait_for_leader();
-    let gone: Vec<u32> = (1..=seed_nodes).chain((leader > seed_nodes).then_some(leader)).collect();
+    assert!(leader <= VOTERS, "{leader} does not vote");
+    let gone: Vec<u32> =
+        std::iter::once(leader).chain((1..=VOTERS).filter(|id| *id != leader)).take(3).collect();
     for id in &gone {
         fleet.kill(*id);
     }
     let led = |fleet: &Fleet| fleet.leader().is_some_and(|id| !gone.contains(&id));
     wait_for("a new leader", || led(&fleet), || fleet.describe());
-    let away = (seed_nodes + 1..count).find(|id| !gone.contains(id) && fleet.leader() != Some(*id));
-    let away = away.expect("most of them follow");
-    fleet.kill(away);
-    fleet.start(away);
-    fleet.wait_until_one();
-    assert_eq!(
-        fleet.servers[&away].report().cluster_id,
-        cluster_id,
-        "it joined those that remember"
-    );
-
+    assert_eq!(block_on(fleet.servers[&COUNT].node.order(Order::Rotate)).unwrap().0, 3);
     for id in gone {
         fleet.start(id);
     }
     fleet.wait_until_one();
-    assert!(fleet.servers.values().all(|b| b.report().cluster_id == cluster_id));
+
+    // Most of those who vote at once: all others still have the keys.
+    for id in 1..=VOTERS - 2 {
+        fleet.kill(id);
+    }
+    for id in 1..=VOTERS - 2 {
+        fleet.start(id);
+    }
+    fleet.wait_until_one();
+    let last = fleet.servers[&1].report();
+    assert_eq!((last.cluster_id, last.current.0), (first.cluster_id, 3), "{}", fleet.describe());
 }

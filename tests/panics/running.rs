@@ -13,6 +13,8 @@ enum Trigger {
     Handshake,
     /// A message to the server.
     Message(&'static str),
+    /// `traffic_ctl config reload`.
+    HostReload,
     /// Another server's return, which dials and is dialled.
     Return,
     /// The same without what it keeps in `state_dir`, so that it needs a snapshot.
@@ -23,7 +25,7 @@ enum Trigger {
     Death,
 }
 
-use Trigger::{Death, EmptyReturn, Handshake, Message, OwnReturn, Return, Rotation};
+use Trigger::{Death, EmptyReturn, Handshake, HostReload, Message, OwnReturn, Return, Rotation};
 
 /// Every place where a panic can be planted in a running server.
 const POINTS: &[(&str, Trigger)] = &[
@@ -35,6 +37,7 @@ const POINTS: &[(&str, Trigger)] = &[
     ("save", Rotation),
     ("asker", OwnReturn),
     ("hook-message", Message("status")),
+    ("hook-reload", HostReload),
     ("operator", Message("status")),
     ("reader", Message("reload")),
     ("accept", Return),
@@ -90,6 +93,10 @@ fn survive(stage: &mut Stage, point: &str, trigger: Trigger) -> Result<()> {
         Message(verb) => {
             plant(stage)?;
             stage.send(0, verb)?;
+        }
+        HostReload => {
+            plant(stage)?;
+            stage.fleet.servers[0].ctl(&["config", "reload"])?;
         }
         Return | EmptyReturn | OwnReturn | Death => {
             let index = match trigger {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use testkit::ats::Ats;
 use testkit::fleet::{self, Plan};
+use testkit::host::{self, named};
 use testkit::run_dir::RunDir;
 use testkit::tickets::{self, KeyName};
 use testkit::{wait, Result};
@@ -73,17 +74,19 @@ fn hints_follow_what_the_operator_mends() -> Result<()> {
     let fleet = plan.start(dir.path())?;
     let ats = &fleet.servers[0];
     ats.wait_diags("(generation ", PATIENCE)?;
-    let multicert = fs::read_to_string(ats.etc().join("ssl_multicert.config"))?;
-    stage::rewrite(ats, "ssl_multicert.config", |text| {
-        format!("{}ssl_ticket_enabled=0 {text}", "# a remark\n")
+    host::change_certificates(&ats.etc(), |lines| {
+        format!("# a remark\nssl_ticket_enabled=0 {lines}")
     })?;
-    send(ats, "reload", "ssl_multicert.config line 2: ssl_ticket_enabled: 0 means")?;
-    send(ats, "status", "ssl_multicert.config line 2: ssl_ticket_enabled: 0 means")?;
+    let said = named("ssl_multicert.config line 2: ssl_ticket_enabled: 0 means");
+    send(ats, "reload", &said)?;
+    send(ats, "status", &said)?;
     // Mended without a word, it is seen at the next look.
     let from = ats.diags().len();
-    let file = ats.etc().join("ssl_multicert.config");
+    let file = ats.etc().join(named("ssl_multicert.config"));
     let mended = format!("NOTE: [stek_share] no longer so: {} line 2", file.display());
-    fs::write(ats.etc().join("ssl_multicert.config"), multicert)?;
+    host::change_certificates(&ats.etc(), |lines| {
+        lines.replace("# a remark\nssl_ticket_enabled=0 ", "")
+    })?;
     wait_line(ats, from, &mended)?;
     send(ats, "status", "status: all is well")?;
     dir.done()

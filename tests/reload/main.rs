@@ -8,7 +8,6 @@
 mod again;
 mod host_keys;
 mod list;
-mod nameserver;
 mod resolver;
 mod stage;
 mod verbs;

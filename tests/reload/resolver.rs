@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use testkit::ats::Ats;
 use testkit::fleet::{self, Plan};
+use testkit::nameserver::{self, is_root, Answer, NameServer, NXDOMAIN, SERVFAIL};
 use testkit::run_dir::RunDir;
 use testkit::{ports, wait, Result};
 
-use crate::nameserver::{is_root, NameServer};
 use crate::stage::{self, send, turn, PATIENCE};
 
 /// How long an answer to a message may take on a busy machine: well below any time limit of the
@@ -65,6 +65,61 @@ fn four_peers_whose_names_hang_stop_neither_reload_nor_status() -> Result<()> {
         .filter(|name| name.trim() == "stek_lookup")
         .count();
     assert_eq!(hanging, 4, "one look-up for each name");
+    dir.done()
+}
+
+/// Servers that know each other by names alone, each name with a trouble of its own, all behind a first name
+/// server that is silent: with the resolver's own time limit each look-up takes five seconds at least.
+#[test]
+fn names_with_troubles_that_pass_make_one_group() -> Result<()> {
+    /// The names, by what their server does about the first questions.
+    const NAMES: [&str; 5] = ["plain", "late", "unknown", "failing", "mixed"];
+    /// How often one is asked in vain.
+    const IN_VAIN: usize = 3;
+    /// Five seconds for each question, and several of them in vain.
+    const LONG: Duration = Duration::from_secs(120);
+    if !is_root()? {
+        println!("not tried: needs root");
+        return Ok(());
+    }
+    let _turn = turn();
+    let dir = RunDir::new("resolver-troubles")?;
+    let good = || Answer::Addresses(vec![Ipv4Addr::LOCALHOST], Duration::ZERO);
+    let _silent = NameServer::start(Ipv4Addr::new(127, 88, 0, 3), None)?;
+    let second = NameServer::with(Ipv4Addr::new(127, 88, 0, 4), move |name, time| match name {
+        "late" => Answer::Addresses(vec![Ipv4Addr::LOCALHOST], LATE),
+        "unknown" if time < IN_VAIN => Answer::Error(NXDOMAIN),
+        "failing" if time < IN_VAIN => Answer::Error(SERVFAIL),
+        "mixed" => {
+            Answer::Addresses(vec![Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST], Duration::ZERO)
+        }
+        _ => good(),
+    })?;
+    let text = "nameserver 127.88.0.3\nnameserver 127.88.0.4\n";
+    let place = nameserver::place(dir.path(), text)?;
+    let plan = Plan::new(NAMES.len(), &stage::plugin()?, Duration::from_secs(3600));
+    let mut fleet = plan.places(&NAMES.map(|_| place.clone())).prepare(dir.path())?;
+    let entry = |(id, (name, port)): (usize, (&&str, &u16))| {
+        format!("- server_id: {id}\n  address: {name}.example\n  port: {port}\n")
+    };
+    let list: String = (1..).zip(NAMES.iter().zip(&fleet.raft_ports)).map(entry).collect();
+    for (ats, name) in fleet.servers.iter().zip(NAMES) {
+        fs::write(ats.etc().join("server_list.yaml"), &list)?;
+        stage::rewrite(ats, "server_conf.yaml", |text| {
+            text.replace("address: 127.0.0.1\n", &format!("address: {name}.example\n"))
+        })?;
+    }
+    fleet.start()?;
+    for ats in &fleet.servers {
+        ats.wait_diags("(generation ", LONG)?;
+    }
+    fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
+    assert!(second.asked() > NAMES.len());
+    // What is left out of an answer is told where it is dialled.
+    let left_out = "(mixed.example:";
+    let why = "): 1 of the name's 2 addresses are not dialled: 0.0.0.0 stands for every address";
+    let told = |ats: &Ats| ats.diags().lines().any(|l| l.contains(left_out) && l.contains(why));
+    assert!(fleet.servers.iter().any(told), "{}", fleet.servers[0].diags());
     dir.done()
 }
 

@@ -1,20 +1,23 @@
 //! The fleet that gets messages, and how to look at it.
 
 use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use testkit::ats::Ats;
 pub use testkit::fleet::built_plugin as plugin;
+use testkit::turns::{Turn, Turns};
 use testkit::{wait, Context, Error, Result};
 
 /// Until something has happened that takes a few seconds at most on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(40);
 
-/// Tests take turns: two fleets at once would only measure each other.
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// Tests that have servers at the same time. Most wait for the next look of a plugin at its files; more
+/// of them would only measure each other.
+static TURNS: Turns = Turns::of(6);
+
+/// A turn for one test.
+pub fn turn() -> Turn {
+    TURNS.take(1)
 }
 
 /// Sends a message, and waits for a line of diags.log that is new since and has `answer` in it.

@@ -104,7 +104,7 @@ struct Connection {
 std::vector<tsapi_cont *> hello_hooks;
 std::mutex lock;
 std::condition_variable changed;
-int rejected_keys_left                              = 0;
+int refusals_left                              = 0;
 int accepted                                   = 0;
 int answers                                    = 0;
 std::multimap<TSLifecycleHookID, tsapi_cont *> hooks;
@@ -173,11 +173,11 @@ TSSslTicketKeyUpdate(char *data, int length)
   bool takes;
   {
     std::lock_guard<std::mutex> guard(lock);
-    takes = whole && rejected_keys_left == 0;
+    takes = whole && refusals_left == 0;
     if (takes) {
       ++accepted;
-    } else if (rejected_keys_left > 0) {
-      --rejected_keys_left;
+    } else if (refusals_left > 0) {
+      --refusals_left;
     }
     printf("%s %d key(s) on thread %s\n", takes ? "took" : "refused", length / 48, thread);
     fflush(stdout);
@@ -511,7 +511,7 @@ others()
 int
 main(int argc, char **argv)
 {
-  rejected_keys_left = number("HOST_REFUSES", 0);
+  refusals_left = number("HOST_REFUSES", 0);
 #ifndef C_NAMES
   DbgCtl::_config_mode = number("HOST_DEBUG", 1);
 #endif

@@ -201,7 +201,7 @@ impl Box_ {
 
 fn member(id: u32, addr: SocketAddr) -> Member {
     let address = addr.ip().to_string();
-    Member { id: ServerId(id), address, port: addr.port(), subject: None }
+    Member { id: ServerId(id), address, port: addr.port(), subject: None, voter: true }
 }
 
 async fn ask(peers: &Peers, to: u32, body: &[u8], limit: Duration) -> Result<Vec<u8>, CallError> {

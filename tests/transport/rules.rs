@@ -67,7 +67,10 @@ async fn a_member_that_breaks_the_rules_is_closed() {
         until(what, || two.counters.refused(cause) == counted + 1).await;
         assert_eq!(two.begun(), begun + served, "{what}");
     }
-    assert!(two.lines.have(Level::Warning, "it speaks protocol version 9, this server version 1"));
+    assert!(two.lines.have(
+        Level::Warning,
+        &format!("it speaks protocol version 9, this server version {}", frame::VERSION_MAX)
+    ));
     assert!(two.lines.have(Level::Warning, "refused 127.0.0.1:"));
 }
 
@@ -131,7 +134,7 @@ async fn one_certificate_cannot_take_the_places_of_others() {
         }
     }
     let most = 3 * CONNECTIONS_PER_MEMBER + bounds.spare;
-    until("no more than may campaign", || two.listener.connections() <= most).await;
+    until("no more than may stand", || two.listener.connections() <= most).await;
     assert!(two.lines.have(Level::Warning, "has too many; it gave way"));
     // A member and a tool of another certificate come, and stay whatever the enemy does.
     let mut member = established(&own, two.addr, stays(1, Role::Member)).await;
@@ -143,7 +146,7 @@ async fn one_certificate_cannot_take_the_places_of_others() {
     for stream in [&mut member, &mut tool] {
         exchange(stream, b"x").await.expect("it stands");
     }
-    until("no more than may campaign", || two.listener.connections() <= most).await;
+    until("no more than may stand", || two.listener.connections() <= most).await;
 }
 
 #[tokio::test]

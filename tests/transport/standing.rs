@@ -1,4 +1,4 @@
-//! Connections that stand: whether they still would be let in, and how long they may campaign.
+//! Connections that stand: whether they still would be let in, and how long they may stand.
 
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};

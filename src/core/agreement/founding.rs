@@ -10,6 +10,7 @@
 //! acknowledged before a promise is in the report that came with it; in one epoch there is one
 //! founding.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -82,11 +83,23 @@ pub enum Refusal {
     Implausible(u64),
 }
 
+/// With whom a server founds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// What the others said who are to be asked.
+    pub answers: Vec<Answer>,
+    /// Where an operator says that all others are gone for good: who is left. These count then, in
+    /// place of the lists, and all of them have to promise.
+    pub survivors: Option<Voters>,
+}
+
 /// What a founder has gathered.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Founding<R> {
     /// How many nodes were asked, itself included.
     pub asked: usize,
+    /// See [`Call::survivors`].
+    pub survivors: Option<Voters>,
     /// Who promised, and what it holds.
     pub promises: BTreeMap<NodeId, Report<R>>,
 }
@@ -149,14 +162,16 @@ impl<R: Evidence> Member<R> {
 
     /// Begins a founding, after Raft was stopped here and `own` was read: what each of those who
     /// answered is to be asked. `wall` is in seconds after 1970.
-    pub fn prepare(&mut self, own: Report<R>, answers: &[Answer], wall: u64) -> Vec<Prepare> {
+    pub fn prepare(&mut self, own: Report<R>, call: &Call, wall: u64) -> Vec<Prepare> {
+        let Call { answers, survivors } = call;
         let told = answers.iter().map(|a| a.known).filter(|known| {
             Epoch { counter: *known, founder: self.me }.is_plausible(self.known(), wall)
         });
         let epoch = Epoch::after(told.fold(self.known(), u64::max), wall, self.me);
         self.promise = epoch;
         let promises = BTreeMap::from([(self.me, own)]);
-        self.founding = Some(Founding { asked: answers.len() + 1, promises });
+        let (asked, survivors) = (answers.len() + 1, survivors.clone());
+        self.founding = Some(Founding { asked, survivors, promises });
         answers.iter().map(|answer| Prepare { epoch, to: answer.node }).collect()
     }
 
@@ -214,8 +229,17 @@ impl<R: Evidence> Member<R> {
         };
         let own = founding.promises.get(&self.me).filter(|report| report.rank == newest);
         let mut base = own.or_else(|| of_newest().next())?.clone();
+        let is_enough = match &founding.survivors {
+            None => lists.iter().all(counts),
+            Some(survivors) => survivors.iter().all(|id| promised(id).is_some()),
+        };
+        if let Some(survivors) = &founding.survivors {
+            base.record.recover(survivors);
+            // Newer than what it is made of: from now on these count.
+            base.rank = Rank { epoch: self.promise, ..Rank::default() };
+        }
         let list = base.record.lists().pop()?;
-        if !lists.iter().all(counts) || !list.contains(&self.me.server) {
+        if !is_enough || !list.contains(&self.me.server) {
             return None;
         }
         founding.promises.values().for_each(|report| base.record.merge(&report.record));
@@ -224,6 +248,15 @@ impl<R: Evidence> Member<R> {
         let voters = list.iter().map(|id| (*id, incarnation(id))).collect();
         self.founding = None;
         Some(Found { epoch: self.promise, voters, base })
+    }
+
+    /// Gives a founding up that came to nothing, and forgets what others promised; whether the newest
+    /// record of these does not count this founder, so that others have to found.
+    pub fn give_up(&mut self) -> bool {
+        let promises = self.founding.take().map(|founding| founding.promises).unwrap_or_default();
+        let newest = promises.values().max_by_key(|report| report.rank);
+        let list = newest.and_then(|report| report.record.lists().pop());
+        list.is_some_and(|list| !list.contains(&self.me.server))
     }
 
     /// Begins in a cluster that was founded, if this very node was counted and has promised nothing
@@ -265,6 +298,10 @@ pub fn may_prepare(
         && (there == list.len() || there >= majority(list.len()) && asked_for >= patience)
 }
 
+/// How new what a server has is, and which server it is: of those that could found at once the one
+/// with the newest does, and of those the first one.
+pub type Turn = (Epoch, Option<LogPosition>, Reverse<ServerId>);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,6 +320,10 @@ mod tests {
 
         fn merge(&mut self, other: &Notes) {
             self.revoked |= other.revoked;
+        }
+
+        fn recover(&mut self, survivors: &Voters) {
+            self.lists = vec![survivors.clone()];
         }
     }
 
@@ -315,8 +356,9 @@ mod tests {
         Member::new(node(server, 1), none(&[1, 2, 3]))
     }
 
-    fn answers(members: &[&Member<Notes>]) -> Vec<Answer> {
-        members.iter().map(|member| member.answer(false)).collect()
+    fn answers(members: &[&Member<Notes>]) -> Call {
+        let answers = members.iter().map(|member| member.answer(false)).collect();
+        Call { answers, survivors: None }
     }
 
     /// The first of these founds, the others promise what they report.
@@ -397,6 +439,11 @@ mod tests {
         // Servers that have nothing but their files count by all of these.
         assert_eq!(founded([none(&[1, 2, 3]), none(&[1, 2, 3, 4])], true), None);
         assert_eq!(founded([report(5, 1, &[2, 3]), none(&[1])], true), None, "it is in no list");
+        let mut one = member(1);
+        let asked = one.prepare(none(&[1, 2]), &answers(&[&member(2)]), 10);
+        one.collect(member(2).promise(&asked[0], report(5, 1, &[2, 3])));
+        assert!(one.found(true).is_none() && one.give_up());
+        assert!(one.founding.is_none() && !one.give_up());
     }
 
     #[test]
@@ -420,11 +467,34 @@ mod tests {
     fn a_founder_goes_beyond_what_it_is_told_unless_that_is_absurd() {
         let mut one = member(1);
         let mut told = answers(&[&member(2), &member(3)]);
-        (told[0].known, told[1].known) = (u64::MAX, 40);
+        (told.answers[0].known, told.answers[1].known) = (u64::MAX, 40);
         let asked = one.prepare(none(&[1]), &told, 10);
         assert_eq!(asked[0], Prepare { epoch: epoch(41, 1), to: node(2, 1) });
         let mad = Prepare { epoch: epoch(u64::MAX, 1), to: node(2, 1) };
         assert_eq!(member(2).admits(&mad, false, 10), Err(Refusal::Implausible(u64::MAX)));
+    }
+
+    #[test]
+    fn survivors_count_in_place_of_the_list_and_all_of_them() {
+        let report = |list| report(4, 9, list);
+        let call =
+            |others: &[&Member<Notes>]| Call { survivors: Some(ids(&[1, 2])), ..answers(others) };
+        let (mut one, mut two, mut four) = (member(1), member(2), member(4));
+        let asked = one.prepare(report(&[1, 2, 3, 4, 5]), &call(&[&two]), 10);
+        assert_eq!(one.found(true), None, "one of the survivors has not promised");
+        one.collect(two.promise(&asked[0], report(&[1, 2, 3, 4, 5])));
+        let found = one.found(false).unwrap();
+        assert!(found.voters.iter().map(|(id, life)| (id.0, life.0)).eq([(1, 1), (2, 1)]));
+        assert_eq!(found.base.record.lists(), [ids(&[1, 2])]);
+        assert!(two.accept(&found, report(&[1, 2, 3, 4, 5])));
+        // What is founded next counts by those.
+        assert_eq!(two.report(None).record.lists(), [ids(&[1, 2])]);
+        // Who is not among them founds nothing in their name.
+        let asked = four.prepare(report(&[1, 2, 3, 4, 5]), &call(&[&one, &two]), 20);
+        one.promise(&asked[0], report(&[1]));
+        four.collect(Promise { epoch: asked[0].epoch, from: node(1, 1), report: report(&[1]) });
+        four.collect(Promise { epoch: asked[0].epoch, from: node(2, 1), report: report(&[1]) });
+        assert_eq!(four.found(true), None);
     }
 
     #[test]
@@ -438,6 +508,18 @@ mod tests {
         // A founder that promised another one higher founds nothing any more.
         one.promise(&Prepare { epoch: epoch(99, 3), to: node(1, 1) }, none(&[1]));
         assert!(one.founding.is_none() && one.found(true).is_none());
+    }
+
+    #[test]
+    fn a_founding_comes_too_late_for_who_promised_a_later_one() {
+        let (mut one, mut two) = (member(1), member(2));
+        let asked = one.prepare(none(&[1, 2, 3]), &answers(&[&two]), 10);
+        let promise = two.promise(&asked[0], none(&[1, 2, 3]));
+        one.collect(promise);
+        let found = one.found(true).unwrap();
+        two.promise(&Prepare { epoch: epoch(99, 3), to: node(2, 1) }, none(&[1, 2, 3]));
+        assert!(!two.accept(&found, none(&[1, 2, 3])) && !two.takes_part());
+        assert!(one.accept(&found, none(&[1, 2, 3])));
     }
 
     #[test]

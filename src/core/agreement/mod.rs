@@ -19,7 +19,7 @@
 //! | 11 | a leader uses what it commits only while it hears a majority, and says how long ago that was | [`meeting::Contact`] |
 //! | 12 | only what has the log becomes a voter, and only while nothing is open | [`replacement::next_step`] |
 //!
-//! Who sends, waits and stops Raft is for [`crate::node`].
+//! Who sends, waits and stops Raft is for [`crate::node`]; why it is so, in docs/decisions/0012.
 
 pub mod epoch;
 pub mod founding;

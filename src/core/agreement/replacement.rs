@@ -3,7 +3,8 @@
 //!
 //! Invariants: a voter has the log before it votes, and what it knew to be revoked is revoked; no
 //! step begins while another one is open; a server that was replaced comes back only as a later
-//! life; the list changes by one server at a time.
+//! life; the list changes by one server at a time; until more than half of the new list vote nobody
+//! stops voting.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,6 +41,8 @@ pub struct View<'a> {
     pub is_settled: bool,
     /// The voters of the list that the group has agreed on.
     pub list: &'a Voters,
+    /// Its other servers, which are sent the log and do not vote.
+    pub followers: &'a Voters,
     /// Who answered this leader within its lease.
     pub answering: &'a BTreeSet<NodeId>,
     /// The newest life of each server that said hello on a living connection.
@@ -69,7 +72,8 @@ pub fn next_step(view: &View<'_>) -> Option<Step> {
     let node = |id: &ServerId, incarnation| NodeId { server: *id, incarnation };
     let new = |(id, arrival): (&ServerId, &Arrival)| {
         let is_new = *id != view.me.server && arrival.incarnation > has(id);
-        (is_new && view.list.contains(id)).then(|| (node(id, arrival.incarnation), *arrival))
+        let is_listed = view.list.contains(id) || view.followers.contains(id);
+        (is_new && is_listed).then(|| (node(id, arrival.incarnation), *arrival))
     };
     let new: Vec<(NodeId, Arrival)> = view.arrivals.iter().filter_map(new).collect();
     let unknown = |known: &&(NodeId, Arrival)| !view.nodes.contains(&known.0);
@@ -84,11 +88,16 @@ pub fn next_step(view: &View<'_>) -> Option<Step> {
     let mut wanted = last.clone();
     let (replace, add): (Vec<_>, Vec<_>) =
         ready().map(|(node, _)| *node).partition(|node| last.contains_key(&node.server));
+    let add: Vec<_> = add.into_iter().filter(|node| view.list.contains(&node.server)).collect();
     wanted.extend(replace.iter().map(|node| (node.server, node.incarnation)));
     if wanted == *last {
+        let takes_log = |(node, arrival): &(NodeId, Arrival)| {
+            view.list.contains(&node.server) && !arrival.has_log && view.answering.contains(node)
+        };
+        let staying = last.keys().filter(|id| view.list.contains(id)).count();
         if let Some(node) = add.first() {
             wanted.insert(node.server, node.incarnation);
-        } else {
+        } else if staying >= majority(view.list.len()) && !new.iter().any(takes_log) {
             // Those that are away go first, the leader itself last.
             let leaving = last.iter().filter(|(id, _)| !view.list.contains(id));
             let order = |(id, life): &(&ServerId, &Incarnation)| {
@@ -104,9 +113,17 @@ pub fn next_step(view: &View<'_>) -> Option<Step> {
     if wanted != *last && wanted.iter().filter(answers).count() >= majority(wanted.len()) {
         return Some(Step::ChangeVoters(wanted));
     }
+    // A new leader does not know yet who has come; a follower stays until a later life of it has.
+    let is_followers = |known: &&NodeId| {
+        let later = view.arrivals.get(&known.server);
+        view.followers.contains(&known.server)
+            && !last.contains_key(&known.server)
+            && later.is_none_or(|later| later.incarnation <= known.incarnation)
+    };
     let stays = |known: &&NodeId| {
         last.get(&known.server) == Some(&known.incarnation)
             || new.iter().any(|(node, _)| node == *known)
+            || is_followers(known)
     };
     let gone: BTreeSet<NodeId> = view.nodes.iter().filter(|known| !stays(known)).copied().collect();
     (!gone.is_empty()).then_some(Step::Remove(gone))
@@ -129,6 +146,7 @@ mod tests {
         configurations: Vec<Configuration>,
         is_settled: bool,
         list: Voters,
+        followers: Voters,
         nodes: BTreeSet<NodeId>,
         answering: BTreeSet<NodeId>,
         arrivals: BTreeMap<ServerId, Arrival>,
@@ -140,6 +158,7 @@ mod tests {
             configurations: vec![configuration(&[(1, 1), (2, 1), (3, 1)])],
             is_settled: true,
             list: [1, 2, 3].map(ServerId).into(),
+            followers: Voters::new(),
             answering: nodes.clone(),
             nodes,
             arrivals: BTreeMap::new(),
@@ -159,6 +178,7 @@ mod tests {
                 nodes: &self.nodes,
                 is_settled: self.is_settled,
                 list: &self.list,
+                followers: &self.followers,
                 answering: &self.answering,
                 arrivals: &self.arrivals,
             })
@@ -235,6 +255,41 @@ mod tests {
         assert_eq!(fleet.next(), change(&[(1, 1), (2, 1)]));
         fleet.configurations = vec![configuration(&[(1, 1), (2, 1)])];
         assert_eq!(fleet.next(), change(&[(2, 1)]));
+    }
+
+    #[test]
+    fn nobody_stops_voting_before_more_than_half_of_the_new_list_vote() {
+        let mut fleet = fleet();
+        fleet.list = [3, 4, 5].map(ServerId).into();
+        assert_eq!(fleet.next(), None, "of the new list only one votes yet");
+        fleet.nodes.insert(node(4, 1));
+        fleet.answering.insert(node(4, 1));
+        fleet.arrive(4, 1, true, true);
+        assert_eq!(fleet.next(), change(&[(1, 1), (2, 1), (3, 1), (4, 1)]));
+        fleet.configurations = vec![configuration(&[(1, 1), (2, 1), (3, 1), (4, 1)])];
+        fleet.nodes.insert(node(5, 1));
+        fleet.answering.insert(node(5, 1));
+        fleet.arrive(5, 1, false, true);
+        assert_eq!(fleet.next(), None, "one that takes the log is waited for");
+        fleet.answering.remove(&node(5, 1));
+        assert_eq!(fleet.next(), change(&[(1, 1), (3, 1), (4, 1)]), "unless it is away");
+    }
+
+    #[test]
+    fn a_follower_is_sent_the_log_and_never_votes() {
+        let mut fleet = fleet();
+        fleet.followers = [8, 9].map(ServerId).into();
+        fleet.arrive(9, 1, false, false);
+        assert_eq!(fleet.next(), Some(Step::AddLearners([node(9, 1)].into())));
+        fleet.nodes.insert(node(9, 1));
+        fleet.arrive(9, 1, true, true);
+        assert_eq!(fleet.next(), None);
+        fleet.arrivals.clear();
+        assert_eq!(fleet.next(), None, "a new leader keeps it");
+        fleet.arrive(9, 2, false, false);
+        assert_eq!(fleet.next(), Some(Step::AddLearners([node(9, 2)].into())));
+        fleet.nodes.insert(node(9, 2));
+        assert_eq!(fleet.next(), Some(Step::Remove([node(9, 1)].into())));
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub trait Evidence: Clone {
 
     /// Takes over what was revoked elsewhere, and nothing else.
     fn merge(&mut self, other: &Self);
+
+    /// From now on these servers count and nobody else, whatever the list says; an operator says so.
+    fn recover(&mut self, survivors: &Voters);
 }
 
 /// A record and its rank.
@@ -69,6 +72,8 @@ mod tests {
         fn merge(&mut self, other: &Keys) {
             self.1 |= other.1;
         }
+
+        fn recover(&mut self, _: &Voters) {}
     }
 
     fn report(counter: u64, index: u64, record: Keys) -> Report<Keys> {

@@ -94,24 +94,40 @@ pub(super) fn canonical(address: &str) -> String {
 }
 
 /// Why nobody can dial an address that [`parse`] let pass, if that is so.
-pub(super) fn undialable(address: &str) -> Option<&'static str> {
+pub(super) fn undialable(address: &str) -> Option<String> {
     // One with a zone is no address for the parser, and is dialled as it stands.
     let ip: IpAddr = address.parse().ok()?;
-    let ip = ip.to_canonical();
-    if ip.is_unspecified() {
-        return Some("stands for every address of a machine, so no other server can dial it");
+    Some(format!("{}, so no other server can dial it", no_machine(ip, false)?))
+}
+
+/// Why nobody can dial an address, if that is so: what it stands for. One with a zone is on a link.
+pub fn no_machine(ip: IpAddr, has_zone: bool) -> Option<&'static str> {
+    if ip.to_canonical().is_unspecified() {
+        return Some("stands for every address of a machine");
     }
+    no_machines(ip).filter(|_| !has_zone || ip.to_canonical().is_multicast())
+}
+
+/// Why no server can listen at an address that [`parse`] let pass, if that is so.
+pub(super) fn unbindable(address: &str) -> Option<String> {
+    let ip: IpAddr = address.parse().ok()?;
+    let why = no_machines(ip).filter(|_| !ip.to_canonical().is_unspecified())?;
+    Some(format!("{why}, so no server can listen there"))
+}
+
+/// What an address stands for, if it is that of no single machine; every address of one is none.
+fn no_machines(ip: IpAddr) -> Option<&'static str> {
+    let ip = ip.to_canonical();
     if ip.is_multicast() || matches!(ip, IpAddr::V4(v4) if v4.is_broadcast()) {
-        return Some("is the address of a group, so no other server can dial it");
+        return Some("is the address of a group");
     }
     match ip {
         IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.octets()[0] >= 240 => {
-            Some("is of a range that is no machine's, so no other server can dial it")
+            Some("is of a range that is no machine's")
         }
-        IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80 => Some(
-            "is link-local and has no zone, such as %eth0, so no other server knows on which link to dial \
-             it",
-        ),
+        IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80 => {
+            Some("is link-local and has no zone, such as %eth0, which tells the link")
+        }
         _ => None,
     }
 }
@@ -197,6 +213,12 @@ mod tests {
             "239.example",
         ] {
             assert!(undialable(good).is_none(), "{good}");
+            assert!(unbindable(good).is_none(), "{good}");
+        }
+        for (bad, is_bad) in
+            [("224.0.0.1", true), ("fe80::1", true), ("0.0.0.0", false), ("::", false)]
+        {
+            assert_eq!(unbindable(bad).is_some(), is_bad, "{bad}");
         }
     }
 

@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::address;
 use super::problem::{Problem, Severity};
 use super::reader::{Given, Numbers, Reader};
 use super::{certificate_name, Member, Timers, NO_SUBJECT, SUBJECT_REMEDY};
@@ -365,7 +366,14 @@ fn election_upper(row: &mut Row<'_, '_>, settings: &Settings) -> Option<Duration
 }
 
 fn bind_address(row: &mut Row<'_, '_>, _: &Settings) -> Option<Option<String>> {
-    row.reader.address(row.option.name).optional()
+    let given = row.reader.address(row.option.name).optional()?;
+    if let Some(reason) = given.as_deref().and_then(address::unbindable) {
+        let remedy = "give an address of this machine, or leave it out";
+        let problem = row.reader.error(row.option.name, &reason, remedy);
+        row.reader.problems.push(problem);
+        return None;
+    }
+    Some(given)
 }
 
 /// Never more than half the interval: two handovers must not overlap.

@@ -150,18 +150,24 @@ impl fmt::Display for Problem {
     }
 }
 
-/// `text` on one line, without control or invisible characters, at most `limit` characters and
-/// an ellipsis. A double or single quote and a backslash stay as they are.
+/// `text` on one line, without control or invisible characters, at most `limit` characters as they are
+/// shown and an ellipsis: an escape counts with all of its own, and is never cut. A double or single quote
+/// and a backslash stay as they are.
 pub fn printable(text: &str, limit: usize) -> String {
     let mut out = String::new();
-    for (shown, c) in text.chars().enumerate() {
-        if shown >= limit {
+    let mut left = limit;
+    for c in text.chars() {
+        let as_it_is = matches!(c, '\'' | '"' | '\\');
+        let width = if as_it_is { 1 } else { c.escape_debug().count() };
+        let Some(rest) = left.checked_sub(width) else {
             out.push_str("...");
             break;
-        }
-        match c {
-            '\'' | '"' | '\\' => out.push(c),
-            _ => out.extend(c.escape_debug()),
+        };
+        left = rest;
+        if as_it_is {
+            out.push(c);
+        } else {
+            out.extend(c.escape_debug());
         }
     }
     out
@@ -195,11 +201,26 @@ mod tests {
 
     #[test]
     fn a_line_has_a_bounded_length() {
-        let long = "\u{1}".repeat(1 << 20);
-        let line = Problem::error(&long, &long, &long).field(&long).value(&long).to_string();
-        assert!(line.len() < 20_000, "{}", line.len());
+        // Five ellipses more, and what joins the parts.
+        let most = MAX_FILE + MAX_FIELD + MAX_VALUE + MAX_REASON + MAX_REMEDY + 33;
+        for c in ['x', '\u{1}', '\u{e000}', '\u{301}', '\u{10ffff}', '\n', 'é'] {
+            let long = c.to_string().repeat(1 << 20);
+            let problem = Problem::error(&long, &long, &long).field(&long).value(&long);
+            let line = problem.at(Some(99_999)).to_string();
+            let count = line.chars().count();
+            assert!((most - 80..=most).contains(&count), "{count} of {most} with {c:?}");
+        }
         let line = Problem::error("f", "r", "s").value("x".repeat(1000)).to_string();
         assert_eq!(line, format!("f: {}... r; s", "x".repeat(MAX_VALUE)));
+    }
+
+    #[test]
+    fn an_escape_counts_as_it_is_shown() {
+        assert_eq!(printable("a\u{e000}b", 9), "a\\u{e000}...");
+        assert_eq!(printable("a\u{e000}b", 10), "a\\u{e000}b");
+        assert_eq!(printable("a\u{e000}b", 8), "a...");
+        assert_eq!(printable("\\\"'", 3), "\\\"'");
+        assert_eq!(printable("\n", 1), "...");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Takes the values of one YAML mapping, name by name, and complains about what does not fit.
 //!
-//! Knows the kinds of values (numbers in a range, texts, addresses), not the options. What must
-//! hold: every value that is refused leaves exactly one error, so a caller that gets `None` need
+//! Knows the kinds of values (numbers in a range, texts, addresses), not the options.
+//! Invariants: every value that is refused leaves exactly one error, so a caller that gets `None` need
 //! not complain again.
 
 use std::ops::RangeInclusive;

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::core::ticket_scope::TicketScope;
 
@@ -87,8 +89,20 @@ fn defaults_are_the_originals() {
         server_list_file: "list.yaml".into(),
         cert_verify_str: "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=localhost".to_owned(),
         members: vec![
-            Member { id: ServerId(1), address: "127.0.0.1".to_owned(), port: 10001, subject: None },
-            Member { id: ServerId(2), address: "127.0.0.1".to_owned(), port: 10002, subject: None },
+            Member {
+                id: ServerId(1),
+                address: "127.0.0.1".to_owned(),
+                port: 10001,
+                subject: None,
+                voter: true,
+            },
+            Member {
+                id: ServerId(2),
+                address: "127.0.0.1".to_owned(),
+                port: 10002,
+                subject: None,
+                voter: true,
+            },
         ],
         // What the original has no name for.
         ..settings.clone()
@@ -177,6 +191,8 @@ fn each_wrong_option_is_one_line() {
         ("address:", "is empty; give an IPv4 address, an IPv6 address in quotes, or a host name"),
         ("address: a_b..c", "\"a_b..c\" is not a host name; give an IPv4 address"),
         ("bind_address: 300.1.1.1", "\"300.1.1.1\" is not an IPv4 address; give"),
+        ("bind_address: 224.0.0.1", "\"224.0.0.1\" is the address of a group, so no server can"),
+        ("bind_address: fe80::1", "\"fe80::1\" is link-local and has no zone, such as %eth0"),
         ("port: 0", "0 is not a port; give a number from 1 to 65535"),
         ("port: 99999", "99999 is not a port; give a number from 1 to 65535"),
         ("port: [1]", "is a list, not a whole number; give a number from 1 to 65535"),
@@ -431,6 +447,16 @@ fn each_wrong_list_is_one_line() {
             "- server_id: 1\n  address: a\n  port: 1\n  cert_verify_str:",
             "l line 4: entry 1: cert_verify_str: is empty; give what 'openssl x509 ",
         ),
+        (
+            "- server_id: 1\n  address: a\n  port: 1\n  voter: no",
+            "l line 4: entry 1: voter: \"no\" is neither true nor false; give false for a server that \
+             is not to vote, or remove the line",
+        ),
+        (
+            "- {server_id: 1, address: a, port: 1, voter: false}\n\
+             - {server_id: 2, address: b, port: 1, voter: 'false'}",
+            "l: has no server that votes, so that none could ever lead; remove 'voter: false' from",
+        ),
     ] {
         let (parsed, problems) = parse_list(list, "l");
         assert!(!parsed.is_some_and(|l| l.usable), "{list}");
@@ -497,6 +523,16 @@ fn a_subject_that_several_servers_have_is_told_with_what_it_means() {
 }
 
 #[test]
+fn an_entry_says_whether_its_server_may_vote() {
+    for (line, may) in [("", true), ("voter: true", true), ("voter: false", false)] {
+        let (list, problems) = parse_list(&format!("{LIST}  {line}\n"), "l");
+        assert_eq!(lines(&problems), [""; 0], "{line}");
+        let votes: Vec<bool> = list.unwrap().members.iter().map(|member| member.voter).collect();
+        assert_eq!(votes, [true, may], "{line}");
+    }
+}
+
+#[test]
 fn an_unknown_field_of_an_entry_is_a_warning() {
     let text = format!("{LIST}  prot: 5\n  colour: red\n");
     let (list, problems) = parse_list(&text, "l");
@@ -505,9 +541,9 @@ fn an_unknown_field_of_an_entry_is_a_warning() {
         lines(&problems),
         [
             "l line 7: entry 2: prot: is not a known name and has no effect; an entry has \
-             server_id, address, port and, if need be, cert_verify_str",
+             server_id, address, port and, if need be, cert_verify_str and voter",
             "l line 8: entry 2: colour: is not a known name and has no effect; an entry has \
-             server_id, address, port and, if need be, cert_verify_str",
+             server_id, address, port and, if need be, cert_verify_str and voter",
         ]
     );
     assert!(problems.iter().all(|p| !p.is_error()));
@@ -540,6 +576,45 @@ fn another_address_in_the_list_is_a_warning() {
 }
 
 #[test]
+fn an_address_that_nobody_can_dial_is_an_error_of_the_list() {
+    // The file of the server itself may have one; its entry is left out then, and says why.
+    for address in ["254.0.0.1", "0.0.0.0", "224.0.0.1", "'fe80::1'"] {
+        let line = format!("address: {address}");
+        let (conf, problems) = parse_conf(&conf_with("address", &line), "c");
+        assert_eq!(problems, [], "{address}");
+        assert!(conf.unwrap().usable, "{address}");
+        let list = LIST.replacen("address: 127.0.0.1", &line, 1);
+        let (settings, problems) = settle(&conf_with("address", &line), &list);
+        assert!(settings.is_none(), "{address}");
+        let lines = lines(&problems);
+        assert!(
+            lines.len() == 1 && lines[0].starts_with("l line 2: entry 1: address: "),
+            "{lines:?}"
+        );
+        assert!(problems[0].is_error(), "{lines:?}");
+    }
+}
+
+#[test]
+fn auto_leaves_a_field_to_the_list() {
+    let auto = CONF.replace("server_id: 1", "server_id: auto").replace("10001", "auto");
+    let (conf, problems) = parse_conf(&auto.replace("127.0.0.1", "auto"), "c");
+    assert_eq!(problems, []);
+    let mut conf = conf.unwrap();
+    assert!(conf.is_auto());
+    assert_eq!((conf.server_id, &conf.address, conf.port), (None, &None, None));
+    let list = parse_list(&LIST.replacen("127.0.0.1", "ats.example", 1), "l").0.unwrap();
+    let own = Oneself { has_name: &|_| false, is_at: &|address| address == "ats.example" };
+    assert_eq!(conf.find_itself(&list, &own), None);
+    let paths = [(); 3].map(|()| PathBuf::from("pem"));
+    let [root_cert_file, server_cert_file, server_key_file] = paths;
+    let paths = Paths { root_cert_file, server_cert_file, server_key_file };
+    let settings = conf.settle(list, paths).unwrap();
+    assert_eq!(settings.server_id, ServerId(1));
+    assert_eq!((settings.address.as_str(), settings.port), ("ats.example", 10001));
+}
+
+#[test]
 fn names_entries_and_problems_are_bounded() {
     let many: String = (0..101).map(|n| format!("option_{n}: 1\n")).collect();
     let (_, problems) = parse_conf(&many, "c");
@@ -558,6 +633,10 @@ fn names_entries_and_problems_are_bounded() {
     let (_, problems) = parse_list(&wrong, "l");
     assert_eq!(problems.len(), MAX_PROBLEMS);
     assert!(problems.iter().all(Problem::is_error), "errors are kept before warnings");
+    let last = problems.last().map(ToString::to_string).unwrap_or_default();
+    // Of each entry but the first: its id again, its port, no address; of the first two; and the colours.
+    let more = 3 * (MAX_MEMBERS - 1) + 2 + MAX_MEMBERS - (MAX_PROBLEMS - 1);
+    assert!(last.contains(&format!(": has {more} more faults like those above; ")), "{last}");
 }
 
 #[test]
@@ -634,7 +713,7 @@ fn what_changed_is_named_with_when_it_counts() {
 fn each_option_that_differs_is_seen() {
     let (usual, _) = settle(CONF, LIST);
     let usual = usual.unwrap();
-    for (line, seen) in [
+    let lines = [
         ("server_id: 2", false),
         ("address: 127.0.0.2", false),
         ("port: 10009", false),
@@ -657,7 +736,13 @@ fn each_option_that_differs_is_seen() {
         ("max_key_age: 15", true),
         ("state_dir: /run/stek_share", false),
         ("ticket_scope: host", false),
-    ] {
+        ("share_sessions: true", true),
+    ];
+    // A list is a file of its own.
+    let tried = lines.iter().map(|(line, _)| line.split(':').next().unwrap());
+    let named = OPTIONS.iter().map(|option| option.name).filter(|name| *name != "server_list_file");
+    assert_eq!(tried.collect::<BTreeSet<_>>(), named.collect());
+    for (line, seen) in lines {
         let (other, _) = settings_with(line);
         let changed: Vec<_> = changes(&usual, &other).iter().map(|o| o.name).collect();
         assert_eq!(changed, [line.split(':').next().unwrap()]);

@@ -10,9 +10,12 @@ use std::fmt;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, EnumAccess, MapAccess};
 use serde::de::{SeqAccess, VariantAccess, Visitor};
 
-/// What a tree may cost: one for every node and one for every byte of text. A text without
-/// aliases always costs less than its length, which [`parse`] bounds too.
-const MAX_COST: usize = 2 * MAX_TEXT;
+/// What a tree may cost for each byte of its text: one for every node and one for every byte of a text in
+/// it. Without aliases it never costs two.
+const COST_OF_BYTE: usize = 4;
+
+/// What a tree may cost besides, so that a short text may have aliases too.
+const COST_OF_ANY: usize = 4_096;
 
 /// The longest text, in bytes. A list of a thousand servers needs a tenth of it.
 pub const MAX_TEXT: usize = 1 << 20;
@@ -128,9 +131,9 @@ impl<'a> Documents<'a> {
     fn of(text: &'a str) -> Result<Documents<'a>, NotYaml> {
         check_size(text)?;
         // What editors of Windows put before UTF-8 belongs to no key.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let text = text.trim_start_matches('\u{feff}');
         let rest = serde_yaml::Deserializer::from_str(text);
-        Ok(Documents { rest, left: Cell::new(MAX_COST) })
+        Ok(Documents { rest, left: Cell::new(COST_OF_ANY + COST_OF_BYTE * text.len()) })
     }
 }
 
@@ -144,6 +147,23 @@ impl Iterator for Documents<'_> {
             reason: format!("is no YAML: {e}"),
         }))
     }
+}
+
+/// The first character of a text that looks like a blank, or like nothing, and is neither to YAML; and its
+/// line.
+pub(super) fn odd_blank(text: &str) -> Option<(usize, char)> {
+    let text = text.trim_start_matches('\u{feff}');
+    let is_odd = |c: char| {
+        matches!(
+            c,
+            '\u{a0}' | '\u{ad}' | '\u{2007}' | '\u{200b}'
+                ..='\u{200f}' | '\u{202f}' | '\u{2060}' | '\u{3000}' | '\u{feff}'
+        )
+    };
+    let content = (1..).zip(text.lines()).filter(|(_, line)| !line.trim_start().starts_with('#'));
+    content
+        .into_iter()
+        .find_map(|(number, line)| Some((number, line.chars().find(|c| is_odd(*c))?)))
 }
 
 /// Refuses what would cost too much.
@@ -339,15 +359,15 @@ impl Places {
     }
 }
 
-struct PeerConnection<'a> {
+struct ContentLine<'a> {
     number: usize,
     indent: usize,
     says: &'a str,
 }
 
 /// The lines of the first document that are neither blank nor comments nor markers.
-fn content_lines(text: &str) -> Vec<PeerConnection<'_>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+fn content_lines(text: &str) -> Vec<ContentLine<'_>> {
+    let text = text.trim_start_matches('\u{feff}');
     let mut lines = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let says = line.trim();
@@ -361,7 +381,7 @@ fn content_lines(text: &str) -> Vec<PeerConnection<'_>> {
             break;
         }
         let indent = line.len() - line.trim_start().len();
-        lines.push(PeerConnection { number: index + 1, indent, says });
+        lines.push(ContentLine { number: index + 1, indent, says });
     }
     lines
 }
@@ -461,17 +481,46 @@ mod tests {
     }
 
     #[test]
-    fn aliases_may_take_as_much_again_as_the_longest_text() {
+    fn aliases_may_take_a_few_times_as_much_as_the_text() {
         // A mapping, two keys, a list; the anchored text and each alias for one node and its bytes.
         let once = 1 + 2 * 3 + 1;
         let each = 1 + 1_000;
-        let aliases = (2 * MAX_TEXT - once) / each - 1;
         let text = |aliases| {
             let list = vec!["*a0"; aliases].join(", ");
             format!("a0: &a0 {}\na1: [{list}]\n", "x".repeat(1_000))
         };
+        let is_within = |aliases: &usize| {
+            once + each * (1 + aliases) <= COST_OF_ANY + COST_OF_BYTE * text(*aliases).len()
+        };
+        let aliases = (1..100).take_while(is_within).last().unwrap();
+        assert!(aliases > 5);
         assert!(parse(&text(aliases)).is_ok());
         assert!(parse(&text(aliases + 1)).is_err());
+    }
+
+    #[test]
+    fn what_aliases_cost_goes_by_the_length_of_the_text() {
+        // Short, and a million nodes when each alias is taken for what it stands for.
+        let anchored = format!("&a [{}]", vec!["0"; 1_000].join(","));
+        let aliases = vec!["*a"; 1_000].join(",");
+        let error = parse(&format!("a: {anchored}\nb: [{aliases}]\n")).unwrap_err();
+        assert!(error.reason.contains("aliases make it too large"), "{error:?}");
+    }
+
+    #[test]
+    fn no_text_without_aliases_is_too_large() {
+        // The dearest there are: each of these few bytes is several nodes.
+        for dear in ["[:,:,:", "{a,b,c", "[a:,b:,c:", "{:,:,:", "[?,?,?", "- - - -"] {
+            let (_, again) = dear.split_at(1);
+            let text = format!("{dear}{}", format!(",{again}").repeat(9_000));
+            let closed = match dear.chars().next() {
+                Some('[') => text + "]",
+                Some('{') => text + "}",
+                _ => dear.repeat(9_000),
+            };
+            let reason = parse(&closed).err().map(|e| e.reason).unwrap_or_default();
+            assert!(!reason.contains("aliases"), "{dear}: {reason}");
+        }
     }
 
     #[test]

@@ -40,6 +40,9 @@ fn key_lines(text: &str, key: &str) -> Vec<u32> {
     lines
 }
 
+/// Keys that are looked for in a text: each costs a look through the whole of it.
+const MAX_KEYS: usize = 1000;
+
 /// Gives each of the keys found in a tree, in their order, the line on which it stands.
 struct Lines<'a> {
     text: &'a str,
@@ -51,9 +54,10 @@ impl<'a> Lines<'a> {
         Lines { text, found: Vec::new() }
     }
 
-    /// The line of the `nth` (from 0) of `count` times `key`.
+    /// The line of the `nth` (from 0) of `count` times `key`; none is known where there are too many
+    /// different ones.
     fn line(&mut self, key: &str, nth: usize, count: usize) -> Option<u32> {
-        if !self.found.iter().any(|(known, _)| known == key) {
+        if self.found.len() < MAX_KEYS && !self.found.iter().any(|(known, _)| known == key) {
             self.found.push((key.to_owned(), key_lines(self.text, key)));
         }
         let (_, lines) = self.found.iter().find(|(known, _)| known == key)?;

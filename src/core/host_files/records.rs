@@ -20,6 +20,9 @@ pub struct Records {
     environment: BTreeMap<String, String>,
 }
 
+/// How the names of variables that set records begin.
+pub const VARIABLES: &str = "PROXY_CONFIG_";
+
 impl Records {
     /// By the text of a records.config, which is named `file`: `CONFIG proxy.config.x.y INT 1`.
     pub fn of_config(file: &str, text: &str) -> Records {
@@ -60,7 +63,7 @@ impl Records {
 
     /// The same under an environment, of which only what is a setting is kept.
     pub fn under(self, environment: impl Iterator<Item = (String, String)>) -> Records {
-        let is_setting = |(name, _): &(String, String)| name.starts_with("PROXY_CONFIG_");
+        let is_setting = |(name, _): &(String, String)| name.starts_with(VARIABLES);
         Records { environment: environment.filter(is_setting).collect(), ..self }
     }
 
@@ -93,9 +96,16 @@ struct Leaf {
     value: String,
 }
 
+/// Bytes of a setting's whole name; the host has none that is near it.
+const MAX_NAME: usize = 256;
+
 fn flatten(node: &Node, prefix: &str, leaves: &mut Vec<Leaf>) {
     for (key, value) in node.pairs() {
         let Some(key) = key.scalar() else { continue };
+        // A long name of a branch would be there once for each of its leaves.
+        if prefix.len() + key.len() > MAX_NAME {
+            continue;
+        }
         let name = format!("{prefix}.{key}");
         match value.scalar() {
             Some(value) => leaves.push(Leaf { name, key, value }),

@@ -10,8 +10,19 @@ use stek_share::core::config::Problem;
 use stek_share::core::findings::SHORT_LIFETIME_S;
 use stek_share::load::Loaded;
 
-use super::resume::{self, Matrix, Miss, Offer, Version};
+use super::resume::{self, Matrix, Miss, Offer, Version, UNREACHED};
 use crate::health::seconds;
+
+/// What to do about a place that gives no TLS.
+fn remedy(name: &str) -> &'static str {
+    let is_ipv6_without_port = name.starts_with('[') && name.ends_with("]:443");
+    if is_ipv6_without_port {
+        "see that Traffic Server serves TLS there, and --sni and --timeout; an IPv6 address with a port \
+         stands in brackets, as in [2001:db8::1]:443"
+    } else {
+        "see that Traffic Server serves TLS there, and --sni and --timeout"
+    }
+}
 
 /// What the matrices say. `group` has the fingerprints of the group's keys, if they are known.
 pub fn assess(
@@ -25,13 +36,24 @@ pub fn assess(
     let mut without = BTreeSet::new();
     for (index, place) in places.iter().enumerate() {
         let mut silent = Vec::new();
+        let mut reached = true;
         for matrix in matrices {
             match matrix.taken.get(index) {
-                Some(Err(Miss::Other(why))) => found.push(Problem::error(
-                    &place.name,
-                    why.clone(),
-                    "see that Traffic Server serves TLS there, and --sni and --timeout",
-                )),
+                // Whom no version reaches has one fault, in whatever words the system tells it.
+                Some(Err(Miss::Other(why))) if why.starts_with(UNREACHED) && !reached => {}
+                Some(Err(Miss::Other(why))) => {
+                    reached = !why.starts_with(UNREACHED);
+                    say_once(found, Problem::error(&place.name, why.clone(), remedy(&place.name)));
+                }
+                Some(Err(Miss::NotTls)) => say_once(
+                    found,
+                    Problem::error(
+                        &place.name,
+                        "what answers there speaks no TLS, as a port for plain HTTP does",
+                        "give the address and port where Traffic Server serves TLS: it has :ssl in \
+                         proxy.config.http.server_ports",
+                    ),
+                ),
                 Some(Ok(taken)) if taken.key().is_none() => silent.push(matrix.version),
                 _ => {}
             }
@@ -50,7 +72,14 @@ pub fn assess(
     spoken(matrices, places, found);
     asked_of_clients(matrices, places, found);
     certificates(matrices, places, found);
-    rejected_keys(matrices, places, &without, found);
+    refused_tickets(matrices, places, &without, found);
+}
+
+/// Adds a line unless it is there, as where both versions of TLS come to the same.
+fn say_once(found: &mut Vec<Problem>, problem: Problem) {
+    if !found.contains(&problem) {
+        found.push(problem);
+    }
 }
 
 /// The names of the places for which this is so.
@@ -211,7 +240,7 @@ fn certificates(matrices: &[Matrix], places: &[resume::Place], found: &mut Vec<P
 
 /// Tickets that were not taken although they could be, by the place that did not take them. The
 /// places `without` tickets are left out.
-fn rejected_keys(
+fn refused_tickets(
     matrices: &[Matrix],
     places: &[resume::Place],
     without: &BTreeSet<usize>,

@@ -11,12 +11,16 @@ mod resume;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stek_share::client::{ServerStatus, TicketScope};
+use stek_share::core::authorities::difference;
 use stek_share::core::config::Problem;
 use stek_share::core::findings::REPEATED;
+use stek_share::core::server_status::MAX_ROOTS;
+use stek_share::host::identity::User;
 use stek_share::load::Loaded;
 
 use self::resume::{Client, Matrix, Miss, Offer, Version};
@@ -26,7 +30,7 @@ use crate::exit_code::{Ended, Failure, Outcome};
 use crate::fleet::{address, Fleet, Server};
 use crate::health::seconds;
 use crate::locate;
-use crate::output::{print, Field, Table, BAD, GOOD};
+use crate::output::{print, styled, Field, Table, BAD, GOOD};
 use crate::rights;
 use crate::status::look;
 
@@ -43,6 +47,9 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
     let source = locate::source(place)?;
     let user = config.as_deref().and_then(|dir| rights::server_user(dir, &args.proc));
     let (mut found, loaded) = locate::problems_as(user.as_ref(), &source)?;
+    if let Some(denied) = found.iter().find(|problem| locate::is_for_root(problem)) {
+        return Err(Failure::new(denied.to_string()));
+    }
     // What that user may not read, whoever asks the fleet may.
     let loaded = loaded.or_else(|| user.is_some().then(|| locate::load(&source).ok()).flatten());
     let usual = config.as_deref() == locate::usual().as_deref();
@@ -72,20 +79,61 @@ pub fn run(args: &DoctorArgs, place: &Place) -> Ended {
             Vec::new()
         }
     };
-    let matrices = try_tickets(args, place.limit(), &servers, &mut found)?;
-    assess::lifetimes(&matrices, &args.tls, loaded.as_ref(), &mut found);
-    let early = early_data(&matrices, &args.tls, &mut found);
+    let tls: Vec<String> = args.tls.iter().map(|given| resume::with_port(given)).collect();
+    let matrices = try_tickets(args, &tls, place.limit(), &servers, &mut found)?;
+    assess::lifetimes(&matrices, &tls, loaded.as_ref(), &mut found);
+    let early = early_data(&matrices, &tls, &mut found);
     clocks(&servers, early, &mut found);
     if args.matrix {
-        matrices.iter().try_for_each(|matrix| print(&shown(matrix, &args.tls)))?;
+        matrices.iter().try_for_each(|matrix| print(&shown(matrix, &tls)))?;
     }
     found.sort_by_key(|problem| (!problem.is_error(), problem.is_note()));
     found.iter().try_for_each(|problem| print(&told(problem)))?;
     Ok(match found.iter().find(|problem| !problem.is_note()) {
-        None => Outcome::Healthy,
+        None => {
+            // A script takes silence for well; a person asks what was looked at.
+            if io::stdout().is_terminal() {
+                let config = config.as_deref();
+                print(&looked_at(&source.argument, user.as_ref(), config, args, &servers, &tls))?;
+            }
+            Outcome::Healthy
+        }
         Some(worst) if worst.is_error() => Outcome::Broken,
         Some(_) => Outcome::Degraded,
     })
+}
+
+/// What was looked at where nothing was found, and what was not.
+fn looked_at(
+    conf: &str,
+    user: Option<&User>,
+    config: Option<&Path>,
+    args: &DoctorArgs,
+    servers: &[Server],
+    tls: &[String],
+) -> String {
+    let whose = user.map_or(String::new(), |user| format!(", read as user {}", user.name));
+    let config = config.map_or(String::new(), |dir| dir.display().to_string());
+    let answers = servers.iter().filter(|server| server.status().is_some()).count();
+    let said = if args.offline {
+        "not asked, by --offline".to_owned()
+    } else {
+        format!("{answers} of {} answer", servers.len())
+    };
+    let tried = match tls.len() {
+        0 => "not tried; give --tls with the addresses where the servers serve TLS".to_owned(),
+        1 => format!("taken and offered at {}, in TLS 1.2 and TLS 1.3", tls.join("")),
+        _ => format!("taken and offered among {}, in TLS 1.2 and TLS 1.3", tls.join(", ")),
+    };
+    format!(
+        "{} in\n\
+         \x20 configuration          {conf}{whose}, and the files that it names\n\
+         \x20 Traffic Server's files {config}\n\
+         \x20 this machine           swap, core dumps of Traffic Server\n\
+         \x20 the servers            {said}\n\
+         \x20 tickets                {tried}\n",
+        styled("nothing found", GOOD)
+    )
 }
 
 /// Asks the fleet, and looks at this server's own files in the light of what it answers.
@@ -202,10 +250,12 @@ fn roots(answers: &[(&Server, &ServerStatus)], found: &mut Vec<Problem>) {
     for (server, status) in answers {
         if status.certificate.roots_digest != standard.certificate.roots_digest {
             let reason = format!(
-                "its root_cert_file holds other certificates ({}) than that of {} ({})",
-                status.certificate.roots_digest,
+                "its root_cert_file holds other certificates than that of {}: {}",
                 named(first),
-                standard.certificate.roots_digest
+                difference(&status.host.roots, &standard.host.roots).map_or_else(
+                    || format!("they differ beyond the first {MAX_ROOTS}"),
+                    |words| format!("it {words}")
+                )
             );
             let remedy =
                 "give all servers the same, unless a change of the root is under way: one \
@@ -222,16 +272,18 @@ fn bundles(answers: &[(&Server, &ServerStatus)], found: &mut Vec<Problem>) {
     let binds = |status: &ServerStatus| status.host.ticket_scope == Some(TicketScope::Host);
     let mut hosted = answers.iter().filter(|(_, status)| binds(status));
     let Some((first, standard)) = hosted.next() else { return };
-    let words = |digest: &Option<String>| digest.clone().unwrap_or_else(|| "none".to_owned());
     for (server, status) in hosted {
-        if status.host.ca_digest != standard.host.ca_digest {
+        let differs = match (&status.host.authorities, &standard.host.authorities) {
+            (Some(own), Some(other)) => own.difference(other),
+            (Some(own), None) => Some(format!("has {}, and that one none", own.words())),
+            (None, Some(other)) => Some(format!("has none, and that one {}", other.words())),
+            (None, None) => None,
+        };
+        if let Some(differs) = differs {
             let reason = format!(
-                "proxy.config.ssl.CA.cert.filename names other authorities, or in another order \
-                 ({}), than on {} ({}): \
-                 sessions of one do not resume on the other",
-                words(&status.host.ca_digest),
+                "proxy.config.ssl.CA.cert.filename names authorities otherwise than on {}, so that \
+                 sessions of one do not resume on the other: it {differs}",
                 named(first),
-                words(&standard.host.ca_digest)
             );
             let remedy = "give all servers the same file, or none, or ticket_scope: site";
             found.push(Problem::error(&named(server), reason, remedy));
@@ -242,24 +294,25 @@ fn bundles(answers: &[(&Server, &ServerStatus)], found: &mut Vec<Problem>) {
 /// Takes and offers tickets at the addresses that were given.
 fn try_tickets(
     args: &DoctorArgs,
+    tls: &[String],
     limit: Duration,
     servers: &[Server],
     found: &mut Vec<Problem>,
 ) -> Result<Vec<Matrix>, Failure> {
-    if args.tls.is_empty() {
+    if tls.is_empty() {
         return Ok(Vec::new());
     }
-    if args.tls.len() > resume::MAX_ADDRESSES {
+    if tls.len() > resume::MAX_ADDRESSES {
         return Err(Failure::new(format!(
             "--tls: {} addresses are more than {}",
-            args.tls.len(),
+            tls.len(),
             resume::MAX_ADDRESSES
         )));
     }
     let find = |name: &String| {
         resume::Place::find(name).map_err(|why| Failure::new(format!("--tls {name}: {why}")))
     };
-    let places: Vec<resume::Place> = args.tls.iter().map(find).collect::<Result<_, _>>()?;
+    let places: Vec<resume::Place> = tls.iter().map(find).collect::<Result<_, _>>()?;
     let pair = args.cert.clone().zip(args.key.clone());
     let identity = pair.map(|(certificate, key)| resume::Identity { certificate, key });
     let client =
@@ -284,7 +337,7 @@ fn try_tickets(
     let answers = |index: usize| {
         let newest = matrices.iter().find(|matrix| matrix.version == Version::Tls13);
         let taken = newest.and_then(|matrix| matrix.taken.get(index));
-        !matches!(taken, None | Some(Err(Miss::Version | Miss::Other(_))))
+        !matches!(taken, None | Some(Err(Miss::Version | Miss::NotTls | Miss::Other(_))))
     };
     let answering = places.iter().enumerate().filter(|(index, _)| answers(*index));
     let answering: Vec<resume::Place> = answering.map(|(_, place)| place.clone()).collect();

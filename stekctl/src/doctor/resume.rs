@@ -6,7 +6,8 @@
 //! the command ends, and no part of one is printed but the fingerprint of its key's name.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,9 @@ impl fmt::Display for Version {
     }
 }
 
+/// How it is told that there is no way to an address.
+pub const UNREACHED: &str = "cannot be reached";
+
 /// One address to try.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -85,6 +89,20 @@ impl Place {
         let found = look_up(name, NAME_LIMIT).map_err(|error| format!("is not found: {error}"))?;
         let address = found.first().copied().ok_or("has no address")?;
         Ok(Place { name: name.to_owned(), address })
+    }
+}
+
+/// An address with a port, 443 where it has none.
+pub fn with_port(given: &str) -> String {
+    let has_port = match given.rsplit_once(':') {
+        None => false,
+        // Of IPv6 only what stands behind the bracket is a port.
+        Some((before, _)) => before.ends_with(']') || !before.contains(':'),
+    };
+    match given {
+        _ if has_port => given.to_owned(),
+        _ if given.contains(':') && !given.starts_with('[') => format!("[{given}]:443"),
+        _ => format!("{given}:443"),
     }
 }
 
@@ -123,6 +141,8 @@ pub fn same_hash(one: &str, other: &str) -> bool {
 pub enum Miss {
     /// This version of TLS is not spoken there.
     Version,
+    /// What answers there speaks no TLS at all.
+    NotTls,
     /// A client certificate is demanded, and this client has none.
     Certificate,
     /// The client certificate was refused, and with which words.
@@ -291,7 +311,7 @@ impl Client {
             unsafe { ssl.set_session(&session) }.map_err(openssl)?;
         }
         let tcp = TcpStream::connect_timeout(&place.address, self.limit)
-            .map_err(|error| format!("cannot be reached: {error}"))?;
+            .map_err(|error| format!("{UNREACHED}: {error}"))?;
         let timed = Timed { tcp, deadline };
         let mut stream = SslStream::new(ssl, timed).map_err(openssl)?;
         if let Err(error) = stream.connect() {
@@ -312,6 +332,8 @@ fn suite(ssl: &SslRef) -> &'static str {
 fn miss(version: Version, ssl: &SslRef, error: &ssl::Error, has_certificate: bool) -> Option<Miss> {
     /// OpenSSL's `SSL_R_UNSUPPORTED_PROTOCOL`; and what it adds to an alert's number.
     const UNSUPPORTED: i32 = 258;
+    /// `SSL_R_WRONG_VERSION_NUMBER`, `SSL_R_HTTP_REQUEST`, `SSL_R_PACKET_LENGTH_TOO_LONG`: no record of TLS.
+    const NO_RECORD: [i32; 3] = [267, 156, 198];
     const ALERT: i32 = 1000;
     // RFC 8446, section 6.
     const HANDSHAKE_FAILURE: i32 = 40;
@@ -322,6 +344,9 @@ fn miss(version: Version, ssl: &SslRef, error: &ssl::Error, has_certificate: boo
     let errors = error.ssl_error()?.errors();
     if errors.iter().any(|error| error.reason_code() == UNSUPPORTED) {
         return Some(Miss::Version);
+    }
+    if errors.iter().any(|error| NO_RECORD.contains(&error.reason_code())) {
+        return Some(Miss::NotTls);
     }
     let alerted = errors.iter().find(|error| error.reason_code() > ALERT)?;
     // In TLS 1.2 a missing certificate is no alert of its own. Before the server has shown its own
@@ -442,8 +467,14 @@ fn context(
     let (mut context, index) = builder(version, suites).map_err(openssl)?;
     if let Some(identity) = identity {
         let file = |path: &Path| path.display().to_string();
+        // OpenSSL tells of a file that is not there as a chain of its own functions.
         let refused = |option: &str, path: &Path, remedy: &str, error: ErrorStack| {
-            format!("{option} {}: cannot be used: {error}; {remedy}", file(path))
+            let why = match File::open(path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => "is not there".to_owned(),
+                Err(error) => format!("cannot be read: {error}"),
+                Ok(_) => format!("cannot be used: {}", reason(&error)),
+            };
+            format!("{option} {}: {why}; {remedy}", file(path))
         };
         let certificate = &identity.certificate;
         context.set_certificate_chain_file(certificate).map_err(|error| {
@@ -458,6 +489,12 @@ fn context(
         context.check_private_key().map_err(wrong)?;
     }
     Ok((context.build(), index))
+}
+
+/// The last reason of several.
+fn reason(error: &ErrorStack) -> String {
+    let last = error.errors().iter().rev().find_map(|error| error.reason());
+    last.map_or_else(|| error.to_string(), str::to_owned)
 }
 
 fn builder(
@@ -571,6 +608,20 @@ mod tests {
             assert_eq!(found, None, "cut at {cut}");
         }
         assert_eq!(ticket_in_session(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]), None);
+    }
+
+    #[test]
+    fn an_address_without_a_port_means_443() {
+        for (given, meant) in [
+            ("10.0.0.1", "10.0.0.1:443"),
+            ("a.example", "a.example:443"),
+            ("a.example:8443", "a.example:8443"),
+            ("::1", "[::1]:443"),
+            ("[::1]", "[::1]:443"),
+            ("[::1]:8443", "[::1]:8443"),
+        ] {
+            assert_eq!(with_port(given), meant);
+        }
     }
 
     #[test]

@@ -4,9 +4,12 @@
 
 mod causes;
 mod changes;
+mod effect;
 mod first_day;
+mod members;
 mod policies;
 mod second_day;
 mod stage;
 mod whole;
+mod word_cases;
 mod words;

@@ -3,12 +3,13 @@
 use std::fs;
 
 use testkit::ats::Ats;
+use testkit::host;
 use testkit::run_dir::RunDir;
 use testkit::Result;
 
-use crate::stage::{on, plan, rewrite, turn, PATIENCE};
+use crate::stage::{on, plan, turn, PATIENCE};
 
-const LEVEL: &str = "CONFIG proxy.config.ssl.client.certification_level INT";
+const LEVEL: &str = "proxy.config.ssl.client.certification_level INT";
 
 fn sites(strict: &str) -> String {
     format!("sni:\n- fqdn: Shop.example\n  verify_client: {strict}\n- fqdn: api.example\n  http2: off\n")
@@ -20,7 +21,7 @@ fn servers_that_do_not_ask_the_same_of_clients_are_named() -> Result<()> {
     let dir = RunDir::new("ctl-policies")?;
     let mut fleet = plan(2)?.manager().prepare(dir.path())?;
     for (ats, (level, strict)) in fleet.servers.iter().zip([(0, "STRICT"), (1, "NONE")]) {
-        rewrite(&ats.etc().join("records.config"), |old| format!("{old}{LEVEL} {level}\n"))?;
+        host::set_record(&ats.etc(), &format!("{LEVEL} {level}"))?;
         fs::write(ats.etc().join("sni.yaml"), sites(strict))?;
     }
     fleet.servers.iter_mut().try_for_each(Ats::start)?;

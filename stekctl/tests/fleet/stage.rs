@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use testkit::ats::Ats;
 use testkit::fleet::{Fleet, Plan};
+use testkit::host::named;
+use testkit::turns::{Turn, Turns};
 use testkit::{wait, Context, Error, Result};
 
 /// Until something has happened that takes a few seconds at most on an idle machine.
@@ -19,10 +20,13 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 /// by the machine's limits: true on some machines, and no concern of these tests.
 const LIMITS: &str = "LimitMEMLOCK";
 
-/// Tests take turns: two fleets at once would only measure each other.
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// Tests that have servers at the same time. They wait more than they compute; more of them would only
+/// measure each other.
+static TURNS: Turns = Turns::of(3);
+
+/// A turn for one test.
+pub fn turn() -> Turn {
+    TURNS.take(1)
 }
 
 /// What the command said.
@@ -44,8 +48,8 @@ impl Said {
     /// # Errors
     /// When there is none, or more than one.
     pub fn line(&self, parts: &[&str]) -> Result<&str> {
-        let has_all = |line: &&str| parts.iter().all(|part| line.contains(part));
-        let found: Vec<&str> = self.lines().into_iter().filter(has_all).collect();
+        let all = self.lines().into_iter();
+        let found: Vec<&str> = all.filter(|line| has_all(line, parts)).collect();
         match found.as_slice() {
             [one] => Ok(one),
             _ => Err(Error::new(format!("{} lines with {parts:?} in {self:#?}", found.len()))),
@@ -63,6 +67,11 @@ impl Said {
             Err(Error::new(format!("expected {code} and {words:?}: {self:#?}")))
         }
     }
+}
+
+/// Whether a line has all these parts, in which files are called as 9.2 calls them.
+pub fn has_all(line: &str, parts: &[&str]) -> bool {
+    parts.iter().all(|part| line.contains(&named(part)))
 }
 
 /// Runs the command, without colour and without anybody who could be asked.

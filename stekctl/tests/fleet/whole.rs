@@ -8,6 +8,7 @@ use serde_json::Value;
 use stek_share::metrics::METRICS;
 use testkit::ats::Ats;
 use testkit::fleet::Fleet;
+use testkit::host::{self, host};
 use testkit::run_dir::RunDir;
 use testkit::sys::Signal;
 use testkit::{ports, wait, Error, Result};
@@ -22,15 +23,16 @@ fn a_fleet_from_health_to_its_end() -> Result<()> {
     let _turn = turn();
     let dir = RunDir::new("ctl-whole")?;
     let mut fleet = plan(3)?.prepare(dir.path())?;
-    let modules = "/usr/lib/trafficserver/modules/stats_over_http.so";
-    rewrite(&fleet.servers[0].etc().join("plugin.config"), |old| format!("{old}{modules}\n"))?;
-    let plain = ports::take()?;
-    rewrite(&fleet.servers[0].etc().join("records.config"), |old| {
-        old.replace(
-            "server_ports STRING ",
-            &format!("server_ports STRING {plain}:ip-in=127.0.0.1 "),
-        )
+    let stats = host()?.plugin("stats_over_http.so");
+    rewrite(&fleet.servers[0].etc().join("plugin.config"), |old| {
+        format!("{old}{}\n", stats.display())
     })?;
+    let plain = ports::take()?;
+    let ports = format!(
+        "proxy.config.http.server_ports STRING {plain}:ip-in=127.0.0.1 {}:ssl:ip-in=127.0.0.1",
+        fleet.https()[0].port()
+    );
+    host::set_record(&fleet.servers[0].etc(), &ports)?;
     fleet.start()?;
     wait_healthy(&fleet.servers[0])?;
     status_of_a_healthy_fleet(&fleet)?;
@@ -87,8 +89,10 @@ fn status_of_a_healthy_fleet(fleet: &Fleet) -> Result<()> {
     let servers = all["servers"].as_array().cloned().unwrap_or_default();
     assert_eq!((servers.len(), &all["schema"]), (3, &1.into()));
     let page = include_str!("../../../docs/health.md");
-    for name in all.as_object().into_iter().chain(servers[0].as_object()).flat_map(|map| map.keys())
-    {
+    let mut names = BTreeSet::new();
+    gather_names(&all, &mut names);
+    assert!(names.contains("tickets_opened"), "counts of clients' handshakes: {all:#}");
+    for name in names {
         assert!(page.contains(&format!("`{name}`")), "docs/health.md does not say what {name} is");
     }
     let of = |field: &str| servers.iter().map(|s| s[field].to_string()).collect::<BTreeSet<_>>();
@@ -98,6 +102,20 @@ fn status_of_a_healthy_fleet(fleet: &Fleet) -> Result<()> {
     assert_eq!(of("id").len(), 3);
     assert!(of("role").contains("\"leader\"") && of("round_trip_ms").iter().all(|ms| ms != "null"));
     Ok(())
+}
+
+/// The names of all fields, but where they are data: options by their names, counts by their causes.
+fn gather_names(value: &Value, names: &mut BTreeSet<String>) {
+    const DATA: [&str; 3] = ["options", "refused_keys", "refused_peers"];
+    match value {
+        Value::Object(fields) => {
+            names.extend(fields.keys().cloned());
+            let fields = fields.iter().filter(|(name, _)| !DATA.contains(&name.as_str()));
+            fields.for_each(|(_, value)| gather_names(value, names));
+        }
+        Value::Array(values) => values.iter().for_each(|value| gather_names(value, names)),
+        _ => {}
+    }
 }
 
 fn doctor_says_nothing(fleet: &Fleet, dir: &RunDir) -> Result<()> {

@@ -4,323 +4,277 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{chown, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::thread;
 
-use openssl::nid::Nid;
 use testkit::ats::Ats;
-use testkit::fleet::{Place, PEER_SUBJECT};
-use testkit::pki::{write_private, Authority, Purpose, Request};
+use testkit::fleet::{Fleet, Place};
+use testkit::host::host;
+use testkit::nameserver::{self, is_root, NameServer};
+use testkit::pages::is_in_troubleshooting;
+use testkit::pki::Authority;
 use testkit::run_dir::RunDir;
+use testkit::sys::lock;
 use testkit::{Context, Error, Result};
 
-use crate::stage::{machine, on, plan, rewrite, text, turn, Said, PATIENCE};
+use crate::stage::{
+    addresses, has_all, machine, plan, plugin, rewrite, text, turn, Said, PATIENCE,
+};
+use crate::word_cases::{state_dir, Case, Lives, Stage, Who, ALL, CASES};
 
 /// What each line begins with that says what follows from those above it.
 const FOLLOWS: &str = "stek_share does nothing";
 
-/// A server with one fault.
-struct Case {
-    /// What is done to a server in which nothing is wrong.
-    plant: fn(&Stage) -> Result<()>,
-    /// Variables of the server's environment.
-    environment: &'static [&'static str],
-    /// What each line has to say, in any order; no other line is said.
-    lines: &'static [&'static [&'static str]],
-}
-
-/// A server that does not run yet.
-struct Stage {
-    etc: PathBuf,
-    /// The root of its certificates.
-    authority: Authority,
-}
-
-impl Stage {
-    fn conf(&self, change: impl Fn(&str) -> String) -> Result<()> {
-        rewrite(&self.etc.join("server_conf.yaml"), change)
-    }
-
-    fn option(&self, line: &str) -> Result<()> {
-        self.conf(|old| format!("{old}{line}\n"))
-    }
-
-    fn record(&self, line: &str) -> Result<()> {
-        rewrite(&self.etc.join("records.config"), |old| format!("{old}CONFIG {line}\n"))
-    }
-
-    /// Gives it this certificate and key, under the root that is there.
-    fn identity(&self, certificate: &[u8], key: &[u8]) -> Result<()> {
-        let path = |name: &str| self.etc.join(name);
-        fs::write(path("own.pem"), certificate)?;
-        write_private(&path("own.key"), key)?;
-        fs::write(path("own-root.pem"), self.authority.identity.certificate.to_pem()?)?;
-        self.conf(|old| {
-            let is_named = |line: &&str| {
-                ["root_cert_file", "server_cert_file", "server_key_file"]
-                    .iter()
-                    .all(|name| !line.starts_with(name))
-            };
-            let kept: String =
-                old.lines().filter(is_named).map(|line| format!("{line}\n")).collect();
-            format!(
-                "{kept}root_cert_file: own-root.pem\nserver_cert_file: own.pem\n\
-                 server_key_file: own.key\n"
-            )
-        })
-    }
-
-    fn issued(&self, request: &Request) -> Result<()> {
-        let own = self.authority.issue(request)?;
-        self.identity(&own.certificate.to_pem()?, &own.key.private_key_to_pem_pkcs8()?)
-    }
-
-    /// Has it keep its state file there.
-    fn state_dir(&self, name: &str) -> Result<PathBuf> {
-        let dir = state_dir(name);
-        self.option(&format!("state_dir: {}", dir.display()))?;
-        Ok(dir)
-    }
-}
-
-/// On memory-backed storage, about which nothing is said.
-fn state_dir(name: &str) -> PathBuf {
-    Path::new("/dev/shm").join(format!("stek-words-{}-{name}", std::process::id()))
-}
-
-const CASES: &[Case] = &[
-    // Nothing is wrong, and nothing is said: a mark of byte order, floats that are whole numbers.
-    Case {
-        plant: |s| {
-            s.conf(|old| format!("\u{feff}{}", old.replace("key_update_interval: 3600", "key_update_interval: 3600.0")))?;
-            rewrite(&s.etc.join("server_list.yaml"), |old| format!("\u{feff}{old}"))
-        },
-        environment: &[],
-        lines: &[],
-    },
-    Case {
-        plant: |s| s.conf(|old| old.replace("key_update_interval: 3600", "key_update_interval: 36.5")),
-        environment: &[],
-        lines: &[&["error: ", "key_update_interval: 36.5 is not a whole number"]],
-    },
-    // A key with which nobody shakes hands.
-    Case {
-        plant: |s| {
-            s.issued(&Request::new(PEER_SUBJECT).curve(Nid::SECP224R1))
-        },
-        environment: &[],
-        lines: &[&["error: ", "leads to no handshake", "secp224r1"]],
-    },
-    // A chain longer than a peer reads.
-    Case {
-        plant: |s| {
-            let own = s.authority.issue(&Request::new(PEER_SUBJECT))?;
-            let root = s.authority.identity.certificate.to_pem()?;
-            let chain = [own.certificate.to_pem()?, root.repeat(400)].concat();
-            s.identity(&chain, &own.key.private_key_to_pem_pkcs8()?)
-        },
-        environment: &[],
-        lines: &[&["error: ", "excessive message size (", "take out of it all"]],
-    },
-    // Ends.
-    Case {
-        plant: |s| s.issued(&Request::new(PEER_SUBJECT).valid(-9_000_000, 1_000_000)),
-        environment: &[],
-        lines: &[&["warning: ", "holds a certificate that expires in 11 days, at ", "renew it"]],
-    },
-    Case {
-        plant: |s| s.issued(&Request::new(PEER_SUBJECT).not_yet_valid()),
-        environment: &[],
-        lines: &[&["error: ", "is not valid before ", "tried again by itself, every 30 s"]],
-    },
-    // A purpose that is none of ours.
-    Case {
-        plant: |s| s.issued(&Request::new(PEER_SUBJECT).purposes(&[Purpose::CodeSigning])),
-        environment: &[],
-        lines: &[&["error: ", "does not verify against root_cert_file", "issue it for servers"]],
-    },
-    // Who may read the key.
-    Case {
-        plant: |s| {
-            let key = s.etc.join("own.key");
-            s.issued(&Request::new(PEER_SUBJECT))?;
-            fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).context("the key's mode")
-        },
-        environment: &[],
-        lines: &[&["warning: ", "own.key\" has mode 0644", "chmod 600 it"]],
-    },
-    // No subject to go by.
-    Case {
-        plant: |s| s.issued(&Request::new("/")),
-        environment: &[],
-        lines: &[&["error: ", "has no subject, by which servers are told"]],
-    },
-    // A state file that cannot be written.
-    Case {
-        plant: |s| {
-            let dir = s.state_dir("file")?;
-            fs::write(&dir, "").context(dir.display())
-        },
-        environment: &[],
-        lines: &[
-            &["warning: state file ", "is not used: it cannot be read: Not a directory"],
-            &["warning: state file ", "cannot be written: Not a directory"],
-        ],
-    },
-    // A plugin.config with one word too many.
-    Case {
-        plant: |s| {
-            rewrite(&s.etc.join("plugin.config"), |old| format!("# x\n{} --verbose\n", old.trim_end()))
-        },
-        environment: &[],
-        lines: &[&["error: ", "plugin.config line 2: gives stek_share.so 2 arguments"]],
-    },
-    // Set where no file says so.
-    Case {
-        plant: |_| Ok(()),
-        environment: &["PROXY_CONFIG_SSL_SERVER_SESSION_TICKET_ENABLE=0"],
-        lines: &[&[
-            "error: environment of Traffic Server: PROXY_CONFIG_SSL_SERVER_SESSION_TICKET_ENABLE: 0 means",
-            "; set it to 1",
-        ]],
-    },
-    // Set to nought in other digits, and set right where it counts.
-    Case {
-        plant: |s| s.record("proxy.config.ssl.server.session_ticket.enable INT 00"),
-        environment: &[],
-        lines: &[&["error: ", "records.config line ", "session_ticket.enable: 00 means"]],
-    },
-    Case {
-        plant: |s| s.record("proxy.config.ssl.server.session_ticket.enable INT 0"),
-        environment: &["PROXY_CONFIG_SSL_SERVER_SESSION_TICKET_ENABLE=1"],
-        lines: &[],
-    },
-    Case {
-        plant: |s| s.record("proxy.config.ssl.session_cache.timeout INT 2"),
-        environment: &[],
-        lines: &[&["warning: ", "session_cache.timeout: 2 is the time in seconds after which"]],
-    },
-    Case {
-        plant: |s| s.record("proxy.config.ssl.server.session_ticket.number INT 0"),
-        environment: &[],
-        lines: &[&["error: ", "session_ticket.number: 0 means that clients of TLS 1.3"]],
-    },
-    // Sites.
-    Case {
-        plant: |s| {
-            rewrite(&s.etc.join("ssl_multicert.config"), |old| {
-                format!("# x\n{} ssl_ticket_enabled=0\n", old.trim_end())
-            })
-        },
-        environment: &[],
-        lines: &[&["error: ", "ssl_multicert.config line 2: ssl_ticket_enabled: 0 means"]],
-    },
-    Case {
-        plant: |s| {
-            s.option("ticket_scope: host")?;
-            let sni = "sni:\n- fqdn: a.example\n  verify_client: STRICT\n";
-            fs::write(s.etc.join("sni.yaml"), sni).context("sni.yaml")
-        },
-        environment: &[],
-        lines: &[&["warning: ", "sni.yaml line 3: a.example: verify_client: STRICT asks"]],
-    },
-];
+/// Cases that are tried at the same time. They have nothing in common; only one has name servers, whose
+/// addresses are fixed.
+const AT_ONCE: usize = 4;
 
 #[test]
 fn plugin_check_doctor_and_status_say_the_same_word_for_word() -> Result<()> {
     let _turn = turn();
     let dir = RunDir::new("ctl-words")?;
-    let mut failed = Vec::new();
-    for (number, case) in CASES.iter().enumerate() {
-        let home = dir.join(&format!("case-{number}"));
-        fs::create_dir(&home)?;
-        if let Err(error) = agree(&home, case) {
-            failed.push(format!("case {number} {:?}: {error}", case.lines));
+    // Not all servers are root.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let go_on = || {
+        while let Some((number, case)) = nth(next.fetch_add(1, Ordering::Relaxed)) {
+            let home = dir.join(&format!("case-{number}"));
+            if let Err(error) = try_case(number, case, &home) {
+                lock(&failed).push(format!("case {number} {:?}: {error}", case.lines));
+            }
         }
-    }
+    };
+    thread::scope(|scope| (0..AT_ONCE).for_each(|_| drop(scope.spawn(go_on))));
+    let failed = std::mem::take(&mut *lock(&failed));
     let _ = fs::remove_file(state_dir("file"));
+    let _ = fs::remove_dir_all(state_dir("directory"));
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
     dir.done()
 }
 
-fn agree(home: &Path, case: &Case) -> Result<()> {
-    let wrapper = match case.environment {
-        [] => Vec::new(),
-        variables => ["env"].iter().chain(variables).map(ToString::to_string).collect(),
-    };
-    let place = Place { address: Ipv4Addr::LOCALHOST.into(), wrapper };
-    let mut fleet = plan(1)?.places(&[place]).prepare(home)?;
-    let ats = &mut fleet.servers[0];
-    (case.plant)(&Stage { etc: ats.etc(), authority: Authority::new("/CN=words")? })?;
-    ats.start()?;
-    // Not all of them give tickets.
-    ats.wait_first(|address| Ok(TcpStream::connect(address)?))?;
-    let is_refused = ats.diags().contains(FOLLOWS);
-    if !is_refused {
-        ats.wait_diags("(generation ", PATIENCE)?;
+/// A case with its number.
+fn nth(number: usize) -> Option<(usize, &'static Case)> {
+    CASES.get(number).map(|case| (number, case))
+}
+
+fn try_case(number: usize, case: &Case, home: &Path) -> Result<()> {
+    let version = host()?.version();
+    if !case.hosts.contains(&version) {
+        println!("case {number} is not tried: Traffic Server {version} has no such fault");
+        return Ok(());
     }
-    let logged = || logged(ats);
-    let all_there = || Ok((logged().len() >= case.lines.len()).then_some(()));
-    testkit::wait::until(PATIENCE, "the lines of the log", all_there)?;
-    let plugin = logged();
-    let proc = machine(home, &[ats])?;
-    let conf = ats.etc().join("server_conf.yaml");
-    let check = said(&on(ats, &["check", text(&conf)])?);
-    let etc = ats.etc();
-    let place = ["--ats-config", text(&etc), "--timeout", "10"];
-    let doctor = crate::stage::stekctl(&[&place[..], &["doctor", "--proc", text(&proc)]].concat())?;
-    let status = crate::stage::stekctl(&[&place[..], &["status"]].concat())?;
-    compare("check", &plugin, &check)?;
-    compare("doctor", &plugin, &said(&doctor))?;
-    let status: BTreeSet<String> = if is_refused {
-        status
-            .err
-            .lines()
-            .filter_map(|line| line.split_once(": "))
-            .map(|(_, l)| l.to_owned())
-            .collect()
-    } else {
-        let reason = |line: &str| Some(line.split_once(": server 1: ")?.1.to_owned());
-        status
-            .out
-            .lines()
-            .filter(|line| !line.contains("LimitMEMLOCK"))
-            .filter_map(reason)
-            .collect()
+    if case.lives != Lives::Plainly && !is_root()? {
+        println!("case {number} is not tried: needs root");
+        return Ok(());
+    }
+    fs::create_dir(home)?;
+    agree(home, case)
+}
+
+/// The server of a case, not started yet, alone or with the one beside it.
+fn prepare(home: &Path, case: &Case) -> Result<Fleet> {
+    let variables = case.environment.iter().map(|v| v.replace("HOME", text(home)));
+    let environment: Vec<String> = match case.environment {
+        [] => Vec::new(),
+        _ => ["env".to_owned()].into_iter().chain(variables).collect(),
     };
-    compare("status", &plugin, &status)?;
-    for parts in case.lines {
-        let is_it = |line: &&String| {
-            parts.iter().all(|part| {
-                format!("error: {line}").contains(part) || format!("warning: {line}").contains(part)
-            })
-        };
-        if plugin.iter().filter(is_it).count() != 1 {
-            return Err(Error::new(format!("not one line with {parts:?}: {plugin:#?}")));
+    let plain = Place { address: Ipv4Addr::LOCALHOST.into(), wrapper: environment };
+    let nobody = NOBODY.to_string();
+    let place = match case.lives {
+        Lives::AsNobody => {
+            let words = ["setpriv", "--reuid", &nobody, "--regid", &nobody, "--clear-groups"];
+            let words = words.into_iter().chain(["--pdeathsig", "KILL"]);
+            Place { wrapper: words.map(str::to_owned).collect(), ..plain }
+        }
+        Lives::ByName => nameserver::place(home, "nameserver 127.88.2.1\nnameserver 127.88.2.2\n")?,
+        _ => plain,
+    };
+    let size = if case.lives == Lives::BesideAnother { 2 } else { 1 };
+    let fleet = plan(size)?.places(&[place]).prepare(home)?;
+    let ats = &fleet.servers[0];
+    match case.lives {
+        Lives::AsNobody => {
+            let copy = home.join("stek_share.so");
+            fs::copy(plugin()?, &copy)?;
+            let conf = ats.etc().join("server_conf.yaml");
+            let line = format!("{} {}\n", copy.display(), conf.display());
+            fs::write(ats.etc().join("plugin.config"), line)?;
+            fs::set_permissions(home, fs::Permissions::from_mode(0o755))?;
+            to_nobody(home)?;
+        }
+        Lives::ByName => {
+            for file in ["server_conf.yaml", "server_list.yaml"] {
+                rewrite(&ats.etc().join(file), |old| {
+                    old.replace("address: 127.0.0.1\n", "address: server1.example\n")
+                })?;
+            }
+        }
+        Lives::Alone => {
+            let port = testkit::ports::take()?;
+            let entry = format!("- server_id: 2\n  address: 127.0.0.1\n  port: {port}\n");
+            rewrite(&ats.etc().join("server_list.yaml"), |old| format!("{old}{entry}"))?;
+        }
+        Lives::Plainly | Lives::BesideAnother => {}
+    }
+    Ok(fleet)
+}
+
+/// Whoever nobody is.
+const NOBODY: u32 = 65_534;
+
+fn to_nobody(path: &Path) -> Result<()> {
+    chown(path, Some(NOBODY), Some(NOBODY))?;
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            to_nobody(&entry?.path())?;
         }
     }
-    if plugin.len() == case.lines.len() {
+    Ok(())
+}
+
+/// Runs the command where the server lives.
+fn run(lives: Lives, home: &Path, words: &[&str]) -> Result<Said> {
+    let program = env!("CARGO_BIN_EXE_stekctl").to_owned();
+    let place = match lives {
+        Lives::ByName => {
+            Some(nameserver::place(home, "nameserver 127.88.2.1\nnameserver 127.88.2.2\n")?)
+        }
+        _ => None,
+    };
+    let before = place.map(|place| place.wrapper).unwrap_or_default();
+    let all: Vec<&str> = before.iter().chain([&program]).map(String::as_str).collect();
+    let [first, rest @ ..] = &all[..] else { return Err(Error::new("no command")) };
+    let output = Command::new(first).args(rest).args(words).output().context("stekctl")?;
+    Ok(Said {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+fn agree(home: &Path, case: &Case) -> Result<()> {
+    let _servers = match case.lives {
+        Lives::ByName => Some((
+            NameServer::start(Ipv4Addr::new(127, 88, 2, 1), None)?,
+            NameServer::start(Ipv4Addr::new(127, 88, 2, 2), Some(std::time::Duration::ZERO))?,
+        )),
+        _ => None,
+    };
+    let mut fleet = prepare(home, case)?;
+    let https = addresses(&fleet);
+    let etc = fleet.servers[0].etc();
+    let authority = Authority::new("/CN=words")?;
+    (case.plant)(&Stage { home: home.to_owned(), etc: etc.clone(), authority })?;
+    fleet.servers.iter_mut().try_for_each(Ats::start)?;
+    // Not all of them give tickets.
+    for ats in &mut fleet.servers {
+        ats.wait_first(|address| Ok(TcpStream::connect(address)?))?;
+    }
+    let ats = &fleet.servers[0];
+    let expected_of = |who: Who| match case.except.iter().find(|except| except.who == who) {
+        Some(except) => except.lines,
+        None => case.lines,
+    };
+    let is_refused = ats.diags().contains(FOLLOWS);
+    if !is_refused && case.lives != Lives::Alone {
+        ats.wait_diags("(generation ", PATIENCE)?;
+    }
+    let all_there = || Ok((logged(ats).len() >= expected_of(Who::Log).len()).then_some(()));
+    testkit::wait::until(PATIENCE, "the lines of the log", all_there)?;
+    let proc = machine(home, &fleet.servers.iter().collect::<Vec<_>>())?;
+    let conf = etc.join("server_conf.yaml");
+    let place = ["--ats-config", text(&etc), "--timeout", "10"];
+    let run = |words: &[&str]| run(case.lives, home, &[&place[..], words].concat());
+    let tickets: &[&str] = if case.tls { &["--sni", "localhost", "--tls", &https[0]] } else { &[] };
+    let check = run(&["-c", text(&conf), "check", text(&conf)])?;
+    let doctor = run(&[&["doctor", "--proc", text(&proc)][..], tickets].concat())?;
+    let status = run(&["status"])?;
+    let of = |who: Who| match who {
+        Who::Log => logged(ats),
+        Who::Check => said(&check),
+        Who::Doctor => said(&doctor),
+        Who::Status => told_by_status(&status, is_refused),
+    };
+    let is_excepted = |who: &Who| case.except.iter().any(|except| except.who == *who);
+    let mut agreeing = ALL.into_iter().filter(|who| !is_excepted(who));
+    if let Some(first) = agreeing.next() {
+        let (words, rest) = (of(first), agreeing);
+        for other in rest {
+            compare((first, &words), (other, &of(other)))?;
+        }
+        has_lines(first, &words, case.lines)?;
+    }
+    for except in case.except {
+        has_lines(except.who, &of(except.who), except.lines)
+            .map_err(|error| Error::new(format!("{error}, excepted for {:?}", except.why)))?;
+    }
+    Ok(())
+}
+
+/// Each expectation is met by one line, and there are no others.
+fn has_lines(who: Who, words: &BTreeSet<String>, lines: &[&[&str]]) -> Result<()> {
+    for parts in lines {
+        let is_it = |line: &&String| has_all(line, parts);
+        if words.iter().filter(is_it).count() != 1 {
+            return Err(Error::new(format!("{who:?}: not one line with {parts:?}: {words:#?}")));
+        }
+    }
+    if let Some(line) = words.iter().find(|line| !is_in_troubleshooting(line)) {
+        return Err(Error::new(format!("docs/troubleshooting.md has no row for: {line}")));
+    }
+    if words.len() == lines.len() {
         Ok(())
     } else {
-        Err(Error::new(format!("nobody expected all of {plugin:#?}")))
+        Err(Error::new(format!("{who:?}: nobody expected all of {words:#?}")))
     }
 }
 
-fn compare(who: &str, plugin: &BTreeSet<String>, said: &BTreeSet<String>) -> Result<()> {
-    if plugin == said {
+fn compare(one: (Who, &BTreeSet<String>), other: (Who, &BTreeSet<String>)) -> Result<()> {
+    if one.1 == other.1 {
         Ok(())
     } else {
-        Err(Error::new(format!("the plugin says {plugin:#?}, {who} {said:#?}")))
+        Err(Error::new(format!("{:?} says {:#?}, {:?} {:#?}", one.0, one.1, other.0, other.1)))
     }
 }
 
-/// The warnings and errors of the plugin.
+/// What `status` says of the first server, and of differences between servers.
+fn told_by_status(status: &Said, is_refused: bool) -> BTreeSet<String> {
+    if is_refused {
+        let lines = status.err.lines().filter_map(|line| line.split_once(": "));
+        return lines.map(|(word, line)| format!("{word}: {line}")).collect();
+    }
+    let reason = |line: &str| {
+        let (word, rest) = line.split_once(": ")?;
+        // What breaks the fleet is an error, what only degrades it a warning.
+        let word = if word == "broken" { "error" } else { "warning" };
+        let of_one = rest.strip_prefix("server 1: ");
+        let rest = of_one.or(rest.starts_with(DIFFER).then_some(rest))?;
+        Some(format!("{word}: {rest}"))
+    };
+    status.out.lines().filter(|line| !line.contains("LimitMEMLOCK")).filter_map(reason).collect()
+}
+
+/// How lines about policies begin that are not the same on all servers.
+const DIFFER: &str = "not all servers ask the same";
+
+/// The warnings and errors of the plugin, each with the word for how bad it is.
 fn logged(ats: &Ats) -> BTreeSet<String> {
     let diags = ats.diags();
-    let lines = diags.lines().filter(|line| line.contains("WARNING: ") || line.contains("ERROR: "));
-    let ours = lines.filter_map(|line| Some(line.split_once("[stek_share] ")?.1));
-    let ours = ours.filter(|line| !line.starts_with(FOLLOWS) && !line.contains("LimitMEMLOCK"));
-    ours.map(str::to_owned).collect()
+    let ours = diags.lines().filter_map(|line| line.split_once("[stek_share] "));
+    let ours = ours.filter_map(|(before, line)| {
+        let word = match before {
+            _ if before.contains("ERROR: ") => "error",
+            _ if before.contains("WARNING: ") => "warning",
+            _ => return None,
+        };
+        let is_meant = !line.starts_with(FOLLOWS) && !line.contains("LimitMEMLOCK");
+        is_meant.then(|| format!("{word}: {line}"))
+    });
+    ours.collect()
 }
 
 /// What a command says of faults.
@@ -330,8 +284,10 @@ fn said(said: &Said) -> BTreeSet<String> {
         // Of what a server says doctor names the server; that one that was refused does not answer is a
         // matter of its own.
         let rest = rest.strip_prefix("fleet: server 1: ").unwrap_or(rest);
+        let of_policies = rest.strip_prefix("fleet: ").filter(|rest| rest.starts_with(DIFFER));
+        let rest = of_policies.unwrap_or(rest);
         let is_fault = matches!(word, "error" | "warning") && !rest.starts_with("fleet: ");
-        is_fault.then(|| rest.to_owned())
+        is_fault.then(|| format!("{word}: {rest}"))
     };
     said.lines().iter().filter_map(line).collect()
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use crate::explore::{explore, Limits, Outcome};
 use crate::fleet::{Budget, Out, Scope, Set, Whole};
-use crate::today::Today;
 
 /// No budget, three servers, everybody may do everything.
 pub fn scope() -> Scope {
@@ -220,10 +219,4 @@ pub fn missing() -> Vec<Missing> {
             of(budget(1, 0, 0, 0, 1)),
         ),
     ]
-}
-
-/// Today's rule with so many servers, whether a server that is back asks once more, and whether
-/// clocks end what was given before.
-pub fn today(servers: usize, proves: bool, clocks: bool) -> Today {
-    Today { servers, proves, clocks, budget: (1, 2) }
 }

@@ -57,6 +57,9 @@ impl Evidence for Rec {
     fn merge(&mut self, other: &Rec) {
         self.revoked |= other.revoked;
     }
+
+    /// No operator is part of the model.
+    fn recover(&mut self, _: &Voters) {}
 }
 
 /// What is agreed on.

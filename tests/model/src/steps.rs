@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use stek_share::core::agreement::epoch::Epoch;
-use stek_share::core::agreement::founding::{Found, Prepare};
+use stek_share::core::agreement::founding::{Call, Found, Prepare};
 use stek_share::core::agreement::meeting::{meet, Leading, Meeting};
 use stek_share::core::agreement::replacement::{next_step, Arrival, Configuration, Step, View};
-use stek_share::core::agreement::report::Report;
+use stek_share::core::agreement::report::{Report, Voters};
 use stek_share::core::node_id::{Incarnation, NodeId};
 use stek_share::core::server_id::ServerId;
 
@@ -384,7 +384,8 @@ impl Turn<'_> {
             let wall = if scope.clock { u64::from(self.spent().prepares) + 1 } else { 0 };
             let mut next = server.clone();
             let own = server.report(scope.out);
-            let mut prepares = next.member.prepare(own, &scope.answers(self.from, node), wall);
+            let call = Call { answers: scope.answers(self.from, node), survivors: None };
+            let mut prepares = next.member.prepare(own, &call, wall);
             if scope.out == Some(Out::OwnEpoch) {
                 next.member.promise.founder = NodeId::default();
                 prepares.iter_mut().for_each(|prepare| prepare.epoch.founder = NodeId::default());
@@ -670,6 +671,7 @@ impl Turn<'_> {
                 nodes: &known,
                 is_settled,
                 list: &list,
+                followers: &Voters::new(),
                 answering: &answering,
                 arrivals: &arrivals,
             };

@@ -1,6 +1,6 @@
 //! Core's rules of agreement through all orders of events, within bounds; and each of them taken out.
 
-use model::cases::{cases, missing, states, today, Case};
+use model::cases::{cases, missing, states, Case};
 use model::explore::explore;
 
 fn has_no_fault(at: usize) {
@@ -8,6 +8,8 @@ fn has_no_fault(at: usize) {
     let outcome = cases()[at].run(states(*most));
     println!("{name}: {}", outcome.line());
     assert_eq!(outcome.fault, None, "{name}");
+    // All of them, or as many as it was given: a model in which nothing happens has no fault either.
+    assert!(outcome.exhausted || outcome.states >= *most, "{name}: {}", outcome.line());
 }
 
 /// The tests run side by side.
@@ -48,19 +50,4 @@ fn each_rule_that_is_taken_out_is_missed() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-}
-
-#[test]
-fn a_vote_of_an_earlier_life_makes_two_keys_among_five_under_todays_rule() {
-    for proves in [false, true] {
-        let outcome = explore(&today(5, proves, false), states(2_000_000));
-        println!("asks once more: {proves}: {}", outcome.line());
-        let fault = outcome.fault.map(|(fault, _)| fault).unwrap_or_default();
-        assert!(fault.starts_with("two keys of one generation"), "{fault:?}");
-        let three = explore(&today(3, proves, false), states(2_000_000));
-        assert!(three.fault.is_none() && three.exhausted, "three servers cannot show it");
-    }
-    let outcome = explore(&today(5, true, true), states(300_000));
-    println!("where clocks hold: {}", outcome.line());
-    assert_eq!(outcome.fault, None, "a vote that comes late is not counted");
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use std::sync::Arc;
 use stek_share::core::rotation::Order;
-use stek_share::core::server_list::ServerList;
+use stek_share::core::server_id::ServerId;
+use stek_share::core::server_list::{voters, ServerList};
 use stek_share::node::Node;
 
 use crate::machine::{Machine, Note};
@@ -18,6 +19,9 @@ const WALL_STEP: u64 = 4 * 3600;
 
 /// How much a clock drifts at most, in millionths: ten times what a bad one does.
 const DRIFT: u64 = 2000;
+
+/// The word of a single one that leads would move no group that it meets again.
+const LEAST_OF_SURVIVORS: usize = 2;
 
 /// An order that was answered may still have an effect seen a moment later.
 const ECHO: u64 = 2 * SECOND;
@@ -36,6 +40,7 @@ impl World {
             Entry::MendHost(id) => self.mend_host(id),
             Entry::Order => self.order(),
             Entry::OrderOf(id) => self.give_order(id),
+            Entry::Recover => self.recover(),
             Entry::ChangeList => self.change_list(),
             Entry::TellList(id, target) => self.tell_list(id, target),
             Entry::Retire(id) => {
@@ -78,7 +83,44 @@ impl World {
             Kind::SlowHost | Kind::BrokenHost => self.hurt_host(kind, id, lasts),
             Kind::LateVotes => self.vote_late(),
             Kind::Reset => self.reset(id),
+            Kind::Recover => self.lose_many(lasts),
         }
+    }
+
+    /// More than half of the servers are killed, and stay away until an operator has given them up.
+    fn lose_many(&mut self, lasts: u64) {
+        let mut ids: Vec<u32> = self.listed.iter().copied().collect();
+        let turns = self.rng.below(ids.len() as u64) as usize;
+        ids.rotate_left(turns);
+        let given_up = self.plan.upper * self.rng.between(2, 12);
+        for id in ids.split_off((ids.len() - 1) / 2) {
+            let after = given_up + self.rng.below(lasts / MS + 1) * MS;
+            let keeps = self.rng.chance(600);
+            self.crash(id, after, keeps);
+        }
+        self.at(given_up, Entry::Recover);
+    }
+
+    /// An operator gives all servers up for lost that are down.
+    fn recover(&mut self) {
+        let Some(id) = self.some_member() else { return };
+        let awake = self.machines.iter().filter(|(_, machine)| machine.is_awake());
+        let survivors: BTreeSet<ServerId> =
+            awake.filter(|(id, _)| self.listed.contains(id)).map(|(id, _)| ServerId(*id)).collect();
+        if survivors.len() < LEAST_OF_SURVIVORS {
+            return;
+        }
+        self.faults += 1;
+        let number = self.begin_deed(id, Pending::Recover);
+        self.log.say(self.now, id, || format!("is told to go on with {survivors:?} alone"));
+        let notes = self.notes.clone();
+        self.have(id, move |node| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                let result = node.recover(survivors).await;
+                notes.leave(id, Note::Done(number, result.map(Some).map_err(|e| e.to_string())));
+            });
+        });
     }
 
     /// A vote request that arrives when one who granted it has begun anew: the leader is cut off
@@ -172,6 +214,9 @@ impl World {
             });
         }));
         self.stopping.insert(id, self.now);
+        if let Some(view) = self.sight.servers.get_mut(&id) {
+            view.leaves = true;
+        }
         // Should it hang, it is killed by then.
         self.at(lasts + 2 * SECOND, Entry::Revive(id));
     }
@@ -230,6 +275,8 @@ impl World {
             machine.step_wall(seconds * SECOND as i64);
             // Only a wall clock tells how long a machine was off: it is believed within bounds.
             self.sight.clock_lied |= self.plan.keeps_state && !machine.runs();
+            // A file that was saved later than now is believed by nobody.
+            self.sight.clock_went_back |= seconds < 0;
         }
     }
 
@@ -459,6 +506,9 @@ impl World {
     }
 
     pub(crate) fn write_file(&mut self, id: u32, list: &BTreeSet<u32>) {
+        if !self.lists.contains(list) {
+            self.lists.insert(list.clone());
+        }
         let members = self.members_of(list);
         if let Some(machine) = self.machines.get(&id) {
             machine.write_file(members);
@@ -484,6 +534,7 @@ impl World {
                 view.unlisted_since = None;
             }
         }
+        self.note_votes(&[&before, &target]);
         self.distribute(id, &target);
         let pending = Pending::List { target, before };
         self.reload(id, pending);
@@ -493,16 +544,12 @@ impl World {
     /// another list: it has left this one. The operator does what the log says: the group's list goes
     /// into the file first.
     fn tell_detour(&mut self, id: u32, agreed: &str, target: BTreeSet<u32>, before: BTreeSet<u32>) {
-        let ids: Vec<u32> = self.machines.keys().copied().collect();
-        let lists = (1..1_u32 << ids.len()).map(|bits| {
-            let chosen = ids.iter().enumerate().filter(move |(at, _)| bits >> at & 1 == 1);
-            chosen.map(|(_, id)| *id).collect::<BTreeSet<u32>>()
-        });
-        let has_digest = |list: &BTreeSet<u32>| {
+        let has_digest = |list: &&BTreeSet<u32>| {
             ServerList::new(0, &self.members_of(list))
                 .is_ok_and(|list| list.digest().to_string() == agreed)
         };
-        let Some(present) = lists.filter(|list| list.contains(&id)).find(has_digest) else {
+        let mut lists = self.lists.iter().filter(|list| list.contains(&id));
+        let Some(present) = lists.find(has_digest).cloned() else {
             // A server that is not in it cannot have it in its file.
             return self.list_done(target, before, false);
         };
@@ -552,7 +599,7 @@ impl World {
                     order.1 = over;
                 }
             }
-            Pending::Reload => {}
+            Pending::Reload | Pending::Recover => {}
             Pending::List { target, before } => {
                 let lists = self.machines.get(&id).and_then(|machine| machine.lists(self.now));
                 match lists.filter(|_| result == Ok(None)) {
@@ -583,6 +630,7 @@ impl World {
             return;
         }
         self.listed = target.clone();
+        self.note_votes(&[&target]);
         let now = self.now;
         let ids: Vec<u32> = self.machines.keys().copied().collect();
         for id in ids {
@@ -605,6 +653,14 @@ impl World {
                 let off = self.rng.between(3, 20) * SECOND;
                 self.at(off, Entry::Retire(id));
             }
+        }
+    }
+
+    /// Notes who votes by all of these lists.
+    pub(crate) fn note_votes(&mut self, lists: &[&BTreeSet<u32>]) {
+        let voters: Vec<_> = lists.iter().map(|list| voters(&self.members_of(list))).collect();
+        for (id, view) in &mut self.sight.servers {
+            view.votes = voters.iter().all(|voters| voters.contains(&ServerId(*id)));
         }
     }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::config::{Member, Settings};
 use stek_share::log_sink::{Level, Log, LogSink};
 use stek_share::node::environment::{Environment, ReadList, SimulatedNetwork};
@@ -40,6 +41,8 @@ pub struct Set {
     pub agreed: bool,
     /// Its cluster incarnation.
     pub cluster_id: Option<[u8; 16]>,
+    /// The cluster that agreed on it.
+    pub epoch: Epoch,
     /// The generation of the first key, 0 if it is not the group's.
     pub current: u64,
     /// The newest generation.
@@ -473,6 +476,7 @@ impl Host {
             keys: set.keys.iter().map(|key| *key.expose()).collect(),
             agreed: set.agreed,
             cluster_id: set.cluster_id.map(|cluster_id| cluster_id.to_bytes()),
+            epoch: set.epoch,
             current: set.current.0,
             newest: set.newest.0,
         };

@@ -1,7 +1,7 @@
 //! Runs seeds of the simulation and says how they went.
 //!
 //!     simulation [--seed N] [--seeds COUNT] [--from N] [--jobs N] [--log] [--digests] [--until-broken]
-//!                [--late-votes] [--resets]
+//!                [--late-votes] [--resets] [--large]
 //!     simulation --scenario FILE
 //!
 //! Each seed runs in a process of its own, forked from this one: nothing that one leaves behind can
@@ -83,6 +83,7 @@ impl Options {
                 "--until-broken" => options.until_broken = true,
                 "--late-votes" => plan::LATE_VOTES.store(true, Ordering::Relaxed),
                 "--resets" => plan::RESETS.store(true, Ordering::Relaxed),
+                "--large" => plan::LARGE.store(true, Ordering::Relaxed),
                 _ => return Err(format!("there is no option {word}")),
             }
         }

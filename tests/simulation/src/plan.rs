@@ -3,6 +3,7 @@
 //! Each seed has some of the faults only (as in swarm testing: Groce and others, 2012), because
 //! many a fault hides behind another.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -64,11 +65,14 @@ pub enum Kind {
     LateVotes,
     /// A proxy resets all connections with a server that lives on; it may be dialled again at once.
     Reset,
+    /// A majority is gone, an operator gives it up for lost, and it comes back all the same.
+    Recover,
 }
 
 impl Kind {
     /// All that any server can have; [`Kind::OldFile`] is for those with files, [`Kind::LateVotes`]
-    /// for groups where some may vote without the others. [`Kind::Reset`] comes by itself, too.
+    /// for groups where some may vote without the others. [`Kind::Reset`] and [`Kind::Recover`] come by
+    /// themselves, too.
     pub const ALL: [Kind; 19] = [
         Kind::Kill,
         Kind::KillEmpty,
@@ -99,6 +103,8 @@ pub struct Plan {
     pub servers: u32,
     /// Servers that are not in the first list.
     pub spare: u32,
+    /// Whether entries of the list say that some servers do not vote, others with each change.
+    pub some_do_not_vote: bool,
     /// `heart_beat_interval`.
     pub heartbeat: u64,
     /// `election_timeout_lower_bound`.
@@ -143,12 +149,26 @@ pub static LATE_VOTES: AtomicBool = AtomicBool::new(false);
 /// Whether all seeds have no fault but [`Kind::Reset`], many of them, and no change of the list.
 pub static RESETS: AtomicBool = AtomicBool::new(false);
 
+/// Whether all seeds have more servers than vote.
+pub static LARGE: AtomicBool = AtomicBool::new(false);
+
+/// Of fewer servers all vote: the others could not go on without a single one.
+const LEAST_OF_VOTERS: usize = 5;
+
+/// How many servers a large fleet has.
+const LARGE_FLEETS: (u64, u64) = (8, 60);
+
 impl Plan {
     /// A seed's plan.
     pub fn new(rng: &mut Rng) -> Plan {
         let servers = *rng.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]);
         let late = LATE_VOTES.load(Ordering::Relaxed);
-        let servers = if late { 5 } else { servers };
+        let large = LARGE.load(Ordering::Relaxed);
+        let servers = match (late, large) {
+            (true, _) => 5,
+            (_, true) => rng.between(LARGE_FLEETS.0, LARGE_FLEETS.1) as u32,
+            _ => servers,
+        };
         let heartbeat = *rng.pick(&[50, 100, 100, 100, 200]) * MS;
         let lower = 2 * heartbeat;
         let interval = rng.between(5, 20) * SECOND;
@@ -160,6 +180,7 @@ impl Plan {
         let mut plan = Plan {
             servers,
             spare: u32::from(change && servers >= 4),
+            some_do_not_vote: false,
             heartbeat,
             lower,
             upper: 2 * lower,
@@ -196,6 +217,10 @@ impl Plan {
         } else if !late && (plan.fault_phase / MS).is_multiple_of(4) {
             plan.faults.push(Kind::Reset);
         }
+        if plan.servers >= 3 && (plan.fault_phase / MS).is_multiple_of(7) {
+            plan.faults.push(Kind::Recover);
+        }
+        plan.some_do_not_vote = plan.servers >= 4 && (plan.fault_phase / MS).is_multiple_of(5);
         plan
     }
 
@@ -204,6 +229,7 @@ impl Plan {
         let mut plan = Plan {
             servers,
             spare: 0,
+            some_do_not_vote: false,
             heartbeat: 100 * MS,
             lower: 200 * MS,
             upper: 400 * MS,
@@ -233,9 +259,21 @@ impl Plan {
         self.max_key_age = 3 * interval;
     }
 
-    /// The entry of a server in the list.
-    pub fn member(id: u32) -> Member {
-        Member { id: ServerId(id), address: format!("10.0.0.{id}"), port: 4000, subject: None }
+    /// The entry of a server in the list of these.
+    pub fn member_of(&self, id: u32, list: &BTreeSet<u32>) -> Member {
+        let is_third = (id as usize + list.len()).is_multiple_of(3);
+        let all_vote = !self.some_do_not_vote || list.len() < LEAST_OF_VOTERS;
+        Member { voter: all_vote || !is_third, ..Plan::member(id) }
+    }
+
+    fn member(id: u32) -> Member {
+        Member {
+            id: ServerId(id),
+            address: format!("10.0.0.{id}"),
+            port: 4000,
+            subject: None,
+            voter: true,
+        }
     }
 
     /// The settings of a server whose file has these members.
@@ -265,7 +303,7 @@ impl Plan {
             server_key_file: "key.pem".into(),
             cert_verify_str: SUBJECT.to_owned(),
             members,
-            ..Settings::default()
+            ..Settings::defaults()
         }
     }
 }

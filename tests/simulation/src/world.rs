@@ -62,6 +62,8 @@ pub enum Entry {
     Order,
     /// One server is given an order.
     OrderOf(u32),
+    /// An operator gives all servers up for lost that are down.
+    Recover,
     /// An operator changes the list.
     ChangeList,
     /// The operator's files are in place: one server is told.
@@ -110,6 +112,7 @@ pub(crate) struct Kept {
 /// An operator's deed that is not done yet.
 pub(crate) enum Pending {
     Order(usize, Order),
+    Recover,
     List {
         target: BTreeSet<u32>,
         before: BTreeSet<u32>,
@@ -140,6 +143,8 @@ pub struct World {
     /// The list that the group surely has, unless a change came to an unknown end.
     pub(crate) listed: BTreeSet<u32>,
     pub(crate) list_busy: bool,
+    /// All lists that an operator had in hand.
+    pub(crate) lists: BTreeSet<BTreeSet<u32>>,
     pub(crate) next_deed: u64,
     agenda: BTreeMap<(u64, u64), Entry>,
     serial: u64,
@@ -177,9 +182,9 @@ impl World {
             orders: Vec::new(),
             revoked: BTreeSet::new(),
             majority_forgot: None,
-            doubt: None,
             files_failed: None,
             clock_lied: false,
+            clock_went_back: false,
             slowest: 0,
             pauses: Vec::new(),
             annals: Annals::default(),
@@ -198,6 +203,7 @@ impl World {
             deeds: BTreeMap::new(),
             stopping: BTreeMap::new(),
             ill_links: BTreeMap::new(),
+            lists: [listed.clone()].into(),
             listed,
             list_busy: false,
             next_deed: 1,
@@ -229,6 +235,7 @@ impl World {
             view.unlisted_since = (!view.listed).then_some(0);
             self.sight.servers.insert(id, view);
         }
+        self.note_votes(&[&self.listed.clone()]);
         self.at(LOOK, Entry::Look);
     }
 
@@ -503,6 +510,7 @@ impl World {
             view.run = run;
             view.awake = true;
             view.trouble.end(now);
+            view.leaves = false;
         }
     }
 
@@ -532,12 +540,17 @@ impl World {
         self.record_amnesia(id);
         self.stopping.remove(&id);
         self.log.say(now, id, || "is gone".to_owned());
+        let mut had = None;
         if let Some(view) = self.sight.servers.get_mut(&id) {
             view.awake = false;
             view.serving = false;
-            view.set = None;
+            had = view.set.take();
             view.joined = None;
             view.trouble.begin();
+        }
+        let Sight { servers, annals, plan, files_failed, .. } = &mut self.sight;
+        if let Some(had) = had.filter(|_| !plan.keeps_state || files_failed.is_some()) {
+            annals.note_gone(&had.keys, servers.values().filter_map(|view| view.set.as_ref()));
         }
         let lost: Vec<u64> =
             self.deeds.iter().filter(|(_, (at, _))| *at == id).map(|(n, _)| *n).collect();
@@ -550,7 +563,7 @@ impl World {
     }
 
     pub(crate) fn members_of(&self, ids: &BTreeSet<u32>) -> Vec<Member> {
-        ids.iter().map(|id| Plan::member(*id)).collect()
+        ids.iter().map(|id| self.plan.member_of(*id, ids)).collect()
     }
 
     fn read_notes(&mut self) -> Checked {
@@ -574,15 +587,9 @@ impl World {
     fn heard_line(&mut self, id: u32, level: Level, line: String) -> Checked {
         let term = line.strip_prefix("this server is the leader of term ");
         if let Some(term) = term.and_then(|term| term.parse().ok()) {
-            self.sight.leaders.push(Leader { at: self.now, id, term });
-        }
-        if line.starts_with("the group goes on without something") {
-            if self.sight.doubt.is_none() && self.sight.majority_forgot.is_none() {
-                return Err(format!(
-                    "promise \"one order\" is broken: server {id} is diverged though none forgot"
-                ));
-            }
-            self.record_amnesia(id);
+            let epoch = self.machines.get(&id).and_then(|machine| machine.report(self.now));
+            let epoch = epoch.map_or(0, |report| report.epoch);
+            self.sight.leaders.push(Leader { at: self.now, id, epoch, term });
         }
         if line.ends_with("installed keys stay in use until then") {
             // It joins again, as one that has just started does.
@@ -592,22 +599,9 @@ impl World {
                 view.trouble.end(now);
             }
         }
-        if line.starts_with("fewer than a majority remember") {
-            let file = self.machines.get(&id).map(Machine::file);
-            let asked = file.unwrap_or_default().iter().map(|member| member.id.0).collect();
-            self.sight.joins_few(id, &asked, &self.forgetful);
-        }
         let words = line.strip_prefix("generation ");
         let named = |what: &str| words.and_then(|words| words.strip_suffix(what)?.parse().ok());
-        if let Some(staged) = named(" is staged") {
-            self.sight.annals.staged.entry(staged).or_insert(self.now);
-        }
-        if let (Some(resumed), Some(cluster_id)) =
-            (named(" is current again"), self.cluster_id_of(id))
-        {
-            self.sight.annals.resumed.insert((cluster_id, resumed));
-        }
-        let generation = named(" is current").or(named(" is current again"));
+        let generation = named(" is current");
         self.log.say(self.now, id, || format!("{level:?}: {line}"));
         match generation {
             Some(generation) => self.activated(id, generation),
@@ -710,7 +704,6 @@ impl World {
 
     fn look(&mut self) -> Checked {
         self.record_lags();
-        self.sight.end_doubt();
         for (id, view) in &self.sight.servers {
             let since = self.started.get(id).copied().unwrap_or(0);
             let limit = self.plan.startup_wait + self.plan.startup_wait / 20 + SECOND;

@@ -64,7 +64,7 @@ fn say(words: &str) {
 
 /// Lines of stdin, until it ends.
 fn stdin_lines() -> io::Result<mpsc::Receiver<String>> {
-    let (lines, rpc_server) = mpsc::channel(QUEUE);
+    let (lines, queue) = mpsc::channel(QUEUE);
     thread::Builder::new().stack_size(STACK).spawn(move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             if lines.blocking_send(line).is_err() {
@@ -72,7 +72,7 @@ fn stdin_lines() -> io::Result<mpsc::Receiver<String>> {
             }
         }
     })?;
-    Ok(rpc_server)
+    Ok(queue)
 }
 
 async fn install(node: Arc<Node>) {

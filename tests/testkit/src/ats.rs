@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::host::{host, Host};
 use crate::pki::Files;
 use crate::sys::{self, Signal};
 use crate::tickets::{self, TlsVersion};
@@ -22,7 +23,7 @@ pub const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a server may take to stop, as ATS's own tests have it.
 pub const STOP_LIMIT: Duration = Duration::from_secs(30);
 
-/// What goes into records.config unless a test says otherwise.
+/// What goes into the server's records unless a test says otherwise.
 const RECORDS: &[&str] = &[
     // As root, and stay root: run roots belong to the test's own user.
     "proxy.config.admin.user_id STRING #-1",
@@ -81,8 +82,8 @@ impl Builder {
         self
     }
 
-    /// A line of records.config without its leading word, `proxy.config.x INT 1`. It replaces an
-    /// earlier line of the same name.
+    /// A record with its type and value as 9.2 has them, `proxy.config.x INT 1`; see
+    /// [`host`](crate::host). It replaces an earlier one of the same name.
     pub fn record(mut self, line: &str) -> Self {
         let name = |line: &str| line.split_whitespace().next().map(str::to_owned);
         self.records.retain(|earlier| name(earlier) != name(line));
@@ -126,8 +127,8 @@ impl Builder {
         self
     }
 
-    /// Starts `traffic_manager`, which starts the server, so that `traffic_ctl` works
-    /// ([`Ats::ctl`]). That takes some three seconds longer.
+    /// Lets `traffic_ctl` work ([`Ats::ctl`]). Where that needs a `traffic_manager`, it is started in the
+    /// server's place and starts the server, which takes some three seconds longer.
     pub fn manager(mut self) -> Self {
         self.manager = true;
         self
@@ -138,14 +139,15 @@ impl Builder {
     /// # Errors
     /// When a file cannot be written, or no port is free.
     pub fn build(self) -> Result<Ats> {
+        let host = host()?;
         let ats = Ats {
             https: SocketAddr::new(self.address, ports::take()?),
             root: self.root.clone(),
             wrapper: self.wrapper.clone(),
-            manager: self.manager,
+            manager: self.manager && host.has_manager(),
             process: None,
         };
-        self.write(ats.https).context(format_args!("run root {}", ats.root.display()))?;
+        self.write(host, ats.https).context(format_args!("run root {}", ats.root.display()))?;
         Ok(ats)
     }
 
@@ -159,29 +161,12 @@ impl Builder {
         Ok(ats)
     }
 
-    fn write(self, https: SocketAddr) -> io::Result<()> {
-        let root = self.root.display();
+    fn write(self, host: &Host, https: SocketAddr) -> io::Result<()> {
         let etc = self.root.join("etc");
         for dir in ["etc", "var/log", "var/run", "cache"] {
             fs::create_dir_all(self.root.join(dir))?;
         }
-        let layout = [
-            ("prefix", format!("{root}")),
-            ("exec_prefix", "/usr".into()),
-            ("bindir", "/usr/bin".into()),
-            ("sbindir", "/usr/bin".into()),
-            ("sysconfdir", format!("{root}/etc")),
-            ("datadir", format!("{root}/cache")),
-            ("includedir", "/usr/include".into()),
-            ("libdir", "/usr/lib/trafficserver".into()),
-            ("libexecdir", "/usr/lib/trafficserver/modules".into()),
-            ("localstatedir", format!("{root}/var")),
-            ("runtimedir", format!("{root}/var/run")),
-            ("logdir", format!("{root}/var/log")),
-            ("cachedir", format!("{root}/cache")),
-        ];
-        let layout = layout.map(|(name, value)| format!("{name}: {value}\n")).concat();
-        fs::write(self.root.join("runroot.yaml"), layout)?;
+        fs::write(self.root.join("runroot.yaml"), host.run_root(&self.root))?;
 
         let listen = match https.ip() {
             IpAddr::V4(ip) => format!("{}:ssl:ip-in={ip}", https.port()),
@@ -189,11 +174,11 @@ impl Builder {
         };
         let this = self.record(&format!("proxy.config.http.server_ports STRING {listen}"));
         let lines = |lines: &[String]| lines.iter().map(|line| format!("{line}\n")).collect();
-        let records: String = this.records.iter().map(|line| format!("CONFIG {line}\n")).collect();
-        fs::write(etc.join("records.config"), records)?;
+        host.write_records(&etc, &this.records)?;
         fs::write::<_, String>(etc.join("plugin.config"), lines(&this.plugins))?;
         fs::write::<_, String>(etc.join("remap.config"), lines(&this.remaps))?;
-        fs::write::<_, String>(etc.join("ssl_multicert.config"), lines(&this.multicert))?;
+        let sites: String = lines(&this.multicert);
+        host.write_certificates(&etc, &sites)?;
         fs::write(etc.join("ip_allow.yaml"), IP_ALLOW)?;
         fs::write(etc.join("sni.yaml"), "sni: []\n")?;
         EMPTY_FILES.iter().try_for_each(|name| fs::write(etc.join(name), ""))
@@ -316,19 +301,15 @@ impl Ats {
         if self.process.is_some() {
             return Err(Error::new(format!("{} runs already", self.root.display())));
         }
-        let program = if self.manager { "traffic_manager" } else { "traffic_server" };
+        let name = if self.manager { "traffic_manager" } else { "traffic_server" };
+        let program = host()?.program(name).display().to_string();
         let out = OpenOptions::new().create(true).append(true).open(self.traffic_out())?;
-        let mut words = self.wrapper.iter().map(String::as_str).chain([program]);
-        let mut command = Command::new(words.next().unwrap_or(program));
+        let mut words = self.wrapper.iter().map(String::as_str).chain([&*program]);
+        let mut command = Command::new(words.next().unwrap_or(&program));
         command.args(words).arg(format!("--run-root={}", self.root.join("runroot.yaml").display()));
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        let child = sys::spawn(command).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::new(format!(
-                "{program} is not installed: these tests need Debian's package trafficserver \
-                 (apt-get install trafficserver)"
-            )),
-            _ => Error::new(format!("cannot start {program}: {error}")),
-        })?;
+        let child = sys::spawn(command)
+            .map_err(|error| Error::new(format!("cannot start {program}: {error}")))?;
         self.process = Some(child);
         Ok(())
     }
@@ -464,13 +445,13 @@ impl Ats {
         Usage::of(self.pid()?)
     }
 
-    /// Runs `traffic_ctl` with `arguments`; only for a server with a manager. Returns what it prints.
+    /// Runs `traffic_ctl` with `arguments`; only for a server that was built with [`Builder::manager`]. Returns what it prints.
     ///
     /// # Errors
     /// When it cannot be run or fails.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
         let root = format!("--run-root={}", self.root.join("runroot.yaml").display());
-        let mut command = Command::new("traffic_ctl");
+        let mut command = Command::new(host()?.program("traffic_ctl"));
         let output = command.arg(root).args(arguments).output().context("traffic_ctl")?;
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         if output.status.success() {

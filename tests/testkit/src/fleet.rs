@@ -88,7 +88,7 @@ impl Plan {
         self
     }
 
-    /// A line of records.config for every server; see [`Builder::record`].
+    /// A record for every server; see [`Builder::record`].
     pub fn record(mut self, line: &str) -> Self {
         self.records.push(line.into());
         self

@@ -90,9 +90,9 @@ type Order = (Command, mpsc::SyncSender<io::Result<Child>>);
 pub fn spawn(command: Command) -> io::Result<Child> {
     static STARTER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
     let starter = STARTER.get_or_init(|| {
-        let (orders, rpc_server) = mpsc::channel::<Order>();
+        let (orders, queue) = mpsc::channel::<Order>();
         thread::spawn(move || {
-            for (command, reply) in rpc_server {
+            for (command, reply) in queue {
                 // A caller that no longer listens drops the child; the kernel still ends it.
                 let _ = reply.send(spawn_here(command));
             }

@@ -1,4 +1,4 @@
-//! The demo leaves no process behind, however it ends. A plugin of Debian's package that shares no
+//! The demo leaves no process behind, however it ends. A plugin of Traffic Server's own that shares no
 //! keys stands in for ours: with it the demo cannot pass.
 
 use std::fs;
@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use testkit::host::host;
 use testkit::run_dir::RunDir;
 use testkit::sys::{self, Signal};
 use testkit::{wait, Context, Error, Result};
 
-const STRANGER: &str = "/usr/lib/trafficserver/modules/xdebug.so";
+/// A plugin of the host's own.
+const STRANGER: &str = "xdebug.so";
 /// Longer than the demo waits for the servers to agree, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -27,7 +29,7 @@ impl Running {
         let out = fs::File::create(dir.join("out"))?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_demo"));
         // Its own directories go into ours, so that they are gone with it.
-        command.arg(STRANGER).env("TMPDIR", dir.path());
+        command.arg(host()?.plugin(STRANGER)).env("TMPDIR", dir.path());
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let demo = sys::spawn(command)?;
         let mut this = Self { demo, dir, servers: Vec::new() };

@@ -71,6 +71,10 @@ fn erased(sight: &Sight) -> Checked {
         let set = sight.servers.get(&owner).and_then(|view| view.set.as_ref());
         let in_cluster_id = set.is_some_and(|set| set.agreed && set.cluster_id == Some(cluster_id));
         let Some(gone) = retired(sight, cluster_id, generation) else { return };
+        // An old file brings it back, until its server has promised and another one was founded.
+        if sight.files_failed.is_some_and(|failed| failed >= gone) {
+            return;
+        }
         // What replaced it may be forgotten: then it counts again, until another one comes.
         let forgotten = sight.majority_forgot.is_some_and(|at| at >= gone);
         let replaced = set.is_some_and(|set| generation + sight.plan.ticket_keys <= set.current);

@@ -57,9 +57,9 @@ pub fn assess(sight: &Sight, event: &Event, tickets: &mut Tickets) -> Checked {
 
 /// Whether the server has to open the ticket: all is well with it, all was well with the one that
 /// gave it, and the ticket's key is the current one, the staged one, or the one before where
-/// there is room for it. Nothing is owed for a key that was forgotten and made anew.
+/// there is room for it. Nothing is owed for a key that was forgotten by all.
 fn is_owed(sight: &Sight, offer: &Offer) -> bool {
-    if sight.annals.is_remade(&offer.key) {
+    if sight.annals.is_remade(&offer.key) || sight.annals.is_lost(&offer.key) {
         return false;
     }
     let Some(set) = sight.servers.get(&offer.to).and_then(|view| view.set.as_ref()) else {

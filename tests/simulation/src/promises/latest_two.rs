@@ -13,12 +13,14 @@ pub fn assess(sight: &Sight, event: &Event) -> Checked {
         Event::Look => return in_step(sight),
         _ => return Ok(()),
     };
-    if set.keys.is_empty() || set.keys.len() as u64 > sight.plan.ticket_keys {
+    // Without a group a server's own key comes on top of those of its file.
+    let most = sight.plan.ticket_keys + u64::from(!set.agreed && sight.plan.keeps_state);
+    if set.keys.is_empty() || set.keys.len() as u64 > most {
         return Err(format!("server {at} installs {} keys", set.keys.len()));
     }
     match (set.agreed, set.cluster_id) {
         (true, Some(cluster_id)) => {
-            whole(sight, *at, set, cluster_id).and_then(|()| goes_on(sight, set, cluster_id))
+            whole(sight, *at, set, cluster_id).and_then(|()| goes_on(sight, cluster_id))
         }
         _ => Ok(()),
     }
@@ -43,23 +45,20 @@ fn in_step(sight: &Sight) -> Checked {
 const KEPT_AFTER: u64 = 10 * SECOND;
 
 /// Whether a cluster incarnation that is new here goes on with a key of an earlier one, if it can.
-fn goes_on(sight: &Sight, set: &Set, cluster_id: super::Cluster) -> Checked {
+fn goes_on(sight: &Sight, cluster_id: super::Cluster) -> Checked {
     let is_new = sight
         .annals
         .seen
         .range((cluster_id, 0)..=(cluster_id, u64::MAX))
         .all(|(_, at)| *at == sight.now);
-    let files_are_good =
-        sight.plan.keeps_state && sight.files_failed.is_none() && !sight.clock_lied;
+    let clock_is_good = !sight.clock_lied && !sight.clock_went_back;
+    let files_are_good = sight.plan.keeps_state && sight.files_failed.is_none() && clock_is_good;
     let may_use = sight.plan.max_key_age.saturating_sub(KEPT_AFTER);
     let could = sight.annals.current.iter().any(|((other, _), at)| {
         let age = sight.now - at;
         *other != cluster_id && age > KEPT_AFTER && age < may_use
     });
-    // A slow host may be given first what came after that key.
-    let imported =
-        sight.annals.resumed.range((cluster_id, 0)..=(cluster_id, set.current)).next().is_some();
-    if is_new && files_are_good && could && !imported {
+    if is_new && files_are_good && could {
         Err("a new cluster incarnation begins with a new key, though there were state files with a \
              young one"
     .to_owned())

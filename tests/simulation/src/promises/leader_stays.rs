@@ -20,7 +20,7 @@ impl Checker {
         let from = std::mem::replace(&mut self.seen, sight.leaders.len());
         let Some(deposed) = from.checked_sub(1) else { return Ok(()) };
         let [old, .., new] = &sight.leaders[deposed..] else { return Ok(()) };
-        let stays = |view: &super::View| view.listed && view.awake;
+        let stays = |view: &super::View| view.listed && view.votes && !view.leaves && view.awake;
         let is_there = sight.servers.get(&old.id).is_some_and(stays);
         if is_there && sight.all_well_for() >= 2 * sight.settling() {
             return Err(format!(

@@ -78,6 +78,10 @@ pub struct Offer {
 pub struct View {
     /// Whether it is surely a member of the agreed list.
     pub listed: bool,
+    /// Whether it votes by the list, and by the one that is to come if there is one.
+    pub votes: bool,
+    /// Whether it was told to end, and has another one lead.
+    pub leaves: bool,
     /// Since when it is surely none; such a server must not be heard.
     pub unlisted_since: Option<u64>,
     /// Counts the runs of its process.
@@ -143,19 +147,10 @@ pub struct Leader {
     pub at: u64,
     /// Which server.
     pub id: u32,
+    /// Of which cluster.
+    pub epoch: u64,
     /// Of which term.
     pub term: u64,
-}
-
-/// A server without memory joined fewer than a majority who remember, while another one that remembers
-/// was away, or was not asked because the joining server's file lacked it, as one does whose list the
-/// group refused. To join them is the plugin's choice: it would rather go on than wait for ever for
-/// a server that may never return. What the forgetful server and the one that was away had agreed on may
-/// then be made once more, and that one comes back with its own.
-#[derive(Clone, Copy, Debug)]
-pub struct Doubt {
-    /// The newest generation of those that were joined: up to there all remember the same.
-    pub beyond: u64,
 }
 
 /// All that checks may look at.
@@ -178,13 +173,13 @@ pub struct Sight {
     /// When half of the members or more last were without memory at the same time. What only they
     /// knew is lost then, which no protocol can help.
     pub majority_forgot: Option<u64>,
-    /// Whether there may be two lines of one cluster incarnation at present.
-    pub doubt: Option<Doubt>,
     /// When a state file last was lost, or may not have been what it should be; for ever while a
     /// disk is ill.
     pub files_failed: Option<u64>,
     /// Since when some server may have been told a wrong age, by a wall clock across a reboot.
     pub clock_lied: bool,
+    /// Whether a wall clock ever went back.
+    pub clock_went_back: bool,
     /// The longest that any message was under way for.
     pub slowest: u64,
     /// Which server stood still, from when to when: what it was told waited for it.
@@ -208,14 +203,12 @@ pub struct Annals {
     pub activated: BTreeMap<(Cluster, u64), u64>,
     /// The same of whichever key of that place was the first: a group may come back to that one.
     pub first_activated: BTreeMap<(Cluster, u64), u64>,
-    /// When a key of this generation was first staged, in whatever cluster incarnation.
-    pub staged: BTreeMap<u64, u64>,
-    /// Places whose key came from an earlier cluster incarnation.
-    pub resumed: BTreeSet<(Cluster, u64)>,
     /// When each server first applied an activation.
     pub noted: BTreeMap<(u32, Cluster, u64), u64>,
     /// When a key first encrypted anywhere.
     pub current: BTreeMap<(Cluster, u64), u64>,
+    /// See [`Annals::is_lost`].
+    lost: BTreeSet<Bytes>,
 }
 
 impl Annals {
@@ -235,14 +228,20 @@ impl Annals {
         self.place.get(key)?.get(&cluster_id).copied()
     }
 
-    /// Since when the schedule counts: when the first key of this place became current, or if that
-    /// came from another cluster incarnation, when it was staged there.
+    /// Since when the schedule counts: when the first key of this place became current.
     pub fn since(&self, place: (Cluster, u64)) -> Option<u64> {
-        if self.resumed.contains(&place) {
-            self.staged.get(&place.1).copied()
-        } else {
-            self.first_activated.get(&place).copied()
-        }
+        self.first_activated.get(&place).copied()
+    }
+
+    /// Notes what a host held that is gone now; `held` is what others hold.
+    pub fn note_gone<'a>(&mut self, gone: &[Bytes], held: impl Iterator<Item = &'a Set> + Clone) {
+        let is_held = |key: &&Bytes| held.clone().any(|set| set.keys.contains(key));
+        self.lost.extend(gone.iter().filter(|key| !is_held(key)).copied());
+    }
+
+    /// Whether nobody held this key any more at some time since somebody did, not even in a file.
+    pub fn is_lost(&self, key: &Bytes) -> bool {
+        self.lost.contains(key)
     }
 
     /// Whether another key has come to this key's place.
@@ -254,6 +253,7 @@ impl Annals {
     /// contradictions; that is for [`one_order`].
     pub fn note(&mut self, now: u64, set: &Set) -> Vec<(Cluster, u64)> {
         let mut remade = Vec::new();
+        self.lost.retain(|key| !set.keys.contains(key));
         let (true, Some(cluster_id)) = (set.agreed, set.cluster_id) else { return remade };
         for (key, generation) in named(set) {
             let place = (cluster_id, generation);
@@ -333,14 +333,11 @@ impl Sight {
 
     /// The servers that lead, or did not long ago.
     ///
-    /// Of those who began long ago the one with the highest term leads, since a majority lost its
-    /// memory, and terms with it.
+    /// Of those who began long ago the one with the highest term of the latest cluster leads.
     pub fn leaders(&self) -> impl Iterator<Item = u32> + '_ {
         let from = self.now.saturating_sub(self.settling());
-        let since = self.majority_forgot.unwrap_or(0);
-        let older = || self.leaders.iter().filter(move |leader| leader.at < from);
-        let highest = older().filter(|leader| leader.at >= since).max_by_key(|leader| leader.term);
-        let standing = highest.or_else(|| older().next_back());
+        let older = self.leaders.iter().filter(move |leader| leader.at < from);
+        let standing = older.max_by_key(|leader| (leader.epoch, leader.term));
         let recent = self.leaders.iter().filter(move |leader| leader.at >= from);
         standing.into_iter().chain(recent).map(|leader| leader.id)
     }
@@ -382,35 +379,6 @@ impl Sight {
         let links = listed.clone().flat_map(|a| listed.clone().map(move |b| (a, b)));
         let links = links.filter(|(a, b)| a != b).map(|(a, b)| self.linked_for(a, b)).min();
         servers.min(links.unwrap_or(servers))
-    }
-
-    /// Server `id` joins fewer than a majority who remember; it asked those of its file, `asked`, and
-    /// `forgetful` remember nothing.
-    pub fn joins_few(&mut self, id: u32, asked: &BTreeSet<u32>, forgetful: &BTreeSet<u32>) {
-        let others =
-            || self.servers.iter().filter(|(other, view)| **other != id && view.may_count());
-        let there = |other: u32, view: &View| {
-            view.awake && asked.contains(&other) && self.linked_for(id, other) > 0
-        };
-        let away = others().any(|(o, view)| !forgetful.contains(o) && !there(*o, view));
-        if !away {
-            return;
-        }
-        let known =
-            others().filter(|(o, view)| there(**o, view)).filter_map(|(_, v)| v.set.as_ref());
-        let beyond = known.filter(|set| set.agreed).map(|set| set.newest).max().unwrap_or(0);
-        let earlier = self.doubt.map_or(beyond, |doubt| doubt.beyond);
-        self.doubt = Some(Doubt { beyond: beyond.min(earlier) });
-    }
-
-    /// Once all have been together again for a while, there is one line.
-    pub fn end_doubt(&mut self) {
-        self.doubt = self.doubt.filter(|_| self.all_well_for() < self.settling());
-    }
-
-    /// Whether there may be two keys of this generation at present.
-    pub fn doubts(&self, generation: u64) -> bool {
-        self.doubt.is_some_and(|doubt| generation > doubt.beyond)
     }
 
     /// Whether an operator's order may have had its effect between these times.

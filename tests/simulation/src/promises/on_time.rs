@@ -47,9 +47,10 @@ fn early(sight: &Sight, cluster_id: super::Cluster, generation: u64) -> Checked 
     if sight.clock_lied || sight.ordered_between(last, sight.now) {
         return Ok(());
     }
-    // Clocks drift, by less than this.
+    // Clocks drift, by less than this, and those of state files count seconds.
     let interval = sight.plan.interval;
-    let least = interval - interval / 100;
+    let rounding = if sight.plan.keeps_state { SECOND } else { 0 };
+    let least = interval - interval / 100 - rounding;
     if sight.now - last < least {
         Err(format!(
             "generation {generation} comes {} after the one before, the interval is {}",

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use testkit::ats::{Ats, Usage};
-use testkit::fleet::{Fleet, Plan};
+use testkit::fleet::{self, Fleet, Plan};
 use testkit::pki::{Files, Identity};
 use testkit::tickets::{self, TlsVersion};
 use testkit::{ports, sys, wait, Context, Error, Result};
@@ -227,6 +227,31 @@ impl Group {
             redis.say("CLIENT UNPAUSE")?;
         }
         Ok(())
+    }
+
+    /// Prepares and starts one of several groups below `dir`, of so many servers with such an interval.
+    pub fn start_in(
+        system: System,
+        plugin: &Path,
+        (size, interval): (usize, Duration),
+        dir: &Path,
+        number: usize,
+    ) -> Result<Self> {
+        let dir = dir.join(format!("group-{number}"));
+        fs::create_dir_all(&dir)?;
+        let mut group = Self::prepare(system, plugin, size, interval, &dir)?;
+        group.start_nursed()?;
+        Ok(group)
+    }
+
+    /// Waits until this plugin's servers have one key, if they are any.
+    pub fn wait_one_key(&self, limit: Duration) -> Result<()> {
+        match self.system {
+            System::StekShare | System::HostScope | System::SharedIds => {
+                fleet::wait_one_key(&self.https(), None, limit).map(drop)
+            }
+            System::Plain | System::SessionReuse | System::Caddy => Ok(()),
+        }
     }
 
     /// Where they serve.

@@ -122,6 +122,48 @@ pub fn rivals(
     Ok(())
 }
 
+/// What sharing sessions costs servers that have none to share. All stand side by side: those that share
+/// them, the same without the option, ssl_session_reuse if it is asked for, and plain ones.
+pub fn sharing(
+    systems: &[System],
+    plugin: &Path,
+    size: usize,
+    looks: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    let dir = RunDir::new("measure")?;
+    let mut kinds = vec![System::SharedIds, System::StekShare, System::Plain];
+    kinds.extend(systems.iter().find(|system| **system == System::SessionReuse));
+    let start = |(number, system): (usize, &System)| {
+        let group = Group::start_in(*system, plugin, (size, INTERVAL), dir.path(), number)?;
+        group.wait_one_key(START_LIMIT)?;
+        Ok(group)
+    };
+    let groups = kinds.iter().enumerate().map(start).collect::<Result<Vec<Group>>>()?;
+    rest(SETTLE)?;
+    let mut means = vec![Vec::new(); groups.len()];
+    for _ in 0..looks {
+        let (before, begun) = (all_usage(&groups)?, Instant::now());
+        rest(SPAN)?;
+        let span = begun.elapsed();
+        for ((means, before), after) in means.iter_mut().zip(before).zip(all_usage(&groups)?) {
+            means.push(mean(&costs(&before, &after, span)));
+        }
+    }
+    let name = |what: &str| format!("clients without tickets: at rest, {what}");
+    let own = figures.of(System::StekShare.name());
+    add(own, &name("with share_sessions minus without it"), &means[0], &means[1]);
+    if let Some(reuse) = means.get(3) {
+        let figures = figures.of(System::SessionReuse.name());
+        add(figures, &name("ssl_session_reuse minus plain, without Redis"), reuse, &means[2]);
+    }
+    dir.done()
+}
+
+fn all_usage(groups: &[Group]) -> Result<Vec<Vec<Usage>>> {
+    groups.iter().map(Group::usage).collect()
+}
+
 /// The differences, look by look.
 fn add(figures: &mut Figures, name: &str, with: &[Cost], without: &[Cost]) {
     let mut add = |what: &str, of: fn(&Cost) -> f64, unit| {

@@ -6,7 +6,6 @@ use std::thread;
 use std::time::Duration;
 
 use testkit::figures::Figures;
-use testkit::fleet;
 use testkit::ids;
 use testkit::run_dir::RunDir;
 use testkit::Result;
@@ -27,10 +26,12 @@ const PAUSES: [(bool, Duration, &str); 4] = [
 const RETURNS: usize = 200;
 /// Whose cost a session is: all are the servers and Redis.
 const COSTS: [&str; 3] = ["server that makes it", "server that gets it", "all together"];
-/// New sessions whose cost is measured in a run.
+/// New sessions whose cost is measured in a run, and in how many parts that is done.
 const SESSIONS: usize = 500;
+const SLICES: usize = 5;
 
-/// Measures `runs` groups of `size` of each system.
+/// Measures `runs` groups of `size` of each system, which stand side by side and take turns, so that what
+/// the machine does besides falls on all of them.
 pub fn measure(
     systems: &[System],
     plugin: &Path,
@@ -38,30 +39,32 @@ pub fn measure(
     runs: usize,
     figures: &mut Figures,
 ) -> Result<()> {
-    let name = |what: &str| format!("clients without tickets: {what}");
-    for system in systems {
-        let Some(system) = system.sharing_sessions() else { continue };
-        let (mut shares, mut costs) =
-            (vec![Vec::new(); PAUSES.len()], vec![Vec::new(); COSTS.len()]);
-        for _ in 0..runs {
-            let dir = RunDir::new("measure")?;
-            let mut group = Group::prepare(system, plugin, size, INTERVAL, dir.path())?;
-            group.start_nursed()?;
-            if system == System::SharedIds {
-                fleet::wait_one_key(&group.https(), None, START_LIMIT)?;
+    let systems: Vec<System> =
+        systems.iter().filter_map(|system| system.sharing_sessions()).collect();
+    let mut shares = vec![vec![Vec::new(); PAUSES.len()]; systems.len()];
+    let mut costs = vec![vec![Vec::new(); COSTS.len()]; systems.len()];
+    for _ in 0..runs {
+        let dir = RunDir::new("measure")?;
+        let groups = start(&systems, plugin, size, dir.path())?;
+        for (at, (asks, pause, _)) in PAUSES.iter().enumerate() {
+            for (all, share) in shares.iter_mut().zip(share(&groups, *asks, *pause)?) {
+                all[at].push(share);
             }
-            for ((asks, pause, _), shares) in PAUSES.iter().zip(&mut shares) {
-                shares.push(share(&group, *asks, *pause)?);
-            }
-            let cost = cost(&group)?;
-            costs.iter_mut().zip(cost).for_each(|(all, one)| all.push(one));
-            dir.done()?;
         }
-        let figures = figures.of(system.name());
-        for ((.., what), shares) in PAUSES.iter().zip(&shares) {
+        for (all, cost) in costs.iter_mut().zip(cost(&groups)?) {
+            all.iter_mut().zip(cost).for_each(|(all, one)| all.push(one));
+        }
+        dir.done()?;
+    }
+    let name = |what: &str| format!("clients without tickets: {what}");
+    for ((system, shares), costs) in systems.iter().zip(&shares).zip(&costs) {
+        // Whoever shares sessions is the plugin itself here.
+        let is_own = *system == System::SharedIds;
+        let figures = figures.of(if is_own { System::StekShare.name() } else { system.name() });
+        for ((.., what), shares) in PAUSES.iter().zip(shares) {
             figures.add_spread(&name(&format!("resumed on another server, {what}")), shares, "%");
         }
-        for (what, costs) in COSTS.iter().zip(&costs) {
+        for (what, costs) in COSTS.iter().zip(costs) {
             let what = format!("processor time for a session, {what}");
             figures.add_spread(&name(&what), costs, "us");
         }
@@ -69,37 +72,60 @@ pub fn measure(
     Ok(())
 }
 
-/// How many of a hundred returns to the next server resume.
-fn share(group: &Group, asks: bool, pause: Duration) -> Result<f64> {
-    let all = group.https();
-    let mut resumed = 0;
+/// A group of each system.
+fn start(systems: &[System], plugin: &Path, size: usize, dir: &Path) -> Result<Vec<Group>> {
+    let start = |(number, system): (usize, &System)| {
+        let group = Group::start_in(*system, plugin, (size, INTERVAL), dir, number)?;
+        group.wait_one_key(START_LIMIT)?;
+        Ok(group)
+    };
+    systems.iter().enumerate().map(start).collect()
+}
+
+/// How many of a hundred returns to the next server resume, of each group.
+fn share(groups: &[Group], asks: bool, pause: Duration) -> Result<Vec<f64>> {
+    let go = if asks { ids::visit } else { ids::hands };
+    let mut resumed = vec![0; groups.len()];
     for turn in 0..RETURNS {
-        let go = if asks { ids::visit } else { ids::hands };
-        let made = go(all[turn % all.len()], "localhost", None)?;
-        if !pause.is_zero() {
-            thread::sleep(pause);
+        for (group, resumed) in groups.iter().zip(&mut resumed) {
+            let all = group.https();
+            let made = go(all[turn % all.len()], "localhost", None)?;
+            if !pause.is_zero() {
+                thread::sleep(pause);
+            }
+            let back = go(all[(turn + 1) % all.len()], "localhost", Some(&made.session))?;
+            *resumed += usize::from(back.resumed);
         }
-        let back = go(all[(turn + 1) % all.len()], "localhost", Some(&made.session))?;
-        resumed += usize::from(back.resumed);
     }
-    Ok(100.0 * resumed as f64 / RETURNS as f64)
+    Ok(resumed.iter().map(|resumed| 100.0 * *resumed as f64 / RETURNS as f64).collect())
 }
 
 /// Microseconds of processor time for a new session, its handshake included, as [`COSTS`] has them.
-fn cost(group: &Group) -> Result<[f64; 3]> {
-    let first = group.https()[0];
-    let usage = || -> Result<Vec<Duration>> {
-        let helper = group.helper_usage().transpose()?;
-        Ok(group.usage()?.into_iter().chain(helper).map(|usage| usage.cpu).collect())
-    };
-    let before = usage()?;
-    for _ in 0..SESSIONS {
-        ids::hands(first, "localhost", None)?;
+fn cost(groups: &[Group]) -> Result<Vec<[f64; 3]>> {
+    let mut spent = vec![Vec::new(); groups.len()];
+    for _ in 0..SLICES {
+        for (group, spent) in groups.iter().zip(&mut spent) {
+            let before = usage(group)?;
+            for _ in 0..SESSIONS / SLICES {
+                ids::hands(group.https()[0], "localhost", None)?;
+            }
+            // What is on its way arrives.
+            thread::sleep(Duration::from_millis(100));
+            spent.resize(before.len(), Duration::ZERO);
+            for ((spent, before), after) in spent.iter_mut().zip(before).zip(usage(group)?) {
+                *spent += after.saturating_sub(before);
+            }
+        }
     }
-    // What is on its way arrives.
-    thread::sleep(Duration::from_millis(300));
-    let after = usage()?;
-    let spent = after.iter().zip(&before).map(|(after, before)| after.saturating_sub(*before));
-    let each: Vec<f64> = spent.map(|spent| spent.as_secs_f64() * 1e6 / SESSIONS as f64).collect();
-    Ok([each[0], each[1], each.iter().sum()])
+    let each = |spent: &Vec<Duration>| {
+        let each = |spent: &Duration| spent.as_secs_f64() * 1e6 / SESSIONS as f64;
+        [each(&spent[0]), each(&spent[1]), spent.iter().map(each).sum()]
+    };
+    Ok(spent.iter().map(each).collect())
+}
+
+/// What the servers of a group have used, and what helps them.
+fn usage(group: &Group) -> Result<Vec<Duration>> {
+    let helper = group.helper_usage().transpose()?;
+    Ok(group.usage()?.into_iter().chain(helper).map(|usage| usage.cpu).collect())
 }

@@ -163,7 +163,8 @@ impl Request {
                 handshakes::measure(systems, plugin, servers, self.runs(30, 12), figures)
             }),
             "ids" => each(self.sizes(&[3], &[3]), &mut |servers| {
-                ids::measure(systems, plugin, servers, self.runs(4, 2), figures)
+                ids::measure(systems, plugin, servers, self.runs(5, 2), figures)?;
+                idle::sharing(systems, plugin, servers, self.runs(2, 1), figures)
             }),
             "idle" => {
                 let rivals = [System::SessionReuse, System::Caddy];

@@ -1,0 +1,234 @@
+//! What servers say of themselves to each other, and what follows: whether a node would
+//! win an election, and whether its cluster can ever have one again.
+//!
+//! Decisions only; who asks, and how often, is for [`crate::node`]. Invariants: a node counts on the
+//! very nodes of its configuration, and on no other life of their servers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::agreement::epoch::Epoch;
+use super::agreement::founding::Answer;
+use super::key_ring::{ClusterId, Generation};
+use super::log_id::{LeaderId, LogPosition};
+use super::node_id::{Incarnation, NodeId};
+use super::quorum::{has_majority, majority};
+use super::server_id::ServerId;
+
+/// What a server says of itself when it is asked, or when it asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Who it is.
+    pub node: NodeId,
+    /// The cluster that it takes part in; none if it does not.
+    pub cluster: Epoch,
+    /// The highest epoch that it knows of, by its counter.
+    pub known: u64,
+    /// The highest term that it knows.
+    pub leader_id: LeaderId,
+    /// The end of its log, if it has one.
+    pub log_end: Option<LogPosition>,
+    /// The sequence of keys that it knows, if any.
+    pub cluster_id: Option<ClusterId>,
+    /// The newest generation in its ring.
+    pub generation: Generation,
+    /// The latest life of the other server, the one that asks or is asked, that it knows of.
+    pub yours: Incarnation,
+    /// The version of the server list that it knows to be agreed.
+    pub list_version: u64,
+    /// Whether it has all that its cluster was founded from, and what was agreed since, as far as it
+    /// was told.
+    pub caught_up: bool,
+    /// Whether it knows a leader that is alive.
+    pub live_leader: bool,
+    /// Whether it belongs to a majority that agrees at present: it leads one, or its leader said
+    /// so a moment ago.
+    pub quorum: bool,
+}
+
+impl Status {
+    /// What a founder has to know of it.
+    pub fn answer(&self) -> Answer {
+        Answer { node: self.node, known: self.known, hears_leader: self.quorum }
+    }
+}
+
+/// Why a server that says this of itself would not vote for a node whose log ends at `log_end`.
+pub fn objection(status: &Status, log_end: Option<LogPosition>) -> Option<&'static str> {
+    if status.live_leader {
+        Some("it hears a leader")
+    } else if status.log_end > log_end {
+        Some("its log is longer")
+    } else {
+        None
+    }
+}
+
+/// Whether enough voters would vote for a node of `cluster`, so that its standing disturbs nobody in
+/// vain.
+///
+/// `configs` are the voter sets of the effective membership (two during a change); `answers` are
+/// those of the others. One server that sees a live leader does not veto: it may be cut off together
+/// with that leader.
+pub fn may_campaign(
+    (me, cluster): (NodeId, Epoch),
+    log_end: Option<LogPosition>,
+    configs: &[BTreeSet<NodeId>],
+    answers: &BTreeMap<ServerId, Status>,
+) -> bool {
+    let says_yes = |status: &Status| objection(status, log_end).is_none();
+    let is_for_me = |id: NodeId| {
+        id == me || voter(id, cluster, answers).is_some_and(|status| status.is_some_and(says_yes))
+    };
+    configs.iter().all(|voters| voters.contains(&me)) && has_majority(configs, is_for_me)
+}
+
+/// Whether a cluster can agree on nothing any more, whatever comes: too few of its voters are left,
+/// since their servers have begun another life or have left it, or nobody is there any more (`gone`),
+/// who would begin another life too. Who says nothing may be there.
+pub fn is_over(
+    (me, cluster): (NodeId, Epoch),
+    configs: &[BTreeSet<NodeId>],
+    answers: &BTreeMap<ServerId, Status>,
+    gone: &BTreeSet<ServerId>,
+) -> bool {
+    let is_gone = |id: &NodeId| {
+        let has_left = || match voter(*id, cluster, answers) {
+            Some(said) => said.is_none(),
+            None => gone.contains(&id.server),
+        };
+        *id != me && (id.incarnation.is_nobody() || has_left())
+    };
+    configs.iter().any(|voters| {
+        let left = voters.iter().filter(|id| !is_gone(id)).count();
+        left < majority(voters.len())
+    })
+}
+
+/// What a voter of `cluster` says: nothing; or through its server that it is no more; or how it is.
+fn voter(
+    id: NodeId,
+    cluster: Epoch,
+    answers: &BTreeMap<ServerId, Status>,
+) -> Option<Option<&Status>> {
+    let answer = answers.get(&id.server)?;
+    Some(Some(answer).filter(|status| status.node == id && status.cluster == cluster))
+}
+
+/// Whether a server can take it for true that `cluster` has a leader with a majority, by what others
+/// say of themselves: two of them hear it. One that says so alone may be broken, or in the wrong
+/// hands; it is believed where it is the only other one, and by a server that has heard of no
+/// majority for long.
+pub fn is_led(
+    cluster: Epoch,
+    answers: &BTreeMap<ServerId, Status>,
+    others: usize,
+    is_long_alone: bool,
+) -> bool {
+    let hears = |status: &&Status| status.quorum && status.cluster == cluster;
+    let saying = answers.values().filter(hears).count();
+    saying >= 2 || saying == 1 && (others <= 1 || is_long_alone)
+}
+
+/// Whether a majority of the list could still be found, given how many others cannot be reached
+/// at all. A starting server does not wait for the group where it could not.
+pub fn majority_possible(members: usize, unreachable: usize) -> bool {
+    members.saturating_sub(unreachable) > members / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: Epoch = Epoch { counter: 5, founder: node(1, 1) };
+
+    const fn node(server: u32, incarnation: u64) -> NodeId {
+        NodeId { server: ServerId(server), incarnation: Incarnation(incarnation) }
+    }
+
+    fn status(server: u32, index: u64) -> (ServerId, Status) {
+        let log_end = Some(LogPosition { index, ..LogPosition::default() });
+        let node = node(server, 1);
+        (node.server, Status { node, cluster: CLUSTER, log_end, ..Status::default() })
+    }
+
+    fn voters(ids: &[u32]) -> BTreeSet<NodeId> {
+        ids.iter().map(|id| node(*id, 1)).collect()
+    }
+
+    fn with(of: (ServerId, Status), change: impl FnOnce(&mut Status)) -> (ServerId, Status) {
+        let (id, mut status) = of;
+        change(&mut status);
+        (id, status)
+    }
+
+    #[test]
+    fn standing_needs_a_yes_from_a_majority_of_every_config() {
+        let mine = status(1, 9).1.log_end;
+        let stand = |configs: &[BTreeSet<NodeId>], list: &[(ServerId, Status)]| {
+            may_campaign((node(1, 1), CLUSTER), mine, configs, &list.iter().cloned().collect())
+        };
+        let three = [voters(&[1, 2, 3])];
+        assert!(!stand(&three, &[]));
+        assert!(stand(&three, &[status(2, 9)]));
+        assert!(!stand(&three, &[status(2, 10)]));
+        let five = [voters(&[1, 2, 3, 4, 5])];
+        assert!(!stand(&five, &[status(2, 9)]));
+        assert!(stand(&five, &[status(2, 9), status(3, 9)]));
+        let deaf = || with(status(2, 9), |s| s.live_leader = true);
+        assert!(!stand(&three, &[deaf()]));
+        assert!(stand(&three, &[deaf(), status(3, 9)]), "one live leader must not veto");
+        let later = with(status(2, 9), |s| s.node = node(2, 2));
+        assert!(!stand(&three, &[later]), "it is another node");
+        let left = with(status(2, 9), |s| s.cluster = Epoch::default());
+        assert!(!stand(&three, &[left]), "it has left the cluster");
+        let joint = [voters(&[1, 2, 3]), voters(&[1, 4, 5])];
+        assert!(!stand(&joint, &[status(2, 9)]));
+        assert!(stand(&joint, &[status(2, 9), status(4, 9)]));
+        assert!(!stand(&[voters(&[2, 3])], &[status(2, 9), status(3, 9)]));
+    }
+
+    #[test]
+    fn a_cluster_is_over_when_too_few_of_its_voters_can_be_left() {
+        let over = |configs: &[BTreeSet<NodeId>], list: &[(ServerId, Status)]| {
+            is_over((node(1, 1), CLUSTER), configs, &list.iter().cloned().collect(), &[].into())
+        };
+        let again = |id| with(status(id, 9), |s| s.node = node(id, 2));
+        let left = |id| with(status(id, 9), |s| s.cluster = Epoch::default());
+        let (two, three) = ([voters(&[1, 2])], [voters(&[1, 2, 3])]);
+        assert!(!over(&two, &[]) && !over(&two, &[status(2, 9)]), "who is silent may be there");
+        assert!(over(&two, &[again(2)]) && over(&two, &[left(2)]));
+        assert!(!over(&three, &[again(2)]) && over(&three, &[again(2), left(3)]));
+        let nobody = [[node(1, 1), node(2, 0), node(3, 0)].into()];
+        assert!(over(&nobody, &[]));
+        assert!(over(&[voters(&[1, 2, 3]), voters(&[1, 4])], &[again(4)]), "one of both is enough");
+        let without = |ids: &[u32], list: &[(ServerId, Status)]| {
+            let gone = ids.iter().copied().map(ServerId).collect();
+            is_over((node(1, 1), CLUSTER), &three, &list.iter().cloned().collect(), &gone)
+        };
+        assert!(!without(&[2], &[]) && without(&[2, 3], &[]), "nobody listens there");
+        assert!(!without(&[2, 3], &[status(2, 9)]), "its answer is newer");
+    }
+
+    #[test]
+    fn one_server_alone_makes_nobody_believe_in_a_group() {
+        let led = |list: &[(ServerId, Status)], others, is_long_alone| {
+            is_led(CLUSTER, &list.iter().cloned().collect(), others, is_long_alone)
+        };
+        let hears = |id| with(status(id, 9), |s| s.quorum = true);
+        let other = with(hears(3), |s| s.cluster.counter += 1);
+        assert!(!led(&[status(2, 9), status(3, 9)], 2, true));
+        assert!(led(&[hears(2), hears(3)], 2, false));
+        assert!(!led(&[hears(2), status(3, 9)], 2, false) && !led(&[hears(2), other], 2, false));
+        assert!(led(&[hears(2), status(3, 9)], 2, true) && led(&[hears(2)], 1, false));
+    }
+
+    #[test]
+    fn a_majority_is_possible_while_enough_may_still_answer() {
+        assert!(majority_possible(3, 1));
+        assert!(!majority_possible(3, 2));
+        assert!(majority_possible(1, 0));
+        assert!(!majority_possible(2, 1));
+    }
+}
