@@ -152,7 +152,8 @@ fn agreed(generations: u64) -> Agreed {
 fn record(generations: u64) -> Record {
     let voters = vec![[ServerId(1), ServerId(2)].into()];
     let (current_age_ms, staged_age_ms) = (9_000, 0);
-    Record { agreed: agreed(generations), current_age_ms, staged_age_ms, voters }
+    let agreed = agreed(generations);
+    Record { agreed, current_age_ms, is_activation_open: false, staged_age_ms, voters }
 }
 
 /// What a server keeps after so many generations.

@@ -108,6 +108,7 @@ impl StateMachine {
         let mut voters = inner.membership.membership().get_joint_config().clone();
         let entries = log.after(inner.applied);
         drop(inner);
+        let mut is_activation_open = false;
         for entry in entries {
             end = Some(entry.log_id);
             match entry.payload {
@@ -115,7 +116,14 @@ impl StateMachine {
                 EntryPayload::Membership(membership) => {
                     voters.clone_from(membership.get_joint_config());
                 }
-                EntryPayload::Normal(command) => _ = state.apply(command, now),
+                EntryPayload::Normal(command) => {
+                    let was_open = matches!(&command, Command::Found(r) if r.is_activation_open);
+                    match state.apply(command, now) {
+                        Ok(Change::Founded(true)) => is_activation_open = was_open,
+                        Ok(Change::Key(KeyChange::Activated(_))) => is_activation_open = true,
+                        _ => {}
+                    }
+                }
             }
         }
         state.agreed.ring.cluster_id()?;
@@ -123,6 +131,7 @@ impl StateMachine {
         let record = Record {
             agreed: state.agreed,
             current_age_ms: millis(now.since(state.current_since)),
+            is_activation_open,
             staged_age_ms: millis(now.since(state.staged_since)),
             voters: voters.iter().map(servers).collect(),
         };
@@ -307,6 +316,27 @@ mod tests {
         let (end, record) = machine().record(&log, Moment::default()).unwrap();
         assert_eq!((end.index, record.agreed.ring.newest()), (2, Generation(1)));
         assert_eq!(record.voters, [[ServerId(1)].into()]);
+        assert!(!record.is_activation_open);
+    }
+
+    #[test]
+    fn an_activation_that_is_not_agreed_on_is_told_as_open() {
+        let mut record = Record::of_file([ServerId(1)].into());
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        record.agreed.ring.apply(KeyCommand::Found { cluster_id }).unwrap();
+        let activate = Command::Key(KeyCommand::Activate { generation: Generation(1), keep: 2 });
+        let log = log(vec![Command::Found(Box::new(record)), stage(1), activate]);
+        let told = |machine: &StateMachine| machine.record(&log, Moment::default()).unwrap().1;
+        let first = told(&machine());
+        assert!(first.is_activation_open);
+        // It is still open where the next cluster has not agreed on what it was founded from.
+        let next = self::log(vec![Command::Found(Box::new(first))]);
+        assert!(machine().record(&next, Moment::default()).unwrap().1.is_activation_open);
+        let applied = machine();
+        for entry in log.after(None) {
+            let _ = applied.lock().apply(entry);
+        }
+        assert!(!told(&applied).is_activation_open);
     }
 
     #[test]

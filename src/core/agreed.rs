@@ -93,6 +93,9 @@ pub struct Record {
     pub agreed: Agreed,
     /// How old the current key is, in milliseconds.
     pub current_age_ms: u64,
+    /// Whether its activation is only in the log of who tells: nobody is known to have it in use, and
+    /// its time has not begun.
+    pub is_activation_open: bool,
     /// How long the staged key has been staged, in milliseconds.
     pub staged_age_ms: u64,
     /// The voters of Raft's last configuration, or two sets while a change is open, the wanted one
@@ -111,16 +114,15 @@ impl Record {
 
     /// How old its newest key is.
     pub fn age(&self) -> Duration {
-        Duration::from_millis(match self.agreed.ring.staged() {
-            Some(_) => self.staged_age_ms,
-            None => self.current_age_ms,
-        })
+        let is_of_staging = self.agreed.ring.staged().is_some() || self.is_activation_open;
+        Duration::from_millis(if is_of_staging { self.staged_age_ms } else { self.current_age_ms })
     }
 
     /// The same, so much later.
     #[must_use]
     pub fn later(self, ms: u64) -> Record {
-        let current_age_ms = self.current_age_ms.saturating_add(ms);
+        let more = if self.is_activation_open { 0 } else { ms };
+        let current_age_ms = self.current_age_ms.saturating_add(more);
         let staged_age_ms = self.staged_age_ms.saturating_add(ms);
         Record { current_age_ms, staged_age_ms, ..self }
     }
@@ -150,6 +152,13 @@ impl Evidence for Record {
     fn merge(&mut self, other: &Record) {
         let told = other.agreed.ring.revoked_keys();
         self.agreed.ring.revoke_also(told);
+        let current =
+            |record: &Record| record.agreed.ring.current().map(|held| held.stek.fingerprint());
+        let is_in_use = !other.is_activation_open && current(self).is_some();
+        if self.is_activation_open && is_in_use && current(self) == current(other) {
+            self.current_age_ms = other.current_age_ms;
+            self.is_activation_open = false;
+        }
     }
 
     /// The list gets another version: a group of those who were given up for lost gives way to this one.
@@ -293,7 +302,14 @@ impl Agreed {
 mod tests {
     use super::*;
     use crate::core::config::Member;
+    use crate::core::key_ring::{Generation, Held};
     use crate::core::server_id::ServerId;
+    use crate::core::stek::{Stek, STEK_LEN};
+
+    fn stek(seed: u8) -> Stek {
+        let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ seed).collect();
+        Stek::copy_from(&bytes).unwrap()
+    }
 
     fn server_list(version: u64) -> ServerList {
         let member = Member {
@@ -334,9 +350,7 @@ mod tests {
 
     #[test]
     fn what_was_revoked_anywhere_is_revoked_in_the_newer_record() {
-        use crate::core::stek::{Stek, STEK_LEN};
-        let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7)).collect();
-        let key = Stek::copy_from(&bytes).unwrap();
+        let key = stek(0);
         let mut older = Record::default();
         older.agreed.ring.revoke_also(&[key.fingerprint()]);
         let mut newer = Record::default();
@@ -363,6 +377,38 @@ mod tests {
         let mut none = Record::of_file([1, 2, 3].map(ServerId).into());
         none.recover(&survivors);
         assert_eq!((none.lists(), none.agreed.server_list), (vec![survivors], None));
+    }
+
+    #[test]
+    fn the_time_of_a_key_begins_when_somebody_is_known_to_have_it_in_use() {
+        let ring = |byte| {
+            let mut ring = KeyRing::default();
+            let cluster_id = key_ring::ClusterId::from_bytes([3; 16]).unwrap();
+            let held = Held { generation: Generation(1), stek: stek(byte) };
+            ring.apply(key_ring::Command::Found { cluster_id }).unwrap();
+            ring.apply(key_ring::Command::Stage { held, revokes: false }).unwrap();
+            ring.apply(key_ring::Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+            ring
+        };
+        let record = |byte, current_age_ms, is_activation_open| {
+            let agreed = Agreed::of_ring(ring(byte));
+            let of_file = Record::of_file([ServerId(1)].into());
+            Record { agreed, current_age_ms, is_activation_open, staged_age_ms: 40, ..of_file }
+        };
+        let open = record(1, 0, true).later(10);
+        assert_eq!((open.current_age_ms, open.age().as_millis()), (0, 50));
+        let merged = |other: &Record| {
+            let mut merged = open.clone();
+            merged.merge(other);
+            (merged.is_activation_open, merged.current_age_ms)
+        };
+        assert_eq!(merged(&record(1, 30, false)), (false, 30));
+        assert_eq!(merged(&record(1, 30, true)), (true, 0), "nobody has it in use there either");
+        assert_eq!(merged(&record(2, 30, false)), (true, 0), "it is another key");
+        assert_eq!(merged(&Record::of_file([ServerId(1)].into())), (true, 0));
+        let mut applied = record(1, 5, false);
+        applied.merge(&record(1, 30, false));
+        assert_eq!(applied.current_age_ms, 5, "its own note counts");
     }
 
     #[test]
