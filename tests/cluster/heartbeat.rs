@@ -48,6 +48,8 @@ struct Strings {
     appends: AtomicU64,
     /// Whether it says that it is behind.
     behind: AtomicBool,
+    /// Whether it votes for nobody.
+    abstains: AtomicBool,
     /// A vote that it says it has given.
     higher: Mutex<Option<LeaderId>>,
     /// The cluster that it takes part in.
@@ -81,7 +83,8 @@ impl Strings {
             Request::Vote(vote) => {
                 let refused = higher(vote.leader_id);
                 let vote = (refused.unwrap_or(vote.leader_id), false);
-                Response::Vote { vote, granted: refused.is_none(), log_end: None }
+                let granted = refused.is_none() && !self.abstains.load(Ordering::SeqCst);
+                Response::Vote { vote, granted, log_end: None }
             }
             Request::Append(append) => {
                 self.appends.fetch_add(1, Ordering::SeqCst);
@@ -272,7 +275,8 @@ fn heartbeats_keep_a_follower_from_voting_for_another() {
         panic!("no status")
     };
     let to = Recipient { node: status.node, cluster: status.cluster };
-    let vote = Request::Vote(WireVote { to, leader_id, log_end: status.log_end });
+    let vote_of = |leader_id| Request::Vote(WireVote { to, leader_id, log_end: status.log_end });
+    let vote = vote_of(leader_id);
     let begun = Instant::now();
     while begun.elapsed() < WHILE {
         let answer = stage.ask(follower, &vote);
@@ -280,12 +284,14 @@ fn heartbeats_keep_a_follower_from_voting_for_another() {
         sleep(Duration::from_millis(20));
     }
     assert_eq!(stage.term(), term, "{}", stage.fleet.describe());
-    // Once no leader is heard any more the same vote is given.
+    // Once no leader is heard any more such a vote is given; nor can the follower lead meanwhile.
     let mut stage = stage;
     let leader = stage.leader();
-    stage.strings.higher.lock().unwrap().replace(leader_id);
+    stage.strings.abstains.store(true, Ordering::SeqCst);
     stage.fleet.kill(leader);
     stage.until("the vote", || {
+        let term = stage.fleet.servers[&follower].report().term + 9;
+        let vote = vote_of(LeaderId { term, node: NODE });
         matches!(stage.ask(follower, &vote), Response::Vote { granted: true, .. })
     });
 }

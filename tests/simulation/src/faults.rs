@@ -170,14 +170,24 @@ impl World {
     /// Kills a process that comes back `after` so long.
     fn crash(&mut self, id: u32, after: u64, keeps: bool) {
         // A server that the operator switched off stays off.
-        if !self.kill(id) {
+        let killed = if keeps { self.kill(id) } else { self.kill_with_its_files(id) };
+        if !killed {
             return;
         }
         if let Some(machine) = self.machines.get(&id).filter(|_| !keeps) {
             machine.disk.wipe();
-            self.sight.files_failed = Some(self.now);
         }
         self.at(after, Entry::Revive(id));
+    }
+
+    /// Kills a process whose present files are gone with it; whether there was one.
+    fn kill_with_its_files(&mut self, id: u32) -> bool {
+        let runs = self.machines.get(&id).is_some_and(|machine| machine.runs());
+        if runs {
+            // Before it is killed: its keys are lost if nobody else has them.
+            self.sight.files_failed = Some(self.now);
+        }
+        runs && self.kill(id)
     }
 
     fn restart(&mut self, id: u32) {
@@ -376,13 +386,12 @@ impl World {
     }
 
     fn roll_back(&mut self, id: u32) {
-        if !self.kill(id) {
+        if !self.kill_with_its_files(id) {
             return;
         }
         if let Some(machine) = self.machines.get(&id) {
             machine.disk.roll_back();
         }
-        self.sight.files_failed = Some(self.now);
         let after = self.rng.below(1000) * MS;
         self.at(after, Entry::Revive(id));
     }

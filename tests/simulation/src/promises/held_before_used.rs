@@ -70,6 +70,10 @@ fn is_owed(sight: &Sight, offer: &Offer) -> bool {
     if !offer.from.1 || !sight.settled(offer.to) || !set.agreed {
         return false;
     }
+    // Where a file of before came back this is one that the group had left behind.
+    if generation > set.current && generation + 1 < sight.annals.latest(cluster_id) {
+        return false;
+    }
     let staging = set.newest > set.current;
     let room = 1 + u64::from(staging) < sight.plan.ticket_keys;
     let is_previous = generation + 1 == set.current;

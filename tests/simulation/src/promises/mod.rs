@@ -233,6 +233,12 @@ impl Annals {
         self.first_activated.get(&place).copied()
     }
 
+    /// The latest generation that was ever current in a cluster incarnation.
+    pub fn latest(&self, cluster_id: Cluster) -> u64 {
+        let last = (cluster_id, 0)..=(cluster_id, u64::MAX);
+        self.activated.range(last).next_back().map_or(0, |((_, generation), _)| *generation)
+    }
+
     /// Notes what a host held that is gone now; `held` is what others hold.
     pub fn note_gone<'a>(&mut self, gone: &[Bytes], held: impl Iterator<Item = &'a Set> + Clone) {
         let is_held = |key: &&Bytes| held.clone().any(|set| set.keys.contains(key));
