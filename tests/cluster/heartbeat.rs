@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use stek_share::core::agreed::Record;
 use stek_share::core::agreement::epoch::Epoch;
-use stek_share::core::agreement::founding::Promise;
+use stek_share::core::agreement::founding::{Promise, Refusal};
 use stek_share::core::agreement::report::Report;
 use stek_share::core::config::Settings;
 use stek_share::core::log_id::LeaderId;
@@ -22,7 +22,7 @@ use stek_share::rpc::{
 };
 use stek_share::transport::frame::Hello;
 use stek_share::transport::listener::{
-    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
+    self, Caller, ListenDeps, ListenSettings, Listener, Service,
 };
 use stek_share::transport::peers::Peers;
 use stek_share::transport::{Body, Counters, LastSeen, Me};
@@ -54,6 +54,8 @@ struct Strings {
     higher: Mutex<Option<LeaderId>>,
     /// The cluster that it takes part in.
     cluster: Mutex<Epoch>,
+    /// The latest founding that it promised: it leads no two groups to believe in it.
+    promised: Mutex<Epoch>,
     /// The latest leader's term and cluster incarnation.
     leader: Mutex<Option<(LeaderId, [u8; 16])>>,
 }
@@ -61,6 +63,11 @@ struct Strings {
 impl Strings {
     fn voters(&self) -> std::collections::BTreeSet<ServerId> {
         [1, 2, 3].map(ServerId).into()
+    }
+
+    /// Whether it promised to leave this cluster.
+    fn has_left(&self, cluster: Epoch) -> bool {
+        cluster < *self.promised.lock().unwrap()
     }
 
     fn answer(&self, from: &Caller, request: Request) -> Response {
@@ -71,10 +78,16 @@ impl Strings {
                 Response::Status(Status { node: NODE, cluster, ..Status::default() })
             }
             Request::Prepare(prepare) => {
+                let mut promised = self.promised.lock().unwrap();
+                if prepare.epoch <= *promised {
+                    return Response::Promise(Err(Refusal::Promised(*promised)));
+                }
+                *promised = prepare.epoch;
                 let report = Report { record: Record::of_file(self.voters()), ..Report::default() };
                 let promise = Promise { epoch: prepare.epoch, from: NODE, report };
                 Response::Promise(Ok(Box::new(promise)))
             }
+            Request::Found(found) if self.has_left(found.epoch) => Response::Found(false),
             Request::Found(found) => {
                 *self.cluster.lock().unwrap() = found.epoch;
                 Response::Found(true)
@@ -86,6 +99,9 @@ impl Strings {
                 let granted = refused.is_none() && !self.abstains.load(Ordering::SeqCst);
                 Response::Vote { vote, granted, log_end: None }
             }
+            Request::Append(append) if self.has_left(append.to.cluster) => {
+                Response::ErrorResponse(ErrorResponse::OtherNode)
+            }
             Request::Append(append) => {
                 self.appends.fetch_add(1, Ordering::SeqCst);
                 *self.leader.lock().unwrap() = Some((append.vote.0, from.cluster_id));
@@ -94,6 +110,9 @@ impl Strings {
                     Some(leader_id) => AppendAnswer::HigherVote(leader_id, false),
                     None => AppendAnswer::Success,
                 })
+            }
+            Request::Heartbeat(heartbeat) if self.has_left(heartbeat.cluster) => {
+                Response::ErrorResponse(ErrorResponse::OtherNode)
             }
             Request::Heartbeat(heartbeat) => {
                 self.asks.fetch_add(1, Ordering::SeqCst);
@@ -113,7 +132,7 @@ impl Strings {
 }
 
 impl Service for Strings {
-    fn admit(&self, _: &Hello) -> Result<(), Refusal> {
+    fn admit(&self, _: &Hello) -> Result<(), listener::Refusal> {
         Ok(())
     }
 
