@@ -29,6 +29,25 @@ pub fn voters(members: &[Member]) -> BTreeSet<ServerId> {
     may.into_iter().take(MAX_VOTERS).collect()
 }
 
+/// To how many servers that follow it in the list each one turns, besides those that vote, where it
+/// wants to hear of others: if each asked all, a large fleet would be busy with nothing else.
+pub const NEIGHBOURS: usize = 8;
+
+/// Whom a server asks about the group: those that vote, and the next ones in the list, at most
+/// [`NEIGHBOURS`].
+pub fn consulted(members: &[Member], me: ServerId, neighbours: usize) -> BTreeSet<ServerId> {
+    let ids: BTreeSet<ServerId> = members.iter().map(|m| m.id).filter(|id| *id != me).collect();
+    let after = ids.range(me..).chain(ids.range(..me)).take(neighbours.min(NEIGHBOURS)).copied();
+    let mut consulted: BTreeSet<ServerId> = after.chain(voters(members)).collect();
+    consulted.remove(&me);
+    consulted
+}
+
+/// At most `count` of these servers, from all parts of the list.
+pub fn sample(ids: &BTreeSet<ServerId>, count: usize) -> BTreeSet<ServerId> {
+    ids.iter().copied().step_by(ids.len().div_ceil(count.max(1)).max(1)).collect()
+}
+
 /// A server list and its place among those that the group has agreed on, from 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerList {
@@ -292,6 +311,42 @@ mod tests {
     fn server_list(list: &[(u32, u16)]) -> ServerList {
         let members: Vec<Member> = list.iter().map(|&(id, port)| member(id, port)).collect();
         ServerList::new(1, &members).unwrap()
+    }
+
+    #[test]
+    fn in_a_large_fleet_nobody_asks_everybody_and_everybody_is_asked() {
+        let of = |count: u32| -> Vec<Member> {
+            let member = |id| Member {
+                id: ServerId(id),
+                address: "a".to_owned(),
+                port: 1,
+                subject: None,
+                voter: true,
+            };
+            (1..=count).map(member).collect()
+        };
+        let members = of(1000);
+        let mut asked_by = std::collections::BTreeMap::<ServerId, u32>::new();
+        for member in &members {
+            let consulted = consulted(&members, member.id, usize::MAX);
+            assert!(consulted.len() <= MAX_VOTERS + NEIGHBOURS && !consulted.contains(&member.id));
+            for id in consulted {
+                *asked_by.entry(id).or_default() += 1;
+            }
+        }
+        assert_eq!(asked_by.len(), 1000);
+        assert!(asked_by.iter().all(|(id, by)| id.0 <= 7 || *by == NEIGHBOURS as u32));
+        let small = of(9);
+        let all = |me| small.iter().map(|m| m.id).filter(move |id| *id != me).collect();
+        assert!(small.iter().all(|m| consulted(&small, m.id, 8) == all(m.id)));
+        assert!(consulted(&of(1), ServerId(1), 8).is_empty());
+        assert_eq!(consulted(&members, ServerId(1000), 1).len(), MAX_VOTERS);
+        assert_eq!(consulted(&members, ServerId(500), 1).len(), MAX_VOTERS + 1);
+        let ids = |range: std::ops::RangeInclusive<u32>| range.map(ServerId).collect();
+        assert_eq!(sample(&ids(1..=5), 16), ids(1..=5));
+        let some = sample(&ids(1..=1000), 16);
+        assert!(some.len() <= 16 && some.len() >= 15 && some.iter().any(|id| id.0 > 900));
+        assert!(sample(&BTreeSet::new(), 16).is_empty());
     }
 
     #[test]

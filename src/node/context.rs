@@ -29,7 +29,7 @@ use crate::core::node_id::{Incarnation, NodeId};
 use crate::core::pre_vote::Status;
 use crate::core::quorum::Acknowledgements;
 use crate::core::server_id::ServerId;
-use crate::core::server_list::voters;
+use crate::core::server_list::{consulted, voters};
 use crate::log_sink::Log;
 
 /// How long Raft's own tasks may take to stop.
@@ -61,6 +61,8 @@ pub(super) struct Context {
     running: Mutex<Option<Running>>,
     /// This node's part in its cluster.
     part: Mutex<Part<Record>>,
+    /// When this server promised another one last to have part in its founding.
+    promised_at: Mutex<Option<Moment>>,
     /// Since when the record in it is as old as it says.
     kept_since: Mutex<Moment>,
     /// What the present cluster was founded from, if this node was there, and when it heard of that.
@@ -95,6 +97,7 @@ impl Context {
             log_grew: Notify::new(),
             arrived: Notify::new(),
             part: Mutex::new(Part::new(node, Report::default())),
+            promised_at: Mutex::default(),
             kept_since: Mutex::default(),
             base: Mutex::default(),
             arrivals: Mutex::default(),
@@ -233,6 +236,17 @@ impl Context {
         accepted
     }
 
+    /// Notes that another server was promised something: for so long it is let alone.
+    pub fn record_promise(&self) {
+        *lock(&self.promised_at) = Some(self.now());
+    }
+
+    /// Whether a founding of another server that was promised something may be under way still.
+    pub fn lets_another_found(&self) -> bool {
+        let limit = self.settings().timers.election_upper;
+        lock(&self.promised_at).is_some_and(|at| self.now().since(at) < limit)
+    }
+
     /// What the present cluster was founded from, as old as it is now.
     pub fn base(&self) -> Option<Record> {
         let (record, since) = lock(&self.base).clone()?;
@@ -299,6 +313,16 @@ impl Context {
         let (members, me) = (self.members(), self.me);
         let ids: Vec<ServerId> = members.iter().map(|m| m.id).filter(|id| *id != me).collect();
         ids.into_iter()
+    }
+
+    /// Whom this server asks about the group; see [`consulted`].
+    pub fn consulted(&self, neighbours: usize) -> BTreeSet<ServerId> {
+        consulted(&self.members(), self.me, neighbours)
+    }
+
+    /// Whether this server votes, by the present list.
+    pub fn votes(&self) -> bool {
+        voters(&self.members()).contains(&self.me)
     }
 
     /// All members, this one included.

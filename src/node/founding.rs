@@ -28,13 +28,17 @@ use crate::core::moment::Moment;
 use crate::core::pre_vote::{is_over, majority_possible, Status};
 use crate::core::quorum::majority;
 use crate::core::server_id::ServerId;
-use crate::core::server_list::voters;
+use crate::core::server_list::{sample, voters, NEIGHBOURS};
 use crate::rpc::{RecoverRefusal, Request, Response};
 use crate::supervise::{catch_panic, fail_point, kept_alive};
 
 /// Pauses between two questions to the same server while no leader is heard.
 const ASK_PAUSE_MIN: Duration = Duration::from_millis(50);
 const ASK_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// The longest pause of a server that does not vote after a question to which there was no answer in
+/// time: whom it asks, or this machine, has more to do than it can.
+const SLOW_PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// How long a server asks before it says that there is no majority: servers that are started together
 /// refuse each other's connections for a moment.
@@ -43,6 +47,13 @@ const QUORUM_UNREACHABLE_AFTER: Duration = Duration::from_millis(250);
 /// So many upper election bounds without a leader a cluster has for its elections, if enough of its
 /// voters may be there, before another one is founded.
 pub(super) const ELECTIONS: u32 = 10;
+
+/// How many of those that vote a server asks at first that does not.
+const FEW: usize = 2;
+
+/// How many of those that do not vote are asked before a cluster is founded from nothing: they may be all
+/// that is left of one.
+const FOLLOWERS_ASKED: usize = 16;
 
 /// Between two looks at the answers when none came in.
 const ASSESS_PAUSE: Duration = Duration::from_millis(50);
@@ -97,6 +108,11 @@ async fn keep_on(founder: &Founder) {
             let _ = timeout(next_look(founder.ctx()), founder.ctx().arrived.notified()).await;
         } else {
             fail_point("founding");
+            // Who does not vote is told of the next leader by that one itself.
+            let ctx = founder.ctx();
+            if !ctx.votes() && !ctx.cluster().is_none() {
+                sleep(ctx.settings().timers.election_upper).await;
+            }
             look_for_majority(founder).await;
         }
     }
@@ -123,7 +139,8 @@ async fn look_for_majority(founder: &Founder) {
         let held = ctx.holding();
         let list = held.record.voters.last().cloned().unwrap_or_default();
         let silent_for = ctx.now().since(since);
-        for id in whom_to_ask(peers, &list, silent_for) {
+        let absent = absent(&troubles.borrow());
+        for id in whom_to_ask(peers, &list, silent_for, &absent) {
             if asked.insert(id) {
                 askers.spawn(keep_asking(peers.clone(), id, troubles.clone()));
             }
@@ -136,15 +153,13 @@ async fn look_for_majority(founder: &Founder) {
             those.map(|(id, _)| *id).collect()
         };
         let gone = with_trouble(CallFailure::NobodyListens);
-        let unreachable = &gone | &with_trouble(CallFailure::Unreachable);
         let is_outsider = !with_trouble(CallFailure::NotListed).is_disjoint(&list);
         let given_time = silent_for >= QUORUM_UNREACHABLE_AFTER;
-        let is_unreachable =
-            given_time && !majority_possible(list.len(), (&unreachable & &list).len());
+        let is_unreachable = given_time && !majority_possible(list.len(), (&absent & &list).len());
         founder.quorum_unreachable.send_replace(is_unreachable);
         // Who knows of no group, while a living server does not have it in its list, waits to be added.
         let waits_outside = is_outsider && held.rank.epoch.is_none();
-        let rests = ctx.now() < rest_until || waits_outside;
+        let rests = ctx.now() < rest_until || waits_outside || ctx.lets_another_found();
         if !rests && is_due(founder, &list, (&answers, &gone), silent_for, &mut possible_since) {
             let among: Vec<Answer> = answers
                 .iter()
@@ -184,12 +199,48 @@ fn believed(
     answers
 }
 
-/// Those that vote, by the newest that is known here and by the present list; after a while all, so that
-/// an operator hears of each why it does not answer.
-fn whom_to_ask(peers: &Peers, list: &Voters, silent_for: Duration) -> BTreeSet<ServerId> {
-    let is_long = silent_for >= peers.ctx.settings().timers.election_upper * ELECTIONS;
-    let present = if is_long { peers.ctx.ids() } else { voters(&peers.ctx.members()) };
-    list.union(&present).copied().filter(|id| *id != peers.ctx.me).collect()
+/// Those that vote, by the newest that is known here and by the present list. Who does not vote first asks a
+/// few of them, and the leader of whom they tell: a large fleet that starts at once has enough to do.
+/// Where those that vote are absent others are asked too, who may know more, and so that an operator
+/// hears of them why they do not answer.
+fn whom_to_ask(
+    peers: &Peers,
+    list: &Voters,
+    silent_for: Duration,
+    absent: &BTreeSet<ServerId>,
+) -> BTreeSet<ServerId> {
+    let (ctx, upper) = (&peers.ctx, peers.ctx.settings().timers.election_upper);
+    let all = list | &voters(&ctx.members());
+    let periods = silent_for.as_millis() / (upper * ELECTIONS).as_millis().max(1);
+    let mut whom = all.clone();
+    if absent.is_empty() && !all.contains(&ctx.me) {
+        let few = FEW.saturating_mul(usize::try_from(periods).unwrap_or(FEW) + 1);
+        whom = some_of(&all, ctx.me, few);
+        let (answers, ids) = (peers.answers_within(ANSWER_LIFE), ctx.ids());
+        let leading = answers.values().filter(|status| status.quorum);
+        let leading = leading.map(|status| status.leader_id.node.server);
+        whom.extend(leading.filter(|id| ids.contains(id)));
+    }
+    if periods > 0 && !majority_possible(all.len(), (&all & absent).len()) {
+        // One more each time.
+        whom.extend(ctx.consulted(usize::try_from(periods).unwrap_or(NEIGHBOURS)));
+    }
+    whom.remove(&ctx.me);
+    whom
+}
+
+/// Those that cannot be reached, as far as is known; who is slow is not absent.
+fn absent(troubles: &BTreeMap<ServerId, CallFailure>) -> BTreeSet<ServerId> {
+    let is_absent = |failure: &CallFailure| {
+        matches!(failure, CallFailure::NobodyListens | CallFailure::Unreachable)
+    };
+    troubles.iter().filter(|(_, failure)| is_absent(failure)).map(|(id, _)| *id).collect()
+}
+
+/// A few of these servers, others for each that asks.
+fn some_of(ids: &Voters, me: ServerId, few: usize) -> BTreeSet<ServerId> {
+    let first = usize::try_from(me.0).unwrap_or_default() % ids.len().max(1);
+    ids.iter().cycle().skip(first).take(few.min(ids.len())).copied().collect()
 }
 
 /// Whether this server may prepare now, and should.
@@ -252,6 +303,10 @@ async fn keep_asking(
     loop {
         let answer = catch_panic(ask_one(&peers, id)).await;
         let answer = answer.unwrap_or(Err(CallFailure::InvalidResponse));
+        let most = match answer {
+            Err(CallFailure::TimedOut) if !peers.ctx.votes() => SLOW_PAUSE_MAX,
+            _ => ASK_PAUSE_MAX,
+        };
         troubles.send_modify(|troubles| {
             match answer {
                 Err(failure) => troubles.insert(id, failure),
@@ -259,7 +314,7 @@ async fn keep_asking(
             };
         });
         sleep(pause).await;
-        pause = (pause * 5 / 4).min(ASK_PAUSE_MAX);
+        pause = (pause * 5 / 4).min(most);
     }
 }
 
@@ -282,13 +337,17 @@ async fn found(
     let ctx = founder.ctx();
     let _alone = founder.founding.lock().await;
     let mut answers = answers;
-    let mut was_running =
-        statuses.values().any(|status| !status.cluster.is_none()) || !ctx.cluster().is_none();
+    let voters: BTreeSet<ServerId> = answers.iter().map(|answer| answer.node.server).collect();
+    let runs = |status: &Status| !status.cluster.is_none();
+    let mut was_running = !ctx.cluster().is_none()
+        || statuses.iter().any(|(id, status)| voters.contains(id) && runs(status));
     if !was_running {
-        // Those that do not vote may be all that is left of a group.
-        let voters: BTreeSet<ServerId> = answers.iter().map(|answer| answer.node.server).collect();
-        let (followers, is_outsider) =
-            ask(&founder.peers, ctx.others().filter(|id| !voters.contains(id))).await;
+        // Those that do not vote may be all that is left of a group; some of them have said so.
+        let unasked: BTreeSet<ServerId> = ctx.others().filter(|id| !voters.contains(id)).collect();
+        let told = statuses.iter().filter(|(id, status)| unasked.contains(id) && runs(status));
+        let told = told.map(|(id, _)| *id).take(FOLLOWERS_ASKED);
+        let asked: BTreeSet<ServerId> = told.chain(sample(&unasked, FOLLOWERS_ASKED)).collect();
+        let (followers, is_outsider) = ask(&founder.peers, asked.into_iter()).await;
         let is_new = ctx.kept().rank.epoch.is_none();
         if followers.iter().any(|status| status.quorum) || is_outsider && is_new {
             return false;

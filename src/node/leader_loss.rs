@@ -39,6 +39,10 @@ pub(super) async fn notice(peers: Arc<Peers>) -> Stopped {
         let lost = peers.heard.lost().await;
         fail_point("leader-loss");
         let Some(leader) = peers.ctx.followed().filter(|id| lost.contains(id)) else { continue };
+        // Who does not vote has nothing to hasten.
+        if !peers.ctx.votes() {
+            continue;
+        }
         let since = peers.ctx.now();
         if is_gone(&peers, leader, since).await && peers.ctx.followed() == Some(leader) {
             peers.ctx.record_leader_gone(since);

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::peer_client::Peers;
 use super::KeySet;
+use crate::core::server_list::NEIGHBOURS;
 use crate::supervise::kept_alive;
 
 /// How long a server may be on its own key without a word: a fleet that starts together, or one whose
@@ -57,17 +58,22 @@ async fn watch_on(peers: &Peers, mut sets: watch::Receiver<KeySet>) {
 /// `None` for a list of one server.
 fn line(peers: &Peers) -> Option<String> {
     let (members, troubles) = (peers.ctx.members(), peers.heard.troubles());
-    let others: Vec<_> = members.iter().filter(|member| member.id != peers.ctx.me).collect();
-    let named = others.iter().take(MAX_NAMED).map(|member| {
-        let why = troubles.get(&member.id).map_or("it answers", |why| &**why);
+    let others = members.len().saturating_sub(1);
+    // In a large fleet the rest was not asked.
+    let asked = peers.ctx.consulted(NEIGHBOURS);
+    let asked = members.iter().filter(|member| asked.contains(&member.id));
+    let named = asked.take(MAX_NAMED).map(|member| {
+        let is_heard = peers.heard.last(member.id).is_some();
+        let fine = if is_heard { "it answers" } else { "it was not asked" };
+        let why = troubles.get(&member.id).map_or(fine, |why| &**why);
         format!("server {} ({}:{}): {why}", member.id, member.address, member.port)
     });
     let named = named.collect::<Vec<_>>().join("; ");
-    let more = match others.len().saturating_sub(MAX_NAMED) {
+    let more = match others.saturating_sub(MAX_NAMED) {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
-    (!others.is_empty()).then(|| {
+    (others > 0).then(|| {
         format!(
             "this server is on a key of its own, whose sessions no other server resumes, for want of \
              a majority of the server list: {named}{more}; see docs/troubleshooting.md"

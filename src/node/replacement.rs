@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use openraft::impls::EmptyNode;
 use openraft::{ChangeMembers, LogIdOptionExt};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, Instant};
 
 use super::peer_client::{Peers, STATUS_LIMIT};
 use super::running::Running;
@@ -31,8 +31,12 @@ const STEP_LIMIT: u32 = 2;
 /// Between two looks while something is to be done.
 const STEP_PAUSE: Duration = Duration::from_millis(100);
 
-/// While a server takes the log.
+/// While a server takes the log that is to vote.
 const LOG_PAUSE: Duration = Duration::from_millis(2);
+
+/// For each node of the membership, between two changes for the sake of servers that do not vote: each change
+/// costs as much as it has nodes, and a large fleet that starts has servers arrive all the time.
+const PAUSE_PER_NODE: Duration = Duration::from_micros(500);
 
 /// What one leader knows of servers that join.
 struct Replacement<'a> {
@@ -42,14 +46,16 @@ struct Replacement<'a> {
     merged: BTreeSet<NodeId>,
     /// The list that the membership was last seen to follow.
     followed: Option<u64>,
+    /// When those that do not vote were last added or removed.
+    followers_changed: Option<Instant>,
 }
 
 /// Goes on until the task is aborted.
 pub(super) async fn lead_membership(peers: &Arc<Peers>, running: &Running) {
     let mut views = peers.ctx.views.subscribe();
     let mut server = running.raft.server_metrics();
-    let (merged, followed) = (BTreeSet::new(), None);
-    let mut replacement = Replacement { peers, running, merged, followed };
+    let (merged, followed, followers_changed) = (BTreeSet::new(), None, None);
+    let mut replacement = Replacement { peers, running, merged, followed, followers_changed };
     loop {
         let arrived = peers.ctx.arrived.notified();
         views.borrow_and_update();
@@ -99,6 +105,20 @@ impl Replacement<'_> {
             let last = configurations.last().filter(|_| configurations.len() == 1);
             return self.rest(list, last, &known, &arrivals);
         };
+        let is_of_followers = match &step {
+            Step::AddLearners(new) => new.iter().all(|node| !voters.contains(&node.server)),
+            Step::Remove(gone) => gone.iter().all(|node| !voters.contains(&node.server)),
+            Step::MergeRevoked(_) | Step::ChangeVoters(_) => false,
+        };
+        if is_of_followers {
+            let nodes = u32::try_from(known.len()).unwrap_or(u32::MAX);
+            let earliest = self.followers_changed.map(|at| at + PAUSE_PER_NODE * nodes);
+            let rest = earliest.map(|at| at.saturating_duration_since(Instant::now()));
+            if let Some(rest) = rest.filter(|rest| !rest.is_zero()) {
+                return Some(rest);
+            }
+            self.followers_changed = Some(Instant::now());
+        }
         let limit = self.peers.ctx.settings().timers.election_upper * STEP_LIMIT;
         let done = timeout(limit, self.carry_out(step)).await;
         Some(if done == Ok(true) { Duration::ZERO } else { STEP_PAUSE })
@@ -143,8 +163,10 @@ impl Replacement<'_> {
             let node = NodeId { server: *id, incarnation: arrival.incarnation };
             known.contains(&node) && !arrival.has_log
         };
-        if arrivals.iter().any(is_joining) {
-            return Some(LOG_PAUSE);
+        let mut joining = arrivals.iter().filter(|arrival| is_joining(*arrival)).peekable();
+        if joining.peek().is_some() {
+            let votes = joining.any(|(id, _)| list.voters().contains(id));
+            return Some(if votes { LOG_PAUSE } else { STEP_PAUSE });
         }
         // Who answers changes without a sign.
         (voters != Some(list.voters())).then_some(STEP_PAUSE)

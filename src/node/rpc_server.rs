@@ -298,12 +298,15 @@ impl RpcServer {
             Ok(part.cluster.is_none().then(|| part.promise(&prepare, own)))
         })?;
         if let Some(promise) = here {
+            ctx.record_promise();
             return Ok(Box::new(promise));
         }
         let (reply, answer) = oneshot::channel();
         let busy = Refused::HearsLeader;
         self.0.asked.try_send(Asked::Prepare(prepare, reply)).map_err(|_| busy)?;
-        answer.await.unwrap_or(Err(busy)).map(Box::new)
+        let promise = answer.await.unwrap_or(Err(busy))?;
+        ctx.record_promise();
+        Ok(Box::new(promise))
     }
 
     /// Begins in a cluster that was founded, if this node is to; whether it did.

@@ -5,7 +5,7 @@
 //! `lifecycle`. Invariants: nothing here ends a run in which this server has a leader, unless Raft is
 //! broken or another cluster takes precedence.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use crate::core::agreement::meeting::{self, Leading, Meeting};
 use crate::core::node_id::NodeId;
 use crate::core::pre_vote::{self, Status};
 use crate::core::server_id::ServerId;
+use crate::core::server_list::NEIGHBOURS;
 use crate::rpc::{Request, Response};
 
 /// Between two looks at servers of another cluster, which are met with every heartbeat.
@@ -86,7 +87,7 @@ pub(super) async fn meet(peers: &Arc<Peers>) -> OtherCluster {
 /// Whether enough of the others say now that the cluster of which `theirs` is has a leader with a majority.
 async fn is_led(peers: &Arc<Peers>, id: ServerId, theirs: Status) -> bool {
     let ctx = &peers.ctx;
-    let others: BTreeSet<ServerId> = ctx.others().collect();
+    let others = ctx.consulted(NEIGHBOURS);
     let mut asked = ask(peers, others.iter().copied().filter(|other| *other != id));
     let cluster = theirs.cluster;
     let mut answers = BTreeMap::from([(id, theirs)]);
@@ -143,7 +144,7 @@ pub(super) async fn removed(peers: &Arc<Peers>) {
 /// hear: until then its vote may be needed.
 async fn is_refused(peers: &Arc<Peers>) -> bool {
     let mut asked = JoinSet::new();
-    for id in peers.ctx.others() {
+    for id in peers.ctx.consulted(NEIGHBOURS) {
         let (peers, question) = (peers.clone(), Request::Status(peers.ctx.status_for(id)));
         asked.spawn(async move {
             let answer = peers.call(id, question, STATUS_LIMIT).await;
