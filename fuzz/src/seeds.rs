@@ -36,8 +36,9 @@ use stek_share::core::sessions::{SessionBytes, SessionEvent, SessionId};
 use stek_share::core::stek::{Stek, STEK_LEN};
 use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::rpc::{
-    encode, AppendAnswer, ErrorResponse, MembershipRefusal, Recipient, Request, Response, RotationRefusal,
-    WireAppend, WireEntry, WireMembership, WirePayload, WireSessions, WireSnapshot, WireVote,
+    encode, AppendAnswer, ErrorResponse, MembershipRefusal, Recipient, Request, Response,
+    RotationRefusal, WireAppend, WireEntry, WireMembership, WirePayload, WireSessions,
+    WireSnapshot, WireVote,
 };
 use stek_share::transport::frame::{self, Body, Header, Hello, Kind, Role, Versions};
 
@@ -115,7 +116,13 @@ pub const URI: &str = "spiffe://example.org/four";
 
 fn member(id: u32) -> Member {
     let subject = (id == 2).then(|| "/CN=two".to_owned());
-    Member { id: ServerId(id), address: "10.0.0.1".to_owned(), port: 9000 + id as u16, subject, voter: true }
+    Member {
+        id: ServerId(id),
+        address: "10.0.0.1".to_owned(),
+        port: 9000 + id as u16,
+        subject,
+        voter: true,
+    }
 }
 
 fn cluster_id() -> ClusterId {
@@ -253,7 +260,7 @@ fn requests() -> Vec<Request> {
                 SessionEvent::WantNewest,
             ],
         }),
-        Request::Campaign,
+        Request::TimeoutNow,
         Request::ChangeMembership {
             replaces: list().digest(),
             members: vec![member(1), member(2)],
@@ -286,7 +293,7 @@ fn responses() -> Vec<Response> {
         Response::Snapshot { vote },
         Response::Installed { newest: Generation(3), incarnation: 7 },
         Response::Ordered(Err(RotationRefusal::Refused("why".to_owned()))),
-        Response::WillCampaign,
+        Response::TimeoutNow,
         Response::MembershipChanged(Ok(4)),
         Response::MembershipChanged(Err(MembershipRefusal::NotInFiles {
             lacking: vec![ServerId(1)],

@@ -7,7 +7,7 @@
 //! nothing here prints key bytes.
 //!
 //! openraft's own timers stay off: a stock follower waits for its lease *and* a random timeout
-//! before it stands, which is half a second more than the operator's upper election bound says.
+//! before it campaigns, which is half a second more than the operator's upper election bound says.
 
 pub mod clock;
 mod convert;

@@ -45,7 +45,7 @@ pub fn leader_id_of(vote: &Vote<NodeId>) -> LeaderId {
     LeaderId { term: vote.leader_id.term, node: vote.leader_id.node_id }
 }
 
-/// The vote of somebody who stands: not committed.
+/// The vote of a candidate: not committed.
 pub fn vote_of(leader_id: LeaderId) -> Vote<NodeId> {
     Vote::new(leader_id.term, leader_id.node)
 }

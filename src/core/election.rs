@@ -92,7 +92,7 @@ impl ElectionTimer {
     }
 
     /// A leader that leaves has asked this server to follow it.
-    pub fn transfer(&mut self) {
+    pub fn timeout_now(&mut self) {
         (self.patience, self.transfers) = (Duration::ZERO, TRANSFER_TRIES);
     }
 
@@ -221,7 +221,7 @@ mod tests {
         // Nobody is late where nobody leads.
         assert_eq!(timer(true).step(&slow, HALF), wait(50));
         let mut asked = timer(false);
-        asked.transfer();
+        asked.timeout_now();
         assert_eq!(asked.step(&slow, HALF), Step::PreVote);
     }
 
@@ -310,19 +310,19 @@ mod tests {
     #[test]
     fn a_leadership_transfer_is_tried_twice_at_once() {
         let mut timer = timer(false);
-        timer.transfer();
+        timer.timeout_now();
         assert_eq!(timer.step(&seen(1000), HALF), Step::PreVote);
         timer.lost(&seen(1000), HALF);
         assert_eq!(timer.step(&seen(1000), HALF), wait(35));
         assert_eq!(timer.step(&seen(1035), HALF), Step::PreVote);
         // Once it is a candidate the request is met.
-        timer.transfer();
+        timer.timeout_now();
         assert_eq!(timer.step(&seen(9500), HALF), Step::PreVote);
         assert!(timer.won(&seen(9500), HALF));
         assert_eq!(timer.step(&seen(9500), HALF), wait(300));
         // And so it is when there is a leader.
         timer.lost(&seen(9600), HALF);
-        timer.transfer();
+        timer.timeout_now();
         let led = Seen { heard: Some(at(9700)), heard_or_voted: Some(at(9700)), ..seen(9700) };
         assert_eq!(timer.step(&led, HALF), wait(300));
     }

@@ -63,7 +63,7 @@ pub enum VoteRefusal {
     /// This server leads itself.
     #[error("this server leads with a majority")]
     Leads,
-    /// It stands in an earlier term, or this server has voted for another one in the same.
+    /// It campaigns in an earlier term, or this server has voted for another one in the same.
     #[error("this server has voted for server {} in term {}", .0.node.server, .0.term)]
     Voted(LeaderId),
     /// It lacks something that this server has.

@@ -51,7 +51,7 @@ pub(super) struct Context {
     /// Notified when a leader was heard.
     pub contacted: Notify,
     /// Notified when the leader leaves and wants this server to follow it.
-    pub campaign_now: Notify,
+    pub timeout_now: Notify,
     /// Notified when the process of the leader is gone.
     pub leader_gone: Notify,
     /// Notified when a node is about to acknowledge an entry that belongs in the state file.
@@ -91,7 +91,7 @@ impl Context {
             caught_up: watch::Sender::new(false),
             leaving: watch::Sender::new(false),
             contacted: Notify::new(),
-            campaign_now: Notify::new(),
+            timeout_now: Notify::new(),
             leader_gone: Notify::new(),
             running: Mutex::default(),
             log_grew: Notify::new(),

@@ -41,7 +41,7 @@ pub(super) async fn campaign(
                 // The timer is set anew at each heartbeat, so that it never fires while there is a
                 // leader.
                 () = peers.ctx.contacted.notified() => {}
-                () = peers.ctx.campaign_now.notified() => timer.transfer(),
+                () = peers.ctx.timeout_now.notified() => timer.timeout_now(),
                 () = peers.ctx.leader_gone.notified() => {
                     let leader = peers.ctx.followed();
                     let voters = running.voting_servers();

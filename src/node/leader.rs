@@ -505,7 +505,7 @@ pub(super) async fn transfer_leadership(peers: &Arc<Peers>) {
     let Some((successor, _)) = advanced.max_by_key(|(_, matched)| *matched) else { return };
     let successor = successor.server;
     peers.ctx.log.debug(format!("leaving; server {successor} is to lead"));
-    if peers.call(successor, Request::Campaign, bound).await.is_ok() {
+    if peers.call(successor, Request::TimeoutNow, bound).await.is_ok() {
         let mut server = running.raft.server_metrics();
         let _ = server.wait_for(|m| m.current_leader.is_some_and(|node| node != me)).await;
     }

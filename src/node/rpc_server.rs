@@ -157,7 +157,7 @@ impl RpcServer {
                 let held = shared.ctx.holding().record.agreed.ring;
                 Ok(Response::Revoked(held.revoked_keys().to_vec()))
             }
-            Request::Campaign => {
+            Request::TimeoutNow => {
                 let leader = shared
                     .ctx
                     .running()
@@ -168,8 +168,8 @@ impl RpcServer {
                 let line =
                     format!("to lead at once: asked by {}, which leaves", origin::caller(from));
                 shared.ctx.log.limited(Level::Note, "leadership transfer", line);
-                shared.ctx.campaign_now.notify_one();
-                Ok(Response::WillCampaign)
+                shared.ctx.timeout_now.notify_one();
+                Ok(Response::TimeoutNow)
             }
             // A tool need not know who leads; a member does, and must not be sent on.
             Request::Order { order, origin } if from.role == Role::Tool => {
@@ -611,11 +611,11 @@ mod tests {
         let mut server = running.raft.server_metrics();
         let follows = server.wait_for(|m| m.current_leader == Some(NodeId::of(2)));
         timeout(Duration::from_secs(30), follows).await.unwrap().unwrap();
-        assert!(rpc_server.answer(&tool, Request::Campaign).await.is_err());
-        let stand = rpc_server.answer(&caller(Role::Member, [0; 16]), Request::Campaign).await;
-        assert!(matches!(stand, Ok(Response::WillCampaign)), "{stand:?}");
+        assert!(rpc_server.answer(&tool, Request::TimeoutNow).await.is_err());
+        let taken = rpc_server.answer(&caller(Role::Member, [0; 16]), Request::TimeoutNow).await;
+        assert!(matches!(taken, Ok(Response::TimeoutNow)), "{taken:?}");
         let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
-        assert!(rpc_server.answer(&other, Request::Campaign).await.is_err());
+        assert!(rpc_server.answer(&other, Request::TimeoutNow).await.is_err());
         shared.ctx.stop_raft().await;
     }
 

@@ -13,7 +13,7 @@
 //! | `Snapshot` | members; the leader of the term in it | by the very node and in the cluster that it names; who is in none joins | openraft sends it again | installed again, to no effect |
 //! | `AwaitInstalled` | members | always; held back for a bounded time until the key is installed | asked again in the next round | the same answer |
 //! | `Order` | members, to the leader; tools, to any server, which passes it on | always; carried out by a leader with a majority | the operator is told that it may still happen; never sent again | another new key, unless a handover is under way |
-//! | `Campaign` | members; the leader of the asked server | while Raft runs | an election without it, later | nothing more |
+//! | `TimeoutNow` | members; the leader of the asked server | while Raft runs | an election without it, later | nothing more |
 //! | `ChangeMembership` | members; one that answers at its listed address, to the leader | always; carried out by a leader | the operator is told that it may still happen; never sent again | refused: the list that it replaces is no longer the agreed one |
 //! | `Report` | members and tools | always | the tool says so | the same answer |
 //! | `Heartbeat` | members; the leader of the term in it; a one-way message, unless an answer is asked for | always | the next one is due soon | nothing more |
@@ -99,8 +99,8 @@ pub enum Request {
         /// Who gave it to the server that passes it on, or what a tool says of its user; for the log.
         origin: String,
     },
-    /// "I lead, and I am leaving; campaign as soon as you can."
-    Campaign,
+    /// "I lead, and I am leaving; campaign now." As in section 3.10 of the Raft thesis.
+    TimeoutNow,
     /// A server list that an operator wants on the sender, a member; the leader answers.
     ChangeMembership {
         /// The list that it is to replace: the agreed one, as far as the sender knows.
@@ -178,8 +178,8 @@ pub enum Response {
     },
     /// To [`Request::Order`].
     Ordered(Result<Generation, RotationRefusal>),
-    /// To [`Request::Campaign`]: it will.
-    WillCampaign,
+    /// To [`Request::TimeoutNow`]: it will.
+    TimeoutNow,
     /// To [`Request::ChangeMembership`]: the list's version.
     MembershipChanged(Result<u64, MembershipRefusal>),
     /// To [`Request::Heartbeat`].
@@ -303,7 +303,7 @@ impl Request {
             | Request::Append(_)
             | Request::Snapshot(_)
             | Request::AwaitInstalled { .. }
-            | Request::Campaign
+            | Request::TimeoutNow
             | Request::ChangeMembership { .. }
             | Request::Heartbeat(_)
             | Request::ListInFile(_)

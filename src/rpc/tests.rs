@@ -54,7 +54,7 @@ pub(crate) fn one_of_each() -> Vec<Request> {
             limit_ms: 0,
         },
         Request::Order { order: Order::Rotate, origin: String::new() },
-        Request::Campaign,
+        Request::TimeoutNow,
         Request::ChangeMembership { replaces: list, members: Vec::new() },
         Request::Report,
         Request::Heartbeat(WireHeartbeat {
@@ -95,7 +95,7 @@ pub(crate) fn kind(request: &Request) -> &'static str {
         Request::Snapshot(_) => "Snapshot",
         Request::AwaitInstalled { .. } => "AwaitInstalled",
         Request::Order { .. } => "Order",
-        Request::Campaign => "Campaign",
+        Request::TimeoutNow => "TimeoutNow",
         Request::ChangeMembership { .. } => "ChangeMembership",
         Request::Report => "Report",
         Request::Heartbeat(_) => "Heartbeat",

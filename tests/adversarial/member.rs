@@ -115,7 +115,7 @@ fn nobody_speaks_in_anothers_name() {
             "{answer:?}"
         );
     }
-    let body = encode(&Request::Campaign).unwrap();
+    let body = encode(&Request::TimeoutNow).unwrap();
     let answer = insider.ask_bytes(ServerId(ENEMY), VERSION_MAX, &body);
     assert!(
         matches!(answer, Some(Response::ErrorResponse(ErrorResponse::Malformed))),

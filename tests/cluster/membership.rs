@@ -142,8 +142,7 @@ fn a_server_is_replaced_by_another_and_three_become_twenty() {
         start_listing(&mut fleet, *id, &all);
     }
     // Seventeen servers that start on one machine are not all there at once; until most are, the
-    // group says which it misses, and changes nothing. On a busy one they may cost the leader its
-    // office, and then who asked is told that it may still happen.
+    // group says which it misses, and changes nothing. On a busy one they     // office, and then who asked is told that it may still happen.
     wait_for(
         "the list of twenty",
         || match reload_with(&fleet, 2, &all) {

@@ -127,7 +127,7 @@ impl<R: Evidence> Member<R> {
         Member { me, promise: none, cluster: none, older, founding: None }
     }
 
-    /// Whether it takes part in its cluster: votes, stands, acknowledges.
+    /// Whether it takes part in its cluster: votes, campaigns, acknowledges.
     pub fn takes_part(&self) -> bool {
         !self.cluster.is_none() && self.promise == self.cluster
     }
