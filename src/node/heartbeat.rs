@@ -196,13 +196,13 @@ impl<'a> HeartbeatSender<'a> {
     /// Takes an answer to a heartbeat, or the want of one.
     async fn hear(&mut self, id: ServerId, answer: Option<Response>) -> Result<(), Stopped> {
         let in_sync = match answer {
-            Some(Response::Heartbeat { node, vote, level }) if node.server == id => {
+            Some(Response::Heartbeat { node, vote, in_sync }) if node.server == id => {
                 self.peers.ctx.arrive(node);
                 let follows = vote == (self.leader_id, true);
                 if follows {
                     self.peers.ctx.acknowledge(node);
                 }
-                Some(follows && level)
+                Some(follows && in_sync)
             }
             _ => None,
         };
@@ -251,11 +251,11 @@ pub(super) fn take(
     }
     let node = ctx.node();
     if heartbeat.cluster != ctx.cluster() || heartbeat.cluster != running.epoch() {
-        return Ok(Response::Heartbeat { node, vote: Default::default(), level: false });
+        return Ok(Response::Heartbeat { node, vote: Default::default(), in_sync: false });
     }
     let ends = running.log.ends();
     let follows = ends.follows(heartbeat.leader_id);
-    let mut level = false;
+    let mut in_sync = false;
     if follows {
         let next = Duration::from_millis(heartbeat.next_ms.into()).min(MAX_PAUSE);
         if next.is_zero() {
@@ -266,14 +266,14 @@ pub(super) fn take(
         keys.record_age(cluster_id, heartbeat.age);
         ctx.catch_up(running, heartbeat.leader_id, heartbeat.commit);
         let applied = ctx.views.borrow().applied;
-        level = ends.last.as_ref().map(log_end_of) == heartbeat.log_end
+        in_sync = ends.last.as_ref().map(log_end_of) == heartbeat.log_end
             && heartbeat.commit.is_none_or(|commit| applied >= commit.index);
-        if level && heartbeat.quorum {
+        if in_sync && heartbeat.quorum {
             ctx.record_in_sync();
         }
     }
     let vote = ends.vote.map_or((LeaderId::default(), false), |v| (leader_id_of(&v), v.committed));
-    Ok(Response::Heartbeat { node, vote, level })
+    Ok(Response::Heartbeat { node, vote, in_sync })
 }
 
 #[cfg(test)]
@@ -308,9 +308,9 @@ mod tests {
 
     fn answer(
         vote: (u64, u32, bool),
-        level: bool,
+        in_sync: bool,
     ) -> Result<(LeaderId, bool, bool), ErrorResponse> {
-        Ok((LeaderId { term: vote.0, node: NodeId::of(vote.1) }, vote.2, level))
+        Ok((LeaderId { term: vote.0, node: NodeId::of(vote.1) }, vote.2, in_sync))
     }
 
     #[tokio::test]
@@ -325,8 +325,8 @@ mod tests {
             None,
             &heartbeat,
         )? {
-            Response::Heartbeat { vote: (leader_id, committed), level, .. } => {
-                Ok((leader_id, committed, level))
+            Response::Heartbeat { vote: (leader_id, committed), in_sync, .. } => {
+                Ok((leader_id, committed, in_sync))
             }
             other => panic!("{other:?}"),
         };
@@ -427,19 +427,19 @@ mod tests {
                 index,
             })
         };
-        let level = |heartbeat: WireHeartbeat| match take(
+        let in_sync = |heartbeat: WireHeartbeat| match take(
             (&bench.shared.ctx, &bench.shared.keys),
             &running,
             ServerId(2),
             None,
             &heartbeat,
         ) {
-            Ok(Response::Heartbeat { level, .. }) => level,
+            Ok(Response::Heartbeat { in_sync, .. }) => in_sync,
             other => panic!("{other:?}"),
         };
-        assert!(level(heartbeat(5, 2, 100)));
-        assert!(!level(WireHeartbeat { log_end: ahead(7), ..heartbeat(5, 2, 100) }));
-        assert!(!level(WireHeartbeat { commit: ahead(7), ..heartbeat(5, 2, 100) }));
+        assert!(in_sync(heartbeat(5, 2, 100)));
+        assert!(!in_sync(WireHeartbeat { log_end: ahead(7), ..heartbeat(5, 2, 100) }));
+        assert!(!in_sync(WireHeartbeat { commit: ahead(7), ..heartbeat(5, 2, 100) }));
         // Behind or not, it has a leader.
         assert!(bench.shared.ctx.hears_leader());
         let _ = running.raft.shutdown().await;

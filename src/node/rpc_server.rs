@@ -330,8 +330,8 @@ impl RpcServer {
             self.0.peers.record_other_cluster_peer(from.id);
         }
         let Some(running) = ctx.running() else {
-            let (vote, level) = Default::default();
-            return Ok(Response::Heartbeat { node: ctx.node(), vote, level });
+            let (vote, in_sync) = Default::default();
+            return Ok(Response::Heartbeat { node: ctx.node(), vote, in_sync });
         };
         let cluster_id = ClusterId::from_bytes(from.cluster_id);
         heartbeat::take((ctx, keys), &running, from.id, cluster_id, heartbeat)

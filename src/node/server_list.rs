@@ -44,7 +44,7 @@ const STEP_PAUSE: Duration = Duration::from_millis(100);
 /// How often a server says that its file has another list than the group.
 const REMINDER: Duration = Duration::from_secs(600);
 
-/// A server that has not been level with the group for so long may have missed a new list; longer than
+/// A server that has not been in sync with the group for so long may have missed a new list; longer than
 /// any election takes.
 const OUT_OF_TOUCH: Duration = Duration::from_secs(10);
 
@@ -167,8 +167,8 @@ fn others_so_far(peers: &Peers, members: &[Member]) -> Vec<Member> {
 /// has caught up, the agreed list alone counts again. A file with a list that the group has left is
 /// merely behind, and adds nobody.
 fn new_peers(peers: &Peers, agreed: &Agreed, server_list: &ServerList) -> Vec<Member> {
-    let level = peers.ctx.last_in_sync();
-    let in_touch = level.is_some_and(|at| peers.ctx.now().since(at) < OUT_OF_TOUCH);
+    let in_sync_at = peers.ctx.last_in_sync();
+    let in_touch = in_sync_at.is_some_and(|at| peers.ctx.now().since(at) < OUT_OF_TOUCH);
     let settings = peers.ctx.settings();
     let Ok(file) = ServerList::new(0, &settings.members) else { return Vec::new() };
     if in_touch || agreed.has_left(&file) {

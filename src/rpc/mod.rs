@@ -189,7 +189,7 @@ pub enum Response {
         /// The highest vote that it knows in the asker's cluster, and whether it is committed.
         vote: (LeaderId, bool),
         /// Whether it follows the asker and has nothing to catch up with.
-        level: bool,
+        in_sync: bool,
     },
     /// To anything: the asked server is in no state to answer that.
     ErrorResponse(ErrorResponse),

@@ -64,7 +64,7 @@ impl Service for Liar {
             }),
             Request::Snapshot(_) => Response::Snapshot { vote: (lie, true) },
             Request::Heartbeat(_) => {
-                Response::Heartbeat { node: life(ENEMY), vote: (lie, true), level: false }
+                Response::Heartbeat { node: life(ENEMY), vote: (lie, true), in_sync: false }
             }
             _ => return None,
         };

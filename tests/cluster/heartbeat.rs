@@ -120,8 +120,8 @@ impl Strings {
                 let vote =
                     higher.map_or((heartbeat.leader_id, true), |leader_id| (leader_id, false));
                 let behind = self.behind.load(Ordering::SeqCst);
-                let level = higher.is_none() && !behind;
-                Response::Heartbeat { node: NODE, vote, level }
+                let in_sync = higher.is_none() && !behind;
+                Response::Heartbeat { node: NODE, vote, in_sync }
             }
             Request::AwaitInstalled { generation: newest, .. } => {
                 Response::Installed { newest, incarnation: RUN }
@@ -333,7 +333,7 @@ fn heartbeats_of_an_old_leader_id_hold_no_election_back() {
     stage.fleet.kill(leader);
     stage.until("an election in spite of heartbeats", || {
         let answer = stage.ask(survivor, &heartbeat);
-        assert!(matches!(answer, Response::Heartbeat { level: false, .. }), "{answer:?}");
+        assert!(matches!(answer, Response::Heartbeat { in_sync: false, .. }), "{answer:?}");
         stage.fleet.servers[&survivor].report().role == Role::Leader
     });
     assert!(stage.term() > term);
