@@ -35,8 +35,8 @@ pub fn request(bytes: &[u8]) {
         Request::Append(append) => hold_append(append),
         Request::Snapshot(snapshot) => hold_snapshot(snapshot),
         Request::Vote(vote) => {
-            assert!(vote.leader_id.term <= MAX_COUNT);
-            assert_eq!(vote.into_raft().vote.leader_id.term, vote.leader_id.term);
+            assert!(vote.candidate.term <= MAX_COUNT);
+            assert_eq!(vote.into_raft().vote.leader_id.term, vote.candidate.term);
         }
         Request::ChangeMembership { members, .. } => assert!(members.len() <= MAX_MEMBERS),
         Request::Order { origin, .. } => assert!(origin.len() <= MAX_ORIGIN),

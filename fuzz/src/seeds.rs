@@ -208,7 +208,7 @@ fn status() -> Status {
         yours: Incarnation(7),
         list_version: 1,
         caught_up: true,
-        leader_id: end(3, 0).leader_id,
+        vote: end(3, 0).leader_id,
         log_end: Some(end(3, 9)),
         cluster_id: Some(cluster_id()),
         generation: Generation(3),
@@ -235,7 +235,7 @@ fn requests() -> Vec<Request> {
         Request::Status(status()),
         Request::Vote(WireVote {
             to: to(),
-            leader_id: end(4, 0).leader_id,
+            candidate: end(4, 0).leader_id,
             log_end: Some(end(3, 9)),
         }),
         append(story(2)),

@@ -24,12 +24,12 @@ impl WireVote {
     /// The message for a vote request of openraft's.
     pub fn from_raft(to: Recipient, rpc: &VoteRequest<NodeId>) -> WireVote {
         let log_end = rpc.last_log_id.as_ref().map(log_end_of);
-        WireVote { to, leader_id: leader_id_of(&rpc.vote), log_end }
+        WireVote { to, candidate: leader_id_of(&rpc.vote), log_end }
     }
 
     /// openraft's request for this message.
     pub fn into_raft(self) -> VoteRequest<NodeId> {
-        VoteRequest::new(vote_of(self.leader_id), self.log_end.map(log_id_of))
+        VoteRequest::new(vote_of(self.candidate), self.log_end.map(log_id_of))
     }
 }
 

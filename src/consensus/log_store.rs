@@ -51,7 +51,7 @@ pub struct LogPositions {
 }
 
 impl LogPositions {
-    /// Whether this server takes the one that stood in `leader_id` for the leader, be it itself.
+    /// Whether this server takes the candidate `leader_id` for the leader, be it itself.
     pub fn follows(&self, leader_id: LeaderId) -> bool {
         self.vote.is_some_and(|vote| vote.committed && leader_id_of(&vote) == leader_id)
     }

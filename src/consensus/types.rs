@@ -40,7 +40,7 @@ pub struct AgreedSnapshot {
     pub staged_since: Moment,
 }
 
-/// openraft's vote as a term of ours; whether it is committed is lost.
+/// openraft's vote as a leader id of ours; whether it is committed is lost.
 pub fn leader_id_of(vote: &Vote<NodeId>) -> LeaderId {
     LeaderId { term: vote.leader_id.term, node: vote.leader_id.node_id }
 }

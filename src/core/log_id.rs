@@ -6,14 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::node_id::NodeId;
 
-/// Raft's term: a term and who stood in it. Ordered by term first.
+/// A term and the server that campaigned in it, as openraft has it: names a vote, and the leader if it
+/// is elected. Ordered by term first.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct LeaderId {
     /// The term.
     pub term: u64,
-    /// Who stood.
+    /// The candidate of that term.
     pub node: NodeId,
 }
 

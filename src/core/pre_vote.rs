@@ -25,8 +25,8 @@ pub struct Status {
     pub cluster: Epoch,
     /// The highest epoch that it knows of, by its counter.
     pub known: u64,
-    /// The highest term that it knows.
-    pub leader_id: LeaderId,
+    /// The highest vote that it knows, its own or that of a leader: a term and who campaigned in it.
+    pub vote: LeaderId,
     /// The end of its log, if it has one.
     pub log_end: Option<LogPosition>,
     /// The sequence of keys that it knows, if any.

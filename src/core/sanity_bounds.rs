@@ -43,7 +43,7 @@ impl SanityBounds {
         answers: &BTreeMap<ServerId, Status>,
     ) -> SanityBounds {
         let generations = answers.values().map(|s| s.generation.0).collect();
-        let terms = answers.values().map(|s| s.leader_id.term).collect();
+        let terms = answers.values().map(|s| s.vote.term).collect();
         let indexes = answers.values().map(|s| s.log_end.map_or(0, |end| end.index)).collect();
         SanityBounds {
             term: term.max(second(terms)).saturating_add(MAX_TERM_LEAP),
@@ -83,7 +83,7 @@ mod tests {
     fn full(term: u64, index: u64) -> Status {
         let leader_id = LeaderId { term, node: NodeId::default() };
         let log_end = Some(LogPosition { leader_id, index });
-        Status { leader_id, log_end, ..Status::default() }
+        Status { vote: leader_id, log_end, ..Status::default() }
     }
 
     fn answers(list: &[(u32, Status)]) -> BTreeMap<ServerId, Status> {

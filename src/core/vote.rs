@@ -16,7 +16,7 @@ pub struct Candidate {
     /// The server that sent the request.
     pub sender: ServerId,
     /// The term, and who is the candidate in it.
-    pub leader_id: LeaderId,
+    pub id: LeaderId,
     /// The end of its log.
     pub log_end: Option<LogPosition>,
     /// Whether it asks this very node, in the cluster that it has part in.
@@ -89,11 +89,11 @@ pub fn may_grant(voter: &Voter, candidate: &Candidate) -> Result<(), VoteRefusal
     if !candidate.is_for_me {
         return Err(VoteRefusal::OtherNode);
     }
-    if candidate.leader_id.node.server != candidate.sender {
-        return Err(VoteRefusal::InAnothersName(candidate.leader_id.node.server));
+    if candidate.id.node.server != candidate.sender {
+        return Err(VoteRefusal::InAnothersName(candidate.id.node.server));
     }
     if !candidate.is_plausible {
-        return Err(VoteRefusal::Implausible(candidate.leader_id.term));
+        return Err(VoteRefusal::Implausible(candidate.id.term));
     }
     // With a vote that is not known to lead this server follows nobody, whoever was heard before.
     match voter.vote {
@@ -108,7 +108,7 @@ pub fn may_grant(voter: &Voter, candidate: &Candidate) -> Result<(), VoteRefusal
         return Err(VoteRefusal::Leads);
     }
     match voter.vote {
-        Some((own, _)) if own > candidate.leader_id => Err(VoteRefusal::Voted(own)),
+        Some((own, _)) if own > candidate.id => Err(VoteRefusal::Voted(own)),
         _ if voter.log_end > candidate.log_end => Err(VoteRefusal::Behind),
         _ => Ok(()),
     }
@@ -140,7 +140,7 @@ mod tests {
     fn candidate() -> Candidate {
         Candidate {
             sender: ServerId(2),
-            leader_id: leader_id(6, 2),
+            id: leader_id(6, 2),
             log_end: end(5, 9),
             is_for_me: true,
             is_plausible: true,

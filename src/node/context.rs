@@ -378,7 +378,7 @@ impl Context {
         };
         let Some(running) = self.running().filter(|_| !cluster.is_none()) else { return status };
         let ends = running.log.ends();
-        status.leader_id = ends.vote.as_ref().map(leader_id_of).unwrap_or_default();
+        status.vote = ends.vote.as_ref().map(leader_id_of).unwrap_or_default();
         status.log_end = ends.last.as_ref().map(log_end_of);
         status.caught_up = *self.caught_up.borrow();
         status.live_leader = self.knows_live_leader(&running);

@@ -246,8 +246,8 @@ impl RpcClient for Arc<Peers> {
         if is_foreign {
             self.record_other_cluster_peer(to);
         }
-        let told = answer.leader_id();
-        if told.is_none_or(|leader_id| self.finds_plausible(to, leader_id.term, 0)) {
+        let told = answer.highest_vote();
+        if told.is_none_or(|vote| self.finds_plausible(to, vote.term, 0)) {
             Ok(answer)
         } else {
             Err(CallFailure::InvalidResponse)

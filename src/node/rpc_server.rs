@@ -392,16 +392,16 @@ impl RpcServer {
         };
         let candidate = Candidate {
             sender: from.id,
-            leader_id: vote.leader_id,
+            id: vote.candidate,
             log_end: vote.log_end,
             is_for_me: running.is_ok(),
             is_plausible: running.is_err()
-                || vote.leader_id.node.server != from.id
-                || shared.peers.finds_plausible(from.id, vote.leader_id.term, 0),
+                || vote.candidate.node.server != from.id
+                || shared.peers.finds_plausible(from.id, vote.candidate.term, 0),
         };
         let may = may_grant(&voter, &candidate);
         if let Err(why) = may {
-            let (id, term) = (from.id, vote.leader_id.term);
+            let (id, term) = (from.id, vote.candidate.term);
             shared.ctx.log.debug(format!("no vote for server {id} in term {term}: {why}"));
         }
         let running = running?;
@@ -834,7 +834,7 @@ mod tests {
         let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
         let candidate = LeaderId { term: 6, node: NodeId::of(3) };
         let granted = async || {
-            let vote = Request::Vote(WireVote { to, leader_id: candidate, log_end: end });
+            let vote = Request::Vote(WireVote { to, candidate, log_end: end });
             match rpc_server.answer(&other, vote).await {
                 Ok(Response::Vote { granted, .. }) => granted,
                 answer => panic!("{answer:?}"),

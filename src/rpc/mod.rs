@@ -287,7 +287,7 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
         }
         _ => {}
     }
-    response.leader_id().map_or(Ok(()), |leader_id| leader_id.check())?;
+    response.highest_vote().map_or(Ok(()), |vote| vote.check())?;
     Ok(response)
 }
 impl Request {
@@ -316,8 +316,8 @@ impl Request {
 }
 
 impl Response {
-    /// The term that the asker's Raft will take over if it is higher than its own.
-    pub fn leader_id(&self) -> Option<LeaderId> {
+    /// The vote that the asker's Raft will take over if it is higher than its own.
+    pub fn highest_vote(&self) -> Option<LeaderId> {
         match self {
             Response::Vote { vote, .. } | Response::Snapshot { vote } => Some(vote.0),
             Response::Append(AppendAnswer::HigherVote(leader_id, _)) => Some(*leader_id),

@@ -51,8 +51,8 @@ pub struct Recipient {
 pub struct WireVote {
     /// Who is asked.
     pub to: Recipient,
-    /// Term and candidate.
-    pub leader_id: LeaderId,
+    /// The candidate and its term.
+    pub candidate: LeaderId,
     /// The end of the candidate's log.
     pub log_end: Option<LogPosition>,
 }
@@ -129,7 +129,7 @@ pub struct WireSnapshot {
 }
 impl WireVote {
     pub(super) fn check(&self) -> Result<(), Malformed> {
-        self.leader_id.check()?;
+        self.candidate.check()?;
         self.log_end.map_or(Ok(()), |end| end.check())
     }
 }

@@ -10,7 +10,7 @@ use crate::core::key_ring::MAX_GENERATION;
 use crate::core::pre_vote::Status;
 
 pub(super) fn check_status(status: &Status) -> Result<(), Malformed> {
-    status.leader_id.check()?;
+    status.vote.check()?;
     check_epoch(status.cluster)?;
     if status.generation > MAX_GENERATION || status.known > MAX_COUNT {
         return Err(Malformed::Absurd);

@@ -33,7 +33,7 @@ pub(crate) fn one_of_each() -> Vec<Request> {
     let membership = WireMembership { configs: vec![members.clone()], members };
     vec![
         Request::Status(Status::default()),
-        Request::Vote(WireVote { to, leader_id, log_end: None }),
+        Request::Vote(WireVote { to, candidate: leader_id, log_end: None }),
         Request::Append(WireAppend {
             to,
             vote: (leader_id, true),
@@ -256,7 +256,7 @@ fn counts_beyond_all_reason_are_refused() {
         assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
     }
     let vote =
-        WireVote { to: Recipient::default(), leader_id: end(u64::MAX, 0).leader_id, log_end: None };
+        WireVote { to: Recipient::default(), candidate: end(u64::MAX, 0).leader_id, log_end: None };
     let bytes = encode(&Request::Vote(vote)).unwrap();
     assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
 }
@@ -265,7 +265,7 @@ fn counts_beyond_all_reason_are_refused() {
 fn absurd_answers_are_refused_too() {
     let absurd = end(MAX_COUNT + 1, 0).leader_id;
     let far = Some(end(3, MAX_COUNT + 1));
-    let status = |leader_id, log_end| Status { leader_id, log_end, ..Status::default() };
+    let status = |vote, log_end| Status { vote, log_end, ..Status::default() };
     for answer in [
         Response::Append(AppendAnswer::HigherVote(absurd, true)),
         Response::Append(AppendAnswer::Partial(far)),
@@ -305,7 +305,7 @@ fn a_founding_without_sense_is_refused() {
 }
 
 #[test]
-fn a_leader_sends_nothing_of_a_later_leader_id_than_its_own() {
+fn a_leader_sends_nothing_of_a_later_term_than_its_own() {
     let mut appends: Vec<WireAppend> = (0..4).map(|_| append(&[8, 9])).collect();
     appends[0].previous = Some(end(4, 7));
     appends[1].commit = Some(end(4, 7));

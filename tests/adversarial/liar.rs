@@ -51,7 +51,7 @@ impl Service for Liar {
                 yours: stek_share::core::node_id::Incarnation(HIGHEST + 1),
                 caught_up: true,
                 quorum: number.is_multiple_of(2),
-                leader_id: lie,
+                vote: lie,
                 log_end: Some(LogPosition { leader_id: lie, index: HIGHEST }),
                 cluster_id: stek_share::core::key_ring::ClusterId::from_bytes(self.cluster_id),
                 ..Status::default()

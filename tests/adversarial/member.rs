@@ -24,7 +24,7 @@ const ABSURD: [u64; 4] = [u64::MAX, (1 << 62) + 1, 1 << 62, 1 << 40];
 fn vote(term: u64) -> Request {
     // Its log is longer than any, so that nothing but the term speaks against it.
     let log_end = Some(LogPosition { leader_id: leader_id(term.min(1 << 62)), index: 1 << 20 });
-    Request::Vote(WireVote { to: Default::default(), leader_id: leader_id(term), log_end })
+    Request::Vote(WireVote { to: Default::default(), candidate: leader_id(term), log_end })
 }
 
 fn refused(answer: &Option<Response>) -> bool {
@@ -105,7 +105,7 @@ fn nobody_speaks_in_anothers_name() {
     let mut insider = Insider::connect(&mut fleet, victim);
     let agreed = ring(&fleet, &[]);
     for request in [
-        Request::Vote(WireVote { to: Default::default(), leader_id: others, log_end }),
+        Request::Vote(WireVote { to: Default::default(), candidate: others, log_end }),
         Request::Append(heartbeat(others)),
         Request::Snapshot(snapshot(others, 1 << 20, agreed)),
     ] {
@@ -175,7 +175,7 @@ fn snapshots_with_keys_that_the_gate_refuses_are_not_taken() {
 }
 
 #[test]
-fn appends_with_gaps_or_of_later_leader_ids_are_not_taken() {
+fn appends_with_gaps_or_of_later_terms_are_not_taken() {
     let mut fleet = three_of_four();
     let (leader, term) = leader_term(&fleet);
     let victim = (1..=REAL).find(|id| *id != leader).unwrap();

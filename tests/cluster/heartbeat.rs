@@ -94,8 +94,8 @@ impl Strings {
             }
             Request::Revoked => Response::Revoked(Vec::new()),
             Request::Vote(vote) => {
-                let refused = higher(vote.leader_id);
-                let vote = (refused.unwrap_or(vote.leader_id), false);
+                let refused = higher(vote.candidate);
+                let vote = (refused.unwrap_or(vote.candidate), false);
                 let granted = refused.is_none() && !self.abstains.load(Ordering::SeqCst);
                 Response::Vote { vote, granted, log_end: None }
             }
@@ -294,7 +294,7 @@ fn heartbeats_keep_a_follower_from_voting_for_another() {
         panic!("no status")
     };
     let to = Recipient { node: status.node, cluster: status.cluster };
-    let vote_of = |leader_id| Request::Vote(WireVote { to, leader_id, log_end: status.log_end });
+    let vote_of = |candidate| Request::Vote(WireVote { to, candidate, log_end: status.log_end });
     let vote = vote_of(leader_id);
     let begun = Instant::now();
     while begun.elapsed() < WHILE {
@@ -316,7 +316,7 @@ fn heartbeats_keep_a_follower_from_voting_for_another() {
 }
 
 #[test]
-fn heartbeats_of_an_old_leader_id_hold_no_election_back() {
+fn heartbeats_of_an_old_term_hold_no_election_back() {
     let mut stage = Stage::set(default);
     stage.until("a quiet time", || stage.count().2 == 0);
     let (leader, survivor, term) = (stage.leader(), stage.follower(), stage.term());

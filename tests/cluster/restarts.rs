@@ -109,7 +109,7 @@ fn four_restarts_of_three_servers_within_a_second() {
 /// A server that came back remembers, through others, a term of the very leader that has lost its
 /// own memory of it.
 #[test]
-fn a_leader_that_is_refused_with_its_own_old_leader_id() {
+fn a_leader_that_is_refused_with_its_own_old_vote() {
     for round in 0..5 {
         let mut fleet = Fleet::running(3, default);
         fleet.wait_until_one();
