@@ -25,7 +25,7 @@ use stek_share::core::agreement::founding::{Found, Prepare, Promise};
 use stek_share::core::agreement::report::{Rank, Report};
 use stek_share::core::config::Member;
 use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held};
-use stek_share::core::log_id::{LeaderId, LogPosition};
+use stek_share::core::log_id::{LeaderId, LogId};
 use stek_share::core::node_id::{Incarnation, NodeId};
 use stek_share::core::pre_vote::Status;
 use stek_share::core::rotation::Order;
@@ -94,8 +94,8 @@ fn to() -> Recipient {
     Recipient { node: node(1), cluster: epoch() }
 }
 
-fn end(term: u64, index: u64) -> LogPosition {
-    LogPosition { leader_id: LeaderId { term, node: node(2) }, index }
+fn end(term: u64, index: u64) -> LogId {
+    LogId { leader_id: LeaderId { term, node: node(2) }, index }
 }
 
 fn held(generation: u64) -> Held {
@@ -209,7 +209,7 @@ fn status() -> Status {
         list_version: 1,
         caught_up: true,
         vote: end(3, 0).leader_id,
-        log_end: Some(end(3, 9)),
+        last_log_id: Some(end(3, 9)),
         cluster_id: Some(cluster_id()),
         generation: Generation(3),
         live_leader: true,
@@ -236,7 +236,7 @@ fn requests() -> Vec<Request> {
         Request::Vote(WireVote {
             to: to(),
             candidate: end(4, 0).leader_id,
-            log_end: Some(end(3, 9)),
+            last_log_id: Some(end(3, 9)),
         }),
         append(story(2)),
         append(Vec::new()),
@@ -286,7 +286,7 @@ fn responses() -> Vec<Response> {
     let vote = (end(3, 0).leader_id, true);
     vec![
         Response::Status(status()),
-        Response::Vote { vote, granted: true, log_end: Some(end(3, 9)) },
+        Response::Vote { vote, granted: true, last_log_id: Some(end(3, 9)) },
         Response::Append(AppendAnswer::Success),
         Response::Append(AppendAnswer::Partial(Some(end(3, 9)))),
         Response::Append(AppendAnswer::HigherVote(end(9, 0).leader_id, false)),

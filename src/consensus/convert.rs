@@ -10,7 +10,7 @@ use openraft::impls::EmptyNode;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
 use openraft::{Entry, EntryPayload, Membership, Snapshot, SnapshotMeta, StoredMembership, Vote};
 
-use super::types::{leader_id_of, log_end_of, log_id_of, vote_of, AgreedSnapshot, Types};
+use super::types::{leader_id_of, log_id_of, raft_log_id, vote_of, AgreedSnapshot, Types};
 use crate::core::key_ring::Generation;
 use crate::core::log_id::LeaderId;
 use crate::core::moment::{millis, Moment};
@@ -23,13 +23,13 @@ use crate::rpc::{
 impl WireVote {
     /// The message for a vote request of openraft's.
     pub fn from_raft(to: Recipient, rpc: &VoteRequest<NodeId>) -> WireVote {
-        let log_end = rpc.last_log_id.as_ref().map(log_end_of);
-        WireVote { to, candidate: leader_id_of(&rpc.vote), log_end }
+        let last_log_id = rpc.last_log_id.as_ref().map(log_id_of);
+        WireVote { to, candidate: leader_id_of(&rpc.vote), last_log_id }
     }
 
     /// openraft's request for this message.
     pub fn into_raft(self) -> VoteRequest<NodeId> {
-        VoteRequest::new(vote_of(self.candidate), self.log_end.map(log_id_of))
+        VoteRequest::new(vote_of(self.candidate), self.last_log_id.map(raft_log_id))
     }
 }
 
@@ -44,9 +44,9 @@ impl WireAppend {
         WireAppend {
             to,
             vote: (leader_id_of(&rpc.vote), rpc.vote.committed),
-            previous: rpc.prev_log_id.as_ref().map(log_end_of),
+            previous: rpc.prev_log_id.as_ref().map(log_id_of),
             entries: rpc.entries.into_iter().map(WireEntry::from_raft).collect(),
-            commit: rpc.leader_commit.as_ref().map(log_end_of),
+            commit: rpc.leader_commit.as_ref().map(log_id_of),
             age,
             quorum,
         }
@@ -56,9 +56,9 @@ impl WireAppend {
     pub fn into_raft(self) -> AppendEntriesRequest<Types> {
         AppendEntriesRequest {
             vote: raft_vote(self.vote),
-            prev_log_id: self.previous.map(log_id_of),
+            prev_log_id: self.previous.map(raft_log_id),
             entries: self.entries.into_iter().map(WireEntry::into_raft).collect(),
-            leader_commit: self.commit.map(log_id_of),
+            leader_commit: self.commit.map(raft_log_id),
         }
     }
 }
@@ -69,7 +69,7 @@ impl AppendAnswer {
         match answer {
             AppendEntriesResponse::Success => AppendAnswer::Success,
             AppendEntriesResponse::PartialSuccess(id) => {
-                AppendAnswer::Partial(id.as_ref().map(log_end_of))
+                AppendAnswer::Partial(id.as_ref().map(log_id_of))
             }
             AppendEntriesResponse::Conflict => AppendAnswer::Conflict,
             AppendEntriesResponse::HigherVote(vote) => {
@@ -82,7 +82,9 @@ impl AppendAnswer {
     pub fn into_raft(self) -> AppendEntriesResponse<NodeId> {
         match self {
             AppendAnswer::Success => AppendEntriesResponse::Success,
-            AppendAnswer::Partial(end) => AppendEntriesResponse::PartialSuccess(end.map(log_id_of)),
+            AppendAnswer::Partial(end) => {
+                AppendEntriesResponse::PartialSuccess(end.map(raft_log_id))
+            }
             AppendAnswer::Conflict => AppendEntriesResponse::Conflict,
             AppendAnswer::HigherVote(leader_id, committed) => {
                 AppendEntriesResponse::HigherVote(raft_vote((leader_id, committed)))
@@ -99,7 +101,7 @@ impl WireEntry {
             EntryPayload::Normal(command) => WirePayload::Command(command),
             EntryPayload::Membership(m) => WirePayload::Membership(WireMembership::from_raft(&m)),
         };
-        WireEntry { id: log_end_of(&entry.log_id), payload }
+        WireEntry { id: log_id_of(&entry.log_id), payload }
     }
 
     /// openraft's entry for this message.
@@ -109,7 +111,7 @@ impl WireEntry {
             WirePayload::Command(command) => EntryPayload::Normal(command),
             WirePayload::Membership(m) => EntryPayload::Membership(m.into_raft()),
         };
-        Entry { log_id: log_id_of(self.id), payload }
+        Entry { log_id: raft_log_id(self.id), payload }
     }
 }
 
@@ -143,8 +145,8 @@ impl WireSnapshot {
         WireSnapshot {
             to,
             vote: (leader_id_of(&vote), vote.committed),
-            last: meta.last_log_id.as_ref().map(log_end_of),
-            membership_at: meta.last_membership.log_id().as_ref().map(log_end_of),
+            last: meta.last_log_id.as_ref().map(log_id_of),
+            membership_at: meta.last_membership.log_id().as_ref().map(log_id_of),
             membership: WireMembership::from_raft(meta.last_membership.membership()),
             id: meta.snapshot_id,
             current_age_ms: millis(now.since(state.current_since)),
@@ -156,9 +158,9 @@ impl WireSnapshot {
     /// The leader's vote and openraft's snapshot for this message that arrived at `now`.
     pub fn into_raft(self, now: Moment) -> (Vote<NodeId>, Snapshot<Types>) {
         let meta = SnapshotMeta {
-            last_log_id: self.last.map(log_id_of),
+            last_log_id: self.last.map(raft_log_id),
             last_membership: StoredMembership::new(
-                self.membership_at.map(log_id_of),
+                self.membership_at.map(raft_log_id),
                 self.membership.into_raft(),
             ),
             snapshot_id: self.id,
@@ -177,7 +179,7 @@ pub fn vote_answer(answer: &VoteResponse<NodeId>) -> Response {
     Response::Vote {
         vote: (leader_id_of(&answer.vote), answer.vote.committed),
         granted: answer.vote_granted,
-        log_end: answer.last_log_id.as_ref().map(log_end_of),
+        last_log_id: answer.last_log_id.as_ref().map(log_id_of),
     }
 }
 

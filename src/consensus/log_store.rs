@@ -13,15 +13,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{
-    AnyError, Entry, EntryPayload, LogId, LogState, Membership, OptionalSend, RaftLogReader,
-    StorageError, StorageIOError, Vote,
+    AnyError, Entry, EntryPayload, LogState, Membership, OptionalSend, RaftLogReader, StorageError,
+    StorageIOError, Vote,
 };
 use tokio::time::Instant;
 
-use super::types::{leader_id_of, log_end_of, Types};
+use super::types::{leader_id_of, log_id_of, RaftLogId, Types};
 use crate::core::agreed::Command;
 use crate::core::key_ring::{Command as KeyCommand, Generation};
-use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::log_id::{LeaderId, LogId};
 use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
 use crate::supervise::fail_point;
@@ -34,23 +34,22 @@ pub struct LogStore(Arc<Mutex<Inner>>);
 
 /// Waits until what a node holds up to some entry would outlive its process, if it keeps a state file;
 /// not for longer than a moment.
-pub type Persist =
-    Arc<dyn Fn(LogPosition) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+pub type Persist = Arc<dyn Fn(LogId) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// How far one server is, at one instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogPositions {
+pub struct LogProgress {
     /// The highest vote.
     pub vote: Option<Vote<NodeId>>,
     /// Since when it has been that, if it was given since this process began.
     pub voted: Option<Instant>,
     /// The last entry, kept or purged.
-    pub last: Option<LogId<NodeId>>,
+    pub last: Option<RaftLogId>,
     /// Up to where this server knows of agreement.
-    pub committed: Option<LogId<NodeId>>,
+    pub committed: Option<RaftLogId>,
 }
 
-impl LogPositions {
+impl LogProgress {
     /// Whether this server takes the candidate `leader_id` for the leader, be it itself.
     pub fn follows(&self, leader_id: LeaderId) -> bool {
         self.vote.is_some_and(|vote| vote.committed && leader_id_of(&vote) == leader_id)
@@ -61,8 +60,8 @@ impl LogPositions {
 struct Inner {
     vote: Option<Vote<NodeId>>,
     voted: Option<Instant>,
-    committed: Option<LogId<NodeId>>,
-    purged: Option<LogId<NodeId>>,
+    committed: Option<RaftLogId>,
+    purged: Option<RaftLogId>,
     entries: BTreeMap<u64, Entry<Types>>,
     /// Whether this node has left its cluster.
     closed: bool,
@@ -81,7 +80,7 @@ impl LogStore {
     /// openraft's `initialize` writes that entry too, but also has each server campaign at once.
     pub fn founding(voters: BTreeSet<NodeId>, persist: Option<Persist>) -> LogStore {
         let payload = EntryPayload::Membership(Membership::new(vec![voters], None));
-        let entry = Entry { log_id: LogId::default(), payload };
+        let entry = Entry { log_id: RaftLogId::default(), payload };
         let entries = BTreeMap::from([(entry.log_id.index, entry)]);
         LogStore(Arc::new(Mutex::new(Inner { entries, persist, ..Inner::default() })))
     }
@@ -125,7 +124,7 @@ impl LogStore {
     }
 
     /// The entries after `applied`, in their order.
-    pub fn after(&self, applied: Option<LogId<NodeId>>) -> Vec<Entry<Types>> {
+    pub fn after(&self, applied: Option<RaftLogId>) -> Vec<Entry<Types>> {
         let from = applied.map_or(0, |id| id.index.saturating_add(1));
         self.lock().entries.range(from..).map(|(_, entry)| entry.clone()).collect()
     }
@@ -142,10 +141,10 @@ impl LogStore {
 
     /// Whether entries that follow this one are taken over: it is here, or a snapshot stands for it.
     /// A leader that does not know how far this log goes tries entries that lie beyond its end.
-    pub fn goes_on_from(&self, previous: Option<LogPosition>) -> bool {
+    pub fn goes_on_from(&self, previous: Option<LogId>) -> bool {
         let inner = self.lock();
         let Some(previous) = previous else { return true };
-        let is_here = |entry: &Entry<Types>| log_end_of(&entry.log_id) == previous;
+        let is_here = |entry: &Entry<Types>| log_id_of(&entry.log_id) == previous;
         let is_purged = inner.purged.is_some_and(|purged| previous.index <= purged.index);
         is_purged || inner.entries.get(&previous.index).is_some_and(is_here)
     }
@@ -166,14 +165,14 @@ impl LogStore {
     }
 
     /// How far this server is.
-    pub fn ends(&self) -> LogPositions {
+    pub fn ends(&self) -> LogProgress {
         let inner = self.lock();
         let (vote, voted) = (inner.vote, inner.voted);
-        LogPositions { vote, voted, last: inner.last_log_id(), committed: inner.committed }
+        LogProgress { vote, voted, last: inner.last_log_id(), committed: inner.committed }
     }
 
     /// The id of the last entry, kept or purged.
-    pub fn last_log_id(&self) -> Option<LogId<NodeId>> {
+    pub fn last_log_id(&self) -> Option<RaftLogId> {
         self.lock().last_log_id()
     }
 
@@ -183,7 +182,7 @@ impl LogStore {
 }
 
 impl Inner {
-    fn last_log_id(&self) -> Option<LogId<NodeId>> {
+    fn last_log_id(&self) -> Option<RaftLogId> {
         self.entries.last_key_value().map(|(_, e)| e.log_id).or(self.purged)
     }
 }
@@ -227,12 +226,12 @@ impl RaftLogStorage<Types> for LogStore {
         Ok(self.lock().vote)
     }
 
-    async fn save_committed(&mut self, committed: Option<LogId<NodeId>>) -> Result<()> {
+    async fn save_committed(&mut self, committed: Option<RaftLogId>) -> Result<()> {
         self.lock().committed = committed;
         Ok(())
     }
 
-    async fn read_committed(&mut self) -> Result<Option<LogId<NodeId>>> {
+    async fn read_committed(&mut self) -> Result<Option<RaftLogId>> {
         Ok(self.lock().committed)
     }
 
@@ -256,7 +255,7 @@ impl RaftLogStorage<Types> for LogStore {
             (inner.persist.clone(), end)
         };
         if let (Some(persist), Some(end)) = (persist, end) {
-            persist(log_end_of(&end)).await;
+            persist(log_id_of(&end)).await;
             // It may have reported meanwhile that it never acknowledged this.
             if self.lock().closed {
                 return Err(left());
@@ -266,12 +265,12 @@ impl RaftLogStorage<Types> for LogStore {
         Ok(())
     }
 
-    async fn truncate(&mut self, log_id: LogId<NodeId>) -> Result<()> {
+    async fn truncate(&mut self, log_id: RaftLogId) -> Result<()> {
         self.lock().entries.split_off(&log_id.index);
         Ok(())
     }
 
-    async fn purge(&mut self, log_id: LogId<NodeId>) -> Result<()> {
+    async fn purge(&mut self, log_id: RaftLogId) -> Result<()> {
         let mut inner = self.lock();
         inner.purged = inner.purged.max(Some(log_id));
         let kept = inner.entries.split_off(&(log_id.index.saturating_add(1)));
@@ -283,13 +282,13 @@ impl RaftLogStorage<Types> for LogStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consensus::log_id_of;
+    use crate::consensus::raft_log_id;
     use crate::core::key_ring::Held;
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn entry(index: u64, payload: EntryPayload<Types>) -> Entry<Types> {
         let leader_id = LeaderId { term: 1, node: NodeId::default() };
-        Entry { log_id: log_id_of(LogPosition { leader_id, index }), payload }
+        Entry { log_id: raft_log_id(LogId { leader_id, index }), payload }
     }
 
     fn stage(index: u64, generation: u64) -> Entry<Types> {
@@ -342,7 +341,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn purged_and_truncated_entries_are_gone_and_the_log_end_stays_known() {
+    async fn purged_and_truncated_entries_are_gone_and_the_last_log_id_stays_known() {
         let mut store = store();
         let last = store.last_log_id().unwrap();
         store.purge(last).await.unwrap();

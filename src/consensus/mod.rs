@@ -19,7 +19,7 @@ mod types;
 pub use clock::VOTE_LEASE;
 pub use convert::vote_answer;
 pub use types::{
-    leader_id_of, log_end_of, log_id_of, vote_of, AgreedSnapshot, Answer, Raft, Types,
+    leader_id_of, log_id_of, raft_log_id, vote_of, AgreedSnapshot, Answer, Raft, Types,
 };
 
 use std::sync::Arc;

@@ -20,7 +20,7 @@ use openraft::{OptionalSend, Snapshot, Vote};
 use thiserror::Error;
 
 use super::convert::raft_vote;
-use super::types::{leader_id_of, log_id_of, Types};
+use super::types::{leader_id_of, raft_log_id, Types};
 use crate::core::agreement::epoch::Epoch;
 use crate::core::key_ring::Generation;
 use crate::core::moment::Moment;
@@ -197,7 +197,7 @@ impl<C: RpcClient> PeerLink<C> {
             }
             // It can hold nothing but what it was sent; openraft would go on behind the log's end.
             Response::Append(AppendAnswer::Partial(Some(end)))
-                if !held.contains(&log_id_of(end)) =>
+                if !held.contains(&raft_log_id(end)) =>
             {
                 Err(CallFailure::InvalidResponse.into())
             }
@@ -240,11 +240,13 @@ impl<C: RpcClient> RaftNetwork<Types> for PeerLink<C> {
             self.call(Request::Vote(WireVote::from_raft(self.to(), &rpc)), limit).await
         };
         match catch_panic(call).await.unwrap_or(Err(CallFailure::Unreachable))? {
-            Response::Vote { vote: (leader_id, committed), granted, log_end } => Ok(VoteResponse {
-                vote: raft_vote((leader_id, committed)),
-                vote_granted: granted,
-                last_log_id: log_end.map(log_id_of),
-            }),
+            Response::Vote { vote: (leader_id, committed), granted, last_log_id } => {
+                Ok(VoteResponse {
+                    vote: raft_vote((leader_id, committed)),
+                    vote_granted: granted,
+                    last_log_id: last_log_id.map(raft_log_id),
+                })
+            }
             Response::ErrorResponse(reason) => Err(error_response(reason)),
             _ => Err(CallFailure::InvalidResponse.into()),
         }
@@ -288,7 +290,7 @@ mod tests {
     use openraft::{Entry, EntryPayload};
 
     use super::*;
-    use crate::core::log_id::{LeaderId, LogPosition};
+    use crate::core::log_id::{LeaderId, LogId};
 
     /// Counts what it is given, and says yes.
     #[derive(Clone, Default)]
@@ -334,7 +336,7 @@ mod tests {
         let mut link = links.new_client(NodeId::of(1), &EmptyNode {}).await;
         let id = |node, index| {
             let leader_id = LeaderId { term: 1, node: NodeId::of(node) };
-            log_id_of(LogPosition { leader_id, index })
+            raft_log_id(LogId { leader_id, index })
         };
         let append = |first| AppendEntriesRequest {
             vote: raft_vote((LeaderId { term: 1, node: NodeId::of(3) }, true)),

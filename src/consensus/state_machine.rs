@@ -13,16 +13,16 @@ use std::time::Duration;
 use openraft::impls::EmptyNode;
 use openraft::storage::RaftStateMachine;
 use openraft::{
-    Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, Snapshot, SnapshotMeta,
-    StorageError, StoredMembership,
+    Entry, EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, SnapshotMeta, StorageError,
+    StoredMembership,
 };
 use tokio::sync::watch;
 
 use super::log_store::LogStore;
-use super::types::{log_end_of, AgreedSnapshot, Answer, Types};
+use super::types::{log_id_of, AgreedSnapshot, Answer, RaftLogId, Types};
 use crate::core::agreed::{Agreed, Change, Command, Record, Refusal};
 use crate::core::key_ring::{Change as KeyChange, KeyRing};
-use crate::core::log_id::LogPosition;
+use crate::core::log_id::LogId;
 use crate::core::moment::{millis, Moment};
 use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
@@ -44,7 +44,7 @@ pub struct AgreedView {
     /// Index of the last applied entry.
     pub applied: u64,
     /// Its id, if there is one.
-    pub end: Option<LogPosition>,
+    pub end: Option<LogId>,
     /// The voters of the membership that is agreed, of both sets during a change.
     pub voters: BTreeSet<ServerId>,
 }
@@ -68,7 +68,7 @@ pub struct StateMachine(Arc<Mutex<Inner>>);
 
 struct Inner {
     state: AgreedSnapshot,
-    applied: Option<LogId<NodeId>>,
+    applied: Option<RaftLogId>,
     membership: StoredMembership<NodeId, EmptyNode>,
     snapshot: Option<Snapshot<Types>>,
     snapshots_built: u64,
@@ -102,7 +102,7 @@ impl StateMachine {
 
     /// What the log comes to if it is read to its end, whether that is agreed on or not, and where that
     /// is; `None` if what the cluster was founded from is not in it.
-    pub fn record(&self, log: &LogStore, now: Moment) -> Option<(LogPosition, Record)> {
+    pub fn record(&self, log: &LogStore, now: Moment) -> Option<(LogId, Record)> {
         let inner = self.lock();
         let (mut state, mut end) = (inner.state.clone(), inner.applied);
         let mut voters = inner.membership.membership().get_joint_config().clone();
@@ -135,7 +135,7 @@ impl StateMachine {
             staged_age_ms: millis(now.since(state.staged_since)),
             voters: voters.iter().map(servers).collect(),
         };
-        Some((log_end_of(&end?), record))
+        Some((log_id_of(&end?), record))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -202,7 +202,7 @@ impl Inner {
     fn publish(&self) {
         self.views.send_modify(|view| {
             view.applied = self.applied.map_or(0, |id| id.index);
-            view.end = self.applied.as_ref().map(log_end_of);
+            view.end = self.applied.as_ref().map(log_id_of);
             view.voters = self.membership.voter_ids().map(|node| node.server).collect();
             if self.state.agreed.ring.cluster_id().is_some() {
                 view.has_base = true;
@@ -219,7 +219,7 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn applied_state(
         &mut self,
-    ) -> Result<(Option<LogId<NodeId>>, StoredMembership<NodeId, EmptyNode>)> {
+    ) -> Result<(Option<RaftLogId>, StoredMembership<NodeId, EmptyNode>)> {
         let inner = self.lock();
         Ok((inner.applied, inner.membership.clone()))
     }
@@ -280,7 +280,7 @@ impl RaftSnapshotBuilder<Types> for StateMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consensus::log_id_of;
+    use crate::consensus::raft_log_id;
     use crate::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held};
     use crate::core::stek::{Stek, STEK_LEN};
 
@@ -295,7 +295,7 @@ mod tests {
         let first = EntryPayload::Membership(membership);
         let payloads = [first].into_iter().chain(commands.into_iter().map(EntryPayload::Normal));
         LogStore::of(payloads.zip(0..).map(|(payload, index)| {
-            let log_id = log_id_of(LogPosition { index, ..LogPosition::default() });
+            let log_id = raft_log_id(LogId { index, ..LogId::default() });
             Entry { log_id, payload }
         }))
     }

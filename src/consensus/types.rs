@@ -1,11 +1,11 @@
 //! The types that openraft works with here, and its ids as ours.
 
 use openraft::impls::{EmptyNode, OneshotResponder};
-use openraft::{CommittedLeaderId, LogId, Vote};
+use openraft::{CommittedLeaderId, Vote};
 
 use super::clock::SteppedTokio;
 use crate::core::agreed::{Agreed, Change, Command, Refusal};
-use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::log_id::{LeaderId, LogId};
 use crate::core::moment::Moment;
 use crate::core::node_id::NodeId;
 
@@ -40,6 +40,9 @@ pub struct AgreedSnapshot {
     pub staged_since: Moment,
 }
 
+/// openraft's log id, as its traits have it.
+pub type RaftLogId = openraft::LogId<NodeId>;
+
 /// openraft's vote as a leader id of ours; whether it is committed is lost.
 pub fn leader_id_of(vote: &Vote<NodeId>) -> LeaderId {
     LeaderId { term: vote.leader_id.term, node: vote.leader_id.node_id }
@@ -50,13 +53,13 @@ pub fn vote_of(leader_id: LeaderId) -> Vote<NodeId> {
     Vote::new(leader_id.term, leader_id.node)
 }
 
-/// openraft's log id as a log end of ours.
-pub fn log_end_of(id: &LogId<NodeId>) -> LogPosition {
+/// openraft's log id as one of ours.
+pub fn log_id_of(id: &RaftLogId) -> LogId {
     let leader_id = LeaderId { term: id.leader_id.term, node: id.leader_id.node_id };
-    LogPosition { leader_id, index: id.index }
+    LogId { leader_id, index: id.index }
 }
 
-/// A log end as openraft's log id.
-pub fn log_id_of(end: LogPosition) -> LogId<NodeId> {
-    LogId::new(CommittedLeaderId::new(end.leader_id.term, end.leader_id.node), end.index)
+/// A log id as openraft's.
+pub fn raft_log_id(end: LogId) -> RaftLogId {
+    RaftLogId::new(CommittedLeaderId::new(end.leader_id.term, end.leader_id.node), end.index)
 }

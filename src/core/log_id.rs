@@ -18,12 +18,12 @@ pub struct LeaderId {
     pub node: NodeId,
 }
 
-/// The end of a log: the term under which its last entry was made, and that entry's index.
+/// Names an entry of the log, as openraft has it: the term under which it was made, and its index.
 /// Ordered as Raft compares logs (section 5.4.1 of the Raft paper).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
-pub struct LogPosition {
+pub struct LogId {
     /// The term of the leader that made the entry.
     pub leader_id: LeaderId,
     /// The entry's index.

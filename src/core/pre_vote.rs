@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::agreement::epoch::Epoch;
 use super::agreement::founding::Answer;
 use super::key_ring::{ClusterId, Generation};
-use super::log_id::{LeaderId, LogPosition};
+use super::log_id::{LeaderId, LogId};
 use super::node_id::{Incarnation, NodeId};
 use super::quorum::{has_majority, majority};
 use super::server_id::ServerId;
@@ -28,7 +28,7 @@ pub struct Status {
     /// The highest vote that it knows, its own or that of a leader: a term and who campaigned in it.
     pub vote: LeaderId,
     /// The end of its log, if it has one.
-    pub log_end: Option<LogPosition>,
+    pub last_log_id: Option<LogId>,
     /// The sequence of keys that it knows, if any.
     pub cluster_id: Option<ClusterId>,
     /// The newest generation in its ring.
@@ -54,11 +54,11 @@ impl Status {
     }
 }
 
-/// Why a server that says this of itself would not vote for a node whose log ends at `log_end`.
-pub fn objection(status: &Status, log_end: Option<LogPosition>) -> Option<&'static str> {
+/// Why a server that says this of itself would not vote for a node whose log ends at `last_log_id`.
+pub fn objection(status: &Status, last_log_id: Option<LogId>) -> Option<&'static str> {
     if status.live_leader {
         Some("it hears a leader")
-    } else if status.log_end > log_end {
+    } else if status.last_log_id > last_log_id {
         Some("its log is longer")
     } else {
         None
@@ -73,11 +73,11 @@ pub fn objection(status: &Status, log_end: Option<LogPosition>) -> Option<&'stat
 /// with that leader.
 pub fn may_campaign(
     (me, cluster): (NodeId, Epoch),
-    log_end: Option<LogPosition>,
+    last_log_id: Option<LogId>,
     configs: &[BTreeSet<NodeId>],
     answers: &BTreeMap<ServerId, Status>,
 ) -> bool {
-    let says_yes = |status: &Status| objection(status, log_end).is_none();
+    let says_yes = |status: &Status| objection(status, last_log_id).is_none();
     let is_for_me = |id: NodeId| {
         id == me || voter(id, cluster, answers).is_some_and(|status| status.is_some_and(says_yes))
     };
@@ -148,9 +148,9 @@ mod tests {
     }
 
     fn status(server: u32, index: u64) -> (ServerId, Status) {
-        let log_end = Some(LogPosition { index, ..LogPosition::default() });
+        let last_log_id = Some(LogId { index, ..LogId::default() });
         let node = node(server, 1);
-        (node.server, Status { node, cluster: CLUSTER, log_end, ..Status::default() })
+        (node.server, Status { node, cluster: CLUSTER, last_log_id, ..Status::default() })
     }
 
     fn voters(ids: &[u32]) -> BTreeSet<NodeId> {
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn standing_needs_a_yes_from_a_majority_of_every_config() {
-        let mine = status(1, 9).1.log_end;
+        let mine = status(1, 9).1.last_log_id;
         let stand = |configs: &[BTreeSet<NodeId>], list: &[(ServerId, Status)]| {
             may_campaign((node(1, 1), CLUSTER), mine, configs, &list.iter().cloned().collect())
         };

@@ -44,7 +44,7 @@ impl SanityBounds {
     ) -> SanityBounds {
         let generations = answers.values().map(|s| s.generation.0).collect();
         let terms = answers.values().map(|s| s.vote.term).collect();
-        let indexes = answers.values().map(|s| s.log_end.map_or(0, |end| end.index)).collect();
+        let indexes = answers.values().map(|s| s.last_log_id.map_or(0, |end| end.index)).collect();
         SanityBounds {
             term: term.max(second(terms)).saturating_add(MAX_TERM_LEAP),
             index: index.max(second(indexes)).saturating_add(MAX_INDEX_LEAP),
@@ -77,13 +77,13 @@ fn second(mut numbers: Vec<u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::log_id::{LeaderId, LogPosition};
+    use crate::core::log_id::{LeaderId, LogId};
     use crate::core::node_id::NodeId;
 
     fn full(term: u64, index: u64) -> Status {
         let leader_id = LeaderId { term, node: NodeId::default() };
-        let log_end = Some(LogPosition { leader_id, index });
-        Status { vote: leader_id, log_end, ..Status::default() }
+        let last_log_id = Some(LogId { leader_id, index });
+        Status { vote: leader_id, last_log_id, ..Status::default() }
     }
 
     fn answers(list: &[(u32, Status)]) -> BTreeMap<ServerId, Status> {

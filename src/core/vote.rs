@@ -6,7 +6,7 @@
 
 use thiserror::Error;
 
-use super::log_id::{LeaderId, LogPosition};
+use super::log_id::{LeaderId, LogId};
 use super::node_id::NodeId;
 use super::server_id::ServerId;
 
@@ -18,7 +18,7 @@ pub struct Candidate {
     /// The term, and who is the candidate in it.
     pub id: LeaderId,
     /// The end of its log.
-    pub log_end: Option<LogPosition>,
+    pub last_log_id: Option<LogId>,
     /// Whether it asks this very node, in the cluster that it has part in.
     pub is_for_me: bool,
     /// Whether this server believes that there is this term.
@@ -35,7 +35,7 @@ pub struct Voter {
     /// Its vote, and whether that one is known to lead.
     pub vote: Option<(LeaderId, bool)>,
     /// The end of its log.
-    pub log_end: Option<LogPosition>,
+    pub last_log_id: Option<LogId>,
     /// Whether it hears a leader.
     pub hears_leader: bool,
     /// Whether it leads with a majority and is going to stay.
@@ -109,7 +109,7 @@ pub fn may_grant(voter: &Voter, candidate: &Candidate) -> Result<(), VoteRefusal
     }
     match voter.vote {
         Some((own, _)) if own > candidate.id => Err(VoteRefusal::Voted(own)),
-        _ if voter.log_end > candidate.log_end => Err(VoteRefusal::Behind),
+        _ if voter.last_log_id > candidate.last_log_id => Err(VoteRefusal::Behind),
         _ => Ok(()),
     }
 }
@@ -122,8 +122,8 @@ mod tests {
         LeaderId { term, node: NodeId::of(node) }
     }
 
-    fn end(term: u64, index: u64) -> Option<LogPosition> {
-        Some(LogPosition { leader_id: leader_id(term, 1), index })
+    fn end(term: u64, index: u64) -> Option<LogId> {
+        Some(LogId { leader_id: leader_id(term, 1), index })
     }
 
     fn voter() -> Voter {
@@ -131,7 +131,7 @@ mod tests {
             me: NodeId::of(1),
             is_running: true,
             vote: Some((leader_id(5, 3), true)),
-            log_end: end(5, 9),
+            last_log_id: end(5, 9),
             hears_leader: false,
             leads: false,
         }
@@ -141,7 +141,7 @@ mod tests {
         Candidate {
             sender: ServerId(2),
             id: leader_id(6, 2),
-            log_end: end(5, 9),
+            last_log_id: end(5, 9),
             is_for_me: true,
             is_plausible: true,
         }
@@ -159,7 +159,7 @@ mod tests {
             (VoteRefusal::HearsLeader(ServerId(3)), |v, _| v.hears_leader = true),
             (VoteRefusal::Leads, |v, _| v.leads = true),
             (VoteRefusal::Voted(leader_id(7, 3)), |v, _| v.vote = Some((leader_id(7, 3), true))),
-            (VoteRefusal::Behind, |v, _| v.log_end = end(5, 10)),
+            (VoteRefusal::Behind, |v, _| v.last_log_id = end(5, 10)),
         ];
         for (at, (reason, fault)) in faults.iter().enumerate() {
             let (mut voter, mut candidate) = (voter(), candidate());

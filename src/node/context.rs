@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::clock::Clock;
 use super::running::Running;
 use crate::consensus::state_machine::AgreedView;
-use crate::consensus::{leader_id_of, log_end_of};
+use crate::consensus::{leader_id_of, log_id_of};
 use crate::core::agreed::Record;
 use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::founding::{Found, Member as Part};
@@ -23,7 +23,7 @@ use crate::core::agreement::report::Report;
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::ClusterId;
 use crate::core::lease::Lease;
-use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::log_id::{LeaderId, LogId};
 use crate::core::moment::{millis, Moment};
 use crate::core::node_id::{Incarnation, NodeId};
 use crate::core::pre_vote::Status;
@@ -379,7 +379,7 @@ impl Context {
         let Some(running) = self.running().filter(|_| !cluster.is_none()) else { return status };
         let ends = running.log.ends();
         status.vote = ends.vote.as_ref().map(leader_id_of).unwrap_or_default();
-        status.log_end = ends.last.as_ref().map(log_end_of);
+        status.last_log_id = ends.last.as_ref().map(log_id_of);
         status.caught_up = *self.caught_up.borrow();
         status.live_leader = self.knows_live_leader(&running);
         status.quorum = self.is_with_majority(&running);
@@ -448,8 +448,8 @@ impl Context {
     }
 
     /// Notes that this node has caught up if, by what a leader of `leader_id` says, it has.
-    pub fn catch_up(&self, running: &Running, leader_id: LeaderId, commit: Option<LogPosition>) {
-        let applied = running.raft.data_metrics().borrow().last_applied.as_ref().map(log_end_of);
+    pub fn catch_up(&self, running: &Running, leader_id: LeaderId, commit: Option<LogId>) {
+        let applied = running.raft.data_metrics().borrow().last_applied.as_ref().map(log_id_of);
         let is_of_its_term = commit.is_some_and(|end| end.leader_id.term == leader_id.term);
         let has_base = self.views.borrow().has_base;
         if is_of_its_term && applied >= commit && has_base && !*self.caught_up.borrow() {

@@ -15,9 +15,9 @@ use tokio::time::{sleep, timeout};
 use super::counters::NodeCounters;
 use super::peer_client::{ask_voters, Peers};
 use super::running::{Running, Stopped};
-use crate::consensus::log_end_of;
+use crate::consensus::log_id_of;
 use crate::core::election::{ahead, ElectionTimer, Seen, Step};
-use crate::core::log_id::LogPosition;
+use crate::core::log_id::LogId;
 use crate::core::pre_vote::{may_campaign, objection, Status};
 use crate::core::server_id::ServerId;
 
@@ -94,12 +94,12 @@ async fn would_grant(peers: &Arc<Peers>, running: &Running) -> bool {
     if !configs.iter().any(|voters| voters.contains(&me.0)) {
         return false;
     }
-    let log_end = running.log.last_log_id().as_ref().map(log_end_of);
+    let last_log_id = running.log.last_log_id().as_ref().map(log_id_of);
     let asking = async {
         let mut asked = ask_voters(peers, &configs);
         let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
         loop {
-            if may_campaign(me, log_end, &configs, &answers) {
+            if may_campaign(me, last_log_id, &configs, &answers) {
                 return true;
             }
             match asked.join_next().await {
@@ -108,7 +108,7 @@ async fn would_grant(peers: &Arc<Peers>, running: &Running) -> bool {
                 }
                 Some(_) => {}
                 None => {
-                    peers.ctx.log.debug(lost(&answers, log_end));
+                    peers.ctx.log.debug(lost(&answers, last_log_id));
                     return false;
                 }
             }
@@ -121,9 +121,9 @@ async fn would_grant(peers: &Arc<Peers>, running: &Running) -> bool {
 const MAX_NAMED: usize = 8;
 
 /// The line about a pre-vote that was not won.
-fn lost(answers: &BTreeMap<ServerId, Status>, log_end: Option<LogPosition>) -> String {
+fn lost(answers: &BTreeMap<ServerId, Status>, last_log_id: Option<LogId>) -> String {
     let refusals = answers.iter().filter_map(|(id, status)| {
-        objection(status, log_end).map(|why| format!("server {id}: {why}"))
+        objection(status, last_log_id).map(|why| format!("server {id}: {why}"))
     });
     let refusals: Vec<String> = refusals.take(MAX_NAMED).collect();
     let told = if refusals.is_empty() { "nobody refused".to_owned() } else { refusals.join("; ") };
@@ -145,12 +145,12 @@ mod tests {
 
     #[test]
     fn a_pre_vote_that_is_lost_tells_who_refused_and_why() {
-        let short = Some(LogPosition { index: 3, ..LogPosition::default() });
-        let long = Some(LogPosition { index: 4, ..LogPosition::default() });
-        let ready = Status { log_end: short, ..Status::default() };
+        let short = Some(LogId { index: 3, ..LogId::default() });
+        let long = Some(LogId { index: 4, ..LogId::default() });
+        let ready = Status { last_log_id: short, ..Status::default() };
         let answers = BTreeMap::from([
             (ServerId(2), Status { live_leader: true, ..ready.clone() }),
-            (ServerId(4), Status { log_end: long, ..ready.clone() }),
+            (ServerId(4), Status { last_log_id: long, ..ready.clone() }),
             (ServerId(5), ready),
         ]);
         assert_eq!(

@@ -271,7 +271,7 @@ fn is_due(
     let is_possible = may_prepare(ctx.me, list, &theirs, asked_for, upper * 3 / 2);
     let is_first = || {
         let turn = |status: &Status| -> Turn {
-            (status.cluster, status.log_end, Reverse(status.node.server))
+            (status.cluster, status.last_log_id, Reverse(status.node.server))
         };
         let others = answers.values().filter(|status| list.contains(&status.node.server));
         others.map(turn).all(|other| other < turn(&own))

@@ -25,9 +25,9 @@ use super::context::Context;
 use super::keys::Keys;
 use super::peer_client::Peers;
 use super::running::{Running, Stopped};
-use crate::consensus::log_store::LogPositions;
+use crate::consensus::log_store::LogProgress;
 use crate::consensus::network::{LeaderInfo, RpcClient};
-use crate::consensus::{leader_id_of, log_end_of};
+use crate::consensus::{leader_id_of, log_id_of};
 use crate::core::heartbeat::{Heartbeat, Heartbeats, MAX_PAUSE};
 use crate::core::key_ring::ClusterId;
 use crate::core::log_id::LeaderId;
@@ -169,14 +169,14 @@ impl<'a> HeartbeatSender<'a> {
         }
     }
 
-    fn compose(&self, ends: &LogPositions, next: Duration) -> WireHeartbeat {
+    fn compose(&self, ends: &LogProgress, next: Duration) -> WireHeartbeat {
         let agreed = self.peers.ctx.views.borrow().agreed.clone();
         WireHeartbeat {
             cluster: self.running.epoch(),
             list_version: agreed.server_list.as_ref().map_or(0, |list| list.version),
             leader_id: self.leader_id,
-            log_end: ends.last.as_ref().map(log_end_of),
-            commit: ends.committed.as_ref().map(log_end_of),
+            last_log_id: ends.last.as_ref().map(log_id_of),
+            commit: ends.committed.as_ref().map(log_id_of),
             age: self.keys.current_age(),
             quorum: self.peers.ctx.has_quorum(),
             next_ms: millis(next).try_into().unwrap_or(u32::MAX),
@@ -266,7 +266,7 @@ pub(super) fn take(
         keys.record_age(cluster_id, heartbeat.age);
         ctx.catch_up(running, heartbeat.leader_id, heartbeat.commit);
         let applied = ctx.views.borrow().applied;
-        in_sync = ends.last.as_ref().map(log_end_of) == heartbeat.log_end
+        in_sync = ends.last.as_ref().map(log_id_of) == heartbeat.last_log_id
             && heartbeat.commit.is_none_or(|commit| applied >= commit.index);
         if in_sync && heartbeat.quorum {
             ctx.record_in_sync();
@@ -298,7 +298,7 @@ mod tests {
             cluster: CLUSTER,
             list_version: 1,
             leader_id,
-            log_end: None,
+            last_log_id: None,
             commit: None,
             age: None,
             quorum: true,
@@ -422,10 +422,7 @@ mod tests {
         let bench = Bench::new();
         let running = bench.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
         let ahead = |index| {
-            Some(crate::core::log_id::LogPosition {
-                leader_id: heartbeat(5, 2, 0).leader_id,
-                index,
-            })
+            Some(crate::core::log_id::LogId { leader_id: heartbeat(5, 2, 0).leader_id, index })
         };
         let in_sync = |heartbeat: WireHeartbeat| match take(
             (&bench.shared.ctx, &bench.shared.keys),
@@ -438,7 +435,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert!(in_sync(heartbeat(5, 2, 100)));
-        assert!(!in_sync(WireHeartbeat { log_end: ahead(7), ..heartbeat(5, 2, 100) }));
+        assert!(!in_sync(WireHeartbeat { last_log_id: ahead(7), ..heartbeat(5, 2, 100) }));
         assert!(!in_sync(WireHeartbeat { commit: ahead(7), ..heartbeat(5, 2, 100) }));
         // Behind or not, it has a leader.
         assert!(bench.shared.ctx.hears_leader());

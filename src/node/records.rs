@@ -192,7 +192,7 @@ mod tests {
         ring.apply(Command::Stage { held, revokes: false }).unwrap();
         shared.ctx.keep(saved(ring, 7));
         let status = shared.ctx.status();
-        assert!(status.cluster.is_none() && status.log_end.is_none() && !status.caught_up);
+        assert!(status.cluster.is_none() && status.last_log_id.is_none() && !status.caught_up);
         assert_eq!((status.known, shared.ctx.holding().rank.epoch.counter), (7, 7));
         assert_eq!(shared.ctx.cluster_id(), Some(cluster_id));
     }

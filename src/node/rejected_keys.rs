@@ -131,11 +131,11 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::consensus::log_id_of;
+    use crate::consensus::raft_log_id;
     use crate::consensus::state_machine::{AgreedView, StateMachine};
     use crate::core::agreed::Agreed;
     use crate::core::key_ring::{ClusterId, Command, Generation, Held, KeyRing, Staged};
-    use crate::core::log_id::{LeaderId, LogPosition};
+    use crate::core::log_id::{LeaderId, LogId};
     use crate::core::node_id::NodeId;
     use crate::core::server_id::ServerId;
     use crate::core::stek::{Fingerprint, Stek, STEK_LEN};
@@ -232,7 +232,7 @@ mod tests {
 
     fn entry(index: u64, command: Command) -> Entry<crate::consensus::Types> {
         let leader_id = LeaderId { term: 1, node: NodeId::of(2) };
-        let log_id = log_id_of(LogPosition { leader_id, index });
+        let log_id = raft_log_id(LogId { leader_id, index });
         Entry { log_id, payload: EntryPayload::Normal(agreed::Command::Key(command)) }
     }
 
@@ -445,7 +445,7 @@ mod tests {
             let snapshot = WireSnapshot {
                 to: Default::default(),
                 vote: (leader_id, true),
-                last: Some(LogPosition { leader_id, index: 1 }),
+                last: Some(LogId { leader_id, index: 1 }),
                 membership_at: None,
                 membership: WireMembership { configs: vec![voters.clone()], members: voters },
                 id: "1".to_owned(),

@@ -21,7 +21,7 @@ use super::running::Running;
 use super::shared::{Asked, Shared};
 use super::{bounds, forward, founding, heartbeat, origin, report, server_list};
 use crate::consensus::network::RpcClient;
-use crate::consensus::{leader_id_of, log_end_of, vote_answer, VOTE_LEASE};
+use crate::consensus::{leader_id_of, log_id_of, vote_answer, VOTE_LEASE};
 use crate::core::agreed::Record;
 use crate::core::agreement::founding::{Found, Prepare, Promise, Refusal as Refused};
 use crate::core::key_ring::{ClusterId, Generation};
@@ -385,7 +385,7 @@ impl RpcServer {
             me: shared.ctx.node(),
             is_running: !matches!(running, Err(ErrorResponse::Starting)),
             vote: ends.vote.map(|vote| (leader_id_of(&vote), vote.committed)),
-            log_end: ends.last.as_ref().map(log_end_of),
+            last_log_id: ends.last.as_ref().map(log_id_of),
             hears_leader: shared.ctx.hears_leader(),
             leads: running.as_ref().is_ok_and(|running| self.leads(running))
                 && !*shared.ctx.leaving.borrow(),
@@ -393,7 +393,7 @@ impl RpcServer {
         let candidate = Candidate {
             sender: from.id,
             id: vote.candidate,
-            log_end: vote.log_end,
+            last_log_id: vote.last_log_id,
             is_for_me: running.is_ok(),
             is_plausible: running.is_err()
                 || vote.candidate.node.server != from.id
@@ -411,7 +411,7 @@ impl RpcServer {
             Err(why) if why.is_rafts() => {}
             Err(VoteRefusal::HearsLeader(_) | VoteRefusal::Leads) => {
                 let vote = voter.vote.unwrap_or_default();
-                return Ok(Response::Vote { vote, granted: false, log_end: voter.log_end });
+                return Ok(Response::Vote { vote, granted: false, last_log_id: voter.last_log_id });
             }
             Err(_) => return Err(ErrorResponse::Malformed),
         }
@@ -520,7 +520,7 @@ mod tests {
     use crate::core::agreed::Command;
     use crate::core::agreement::epoch::Epoch;
     use crate::core::key_ring::Command as KeyCommand;
-    use crate::core::log_id::LogPosition;
+    use crate::core::log_id::LogId;
     use crate::core::node_id::NodeId;
     use crate::core::server_id::ServerId;
     use crate::node::bench::{stek, Bench, CLUSTER};
@@ -736,7 +736,7 @@ mod tests {
     /// An entry that a state file would keep, in the log of the leader of term 5.
     fn append(to: Recipient, index: u64) -> Request {
         let leader_id = LeaderId { term: 5, node: NodeId::of(2) };
-        let at = |index| LogPosition { leader_id, index };
+        let at = |index| LogId { leader_id, index };
         let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
         let command = Command::Key(KeyCommand::Found { cluster_id });
         Request::Append(WireAppend {
@@ -815,7 +815,7 @@ mod tests {
         shared.ctx.set_running(Some(running.clone()));
         let rpc_server = RpcServer(shared.clone());
         let leader_id = LeaderId { term: 5, node: NodeId::of(2) };
-        let end = Some(LogPosition { leader_id, index: 0 });
+        let end = Some(LogId { leader_id, index: 0 });
         let to = Recipient { node: shared.ctx.node(), cluster: CLUSTER };
         let append = Request::Append(WireAppend {
             to,
@@ -834,7 +834,7 @@ mod tests {
         let other = Caller { id: ServerId(3), ..caller(Role::Member, [0; 16]) };
         let candidate = LeaderId { term: 6, node: NodeId::of(3) };
         let granted = async || {
-            let vote = Request::Vote(WireVote { to, candidate, log_end: end });
+            let vote = Request::Vote(WireVote { to, candidate, last_log_id: end });
             match rpc_server.answer(&other, vote).await {
                 Ok(Response::Vote { granted, .. }) => granted,
                 answer => panic!("{answer:?}"),

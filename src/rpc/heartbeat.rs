@@ -6,7 +6,7 @@ use super::malformed::Malformed;
 use super::status::check_epoch;
 use crate::core::agreement::epoch::Epoch;
 use crate::core::key_ring::Generation;
-use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::log_id::{LeaderId, LogId};
 
 /// A leader's heartbeat: says that it lives and how far it is. Carries nothing that a server would
 /// have to remember; one that is behind says so, and is sent an append.
@@ -19,9 +19,9 @@ pub struct WireHeartbeat {
     /// The leader's term, which a majority gave it.
     pub leader_id: LeaderId,
     /// The end of its log.
-    pub log_end: Option<LogPosition>,
+    pub last_log_id: Option<LogId>,
     /// As in [`super::WireAppend`].
-    pub commit: Option<LogPosition>,
+    pub commit: Option<LogId>,
     /// As in [`super::WireAppend`].
     pub age: Option<(Generation, u64)>,
     /// As in [`super::WireAppend`].
@@ -33,6 +33,6 @@ impl WireHeartbeat {
     pub(super) fn check(&self) -> Result<(), Malformed> {
         self.leader_id.check()?;
         check_epoch(self.cluster)?;
-        self.log_end.iter().chain(&self.commit).try_for_each(LogPosition::check)
+        self.last_log_id.iter().chain(&self.commit).try_for_each(LogId::check)
     }
 }

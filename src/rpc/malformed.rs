@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::core::agreed::Refusal;
-use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::log_id::{LeaderId, LogId};
 use crate::core::server_status::BadStatus;
 
 /// Why bytes are not a message.
@@ -49,7 +49,7 @@ impl LeaderId {
     }
 }
 
-impl LogPosition {
+impl LogId {
     pub(super) fn check(&self) -> Result<(), Malformed> {
         self.leader_id.check()?;
         if self.index <= MAX_COUNT {

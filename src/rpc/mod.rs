@@ -60,7 +60,7 @@ use crate::core::agreement::founding::{Found, Prepare, Promise, Refusal};
 use crate::core::agreement::report::Voters;
 use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::Generation;
-use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::log_id::{LeaderId, LogId};
 use crate::core::node_id::NodeId;
 use crate::core::pre_vote::Status;
 use crate::core::rotation::Order;
@@ -160,7 +160,7 @@ pub enum Response {
         /// Whether it voted for the asker.
         granted: bool,
         /// The end of its log.
-        log_end: Option<LogPosition>,
+        last_log_id: Option<LogId>,
     },
     /// To [`Request::Append`].
     Append(AppendAnswer),
@@ -276,7 +276,7 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
     match &response {
         Response::Status(status) => check_status(status)?,
         Response::Report(status) => status.check().map_err(Malformed::Status)?,
-        Response::Vote { log_end: Some(end), .. } => end.check()?,
+        Response::Vote { last_log_id: Some(end), .. } => end.check()?,
         Response::Append(AppendAnswer::Partial(Some(end))) => end.check()?,
         Response::Promise(Ok(promise)) => check_promise(promise)?,
         Response::Revoked(keys) if keys.len() > MAX_REVOKED => {

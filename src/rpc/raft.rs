@@ -12,7 +12,7 @@ use crate::core::agreed::{Agreed, Command};
 use crate::core::agreement::epoch::Epoch;
 use crate::core::config::MAX_MEMBERS;
 use crate::core::key_ring::Generation;
-use crate::core::log_id::{LeaderId, LogPosition};
+use crate::core::log_id::{LeaderId, LogId};
 use crate::core::node_id::NodeId;
 
 /// Most entries that a message may carry; more than any honest server sends.
@@ -29,7 +29,7 @@ pub enum AppendAnswer {
     /// All entries are in the log.
     Success,
     /// Those up to here are.
-    Partial(Option<LogPosition>),
+    Partial(Option<LogId>),
     /// The entry before them is not there.
     Conflict,
     /// Another leader's term is higher; and whether it is committed.
@@ -54,7 +54,7 @@ pub struct WireVote {
     /// The candidate and its term.
     pub candidate: LeaderId,
     /// The end of the candidate's log.
-    pub log_end: Option<LogPosition>,
+    pub last_log_id: Option<LogId>,
 }
 
 /// Raft's AppendEntries.
@@ -65,11 +65,11 @@ pub struct WireAppend {
     /// The leader's term, and whether it is committed.
     pub vote: (LeaderId, bool),
     /// The entry right before `entries`.
-    pub previous: Option<LogPosition>,
+    pub previous: Option<LogId>,
     /// What to append.
     pub entries: Vec<WireEntry>,
     /// Up to where the leader knows of agreement.
-    pub commit: Option<LogPosition>,
+    pub commit: Option<LogId>,
     /// The leader's current key and its age in milliseconds, so that a server that returns does not
     /// take an old key for a fresh one.
     pub age: Option<(Generation, u64)>,
@@ -80,7 +80,7 @@ pub struct WireAppend {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WireEntry {
     /// Its id.
-    pub id: LogPosition,
+    pub id: LogId,
     /// Its content.
     pub payload: WirePayload,
 }
@@ -113,9 +113,9 @@ pub struct WireSnapshot {
     /// The leader's term, and whether it is committed.
     pub vote: (LeaderId, bool),
     /// The last entry that it covers.
-    pub last: Option<LogPosition>,
+    pub last: Option<LogId>,
     /// The entry that set the membership.
-    pub membership_at: Option<LogPosition>,
+    pub membership_at: Option<LogId>,
     /// The membership.
     pub membership: WireMembership,
     /// Tells snapshots of one server apart.
@@ -130,7 +130,7 @@ pub struct WireSnapshot {
 impl WireVote {
     pub(super) fn check(&self) -> Result<(), Malformed> {
         self.candidate.check()?;
-        self.log_end.map_or(Ok(()), |end| end.check())
+        self.last_log_id.map_or(Ok(()), |end| end.check())
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) fn check_status(status: &Status) -> Result<(), Malformed> {
     if status.generation > MAX_GENERATION || status.known > MAX_COUNT {
         return Err(Malformed::Absurd);
     }
-    status.log_end.map_or(Ok(()), |end| end.check())
+    status.last_log_id.map_or(Ok(()), |end| end.check())
 }
 
 pub(super) fn check_epoch(epoch: Epoch) -> Result<(), Malformed> {

@@ -33,7 +33,7 @@ pub(crate) fn one_of_each() -> Vec<Request> {
     let membership = WireMembership { configs: vec![members.clone()], members };
     vec![
         Request::Status(Status::default()),
-        Request::Vote(WireVote { to, candidate: leader_id, log_end: None }),
+        Request::Vote(WireVote { to, candidate: leader_id, last_log_id: None }),
         Request::Append(WireAppend {
             to,
             vote: (leader_id, true),
@@ -61,7 +61,7 @@ pub(crate) fn one_of_each() -> Vec<Request> {
             cluster: epoch,
             list_version: 1,
             leader_id,
-            log_end: None,
+            last_log_id: None,
             commit: None,
             age: None,
             quorum: true,
@@ -162,8 +162,8 @@ fn a_message_of_sessions_is_bounded_and_known_by_its_first_byte() {
     assert_eq!(absurd.err(), Some(Malformed::Absurd));
 }
 
-fn end(term: u64, index: u64) -> LogPosition {
-    LogPosition { leader_id: LeaderId { term, node: NodeId::of(2) }, index }
+fn end(term: u64, index: u64) -> LogId {
+    LogId { leader_id: LeaderId { term, node: NodeId::of(2) }, index }
 }
 
 fn held(generation: u64) -> Held {
@@ -245,7 +245,7 @@ fn entries_must_follow_each_other() {
 
 #[test]
 fn counts_beyond_all_reason_are_refused() {
-    let absurd = LogPosition { index: u64::MAX, ..end(3, 0) };
+    let absurd = LogId { index: u64::MAX, ..end(3, 0) };
     let mut appends: Vec<WireAppend> = (0..4).map(|_| append(&[8])).collect();
     appends[0].previous = Some(absurd);
     appends[1].commit = Some(absurd);
@@ -255,8 +255,11 @@ fn counts_beyond_all_reason_are_refused() {
         let bytes = encode(&Request::Append(append)).unwrap();
         assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
     }
-    let vote =
-        WireVote { to: Recipient::default(), candidate: end(u64::MAX, 0).leader_id, log_end: None };
+    let vote = WireVote {
+        to: Recipient::default(),
+        candidate: end(u64::MAX, 0).leader_id,
+        last_log_id: None,
+    };
     let bytes = encode(&Request::Vote(vote)).unwrap();
     assert!(matches!(decode_request(&bytes), Err(Malformed::Absurd)));
 }
@@ -265,12 +268,12 @@ fn counts_beyond_all_reason_are_refused() {
 fn absurd_answers_are_refused_too() {
     let absurd = end(MAX_COUNT + 1, 0).leader_id;
     let far = Some(end(3, MAX_COUNT + 1));
-    let status = |vote, log_end| Status { vote, log_end, ..Status::default() };
+    let status = |vote, last_log_id| Status { vote, last_log_id, ..Status::default() };
     for answer in [
         Response::Append(AppendAnswer::HigherVote(absurd, true)),
         Response::Append(AppendAnswer::Partial(far)),
-        Response::Vote { vote: (absurd, false), granted: true, log_end: None },
-        Response::Vote { vote: (end(3, 0).leader_id, false), granted: true, log_end: far },
+        Response::Vote { vote: (absurd, false), granted: true, last_log_id: None },
+        Response::Vote { vote: (end(3, 0).leader_id, false), granted: true, last_log_id: far },
         Response::Snapshot { vote: (absurd, true) },
         Response::Status(status(absurd, None)),
         Response::Status(status(end(3, 0).leader_id, far)),

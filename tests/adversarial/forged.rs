@@ -8,7 +8,7 @@ use serde::Serialize;
 use stek_share::core::agreed::Agreed;
 use stek_share::core::config::Member;
 use stek_share::core::key_ring::{ClusterId, Generation, Held, Staged, MAX_GENERATION};
-use stek_share::core::log_id::LogPosition;
+use stek_share::core::log_id::LogId;
 use stek_share::core::node_id::NodeId;
 use stek_share::core::sanity_bounds::MAX_GENERATION_LEAP;
 use stek_share::core::server_id::ServerId;
@@ -129,7 +129,7 @@ fn nobody_makes_itself_the_only_voter() {
         // The same as an entry of the log, which counts before it is agreed on.
         let (_, term) = before;
         for to in 1..=REAL {
-            let id = LogPosition { leader_id: leader_id(term + 1), index: 0 };
+            let id = LogId { leader_id: leader_id(term + 1), index: 0 };
             let payload = WirePayload::Membership(membership.clone());
             let mut append = heartbeat(leader_id(term + 1));
             append.entries.push(WireEntry { id, payload });

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
 use openssl::ssl::{SslConnector, SslMethod, SslStream, SslVerifyMode};
 use stek_share::core::agreed::Agreed;
-use stek_share::core::log_id::{LeaderId, LogPosition};
+use stek_share::core::log_id::{LeaderId, LogId};
 use stek_share::core::node_id::{Incarnation, NodeId};
 use stek_share::core::pre_vote::Status;
 use stek_share::core::server_id::ServerId;
@@ -186,7 +186,7 @@ pub fn snapshot(leader_id: LeaderId, index: u64, agreed: Agreed) -> WireSnapshot
     WireSnapshot {
         to: Recipient::default(),
         vote: (leader_id, true),
-        last: Some(LogPosition { leader_id, index }),
+        last: Some(LogId { leader_id, index }),
         membership_at: None,
         membership: WireMembership { configs, members },
         id: "enemy".to_owned(),

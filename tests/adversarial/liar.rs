@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use stek_share::core::agreement::epoch::Epoch;
-use stek_share::core::log_id::LogPosition;
+use stek_share::core::log_id::LogId;
 use stek_share::core::pre_vote::Status;
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::Log;
@@ -41,7 +41,7 @@ impl Service for Liar {
 
     async fn serve(self: Arc<Self>, _: Caller, body: Body) -> Option<Body> {
         let lie = leader_id(HIGHEST);
-        let far = Some(LogPosition { leader_id: leader_id(1), index: HIGHEST });
+        let far = Some(LogId { leader_id: leader_id(1), index: HIGHEST });
         let number = self.told.fetch_add(1, Ordering::Relaxed);
         let response = match decode_request(&body).ok()? {
             Request::Status(_) => Response::Status(Status {
@@ -52,11 +52,13 @@ impl Service for Liar {
                 caught_up: true,
                 quorum: number.is_multiple_of(2),
                 vote: lie,
-                log_end: Some(LogPosition { leader_id: lie, index: HIGHEST }),
+                last_log_id: Some(LogId { leader_id: lie, index: HIGHEST }),
                 cluster_id: stek_share::core::key_ring::ClusterId::from_bytes(self.cluster_id),
                 ..Status::default()
             }),
-            Request::Vote(_) => Response::Vote { vote: (lie, false), granted: true, log_end: far },
+            Request::Vote(_) => {
+                Response::Vote { vote: (lie, false), granted: true, last_log_id: far }
+            }
             Request::Append(_) => Response::Append(match number % 3 {
                 0 => AppendAnswer::HigherVote(lie, true),
                 1 => AppendAnswer::HigherVote(leader_id(u64::MAX), false),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use stek_share::core::agreed::{Agreed, Command};
 use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held, KeyRing};
-use stek_share::core::log_id::{LeaderId, LogPosition};
+use stek_share::core::log_id::{LeaderId, LogId};
 use stek_share::core::rotation::Order;
 use stek_share::core::sanity_bounds::{MAX_INDEX_LEAP, MAX_TERM_LEAP};
 use stek_share::core::server_id::ServerId;
@@ -23,8 +23,8 @@ const ABSURD: [u64; 4] = [u64::MAX, (1 << 62) + 1, 1 << 62, 1 << 40];
 
 fn vote(term: u64) -> Request {
     // Its log is longer than any, so that nothing but the term speaks against it.
-    let log_end = Some(LogPosition { leader_id: leader_id(term.min(1 << 62)), index: 1 << 20 });
-    Request::Vote(WireVote { to: Default::default(), candidate: leader_id(term), log_end })
+    let last_log_id = Some(LogId { leader_id: leader_id(term.min(1 << 62)), index: 1 << 20 });
+    Request::Vote(WireVote { to: Default::default(), candidate: leader_id(term), last_log_id })
 }
 
 fn refused(answer: &Option<Response>) -> bool {
@@ -101,11 +101,11 @@ fn nobody_speaks_in_anothers_name() {
     let (leader, term) = leader_term(&fleet);
     let victim = (1..=REAL).find(|id| *id != leader).unwrap();
     let others = LeaderId { term: term + 1, node: life(leader) };
-    let log_end = Some(LogPosition { leader_id: others, index: 1 << 20 });
+    let last_log_id = Some(LogId { leader_id: others, index: 1 << 20 });
     let mut insider = Insider::connect(&mut fleet, victim);
     let agreed = ring(&fleet, &[]);
     for request in [
-        Request::Vote(WireVote { to: Default::default(), candidate: others, log_end }),
+        Request::Vote(WireVote { to: Default::default(), candidate: others, last_log_id }),
         Request::Append(heartbeat(others)),
         Request::Snapshot(snapshot(others, 1 << 20, agreed)),
     ] {
@@ -183,7 +183,7 @@ fn appends_with_gaps_or_of_later_terms_are_not_taken() {
         let stek = Stek::copy_from(&[0; STEK_LEN]).unwrap();
         let held = Held { generation: Generation(2), stek };
         let command = Command::Key(KeyCommand::Stage { held, revokes: false });
-        WireEntry { id: LogPosition { leader_id, index }, payload: WirePayload::Command(command) }
+        WireEntry { id: LogId { leader_id, index }, payload: WirePayload::Command(command) }
     };
     let (now, later) = (leader_id(term + 1), leader_id(term + 2));
     for entries in [
@@ -193,7 +193,7 @@ fn appends_with_gaps_or_of_later_terms_are_not_taken() {
         vec![entry(later, 8)],
         vec![entry(now, 8), entry(leader_id(term), 9)],
     ] {
-        let previous = Some(LogPosition { leader_id: leader_id(term), index: 7 });
+        let previous = Some(LogId { leader_id: leader_id(term), index: 7 });
         let append = stek_share::rpc::WireAppend { previous, entries, ..heartbeat(now) };
         let answer = Insider::connect(&mut fleet, victim).ask(&Request::Append(append));
         assert!(answer.is_none(), "{answer:?}");

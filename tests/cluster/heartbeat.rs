@@ -97,7 +97,7 @@ impl Strings {
                 let refused = higher(vote.candidate);
                 let vote = (refused.unwrap_or(vote.candidate), false);
                 let granted = refused.is_none() && !self.abstains.load(Ordering::SeqCst);
-                Response::Vote { vote, granted, log_end: None }
+                Response::Vote { vote, granted, last_log_id: None }
             }
             Request::Append(append) if self.has_left(append.to.cluster) => {
                 Response::ErrorResponse(ErrorResponse::OtherNode)
@@ -294,7 +294,7 @@ fn heartbeats_keep_a_follower_from_voting_for_another() {
         panic!("no status")
     };
     let to = Recipient { node: status.node, cluster: status.cluster };
-    let vote_of = |candidate| Request::Vote(WireVote { to, candidate, log_end: status.log_end });
+    let vote_of = |candidate| Request::Vote(WireVote { to, candidate, last_log_id: status.last_log_id });
     let vote = vote_of(leader_id);
     let begun = Instant::now();
     while begun.elapsed() < WHILE {
@@ -324,7 +324,7 @@ fn heartbeats_of_an_old_term_hold_no_election_back() {
         cluster: *stage.strings.cluster.lock().unwrap(),
         list_version: 1,
         leader_id: LeaderId { term: term.saturating_sub(1), node: NODE },
-        log_end: None,
+        last_log_id: None,
         commit: None,
         age: None,
         quorum: true,

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::epoch::Epoch;
 use super::report::{Evidence, Rank, Report, Voters};
-use crate::core::log_id::LogPosition;
+use crate::core::log_id::LogId;
 use crate::core::node_id::{Incarnation, NodeId};
 use crate::core::quorum::majority;
 use crate::core::server_id::ServerId;
@@ -140,7 +140,7 @@ impl<R: Evidence> Member<R> {
     /// The newest that it holds. `log` is the end of its cluster's log and the record that it comes to
     /// if it is read to its end, applied or not. A log without the record that its cluster was
     /// founded from has none: it ranks as nothing, however long it is.
-    pub fn report(&self, log: Option<(LogPosition, R)>) -> Report<R> {
+    pub fn report(&self, log: Option<(LogId, R)>) -> Report<R> {
         match log {
             Some((end, record)) => {
                 let rank = Rank { epoch: self.cluster, end };
@@ -300,7 +300,7 @@ pub fn may_prepare(
 
 /// How new what a server has is, and which server it is: of those that could found at once the one
 /// with the newest does, and of those the first one.
-pub type Turn = (Epoch, Option<LogPosition>, Reverse<ServerId>);
+pub type Turn = (Epoch, Option<LogId>, Reverse<ServerId>);
 
 #[cfg(test)]
 mod tests {
@@ -339,8 +339,8 @@ mod tests {
         Epoch { counter, founder: node(founder, 1) }
     }
 
-    fn end(index: u64) -> LogPosition {
-        LogPosition { index, ..LogPosition::default() }
+    fn end(index: u64) -> LogId {
+        LogId { index, ..LogId::default() }
     }
 
     fn report(counter: u64, index: u64, list: &[u32]) -> Report<Notes> {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::epoch::Epoch;
-use crate::core::log_id::LogPosition;
+use crate::core::log_id::LogId;
 use crate::core::server_id::ServerId;
 
 /// How new a record is. The default is that of none.
@@ -19,7 +19,7 @@ pub struct Rank {
     /// The cluster that made it.
     pub epoch: Epoch,
     /// The end of its log there.
-    pub end: LogPosition,
+    pub end: LogId,
 }
 
 /// The servers that vote.
@@ -78,7 +78,7 @@ mod tests {
 
     fn report(counter: u64, index: u64, record: Keys) -> Report<Keys> {
         let epoch = Epoch { counter, ..Epoch::default() };
-        let end = LogPosition { index, ..LogPosition::default() };
+        let end = LogId { index, ..LogId::default() };
         Report { rank: Rank { epoch, end }, record }
     }
 

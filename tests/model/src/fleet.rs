@@ -16,7 +16,7 @@ use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::agreement::founding::{Answer, Found, Member, Prepare, Promise};
 use stek_share::core::agreement::replacement::Configuration;
 use stek_share::core::agreement::report::{Evidence, Rank, Report, Voters};
-use stek_share::core::log_id::{LeaderId, LogPosition};
+use stek_share::core::log_id::{LeaderId, LogId};
 use stek_share::core::node_id::{Incarnation, NodeId};
 use stek_share::core::server_id::ServerId;
 
@@ -339,7 +339,7 @@ impl Server {
             Some(Out::WholeLog) => usize::from(self.commit),
             _ => self.log.len(),
         };
-        let end = |entries: usize| LogPosition {
+        let end = |entries: usize| LogId {
             leader_id: LeaderId {
                 term: entries.checked_sub(1).map_or(0, |last| u64::from(self.log[last].0)),
                 ..LeaderId::default()
