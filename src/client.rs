@@ -22,8 +22,8 @@ use crate::core::key_ring::Generation;
 use crate::core::server_id::ServerId;
 use crate::node::RELOAD_LIMIT;
 use crate::rpc::{
-    self, decode_response, ErrorResponse, Malformed, RecoverRefusal, Request, Response,
-    RotationRefusal, MAX_ORIGIN,
+    self, decode_response, AdminRefusal, ErrorResponse, Malformed, RecoverRefusal, Request,
+    Response, MAX_ORIGIN,
 };
 use crate::transport::frame::NoCommonVersion;
 use crate::transport::listener::Refusal;
@@ -33,7 +33,7 @@ use crate::transport::tls::{HandshakeError, Tls, UNKNOWN_NAME};
 use crate::transport::Me;
 
 pub use crate::core::client_policy::{ClientPolicy, SitePolicy};
-pub use crate::core::rotation::Order;
+pub use crate::core::rotation::AdminCommand;
 pub use crate::core::server_status::{
     CertificateStatus, Count, GroupStatus, Handshakes, Hint, HostStatus, KeyInUse, KeyStatus, Keys,
     LastReload, ListStatus, MemberStatus, ReloadStatus, Role, ServerStatus, SessionStatus,
@@ -53,7 +53,7 @@ const ORDER_MARGIN: Duration = Duration::from_secs(5);
 
 /// How long an order may take with these options: the asked server looks for the leader for one
 /// `client_req_timeout`, the leader takes two and a handover.
-pub fn order_limit(settings: &Settings) -> Duration {
+pub fn admin_limit(settings: &Settings) -> Duration {
     settings.request_timeout * 3 + settings.handover_timeout + ORDER_MARGIN
 }
 
@@ -106,21 +106,21 @@ impl Client {
     }
 
     /// Has the group rotate or revoke now, through any server: it passes the order on to the leader.
-    /// Answers with the generation that is in use then. See [`order_limit`].
+    /// Answers with the generation that is in use then. See [`admin_limit`].
     ///
     /// # Errors
-    /// Why it was not done. Where no answer came in time, or [`RotationRefusal`] says so, it may
+    /// Why it was not done. Where no answer came in time, or [`AdminRefusal`] says so, it may
     /// still happen.
-    pub async fn order(
+    pub async fn admin_command(
         &self,
         through: &Member,
-        order: Order,
+        command: AdminCommand,
         limit: Duration,
     ) -> Result<Generation, Failure> {
-        let request = Request::Order { order, origin: self.person.clone() };
+        let request = Request::AdminCommand { command, origin: self.person.clone() };
         match self.ask(through, &request, limit).await? {
-            (Response::Ordered(Ok(generation)), _) => Ok(generation),
-            (Response::Ordered(Err(refusal)), _) => Err(Failure::Order(refusal)),
+            (Response::AdminCommand(Ok(generation)), _) => Ok(generation),
+            (Response::AdminCommand(Err(refusal)), _) => Err(Failure::AdminCommand(refusal)),
             _ => Err(Failure::InvalidResponse),
         }
     }
@@ -137,7 +137,7 @@ impl Client {
     }
 
     /// Has a server go on with these alone, all others being gone for good; the epoch of the cluster
-    /// that is founded. See [`order_limit`].
+    /// that is founded. See [`admin_limit`].
     ///
     /// # Errors
     /// Why it was not done. Where no answer came in time it may still happen.
@@ -233,7 +233,7 @@ pub enum Failure {
     Reload(String),
     /// The group did not carry the order out.
     #[error("not done: {0}")]
-    Order(RotationRefusal),
+    AdminCommand(AdminRefusal),
     /// It cannot go on with these servers alone.
     #[error("{0}")]
     Recover(RecoverRefusal),

@@ -39,7 +39,7 @@ pub fn request(bytes: &[u8]) {
             assert_eq!(vote.into_raft().vote.leader_id.term, vote.candidate.term);
         }
         Request::ChangeMembership { members, .. } => assert!(members.len() <= MAX_MEMBERS),
-        Request::Order { origin, .. } => assert!(origin.len() <= MAX_ORIGIN),
+        Request::AdminCommand { origin, .. } => assert!(origin.len() <= MAX_ORIGIN),
         Request::Sessions(sessions) => {
             assert!(sessions.events.len() <= MAX_PER_MESSAGE);
             assert!(sessions.events.iter().all(|event| event.size() <= MAX_SESSION));

@@ -28,7 +28,7 @@ use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, H
 use stek_share::core::log_id::{LeaderId, LogId};
 use stek_share::core::node_id::{Incarnation, NodeId};
 use stek_share::core::pre_vote::Status;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::server_list::ServerList;
 use stek_share::core::server_status::ServerStatus;
@@ -36,9 +36,9 @@ use stek_share::core::sessions::{SessionBytes, SessionEvent, SessionId};
 use stek_share::core::stek::{Stek, STEK_LEN};
 use stek_share::node::state_file_door::{self as door, Saved};
 use stek_share::rpc::{
-    encode, AppendAnswer, ErrorResponse, MembershipRefusal, Recipient, Request, Response,
-    RotationRefusal, WireAppend, WireEntry, WireMembership, WirePayload, WireSessions,
-    WireSnapshot, WireVote,
+    encode, AdminRefusal, AppendAnswer, ErrorResponse, MembershipRefusal, Recipient, Request,
+    Response, WireAppend, WireEntry, WireMembership, WirePayload, WireSessions, WireSnapshot,
+    WireVote,
 };
 use stek_share::transport::frame::{self, Body, Header, Hello, Kind, Role, Versions};
 
@@ -248,7 +248,10 @@ fn requests() -> Vec<Request> {
             key: held(7).stek.fingerprint(),
             limit_ms: 1000,
         },
-        Request::Order { order: Order::Revoke, origin: "traffic_ctl on server 1".to_owned() },
+        Request::AdminCommand {
+            command: AdminCommand::Revoke,
+            origin: "traffic_ctl on server 1".to_owned(),
+        },
         Request::Sessions(WireSessions {
             generation: Generation(2),
             events: vec![
@@ -292,7 +295,7 @@ fn responses() -> Vec<Response> {
         Response::Append(AppendAnswer::HigherVote(end(9, 0).leader_id, false)),
         Response::Snapshot { vote },
         Response::Installed { newest: Generation(3), incarnation: 7 },
-        Response::Ordered(Err(RotationRefusal::Refused("why".to_owned()))),
+        Response::AdminCommand(Err(AdminRefusal::Refused("why".to_owned()))),
         Response::TimeoutNow,
         Response::MembershipChanged(Ok(4)),
         Response::MembershipChanged(Err(MembershipRefusal::NotInFiles {

@@ -24,19 +24,19 @@ pub struct Policy {
 
 /// What an operator asked for besides the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum Order {
+pub enum AdminCommand {
     /// A new key now.
     Rotate,
     /// A new key now, and every older one dropped everywhere.
     Revoke,
 }
 
-impl Order {
+impl AdminCommand {
     /// Whether an activation did what was asked for, `revokes` telling whether it dropped the older
     /// keys. A new key is one whoever asked for it; one of the schedule, or of an order that was
     /// given up and came true late, revokes nothing.
     pub fn is_done_by(self, revokes: bool) -> bool {
-        self == Order::Rotate || revokes
+        self == AdminCommand::Rotate || revokes
     }
 }
 
@@ -67,7 +67,7 @@ pub struct View<'a> {
     /// All members of the agreed membership, this one included.
     pub members: &'a [MemberView],
     /// What an operator asked for and has not got yet.
-    pub order: Option<Order>,
+    pub command: Option<AdminCommand>,
 }
 
 /// What to do next.
@@ -116,8 +116,8 @@ pub fn next_step_at(now: Moment, policy: &Policy, view: &View<'_>) -> Step {
     if view.ring.has_revoked() {
         return Step::Stage { generation, revokes: true };
     }
-    if let Some(order) = view.order {
-        return Step::Stage { generation, revokes: order == Order::Revoke };
+    if let Some(command) = view.command {
+        return Step::Stage { generation, revokes: command == AdminCommand::Revoke };
     }
     match policy.interval.saturating_sub(now.since(view.current_since)) {
         Duration::ZERO => Step::Stage { generation, revokes: false },
@@ -212,7 +212,7 @@ mod tests {
             leader_since: at(5_000),
             me: ServerId(1),
             members,
-            order: None,
+            command: None,
         }
     }
 
@@ -246,7 +246,7 @@ mod tests {
                     leader_since: Moment::default(),
                     me: ServerId(1),
                     members: &members,
-                    order: None,
+                    command: None,
                 },
             )
         };
@@ -286,12 +286,12 @@ mod tests {
 
     #[test]
     fn a_handover_that_drops_no_key_is_no_revocation() {
-        assert!(Order::Rotate.is_done_by(false) && Order::Rotate.is_done_by(true));
-        assert!(Order::Revoke.is_done_by(true) && !Order::Revoke.is_done_by(false));
+        assert!(AdminCommand::Rotate.is_done_by(false) && AdminCommand::Rotate.is_done_by(true));
+        assert!(AdminCommand::Revoke.is_done_by(true) && !AdminCommand::Revoke.is_done_by(false));
         // So the order still stands when that handover is over, and is begun at once.
         let ring = ring(2, false);
         let mut view = view(&ring, &[]);
-        view.order = Some(Order::Revoke);
+        view.command = Some(AdminCommand::Revoke);
         let step = next_step_at(view.current_since, &POLICY, &view);
         assert_eq!(step, Step::Stage { generation: Generation(3), revokes: true });
     }
@@ -300,7 +300,7 @@ mod tests {
     fn an_order_does_not_wait_for_the_interval() {
         let ring = ring(3, false);
         let mut view = view(&ring, &[]);
-        view.order = Some(Order::Revoke);
+        view.command = Some(AdminCommand::Revoke);
         assert_eq!(
             next_step_at(at(10_001), &POLICY, &view),
             Step::Stage { generation: Generation(4), revokes: true }

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, Mutex};
 
 use super::files::{Files, Reloads};
 use crate::core::health::{complaints, Severity};
-use crate::core::rotation::Order;
+use crate::core::rotation::AdminCommand;
 use crate::core::server_status::{Role, ServerStatus, SessionStatus};
 use crate::log_sink::Log;
 use crate::node::Node;
@@ -23,11 +23,11 @@ use crate::supervise::{fail_point, kept_alive};
 pub const MESSAGE_QUEUE: usize = 8;
 
 /// Orders that may wait for the one that is carried out; each takes a handover.
-pub const ORDER_QUEUE: usize = 4;
+pub const COMMAND_QUEUE: usize = 4;
 
 /// What an operator can ask for: the last word of `traffic_ctl plugin msg stek_share reload`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdminCommand {
+pub enum TrafficCtlCommand {
     /// Read all files again and take over what changed.
     Reload,
     /// A new key now.
@@ -42,7 +42,7 @@ pub enum AdminCommand {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// A word.
-    Command(AdminCommand),
+    Command(TrafficCtlCommand),
     /// The host has read its own configuration again.
     HostReloaded,
 }
@@ -52,36 +52,41 @@ impl Message {
     pub fn word(self) -> &'static str {
         match self {
             Message::Command(command) => command.word(),
-            Message::HostReloaded => AdminCommand::Reload.word(),
+            Message::HostReloaded => TrafficCtlCommand::Reload.word(),
         }
     }
 }
 
-impl AdminCommand {
-    const ALL: [AdminCommand; 4] =
-        [AdminCommand::Reload, AdminCommand::Rotate, AdminCommand::Revoke, AdminCommand::Status];
+impl TrafficCtlCommand {
+    const ALL: [TrafficCtlCommand; 4] = [
+        TrafficCtlCommand::Reload,
+        TrafficCtlCommand::Rotate,
+        TrafficCtlCommand::Revoke,
+        TrafficCtlCommand::Status,
+    ];
 
     /// The word itself.
     pub fn word(self) -> &'static str {
         match self {
-            AdminCommand::Reload => "reload",
-            AdminCommand::Rotate => "rotate",
-            AdminCommand::Revoke => "revoke",
-            AdminCommand::Status => "status",
+            TrafficCtlCommand::Reload => "reload",
+            TrafficCtlCommand::Rotate => "rotate",
+            TrafficCtlCommand::Revoke => "revoke",
+            TrafficCtlCommand::Status => "status",
         }
     }
 
     /// The command that is exactly these bytes; one NUL may follow, which Traffic Server 9.2 sends
     /// along and 10 does not.
-    pub fn parse(bytes: &[u8]) -> Option<AdminCommand> {
+    pub fn parse(bytes: &[u8]) -> Option<TrafficCtlCommand> {
         let word = bytes.strip_suffix(b"\0").unwrap_or(bytes);
-        AdminCommand::ALL.into_iter().find(|command| command.word().as_bytes() == word)
+        TrafficCtlCommand::ALL.into_iter().find(|command| command.word().as_bytes() == word)
     }
 }
 
 /// The line about a message that is none of the verbs: its beginning and its whole length.
 pub fn unknown(bytes: &[u8], size: usize) -> String {
-    let known: Vec<&str> = AdminCommand::ALL.into_iter().map(AdminCommand::word).collect();
+    let known: Vec<&str> =
+        TrafficCtlCommand::ALL.into_iter().map(TrafficCtlCommand::word).collect();
     let known = known.join(", ");
     let shown = String::from_utf8_lossy(bytes.strip_suffix(b"\0").unwrap_or(bytes));
     match (size, size > bytes.len()) {
@@ -112,10 +117,10 @@ impl Operator {
     pub async fn run(self, messages: mpsc::Receiver<Message>) {
         let Operator { node, log, files } = self;
         let (reloads, asked) = Reloads::new(log.clone());
-        let (orders, queue) = mpsc::channel(ORDER_QUEUE);
+        let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
         let remote = reloads.answered();
         node.set_reloader(move |origin| remote.ask(origin));
-        let desk = Desk { node: node.clone(), log: log.clone(), reloads, orders };
+        let desk = Desk { node: node.clone(), log: log.clone(), reloads, commands };
         tokio::join!(answer(desk, messages), carry_out(node, log, queue), files.run(asked));
     }
 }
@@ -125,7 +130,7 @@ struct Desk {
     node: Arc<Node>,
     log: Log,
     reloads: Reloads,
-    orders: mpsc::Sender<Order>,
+    commands: mpsc::Sender<AdminCommand>,
 }
 
 async fn answer(desk: Desk, messages: mpsc::Receiver<Message>) {
@@ -154,13 +159,13 @@ impl Desk {
             }
         };
         match command {
-            AdminCommand::Reload => {
+            TrafficCtlCommand::Reload => {
                 // Its lines say what came of it.
                 drop(self.reloads.ask("traffic_ctl on this server".to_owned()));
             }
-            AdminCommand::Rotate => self.pass_on(Order::Rotate),
-            AdminCommand::Revoke => self.pass_on(Order::Revoke),
-            AdminCommand::Status => {
+            TrafficCtlCommand::Rotate => self.pass_on(AdminCommand::Rotate),
+            TrafficCtlCommand::Revoke => self.pass_on(AdminCommand::Revoke),
+            TrafficCtlCommand::Status => {
                 for line in status(&self.node.status()) {
                     self.log.note(line);
                 }
@@ -168,12 +173,12 @@ impl Desk {
         }
     }
 
-    fn pass_on(&self, order: Order) {
-        let word = word_of(order);
-        match self.orders.try_send(order) {
+    fn pass_on(&self, command: AdminCommand) {
+        let word = word_of(command);
+        match self.commands.try_send(command) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => self.log.warning(format!(
-                "{word}: {ORDER_QUEUE} orders wait to be carried out already; this one is \
+                "{word}: {COMMAND_QUEUE} orders wait to be carried out already; this one is \
                  dropped, send it again later"
             )),
             Err(TrySendError::Closed(_)) => {
@@ -183,14 +188,14 @@ impl Desk {
     }
 }
 
-async fn carry_out(node: Arc<Node>, log: Log, queue: mpsc::Receiver<Order>) {
+async fn carry_out(node: Arc<Node>, log: Log, queue: mpsc::Receiver<AdminCommand>) {
     let queue = Arc::new(Mutex::new(queue));
     let begin = || {
         let (node, log, queue) = (node.clone(), log.clone(), queue.clone());
         async move {
             let mut queue = queue.lock().await;
-            while let Some(order) = queue.recv().await {
-                give(&node, &log, order).await;
+            while let Some(command) = queue.recv().await {
+                give(&node, &log, command).await;
             }
         }
     };
@@ -198,14 +203,14 @@ async fn carry_out(node: Arc<Node>, log: Log, queue: mpsc::Receiver<Order>) {
 }
 
 /// Has the group make a new key.
-async fn give(node: &Node, log: &Log, order: Order) {
-    let word = word_of(order);
-    match (node.order(order).await, order) {
-        (Ok(generation), Order::Rotate) => log.note(format!(
+async fn give(node: &Node, log: &Log, command: AdminCommand) {
+    let word = word_of(command);
+    match (node.admin_command(command).await, command) {
+        (Ok(generation), AdminCommand::Rotate) => log.note(format!(
             "{word}: generation {generation} is in use; the oldest tickets lost their key earlier \
              than by schedule, and the next scheduled rotation is a whole key_update_interval away"
         )),
-        (Ok(generation), Order::Revoke) => log.note(format!(
+        (Ok(generation), AdminCommand::Revoke) => log.note(format!(
             "{word}: generation {generation} is in use and every older key is dropped: no older \
              ticket resumes any more, each of those clients has one full handshake"
         )),
@@ -213,10 +218,10 @@ async fn give(node: &Node, log: &Log, order: Order) {
     }
 }
 
-fn word_of(order: Order) -> &'static str {
-    match order {
-        Order::Rotate => AdminCommand::Rotate.word(),
-        Order::Revoke => AdminCommand::Revoke.word(),
+fn word_of(command: AdminCommand) -> &'static str {
+    match command {
+        AdminCommand::Rotate => TrafficCtlCommand::Rotate.word(),
+        AdminCommand::Revoke => TrafficCtlCommand::Revoke.word(),
     }
 }
 
@@ -295,21 +300,21 @@ mod tests {
 
     #[test]
     fn a_verb_is_exactly_its_word_with_or_without_a_nul() {
-        for command in AdminCommand::ALL {
+        for command in TrafficCtlCommand::ALL {
             let word = command.word().as_bytes();
-            assert_eq!(AdminCommand::parse(word), Some(command));
-            assert_eq!(AdminCommand::parse(&[word, b"\0"].concat()), Some(command));
+            assert_eq!(TrafficCtlCommand::parse(word), Some(command));
+            assert_eq!(TrafficCtlCommand::parse(&[word, b"\0"].concat()), Some(command));
             for bytes in
                 [&[word, b"\0\0"].concat(), &[word, b"\n"].concat(), &[b" ", word].concat()]
             {
-                assert_eq!(AdminCommand::parse(bytes), None, "{bytes:?}");
+                assert_eq!(TrafficCtlCommand::parse(bytes), None, "{bytes:?}");
             }
-            assert_eq!(AdminCommand::parse(&word[1..]), None);
-            assert_eq!(AdminCommand::parse(&word.to_ascii_uppercase()), None);
+            assert_eq!(TrafficCtlCommand::parse(&word[1..]), None);
+            assert_eq!(TrafficCtlCommand::parse(&word.to_ascii_uppercase()), None);
         }
-        assert_eq!(AdminCommand::parse(b""), None);
-        assert_eq!(AdminCommand::parse(b"\0"), None);
-        assert_eq!(AdminCommand::parse(&[0xff; 64]), None);
+        assert_eq!(TrafficCtlCommand::parse(b""), None);
+        assert_eq!(TrafficCtlCommand::parse(b"\0"), None);
+        assert_eq!(TrafficCtlCommand::parse(&[0xff; 64]), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::ats::{self, HostLogSink, Lifecycle};
 use super::files::CERTIFICATE_LOOK;
 use super::host_environment::Around;
 use super::installer::{Handle, InstallMetrics, Start};
-use super::operator::{unknown, AdminCommand, Message};
+use super::operator::{unknown, Message, TrafficCtlCommand};
 use super::reader::Source;
 use super::stats::Stats;
 use super::{library, secret_pages, sessions, sys, ticket_scope};
@@ -146,11 +146,11 @@ unsafe extern "C" fn on_config_reload(
 fn on_message(bytes: &[u8], size: usize) {
     fail_point("hook-message");
     let Some(means) = MEANS.get() else { return };
-    let command = if size == bytes.len() { AdminCommand::parse(bytes) } else { None };
+    let command = if size == bytes.len() { TrafficCtlCommand::parse(bytes) } else { None };
     match (command, PLUGIN.get()) {
         (None, _) => means.log.note(unknown(bytes, size)),
         (Some(command), Some(plugin)) => plugin.message(Message::Command(command)),
-        (Some(AdminCommand::Reload), None) => start_late(means),
+        (Some(TrafficCtlCommand::Reload), None) => start_late(means),
         (Some(command), None) => means.log.error(format!(
             "{}: not done: no usable configuration was found so far; correct it, then send reload",
             command.word()
@@ -177,7 +177,7 @@ fn start_late(means: &'static StartContext) {
             };
             fail_point("late-start");
             if let Some(plugin) = PLUGIN.get() {
-                plugin.message(Message::Command(AdminCommand::Reload));
+                plugin.message(Message::Command(TrafficCtlCommand::Reload));
                 return;
             }
             match load::load(&means.source.argument, &means.source.dirs) {

@@ -55,12 +55,12 @@ impl Bench {
         let certificate = own.certificate.to_pem().unwrap();
         let key = own.key.private_key_to_pem_pkcs8().unwrap();
         let tls = Tls::from_pem(&certificate, &certificate, &key, "/CN=server").unwrap();
-        let (orders, _) = mpsc::channel(1);
+        let (commands, _) = mpsc::channel(1);
         let log = Log::new(lines.clone());
         let (initial, versions) = (stek(200), Versions::OURS);
         let deps = Deps { log, tls, initial, versions, outside };
         let (asked, _) = mpsc::channel(1);
-        let shared = Shared::new(settings(), deps, orders, asked).unwrap();
+        let shared = Shared::new(settings(), deps, commands, asked).unwrap();
         Bench { shared, lines }
     }
 

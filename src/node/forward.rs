@@ -11,42 +11,42 @@ use tokio::time::{sleep, timeout, Instant};
 
 use super::context::Context;
 use super::origin;
-use super::shared::{QueuedRotation, Shared};
+use super::shared::{QueuedCommand, Shared};
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::config::Settings;
 use crate::core::key_ring::Generation;
-use crate::core::rotation::Order;
+use crate::core::rotation::AdminCommand;
 use crate::core::server_id::ServerId;
-use crate::rpc::{Request, Response, RotationRefusal};
+use crate::rpc::{AdminRefusal, Request, Response};
 
 /// Between two looks for a leader.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Brings an order to the leader, wherever it is; `origin` says who gave it.
-pub(super) async fn order(
+pub(super) async fn admin_command(
     shared: &Arc<Shared>,
-    order: Order,
+    command: AdminCommand,
     origin: String,
-) -> Result<Generation, RotationRefusal> {
+) -> Result<Generation, AdminRefusal> {
     let deadline = Instant::now() + shared.ctx.settings().request_timeout;
-    let limit = order_limit(&shared.ctx.settings()) + shared.ctx.settings().timers.election_upper;
+    let limit = admin_limit(&shared.ctx.settings()) + shared.ctx.settings().timers.election_upper;
     loop {
         let Some(id) = find(&shared.ctx, deadline).await else {
-            return Err(RotationRefusal::NoLeader);
+            return Err(AdminRefusal::NoLeader);
         };
         let answer = if id == shared.ctx.me {
-            order_here(shared, order, origin.clone()).await
+            admin_command_here(shared, command, origin.clone()).await
         } else {
-            let request = Request::Order { order, origin: origin::to_pass_on(&origin) };
+            let request = Request::AdminCommand { command, origin: origin::to_pass_on(&origin) };
             match shared.peers.call(id, request, limit).await {
-                Ok(Response::Ordered(answer)) => answer,
+                Ok(Response::AdminCommand(answer)) => answer,
                 Err(CallFailure::Unreachable | CallFailure::NobodyListens) => {
-                    Err(RotationRefusal::NoLeader)
+                    Err(AdminRefusal::NoLeader)
                 }
-                _ => Err(RotationRefusal::Unknown),
+                _ => Err(AdminRefusal::Unknown),
             }
         };
-        if answer != Err(RotationRefusal::NoLeader) || Instant::now() >= deadline {
+        if answer != Err(AdminRefusal::NoLeader) || Instant::now() >= deadline {
             return answer;
         }
         sleep(RETRY).await;
@@ -67,28 +67,28 @@ pub(super) async fn find(ctx: &Context, deadline: Instant) -> Option<ServerId> {
 }
 
 /// Gives an order to this server's own loop; refused unless it leads.
-pub(super) async fn order_here(
+pub(super) async fn admin_command_here(
     shared: &Arc<Shared>,
-    order: Order,
+    command: AdminCommand,
     origin: String,
-) -> Result<Generation, RotationRefusal> {
+) -> Result<Generation, AdminRefusal> {
     // A leader that the list no longer has leads until the membership has followed, and must not
     // make the key that its removal is followed by.
     let agreed = shared.ctx.views.borrow().agreed.clone();
     if agreed.server_list.as_ref().is_some_and(|list| list.get(shared.ctx.me).is_none()) {
-        return Err(RotationRefusal::NoLeader);
+        return Err(AdminRefusal::NoLeader);
     }
     let (reply, answer) = oneshot::channel();
-    let queued = QueuedRotation { order, origin, reply };
-    shared.orders.try_send(queued).map_err(|_| RotationRefusal::NoLeader)?;
-    match timeout(order_limit(&shared.ctx.settings()), answer).await {
+    let queued = QueuedCommand { command, origin, reply };
+    shared.commands.try_send(queued).map_err(|_| AdminRefusal::NoLeader)?;
+    match timeout(admin_limit(&shared.ctx.settings()), answer).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(RotationRefusal::NoLeader),
-        Err(_) => Err(RotationRefusal::TimedOut),
+        Ok(Err(_)) => Err(AdminRefusal::NoLeader),
+        Err(_) => Err(AdminRefusal::TimedOut),
     }
 }
 
 /// An order takes two agreements and a handover.
-fn order_limit(settings: &Settings) -> Duration {
+fn admin_limit(settings: &Settings) -> Duration {
     settings.request_timeout * 2 + settings.handover_timeout
 }

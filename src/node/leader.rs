@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use super::peer_client::Peers;
 use super::rejected_keys::{Place, RejectedKeys};
 use super::running::{Running, Stopped};
-use super::shared::{QueuedRotation, Shared};
+use super::shared::{QueuedCommand, Shared};
 use super::{new_key, replacement};
 use crate::consensus::network::RpcClient;
 use crate::consensus::state_machine::AgreedView;
@@ -30,12 +30,12 @@ use crate::core::key_ring::{
 };
 use crate::core::moment::{millis, Moment};
 use crate::core::node_id::NodeId;
-use crate::core::rotation::{next_step_at, MemberView, Order, Policy, Step, View};
+use crate::core::rotation::{next_step_at, AdminCommand, MemberView, Policy, Step, View};
 use crate::core::server_id::ServerId;
 use crate::core::server_list::ServerList;
 use crate::core::stek::{Fingerprint, Stek};
 use crate::log_sink::Level;
-use crate::rpc::{Request, Response, RotationRefusal};
+use crate::rpc::{AdminRefusal, Request, Response};
 use crate::supervise::{catch_panic, fail_point};
 use crate::transport::LastSeen;
 
@@ -55,7 +55,7 @@ const DRAWS: usize = 3;
 pub(super) async fn lead(
     shared: &Arc<Shared>,
     running: &Running,
-    orders: &mut mpsc::Receiver<QueuedRotation>,
+    commands: &mut mpsc::Receiver<QueuedCommand>,
 ) -> Stopped {
     loop {
         let ready = ready_to_lead(running);
@@ -65,8 +65,8 @@ pub(super) async fn lead(
                     return Stopped::CoreGone;
                 }
             }
-            Some(queued) = orders.recv() => {
-                let _ = queued.reply.send(Err(RotationRefusal::NoLeader));
+            Some(queued) = commands.recv() => {
+                let _ = queued.reply.send(Err(AdminRefusal::NoLeader));
                 continue;
             }
         }
@@ -77,7 +77,7 @@ pub(super) async fn lead(
             server.wait_for(|m| m.state != ServerState::Leader || m.vote.leader_id.term != term);
         tokio::select! {
             _ = over => {}
-            () = leader_term.rule(orders) => {}
+            () = leader_term.rule(commands) => {}
             () = replacement::lead_membership(&shared.peers, running) => {}
         }
         leader_term.end();
@@ -116,7 +116,7 @@ struct LeaderTerm<'a> {
     asking: JoinSet<(ServerId, Installed)>,
     asked_about: Generation,
     /// The operator's order that is being carried out.
-    order: Option<QueuedRotation>,
+    command: Option<QueuedCommand>,
 }
 
 impl<'a> LeaderTerm<'a> {
@@ -128,11 +128,11 @@ impl<'a> LeaderTerm<'a> {
             installed: BTreeMap::new(),
             asking: JoinSet::new(),
             asked_about: Generation(0),
-            order: None,
+            command: None,
         }
     }
 
-    async fn rule(&mut self, orders: &mut mpsc::Receiver<QueuedRotation>) {
+    async fn rule(&mut self, commands: &mut mpsc::Receiver<QueuedCommand>) {
         let mut views = self.shared.ctx.views.subscribe();
         let mut own = self.shared.keys.installed.subscribe();
         let mut settings = self.shared.ctx.watch_settings();
@@ -153,9 +153,9 @@ impl<'a> LeaderTerm<'a> {
             }
             self.ask_restarted(&view);
             // Whoever gave an order that could not be begun was told so long ago.
-            let given_up = self.order.as_ref().is_some_and(|order| order.reply.is_closed());
+            let given_up = self.command.as_ref().is_some_and(|command| command.reply.is_closed());
             if given_up && view.agreed.ring.staged().is_none() {
-                self.order = None;
+                self.command = None;
             }
             let pause = match self.decide(&view) {
                 Step::Wait(rest) => rest,
@@ -169,7 +169,7 @@ impl<'a> LeaderTerm<'a> {
                 step => {
                     // Nothing of it was proposed, and whoever gave it should not wait in vain.
                     if !matches!(step, Step::Activate { .. }) {
-                        self.reply(Err(RotationRefusal::NoLeader));
+                        self.reply(Err(AdminRefusal::NoLeader));
                     }
                     self.shared.ctx.settings().timers.heartbeat
                 }
@@ -183,10 +183,10 @@ impl<'a> LeaderTerm<'a> {
                 _ = slept.changed() => {}
                 // Only an empty set may fail to match: that switches the branch off for this turn.
                 Some(answer) = self.asking.join_next() => self.record_installed(answer),
-                Some(queued) = orders.recv() => {
+                Some(queued) = commands.recv() => {
                     // Whoever no longer waits was told that it came to nothing.
                     if !queued.reply.is_closed() {
-                        self.take_order(&view, queued);
+                        self.take_command(&view, queued);
                     }
                 }
             }
@@ -236,7 +236,7 @@ impl<'a> LeaderTerm<'a> {
             leader_since: self.since,
             me: shared.ctx.me,
             members: &members,
-            order: self.order.as_ref().map(|queued| queued.order),
+            command: self.command.as_ref().map(|queued| queued.command),
         };
         next_step_at(shared.ctx.now(), &policy, &view)
     }
@@ -316,7 +316,7 @@ impl<'a> LeaderTerm<'a> {
         match self.propose(KeyCommand::Activate { generation, keep }).await {
             Ok(changed) => {
                 // What is not done yet comes next.
-                if self.order.as_ref().is_some_and(|queued| queued.order.is_done_by(revokes)) {
+                if self.command.as_ref().is_some_and(|queued| queued.command.is_done_by(revokes)) {
                     self.reply(Ok(generation));
                 }
                 changed
@@ -351,10 +351,10 @@ impl<'a> LeaderTerm<'a> {
 
     /// Proposes a command and waits until it is applied here; whether it changed anything. What
     /// changes nothing must not be proposed again at once.
-    async fn propose(&self, command: KeyCommand) -> Result<bool, RotationRefusal> {
+    async fn propose(&self, command: KeyCommand) -> Result<bool, AdminRefusal> {
         match self.propose_any(Command::Key(command)).await? {
             Some(Err(refusal)) => {
-                let refusal = RotationRefusal::Refused(refusal.to_string());
+                let refusal = AdminRefusal::Refused(refusal.to_string());
                 self.tell_of(&refusal);
                 Err(refusal)
             }
@@ -362,19 +362,19 @@ impl<'a> LeaderTerm<'a> {
         }
     }
 
-    async fn propose_any(&self, command: Command) -> Result<Answer, RotationRefusal> {
+    async fn propose_any(&self, command: Command) -> Result<Answer, AdminRefusal> {
         let limit = self.shared.ctx.settings().request_timeout;
         let refusal = match timeout(limit, self.running.raft.client_write(command)).await {
             Ok(Ok(response)) => return Ok(response.data),
             // Also where another leads now: the entry may have gone out before.
-            Ok(Err(_)) => RotationRefusal::Unknown,
-            Err(_) => RotationRefusal::TimedOut,
+            Ok(Err(_)) => AdminRefusal::Unknown,
+            Err(_) => AdminRefusal::TimedOut,
         };
         self.tell_of(&refusal);
         Err(refusal)
     }
 
-    fn tell_of(&self, refusal: &RotationRefusal) {
+    fn tell_of(&self, refusal: &AdminRefusal) {
         let line = format!("a proposal came to nothing: {refusal}");
         self.shared.ctx.log.limited(Level::Note, "proposal", line);
     }
@@ -411,33 +411,33 @@ impl<'a> LeaderTerm<'a> {
         }
     }
 
-    fn take_order(&mut self, view: &AgreedView, queued: QueuedRotation) {
+    fn take_command(&mut self, view: &AgreedView, queued: QueuedCommand) {
         let busy = view.agreed.ring.staged().map(|s| s.held.generation);
-        let busy = busy.or(self.order.as_ref().map(|_| view.agreed.ring.newest().next()));
+        let busy = busy.or(self.command.as_ref().map(|_| view.agreed.ring.newest().next()));
         match busy {
             Some(generation) => {
-                let _ = queued.reply.send(Err(RotationRefusal::HandoverUnderWay(generation)));
+                let _ = queued.reply.send(Err(AdminRefusal::HandoverUnderWay(generation)));
             }
             None => {
-                let word = match queued.order {
-                    Order::Rotate => "rotate",
-                    Order::Revoke => "revoke",
+                let word = match queued.command {
+                    AdminCommand::Rotate => "rotate",
+                    AdminCommand::Revoke => "revoke",
                 };
                 self.shared.ctx.log.note(format!("{word}: ordered by {}", queued.origin));
-                self.order = Some(queued);
+                self.command = Some(queued);
             }
         }
     }
 
     /// Answers the order that is being carried out, if there is one.
-    fn reply(&mut self, answer: Result<Generation, RotationRefusal>) {
-        if let Some(queued) = self.order.take() {
+    fn reply(&mut self, answer: Result<Generation, AdminRefusal>) {
+        if let Some(queued) = self.command.take() {
             let _ = queued.reply.send(answer);
         }
     }
 
     fn end(&mut self) {
-        self.reply(Err(RotationRefusal::Unknown));
+        self.reply(Err(AdminRefusal::Unknown));
     }
 }
 

@@ -19,7 +19,7 @@ use super::erasure::erase;
 use super::records;
 use super::rejected_keys::{Place, RejectedKeys};
 use super::running::{Running, Stopped};
-use super::shared::{draw_incarnation, Asked, QueuedRotation, Shared};
+use super::shared::{draw_incarnation, Asked, QueuedCommand, Shared};
 use super::watchdog::OtherCluster;
 use super::{election, heartbeat, leader, leader_loss, watchdog};
 use crate::consensus::log_store::LogStore;
@@ -39,13 +39,13 @@ use crate::supervise::{catch_panic, fail_point, Pauses};
 /// Lives until the task is aborted.
 pub(super) async fn live(
     shared: Arc<Shared>,
-    mut orders: mpsc::Receiver<QueuedRotation>,
+    mut commands: mpsc::Receiver<QueuedCommand>,
     mut asked: mpsc::Receiver<Asked>,
 ) {
     let mut pauses = Pauses::new();
     let life = Life { shared: shared.clone() };
     loop {
-        let end = life.one_node(&mut orders, &mut asked).await;
+        let end = life.one_node(&mut commands, &mut asked).await;
         let held = life.leave().await;
         match end {
             NodeEnd::Removed => shared.ctx.log.note(
@@ -122,12 +122,12 @@ impl Life {
     /// The life of one node: one run of Raft after another, or none while it waits for a founding.
     async fn one_node(
         &self,
-        orders: &mut mpsc::Receiver<QueuedRotation>,
+        commands: &mut mpsc::Receiver<QueuedCommand>,
         asked: &mut mpsc::Receiver<Asked>,
     ) -> NodeEnd {
         let (shared, mut beginning) = (&self.shared, Some(self.outside()));
         loop {
-            let run = catch_panic(self.run_once(beginning.take(), orders, asked)).await;
+            let run = catch_panic(self.run_once(beginning.take(), commands, asked)).await;
             match run
                 .unwrap_or_else(|panicked| End::Node(NodeEnd::Broken(Box::new(panicked.into()))))
             {
@@ -148,7 +148,7 @@ impl Life {
     async fn run_once(
         &self,
         beginning: Option<Beginning>,
-        orders: &mut mpsc::Receiver<QueuedRotation>,
+        commands: &mut mpsc::Receiver<QueuedCommand>,
         asked: &mut mpsc::Receiver<Asked>,
     ) -> End {
         let shared = &self.shared;
@@ -162,7 +162,7 @@ impl Life {
         if let Some(started) = started {
             let _ = started.send(true);
         }
-        self.take_part(&running, orders, asked).await
+        self.take_part(&running, commands, asked).await
     }
 
     /// A node that has promised to leave its cluster, until it is founded into another, or until there
@@ -263,7 +263,7 @@ impl Life {
     async fn take_part(
         &self,
         running: &Running,
-        orders: &mut mpsc::Receiver<QueuedRotation>,
+        commands: &mut mpsc::Receiver<QueuedCommand>,
         asked: &mut mpsc::Receiver<Asked>,
     ) -> End {
         let shared = &self.shared;
@@ -279,7 +279,7 @@ impl Life {
             why = erase(ctx, running) => broken(why),
             why = watchdog::tell(ctx, node_counters, running) => broken(why),
             why = watchdog::watch_over(ctx.node(), running) => broken(why),
-            why = leader::lead(shared, running, orders) => broken(why),
+            why = leader::lead(shared, running, commands) => broken(why),
             other = watchdog::meet(peers) => End::Node(NodeEnd::OtherCluster(other)),
             () = watchdog::removed(peers) => End::Node(NodeEnd::Removed),
             () = watchdog::outlived(ctx) => End::Node(NodeEnd::Outlived),

@@ -87,12 +87,12 @@ use tokio::time::{timeout, Instant};
 
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::Generation;
-use crate::core::rotation::Order;
+use crate::core::rotation::AdminCommand;
 use crate::core::server_id::ServerId;
 use crate::core::server_status::{HostStatus, ServerStatus};
 use crate::core::stek::Stek;
 use crate::core::text::readable;
-use crate::rpc::{MembershipRefusal, RecoverRefusal, RotationRefusal};
+use crate::rpc::{AdminRefusal, MembershipRefusal, RecoverRefusal};
 use crate::transport::tls::Tls;
 #[doc(hidden)]
 pub use state_file::door as state_file_door;
@@ -117,7 +117,7 @@ const END_LIMIT: Duration = Duration::from_millis(250);
 pub const SHUTDOWN_LIMIT: Duration = LEADERSHIP_TRANSFER_LIMIT.saturating_add(END_LIMIT);
 
 /// How many orders of operators may wait for the leader's attention; more are refused.
-const MAX_ORDERS: usize = 16;
+const MAX_COMMANDS: usize = 16;
 
 /// A running server. Dropping it ends its tasks at once; [`Node::shutdown`] does it in order.
 pub struct Node {
@@ -133,15 +133,15 @@ impl Node {
     /// # Errors
     /// Only if OpenSSL cannot give randomness.
     pub async fn start(settings: Settings, deps: Deps) -> Result<Node, ErrorStack> {
-        let (orders, order_queue) = mpsc::channel(MAX_ORDERS);
+        let (commands, command_queue) = mpsc::channel(MAX_COMMANDS);
         let (asked, asked_queue) = mpsc::channel(MAX_ASKED);
         let (set_sender, sets) = watch::channel(KeySet::own(deps.initial.clone()));
         let initial = deps.initial.clone();
-        let shared = Shared::new(settings, deps, orders, asked)?;
+        let shared = Shared::new(settings, deps, commands, asked)?;
         records::load(&shared.peers, &shared.store).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(key_publisher::keep(shared.clone(), initial, set_sender));
-        tasks.spawn(lifecycle::live(shared.clone(), order_queue, asked_queue));
+        tasks.spawn(lifecycle::live(shared.clone(), command_queue, asked_queue));
         tasks.spawn(founding::keep(shared.clone()));
         shared.peers.listen(Arc::new(RpcServer(shared.clone())));
         tasks.spawn(server_list::follow(shared.peers.clone()));
@@ -189,8 +189,8 @@ impl Node {
     ///
     /// # Errors
     /// Why that cannot be had at present.
-    pub async fn order(&self, order: Order) -> Result<Generation, RotationRefusal> {
-        forward::order(&self.shared, order, origin::message(self.shared.ctx.me)).await
+    pub async fn admin_command(&self, command: AdminCommand) -> Result<Generation, AdminRefusal> {
+        forward::admin_command(&self.shared, command, origin::message(self.shared.ctx.me)).await
     }
 
     /// Goes on with these servers alone, of which this one is one, since all others are gone for good: with

@@ -172,9 +172,9 @@ impl RpcServer {
                 Ok(Response::TimeoutNow)
             }
             // A tool need not know who leads; a member does, and must not be sent on.
-            Request::Order { order, origin } if from.role == Role::Tool => {
+            Request::AdminCommand { command, origin } if from.role == Role::Tool => {
                 let origin = origin::tool(from, &origin);
-                Ok(Response::Ordered(forward::order(shared, order, origin).await))
+                Ok(Response::AdminCommand(forward::admin_command(shared, command, origin).await))
             }
             Request::Reload { origin } => {
                 Ok(Response::Reloaded(self.reload(origin::tool(from, &origin)).await))
@@ -185,9 +185,11 @@ impl RpcServer {
                 let founder = founding::Founder::of(shared);
                 Ok(Response::Recovered(founding::recover(&founder, survivors, &origin).await))
             }
-            Request::Order { order, origin } => {
+            Request::AdminCommand { command, origin } => {
                 let origin = origin::passed_on(from, &origin);
-                Ok(Response::Ordered(forward::order_here(shared, order, origin).await))
+                Ok(Response::AdminCommand(
+                    forward::admin_command_here(shared, command, origin).await,
+                ))
             }
             Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
             Request::ChangeMembership { replaces, members } => Ok(Response::MembershipChanged(

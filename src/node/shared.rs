@@ -26,9 +26,9 @@ use crate::core::agreement::founding::{Call, Found, Prepare, Promise, Refusal};
 use crate::core::config::Settings;
 use crate::core::key_ring::Generation;
 use crate::core::node_id::Incarnation;
-use crate::core::rotation::Order;
+use crate::core::rotation::AdminCommand;
 use crate::core::server_id::ServerId;
-use crate::rpc::RotationRefusal;
+use crate::rpc::AdminRefusal;
 
 /// Draws the incarnation of a new node, beyond all that are `known` of this server.
 ///
@@ -41,12 +41,12 @@ pub(super) fn draw_incarnation(known: Incarnation) -> Result<Incarnation, ErrorS
 }
 
 /// An operator's order on its way to the leader's loop.
-pub(super) struct QueuedRotation {
-    pub order: Order,
+pub(super) struct QueuedCommand {
+    pub command: AdminCommand,
     /// Who gave it, in words.
     pub origin: String,
     /// The way back.
-    pub reply: oneshot::Sender<Result<Generation, RotationRefusal>>,
+    pub reply: oneshot::Sender<Result<Generation, AdminRefusal>>,
 }
 
 /// What a node is asked that ends its present run of Raft.
@@ -75,7 +75,7 @@ pub(super) struct Shared {
     /// Whether too few servers can be reached for a majority.
     pub quorum_unreachable: watch::Sender<bool>,
     /// Orders of operators, for the leader's loop.
-    pub orders: mpsc::Sender<QueuedRotation>,
+    pub commands: mpsc::Sender<QueuedCommand>,
     /// The way of sessions that clients resume by their id; none unless they are shared.
     pub sessions: Option<Arc<SessionExchange>>,
     /// The way to the present run of Raft.
@@ -88,7 +88,7 @@ impl Shared {
     pub fn new(
         settings: Settings,
         deps: Deps,
-        orders: mpsc::Sender<QueuedRotation>,
+        commands: mpsc::Sender<QueuedCommand>,
         asked: mpsc::Sender<Asked>,
     ) -> Result<Arc<Shared>, ErrorStack> {
         let Deps { log, tls, initial, versions, outside } = deps;
@@ -109,7 +109,7 @@ impl Shared {
             node_counters,
             rejected_keys: Arc::new(RejectedKeys::new(log)),
             quorum_unreachable: watch::Sender::new(false),
-            orders,
+            commands,
             sessions: outside.sessions,
             asked,
             founding: Arc::default(),

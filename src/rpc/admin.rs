@@ -16,7 +16,7 @@ pub const MAX_ORIGIN: usize = 400;
 const MAX_NAMED: usize = 16;
 /// Why an order was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
-pub enum RotationRefusal {
+pub enum AdminRefusal {
     /// Nobody leads, the leader cannot be reached, or it has no majority; nothing was proposed.
     #[error("there is no leader at present; try again in a second")]
     NoLeader,

@@ -12,7 +12,7 @@
 //! | `Append` | members; the leader of the term in it | by the very node and in the cluster that it names; who is in none joins | openraft sends it again | the same answer |
 //! | `Snapshot` | members; the leader of the term in it | by the very node and in the cluster that it names; who is in none joins | openraft sends it again | installed again, to no effect |
 //! | `AwaitInstalled` | members | always; held back for a bounded time until the key is installed | asked again in the next round | the same answer |
-//! | `Order` | members, to the leader; tools, to any server, which passes it on | always; carried out by a leader with a majority | the operator is told that it may still happen; never sent again | another new key, unless a handover is under way |
+//! | `AdminCommand` | members, to the leader; tools, to any server, which passes it on | always; carried out by a leader with a majority | the operator is told that it may still happen; never sent again | another new key, unless a handover is under way |
 //! | `TimeoutNow` | members; the leader of the asked server | while Raft runs | an election without it, later | nothing more |
 //! | `ChangeMembership` | members; one that answers at its listed address, to the leader | always; carried out by a leader | the operator is told that it may still happen; never sent again | refused: the list that it replaces is no longer the agreed one |
 //! | `Report` | members and tools | always | the tool says so | the same answer |
@@ -45,7 +45,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-pub use admin::{MembershipRefusal, RecoverRefusal, RotationRefusal, MAX_ORIGIN};
+pub use admin::{AdminRefusal, MembershipRefusal, RecoverRefusal, MAX_ORIGIN};
 pub use heartbeat::WireHeartbeat;
 pub use malformed::Malformed;
 pub use raft::{
@@ -63,7 +63,7 @@ use crate::core::key_ring::Generation;
 use crate::core::log_id::{LeaderId, LogId};
 use crate::core::node_id::NodeId;
 use crate::core::pre_vote::Status;
-use crate::core::rotation::Order;
+use crate::core::rotation::AdminCommand;
 use crate::core::server_list::Digest;
 use crate::core::server_status::{BadStatus, ServerStatus};
 use crate::core::stek::Fingerprint;
@@ -93,9 +93,9 @@ pub enum Request {
         limit_ms: u32,
     },
     /// What an operator asked for on some server; the leader answers.
-    Order {
+    AdminCommand {
         /// What it is.
-        order: Order,
+        command: AdminCommand,
         /// Who gave it to the server that passes it on, or what a tool says of its user; for the log.
         origin: String,
     },
@@ -176,8 +176,8 @@ pub enum Response {
         /// The run of the process that has it: one that is started anew has not.
         incarnation: u64,
     },
-    /// To [`Request::Order`].
-    Ordered(Result<Generation, RotationRefusal>),
+    /// To [`Request::AdminCommand`].
+    AdminCommand(Result<Generation, AdminRefusal>),
     /// To [`Request::TimeoutNow`]: it will.
     TimeoutNow,
     /// To [`Request::ChangeMembership`]: the list's version.
@@ -255,12 +255,12 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, Malformed> {
         Request::Recover { survivors, .. } if survivors.len() > MAX_MEMBERS => {
             return Err(Malformed::TooMany("survivors"));
         }
-        Request::Order { origin, .. }
+        Request::AdminCommand { origin, .. }
         | Request::Reload { origin }
         | Request::Recover { origin, .. }
             if origin.len() > MAX_ORIGIN =>
         {
-            return Err(Malformed::TooMany("words about an order's origin"));
+            return Err(Malformed::TooMany("words about a command's origin"));
         }
         _ => {}
     }
@@ -296,7 +296,7 @@ impl Request {
         match self {
             Request::Status(_)
             | Request::Report
-            | Request::Order { .. }
+            | Request::AdminCommand { .. }
             | Request::Reload { .. }
             | Request::Recover { .. } => true,
             Request::Vote(_)

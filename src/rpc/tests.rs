@@ -53,7 +53,7 @@ pub(crate) fn one_of_each() -> Vec<Request> {
             key: held(1).stek.fingerprint(),
             limit_ms: 0,
         },
-        Request::Order { order: Order::Rotate, origin: String::new() },
+        Request::AdminCommand { command: AdminCommand::Rotate, origin: String::new() },
         Request::TimeoutNow,
         Request::ChangeMembership { replaces: list, members: Vec::new() },
         Request::Report,
@@ -94,7 +94,7 @@ pub(crate) fn kind(request: &Request) -> &'static str {
         Request::Append(_) => "Append",
         Request::Snapshot(_) => "Snapshot",
         Request::AwaitInstalled { .. } => "AwaitInstalled",
-        Request::Order { .. } => "Order",
+        Request::AdminCommand { .. } => "AdminCommand",
         Request::TimeoutNow => "TimeoutNow",
         Request::ChangeMembership { .. } => "ChangeMembership",
         Request::Report => "Report",
@@ -229,7 +229,10 @@ fn a_refused_list_says_who_lacks_it_and_what_to_do() {
 
 #[test]
 fn an_order_says_where_it_came_from_in_bounded_words() {
-    let order = |length| Request::Order { order: Order::Revoke, origin: "x".repeat(length) };
+    let order = |length| Request::AdminCommand {
+        command: AdminCommand::Revoke,
+        origin: "x".repeat(length),
+    };
     assert!(decode_request(&encode(&order(MAX_ORIGIN)).unwrap()).is_ok());
     let refused = decode_request(&encode(&order(MAX_ORIGIN + 1)).unwrap());
     assert!(matches!(refused, Err(Malformed::TooMany(_))), "{refused:?}");
@@ -334,7 +337,9 @@ fn bounds_hold() {
     let bytes = encode(&Request::Append(append(&many))).unwrap();
     assert!(matches!(decode_request(&bytes), Err(Malformed::TooMany("entries"))));
     let mut bytes =
-        encode(&Request::Order { order: Order::Rotate, origin: String::new() }).unwrap().to_vec();
+        encode(&Request::AdminCommand { command: AdminCommand::Rotate, origin: String::new() })
+            .unwrap()
+            .to_vec();
     bytes.push(0);
     assert!(matches!(decode_request(&bytes), Err(Malformed::Trailing(1))));
 }

@@ -12,7 +12,7 @@
 //! | [`check`], [`init`], [`metrics`], [`status`], [`wait`], [`doctor`], [`effect`] | those commands |
 //! | [`change`] | `add`, `remove`, `replace`, `renew` |
 //! | [`next_steps`] | what they print |
-//! | [`order`], [`reload`] | `rotate` and `revoke`; `reload` |
+//! | [`admin_command`], [`reload`] | `rotate` and `revoke`; `reload` |
 //! | [`who`] | who types, for the log |
 //! | [`man`] | `man` and `completions` |
 //! | [`help`] | breaks the lines of help texts |
@@ -24,6 +24,7 @@
 //! | [`output`], [`exit_code`] | colour and tables; exit codes |
 
 mod absence;
+mod admin_command;
 mod change;
 mod check;
 mod cli;
@@ -41,7 +42,6 @@ mod locate;
 mod man;
 mod metrics;
 mod next_steps;
-mod order;
 mod output;
 mod outside;
 mod own;
@@ -102,8 +102,8 @@ fn run(cli: &Cli) -> Ended {
         Command::Status(args) => status::run(args, &cli.place),
         Command::Wait(args) => wait::run(args, &cli.place),
         Command::Reload(args) => reload::run(args, &cli.place),
-        Command::Rotate => order::rotate(&cli.place),
-        Command::Revoke(args) => order::revoke(args, &cli.place),
+        Command::Rotate => admin_command::rotate(&cli.place),
+        Command::Revoke(args) => admin_command::revoke(args, &cli.place),
         Command::Recover(args) => recover::run(args, &cli.place),
         Command::Doctor(args) => doctor::run(args, &cli.place),
     }

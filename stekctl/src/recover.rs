@@ -5,14 +5,14 @@
 
 use std::collections::BTreeSet;
 
-use stek_share::client::order_limit;
+use stek_share::client::admin_limit;
 use stek_share::core::server_id::ServerId;
 
+use crate::admin_command::confirmed;
 use crate::cli::{Place, RecoverArgs};
 use crate::exit_code::{Ended, Failure, Outcome};
 use crate::fleet::{address, Fleet, Server};
 use crate::locate;
-use crate::order::confirmed;
 use crate::output::{print, styled, GOOD};
 
 /// See the module's head.
@@ -20,7 +20,7 @@ pub fn run(args: &RecoverArgs, place: &Place) -> Ended {
     let survivors: BTreeSet<ServerId> = args.survivors.iter().copied().map(ServerId).collect();
     let loaded = locate::load(&locate::source(place)?)?;
     let fleet = Fleet::new(&loaded, place.limit())?;
-    let (own, limit) = (loaded.settings.server_id, order_limit(&loaded.settings));
+    let (own, limit) = (loaded.settings.server_id, admin_limit(&loaded.settings));
     let ids = |ids: &BTreeSet<ServerId>| {
         ids.iter().map(ServerId::to_string).collect::<Vec<_>>().join(", ")
     };

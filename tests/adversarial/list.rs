@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use stek_share::core::config::Member;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::server_list::{Digest, ServerList};
 use stek_share::node::NoReload;
@@ -62,7 +62,7 @@ fn ask_as(me: &Me, tls: &Tls, to: &Member, request: &Request) -> Option<Response
 fn revoke(fleet: &Fleet, ids: &[u32]) {
     let host = |id: &u32| fleet.servers[id].host.latest();
     let before: Vec<_> = ids.iter().flat_map(host).collect();
-    block_on(fleet.servers[&ids[0]].node.order(Order::Revoke)).unwrap();
+    block_on(fleet.servers[&ids[0]].node.admin_command(AdminCommand::Revoke)).unwrap();
     let is_gone = || !ids.iter().flat_map(host).any(|key| before.contains(&key));
     wait_for("the new key alone", is_gone, || fleet.describe());
 }

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use fleet::{block_on, wait_for, Fleet};
 use stek_share::core::config::Settings;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
 
 /// How many servers are real; the next id of the list is the enemy's. All real ones together are
@@ -73,7 +73,7 @@ fn rotate(fleet: &Fleet) {
         "a rotation",
         || {
             let any = fleet.servers.values().next().expect("one runs");
-            block_on(any.node.order(Order::Rotate)).is_ok() || newest() > before
+            block_on(any.node.admin_command(AdminCommand::Rotate)).is_ok() || newest() > before
         },
         || fleet.describe(),
     );

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use stek_share::core::agreed::{Agreed, Command};
 use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held, KeyRing};
 use stek_share::core::log_id::{LeaderId, LogId};
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::sanity_bounds::{MAX_INDEX_LEAP, MAX_TERM_LEAP};
 use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::{Stek, STEK_LEN};
@@ -263,8 +263,9 @@ fn a_recorded_order_cannot_be_given_again() {
     let recorder = crate::strangers::Recorder::before(crate::insider::door(&fleet, leader));
     let before = fleet.servers[&leader].report().current;
     let mut insider = Insider::connect_at(&mut fleet, recorder.addr);
-    let answer = insider.ask(&Request::Order { order: Order::Rotate, origin: String::new() });
-    assert!(matches!(answer, Some(Response::Ordered(Ok(_)))), "{answer:?}");
+    let answer = insider
+        .ask(&Request::AdminCommand { command: AdminCommand::Rotate, origin: String::new() });
+    assert!(matches!(answer, Some(Response::AdminCommand(Ok(_)))), "{answer:?}");
     fleet.wait_for_generation(before.0 + 1);
     drop(insider);
     let recorded = recorder.recorded();
@@ -276,7 +277,7 @@ fn a_recorded_order_cannot_be_given_again() {
         );
     }
     // An order that comes after them is the next one.
-    let next = block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap();
+    let next = block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap();
     assert_eq!(next.0, before.0 + 2, "{}", fleet.describe());
     wait_for("all to be one", || fleet.is_one(), || fleet.describe());
 }

@@ -1,6 +1,6 @@
 //! A root that is taken out of the root file.
 
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_list::ServerList;
 use stek_share::rpc;
 use stek_share::transport::tls::Tls;
@@ -82,7 +82,12 @@ fn what_is_made_after_the_new_root_never_reaches_who_stayed_with_the_old_one() {
     // The first order that is taken; a leader may have to be found, if the stolen server was it.
     wait_for(
         "the order to revoke to be taken",
-        || fleet.servers.values().any(|b| block_on(b.node.order(Order::Revoke)).is_ok()),
+        || {
+            fleet
+                .servers
+                .values()
+                .any(|b| block_on(b.node.admin_command(AdminCommand::Revoke)).is_ok())
+        },
         || fleet.describe(),
     );
     fleet.wait_for_generation(known.0 + 1);
@@ -107,8 +112,10 @@ fn who_came_in_under_the_old_root_orders_nothing_afterwards() {
     let members = fleet.members.clone();
     replace_the_root(&mut fleet);
     for mut insider in insiders {
-        let order =
-            insider.ask(&rpc::Request::Order { order: Order::Revoke, origin: String::new() });
+        let order = insider.ask(&rpc::Request::AdminCommand {
+            command: AdminCommand::Revoke,
+            origin: String::new(),
+        });
         assert!(order.is_none(), "{order:?}");
         let replaces = ServerList::new(1, &members).unwrap().digest();
         let list = insider

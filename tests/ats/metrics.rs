@@ -11,7 +11,7 @@ use std::time::Duration;
 use openssl::pkey::PKey;
 use openssl::ssl::{SslConnector, SslMethod, SslStream, SslVerifyMode};
 use openssl::x509::X509;
-use stek_share::client::{order_limit, Client, Failure, Order, STATUS_LIMIT};
+use stek_share::client::{admin_limit, AdminCommand, Client, Failure, STATUS_LIMIT};
 use stek_share::core::config::{Member, Settings};
 use stek_share::core::server_id::ServerId;
 use stek_share::load::{self, Dirs, Loaded};
@@ -178,7 +178,8 @@ fn a_tool_sees_the_same_and_rotates(fleet: &Fleet) -> Result<()> {
     let client = Client::new(&settings, &tls);
     let before = numbers(&fleet.servers[0])?;
     let through = &settings.members[1];
-    let made = block_on(client.order(through, Order::Rotate, order_limit(&settings)));
+    let made =
+        block_on(client.admin_command(through, AdminCommand::Rotate, admin_limit(&settings)));
     let made = made.map_err(|failure| Error::new(format!("rotate: {failure}")))?;
     for (member, ats) in settings.members.iter().zip(&fleet.servers) {
         until(ats, "the rotation", |n| n["generation"] >= made.0 as i64)?;

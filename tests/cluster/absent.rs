@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::log_sink::Level;
 
 use crate::fleet::{block_on, wait_for, Fleet};
@@ -22,7 +22,7 @@ fn rotation(fleet: &Fleet) -> Duration {
     let mut times: Vec<Duration> = (0..ROTATIONS)
         .map(|_| {
             let begun = Instant::now();
-            block_on(node.order(Order::Rotate)).unwrap();
+            block_on(node.admin_command(AdminCommand::Rotate)).unwrap();
             begun.elapsed()
         })
         .collect();
@@ -70,7 +70,7 @@ fn what_a_server_had_installed_before_it_was_started_anew_does_not_count() {
     // It holds the handover up while the other one is started anew.
     breaks(&fleet, slow, true);
     let node = fleet.servers[&leader].node.clone();
-    let order = std::thread::spawn(move || block_on(node.order(Order::Rotate)));
+    let order = std::thread::spawn(move || block_on(node.admin_command(AdminCommand::Rotate)));
     let has_staged = |fleet: &Fleet, id: u32| {
         let report = fleet.servers[&id].report();
         report.staged.is_some() && report.staged == Some(report.installed)

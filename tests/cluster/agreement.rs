@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 
 use crate::fleet::{block_on, wait_for, Fleet};
 
@@ -102,7 +102,7 @@ fn an_order_reaches_the_leader_from_any_server() {
     let follower = *fleet.servers.keys().find(|id| **id != leader).unwrap();
     for (n, id) in [leader, follower].into_iter().enumerate() {
         let node = fleet.servers[&id].node.clone();
-        let generation = block_on(node.order(Order::Rotate));
+        let generation = block_on(node.admin_command(AdminCommand::Rotate));
         let generation = generation.unwrap_or_else(|e| {
             panic!(
                 "{id}: {e}

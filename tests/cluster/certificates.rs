@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stek_share::core::config::Settings;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::transport::tls::Tls;
 use stek_share::transport::Bounds;
 
@@ -102,7 +102,7 @@ fn each_server_gets_a_subject_of_its_own_by_reload() {
         let on_all = || fleet.servers.values().all(|b| b.report().list_version == version);
         wait_for("the list on all servers", on_all, || fleet.describe());
         // It is in the group with its new certificate: a new key reaches it.
-        block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+        block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(version);
     }
     assert_eq!(fleet.servers[&3].report().cluster_id, before.cluster_id);
@@ -137,7 +137,7 @@ fn connections_grow_old_and_nobody_misses_a_heartbeat() {
         || (1..=3).zip(&before).all(|(id, was)| id == leader || status(id).accepted >= was + 6);
     let mut generation = fleet.servers[&leader].report().current.0;
     while !renewed() {
-        block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap();
+        block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap();
         generation += 1;
         fleet.wait_for_generation(generation);
         let accepted: Vec<_> = (1..=3).map(|id| status(id).accepted).collect();

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use stek_share::core::config::Settings;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 
 use crate::fleet::{block_on, Fleet};
 
@@ -81,7 +81,8 @@ fn erasure_child() {
     let mut go_on = std::io::stdin().lines();
     for rotation in 0..ROTATIONS {
         if rotation > 0 {
-            let generation = block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+            let generation =
+                block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
             fleet.wait_for_generation(generation.0);
         }
         // Masked byte by byte, so that this line leaves no second copy of the key behind.
@@ -100,7 +101,7 @@ fn reserved_log_items_and_snapshot_distance_bound_the_entries_that_are_kept() {
         let fleet = Fleet::running(1, tune);
         fleet.wait_until_one();
         for _ in 0..12 {
-            block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+            block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         }
         fleet.wait_until_one();
         // Erasing comes a moment after the rotation.

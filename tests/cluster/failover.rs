@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use stek_share::core::config::Settings;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 
 use crate::fleet::{block_on, wait_for, Fleet};
 
@@ -41,7 +41,7 @@ fn a_dead_leader_is_followed_at_once_whatever_it_did_last() {
     // A moment after an append, which openraft would have all wait for.
     let leader = fleet.wait_for_leader();
     let node = fleet.servers[&leader].node.clone();
-    block_on(node.order(Order::Rotate)).unwrap();
+    block_on(node.admin_command(AdminCommand::Rotate)).unwrap();
     let took = kill_leader(&mut fleet);
     assert!(took < AT_ONCE, "{took:?} after a rotation: {}", fleet.describe());
 }
@@ -63,7 +63,7 @@ fn connections_that_are_reset_depose_no_living_leader() {
     assert_eq!(follows(&fleet), [(term, Some(leader)); 3], "{}", fleet.describe());
     // And it is still able to do its work.
     let node = fleet.servers[&leader].node.clone();
-    block_on(node.order(Order::Rotate)).unwrap();
+    block_on(node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(2);
     fleet.kill(leader);
 }

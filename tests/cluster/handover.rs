@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use stek_share::core::config::Settings;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::stek::Fingerprint;
 use stek_share::log_sink::Level;
 use stek_share::node::Joined;
@@ -30,7 +30,8 @@ fn no_server_encrypts_with_a_key_that_another_has_not_installed() {
     let fleet = Fleet::running(5, patient);
     fleet.wait_until_one();
     for _ in 0..10 {
-        let generation = block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+        let generation =
+            block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(generation.0);
         let key = fleet.servers[&1].report().fingerprint.unwrap();
         let times: Vec<_> = (1..=5).map(|id| held_and_used(&fleet, id, key)).collect();
@@ -55,7 +56,7 @@ fn every_server_waits_for_one_that_is_slow_to_install() {
         let host = &fleet.servers[&slow].host;
         host.broken.store(true, Ordering::SeqCst);
         let node = fleet.servers[&leader].node.clone();
-        let order = std::thread::spawn(move || block_on(node.order(Order::Rotate)));
+        let order = std::thread::spawn(move || block_on(node.admin_command(AdminCommand::Rotate)));
         let others = || fleet.servers.values().filter(|b| !b.host.broken.load(Ordering::SeqCst));
         wait_for(
             "all others to hold the staged key",
@@ -83,7 +84,8 @@ fn a_server_that_cannot_install_holds_the_handover_up_for_its_timeout_and_is_nam
     let broken = *fleet.servers.keys().find(|id| **id != leader).unwrap();
     fleet.servers[&broken].host.broken.store(true, Ordering::SeqCst);
     let begun = Instant::now();
-    let generation = block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap();
+    let generation =
+        block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap();
     assert!(begun.elapsed() >= HANDOVER_TIMEOUT, "activated without waiting");
     let lines = fleet.servers[&leader].lines.all();
     assert!(
@@ -105,13 +107,14 @@ fn a_second_order_during_a_handover_is_refused_with_the_reason() {
     let broken = *fleet.servers.keys().find(|id| **id != leader).unwrap();
     fleet.servers[&broken].host.broken.store(true, Ordering::SeqCst);
     let node = fleet.servers[&leader].node.clone();
-    let first = std::thread::spawn(move || block_on(node.order(Order::Rotate)));
+    let first = std::thread::spawn(move || block_on(node.admin_command(AdminCommand::Rotate)));
     wait_for(
         "the handover to begin",
         || fleet.servers[&leader].report().staged.is_some(),
         || fleet.describe(),
     );
-    let refusal = block_on(fleet.servers[&broken].node.order(Order::Rotate)).unwrap_err();
+    let refusal =
+        block_on(fleet.servers[&broken].node.admin_command(AdminCommand::Rotate)).unwrap_err();
     assert!(refusal.to_string().contains("handover to generation 2 is under way"), "{refusal}");
     assert_eq!(first.join().unwrap().unwrap().0, 2);
 }
@@ -126,7 +129,7 @@ fn a_new_leader_finishes_the_handover_that_it_finds() {
     let broken = *fleet.servers.keys().find(|id| **id != leader).unwrap();
     fleet.servers[&broken].host.broken.store(true, Ordering::SeqCst);
     let node = fleet.servers[&leader].node.clone();
-    let order = std::thread::spawn(move || block_on(node.order(Order::Rotate)));
+    let order = std::thread::spawn(move || block_on(node.admin_command(AdminCommand::Rotate)));
     wait_for(
         "all to have the staged key",
         || fleet.servers.values().all(|b| b.report().staged.is_some()),
@@ -144,9 +147,9 @@ fn revoking_leaves_only_the_new_key_on_every_server() {
     let fleet = Fleet::running(3, |settings| settings.ticket_keys = 4);
     fleet.wait_until_one();
     for _ in 0..2 {
-        block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+        block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
     }
-    let generation = block_on(fleet.servers[&2].node.order(Order::Revoke)).unwrap();
+    let generation = block_on(fleet.servers[&2].node.admin_command(AdminCommand::Revoke)).unwrap();
     fleet.wait_for_generation(generation.0);
     for b in fleet.servers.values() {
         assert_eq!(b.host.latest().len(), 1, "{}", fleet.describe());
@@ -157,7 +160,7 @@ fn revoking_leaves_only_the_new_key_on_every_server() {
 fn a_server_that_returns_waits_for_both_keys_before_it_serves() {
     let mut fleet = Fleet::running(3, patient);
     fleet.wait_until_one();
-    block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(2);
     for id in 1..=3 {
         let current = fleet.servers[&id].report().fingerprint.unwrap();

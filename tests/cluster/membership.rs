@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stek_share::core::config::{Member, Settings};
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
 use stek_share::node::{NoReload, Role};
 use stek_share::rpc::MembershipRefusal;
@@ -78,7 +78,7 @@ fn a_group_grows_from_one_to_five_and_shrinks_back() {
     let after = fleet.servers[&5].report();
     assert_eq!((after.cluster_id, after.fingerprint), (before.cluster_id, before.fingerprint));
     // Every one of the five counts: rotation needs three of them.
-    block_on(fleet.servers[&4].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&4].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(2);
 
     // Server 1's file still has three: it is behind, and a reload of it asks for nothing.
@@ -89,7 +89,7 @@ fn a_group_grows_from_one_to_five_and_shrinks_back() {
     wait_for_members(&fleet, &[1, 2, 3]);
     fleet.kill(3);
     fleet.wait_for_leader();
-    block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(3);
 }
 
@@ -115,7 +115,7 @@ fn a_list_may_keep_less_than_a_majority_of_the_old_one() {
         wait_for_members(&fleet, &after);
         fleet.wait_for_leader();
         assert_eq!(fleet.servers[&1].report().fingerprint, key);
-        block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+        block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(2);
     }
 }
@@ -174,7 +174,7 @@ fn the_leader_itself_can_be_removed() {
     );
     fleet.kill(leader);
     wait_for_members(&fleet, &rest);
-    block_on(fleet.servers[&rest[0]].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&rest[0]].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(2);
 }
 
@@ -200,7 +200,7 @@ fn votes_are_given_and_taken_by_the_list_and_no_key_is_lost() {
     // Whoever of the others is away: the voters have a majority, and it has all keys when it is back.
     fleet.kill(1);
     fleet.kill(4);
-    block_on(fleet.servers[&2].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&2].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.start(1);
     fleet.start(4);
     fleet.wait_for_generation(2);
@@ -218,7 +218,7 @@ fn votes_are_given_and_taken_by_the_list_and_no_key_is_lost() {
     wait_for_members(&fleet, &[1, 2, 3, 4, 5]);
     let led = |fleet: &Fleet| fleet.leader().is_some_and(|id| id != leader);
     wait_for("another leader", || led(&fleet), || fleet.describe());
-    block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(3);
     let last = fleet.servers[&leader].report();
     assert_eq!((last.cluster_id, last.epoch), (first.cluster_id, first.epoch));
@@ -248,7 +248,8 @@ fn wrong_lists_are_refused_and_nothing_changes() {
     // The same list is no change.
     assert_eq!(change_membership(list(&fleet, &[3, 2, 1])), Ok(1));
     wait_for_members(&fleet, &[1, 2, 3]);
-    block_on(fleet.servers[&1].node.order(Order::Rotate)).expect("the group still agrees");
+    block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate))
+        .expect("the group still agrees");
 }
 
 /// The order of steps that the documents tell.
@@ -284,7 +285,7 @@ fn a_list_in_all_files_is_followed_after_one_reload_and_nobody_complains() {
     };
     wait_for("all to go by their files", || (1..=4).all(|id| follows(&id)), || fleet.describe());
     // Lists are looked at again with each key.
-    block_on(fleet.servers[&other].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&other].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(2);
     for (id, b) in &fleet.servers {
         assert!(!b.lines.has("server_list_file differs"), "server {id}: {}", fleet.describe());
@@ -345,7 +346,7 @@ fn a_server_whose_file_differs_says_so_and_is_heard_all_the_same() {
     );
     // Once: keys change far more often than lists do.
     for generation in [2, 3] {
-        block_on(fleet.servers[&3].node.order(Order::Rotate)).unwrap();
+        block_on(fleet.servers[&3].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(generation);
     }
     let lines = fleet.servers[&3].lines.all();

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use stek_share::client::{order_limit, Client, Failure, KeyInUse, Order, Role, STATUS_LIMIT};
+use stek_share::client::{
+    admin_limit, AdminCommand, Client, Failure, KeyInUse, Role, STATUS_LIMIT,
+};
 use stek_share::core::health::complaints;
 use stek_share::core::key_ring::Generation;
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::Level;
-use stek_share::rpc::RotationRefusal;
+use stek_share::rpc::AdminRefusal;
 use stek_share::transport::listener::Refusal;
 use stek_share::transport::tls::Tls;
 
@@ -81,12 +83,14 @@ fn an_order_given_to_any_server_is_carried_out_by_the_leader() {
     let leader = fleet.wait_for_leader();
     let follower = (1..=3).find(|id| *id != leader).unwrap();
     let client = client(&fleet, follower);
-    let limit = order_limit(&fleet.settings(1));
-    for (through, order, generation) in
-        [(follower, Order::Rotate, 2), (leader, Order::Rotate, 3), (follower, Order::Revoke, 4)]
-    {
+    let limit = admin_limit(&fleet.settings(1));
+    for (through, order, generation) in [
+        (follower, AdminCommand::Rotate, 2),
+        (leader, AdminCommand::Rotate, 3),
+        (follower, AdminCommand::Revoke, 4),
+    ] {
         let member = &fleet.members[through as usize - 1];
-        let done = block_on(client.order(member, order, limit));
+        let done = block_on(client.admin_command(member, order, limit));
         assert_eq!(done.unwrap_or_else(|e| panic!("{e}")), Generation(generation));
         fleet.wait_for_generation(generation);
     }
@@ -97,8 +101,8 @@ fn an_order_given_to_any_server_is_carried_out_by_the_leader() {
     assert_eq!(status.keys.previous, []);
     assert_eq!(status.group.rotations, 4);
     // Who gave an order is in the log of the leader, which carries it out.
-    block_on(fleet.servers[&follower].node.order(Order::Rotate)).unwrap();
-    block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&follower].node.admin_command(AdminCommand::Rotate)).unwrap();
+    block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(6);
     let lines = fleet.servers[&leader].lines.all();
     let told: Vec<&str> =
@@ -133,7 +137,7 @@ fn a_leader_without_a_majority_says_so_to_who_gives_it_an_order() {
     let node = &fleet.servers[&leader].node;
     let alone = || !node.status().group.quorum;
     wait_for("no quorum", alone, || fleet.describe());
-    assert_eq!(block_on(node.order(Order::Rotate)), Err(RotationRefusal::NoLeader));
+    assert_eq!(block_on(node.admin_command(AdminCommand::Rotate)), Err(AdminRefusal::NoLeader));
     assert_eq!(node.report().current, Generation(1), "nothing was begun");
 }
 

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use stek_share::core::config::{Settings, Timers};
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::node::Role;
-use stek_share::rpc::RotationRefusal;
+use stek_share::rpc::AdminRefusal;
 
 use crate::fleet::{block_on, wait_for, Fleet};
 
@@ -77,7 +77,7 @@ fn election_timeout_upper_bound_is_how_long_a_silent_server_is_waited_for() {
     let leader = fleet.wait_for_leader();
     fleet.kill(leader % 3 + 1);
     let begun = Instant::now();
-    block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap();
     let took = begun.elapsed();
     println!("the handover went on without the dead server after {took:?}");
     assert!(took > ms(2500 - 200), "{took:?}");
@@ -92,8 +92,9 @@ fn time_to_fail(tune: fn(&mut Settings)) -> Duration {
     fleet.kill(leader % 3 + 1);
     fleet.kill((leader + 1) % 3 + 1);
     let begun = Instant::now();
-    let refusal = block_on(fleet.servers[&leader].node.order(Order::Rotate)).unwrap_err();
-    assert!(matches!(refusal, RotationRefusal::TimedOut), "{refusal}");
+    let refusal =
+        block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap_err();
+    assert!(matches!(refusal, AdminRefusal::TimedOut), "{refusal}");
     begun.elapsed()
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use stek_share::core::config::Settings;
 use stek_share::core::key_ring::Generation;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::stek::Fingerprint;
 use stek_share::log_sink::Level;
 use stek_share::node::environment::{Disk, Environment, Files, Reply, Stamp, Unusable};
@@ -29,7 +29,7 @@ fn encrypted_with(fleet: &Fleet, id: u32, key: &Fingerprint) -> bool {
 
 /// Has the group drop its keys and make a new one.
 fn revoke(fleet: &Fleet, by: u32) -> Generation {
-    let made = block_on(fleet.servers[&by].node.order(Order::Revoke)).unwrap();
+    let made = block_on(fleet.servers[&by].node.admin_command(AdminCommand::Revoke)).unwrap();
     fleet.wait_for_generation(made.0);
     made
 }
@@ -234,10 +234,10 @@ fn a_lack_of_file_descriptors_makes_nobody_forget() {
     while let Ok(file) = fs::File::open("/dev/null") {
         held.push(file);
     }
-    for order in [Order::Rotate, Order::Revoke] {
+    for order in [AdminCommand::Rotate, AdminCommand::Revoke] {
         let running = &fleet.servers[&1];
         let runtime = running.runtime.as_ref().unwrap();
-        let made = runtime.block_on(running.node.order(order)).unwrap();
+        let made = runtime.block_on(running.node.admin_command(order)).unwrap();
         fleet.wait_for_generation(made.0);
     }
     for running in fleet.servers.values() {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use stek_share::core::config::Settings;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
 use stek_share::node::{Report, Role};
 use stek_share::rpc::RecoverRefusal;
@@ -22,7 +22,7 @@ fn a_majority_restarted_at_once_keeps_the_key_that_a_survivor_holds() {
     for (count, restarted) in [(3, vec![1, 2]), (5, vec![1, 3, 5])] {
         let mut fleet = Fleet::running(count, default);
         fleet.wait_until_one();
-        block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+        block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(2);
         let before = fleet.servers[&2].report();
         for id in &restarted {
@@ -76,7 +76,7 @@ fn a_server_that_returns_after_a_thousand_rotations_has_the_latest_two_keys() {
     let node = fleet.servers.values().next().unwrap().node.clone();
     let mut generation = 1;
     while generation <= 1000 {
-        generation = block_on(node.order(Order::Rotate)).unwrap().0;
+        generation = block_on(node.admin_command(AdminCommand::Rotate)).unwrap().0;
     }
     fleet.wait_for_generation(generation);
     let keys = fleet.servers.values().next().unwrap().host.latest();
@@ -163,8 +163,8 @@ fn an_isolated_leader_loses_its_office_and_nothing_else() {
         || fleet.leader().is_some_and(|id| id != leader),
         || fleet.describe(),
     );
-    let generation =
-        block_on(fleet.servers[&others[0]].node.order(Order::Rotate)).expect("a majority agrees");
+    let generation = block_on(fleet.servers[&others[0]].node.admin_command(AdminCommand::Rotate))
+        .expect("a majority agrees");
     fleet.part(&[leader], &others, false);
     fleet.wait_for_generation(generation.0);
 }
@@ -241,7 +241,7 @@ fn survivors_go_on_with_their_keys_and_who_was_lost_joins_them() {
     for (count, survivors) in [(3, vec![2]), (5, vec![1, 4])] {
         let mut fleet = Fleet::running(count, default);
         fleet.wait_until_one();
-        block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+        block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(2);
         let (one, before) = (survivors[0], fleet.servers[&1].report());
         let recover =
@@ -271,7 +271,10 @@ fn survivors_go_on_with_their_keys_and_who_was_lost_joins_them() {
         let after = fleet.servers[&one].report();
         assert_eq!((after.cluster_id, after.fingerprint), (before.cluster_id, before.fingerprint));
         assert_eq!(after.list_version, 2);
-        assert_eq!(block_on(fleet.servers[&one].node.order(Order::Rotate)).unwrap().0, 3);
+        assert_eq!(
+            block_on(fleet.servers[&one].node.admin_command(AdminCommand::Rotate)).unwrap().0,
+            3
+        );
         for id in lost {
             fleet.start(id);
         }
@@ -298,7 +301,10 @@ fn a_group_that_was_given_up_for_lost_gives_way_when_it_is_met() {
     block_on(fleet.servers[&4].node.recover(ids(&survivors))).unwrap();
     for id in [1, 2] {
         let node = &fleet.servers[&id].node;
-        let makes = || node.report().current.0 > 1 || block_on(node.order(Order::Rotate)).is_ok();
+        let makes = || {
+            node.report().current.0 > 1
+                || block_on(node.admin_command(AdminCommand::Rotate)).is_ok()
+        };
         wait_for("a key of its own", makes, || fleet.describe());
     }
     let key = fleet.servers[&1].report().fingerprint;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use stek_share::core::config::Settings;
 use stek_share::core::key_ring::Generation;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::sessions::{
     SessionBytes, SessionEvent, SessionId, MAX_SESSION, QUEUE, SENT_PER_SECOND,
@@ -115,7 +115,7 @@ fn a_server_that_returns_asks_for_what_it_missed() {
 fn a_revocation_ends_what_was_made_before_it() {
     let (fleet, exchanges) = three();
     let old = exchanges[0].generation();
-    block_on(fleet.servers[&2].node.order(Order::Revoke)).unwrap();
+    block_on(fleet.servers[&2].node.admin_command(AdminCommand::Revoke)).unwrap();
     fleet.wait_for_generation(2);
     wait_for(
         "all hosts to be told",
@@ -133,7 +133,7 @@ fn a_revocation_ends_what_was_made_before_it() {
     assert_eq!(got[0].event, made(2));
     assert_eq!(exchanges[1].status().refused, 1);
     // A rotation is none.
-    block_on(fleet.servers[&2].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&2].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(3);
     assert!(exchanges.iter().all(|exchange| !exchange.take_erasure()));
 }
@@ -148,7 +148,7 @@ fn a_server_that_does_not_share_hears_them_and_goes_on() {
     (0..100).for_each(|n| one.tell(None, one.generation(), made(n)));
     wait_for("all to be sent", || one.status().sent >= 200, || fleet.describe());
     let before = fleet.servers[&2].node.status().accepted;
-    block_on(fleet.servers[&2].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&2].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(2);
     let heard = "a message that means nothing to this version of the plugin";
     wait_for("it to be told", || fleet.servers[&2].lines.has(heard), || fleet.describe());
@@ -162,7 +162,7 @@ fn rotations(fleet: &Fleet, count: u32) -> Vec<Duration> {
     let rotate = |_| {
         thread::sleep(REST);
         let begun = Instant::now();
-        let next = block_on(fleet.servers[&2].node.order(Order::Rotate)).unwrap();
+        let next = block_on(fleet.servers[&2].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(next.0);
         begun.elapsed()
     };

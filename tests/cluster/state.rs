@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use stek_share::core::config::Settings;
 use stek_share::core::key_ring::Generation;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::Level;
 use stek_share::node::state_file_door as door;
-use stek_share::rpc::RotationRefusal;
+use stek_share::rpc::AdminRefusal;
 use stek_share::transport::tls::Tls;
 
 use crate::fleet::{block_on, tls_of, wait_for, Fleet, Host, SUBJECT};
@@ -53,7 +53,7 @@ pub fn keeping_fleet(name: &str) -> (Fleet, PathBuf) {
         start_keeping(&mut fleet, &root, id);
     }
     fleet.wait_until_one();
-    block_on(fleet.servers[&1].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(2);
     wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
     (fleet, root)
@@ -122,12 +122,12 @@ pub fn rotate(fleet: &Fleet, by: u32) -> Generation {
     let generation = std::cell::Cell::new(None);
     wait_for(
         "a rotation by order",
-        || match block_on(fleet.servers[&by].node.order(Order::Rotate)) {
+        || match block_on(fleet.servers[&by].node.admin_command(AdminCommand::Rotate)) {
             Ok(made) => {
                 generation.set(Some(made));
                 true
             }
-            Err(RotationRefusal::Unknown | RotationRefusal::NoLeader) => false,
+            Err(AdminRefusal::Unknown | AdminRefusal::NoLeader) => false,
             Err(other) => panic!("{other}: {}", fleet.describe()),
         },
         || fleet.describe(),

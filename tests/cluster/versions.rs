@@ -1,7 +1,7 @@
 //! A rolling upgrade: nodes built to speak a neighbouring version beside the present one.
 
 use stek_share::core::config::Settings;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::transport::Versions;
 
 use crate::fleet::{block_on, wait_for, Fleet};
@@ -28,7 +28,7 @@ fn a_group_is_upgraded_server_by_server() {
             assert_eq!(fleet.servers[&id].report().fingerprint, before.fingerprint);
         }
     }
-    block_on(fleet.servers[&2].node.order(Order::Rotate)).unwrap();
+    block_on(fleet.servers[&2].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(2);
 }
 
@@ -46,7 +46,7 @@ fn a_server_of_the_next_version_lives_among_present_ones() {
     );
     assert!(fleet.servers[&3].lines.has(&agreed), "{}", fleet.describe());
     for id in 1..=3 {
-        block_on(fleet.servers[&id].node.order(Order::Rotate)).unwrap();
+        block_on(fleet.servers[&id].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(1 + u64::from(id));
     }
 }

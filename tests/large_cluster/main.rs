@@ -8,7 +8,7 @@ mod fleet;
 mod relay;
 
 use stek_share::core::config::Settings;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_list::MAX_VOTERS;
 
 use crate::fleet::{block_on, wait_for, Fleet};
@@ -43,7 +43,10 @@ fn few_vote_and_all_have_the_keys_whoever_of_them_goes_and_comes() {
     let own = fleet.servers[&COUNT].node.status().accepted;
     let dialled = accepted(&fleet, COUNT) - before + own;
     assert!(dialled <= u64::from(VOTERS) + 3, "{dialled} connections for one server");
-    assert_eq!(block_on(fleet.servers[&COUNT].node.order(Order::Rotate)).unwrap().0, 2);
+    assert_eq!(
+        block_on(fleet.servers[&COUNT].node.admin_command(AdminCommand::Rotate)).unwrap().0,
+        2
+    );
     fleet.wait_for_generation(2);
 
     // Three of those who vote, the leader among them: the others elect one of themselves.
@@ -56,7 +59,10 @@ fn few_vote_and_all_have_the_keys_whoever_of_them_goes_and_comes() {
     }
     let led = |fleet: &Fleet| fleet.leader().is_some_and(|id| !gone.contains(&id));
     wait_for("a new leader", || led(&fleet), || fleet.describe());
-    assert_eq!(block_on(fleet.servers[&COUNT].node.order(Order::Rotate)).unwrap().0, 3);
+    assert_eq!(
+        block_on(fleet.servers[&COUNT].node.admin_command(AdminCommand::Rotate)).unwrap().0,
+        3
+    );
     for id in gone {
         fleet.start(id);
     }

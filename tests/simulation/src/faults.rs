@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use std::sync::Arc;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
 use stek_share::core::server_list::{voters, ServerList};
 use stek_share::node::Node;
@@ -38,7 +38,7 @@ impl World {
             Entry::MendDisk(id) => self.mend_disk(id),
             Entry::RollBack(id) => self.roll_back(id),
             Entry::MendHost(id) => self.mend_host(id),
-            Entry::Order => self.order(),
+            Entry::AdminCommand => self.order(),
             Entry::OrderOf(id) => self.give_order(id),
             Entry::Recover => self.recover(),
             Entry::ChangeList => self.change_list(),
@@ -436,7 +436,7 @@ impl World {
     fn order(&mut self) {
         if let Some(gap) = self.plan.order_gap {
             let gap = self.rng.between(gap / 2, gap * 3 / 2);
-            self.at(gap, Entry::Order);
+            self.at(gap, Entry::AdminCommand);
         }
         let Some(id) = self.some_member() else { return };
         self.give_order(id);
@@ -446,22 +446,22 @@ impl World {
         if !self.machines.get(&id).is_some_and(|machine| machine.is_awake()) {
             return;
         }
-        let order = if self.rng.chance(300) { Order::Revoke } else { Order::Rotate };
+        let order = if self.rng.chance(300) { AdminCommand::Revoke } else { AdminCommand::Rotate };
         self.give_this_order(id, order);
     }
 
     /// An operator orders something of a server.
-    pub(crate) fn give_this_order(&mut self, id: u32, order: Order) {
+    pub(crate) fn give_this_order(&mut self, id: u32, command: AdminCommand) {
         self.faults += 1;
-        let number = self.begin_deed(id, Pending::Order(self.sight.orders.len(), order));
+        let number = self.begin_deed(id, Pending::AdminCommand(self.sight.orders.len(), command));
         self.sight.orders.push((self.now, u64::MAX));
         self.log
-            .say(self.now, id, || format!("is told to {}", format!("{order:?}").to_lowercase()));
+            .say(self.now, id, || format!("is told to {}", format!("{command:?}").to_lowercase()));
         let notes = self.notes.clone();
         self.have(id, move |node| {
             let node = node.clone();
             tokio::spawn(async move {
-                let result = node.order(order).await;
+                let result = node.admin_command(command).await;
                 let result = result.map(|g| Some(g.0)).map_err(|e| e.to_string());
                 notes.leave(id, Note::Done(number, result));
             });
@@ -593,10 +593,10 @@ impl World {
             Err(words) => format!("answers its operator: refused: {words}"),
         });
         match pending {
-            Pending::Order(place, order) => {
+            Pending::AdminCommand(place, order) => {
                 let set = self.sight.servers.get(&id).and_then(|view| view.set.as_ref());
                 let cluster_id = set.and_then(|set| set.cluster_id);
-                if let (Order::Revoke, Some(cluster_id), Ok(Some(by))) =
+                if let (AdminCommand::Revoke, Some(cluster_id), Ok(Some(by))) =
                     (order, cluster_id, &result)
                 {
                     self.sight.revoked.insert((cluster_id, *by));

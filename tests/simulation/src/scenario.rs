@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 
 use stek_share::node::{Report, Role};
 
@@ -122,12 +122,12 @@ impl World {
             }
             ["rotate", "at", id] => {
                 let id = self.server(id)?;
-                self.give_this_order(id, Order::Rotate);
+                self.give_this_order(id, AdminCommand::Rotate);
                 Ok(())
             }
             ["revoke", "at", id] => {
                 let id = self.server(id)?;
-                self.give_this_order(id, Order::Revoke);
+                self.give_this_order(id, AdminCommand::Revoke);
                 Ok(())
             }
             ["list", ids @ .., "at", id] => {

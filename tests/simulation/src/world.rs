@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use stek_share::core::config::Member;
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::log_sink::Level;
 use stek_share::node::{Report, Role, SHUTDOWN_LIMIT};
 use stek_share::transport::tls::Tls;
@@ -59,7 +59,7 @@ pub enum Entry {
     /// A host is well again.
     MendHost(u32),
     /// An operator gives an order.
-    Order,
+    AdminCommand,
     /// One server is given an order.
     OrderOf(u32),
     /// An operator gives all servers up for lost that are down.
@@ -111,7 +111,7 @@ pub(crate) struct Kept {
 
 /// An operator's deed that is not done yet.
 pub(crate) enum Pending {
-    Order(usize, Order),
+    AdminCommand(usize, AdminCommand),
     Recover,
     List {
         target: BTreeSet<u32>,
@@ -253,7 +253,7 @@ impl World {
             self.at(first, Entry::Fault);
         }
         if let Some(gap) = plan.order_gap {
-            self.at(gap, Entry::Order);
+            self.at(gap, Entry::AdminCommand);
         }
         if let Some(gap) = plan.list_gap {
             self.at(gap, Entry::ChangeList);
@@ -407,7 +407,7 @@ impl World {
             .filter(|entry| {
                 !matches!(
                     entry,
-                    Entry::Fault | Entry::Order | Entry::ChangeList | Entry::TellList(..)
+                    Entry::Fault | Entry::AdminCommand | Entry::ChangeList | Entry::TellList(..)
                 )
             })
             .collect()

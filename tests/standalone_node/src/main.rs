@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use stek_share::core::rotation::Order;
+use stek_share::core::rotation::AdminCommand;
 use stek_share::load::{load, Dirs, Loaded};
 use stek_share::log_sink::{Level, Log, LogSink};
 use stek_share::node::environment::Environment;
@@ -112,7 +112,7 @@ async fn obey(node: Arc<Node>, mut lines: mpsc::Receiver<String>) {
                 let refused: u64 = status.refused_peers.iter().map(|(_, count)| count).sum();
                 say(&format!("counted {} {refused}", status.accepted));
             }
-            "rotate" => match node.order(Order::Rotate).await {
+            "rotate" => match node.admin_command(AdminCommand::Rotate).await {
                 Ok(generation) => say(&format!("ordered {generation}")),
                 Err(refusal) => say(&format!("ordered not: {refusal}")),
             },

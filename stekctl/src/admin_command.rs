@@ -5,7 +5,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use stek_share::client::{order_limit, Order};
+use stek_share::client::{admin_limit, AdminCommand};
 use stek_share::core::server_id::ServerId;
 
 use crate::absence::{absences, servers_named};
@@ -18,7 +18,7 @@ use crate::outside::shut_out;
 
 /// A new key now.
 pub fn rotate(place: &Place) -> Ended {
-    give(Order::Rotate, place)
+    give(AdminCommand::Rotate, place)
 }
 
 /// A new key now, and no older one.
@@ -26,7 +26,7 @@ pub fn revoke(args: &RevokeArgs, place: &Place) -> Ended {
     if !args.yes && !confirmed(QUESTION, OTHERWISE)? {
         return Err(Failure::new("nothing was done"));
     }
-    give(Order::Revoke, place)
+    give(AdminCommand::Revoke, place)
 }
 
 const QUESTION: &str = "This drops every key that clients' tickets were made with: no older ticket \
@@ -50,11 +50,11 @@ pub(crate) fn confirmed(question: &str, otherwise: &str) -> Result<bool, Failure
     Ok(answer.trim() == "yes")
 }
 
-fn give(order: Order, place: &Place) -> Ended {
+fn give(command: AdminCommand, place: &Place) -> Ended {
     let loaded = locate::load(&locate::source(place)?)?;
     let fleet = Fleet::new(&loaded, place.limit())?;
     let own = loaded.settings.server_id;
-    let limit = order_limit(&loaded.settings).max(place.limit());
+    let limit = admin_limit(&loaded.settings).max(place.limit());
     let servers = fleet.ask();
     let mut willing: Vec<&Server> = servers.iter().filter(|server| may_do_it(server)).collect();
     // This server first: the shortest way, and the one that its configuration was made for.
@@ -68,11 +68,11 @@ fn give(order: Order, place: &Place) -> Ended {
         return Err(Failure(lines));
     };
     let member = server.reached();
-    match fleet.with(|client| async move { client.order(member, order, limit).await }) {
+    match fleet.with(|client| async move { client.admin_command(member, command, limit).await }) {
         Ok(generation) => {
-            let also = match order {
-                Order::Rotate => "",
-                Order::Revoke => "; every older key is dropped",
+            let also = match command {
+                AdminCommand::Rotate => "",
+                AdminCommand::Revoke => "; every older key is dropped",
             };
             let word = styled("done:", GOOD);
             print(&format!("{word} generation {generation} is in use{also}\n"))?;
