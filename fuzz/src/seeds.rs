@@ -22,7 +22,7 @@ use openssl::x509::{X509Builder, X509NameBuilder, X509};
 use stek_share::core::agreed::{Agreed, Command, Record};
 use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::agreement::founding::{Found, Prepare, Promise};
-use stek_share::core::agreement::report::{Rank, Report};
+use stek_share::core::agreement::ranked_record::{Rank, RankedRecord};
 use stek_share::core::config::Member;
 use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held};
 use stek_share::core::log_id::{LeaderId, LogId};
@@ -165,7 +165,7 @@ fn record(generations: u64) -> Record {
 
 /// What a server keeps after so many generations.
 pub fn saved(generations: u64) -> Saved {
-    Report { rank: Rank { epoch: epoch(), end: end(3, 9) }, record: record(generations) }
+    RankedRecord { rank: Rank { epoch: epoch(), end: end(3, 9) }, record: record(generations) }
 }
 
 fn append(commands: Vec<Command>) -> Request {
@@ -308,7 +308,7 @@ fn responses() -> Vec<Response> {
         Response::Promise(Ok(Box::new(Promise {
             epoch: epoch(),
             from: node(1),
-            report: saved(3),
+            newest: saved(3),
         }))),
         Response::Found(true),
         Response::Revoked(vec![held(1).stek.fingerprint()]),

@@ -1,5 +1,5 @@
 //! All that a group agrees on: its keys and its server list; what Raft's log changes. And the record
-//! of it: what a server reports at a founding and keeps in its state file.
+//! of it: what a server promises with at a founding and keeps in its state file.
 //!
 //! Invariants: those of [`super::key_ring`]: applying is total, and every server comes to the
 //! same answer. A record decrypts and never votes: it has no part of Raft's.
@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::agreement::report::{Evidence, Voters};
+use super::agreement::ranked_record::{Evidence, Voters};
 use super::config::{Member, MAX_MEMBERS};
 use super::key_ring::{self, KeyRing};
 use super::server_list::{BadServerList, Digest, ServerList, MAX_VERSION, MAX_VOTERS};

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use super::peer_client::Peers;
 use super::running::Running;
 use crate::core::agreed::{Agreed, Command};
-use crate::core::agreement::report::Voters;
+use crate::core::agreement::ranked_record::Voters;
 use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
 use crate::core::server_list::{voters as voters_of, ServerList};

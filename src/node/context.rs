@@ -19,7 +19,7 @@ use crate::consensus::{leader_id_of, log_id_of};
 use crate::core::agreed::Record;
 use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::founding::{Found, Member as Part};
-use crate::core::agreement::report::Report;
+use crate::core::agreement::ranked_record::RankedRecord;
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::ClusterId;
 use crate::core::lease::Lease;
@@ -96,7 +96,7 @@ impl Context {
             running: Mutex::default(),
             log_grew: Notify::new(),
             arrived: Notify::new(),
-            part: Mutex::new(Part::new(node, Report::default())),
+            part: Mutex::new(Part::new(node, RankedRecord::default())),
             promised_at: Mutex::default(),
             kept_since: Mutex::default(),
             base: Mutex::default(),
@@ -191,21 +191,21 @@ impl Context {
 
     /// What this server has from before its present cluster, as old as it is now; where that is
     /// nothing, the voters that its file says.
-    pub fn kept(&self) -> Report<Record> {
-        let Report { rank, record } = lock(&self.part).older.clone();
+    pub fn kept(&self) -> RankedRecord<Record> {
+        let RankedRecord { rank, record } = lock(&self.part).older.clone();
         if rank.epoch.is_none() {
             let mut kept = Record::of_file(voters(&self.settings().members));
             kept.agreed = record.agreed;
-            return Report { rank, record: kept };
+            return RankedRecord { rank, record: kept };
         }
         let age = millis(self.now().since(*lock(&self.kept_since)));
-        Report { rank, record: record.later(age) }
+        RankedRecord { rank, record: record.later(age) }
     }
 
     /// Keeps what this server holds now for what comes after its present cluster.
-    pub fn keep(&self, report: Report<Record>) {
+    pub fn keep(&self, ranked: RankedRecord<Record>) {
         *lock(&self.kept_since) = self.now();
-        lock(&self.part).older = report;
+        lock(&self.part).older = ranked;
     }
 
     /// Drops the keys of what is kept: they are too old to be gone on with.
@@ -215,12 +215,12 @@ impl Context {
     }
 
     /// The newest that this server holds, its log read to the end.
-    pub fn holding(&self) -> Report<Record> {
+    pub fn holding(&self) -> RankedRecord<Record> {
         let kept = self.kept();
         let mut part = lock(&self.part).clone();
         part.older = kept;
         let running = self.running().filter(|running| running.epoch() == part.cluster);
-        part.report(running.and_then(|r| r.machine.record(&r.log, self.now())))
+        part.newest(running.and_then(|r| r.machine.record(&r.log, self.now())))
     }
 
     /// Begins in a cluster that was founded, if this node is to; whether it did. Raft has to follow.
@@ -254,7 +254,7 @@ impl Context {
     }
 
     /// Becomes another node, with what this one held.
-    pub fn begin_anew(&self, node: NodeId, held: Report<Record>) {
+    pub fn begin_anew(&self, node: NodeId, held: RankedRecord<Record>) {
         *lock(&self.kept_since) = self.now();
         *lock(&self.part) = Part::new(node, held);
         *lock(&self.base) = None;
@@ -459,7 +459,7 @@ impl Context {
 
     /// Notes that this node has caught up: what it had from before its cluster is of no use any more.
     pub fn record_caught_up(&self) {
-        lock(&self.part).older = Report::default();
+        lock(&self.part).older = RankedRecord::default();
         *lock(&self.base) = None;
         self.caught_up.send_replace(true);
         self.log.debug("caught up with the group");

@@ -23,7 +23,7 @@ use crate::consensus::link_limit;
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::agreed::Record;
 use crate::core::agreement::founding::{may_prepare, Answer, Call, Found, Prepare, Turn};
-use crate::core::agreement::report::Voters;
+use crate::core::agreement::ranked_record::Voters;
 use crate::core::moment::Moment;
 use crate::core::pre_vote::{is_over, majority_possible, Status};
 use crate::core::quorum::majority;
@@ -511,7 +511,7 @@ async fn gather(
         }
         match timeout_at(deadline, promises.join_next()).await {
             Ok(Some(Ok((id, Ok(Response::Promise(Ok(promise))))))) => {
-                newest = newest.max((promise.report.rank, id));
+                newest = newest.max((promise.newest.rank, id));
                 if promise.from.server == id {
                     ctx.part(|part| part.collect(*promise));
                 }

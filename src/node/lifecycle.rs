@@ -28,7 +28,7 @@ use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::{link_limit, raft_config, Raft};
 use crate::core::agreed::{Change, Record, Refusal};
 use crate::core::agreement::founding::{self, Found};
-use crate::core::agreement::report::Report;
+use crate::core::agreement::ranked_record::RankedRecord;
 use crate::core::config::Settings;
 use crate::core::key_ring::Change as KeyChange;
 use crate::core::node_id::{Incarnation, NodeId};
@@ -198,7 +198,7 @@ impl Life {
 
     /// Leaves the present cluster: nothing is acknowledged there any more. What this server holds, the
     /// log read to its end.
-    async fn leave(&self) -> Report<Record> {
+    async fn leave(&self) -> RankedRecord<Record> {
         let ctx = &self.shared.ctx;
         if let Some(running) = ctx.running() {
             running.log.close();
@@ -484,7 +484,7 @@ mod tests {
                 shared.ctx.set_running(Some(bench.running(None).await));
             } else {
                 let outside = NodeId { incarnation: Incarnation(9), ..shared.ctx.node() };
-                shared.ctx.begin_anew(outside, Report::default());
+                shared.ctx.begin_anew(outside, RankedRecord::default());
             }
             let epoch = Epoch { counter: founding_clock(), founder: NodeId::of(2) };
             let (reply, answer) = oneshot::channel();

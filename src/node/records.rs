@@ -16,7 +16,7 @@ use super::shared::Shared;
 use super::state_file::{Saved, StateFile, Written};
 use super::store::Store;
 use crate::consensus::log_store::Persist;
-use crate::core::agreement::report::Rank;
+use crate::core::agreement::ranked_record::Rank;
 use crate::log_sink::Level;
 use crate::supervise::{catch_panic, fail_point, kept_alive};
 

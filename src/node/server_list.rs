@@ -441,7 +441,7 @@ mod tests {
     use super::*;
     use crate::core::agreed::Record;
     use crate::core::agreement::epoch::Epoch;
-    use crate::core::agreement::report::{Rank, Report};
+    use crate::core::agreement::ranked_record::{Rank, RankedRecord};
     use crate::core::config::Settings;
     use crate::node::bench::{settings, Bench};
 
@@ -478,7 +478,7 @@ mod tests {
         };
         let held = Record { agreed: agreed.clone(), ..Record::of_file(voters(&[1, 2])) };
         let rank = Rank { epoch: Epoch { counter: 7, ..Epoch::default() }, ..Rank::default() };
-        shared.ctx.begin_anew(shared.ctx.node(), Report { rank, record: held });
+        shared.ctx.begin_anew(shared.ctx.node(), RankedRecord { rank, record: held });
         let mut view = AgreedView { agreed: Arc::new(agreed), ..AgreedView::default() };
         assert_eq!(heard(&view), [1], "by the record that it holds");
         (view.voters, view.has_base) = (voters(&[1, 2, 3]), true);

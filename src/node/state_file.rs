@@ -23,11 +23,11 @@ use zeroize::Zeroizing;
 use super::disk::{path_in, Disk, Stamp, Unusable};
 use super::network::Reply;
 use crate::core::agreed::Record;
-use crate::core::agreement::report::{Rank, Report};
+use crate::core::agreement::ranked_record::{Rank, RankedRecord};
 use crate::core::key_ring::ClusterId;
 use crate::core::moment::millis;
 use crate::core::server_id::ServerId;
-use crate::rpc::{check_report, encode, Malformed};
+use crate::rpc::{check_ranked_record, encode, Malformed};
 use crate::transport::tls::Tls;
 
 /// Begins every state file.
@@ -41,8 +41,8 @@ const TAG_LEN: usize = 16;
 /// Tells this use of the private key from any other.
 const PURPOSE: &[u8] = b"stek_share state_dir";
 
-/// What is kept: what this server would report at a founding.
-pub type Saved = Report<Record>;
+/// What is kept: what this server would promise with at a founding.
+pub type Saved = RankedRecord<Record>;
 
 #[derive(Serialize, Deserialize)]
 struct Content {
@@ -59,7 +59,7 @@ impl Content {
         if inner.as_ref().map(|h| &h[..]) != Some(cluster_id) {
             return Err(Unusable::Seal);
         }
-        check_report(&content.saved).map_err(Unusable::Content)?;
+        check_ranked_record(&content.saved).map_err(Unusable::Content)?;
         Ok(content)
     }
 }

@@ -53,11 +53,11 @@ pub use raft::{
     WireVote,
 };
 pub use sessions::{is_of_sessions, WireSessions, MAX_SESSIONS_MESSAGE};
-pub use status::check_report;
+pub use status::check_ranked_record;
 
 use crate::core::agreed::Record;
 use crate::core::agreement::founding::{Found, Prepare, Promise, Refusal};
-use crate::core::agreement::report::Voters;
+use crate::core::agreement::ranked_record::Voters;
 use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::Generation;
 use crate::core::log_id::{LeaderId, LogId};

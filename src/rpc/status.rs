@@ -4,7 +4,7 @@ use super::malformed::{Malformed, MAX_COUNT};
 use crate::core::agreed::Record;
 use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::founding::{Found, Promise};
-use crate::core::agreement::report::Report;
+use crate::core::agreement::ranked_record::RankedRecord;
 use crate::core::config::MAX_MEMBERS;
 use crate::core::key_ring::MAX_GENERATION;
 use crate::core::pre_vote::Status;
@@ -30,15 +30,15 @@ pub(super) fn check_epoch(epoch: Epoch) -> Result<(), Malformed> {
 ///
 /// # Errors
 /// The first rule that it breaks.
-pub fn check_report(report: &Report<Record>) -> Result<(), Malformed> {
-    check_epoch(report.rank.epoch)?;
-    report.rank.end.check()?;
-    report.record.check().map_err(Malformed::State)
+pub fn check_ranked_record(ranked: &RankedRecord<Record>) -> Result<(), Malformed> {
+    check_epoch(ranked.rank.epoch)?;
+    ranked.rank.end.check()?;
+    ranked.record.check().map_err(Malformed::State)
 }
 
 pub(super) fn check_promise(promise: &Promise<Record>) -> Result<(), Malformed> {
     check_epoch(promise.epoch)?;
-    check_report(&promise.report)
+    check_ranked_record(&promise.newest)
 }
 
 pub(super) fn check_found(found: &Found<Record>) -> Result<(), Malformed> {
@@ -49,5 +49,5 @@ pub(super) fn check_found(found: &Found<Record>) -> Result<(), Malformed> {
     if found.voters.len() > MAX_MEMBERS {
         return Err(Malformed::TooMany("voters"));
     }
-    check_report(&found.base)
+    check_ranked_record(&found.base)
 }

@@ -7,7 +7,7 @@ use super::raft::{MAX_ENTRIES, MAX_SNAPSHOT_ID};
 use super::*;
 use crate::core::agreed::{Agreed, Command, Refusal};
 use crate::core::agreement::epoch::Epoch;
-use crate::core::agreement::report::{Rank, Report};
+use crate::core::agreement::ranked_record::{Rank, RankedRecord};
 use crate::core::config::MAX_SUBJECT;
 use crate::core::key_ring::{
     ClusterId, Command as KeyCommand, Held, KeyRing, Refusal as KeyRefusal, MAX_GENERATION,
@@ -83,7 +83,7 @@ pub(crate) fn one_of_each() -> Vec<Request> {
 fn found(epoch: Epoch) -> Found<Record> {
     let record = Record::of_file([ServerId(1)].into());
     let voters = BTreeMap::from([(ServerId(1), Incarnation(7))]);
-    Found { epoch, voters, base: Report { rank: Rank::default(), record } }
+    Found { epoch, voters, base: RankedRecord { rank: Rank::default(), record } }
 }
 
 /// The name of a request's kind.

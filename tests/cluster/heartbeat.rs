@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use stek_share::core::agreed::Record;
 use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::agreement::founding::{Promise, Refusal};
-use stek_share::core::agreement::report::Report;
+use stek_share::core::agreement::ranked_record::RankedRecord;
 use stek_share::core::config::Settings;
 use stek_share::core::log_id::LeaderId;
 use stek_share::core::node_id::{Incarnation, NodeId};
@@ -83,8 +83,11 @@ impl Strings {
                     return Response::Promise(Err(Refusal::Promised(*promised)));
                 }
                 *promised = prepare.epoch;
-                let report = Report { record: Record::of_file(self.voters()), ..Report::default() };
-                let promise = Promise { epoch: prepare.epoch, from: NODE, report };
+                let newest = RankedRecord {
+                    record: Record::of_file(self.voters()),
+                    ..RankedRecord::default()
+                };
+                let promise = Promise { epoch: prepare.epoch, from: NODE, newest };
                 Response::Promise(Ok(Box::new(promise)))
             }
             Request::Found(found) if self.has_left(found.epoch) => Response::Found(false),
@@ -294,7 +297,8 @@ fn heartbeats_keep_a_follower_from_voting_for_another() {
         panic!("no status")
     };
     let to = Recipient { node: status.node, cluster: status.cluster };
-    let vote_of = |candidate| Request::Vote(WireVote { to, candidate, last_log_id: status.last_log_id });
+    let vote_of =
+        |candidate| Request::Vote(WireVote { to, candidate, last_log_id: status.last_log_id });
     let vote = vote_of(leader_id);
     let begun = Instant::now();
     while begun.elapsed() < WHILE {

@@ -7,7 +7,7 @@
 //! them. A majority is then with the new epoch, so that no older cluster can agree on anything.
 //!
 //! Invariants: a node has part in its cluster only while it has promised nothing higher; what it
-//! acknowledged before a promise is in the report that came with it; in one epoch there is one
+//! acknowledged before a promise is in the record that came with it; in one epoch there is one
 //! founding.
 
 use std::cmp::Reverse;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::epoch::Epoch;
-use super::report::{Evidence, Rank, Report, Voters};
+use super::ranked_record::{Evidence, Rank, RankedRecord, Voters};
 use crate::core::log_id::LogId;
 use crate::core::node_id::{Incarnation, NodeId};
 use crate::core::quorum::majority;
@@ -52,7 +52,7 @@ pub struct Promise<R> {
     /// Who promises.
     pub from: NodeId,
     /// What it holds, its log read to the end.
-    pub report: Report<R>,
+    pub newest: RankedRecord<R>,
 }
 
 /// With whom a cluster begins, and from what.
@@ -63,7 +63,7 @@ pub struct Found<R> {
     /// Each voter of the list: the node that promised, or nobody.
     pub voters: BTreeMap<ServerId, Incarnation>,
     /// The newest record of those who promised; it counts once it is agreed on.
-    pub base: Report<R>,
+    pub base: RankedRecord<R>,
 }
 
 /// Why a node does not promise.
@@ -101,11 +101,11 @@ pub struct Founding<R> {
     /// See [`Call::survivors`].
     pub survivors: Option<Voters>,
     /// Who promised, and what it holds.
-    pub promises: BTreeMap<NodeId, Report<R>>,
+    pub promises: BTreeMap<NodeId, RankedRecord<R>>,
 }
 
 /// A server's part in agreement, Raft itself apart. It lasts as long as one run of Raft at most: a
-/// new one begins with the report of the one before, and with nothing else of it.
+/// new one begins with the newest record of the one before, and with nothing else of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Member<R> {
     /// Who this is.
@@ -115,14 +115,14 @@ pub struct Member<R> {
     /// The cluster that its log is of, if it is in one.
     pub cluster: Epoch,
     /// The newest record that it has from elsewhere than that log.
-    pub older: Report<R>,
+    pub older: RankedRecord<R>,
     /// While it founds.
     pub founding: Option<Founding<R>>,
 }
 
 impl<R: Evidence> Member<R> {
     /// A new node, with the record that its server has from before.
-    pub fn new(me: NodeId, older: Report<R>) -> Member<R> {
+    pub fn new(me: NodeId, older: RankedRecord<R>) -> Member<R> {
         let none = Epoch::default();
         Member { me, promise: none, cluster: none, older, founding: None }
     }
@@ -140,11 +140,11 @@ impl<R: Evidence> Member<R> {
     /// The newest that it holds. `log` is the end of its cluster's log and the record that it comes to
     /// if it is read to its end, applied or not. A log without the record that its cluster was
     /// founded from has none: it ranks as nothing, however long it is.
-    pub fn report(&self, log: Option<(LogId, R)>) -> Report<R> {
+    pub fn newest(&self, log: Option<(LogId, R)>) -> RankedRecord<R> {
         match log {
             Some((end, record)) => {
                 let rank = Rank { epoch: self.cluster, end };
-                Report { rank, record }.newer(self.older.clone())
+                RankedRecord { rank, record }.newer(self.older.clone())
             }
             None => self.older.clone(),
         }
@@ -162,7 +162,7 @@ impl<R: Evidence> Member<R> {
 
     /// Begins a founding, after Raft was stopped here and `own` was read: what each of those who
     /// answered is to be asked. `wall` is in seconds after 1970.
-    pub fn prepare(&mut self, own: Report<R>, call: &Call, wall: u64) -> Vec<Prepare> {
+    pub fn prepare(&mut self, own: RankedRecord<R>, call: &Call, wall: u64) -> Vec<Prepare> {
         let Call { answers, survivors } = call;
         let told = answers.iter().map(|a| a.known).filter(|known| {
             Epoch { counter: *known, founder: self.me }.is_plausible(self.known(), wall)
@@ -197,17 +197,17 @@ impl<R: Evidence> Member<R> {
     }
 
     /// Promises; `own` was read after Raft was stopped.
-    pub fn promise(&mut self, asked: &Prepare, own: Report<R>) -> Promise<R> {
+    pub fn promise(&mut self, asked: &Prepare, own: RankedRecord<R>) -> Promise<R> {
         self.promise = asked.epoch;
         self.founding = None;
-        Promise { epoch: asked.epoch, from: self.me, report: own }
+        Promise { epoch: asked.epoch, from: self.me, newest: own }
     }
 
     /// Keeps a promise that was given to this founder.
     pub fn collect(&mut self, promise: Promise<R>) {
         let epoch = self.promise;
         if let Some(founding) = self.founding.as_mut().filter(|_| promise.epoch == epoch) {
-            founding.promises.insert(promise.from, promise.report);
+            founding.promises.insert(promise.from, promise.newest);
         }
     }
 
@@ -219,15 +219,15 @@ impl<R: Evidence> Member<R> {
         if founding.promises.len() < founding.asked && !has_waited {
             return None;
         }
-        let newest = founding.promises.values().map(|report| report.rank).max()?;
-        let of_newest = || founding.promises.values().filter(|report| report.rank == newest);
+        let newest = founding.promises.values().map(|ranked| ranked.rank).max()?;
+        let of_newest = || founding.promises.values().filter(|ranked| ranked.rank == newest);
         // Those of one rank are one record, but for servers that have nothing but their files.
-        let lists: Vec<Voters> = of_newest().flat_map(|report| report.record.lists()).collect();
+        let lists: Vec<Voters> = of_newest().flat_map(|ranked| ranked.record.lists()).collect();
         let promised = |id: &ServerId| founding.promises.keys().find(|node| node.server == *id);
         let counts = |list: &Voters| {
             list.iter().filter(|id| promised(id).is_some()).count() >= majority(list.len())
         };
-        let own = founding.promises.get(&self.me).filter(|report| report.rank == newest);
+        let own = founding.promises.get(&self.me).filter(|ranked| ranked.rank == newest);
         let mut base = own.or_else(|| of_newest().next())?.clone();
         let is_enough = match &founding.survivors {
             None => lists.iter().all(counts),
@@ -242,7 +242,7 @@ impl<R: Evidence> Member<R> {
         if !is_enough || !list.contains(&self.me.server) {
             return None;
         }
-        founding.promises.values().for_each(|report| base.record.merge(&report.record));
+        founding.promises.values().for_each(|ranked| base.record.merge(&ranked.record));
         let incarnation =
             |id: &ServerId| promised(id).map_or(Incarnation::NOBODY, |n| n.incarnation);
         let voters = list.iter().map(|id| (*id, incarnation(id))).collect();
@@ -254,14 +254,14 @@ impl<R: Evidence> Member<R> {
     /// record of these does not count this founder, so that others have to found.
     pub fn give_up(&mut self) -> bool {
         let promises = self.founding.take().map(|founding| founding.promises).unwrap_or_default();
-        let newest = promises.values().max_by_key(|report| report.rank);
-        let list = newest.and_then(|report| report.record.lists().pop());
+        let newest = promises.values().max_by_key(|ranked| ranked.rank);
+        let list = newest.and_then(|ranked| ranked.record.lists().pop());
         list.is_some_and(|list| !list.contains(&self.me.server))
     }
 
     /// Begins in a cluster that was founded, if this very node was counted and has promised nothing
-    /// higher since. `own` is its report of before. Raft then begins with an empty log.
-    pub fn accept(&mut self, found: &Found<R>, own: Report<R>) -> bool {
+    /// higher since. `own` is its newest record of before. Raft then begins with an empty log.
+    pub fn accept(&mut self, found: &Found<R>, own: RankedRecord<R>) -> bool {
         let counted = found.voters.get(&self.me.server) == Some(&self.me.incarnation);
         if !counted || self.promise > found.epoch || self.cluster >= found.epoch {
             return false;
@@ -343,13 +343,13 @@ mod tests {
         LogId { index, ..LogId::default() }
     }
 
-    fn report(counter: u64, index: u64, list: &[u32]) -> Report<Notes> {
+    fn ranked(counter: u64, index: u64, list: &[u32]) -> RankedRecord<Notes> {
         let rank = Rank { epoch: epoch(counter, 1), end: end(index) };
-        Report { rank, record: Notes { lists: vec![ids(list)], revoked: 0 } }
+        RankedRecord { rank, record: Notes { lists: vec![ids(list)], revoked: 0 } }
     }
 
-    fn none(list: &[u32]) -> Report<Notes> {
-        Report { rank: Rank::default(), ..report(0, 0, list) }
+    fn none(list: &[u32]) -> RankedRecord<Notes> {
+        RankedRecord { rank: Rank::default(), ..ranked(0, 0, list) }
     }
 
     fn member(server: u32) -> Member<Notes> {
@@ -361,8 +361,8 @@ mod tests {
         Call { answers, survivors: None }
     }
 
-    /// The first of these founds, the others promise what they report.
-    fn founded(reports: [Report<Notes>; 2], has_waited: bool) -> Option<Found<Notes>> {
+    /// The first of these founds, the others promise what they hold.
+    fn founded(reports: [RankedRecord<Notes>; 2], has_waited: bool) -> Option<Found<Notes>> {
         let (mut one, mut two, three) = (member(1), member(2), member(3));
         let [own, other] = reports;
         let asked = one.prepare(own, &answers(&[&two, &three]), 10);
@@ -404,7 +404,7 @@ mod tests {
         let mut one = member(1);
         assert!(one.join(epoch(3, 2)) && one.takes_part());
         let asked = Prepare { epoch: epoch(4, 2), to: node(1, 1) };
-        let promise = one.promise(&asked, one.report(None));
+        let promise = one.promise(&asked, one.newest(None));
         assert_eq!(promise.from, node(1, 1));
         assert!(!one.takes_part() && !one.takes(node(1, 1), epoch(3, 2)));
         assert!(!one.join(epoch(3, 2)) && !one.join(epoch(9, 2)), "it is in a cluster");
@@ -417,9 +417,9 @@ mod tests {
 
     #[test]
     fn the_newest_record_is_gone_on_from_and_revocations_are_merged() {
-        let mut old = report(3, 9, &[1, 2, 3]);
+        let mut old = ranked(3, 9, &[1, 2, 3]);
         old.record.revoked = 1;
-        let new = report(4, 1, &[1, 2, 3]);
+        let new = ranked(4, 1, &[1, 2, 3]);
         for reports in [[old.clone(), new.clone()], [new.clone(), old]] {
             let found = founded(reports, true).unwrap();
             assert_eq!((found.base.rank, found.base.record.revoked), (new.rank, 1));
@@ -428,20 +428,20 @@ mod tests {
 
     #[test]
     fn the_list_of_the_newest_record_counts_and_both_while_it_changes() {
-        let small = report(3, 1, &[1, 2]);
-        let large = report(4, 1, &[1, 2, 3, 4, 5]);
+        let small = ranked(3, 1, &[1, 2]);
+        let large = ranked(4, 1, &[1, 2, 3, 4, 5]);
         assert_eq!(founded([small.clone(), large], true), None);
-        let found = founded([report(2, 1, &[1, 2, 3, 4, 5]), small], true).unwrap();
+        let found = founded([ranked(2, 1, &[1, 2, 3, 4, 5]), small], true).unwrap();
         assert!(found.voters.keys().copied().eq(ids(&[1, 2])));
-        let mut open = report(5, 1, &[1, 2, 3]);
+        let mut open = ranked(5, 1, &[1, 2, 3]);
         open.record.lists.push(ids(&[1, 3, 4]));
         assert_eq!(founded([open, none(&[1, 2, 3])], true), None);
         // Servers that have nothing but their files count by all of these.
         assert_eq!(founded([none(&[1, 2, 3]), none(&[1, 2, 3, 4])], true), None);
-        assert_eq!(founded([report(5, 1, &[2, 3]), none(&[1])], true), None, "it is in no list");
+        assert_eq!(founded([ranked(5, 1, &[2, 3]), none(&[1])], true), None, "it is in no list");
         let mut one = member(1);
         let asked = one.prepare(none(&[1, 2]), &answers(&[&member(2)]), 10);
-        one.collect(member(2).promise(&asked[0], report(5, 1, &[2, 3])));
+        one.collect(member(2).promise(&asked[0], ranked(5, 1, &[2, 3])));
         assert!(one.found(true).is_none() && one.give_up());
         assert!(one.founding.is_none() && !one.give_up());
     }
@@ -449,15 +449,15 @@ mod tests {
     #[test]
     fn a_log_ranks_once_it_has_the_record_of_its_founding() {
         let mut one = member(1);
-        let base = report(5, 7, &[1, 2, 3]);
+        let base = ranked(5, 7, &[1, 2, 3]);
         let voters = [(ServerId(1), Incarnation(1))].into();
         let found = Found { epoch: epoch(8, 1), voters, base: base.clone() };
-        assert!(one.accept(&found, report(4, 9, &[1])));
-        assert_eq!(one.report(None), base, "the rank of what it was founded from");
+        assert!(one.accept(&found, ranked(4, 9, &[1])));
+        assert_eq!(one.newest(None), base, "the rank of what it was founded from");
         let record = Notes { lists: vec![ids(&[1])], revoked: 2 };
-        let report = one.report(Some((end(3), record.clone())));
+        let ranked = one.newest(Some((end(3), record.clone())));
         assert_eq!(
-            (report.rank, report.record),
+            (ranked.rank, ranked.record),
             (Rank { epoch: epoch(8, 1), end: end(3) }, record)
         );
         assert_eq!(one.known(), 8);
@@ -476,24 +476,24 @@ mod tests {
 
     #[test]
     fn survivors_count_in_place_of_the_list_and_all_of_them() {
-        let report = |list| report(4, 9, list);
+        let ranked = |list| ranked(4, 9, list);
         let call =
             |others: &[&Member<Notes>]| Call { survivors: Some(ids(&[1, 2])), ..answers(others) };
         let (mut one, mut two, mut four) = (member(1), member(2), member(4));
-        let asked = one.prepare(report(&[1, 2, 3, 4, 5]), &call(&[&two]), 10);
+        let asked = one.prepare(ranked(&[1, 2, 3, 4, 5]), &call(&[&two]), 10);
         assert_eq!(one.found(true), None, "one of the survivors has not promised");
-        one.collect(two.promise(&asked[0], report(&[1, 2, 3, 4, 5])));
+        one.collect(two.promise(&asked[0], ranked(&[1, 2, 3, 4, 5])));
         let found = one.found(false).unwrap();
         assert!(found.voters.iter().map(|(id, life)| (id.0, life.0)).eq([(1, 1), (2, 1)]));
         assert_eq!(found.base.record.lists(), [ids(&[1, 2])]);
-        assert!(two.accept(&found, report(&[1, 2, 3, 4, 5])));
+        assert!(two.accept(&found, ranked(&[1, 2, 3, 4, 5])));
         // What is founded next counts by those.
-        assert_eq!(two.report(None).record.lists(), [ids(&[1, 2])]);
+        assert_eq!(two.newest(None).record.lists(), [ids(&[1, 2])]);
         // Who is not among them founds nothing in their name.
-        let asked = four.prepare(report(&[1, 2, 3, 4, 5]), &call(&[&one, &two]), 20);
-        one.promise(&asked[0], report(&[1]));
-        four.collect(Promise { epoch: asked[0].epoch, from: node(1, 1), report: report(&[1]) });
-        four.collect(Promise { epoch: asked[0].epoch, from: node(2, 1), report: report(&[1]) });
+        let asked = four.prepare(ranked(&[1, 2, 3, 4, 5]), &call(&[&one, &two]), 20);
+        one.promise(&asked[0], ranked(&[1]));
+        four.collect(Promise { epoch: asked[0].epoch, from: node(1, 1), newest: ranked(&[1]) });
+        four.collect(Promise { epoch: asked[0].epoch, from: node(2, 1), newest: ranked(&[1]) });
         assert_eq!(four.found(true), None);
     }
 

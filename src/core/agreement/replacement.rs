@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::report::Voters;
+use super::ranked_record::Voters;
 use crate::core::node_id::{Incarnation, NodeId};
 use crate::core::quorum::majority;
 use crate::core::server_id::ServerId;

@@ -14,8 +14,8 @@ use std::rc::Rc;
 
 use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::agreement::founding::{Answer, Found, Member, Prepare, Promise};
+use stek_share::core::agreement::ranked_record::{Evidence, Rank, RankedRecord, Voters};
 use stek_share::core::agreement::replacement::Configuration;
-use stek_share::core::agreement::report::{Evidence, Rank, Report, Voters};
 use stek_share::core::log_id::{LeaderId, LogId};
 use stek_share::core::node_id::{Incarnation, NodeId};
 use stek_share::core::server_id::ServerId;
@@ -132,8 +132,8 @@ pub struct Server {
     pub commit: u8,
     /// Keys that it acknowledged, in this life or in one the file of which it has.
     pub held: Set,
-    /// A report that was read before Raft had stopped, which no rule allows.
-    pub early: Option<(Prepare, Report<Rec>)>,
+    /// A record that was read before Raft had stopped, which no rule allows.
+    pub early: Option<(Prepare, RankedRecord<Rec>)>,
 }
 
 /// A part of the state with its hash.
@@ -333,7 +333,7 @@ impl Server {
     }
 
     /// What it reports.
-    pub fn report(&self, out: Option<Out>) -> Report<Rec> {
+    pub fn newest(&self, out: Option<Out>) -> RankedRecord<Rec> {
         let member = &self.member;
         let entries = match out {
             Some(Out::WholeLog) => usize::from(self.commit),
@@ -349,12 +349,14 @@ impl Server {
         let log = self.fold(entries).map(|record| (end(entries), record));
         let rank = Rank { epoch: member.cluster, end: end(entries) };
         match (out, &log, &self.base) {
-            (Some(Out::EmptyRanksLow), None, Some(base)) => Report { rank, record: base.clone() },
+            (Some(Out::EmptyRanksLow), None, Some(base)) => {
+                RankedRecord { rank, record: base.clone() }
+            }
             (Some(Out::RecordRanks), None, Some(_)) if entries > 0 => {
                 let record = Rec { list: set_of(&self.first), version: 1, ..Rec::default() };
-                Report { rank, record }
+                RankedRecord { rank, record }
             }
-            _ => member.report(log),
+            _ => member.newest(log),
         }
     }
 }
@@ -452,7 +454,7 @@ impl Scope {
         };
         for id in voters(all) {
             let me = NodeId { server: id, incarnation: Incarnation(1) };
-            let mut server = fresh(me, Report::default(), all);
+            let mut server = fresh(me, RankedRecord::default(), all);
             if !self.cold {
                 server.member.promise = epoch;
                 server.member.cluster = epoch;
@@ -540,7 +542,7 @@ impl Scope {
 }
 
 /// A node in its first moment.
-pub fn fresh(me: NodeId, older: Report<Rec>, file: Set) -> Server {
+pub fn fresh(me: NodeId, older: RankedRecord<Rec>, file: Set) -> Server {
     let mut older = older;
     if older.rank == Rank::default() {
         older.record.list = file;

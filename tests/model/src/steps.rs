@@ -6,8 +6,8 @@ use std::rc::Rc;
 use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::agreement::founding::{Call, Found, Prepare};
 use stek_share::core::agreement::meeting::{meet, Leading, Meeting};
+use stek_share::core::agreement::ranked_record::{RankedRecord, Voters};
 use stek_share::core::agreement::replacement::{next_step, Arrival, Configuration, Step, View};
-use stek_share::core::agreement::report::{Report, Voters};
 use stek_share::core::node_id::{Incarnation, NodeId};
 use stek_share::core::server_id::ServerId;
 
@@ -330,12 +330,12 @@ impl Turn<'_> {
         let next = NodeId { incarnation: Incarnation(node.incarnation.0 + 1), ..node };
         // A file is written before an append is acknowledged.
         let file = match scope.out {
-            Some(Out::FileFirst) => server.report(Some(Out::WholeLog)),
-            out => server.report(out),
+            Some(Out::FileFirst) => server.newest(Some(Out::WholeLog)),
+            out => server.newest(out),
         };
         let held = held(&server);
         if self.spent().restarts < scope.budget.restarts && self.is_of(scope.restarters) {
-            let mut files = vec![(File::Lost, Report::default(), 0)];
+            let mut files = vec![(File::Lost, RankedRecord::default(), 0)];
             if scope.files {
                 let old = server.member.older.clone();
                 if old != file && old.rank != Default::default() {
@@ -349,7 +349,7 @@ impl Turn<'_> {
             }
         }
         if self.spent().seconds < scope.budget.seconds && self.is_of(scope.restarters) {
-            let second = part(fresh(next, Report::default(), server.file));
+            let second = part(fresh(next, RankedRecord::default(), server.file));
             self.add(Act::Second(node), server.clone(), |state| {
                 state.spent.seconds += 1;
                 state.servers.push(second);
@@ -383,7 +383,7 @@ impl Turn<'_> {
         if self.spent().prepares < scope.budget.prepares && self.is_of(scope.founders) && !hears {
             let wall = if scope.clock { u64::from(self.spent().prepares) + 1 } else { 0 };
             let mut next = server.clone();
-            let own = server.report(scope.out);
+            let own = server.newest(scope.out);
             let call = Call { answers: scope.answers(self.from, node), survivors: None };
             let mut prepares = next.member.prepare(own, &call, wall);
             if scope.out == Some(Out::OwnEpoch) {
@@ -428,7 +428,7 @@ impl Turn<'_> {
                 self.take_out(&mut found, &server, &mut next);
                 let fault = reports
                     .values()
-                    .any(|report| report.record.revoked & !found.base.record.revoked != 0);
+                    .any(|ranked| ranked.record.revoked & !found.base.record.revoked != 0);
                 self.add(Act::Found(node, chosen.count_ones()), next, |state| {
                     if fault {
                         state.fault = Some("a revoked key came back at a founding".to_owned());
@@ -440,10 +440,14 @@ impl Turn<'_> {
     }
 
     /// What a founder would do that goes by the list which it has itself.
-    fn count_by_own_list(&self, next: &mut Server, reports: &mut BTreeMap<NodeId, Report<Rec>>) {
+    fn count_by_own_list(
+        &self,
+        next: &mut Server,
+        reports: &mut BTreeMap<NodeId, RankedRecord<Rec>>,
+    ) {
         let node = next.member.me;
-        let own = reports.get(&node).map_or(0, |report| report.record.list);
-        reports.values_mut().for_each(|report| (report.record.list, report.record.next) = (own, 0));
+        let own = reports.get(&node).map_or(0, |ranked| ranked.record.list);
+        reports.values_mut().for_each(|ranked| (ranked.record.list, ranked.record.next) = (own, 0));
         if let Some(founding) = next.member.founding.as_mut() {
             founding.promises = reports.clone();
         }
@@ -464,7 +468,7 @@ impl Turn<'_> {
                 }
             }
             Some(Out::MergeAtFounding) => {
-                let before = before.report(None).record;
+                let before = before.newest(None).record;
                 if before.keys == found.base.record.keys {
                     found.base.record.revoked = before.revoked;
                 }
@@ -760,7 +764,7 @@ impl Turn<'_> {
         if is_own || server.member.admits(&prepare, hears, u64::MAX).is_err() {
             return;
         }
-        let own = server.report(scope.out);
+        let own = server.newest(scope.out);
         let mut next = server.clone();
         if scope.out == Some(Out::StopFirst) && scope.takes_part(&server) {
             if server.early.is_none() {
@@ -778,7 +782,7 @@ impl Turn<'_> {
 
     fn founded(&mut self, found: &Found<Rec>) {
         let server = self.me().clone();
-        let own = server.report(self.scope.out);
+        let own = server.newest(self.scope.out);
         let mut next = server.clone();
         let mut found = found.clone();
         if self.scope.out == Some(Out::OwnEpoch) {

@@ -40,14 +40,14 @@ pub trait Evidence: Clone {
 
 /// A record and its rank.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Report<R> {
+pub struct RankedRecord<R> {
     /// How new it is.
     pub rank: Rank,
     /// Keys, schedule, list and what was revoked.
     pub record: R,
 }
 
-impl<R: Evidence> Report<R> {
+impl<R: Evidence> RankedRecord<R> {
     /// The newer one of two, with what was revoked in either.
     #[must_use]
     pub fn newer(self, other: Self) -> Self {
@@ -76,19 +76,19 @@ mod tests {
         fn recover(&mut self, _: &Voters) {}
     }
 
-    fn report(counter: u64, index: u64, record: Keys) -> Report<Keys> {
+    fn ranked(counter: u64, index: u64, record: Keys) -> RankedRecord<Keys> {
         let epoch = Epoch { counter, ..Epoch::default() };
         let end = LogId { index, ..LogId::default() };
-        Report { rank: Rank { epoch, end }, record }
+        RankedRecord { rank: Rank { epoch, end }, record }
     }
 
     #[test]
     fn the_newer_record_stays_and_all_that_was_revoked() {
-        let older = || report(1, 9, Keys(1, 0b01));
-        let newer = || report(2, 1, Keys(2, 0b10));
-        assert_eq!(older().newer(newer()), report(2, 1, Keys(2, 0b11)));
-        assert_eq!(newer().newer(older()), report(2, 1, Keys(2, 0b11)));
-        let longer = report(1, 10, Keys(3, 0));
+        let older = || ranked(1, 9, Keys(1, 0b01));
+        let newer = || ranked(2, 1, Keys(2, 0b10));
+        assert_eq!(older().newer(newer()), ranked(2, 1, Keys(2, 0b11)));
+        assert_eq!(newer().newer(older()), ranked(2, 1, Keys(2, 0b11)));
+        let longer = ranked(1, 10, Keys(3, 0));
         assert_eq!(older().newer(longer).record, Keys(3, 0b01));
     }
 }
