@@ -96,11 +96,11 @@ impl Client {
         member: &Member,
         limit: Duration,
     ) -> Result<(ServerStatus, Duration), Failure> {
-        match self.ask(member, &Request::Report, limit).await? {
-            (Response::Report(status), _) if status.id != member.id => {
+        match self.ask(member, &Request::ServerStatus, limit).await? {
+            (Response::ServerStatus(status), _) if status.id != member.id => {
                 Err(Failure::Stranger(status.id))
             }
-            (Response::Report(status), took) => Ok((*status, took)),
+            (Response::ServerStatus(status), took) => Ok((*status, took)),
             _ => Err(Failure::InvalidResponse),
         }
     }

@@ -59,7 +59,7 @@ pub fn response(bytes: &[u8]) {
     assert_eq!(*encode(&twice).expect("as before"), *again, "not the same after a round trip");
     match twice {
         Response::Append(answer) => drop(answer.into_raft()),
-        Response::Report(status) => status.check().expect("an odd report"),
+        Response::ServerStatus(status) => status.check().expect("an odd report"),
         _ => {}
     }
 }

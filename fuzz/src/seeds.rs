@@ -268,7 +268,7 @@ fn requests() -> Vec<Request> {
             replaces: list().digest(),
             members: vec![member(1), member(2)],
         },
-        Request::Report,
+        Request::ServerStatus,
         Request::ListInFile(list().digest()),
         Request::Reload { origin: "user admin".to_owned() },
         Request::Recover {
@@ -304,7 +304,7 @@ fn responses() -> Vec<Response> {
         })),
         Response::ListInFile(true),
         Response::ErrorResponse(ErrorResponse::OtherNode),
-        Response::Report(Box::new(report())),
+        Response::ServerStatus(Box::new(report())),
         Response::Promise(Ok(Box::new(Promise {
             epoch: epoch(),
             from: node(1),

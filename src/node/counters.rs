@@ -1,6 +1,6 @@
 //! What is counted as it happens, for operators alone.
 //!
-//! Decides nothing; who tells of it is for `report`. Invariants: whoever counts waits for nobody.
+//! Decides nothing; who tells of it is for `status`. Invariants: whoever counts waits for nobody.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

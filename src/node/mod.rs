@@ -5,7 +5,7 @@
 //!
 //! | part | what it does | takes |
 //! |---|---|---|
-//! | `types` | what goes in and out: key sets, reports, how a request ended | |
+//! | `types` | what goes in and out: key sets, the node's status, how a request ended | |
 //! | `network`, `disk` | the ways to other servers and to `state_dir` | |
 //! | `environment` | the world that the node is in: these two, or a simulation's | |
 //! | `clock`, `counters`, `rejected_keys`, `running`, `list_file`, `origin` | one fact each | |
@@ -32,7 +32,7 @@
 //! | `leader` | bootstraps, stages, activates; carries out orders | all |
 //! | `key_publisher` | from the ring to the set that the host should hold | all |
 //! | `lifecycle` | one run of Raft after another | all |
-//! | `report` | what the node says of itself to operators | all |
+//! | `status` | what the node says of itself to operators | all |
 //! | `rpc_server` | answers other servers | all |
 
 #[cfg(test)]
@@ -63,7 +63,6 @@ mod peer_client;
 mod records;
 pub mod rejected_keys;
 mod replacement;
-mod report;
 mod rpc_server;
 mod running;
 mod server_list;
@@ -71,6 +70,7 @@ pub mod session_exchange;
 mod sessions;
 mod shared;
 mod state_file;
+mod status;
 mod store;
 mod types;
 mod wake_pipe;
@@ -105,7 +105,7 @@ use shared::{Shared, MAX_ASKED};
 pub use crate::core::server_status::Role;
 pub use counters::ReloadOutcome;
 pub use rpc_server::RELOAD_LIMIT;
-pub use types::{new_key, Deps, Joined, KeySet, NoKey, NoReload, Reloaded, Report};
+pub use types::{new_key, Deps, Joined, KeySet, NoKey, NoReload, NodeStatus, Reloaded};
 
 /// How long a leader that leaves waits for its successor.
 const LEADERSHIP_TRANSFER_LIMIT: Duration = Duration::from_millis(450);
@@ -275,13 +275,13 @@ impl Node {
     }
 
     /// What this server knows of itself and the group.
-    pub fn report(&self) -> Report {
-        self.shared.report()
+    pub fn node_status(&self) -> NodeStatus {
+        self.shared.node_status()
     }
 
     /// All that this server says of itself to an operator's command; no secrets.
     pub fn status(&self) -> ServerStatus {
-        report::status(&self.shared)
+        status::status(&self.shared)
     }
 
     /// Has the host asked how it is whenever this server is; `probe` must not wait.

@@ -124,7 +124,7 @@ impl Group {
 
     /// Two more rotations, which all servers follow.
     async fn goes_on(&self, after: &str) {
-        let current = |node: &Arc<Node>| node.report().current;
+        let current = |node: &Arc<Node>| node.node_status().current;
         let target = self.nodes.iter().map(current).max().unwrap_or_default().next().next();
         let all = async {
             let there = |node: &Arc<Node>| {
@@ -136,7 +136,7 @@ impl Group {
             }
         };
         if timeout(PATIENCE, all).await.is_err() {
-            let reports: Vec<_> = self.nodes.iter().map(|node| node.report()).collect();
+            let reports: Vec<_> = self.nodes.iter().map(|node| node.node_status()).collect();
             panic!("after a panic at {after} no generation {target} everywhere: {reports:#?}");
         }
     }

@@ -19,7 +19,7 @@ use super::keys::{Installed, Keys};
 use super::rejected_keys::Place;
 use super::running::Running;
 use super::shared::{Asked, Shared};
-use super::{bounds, forward, founding, heartbeat, origin, report, server_list};
+use super::{bounds, forward, founding, heartbeat, origin, server_list, status};
 use crate::consensus::network::RpcClient;
 use crate::consensus::{leader_id_of, log_id_of, vote_answer, VOTE_LEASE};
 use crate::core::agreed::Record;
@@ -191,7 +191,7 @@ impl RpcServer {
                     forward::admin_command_here(shared, command, origin).await,
                 ))
             }
-            Request::Report => Ok(Response::Report(Box::new(report::status(shared)))),
+            Request::ServerStatus => Ok(Response::ServerStatus(Box::new(status::status(shared)))),
             Request::ChangeMembership { replaces, members } => Ok(Response::MembershipChanged(
                 server_list::change_membership_for(&shared.peers, from, replaces, members).await,
             )),

@@ -20,7 +20,7 @@ use super::rejected_keys::RejectedKeys;
 use super::session_exchange::SessionExchange;
 use super::state_file::StateFile;
 use super::store::Store;
-use super::{Deps, Report, Role};
+use super::{Deps, NodeStatus, Role};
 use crate::core::agreed::Record;
 use crate::core::agreement::founding::{Call, Found, Prepare, Promise, Refusal};
 use crate::core::config::Settings;
@@ -118,7 +118,7 @@ impl Shared {
     }
 
     /// What this server knows of itself and the group.
-    pub fn report(&self) -> Report {
+    pub fn node_status(&self) -> NodeStatus {
         let view = self.ctx.views.borrow().clone();
         let now = self.ctx.now();
         let running = self.ctx.running();
@@ -143,7 +143,7 @@ impl Shared {
         let known = running.as_ref().map(|running| running.known()).unwrap_or_default();
         let members: BTreeSet<ServerId> = known.iter().map(|node| node.server).collect();
         let heard = |id| self.peers.heard.last(id).is_some_and(|at| at.elapsed() < bound);
-        Report {
+        NodeStatus {
             role,
             term: metrics.as_ref().map_or(0, |m| m.vote.leader_id.term),
             members: members.len(),

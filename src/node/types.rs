@@ -164,7 +164,7 @@ impl From<MembershipRefusal> for NoReload {
 
 /// What a server knows of itself and the group; no secrets.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct NodeStatus {
     /// Its part.
     pub role: Role,
     /// Raft's term.

@@ -15,7 +15,7 @@
 //! | `AdminCommand` | members, to the leader; tools, to any server, which passes it on | always; carried out by a leader with a majority | the operator is told that it may still happen; never sent again | another new key, unless a handover is under way |
 //! | `TimeoutNow` | members; the leader of the asked server | while Raft runs | an election without it, later | nothing more |
 //! | `ChangeMembership` | members; one that answers at its listed address, to the leader | always; carried out by a leader | the operator is told that it may still happen; never sent again | refused: the list that it replaces is no longer the agreed one |
-//! | `Report` | members and tools | always | the tool says so | the same answer |
+//! | `ServerStatus` | members and tools | always | the tool says so | the same answer |
 //! | `Heartbeat` | members; the leader of the term in it; a one-way message, unless an answer is asked for | always | the next one is due soon | nothing more |
 //! | `ListInFile` | members | always; from the file as it is now | counts as a server without this list | the same answer |
 //! | `Prepare` | members; the founder of the epoch in it | by the very node that it names, unless it hears a leader with a majority or has promised as much | the founder waits for a moment, then goes on with a majority | refused: it was promised before |
@@ -109,7 +109,7 @@ pub enum Request {
         members: Vec<Member>,
     },
     /// "How are you?", from an operator's command. Answered in every state.
-    Report,
+    ServerStatus,
     /// The leader's heartbeat. Most of them are sent as notes, which get no answer.
     Heartbeat(WireHeartbeat),
     /// "Does your `server_list_file` hold this very list now?", from a leader that was asked to have
@@ -193,8 +193,8 @@ pub enum Response {
     },
     /// To anything: the asked server is in no state to answer that.
     ErrorResponse(ErrorResponse),
-    /// To [`Request::Report`].
-    Report(Box<ServerStatus>),
+    /// To [`Request::ServerStatus`].
+    ServerStatus(Box<ServerStatus>),
     /// To [`Request::ListInFile`].
     ListInFile(bool),
     /// To [`Request::Prepare`].
@@ -275,7 +275,7 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
     let response = decode(bytes)?;
     match &response {
         Response::Status(status) => check_status(status)?,
-        Response::Report(status) => status.check().map_err(Malformed::Status)?,
+        Response::ServerStatus(status) => status.check().map_err(Malformed::Status)?,
         Response::Vote { last_log_id: Some(end), .. } => end.check()?,
         Response::Append(AppendAnswer::Partial(Some(end))) => end.check()?,
         Response::Promise(Ok(promise)) => check_promise(promise)?,
@@ -295,7 +295,7 @@ impl Request {
     pub fn is_for_tools(&self) -> bool {
         match self {
             Request::Status(_)
-            | Request::Report
+            | Request::ServerStatus
             | Request::AdminCommand { .. }
             | Request::Reload { .. }
             | Request::Recover { .. } => true,

@@ -56,7 +56,7 @@ pub(crate) fn one_of_each() -> Vec<Request> {
         Request::AdminCommand { command: AdminCommand::Rotate, origin: String::new() },
         Request::TimeoutNow,
         Request::ChangeMembership { replaces: list, members: Vec::new() },
-        Request::Report,
+        Request::ServerStatus,
         Request::Heartbeat(WireHeartbeat {
             cluster: epoch,
             list_version: 1,
@@ -97,7 +97,7 @@ pub(crate) fn kind(request: &Request) -> &'static str {
         Request::AdminCommand { .. } => "AdminCommand",
         Request::TimeoutNow => "TimeoutNow",
         Request::ChangeMembership { .. } => "ChangeMembership",
-        Request::Report => "Report",
+        Request::ServerStatus => "ServerStatus",
         Request::Heartbeat(_) => "Heartbeat",
         Request::ListInFile(_) => "ListInFile",
         Request::Prepare(_) => "Prepare",
@@ -452,15 +452,15 @@ fn impossible_rings_and_memberships_are_refused() {
 #[test]
 fn a_status_survives_and_one_that_no_server_gives_is_refused() {
     let status = crate::core::server_status::tests::sample();
-    let bytes = encode(&Response::Report(Box::new(status.clone()))).unwrap();
-    let Ok(Response::Report(back)) = decode_response(&bytes) else { panic!("no status") };
+    let bytes = encode(&Response::ServerStatus(Box::new(status.clone()))).unwrap();
+    let Ok(Response::ServerStatus(back)) = decode_response(&bytes) else { panic!("no status") };
     assert_eq!(*back, status);
     for cut in 0..bytes.len() {
         assert!(decode_response(&bytes[..cut]).is_err(), "prefix of {cut} bytes");
     }
     let mut odd = status;
     odd.certificate.subject = "/CN=\u{1b}[31m".to_owned();
-    let bytes = encode(&Response::Report(Box::new(odd))).unwrap();
+    let bytes = encode(&Response::ServerStatus(Box::new(odd))).unwrap();
     assert!(matches!(decode_response(&bytes), Err(Malformed::Status(BadStatus::Text))));
 }
 

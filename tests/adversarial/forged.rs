@@ -90,7 +90,7 @@ fn is_well(fleet: &mut Fleet, (leader, term): (u32, u64)) {
 fn generations_cannot_be_brought_to_their_end() {
     let mut fleet = three_of_four();
     let before = leader_term(&fleet);
-    let far = MAX_GENERATION_LEAP + fleet.servers[&1].report().current.0 + 1;
+    let far = MAX_GENERATION_LEAP + fleet.servers[&1].node_status().current.0 + 1;
     for generation in [u64::MAX, MAX_GENERATION.0 + 1, MAX_GENERATION.0, far, 0] {
         refuse_all(&mut fleet, |fleet, term| {
             snapshot(leader_id(term), 1000, Forged::at(fleet, generation).agreed())

@@ -152,7 +152,7 @@ pub fn door(fleet: &Fleet, id: u32) -> SocketAddr {
 
 /// The cluster incarnation of a fleet that has one.
 pub fn cluster_id(fleet: &Fleet) -> [u8; 16] {
-    let mut clusters = fleet.servers.values().filter_map(|b| b.report().cluster_id);
+    let mut clusters = fleet.servers.values().filter_map(|b| b.node_status().cluster_id);
     clusters.next().map_or([0; 16], |cluster_id| cluster_id.to_bytes())
 }
 

@@ -44,7 +44,7 @@ fn operator(fleet: &Fleet, ids: &[u32]) -> Result<Option<u64>, NoReload> {
 }
 
 fn wait_for_members(fleet: &Fleet, ids: &[u32]) {
-    let has_all = |id| fleet.servers[id].report().members == ids.len();
+    let has_all = |id| fleet.servers[id].node_status().members == ids.len();
     wait_for("the list to count", || ids.iter().all(has_all), || fleet.describe());
 }
 
@@ -103,7 +103,7 @@ fn a_server_that_was_removed_cannot_take_itself_in_again() {
     let answer = ask_as(&as_member(down), &thief, &to, &request());
     assert!(refused(&answer), "{answer:?}");
     assert!(fleet.servers[&leader].lines.has("refused a server list from a tool that speaks as"));
-    assert_eq!(fleet.servers[&leader].report().list_version, 2, "{}", fleet.describe());
+    assert_eq!(fleet.servers[&leader].node_status().list_version, 2, "{}", fleet.describe());
     let keys = fleet.servers[&leader].host.latest();
     let has = fleet.servers[&4].host.latest();
     assert!(keys.iter().all(|key| !has.contains(key)), "{keys:?} {has:?}");
@@ -211,7 +211,7 @@ fn one_member_alone_cannot_outnumber_the_others() {
     let expected = "servers 1 and 2 do not have this list yet: put the same server_list_file on \
                     all servers, then reload one";
     assert!(words.ends_with(expected), "{words}: {}", fleet.describe());
-    assert_eq!(fleet.servers[&1].report().list_version, 1);
+    assert_eq!(fleet.servers[&1].node_status().list_version, 1);
 
     // The operator takes it out, with all that it brought; what its own file says does not matter.
     let two = list(&fleet, &[1, 2]);

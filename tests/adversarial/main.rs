@@ -54,7 +54,7 @@ fn without_the_fourth(fleet: &mut Fleet) {
     fleet.kill(ENEMY);
     let follow = |fleet: &Fleet| {
         let leader = fleet.leader().map(ServerId);
-        leader.is_some() && fleet.servers.values().all(|b| b.report().leader == leader)
+        leader.is_some() && fleet.servers.values().all(|b| b.node_status().leader == leader)
     };
     wait_for("a leader among the rest", || follow(fleet), || fleet.describe());
 }
@@ -62,12 +62,12 @@ fn without_the_fourth(fleet: &mut Fleet) {
 /// Who leads, and in which term.
 fn leader_term(fleet: &Fleet) -> (u32, u64) {
     let leader = fleet.wait_for_leader();
-    (leader, fleet.servers[&leader].report().term)
+    (leader, fleet.servers[&leader].node_status().term)
 }
 
 /// The group takes an order and all servers come to the key that it makes, whatever is going on.
 fn rotate(fleet: &Fleet) {
-    let newest = || fleet.servers.values().map(|b| b.report().current.0).max().unwrap_or(0);
+    let newest = || fleet.servers.values().map(|b| b.node_status().current.0).max().unwrap_or(0);
     let before = newest();
     wait_for(
         "a rotation",

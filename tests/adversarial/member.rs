@@ -261,7 +261,7 @@ fn a_recorded_order_cannot_be_given_again() {
     let mut fleet = three_of_four();
     let (leader, _) = leader_term(&fleet);
     let recorder = crate::strangers::Recorder::before(crate::insider::door(&fleet, leader));
-    let before = fleet.servers[&leader].report().current;
+    let before = fleet.servers[&leader].node_status().current;
     let mut insider = Insider::connect_at(&mut fleet, recorder.addr);
     let answer = insider
         .ask(&Request::AdminCommand { command: AdminCommand::Rotate, origin: String::new() });

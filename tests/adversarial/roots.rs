@@ -77,7 +77,7 @@ fn what_is_made_after_the_new_root_never_reaches_who_stayed_with_the_old_one() {
     fleet.wait_until_one();
     rotate(&fleet);
     let stolen = fleet.servers.remove(&ENEMY).unwrap();
-    let known = stolen.report().current;
+    let known = stolen.node_status().current;
     replace_the_root(&mut fleet);
     // The first order that is taken; a leader may have to be found, if the stolen server was it.
     wait_for(
@@ -95,7 +95,7 @@ fn what_is_made_after_the_new_root_never_reaches_who_stayed_with_the_old_one() {
     let keys: Vec<_> = fleet.servers.values().map(|b| b.host.latest()[0]).collect();
     let thiefs = stolen.host.sets.lock().unwrap().clone();
     assert!(thiefs.iter().all(|(_, set)| keys.iter().all(|key| !set.contains(key))));
-    assert_eq!(stolen.report().current, known, "it followed the group");
+    assert_eq!(stolen.node_status().current, known, "it followed the group");
     let told = fleet.servers.values().any(|b| b.lines.has("it is no longer trusted"));
     assert!(told, "{}", fleet.describe());
 }
@@ -108,7 +108,7 @@ fn who_came_in_under_the_old_root_orders_nothing_afterwards() {
     for insider in &mut insiders {
         insider.status();
     }
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     let members = fleet.members.clone();
     replace_the_root(&mut fleet);
     for mut insider in insiders {
@@ -122,8 +122,8 @@ fn who_came_in_under_the_old_root_orders_nothing_afterwards() {
             .ask(&rpc::Request::ChangeMembership { replaces, members: members[..3].to_vec() });
         assert!(list.is_none(), "{list:?}");
     }
-    let after = fleet.servers[&1].report();
+    let after = fleet.servers[&1].node_status();
     assert_eq!((after.current, after.list_version), (before.current, before.list_version));
     rotate(&fleet);
-    assert_eq!(fleet.servers[&1].report().list_version, before.list_version);
+    assert_eq!(fleet.servers[&1].node_status().list_version, before.list_version);
 }

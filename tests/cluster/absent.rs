@@ -72,25 +72,25 @@ fn what_a_server_had_installed_before_it_was_started_anew_does_not_count() {
     let node = fleet.servers[&leader].node.clone();
     let order = std::thread::spawn(move || block_on(node.admin_command(AdminCommand::Rotate)));
     let has_staged = |fleet: &Fleet, id: u32| {
-        let report = fleet.servers[&id].report();
+        let report = fleet.servers[&id].node_status();
         report.staged.is_some() && report.staged == Some(report.installed)
     };
     wait_for("one to have the key", || has_staged(&fleet, restarted), || fleet.describe());
-    let staged = fleet.servers[&leader].report().staged.unwrap();
+    let staged = fleet.servers[&leader].node_status().staged.unwrap();
     fleet.kill(restarted);
     fleet.start(restarted);
     breaks(&fleet, restarted, true);
     wait_for(
         "it to know of the handover",
-        || fleet.servers[&restarted].report().staged == Some(staged),
+        || fleet.servers[&restarted].node_status().staged == Some(staged),
         || fleet.describe(),
     );
     breaks(&fleet, slow, false);
     wait_for("all others to have the key", || has_staged(&fleet, slow), || fleet.describe());
     // Long enough for a leader that no longer asks to go on.
     std::thread::sleep(Duration::from_millis(300));
-    let missing = fleet.servers[&restarted].report().installed < staged;
-    let current = fleet.servers[&leader].report().current;
+    let missing = fleet.servers[&restarted].node_status().installed < staged;
+    let current = fleet.servers[&leader].node_status().current;
     assert!(!missing || current < staged, "{}", fleet.describe());
     assert!(missing, "nothing was shown");
     breaks(&fleet, restarted, false);

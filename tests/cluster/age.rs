@@ -56,7 +56,7 @@ fn without_a_quorum_a_server_goes_on_with_keys_of_its_own_and_comes_back_by_itse
     fleet.start(1);
     fleet.start(2);
     fleet.wait_until_one();
-    assert!(fleet.servers[&3].report().current.0 > 0);
+    assert!(fleet.servers[&3].node_status().current.0 > 0);
     wait_for(
         "the survivor to say that it is back",
         || fleet.servers[&3].lines.has("fresh again"),
@@ -78,7 +78,7 @@ fn a_key_that_became_overdue_while_the_machines_slept_is_replaced() {
     for count in [1, 3] {
         let fleet = Fleet::running(count, hourly);
         fleet.wait_until_one();
-        let old = fleet.servers[&1].report().current;
+        let old = fleet.servers[&1].node_status().current;
         let woken = Instant::now();
         for running in fleet.servers.values() {
             running.slept.store(3601, Ordering::SeqCst);
@@ -87,9 +87,9 @@ fn a_key_that_became_overdue_while_the_machines_slept_is_replaced() {
         assert!(woken.elapsed() < AWAKE, "replaced after {:?}", woken.elapsed());
         fleet.wait_until_one();
         // The new one is as old as it is.
-        let age = fleet.servers[&1].report().current_age;
+        let age = fleet.servers[&1].node_status().current_age;
         assert!(age < AWAKE, "{age:?}");
-        assert_eq!(fleet.servers[&1].report().current.0, old.0 + 1, "one rotation, not two");
+        assert_eq!(fleet.servers[&1].node_status().current.0, old.0 + 1, "one rotation, not two");
     }
 }
 
@@ -137,14 +137,14 @@ fn a_restarted_server_is_told_how_old_the_key_is() {
     let mut fleet =
         Fleet::running(3, |settings| settings.key_update_interval = Duration::from_secs(3600));
     fleet.wait_until_one();
-    let age_before = fleet.servers[&2].report().current_age;
+    let age_before = fleet.servers[&2].node_status().current_age;
     fleet.kill(1);
     std::thread::sleep(Duration::from_millis(300));
     fleet.start(1);
     fleet.wait_until_one();
     wait_for(
         "the server to know the key's age",
-        || fleet.servers[&1].report().current_age > age_before + Duration::from_millis(300),
+        || fleet.servers[&1].node_status().current_age > age_before + Duration::from_millis(300),
         || fleet.describe(),
     );
 }
@@ -198,7 +198,7 @@ fn clock_child() {
             Err(back) => back.duration(),
         };
         assert!(jumped > Duration::from_secs(3600), "the wall clock did not jump: {jumped:?}");
-        let generation = fleet.servers[&1].report().current.0;
+        let generation = fleet.servers[&1].node_status().current.0;
         let begun = Instant::now();
         fleet.wait_for_generation(generation + 2);
         // Two rotations in two intervals: not at once, and not hours later.

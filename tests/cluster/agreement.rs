@@ -20,10 +20,14 @@ fn a_fleet_of_any_size_starts_with_one_key() {
         let fleet = Fleet::running(count, slow);
         fleet.wait_until_one();
         println!("{count} servers: one key after {:?}", begun.elapsed());
-        let first = fleet.servers[&1].report();
+        let first = fleet.servers[&1].node_status();
         assert_eq!(first.current.0, 1);
         assert_eq!(
-            fleet.servers.values().filter(|b| b.report().cluster_id == first.cluster_id).count(),
+            fleet
+                .servers
+                .values()
+                .filter(|b| b.node_status().cluster_id == first.cluster_id)
+                .count(),
             count as usize
         );
     }
@@ -62,14 +66,14 @@ fn rotation_goes_on_after_the_leader_dies_and_it_comes_back_with_all_keys() {
     let mut fleet = Fleet::running(3, fast);
     fleet.wait_for_generation(2);
     let leader = fleet.wait_for_leader();
-    let before = fleet.servers[&leader].report();
+    let before = fleet.servers[&leader].node_status();
     fleet.kill(leader);
     fleet.wait_for_generation(before.current.0 + 2);
-    let after = fleet.servers.values().next().unwrap().report();
+    let after = fleet.servers.values().next().unwrap().node_status();
     assert_eq!(after.cluster_id, before.cluster_id, "the cluster incarnation goes on");
     fleet.start(leader);
     fleet.wait_for_generation(after.current.0 + 1);
-    let report = fleet.servers[&leader].report();
+    let report = fleet.servers[&leader].node_status();
     assert_eq!(report.cluster_id, before.cluster_id);
     assert_eq!(fleet.servers[&leader].host.latest().len(), 2);
 }
@@ -78,7 +82,7 @@ fn rotation_goes_on_after_the_leader_dies_and_it_comes_back_with_all_keys() {
 fn every_server_can_be_restarted_in_turn() {
     let mut fleet = Fleet::running(3, slow);
     fleet.wait_until_one();
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     for round in 0..6 {
         let id = round % 3 + 1;
         fleet.kill(id);
@@ -88,7 +92,7 @@ fn every_server_can_be_restarted_in_turn() {
             || fleet.is_one(),
             || fleet.describe(),
         );
-        let now = fleet.servers[&id].report();
+        let now = fleet.servers[&id].node_status();
         assert_eq!(now.fingerprint, before.fingerprint, "round {round}");
         assert_eq!(now.cluster_id, before.cluster_id, "round {round}");
     }

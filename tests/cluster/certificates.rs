@@ -64,7 +64,7 @@ fn two_servers_with_each_others_certificates_are_kept_out() {
     for (id, certificate_of) in [(1, 1), (2, 2), (3, 3), (4, 5), (5, 4)] {
         start(&mut fleet, id, certificate_of);
     }
-    let whole = |fleet: &Fleet, id: u32| fleet.servers[&id].report().current.0 > 0;
+    let whole = |fleet: &Fleet, id: u32| fleet.servers[&id].node_status().current.0 > 0;
     wait_for(
         "the others to have a key and the two to be refused",
         || {
@@ -89,7 +89,7 @@ fn two_servers_with_each_others_certificates_are_kept_out() {
 fn each_server_gets_a_subject_of_its_own_by_reload() {
     let mut fleet = Fleet::running(3, |_| ());
     fleet.wait_until_one();
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     for id in 1..=3 {
         fleet.members[id as usize - 1].subject = Some(subject(id));
         fleet.distribute(&fleet.members);
@@ -99,13 +99,13 @@ fn each_server_gets_a_subject_of_its_own_by_reload() {
         let reloaded = block_on(fleet.servers[&id].node.reload(settings, tls)).unwrap();
         assert!(reloaded.list.is_some());
         let version = 1 + u64::from(id);
-        let on_all = || fleet.servers.values().all(|b| b.report().list_version == version);
+        let on_all = || fleet.servers.values().all(|b| b.node_status().list_version == version);
         wait_for("the list on all servers", on_all, || fleet.describe());
         // It is in the group with its new certificate: a new key reaches it.
         block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(version);
     }
-    assert_eq!(fleet.servers[&3].report().cluster_id, before.cluster_id);
+    assert_eq!(fleet.servers[&3].node_status().cluster_id, before.cluster_id);
     // The one that all had is good for nobody any more.
     fleet.kill(3);
     fleet.start(3);
@@ -127,7 +127,7 @@ fn connections_grow_old_and_nobody_misses_a_heartbeat() {
     }
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
-    let term = fleet.servers[&leader].report().term;
+    let term = fleet.servers[&leader].node_status().term;
     let status = |id: u32| fleet.servers[&id].node.status();
     let before: Vec<_> = (1..=3).map(|id| status(id).accepted).collect();
     let elections: Vec<_> = (1..=3).map(|id| status(id).group.elections).collect();
@@ -135,7 +135,7 @@ fn connections_grow_old_and_nobody_misses_a_heartbeat() {
     // The leader keeps a connection to each of the others; nobody need have one to the leader.
     let renewed =
         || (1..=3).zip(&before).all(|(id, was)| id == leader || status(id).accepted >= was + 6);
-    let mut generation = fleet.servers[&leader].report().current.0;
+    let mut generation = fleet.servers[&leader].node_status().current.0;
     while !renewed() {
         block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap();
         generation += 1;
@@ -143,10 +143,10 @@ fn connections_grow_old_and_nobody_misses_a_heartbeat() {
         let accepted: Vec<_> = (1..=3).map(|id| status(id).accepted).collect();
         assert!(begun.elapsed() < PATIENCE, "{before:?} {accepted:?} {}", fleet.describe());
     }
-    assert_eq!(fleet.servers[&leader].report().term, term, "{}", fleet.describe());
+    assert_eq!(fleet.servers[&leader].node_status().term, term, "{}", fleet.describe());
     for (at, id) in (0..).zip(1..=3) {
         assert_eq!(status(id).group.elections, elections[at], "{}", fleet.describe());
-        assert_eq!(fleet.servers[&id].report().reachable, 3);
+        assert_eq!(fleet.servers[&id].node_status().reachable, 3);
         let lines = &fleet.servers[&id].lines;
         assert!(!lines.has("is down") && !lines.has("has not installed"), "{}", fleet.describe());
     }

@@ -107,7 +107,7 @@ fn reserved_log_items_and_snapshot_distance_bound_the_entries_that_are_kept() {
         // Erasing comes a moment after the rotation.
         let mut least = usize::MAX;
         for _ in 0..200 {
-            least = least.min(fleet.servers[&1].report().log_entries);
+            least = least.min(fleet.servers[&1].node_status().log_entries);
             std::thread::sleep(Duration::from_millis(5));
         }
         least

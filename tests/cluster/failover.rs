@@ -51,13 +51,13 @@ fn connections_that_are_reset_depose_no_living_leader() {
     let mut fleet = Fleet::linked(3, patient);
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
-    let term = fleet.servers[&leader].report().term;
+    let term = fleet.servers[&leader].node_status().term;
     for _ in 0..5 {
         fleet.relays.as_ref().unwrap().reset(leader);
         sleep(Duration::from_millis(300));
     }
     let follows = |fleet: &Fleet| {
-        let reports = fleet.servers.values().map(|running| running.report());
+        let reports = fleet.servers.values().map(|running| running.node_status());
         reports.map(|report| (report.term, report.leader.map(|id| id.0))).collect::<Vec<_>>()
     };
     assert_eq!(follows(&fleet), [(term, Some(leader)); 3], "{}", fleet.describe());

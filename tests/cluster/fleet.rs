@@ -13,7 +13,7 @@ use stek_share::core::server_id::ServerId;
 use stek_share::core::stek::Fingerprint;
 use stek_share::log_sink::{Level, Log, LogSink};
 use stek_share::node::environment::{Environment, ReadList};
-use stek_share::node::{new_key, Deps, KeySet, Node, Report, Role};
+use stek_share::node::{new_key, Deps, KeySet, Node, NodeStatus, Role};
 use stek_share::transport::tls::Tls;
 use stek_share::transport::{Bounds, Versions};
 use testkit::pki::{Authority, Identity, Request};
@@ -85,8 +85,8 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn report(&self) -> Report {
-        self.node.report()
+    pub fn node_status(&self) -> NodeStatus {
+        self.node.node_status()
     }
 }
 
@@ -277,14 +277,14 @@ impl Fleet {
     }
 
     pub fn leader(&self) -> Option<u32> {
-        let mut leaders = self.servers.iter().filter(|(_, b)| b.report().role == Role::Leader);
+        let mut leaders = self.servers.iter().filter(|(_, b)| b.node_status().role == Role::Leader);
         leaders.next().map(|(id, _)| *id)
     }
 
     /// Whether all running servers have installed one agreed set of keys of one generation.
     pub fn is_one(&self) -> bool {
         let sets: Vec<_> = self.servers.values().map(|b| b.host.latest()).collect();
-        let reports: Vec<_> = self.servers.values().map(Running::report).collect();
+        let reports: Vec<_> = self.servers.values().map(Running::node_status).collect();
         let first = &reports[0];
         first.current.0 > 0
             && reports.iter().all(|r| {
@@ -303,14 +303,17 @@ impl Fleet {
 
     /// Until no death of one server can end the cluster, which was founded with a majority.
     pub fn wait_until_all_vote(&self) {
-        let all = || self.servers.values().all(|running| running.report().votes);
+        let all = || self.servers.values().all(|running| running.node_status().votes);
         wait_for("all servers to vote", all, || self.describe());
     }
 
     pub fn wait_for_generation(&self, at_least: u64) {
         wait_for(
             &format!("generation {at_least} on all servers"),
-            || self.is_one() && self.servers.values().all(|b| b.report().current.0 >= at_least),
+            || {
+                self.is_one()
+                    && self.servers.values().all(|b| b.node_status().current.0 >= at_least)
+            },
             || self.describe(),
         );
     }
@@ -323,7 +326,8 @@ impl Fleet {
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for (id, b) in &self.servers {
-            text += &format!("server {id}: {:?}\n  installed {:?}\n", b.report(), b.host.latest());
+            text +=
+                &format!("server {id}: {:?}\n  installed {:?}\n", b.node_status(), b.host.latest());
             for (level, line) in b.lines.all() {
                 text += &format!("    {level:?}: {line}\n");
             }

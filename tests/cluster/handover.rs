@@ -33,7 +33,7 @@ fn no_server_encrypts_with_a_key_that_another_has_not_installed() {
         let generation =
             block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(generation.0);
-        let key = fleet.servers[&1].report().fingerprint.unwrap();
+        let key = fleet.servers[&1].node_status().fingerprint.unwrap();
         let times: Vec<_> = (1..=5).map(|id| held_and_used(&fleet, id, key)).collect();
         let last_held = times.iter().filter_map(|(held, _)| *held).max().unwrap();
         let first_used = times.iter().filter_map(|(_, used)| *used).min().unwrap();
@@ -60,7 +60,7 @@ fn every_server_waits_for_one_that_is_slow_to_install() {
         let others = || fleet.servers.values().filter(|b| !b.host.broken.load(Ordering::SeqCst));
         wait_for(
             "all others to hold the staged key",
-            || others().all(|b| b.report().staged == Some(b.report().installed)),
+            || others().all(|b| b.node_status().staged == Some(b.node_status().installed)),
             || fleet.describe(),
         );
         // Long enough for a leader that waits for too few to show it.
@@ -68,7 +68,7 @@ fn every_server_waits_for_one_that_is_slow_to_install() {
         host.broken.store(false, Ordering::SeqCst);
         let generation = order.join().unwrap().unwrap();
         fleet.wait_for_generation(generation.0);
-        let key = fleet.servers[&slow].report().fingerprint.unwrap();
+        let key = fleet.servers[&slow].node_status().fingerprint.unwrap();
         let times: Vec<_> = (1..=5).map(|id| held_and_used(&fleet, id, key)).collect();
         let held = times[slow as usize - 1].0.unwrap();
         let first_used = times.iter().filter_map(|(_, used)| *used).min().unwrap();
@@ -110,7 +110,7 @@ fn a_second_order_during_a_handover_is_refused_with_the_reason() {
     let first = std::thread::spawn(move || block_on(node.admin_command(AdminCommand::Rotate)));
     wait_for(
         "the handover to begin",
-        || fleet.servers[&leader].report().staged.is_some(),
+        || fleet.servers[&leader].node_status().staged.is_some(),
         || fleet.describe(),
     );
     let refusal =
@@ -132,10 +132,10 @@ fn a_new_leader_finishes_the_handover_that_it_finds() {
     let order = std::thread::spawn(move || block_on(node.admin_command(AdminCommand::Rotate)));
     wait_for(
         "all to have the staged key",
-        || fleet.servers.values().all(|b| b.report().staged.is_some()),
+        || fleet.servers.values().all(|b| b.node_status().staged.is_some()),
         || fleet.describe(),
     );
-    let staged = fleet.servers[&leader].report().staged.unwrap();
+    let staged = fleet.servers[&leader].node_status().staged.unwrap();
     fleet.kill(leader);
     fleet.servers[&broken].host.broken.store(false, Ordering::SeqCst);
     fleet.wait_for_generation(staged.0);
@@ -163,7 +163,7 @@ fn a_server_that_returns_waits_for_both_keys_before_it_serves() {
     block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(2);
     for id in 1..=3 {
-        let current = fleet.servers[&id].report().fingerprint.unwrap();
+        let current = fleet.servers[&id].node_status().fingerprint.unwrap();
         let keys = fleet.servers[&id].host.latest();
         fleet.kill(id);
         let node = fleet.start(id).node.clone();

@@ -205,7 +205,7 @@ impl Stage {
     }
 
     fn term(&self) -> u64 {
-        self.fleet.servers.values().map(|b| b.report().term).max().unwrap()
+        self.fleet.servers.values().map(|b| b.node_status().term).max().unwrap()
     }
 
     fn ask(&self, to: u32, request: &Request) -> Response {
@@ -245,7 +245,7 @@ fn a_idle_leader_heartbeats_a_quarter_as_often_and_still_knows_whom_it_reaches()
     let (mut looks, mut whole) = (0_u32, 0);
     let begun = Instant::now();
     while begun.elapsed() < WHILE {
-        let report = leader.report();
+        let report = leader.node_status();
         looks += 1;
         whole += u32::from(report.role == Role::Leader && report.reachable == 3);
         sleep(Duration::from_millis(5));
@@ -338,7 +338,7 @@ fn heartbeats_of_an_old_term_hold_no_election_back() {
     stage.until("an election in spite of heartbeats", || {
         let answer = stage.ask(survivor, &heartbeat);
         assert!(matches!(answer, Response::Heartbeat { in_sync: false, .. }), "{answer:?}");
-        stage.fleet.servers[&survivor].report().role == Role::Leader
+        stage.fleet.servers[&survivor].node_status().role == Role::Leader
     });
     assert!(stage.term() > term);
 }

@@ -44,7 +44,7 @@ fn wait_for_members(fleet: &Fleet, ids: &[u32]) {
         || {
             fleet.is_one()
                 && ids.iter().all(|id| {
-                    let report = fleet.servers[id].report();
+                    let report = fleet.servers[id].node_status();
                     report.members == ids.len()
                         && report.list_version > 0
                         && matches!(report.role, Role::Leader | Role::Follower)
@@ -59,7 +59,7 @@ fn a_group_grows_from_one_to_five_and_shrinks_back() {
     let mut fleet = Fleet::new(5, default);
     start_listing(&mut fleet, 1, &[1]);
     wait_for_members(&fleet, &[1]);
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     start_listing(&mut fleet, 2, &[1, 2, 3]);
     start_listing(&mut fleet, 3, &[1, 2, 3]);
     wait_for(
@@ -75,7 +75,7 @@ fn a_group_grows_from_one_to_five_and_shrinks_back() {
     fleet.give(&[2, 3], &list(&fleet, &[1, 2, 3, 4, 5]));
     assert_eq!(reload(&fleet, 2, &[1, 2, 3, 4, 5]), Ok(Some(3)));
     wait_for_members(&fleet, &[1, 2, 3, 4, 5]);
-    let after = fleet.servers[&5].report();
+    let after = fleet.servers[&5].node_status();
     assert_eq!((after.cluster_id, after.fingerprint), (before.cluster_id, before.fingerprint));
     // Every one of the five counts: rotation needs three of them.
     block_on(fleet.servers[&4].node.admin_command(AdminCommand::Rotate)).unwrap();
@@ -102,11 +102,11 @@ fn a_list_may_keep_less_than_a_majority_of_the_old_one() {
             start_listing(&mut fleet, *id, &before);
         }
         wait_for_members(&fleet, &before);
-        let key = fleet.servers[&1].report().fingerprint;
+        let key = fleet.servers[&1].node_status().fingerprint;
         assert_eq!(reload_with(&fleet, 1, &after), Ok(Some(2)), "{}", fleet.describe());
         wait_for(
             "the membership to follow",
-            || after.iter().all(|id| fleet.servers[id].report().members == after.len()),
+            || after.iter().all(|id| fleet.servers[id].node_status().members == after.len()),
             || fleet.describe(),
         );
         for id in before.iter().filter(|id| !after.contains(id)) {
@@ -114,7 +114,7 @@ fn a_list_may_keep_less_than_a_majority_of_the_old_one() {
         }
         wait_for_members(&fleet, &after);
         fleet.wait_for_leader();
-        assert_eq!(fleet.servers[&1].report().fingerprint, key);
+        assert_eq!(fleet.servers[&1].node_status().fingerprint, key);
         block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(2);
     }
@@ -127,12 +127,12 @@ fn a_server_is_replaced_by_another_and_three_become_twenty() {
         start_listing(&mut fleet, id, &[1, 2, 3]);
     }
     wait_for_members(&fleet, &[1, 2, 3]);
-    let key = fleet.servers[&1].report().fingerprint;
+    let key = fleet.servers[&1].node_status().fingerprint;
     start_listing(&mut fleet, 4, &[1, 2, 4]);
     assert_eq!(reload_with(&fleet, 1, &[1, 2, 4]), Ok(Some(2)));
     wait_for(
         "the fourth to take the third's place",
-        || [1, 2, 4].iter().all(|id| fleet.servers[id].report().members == 3),
+        || [1, 2, 4].iter().all(|id| fleet.servers[id].node_status().members == 3),
         || fleet.describe(),
     );
     fleet.kill(3);
@@ -146,7 +146,7 @@ fn a_server_is_replaced_by_another_and_three_become_twenty() {
     wait_for(
         "the list of twenty",
         || match reload_with(&fleet, 2, &all) {
-            Ok(_) => fleet.servers[&2].report().list_version == 3,
+            Ok(_) => fleet.servers[&2].node_status().list_version == 3,
             Err(NoReload::List(MembershipRefusal::TooFew { of_new: true, .. })) => false,
             Err(NoReload::List(MembershipRefusal::Unknown | MembershipRefusal::NoLeader)) => false,
             Err(other) => panic!("{other}: {}", fleet.describe()),
@@ -154,7 +154,7 @@ fn a_server_is_replaced_by_another_and_three_become_twenty() {
         || fleet.describe(),
     );
     wait_for_members(&fleet, &all);
-    assert_eq!(fleet.servers[&20].report().fingerprint, key);
+    assert_eq!(fleet.servers[&20].node_status().fingerprint, key);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn the_leader_itself_can_be_removed() {
 
 /// Who votes in a fleet whose servers all say the same.
 fn voters(fleet: &Fleet) -> Vec<u32> {
-    let votes = |id: &&u32| fleet.servers[id].report().votes;
+    let votes = |id: &&u32| fleet.servers[id].node_status().votes;
     fleet.servers.keys().filter(votes).copied().collect()
 }
 
@@ -194,7 +194,7 @@ fn votes_are_given_and_taken_by_the_list_and_no_key_is_lost() {
     }
     wait_for_members(&fleet, &[1, 2, 3, 4, 5]);
     wait_for("three voters", || voters(&fleet) == [2, 3, 5], || fleet.describe());
-    let first = fleet.servers[&1].report();
+    let first = fleet.servers[&1].node_status();
     assert!([2, 3, 5].contains(&fleet.wait_for_leader()), "{}", fleet.describe());
 
     // Whoever of the others is away: the voters have a majority, and it has all keys when it is back.
@@ -220,7 +220,7 @@ fn votes_are_given_and_taken_by_the_list_and_no_key_is_lost() {
     wait_for("another leader", || led(&fleet), || fleet.describe());
     block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap();
     fleet.wait_for_generation(3);
-    let last = fleet.servers[&leader].report();
+    let last = fleet.servers[&leader].node_status();
     assert_eq!((last.cluster_id, last.epoch), (first.cluster_id, first.epoch));
 }
 
@@ -358,7 +358,7 @@ fn a_server_whose_file_differs_says_so_and_is_heard_all_the_same() {
 fn a_reload_changes_interval_and_timers_without_losing_a_key() {
     let fleet = Fleet::running(3, default);
     fleet.wait_until_one();
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     for id in 1..=3 {
         let mut settings = fleet.settings(id);
         settings.key_update_interval = Duration::from_secs(1);
@@ -370,7 +370,7 @@ fn a_reload_changes_interval_and_timers_without_losing_a_key() {
         block_on(fleet.servers[&id].node.reload(settings, tls)).unwrap();
     }
     fleet.wait_for_generation(3);
-    let after = fleet.servers[&1].report();
+    let after = fleet.servers[&1].node_status();
     assert_eq!(after.cluster_id, before.cluster_id);
     for b in fleet.servers.values() {
         let sets = b.host.sets.lock().unwrap().clone();
@@ -409,7 +409,7 @@ fn the_only_voter_of_a_new_list_does_not_found_a_group_beside_the_living_one() {
     };
     wait_for("a refusal", || asked(&fleet), || fleet.describe());
     for _ in 0..20 {
-        let alone = fleet.servers[&4].report();
+        let alone = fleet.servers[&4].node_status();
         assert_eq!((alone.epoch, alone.cluster_id), (0, None), "{}", fleet.describe());
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -125,7 +125,7 @@ impl Scene {
         self.silence(&all, &all, false);
         self.connected(&all);
         let took = self.wait("one fleet after healing", |fleet| {
-            fleet.is_one() && fleet.servers.values().all(|b| b.report().leader.is_some())
+            fleet.is_one() && fleet.servers.values().all(|b| b.node_status().leader.is_some())
         });
         println!("{what}: one again {took:.2?} after healing");
         assert!(took < HEALING, "{what}: {took:?}\n{}", self.fleet.describe());
@@ -158,7 +158,7 @@ impl Scene {
     /// Notes what each server uses. A generation has one key, for ever.
     fn look(&mut self) {
         for (id, running) in &self.fleet.servers {
-            let report = running.report();
+            let report = running.node_status();
             self.terms.insert(report.term);
             let (Some(cluster_id), Some(key)) = (report.cluster_id, report.fingerprint) else {
                 continue;
@@ -223,7 +223,7 @@ impl Scene {
 
 /// The newest generation that any server uses.
 fn newest(fleet: &Fleet) -> u64 {
-    fleet.servers.values().map(|b| b.report().current.0).max().unwrap_or(0)
+    fleet.servers.values().map(|b| b.node_status().current.0).max().unwrap_or(0)
 }
 
 #[test]
@@ -234,7 +234,10 @@ fn an_isolated_follower() {
     let rest = scene.others(&[lost]);
     scene.part(&[lost], &rest, &rest);
     scene.live(CUT);
-    assert!(newest(&scene.fleet) > scene.fleet.servers[&lost].report().current.0, "a rotation");
+    assert!(
+        newest(&scene.fleet) > scene.fleet.servers[&lost].node_status().current.0,
+        "a rotation"
+    );
     scene.heal("isolated follower");
     scene.live(INTERVAL);
     scene.check("isolated follower", Duration::ZERO);
@@ -247,7 +250,10 @@ fn an_isolated_leader() {
     let rest = scene.others(&[lost]);
     scene.part(&[lost], &rest, &rest);
     scene.live(CUT * 2);
-    assert!(newest(&scene.fleet) > scene.fleet.servers[&lost].report().current.0, "a rotation");
+    assert!(
+        newest(&scene.fleet) > scene.fleet.servers[&lost].node_status().current.0,
+        "a rotation"
+    );
     scene.heal("isolated leader");
     scene.live(INTERVAL);
     scene.check("isolated leader", Duration::ZERO);
@@ -261,7 +267,10 @@ fn a_majority_and_a_minority_with_the_leader() {
     let rest = scene.others(&minority);
     scene.part(&minority, &rest, &rest);
     scene.live(CUT * 2);
-    assert!(newest(&scene.fleet) > scene.fleet.servers[&leader].report().current.0, "a rotation");
+    assert!(
+        newest(&scene.fleet) > scene.fleet.servers[&leader].node_status().current.0,
+        "a rotation"
+    );
     scene.heal("minority with the leader");
     scene.live(INTERVAL);
     scene.check("minority with the leader", Duration::ZERO);
@@ -379,7 +388,7 @@ fn a_round_trip_of_150_ms_with_the_usual_timers() {
     scene.heal("slow, the dead leader back");
     // It has the keys at once, and counts a moment later: until then one more would be too many.
     let counts = |fleet: &Fleet| {
-        fleet.servers.values().all(|b| b.report().role != stek_share::node::Role::Recovering)
+        fleet.servers.values().all(|b| b.node_status().role != stek_share::node::Role::Recovering)
     };
     scene.wait("the one that is back to count", counts);
     let leader = scene.leader();

@@ -45,11 +45,11 @@ fn every_server_tells_how_it_is_and_all_tell_the_same() {
         assert_eq!(status.group.role, role, "{status:?}");
         assert_eq!(status.group.leader, Some(ServerId(leader)));
         assert!(status.group.term > 0 && status.group.cluster_id.is_some(), "{status:?}");
-        assert_eq!(status.group.cluster_id, server_.report().cluster_id);
+        assert_eq!(status.group.cluster_id, server_.node_status().cluster_id);
         assert!(status.group.quorum_ms.is_some_and(|ms| ms < 60_000), "{status:?}");
         assert!(status.group.rotations >= 1 && status.group.leaders >= 1, "{status:?}");
         let current = status.keys.current.expect("there is an agreed key");
-        assert_eq!(Some(current.fingerprint), server_.report().fingerprint);
+        assert_eq!(Some(current.fingerprint), server_.node_status().fingerprint);
         assert_eq!((current.generation, status.keys.installed), (Generation(1), Generation(1)));
         assert_eq!((status.keys.staged, status.keys.in_use), (None, KeyInUse::Agreed));
         assert!(status.keys.next_ms > 0 && status.keys.next_ms <= 3_600_000);
@@ -138,7 +138,7 @@ fn a_leader_without_a_majority_says_so_to_who_gives_it_an_order() {
     let alone = || !node.status().group.quorum;
     wait_for("no quorum", alone, || fleet.describe());
     assert_eq!(block_on(node.admin_command(AdminCommand::Rotate)), Err(AdminRefusal::NoLeader));
-    assert_eq!(node.report().current, Generation(1), "nothing was begun");
+    assert_eq!(node.node_status().current, Generation(1), "nothing was begun");
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn election_timeout_lower_bound_is_how_long_a_silent_leader_is_kept() {
     // Nothing tells that it is gone, as after a power cut; a process that died is not waited for.
     fleet.part(&[leader], &others, true);
     let begun = Instant::now();
-    let leads = |id: &u32| fleet.servers[id].report().role == Role::Leader;
+    let leads = |id: &u32| fleet.servers[id].node_status().role == Role::Leader;
     wait_for("another leader", || others.iter().any(leads), || fleet.describe());
     let took = begun.elapsed();
     println!("a new leader after {took:?}");

@@ -37,7 +37,7 @@ fn revoke(fleet: &Fleet, by: u32) -> Generation {
 #[test]
 fn a_revoked_key_that_a_file_brings_back_encrypts_nowhere() {
     let (mut fleet, root) = keeping_fleet("revoked");
-    let revoked = fleet.servers[&1].report().fingerprint.unwrap();
+    let revoked = fleet.servers[&1].node_status().fingerprint.unwrap();
     fleet.kill(3);
     let made = revoke(&fleet, 1);
     start_keeping(&mut fleet, &root, 3);
@@ -50,7 +50,7 @@ fn a_revoked_key_that_a_file_brings_back_encrypts_nowhere() {
     // The same where all return, and one of them with a file of before the revocation.
     fleet.wait_for_generation(rotate(&fleet, 1).0);
     wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
-    let leaked = fleet.servers[&1].report().fingerprint.unwrap();
+    let leaked = fleet.servers[&1].node_status().fingerprint.unwrap();
     let old = fs::read(file_of(&root, 3)).unwrap();
     let made = revoke(&fleet, 1);
     wait_until_saved(&mut fleet, &root, &[1, 2, 3]);
@@ -73,7 +73,7 @@ fn a_revoked_key_that_a_file_brings_back_encrypts_nowhere() {
 #[test]
 fn a_server_that_reaches_nobody_does_not_encrypt_with_the_keys_of_its_file() {
     let (mut fleet, root) = keeping_fleet("alone");
-    let key = fleet.servers[&1].report().fingerprint.unwrap();
+    let key = fleet.servers[&1].node_status().fingerprint.unwrap();
     for id in 1..=3 {
         fleet.kill(id);
     }
@@ -103,9 +103,9 @@ fn files_of_before_count_for_nothing_among_those_who_live() {
     let old: Vec<(u32, Vec<u8>)> =
         (1..=3).map(|id| (id, fs::read(file_of(&root, id)).unwrap())).collect();
     fleet.wait_for_generation(rotate(&fleet, 1).0);
-    let third = fleet.servers[&1].report().fingerprint.unwrap();
+    let third = fleet.servers[&1].node_status().fingerprint.unwrap();
     fleet.wait_for_generation(rotate(&fleet, 1).0);
-    let newest = fleet.servers[&1].report();
+    let newest = fleet.servers[&1].node_status();
     // On one; on the others after it; then on two of them while the third lives.
     restart_with(&mut fleet, &root, &old[..1]);
     restart_with(&mut fleet, &root, &old[1..]);
@@ -116,7 +116,7 @@ fn files_of_before_count_for_nothing_among_those_who_live() {
         start_keeping(&mut fleet, &root, *id);
     }
     fleet.wait_until_one();
-    let after = fleet.servers[&3].report();
+    let after = fleet.servers[&3].node_status();
     assert_eq!(after.cluster_id, newest.cluster_id, "{}", fleet.describe());
     assert_eq!(after.current, newest.current, "{}", fleet.describe());
     assert_eq!(after.fingerprint, newest.fingerprint, "{}", fleet.describe());
@@ -137,7 +137,7 @@ fn the_newest_record_of_those_present_is_gone_on_from() {
     }
     fleet.wait_for_generation(rotate(&fleet, 1).0);
     wait_until_saved(&mut fleet, &root, &[3]);
-    let (keys, before) = (fleet.servers[&3].host.latest(), fleet.servers[&3].report());
+    let (keys, before) = (fleet.servers[&3].host.latest(), fleet.servers[&3].node_status());
     for id in 1..=3 {
         fleet.kill(id);
     }
@@ -149,7 +149,7 @@ fn the_newest_record_of_those_present_is_gone_on_from() {
         start_keeping(&mut fleet, &root, id);
     }
     fleet.wait_until_one();
-    let after = fleet.servers[&1].report();
+    let after = fleet.servers[&1].node_status();
     assert_eq!((after.current, after.fingerprint), (before.current, before.fingerprint));
     assert_eq!(fleet.servers[&1].host.latest(), keys, "{}", fleet.describe());
     let told = |line| fleet.servers.values().any(|running| running.lines.has(line));
@@ -161,7 +161,7 @@ fn the_newest_record_of_those_present_is_gone_on_from() {
 #[test]
 fn a_key_that_is_due_when_all_return_is_replaced_at_once() {
     let (mut fleet, root) = keeping_fleet("due");
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     fleet.tune = |settings: &mut Settings| {
         settings.key_update_interval = Duration::from_secs(2);
     };
@@ -192,10 +192,15 @@ fn a_file_that_can_be_neither_written_nor_removed_costs_a_warning() {
         start_keeping(&mut fleet, &root, id);
     }
     fleet.wait_until_one();
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     fleet.wait_for_generation(rotate(&fleet, 2).0);
     revoke(&fleet, 1);
-    assert_eq!(fleet.servers[&1].report().cluster_id, before.cluster_id, "{}", fleet.describe());
+    assert_eq!(
+        fleet.servers[&1].node_status().cluster_id,
+        before.cluster_id,
+        "{}",
+        fleet.describe()
+    );
     for running in fleet.servers.values() {
         let warned = |words: &str| {
             let lines = running.lines.all();
@@ -229,7 +234,7 @@ fn a_lack_of_file_descriptors_makes_nobody_forget() {
         return;
     }
     let (mut fleet, root) = keeping_fleet("few");
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     let mut held = Vec::new();
     while let Ok(file) = fs::File::open("/dev/null") {
         held.push(file);
@@ -245,7 +250,7 @@ fn a_lack_of_file_descriptors_makes_nobody_forget() {
         wait_for("a warning", warned, || fleet.describe());
     }
     drop(held);
-    let after = fleet.servers[&1].report();
+    let after = fleet.servers[&1].node_status();
     assert_eq!(after.cluster_id, before.cluster_id, "{}", fleet.describe());
     assert_eq!(after.current.0, before.current.0 + 2, "{}", fleet.describe());
     // It goes on trying.
@@ -355,7 +360,7 @@ fn a_disk_that_is_slow_or_hangs_holds_up_neither_rotations_nor_elections_nor_a_s
             };
             fleet.servers.values().map(|running| of(running.lines.all())).sum()
         };
-        let (before, first) = (reigns(&fleet), fleet.servers[&1].report().current);
+        let (before, first) = (reigns(&fleet), fleet.servers[&1].node_status().current);
         let begun = Instant::now();
         for _ in 0..ROTATIONS {
             rotate(&fleet, 1);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use stek_share::core::config::Settings;
 use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
-use stek_share::node::{Report, Role};
+use stek_share::node::{NodeStatus, Role};
 use stek_share::rpc::RecoverRefusal;
 
 use crate::fleet::{block_on, wait_for, Fleet};
@@ -24,7 +24,7 @@ fn a_majority_restarted_at_once_keeps_the_key_that_a_survivor_holds() {
         fleet.wait_until_one();
         block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(2);
-        let before = fleet.servers[&2].report();
+        let before = fleet.servers[&2].node_status();
         for id in &restarted {
             fleet.kill(*id);
         }
@@ -32,7 +32,7 @@ fn a_majority_restarted_at_once_keeps_the_key_that_a_survivor_holds() {
             fleet.start(*id);
         }
         fleet.wait_until_one();
-        let after = fleet.servers[&1].report();
+        let after = fleet.servers[&1].node_status();
         assert_eq!(after.cluster_id, before.cluster_id, "{}", fleet.describe());
         assert_eq!(after.fingerprint, before.fingerprint);
     }
@@ -42,12 +42,12 @@ fn a_majority_restarted_at_once_keeps_the_key_that_a_survivor_holds() {
 fn two_servers_survive_the_restart_of_either() {
     let mut fleet = Fleet::running(2, default);
     fleet.wait_until_one();
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     for id in [1, 2, 1] {
         fleet.kill(id);
         fleet.start(id);
         fleet.wait_until_one();
-        assert_eq!(fleet.servers[&id].report().fingerprint, before.fingerprint);
+        assert_eq!(fleet.servers[&id].node_status().fingerprint, before.fingerprint);
     }
 }
 
@@ -55,7 +55,7 @@ fn two_servers_survive_the_restart_of_either() {
 fn all_restarted_at_once_begin_a_new_cluster_id() {
     let mut fleet = Fleet::running(3, default);
     fleet.wait_until_one();
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     for id in 1..=3 {
         fleet.kill(id);
     }
@@ -63,7 +63,7 @@ fn all_restarted_at_once_begin_a_new_cluster_id() {
         fleet.start(id);
     }
     fleet.wait_until_one();
-    assert_ne!(fleet.servers[&1].report().cluster_id, before.cluster_id);
+    assert_ne!(fleet.servers[&1].node_status().cluster_id, before.cluster_id);
 }
 
 /// The log has been purged a thousand times by then; what it gets is a snapshot.
@@ -94,7 +94,7 @@ fn followers_of(fleet: &Fleet) -> Vec<u32> {
 fn a_leader_restarted_before_anybody_noticed_does_not_lose_the_keys() {
     let mut fleet = Fleet::running(3, default);
     fleet.wait_until_one();
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     for _ in 0..5 {
         let leader = fleet.wait_for_leader();
         fleet.kill(leader);
@@ -102,7 +102,7 @@ fn a_leader_restarted_before_anybody_noticed_does_not_lose_the_keys() {
         fleet.wait_until_one();
         fleet.wait_for_leader();
     }
-    let after = fleet.servers[&1].report();
+    let after = fleet.servers[&1].node_status();
     assert_eq!((after.cluster_id, after.fingerprint), (before.cluster_id, before.fingerprint));
 }
 
@@ -112,7 +112,7 @@ fn a_leader_restarted_before_anybody_noticed_does_not_lose_the_keys() {
 fn a_recovering_server_whose_leader_dies_helps_to_elect_another() {
     let mut fleet = Fleet::running(3, default);
     fleet.wait_until_one();
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     let leader = fleet.wait_for_leader();
     let other = *fleet.servers.keys().find(|id| **id != leader).unwrap();
     fleet.kill(other);
@@ -121,29 +121,29 @@ fn a_recovering_server_whose_leader_dies_helps_to_elect_another() {
     fleet.kill(leader);
     fleet.wait_until_one();
     wait_for("a new leader", || fleet.leader().is_some_and(|id| id != leader), || fleet.describe());
-    assert_eq!(fleet.servers[&other].report().fingerprint, before.fingerprint);
+    assert_eq!(fleet.servers[&other].node_status().fingerprint, before.fingerprint);
 }
 
 #[test]
 fn a_server_behind_a_cut_gives_its_cluster_id_up_for_the_majoritys() {
     let mut fleet = Fleet::linked(3, roomy);
     fleet.wait_until_one();
-    let old = fleet.servers[&1].report();
+    let old = fleet.servers[&1].node_status();
     fleet.part(&[1], &[2, 3], true);
     fleet.kill(2);
     fleet.kill(3);
     fleet.start(2);
     fleet.start(3);
     let founded = |fleet: &Fleet| {
-        let report = fleet.servers[&2].report();
+        let report = fleet.servers[&2].node_status();
         report.current.0 > 0 && report.cluster_id != old.cluster_id
     };
     wait_for("a second cluster incarnation", || founded(&fleet), || fleet.describe());
-    let new = fleet.servers[&2].report();
-    assert_eq!(fleet.servers[&1].report().cluster_id, old.cluster_id);
+    let new = fleet.servers[&2].node_status();
+    assert_eq!(fleet.servers[&1].node_status().cluster_id, old.cluster_id);
     fleet.part(&[1], &[2, 3], false);
     fleet.wait_until_one();
-    assert_eq!(fleet.servers[&1].report().cluster_id, new.cluster_id);
+    assert_eq!(fleet.servers[&1].node_status().cluster_id, new.cluster_id);
     assert!(
         fleet.servers[&1].host.latest().contains(&old.fingerprint.unwrap()),
         "what it encrypted with behind the cut still decrypts: {}",
@@ -174,7 +174,7 @@ fn an_isolated_follower_disturbs_nobody_when_it_returns() {
     let fleet = Fleet::linked(3, default);
     fleet.wait_until_one();
     let leader = fleet.wait_for_leader();
-    let term = fleet.servers[&leader].report().term;
+    let term = fleet.servers[&leader].node_status().term;
     let cut = *fleet.servers.keys().find(|id| **id != leader).unwrap();
     let others: Vec<u32> = fleet.servers.keys().copied().filter(|id| *id != cut).collect();
     fleet.part(&[cut], &others, true);
@@ -182,7 +182,7 @@ fn an_isolated_follower_disturbs_nobody_when_it_returns() {
     std::thread::sleep(Duration::from_secs(3));
     fleet.part(&[cut], &others, false);
     fleet.wait_until_one();
-    let report = fleet.servers[&leader].report();
+    let report = fleet.servers[&leader].node_status();
     assert_eq!((report.term, fleet.leader()), (term, Some(leader)), "{}", fleet.describe());
 }
 
@@ -230,8 +230,8 @@ fn ids(ids: &[u32]) -> BTreeSet<ServerId> {
 
 /// Whether these servers have one leader with a majority among them.
 fn lead(fleet: &Fleet, ids: &[u32]) -> bool {
-    let reports: Vec<Report> = ids.iter().map(|id| fleet.servers[id].report()).collect();
-    let leads = |report: &&Report| report.role == Role::Leader;
+    let reports: Vec<NodeStatus> = ids.iter().map(|id| fleet.servers[id].node_status()).collect();
+    let leads = |report: &&NodeStatus| report.role == Role::Leader;
     reports.iter().filter(leads).count() == 1
         && reports.iter().all(|report| report.epoch == reports[0].epoch)
 }
@@ -243,7 +243,7 @@ fn survivors_go_on_with_their_keys_and_who_was_lost_joins_them() {
         fleet.wait_until_one();
         block_on(fleet.servers[&1].node.admin_command(AdminCommand::Rotate)).unwrap();
         fleet.wait_for_generation(2);
-        let (one, before) = (survivors[0], fleet.servers[&1].report());
+        let (one, before) = (survivors[0], fleet.servers[&1].node_status());
         let recover =
             |fleet: &Fleet, named: &[u32]| block_on(fleet.servers[&one].node.recover(ids(named)));
         let works = recover(&fleet, &survivors);
@@ -268,7 +268,7 @@ fn survivors_go_on_with_their_keys_and_who_was_lost_joins_them() {
         }
         assert!(recover(&fleet, &survivors).unwrap() > before.epoch);
         wait_for("a leader", || lead(&fleet, &survivors), || fleet.describe());
-        let after = fleet.servers[&one].report();
+        let after = fleet.servers[&one].node_status();
         assert_eq!((after.cluster_id, after.fingerprint), (before.cluster_id, before.fingerprint));
         assert_eq!(after.list_version, 2);
         assert_eq!(
@@ -280,7 +280,7 @@ fn survivors_go_on_with_their_keys_and_who_was_lost_joins_them() {
         }
         fleet.wait_until_one();
         fleet.wait_for_generation(3);
-        let last = |fleet: &Fleet| fleet.servers[&count].report();
+        let last = |fleet: &Fleet| fleet.servers[&count].node_status();
         let all = count as usize;
         wait_for("all vote", || last(&fleet).voters == all, || fleet.describe());
         assert_eq!(last(&fleet).cluster_id, before.cluster_id);
@@ -302,14 +302,14 @@ fn a_group_that_was_given_up_for_lost_gives_way_when_it_is_met() {
     for id in [1, 2] {
         let node = &fleet.servers[&id].node;
         let makes = || {
-            node.report().current.0 > 1
+            node.node_status().current.0 > 1
                 || block_on(node.admin_command(AdminCommand::Rotate)).is_ok()
         };
         wait_for("a key of its own", makes, || fleet.describe());
     }
-    let key = fleet.servers[&1].report().fingerprint;
-    assert_ne!(fleet.servers[&2].report().fingerprint, key);
+    let key = fleet.servers[&1].node_status().fingerprint;
+    assert_ne!(fleet.servers[&2].node_status().fingerprint, key);
     fleet.part(&survivors, &lost, false);
     fleet.wait_until_one();
-    assert_eq!(fleet.servers[&2].report().fingerprint, key, "{}", fleet.describe());
+    assert_eq!(fleet.servers[&2].node_status().fingerprint, key, "{}", fleet.describe());
 }

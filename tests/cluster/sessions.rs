@@ -175,7 +175,7 @@ fn rotations(fleet: &Fleet, count: u32) -> Vec<Duration> {
 fn a_storm_of_sessions_moves_no_rotation() {
     let (fleet, exchanges) = three();
     let leader = fleet.wait_for_leader();
-    let term = fleet.servers[&leader].report().term;
+    let term = fleet.servers[&leader].node_status().term;
     let without = rotations(&fleet, 20);
     let storm = &exchanges[0];
     let (begun, before) = (Instant::now(), storm.status());
@@ -230,5 +230,5 @@ fn a_storm_of_sessions_moves_no_rotation() {
     assert!(told < 4 * u64::from(STORM) || now.dropped > before.dropped, "{now:?}");
     assert!(during.0 < without.0 * 2 + Duration::from_millis(100), "{without:?} {during:?}");
     let leader_now = fleet.wait_for_leader();
-    assert_eq!((leader_now, fleet.servers[&leader].report().term), (leader, term));
+    assert_eq!((leader_now, fleet.servers[&leader].node_status().term), (leader, term));
 }

@@ -67,7 +67,7 @@ pub fn wait_until_saved(fleet: &mut Fleet, root: &Path, ids: &[u32]) {
         let is_saved = || {
             let Ok(bytes) = fs::read(&file) else { return false };
             let Ok(saved) = door::open(&bytes, ServerId(*id), &tls) else { return false };
-            let report = fleet.servers[id].report();
+            let report = fleet.servers[id].node_status();
             let ring = &saved.record.agreed.ring;
             ring.cluster_id() == report.cluster_id
                 && ring.staged().is_none()
@@ -81,7 +81,7 @@ pub fn wait_until_saved(fleet: &mut Fleet, root: &Path, ids: &[u32]) {
 fn all_restarted_at_once_keep_both_keys() {
     let (mut fleet, root) = keeping_fleet("all");
     for round in 0..3 {
-        let before = fleet.servers[&1].report();
+        let before = fleet.servers[&1].node_status();
         let keys = fleet.servers[&1].host.latest();
         for id in 1..=3 {
             fleet.kill(id);
@@ -90,7 +90,7 @@ fn all_restarted_at_once_keep_both_keys() {
             start_keeping(&mut fleet, &root, id);
         }
         fleet.wait_until_one();
-        let after = fleet.servers[&2].report();
+        let after = fleet.servers[&2].node_status();
         assert_eq!(after.cluster_id, before.cluster_id, "the keys go on");
         assert_eq!(after.current, before.current, "round {round}: {}", fleet.describe());
         assert_eq!(fleet.servers[&2].host.latest(), keys, "round {round}");
@@ -257,7 +257,7 @@ fn keys_that_are_too_old_are_refused() {
 #[test]
 fn a_file_of_a_cluster_id_that_the_group_has_left_is_refused() {
     let (mut fleet, root) = keeping_fleet("left");
-    let old = fleet.servers[&1].report().cluster_id;
+    let old = fleet.servers[&1].node_status().cluster_id;
     fleet.kill(3);
     // The others begin anew without it.
     for id in 1..=2 {
@@ -268,10 +268,13 @@ fn a_file_of_a_cluster_id_that_the_group_has_left_is_refused() {
         start_keeping(&mut fleet, &root, id);
     }
     fleet.wait_until_one();
-    assert_ne!(fleet.servers[&1].report().cluster_id, old);
+    assert_ne!(fleet.servers[&1].node_status().cluster_id, old);
     start_keeping(&mut fleet, &root, 3);
     fleet.wait_until_one();
-    assert_eq!(fleet.servers[&3].report().cluster_id, fleet.servers[&1].report().cluster_id);
+    assert_eq!(
+        fleet.servers[&3].node_status().cluster_id,
+        fleet.servers[&1].node_status().cluster_id
+    );
     // A server that lives might save meanwhile.
     drop(fleet);
     fs::remove_dir_all(root).unwrap();

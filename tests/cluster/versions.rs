@@ -18,14 +18,14 @@ fn default(_: &mut Settings) {}
 fn a_group_is_upgraded_server_by_server() {
     let mut fleet = Fleet::running(3, default);
     fleet.wait_until_one();
-    let before = fleet.servers[&1].report();
+    let before = fleet.servers[&1].node_status();
     for versions in [NEXT, ONLY_NEXT] {
         for id in 1..=3 {
             fleet.kill(id);
             fleet.versions.insert(id, versions);
             fleet.start(id);
             fleet.wait_until_one();
-            assert_eq!(fleet.servers[&id].report().fingerprint, before.fingerprint);
+            assert_eq!(fleet.servers[&id].node_status().fingerprint, before.fingerprint);
         }
     }
     block_on(fleet.servers[&2].node.admin_command(AdminCommand::Rotate)).unwrap();
@@ -66,11 +66,11 @@ fn a_server_without_a_common_version_stays_outside_and_both_sides_say_so() {
     wait_for(
         "a key for two, and a line on each side",
         || {
-            (1..=2).all(|id| fleet.servers[&id].report().current.0 > 0)
+            (1..=2).all(|id| fleet.servers[&id].node_status().current.0 > 0)
                 && has(3, &of(OURS, next))
                 && (1..=2).all(|id| has(id, &of(next, OURS)))
         },
         || fleet.describe(),
     );
-    assert_eq!(fleet.servers[&3].report().current.0, 0);
+    assert_eq!(fleet.servers[&3].node_status().current.0, 0);
 }

@@ -30,7 +30,7 @@ fn accepted(fleet: &Fleet, but: u32) -> u64 {
 fn few_vote_and_all_have_the_keys_whoever_of_them_goes_and_comes() {
     let mut fleet = Fleet::running(COUNT, small_servers);
     fleet.wait_until_one();
-    let first = fleet.servers[&COUNT].report();
+    let first = fleet.servers[&COUNT].node_status();
     assert_eq!((first.members, first.voters), (COUNT as usize, MAX_VOTERS), "{}", fleet.describe());
     let dialled = accepted(&fleet, 0) / u64::from(COUNT);
     assert!(dialled <= u64::from(VOTERS) + 4, "{dialled} connections for each server");
@@ -76,6 +76,6 @@ fn few_vote_and_all_have_the_keys_whoever_of_them_goes_and_comes() {
         fleet.start(id);
     }
     fleet.wait_until_one();
-    let last = fleet.servers[&1].report();
+    let last = fleet.servers[&1].node_status();
     assert_eq!((last.cluster_id, last.current.0), (first.cluster_id, 3), "{}", fleet.describe());
 }

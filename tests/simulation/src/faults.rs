@@ -696,7 +696,7 @@ impl World {
         let busy = !self.deeds.is_empty();
         // A cluster incarnation that was founded anew has the list of its founder's file.
         let whole = |m: &Machine| {
-            m.report(self.now).is_some_and(|report| report.members == everybody.len())
+            m.node_status(self.now).is_some_and(|report| report.members == everybody.len())
         };
         let surely = everybody.iter().all(|id| self.sight.servers[id].listed)
             && self.machines.values().all(whole);

@@ -12,7 +12,7 @@ use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::config::{Member, Settings};
 use stek_share::log_sink::{Level, Log, LogSink};
 use stek_share::node::environment::{Environment, ReadList, SimulatedNetwork};
-use stek_share::node::{new_key, Deps, KeySet, Node, Report};
+use stek_share::node::{new_key, Deps, KeySet, Node, NodeStatus};
 use stek_share::transport::tls::Tls;
 use stek_share::transport::Versions;
 use tokio::runtime::Runtime;
@@ -240,10 +240,10 @@ impl Machine {
     }
 
     /// What the server says of itself, if it has a node.
-    pub fn report(&self, now: u64) -> Option<Report> {
+    pub fn node_status(&self, now: u64) -> Option<NodeStatus> {
         let node = lock(&self.process.as_ref()?.node).clone()?;
         self.enter(now);
-        let report = node.report();
+        let report = node.node_status();
         system::enter((0, 0), 0, 0);
         Some(report)
     }

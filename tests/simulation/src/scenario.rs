@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use stek_share::core::rotation::AdminCommand;
 
-use stek_share::node::{Report, Role};
+use stek_share::node::{NodeStatus, Role};
 
 use crate::machine::Machine;
 use crate::network::Link;
@@ -215,13 +215,13 @@ impl World {
     }
 
     /// The report of each server that runs, by its id.
-    fn reports(&self) -> Vec<(u32, Report)> {
-        let report = |(id, machine): (&u32, &Machine)| Some((*id, machine.report(self.now)?));
+    fn reports(&self) -> Vec<(u32, NodeStatus)> {
+        let report = |(id, machine): (&u32, &Machine)| Some((*id, machine.node_status(self.now)?));
         self.machines.iter().filter_map(report).collect()
     }
 
     fn leader(&self) -> Option<u32> {
-        let leads = |(_, report): &&(u32, Report)| report.role == Role::Leader;
+        let leads = |(_, report): &&(u32, NodeStatus)| report.role == Role::Leader;
         let reports = self.reports();
         // One that was cut off may believe for a moment longer that it leads.
         reports.iter().filter(leads).max_by_key(|(_, report)| report.term).map(|(id, _)| *id)
@@ -237,7 +237,7 @@ impl World {
         let set = |id: &u32| self.sight.servers.get(id).and_then(|view| view.set.as_ref());
         let mut reports = self.reports();
         reports.retain(|(id, _)| ids.is_empty() || ids.contains(id));
-        let uses = |(id, _): &(u32, Report)| {
+        let uses = |(id, _): &(u32, NodeStatus)| {
             set(id).is_some_and(|set| set.agreed && set.current >= generation)
         };
         !reports.is_empty() && reports.iter().all(uses)

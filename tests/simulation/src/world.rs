@@ -10,7 +10,7 @@ use std::rc::Rc;
 use stek_share::core::config::Member;
 use stek_share::core::rotation::AdminCommand;
 use stek_share::log_sink::Level;
-use stek_share::node::{Report, Role, SHUTDOWN_LIMIT};
+use stek_share::node::{NodeStatus, Role, SHUTDOWN_LIMIT};
 use stek_share::transport::tls::Tls;
 
 use crate::cells::Bytes;
@@ -341,10 +341,10 @@ impl World {
 
     /// What keeps the servers from being one.
     fn differences(&self) -> Option<String> {
-        let mut first: Option<Report> = None;
+        let mut first: Option<NodeStatus> = None;
         let mut leaders = 0;
         for (id, machine) in &self.machines {
-            let Some(report) = machine.report(self.now) else {
+            let Some(report) = machine.node_status(self.now) else {
                 return Some(format!("server {id} does not run"));
             };
             let view = &self.sight.servers[id];
@@ -357,7 +357,7 @@ impl World {
             }
             let set = view.set.as_ref();
             let used = set.filter(|set| set.agreed).map(|set| (set.current, set.newest));
-            let same = |other: &Report| {
+            let same = |other: &NodeStatus| {
                 (report.cluster_id, report.leader, report.current, report.list_version)
                     == (other.cluster_id, other.leader, other.current, other.list_version)
             };
@@ -587,7 +587,7 @@ impl World {
     fn heard_line(&mut self, id: u32, level: Level, line: String) -> Checked {
         let term = line.strip_prefix("this server is the leader of term ");
         if let Some(term) = term.and_then(|term| term.parse().ok()) {
-            let epoch = self.machines.get(&id).and_then(|machine| machine.report(self.now));
+            let epoch = self.machines.get(&id).and_then(|machine| machine.node_status(self.now));
             let epoch = epoch.map_or(0, |report| report.epoch);
             self.sight.leaders.push(Leader { at: self.now, id, epoch, term });
         }
@@ -610,7 +610,7 @@ impl World {
     }
 
     fn cluster_id_of(&self, id: u32) -> Option<[u8; 16]> {
-        let report = self.machines.get(&id)?.report(self.now)?;
+        let report = self.machines.get(&id)?.node_status(self.now)?;
         report.cluster_id.map(|cluster_id| cluster_id.to_bytes())
     }
 
@@ -687,7 +687,7 @@ impl World {
     /// Compares what each server's host uses with what the server's ring says.
     fn record_lags(&mut self) {
         for (id, machine) in &self.machines {
-            let report = machine.report(self.now).filter(|_| machine.is_awake());
+            let report = machine.node_status(self.now).filter(|_| machine.is_awake());
             let Some(view) = self.sight.servers.get_mut(id) else { continue };
             view.told_age = report.as_ref().and_then(|report| {
                 let age = report.current_age.as_nanos() as u64;

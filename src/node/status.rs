@@ -12,7 +12,7 @@ use super::keys as node;
 use super::peer_client::Peers;
 use super::rejected_keys::{Place, Reason, RejectedKeys};
 use super::shared::Shared;
-use super::Report;
+use super::NodeStatus;
 use crate::core::agreed::Agreed;
 use crate::core::config::{alike, Settings};
 use crate::core::key_ring::Held;
@@ -28,16 +28,16 @@ use crate::transport::{Cause, Counters};
 /// All that this server says of itself.
 pub(super) fn status(shared: &Shared) -> ServerStatus {
     let settings = shared.ctx.settings();
-    let report = shared.report();
+    let status = shared.node_status();
     ServerStatus {
         id: shared.ctx.me,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         incarnation: shared.peers.sender.incarnation(),
         uptime_ms: millis(shared.ctx.clock.age()),
         clock_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
-        group: group(&shared.ctx, &shared.node_counters, &report),
-        keys: keys(&shared.ctx, &shared.keys, &settings, &report),
-        list: list(&shared.peers, &settings, &report),
+        group: group(&shared.ctx, &shared.node_counters, &status),
+        keys: keys(&shared.ctx, &shared.keys, &settings, &status),
+        list: list(&shared.peers, &settings, &status),
         certificate: certificate(&shared.peers),
         host: host(&shared.node_counters),
         state_faults: shared.store.faults().iter().map(|line| readable(line)).collect(),
@@ -55,15 +55,15 @@ fn host(node_counters: &NodeCounters) -> HostStatus {
     probe.map(|probe| probe()).unwrap_or_default()
 }
 
-fn group(ctx: &Context, node_counters: &NodeCounters, report: &Report) -> GroupStatus {
+fn group(ctx: &Context, node_counters: &NodeCounters, status: &NodeStatus) -> GroupStatus {
     let now = ctx.now();
     GroupStatus {
-        role: report.role,
-        leader: report.leader,
-        term: report.term,
-        cluster_id: report.cluster_id,
-        epoch: report.epoch,
-        votes: report.votes,
+        role: status.role,
+        leader: status.leader,
+        term: status.term,
+        cluster_id: status.cluster_id,
+        epoch: status.epoch,
+        votes: status.votes,
         quorum: ctx.in_majority(),
         quorum_ms: ctx.quorum_contact().map(|at| millis(now.since(at))),
         elections: node_counters.elections.load(Ordering::Relaxed),
@@ -73,7 +73,7 @@ fn group(ctx: &Context, node_counters: &NodeCounters, report: &Report) -> GroupS
     }
 }
 
-fn keys(ctx: &Context, keys: &node::Keys, settings: &Settings, report: &Report) -> Keys {
+fn keys(ctx: &Context, keys: &node::Keys, settings: &Settings, status: &NodeStatus) -> Keys {
     let view = ctx.views.borrow().clone();
     let ring = &view.agreed.ring;
     let named = |held: &Held| KeyStatus {
@@ -84,17 +84,17 @@ fn keys(ctx: &Context, keys: &node::Keys, settings: &Settings, report: &Report) 
         current: ring.current().map(named),
         previous: ring.older().iter().map(named).collect(),
         staged: ring.staged().map(|staged| named(&staged.held)),
-        age_ms: millis(report.current_age),
-        next_ms: millis(next_rotation(settings, report)),
+        age_ms: millis(status.current_age),
+        next_ms: millis(next_rotation(settings, status)),
         interval_ms: millis(settings.key_update_interval),
         in_use: key_in_use(ctx, keys),
-        installed: report.installed,
+        installed: status.installed,
     }
 }
 
 /// How long until the next rotation by schedule.
-pub(super) fn next_rotation(settings: &Settings, report: &Report) -> Duration {
-    settings.key_update_interval.saturating_sub(report.current_age)
+pub(super) fn next_rotation(settings: &Settings, status: &NodeStatus) -> Duration {
+    settings.key_update_interval.saturating_sub(status.current_age)
 }
 
 /// Whose key the host encrypts with, as far as it said so.
@@ -107,7 +107,7 @@ pub(super) fn key_in_use(ctx: &Context, keys: &node::Keys) -> KeyInUse {
     }
 }
 
-fn list(peers: &Peers, settings: &Settings, report: &Report) -> ListStatus {
+fn list(peers: &Peers, settings: &Settings, status: &NodeStatus) -> ListStatus {
     let bound = peers.ctx.reach();
     let others = peers.ctx.others().map(|id| {
         let heard = peers.heard.last(id).map(|at| at.elapsed());
@@ -122,7 +122,7 @@ fn list(peers: &Peers, settings: &Settings, report: &Report) -> ListStatus {
     // A file whose list no group could have was refused when it was read.
     let file = ServerList::new(0, &settings.members);
     ListStatus {
-        version: report.list_version,
+        version: status.list_version,
         digest: agreed.server_list.as_ref().map(|list| list.digest().to_string()),
         file_digest: file.map(|server_list| server_list.digest().to_string()).unwrap_or_default(),
         file_difference: difference(&agreed, settings).map(|words| readable(&words)),
@@ -134,7 +134,7 @@ fn list(peers: &Peers, settings: &Settings, report: &Report) -> ListStatus {
             .into_iter()
             .map(|(name, value)| (name.to_owned(), readable(&value)))
             .collect(),
-        voters: report.voters.try_into().unwrap_or(u32::MAX),
+        voters: status.voters.try_into().unwrap_or(u32::MAX),
         others: others.collect(),
     }
 }
