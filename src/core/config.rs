@@ -24,7 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::identity::{certificate_name, Auto};
-use self::reader::{Given, Reader};
+use self::reader::{OptionValue, Reader};
 use self::yaml::{Node, Places};
 use super::server_id::ServerId;
 
@@ -402,7 +402,7 @@ const SUBJECT_REMEDY: &str = "give what 'openssl x509 -noout -subject -nameopt c
 /// that any certificate is good enough for this server.
 fn own_subject(r: &mut Reader<'_>) -> Option<String> {
     let remedy = format!("{SUBJECT_REMEDY}, or remove the line");
-    let Given::Value(subject) = r.text("cert_verify_str", &remedy) else { return None };
+    let OptionValue::Value(subject) = r.text("cert_verify_str", &remedy) else { return None };
     let reason = match certificate_name(&subject) {
         Some(name) if name.len() <= MAX_SUBJECT => return Some(name),
         Some(_) => format!("is longer than {MAX_SUBJECT} bytes"),
@@ -439,7 +439,7 @@ fn list_of(text: &str, file: &str, nodes: &[Node], problems: &mut Vec<Problem>) 
         let (id, address, port) = identity(&mut r);
         let subject = own_subject(&mut r);
         let voter =
-            r.truth("voter", "give false for a server that is not to vote, or remove the line");
+            r.boolean("voter", "give false for a server that is not to vote, or remove the line");
         check_subject(&mut r, id, subject.as_deref(), &mut subjects);
         check_entry(&mut r, number, (id, address.as_deref(), port), &mut ids, &mut ends);
         if problems.iter().filter(|p| p.is_error()).count() > before {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::address;
 use super::problem::{Problem, Severity};
-use super::reader::{Given, Numbers, Reader};
+use super::reader::{IntegerRange, OptionValue, Reader};
 use super::{certificate_name, Member, Timers, NO_SUBJECT, SUBJECT_REMEDY};
 use crate::core::server_id::ServerId;
 use crate::core::ticket_scope::TicketScope;
@@ -86,8 +86,8 @@ pub struct ConfigOption {
     pub change: Change,
     /// Whether all servers need the same.
     pub servers: Servers,
-    /// The numbers that it takes, if it takes numbers.
-    numbers: Option<&'static Numbers>,
+    /// The integers that it takes, if it is a number.
+    integers: Option<&'static IntegerRange>,
     /// Sets its field. `None` where the value was refused, and the field is as it was.
     read: fn(&mut Row<'_, '_>, &mut Settings) -> Option<()>,
     /// Its value as a text, by which settings are compared.
@@ -129,17 +129,17 @@ pub enum Servers {
 
 use Absent::{Number, Required, Words};
 
-/// A row: name, numbers, what counts where it is absent, when a change counts, whether servers need
+/// A row: name, integers, what counts where it is absent, when a change counts, whether servers need
 /// the same, and its field of the settings with what reads it.
 macro_rules! row {
-    ($name:literal, $numbers:expr, $absent:expr, $change:ident, $servers:ident,
+    ($name:literal, $integers:expr, $absent:expr, $change:ident, $servers:ident,
      $($field:ident).+ = $read:expr) => {
         ConfigOption {
             name: $name,
             absent: $absent,
             change: Change::$change,
             servers: Servers::$servers,
-            numbers: $numbers,
+            integers: $integers,
             read: |row, settings| {
                 settings.$($field).+ = $read(row, settings)?;
                 Some(())
@@ -216,26 +216,43 @@ const MAX_LOG_ITEMS: i64 = 1_000_000;
 /// The least `max_key_age` that is a default: one day.
 const DEFAULT_KEY_AGE: Duration = Duration::from_secs(86_400);
 
-static SERVER_ID: Numbers =
-    Numbers { range: 0..=i32::MAX as i64, outside: "is not a server id", unit: "a whole number" };
-static PORT: Numbers = Numbers { range: 1..=65535, outside: "is not a port", unit: "a number" };
-static WORKERS: Numbers = Numbers { range: 1..=64, outside: OUTSIDE, unit: "a number of threads" };
-static TIMER: Numbers = milliseconds(1, MAX_TIMER_MS);
-static STARTUP_WAIT: Numbers = milliseconds(0, MAX_STARTUP_WAIT_MS);
-static LOG_ITEMS: Numbers =
-    Numbers { range: 0..=MAX_LOG_ITEMS, outside: OUTSIDE, unit: "a number of entries" };
-static INTERVAL: Numbers = seconds(1, i32::MAX as i64);
-static KEY_AGE: Numbers = seconds(1, u32::MAX as i64);
-static TICKET_KEYS: Numbers = Numbers { range: 2..=16, outside: OUTSIDE, unit: "a number of keys" };
+static SERVER_ID: IntegerRange = IntegerRange {
+    range: 0..=i32::MAX as i64,
+    complaint: "is not a server id",
+    expected: "a whole number",
+};
+static PORT: IntegerRange =
+    IntegerRange { range: 1..=65535, complaint: "is not a port", expected: "a number" };
+static WORKERS: IntegerRange =
+    IntegerRange { range: 1..=64, complaint: OUT_OF_RANGE, expected: "a number of threads" };
+static TIMER: IntegerRange = milliseconds(1, MAX_TIMER_MS);
+static STARTUP_WAIT: IntegerRange = milliseconds(0, MAX_STARTUP_WAIT_MS);
+static LOG_ITEMS: IntegerRange = IntegerRange {
+    range: 0..=MAX_LOG_ITEMS,
+    complaint: OUT_OF_RANGE,
+    expected: "a number of entries",
+};
+static INTERVAL: IntegerRange = seconds(1, i32::MAX as i64);
+static KEY_AGE: IntegerRange = seconds(1, u32::MAX as i64);
+static TICKET_KEYS: IntegerRange =
+    IntegerRange { range: 2..=16, complaint: OUT_OF_RANGE, expected: "a number of keys" };
 
-const OUTSIDE: &str = "is out of range";
+const OUT_OF_RANGE: &str = "is out of range";
 
-const fn milliseconds(least: i64, most: i64) -> Numbers {
-    Numbers { range: least..=most, outside: OUTSIDE, unit: "a whole number of milliseconds" }
+const fn milliseconds(least: i64, most: i64) -> IntegerRange {
+    IntegerRange {
+        range: least..=most,
+        complaint: OUT_OF_RANGE,
+        expected: "a whole number of milliseconds",
+    }
 }
 
-const fn seconds(least: i64, most: i64) -> Numbers {
-    Numbers { range: least..=most, outside: OUTSIDE, unit: "a whole number of seconds" }
+const fn seconds(least: i64, most: i64) -> IntegerRange {
+    IntegerRange {
+        range: least..=most,
+        complaint: OUT_OF_RANGE,
+        expected: "a whole number of seconds",
+    }
 }
 
 impl ConfigOption {
@@ -246,8 +263,8 @@ impl ConfigOption {
 
     /// The range of its numbers and their unit, as the documents have them: `1-3600000 ms`.
     pub fn range(&self) -> Option<String> {
-        let Numbers { range, unit, .. } = self.numbers?;
-        let unit = match *unit {
+        let IntegerRange { range, expected, .. } = self.integers?;
+        let unit = match *expected {
             "a whole number of milliseconds" => " ms",
             "a whole number of seconds" => " s",
             _ => "",
@@ -279,15 +296,15 @@ struct Row<'a, 'b> {
 
 impl Row<'_, '_> {
     /// The number that the file gives, which no row lets be below 0.
-    fn given(&mut self) -> Given<u64> {
-        match self.option.numbers.map(|numbers| self.reader.number(self.option.name, numbers)) {
-            Some(Given::Value(number)) => Given::Value(number.unsigned_abs()),
-            Some(Given::Wrong) => Given::Wrong,
-            Some(Given::Nothing) | None => Given::Nothing,
+    fn value(&mut self) -> OptionValue<u64> {
+        match self.option.integers.map(|integers| self.reader.number(self.option.name, integers)) {
+            Some(OptionValue::Value(number)) => OptionValue::Value(number.unsigned_abs()),
+            Some(OptionValue::Invalid) => OptionValue::Invalid,
+            Some(OptionValue::Missing) | None => OptionValue::Missing,
         }
     }
 
-    fn or_default(&mut self, given: Given<u64>) -> Option<u64> {
+    fn or_default(&mut self, given: OptionValue<u64>) -> Option<u64> {
         match self.option.absent {
             Number(default) => given.or(default.unsigned_abs()),
             _ => self.required(given),
@@ -295,7 +312,7 @@ impl Row<'_, '_> {
     }
 
     fn number<T: TryFrom<u64>>(&mut self, _: &Settings) -> Option<T> {
-        let given = self.given();
+        let given = self.value();
         // The range is within the type's.
         self.or_default(given)?.try_into().ok()
     }
@@ -320,7 +337,7 @@ impl Row<'_, '_> {
         self.required(given).map(PathBuf::from)
     }
 
-    fn required<T>(&mut self, given: Given<T>) -> Option<T> {
+    fn required<T>(&mut self, given: OptionValue<T>) -> Option<T> {
         let remedy = format!("add {}", self.add());
         self.reader.required(self.option.name, given, &remedy)
     }
@@ -378,8 +395,8 @@ fn bind_address(row: &mut Row<'_, '_>, _: &Settings) -> Option<Option<String>> {
 
 /// Never more than half the interval: two handovers must not overlap.
 fn handover_timeout(row: &mut Row<'_, '_>, settings: &Settings) -> Option<Duration> {
-    let given = row.given();
-    let is_given = matches!(given, Given::Value(_));
+    let given = row.value();
+    let is_given = matches!(given, OptionValue::Value(_));
     let wanted = row.or_default(given).map(Duration::from_millis)?;
     let most = settings.key_update_interval / 2;
     // An interval of zero was refused.
@@ -400,10 +417,10 @@ fn handover_timeout(row: &mut Row<'_, '_>, settings: &Settings) -> Option<Durati
 /// Never below the interval: a key would be too old before its successor is due.
 fn max_key_age(row: &mut Row<'_, '_>, settings: &Settings) -> Option<Duration> {
     let interval = settings.key_update_interval;
-    let age = match row.given() {
-        Given::Wrong => return None,
-        Given::Nothing => return Some(DEFAULT_KEY_AGE.max(interval.saturating_mul(2))),
-        Given::Value(age) => Duration::from_secs(age),
+    let age = match row.value() {
+        OptionValue::Invalid => return None,
+        OptionValue::Missing => return Some(DEFAULT_KEY_AGE.max(interval.saturating_mul(2))),
+        OptionValue::Value(age) => Duration::from_secs(age),
     };
     if age < interval {
         let reason = format!("is below key_update_interval, {} s", interval.as_secs());
@@ -437,7 +454,7 @@ fn ticket_scope(row: &mut Row<'_, '_>, _: &Settings) -> Option<TicketScope> {
 /// True or false.
 fn share_sessions(row: &mut Row<'_, '_>, _: &Settings) -> Option<bool> {
     let remedy = "give true or false, or remove the line, which means false";
-    row.reader.truth(row.option.name, remedy).or(false)
+    row.reader.boolean(row.option.name, remedy).or(false)
 }
 
 /// In the one-line form of OpenSSL's X509_NAME_oneline, as the original has it. Any other form

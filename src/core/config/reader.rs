@@ -10,47 +10,47 @@ use super::address;
 use super::problem::{is_pem, Problem};
 use super::yaml::{Node, Places};
 
-/// The numbers that an option takes.
-pub(super) struct Numbers {
+/// The integers that an option takes.
+pub(super) struct IntegerRange {
     pub(super) range: RangeInclusive<i64>,
-    /// What is said of a number outside, completing "99999 ...".
-    pub(super) outside: &'static str,
+    /// What is said of a number out of range, completing "99999 ...".
+    pub(super) complaint: &'static str,
     /// What the operator is asked for, as in "give a whole number of seconds from 1 to 9".
-    pub(super) unit: &'static str,
+    pub(super) expected: &'static str,
 }
 
-impl Numbers {
+impl IntegerRange {
     fn remedy(&self) -> String {
-        format!("give {} from {} to {}", self.unit, self.range.start(), self.range.end())
+        format!("give {} from {} to {}", self.expected, self.range.start(), self.range.end())
     }
 }
 
 /// What a mapping says under one name.
-pub(super) enum Given<T> {
+pub(super) enum OptionValue<T> {
     /// The name is not there.
-    Nothing,
+    Missing,
     /// It is there with something unusable, which is complained about already.
-    Wrong,
+    Invalid,
     /// It is there and fits.
     Value(T),
 }
 
-impl<T> Given<T> {
+impl<T> OptionValue<T> {
     /// The value, or `default` where nothing is given; `None` for a wrong value.
     pub(super) fn or(self, default: T) -> Option<T> {
         match self {
-            Given::Nothing => Some(default),
-            Given::Wrong => None,
-            Given::Value(value) => Some(value),
+            OptionValue::Missing => Some(default),
+            OptionValue::Invalid => None,
+            OptionValue::Value(value) => Some(value),
         }
     }
 
     /// The value, if one is given; `None` for a wrong value.
     pub(super) fn optional(self) -> Option<Option<T>> {
         match self {
-            Given::Nothing => Some(None),
-            Given::Wrong => None,
-            Given::Value(value) => Some(Some(value)),
+            OptionValue::Missing => Some(None),
+            OptionValue::Invalid => None,
+            OptionValue::Value(value) => Some(Some(value)),
         }
     }
 }
@@ -110,35 +110,35 @@ impl<'a> Reader<'a> {
     }
 
     /// A whole number in a range. A number in quotes is a number, as it is to the original.
-    pub(super) fn number(&mut self, name: &str, numbers: &Numbers) -> Given<i64> {
+    pub(super) fn number(&mut self, name: &str, integers: &IntegerRange) -> OptionValue<i64> {
         let Some(node) = self.find(name) else {
-            return Given::Nothing;
+            return OptionValue::Missing;
         };
         let number = match integer(node) {
             Ok(number) => number,
-            Err(reason) => return self.wrong(name, node, reason, &numbers.remedy()),
+            Err(reason) => return self.wrong(name, node, reason, &integers.remedy()),
         };
         match i64::try_from(number) {
-            Ok(number) if numbers.range.contains(&number) => Given::Value(number),
-            _ => self.wrong(name, node, numbers.outside, &numbers.remedy()),
+            Ok(number) if integers.range.contains(&number) => OptionValue::Value(number),
+            _ => self.wrong(name, node, integers.complaint, &integers.remedy()),
         }
     }
 
     /// True or false, in quotes or without.
-    pub(super) fn truth(&mut self, name: &str, remedy: &str) -> Given<bool> {
+    pub(super) fn boolean(&mut self, name: &str, remedy: &str) -> OptionValue<bool> {
         match self.find(name) {
-            None => Given::Nothing,
-            Some(Node::Bool(truth)) => Given::Value(*truth),
-            Some(Node::Text(text)) if text == "true" => Given::Value(true),
-            Some(Node::Text(text)) if text == "false" => Given::Value(false),
+            None => OptionValue::Missing,
+            Some(Node::Bool(truth)) => OptionValue::Value(*truth),
+            Some(Node::Text(text)) if text == "true" => OptionValue::Value(true),
+            Some(Node::Text(text)) if text == "false" => OptionValue::Value(false),
             Some(node) => self.wrong(name, node, "is neither true nor false", remedy),
         }
     }
 
     /// A text that is not empty.
-    pub(super) fn text(&mut self, name: &str, remedy: &str) -> Given<String> {
+    pub(super) fn text(&mut self, name: &str, remedy: &str) -> OptionValue<String> {
         match self.text_or_empty(name, remedy) {
-            Given::Value(text) if text.is_empty() => {
+            OptionValue::Value(text) if text.is_empty() => {
                 self.wrong(name, &Node::Null, "is empty", remedy)
             }
             given => given,
@@ -146,14 +146,14 @@ impl<'a> Reader<'a> {
     }
 
     /// A text; the name with nothing behind it is the empty text.
-    pub(super) fn text_or_empty(&mut self, name: &str, remedy: &str) -> Given<String> {
+    pub(super) fn text_or_empty(&mut self, name: &str, remedy: &str) -> OptionValue<String> {
         match self.find(name) {
-            None => Given::Nothing,
-            Some(Node::Null) => Given::Value(String::new()),
+            None => OptionValue::Missing,
+            Some(Node::Null) => OptionValue::Value(String::new()),
             Some(node @ Node::Text(text)) if is_pem(text) => {
                 self.wrong(name, node, "stands here itself", remedy)
             }
-            Some(Node::Text(text)) => Given::Value(text.trim().to_owned()),
+            Some(Node::Text(text)) => OptionValue::Value(text.trim().to_owned()),
             Some(node) => {
                 let reason = format!("is {}, not plain text", node.kind());
                 self.wrong(name, node, &reason, &format!("{remedy}, in quotes"))
@@ -162,15 +162,15 @@ impl<'a> Reader<'a> {
     }
 
     /// An address in the form that is kept.
-    pub(super) fn address(&mut self, name: &str) -> Given<String> {
+    pub(super) fn address(&mut self, name: &str) -> OptionValue<String> {
         let remedy = "give an IPv4 address, an IPv6 address in quotes, or a host name";
         let text = match self.text(name, remedy) {
-            Given::Value(text) => text,
-            Given::Nothing => return Given::Nothing,
-            Given::Wrong => return Given::Wrong,
+            OptionValue::Value(text) => text,
+            OptionValue::Missing => return OptionValue::Missing,
+            OptionValue::Invalid => return OptionValue::Invalid,
         };
         match address::parse(&text) {
-            Ok(address) => Given::Value(address),
+            Ok(address) => OptionValue::Value(address),
             Err(reason) => {
                 let remedy = match reason {
                     address::NotAddress::WithPort => "give the port in the field 'port' only",
@@ -182,11 +182,16 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of what has to be there.
-    pub(super) fn required<T>(&mut self, name: &str, given: Given<T>, remedy: &str) -> Option<T> {
+    pub(super) fn required<T>(
+        &mut self,
+        name: &str,
+        given: OptionValue<T>,
+        remedy: &str,
+    ) -> Option<T> {
         match given {
-            Given::Value(value) => Some(value),
-            Given::Wrong => None,
-            Given::Nothing => {
+            OptionValue::Value(value) => Some(value),
+            OptionValue::Invalid => None,
+            OptionValue::Missing => {
                 let problem = Problem::error(self.file, "is missing", remedy);
                 // In a list it helps to know which entry; for a whole file there is no line.
                 let line = self.places.start().filter(|_| !self.prefix.is_empty());
@@ -212,7 +217,7 @@ impl<'a> Reader<'a> {
         node: &Node,
         reason: &str,
         remedy: &str,
-    ) -> Given<T> {
+    ) -> OptionValue<T> {
         let mut problem = self.error(name, reason, remedy);
         problem.value = None;
         if matches!(node, Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_)) {
@@ -221,7 +226,7 @@ impl<'a> Reader<'a> {
             problem = problem.value(said.map_or_else(|| node.to_string(), str::to_owned));
         }
         self.problems.push(problem);
-        Given::Wrong
+        OptionValue::Invalid
     }
 
     fn find(&self, name: &str) -> Option<&'a Node> {
