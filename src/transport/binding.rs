@@ -49,15 +49,15 @@ pub struct ListenSettings {
 }
 
 /// The sockets that a server listens on.
-pub(super) struct Bound {
+pub(super) struct BoundSockets {
     sockets: Vec<TcpListener>,
     /// Whether these are the wanted ones, and not all interfaces for want of them.
     as_wanted: bool,
 }
 
-impl Bound {
+impl BoundSockets {
     /// Listens where it should, however long it takes to get the port.
-    pub async fn new(settings: &ListenSettings, log: &Log) -> Bound {
+    pub async fn new(settings: &ListenSettings, log: &Log) -> BoundSockets {
         let mut pause = BIND_RETRY_MIN;
         loop {
             match try_bind(settings, log).await {
@@ -93,23 +93,23 @@ impl Bound {
 }
 
 /// Looks now and then whether the address is there that is wanted in place of all interfaces.
-pub(super) struct Lookout {
+pub(super) struct RebindWatch {
     next: Option<Instant>,
     every: Duration,
 }
 
-impl Lookout {
+impl RebindWatch {
     /// One that looks only if `bound` is not what was wanted.
-    pub fn new(settings: &ListenSettings, bound: &Bound) -> Lookout {
+    pub fn new(settings: &ListenSettings, bound: &BoundSockets) -> RebindWatch {
         let every = match settings.address.parse::<IpAddr>() {
             Ok(_) => ADDRESS_LOOK,
             Err(_) => NAME_LOOK,
         };
-        Lookout { next: (!bound.as_wanted).then(|| Instant::now() + every), every }
+        RebindWatch { next: (!bound.as_wanted).then(|| Instant::now() + every), every }
     }
 
     /// Waits until it is there. May be dropped and called again at any time.
-    pub async fn wanted_is_there(&mut self, settings: &ListenSettings) {
+    pub async fn address_appears(&mut self, settings: &ListenSettings) {
         let Some(next) = &mut self.next else { return pending().await };
         loop {
             sleep_until(*next).await;
@@ -125,14 +125,14 @@ impl Lookout {
     }
 }
 
-async fn try_bind(settings: &ListenSettings, log: &Log) -> Result<Bound, String> {
+async fn try_bind(settings: &ListenSettings, log: &Log) -> Result<BoundSockets, String> {
     let port = settings.port;
     if let Some(host) = &settings.bind_address {
         let places = resolve(host, port)
             .await
             .map_err(|error| format!("bind_address {host} cannot be resolved: {error}"))?;
         let sockets = places.into_iter().map(bind_one).collect::<Result<_, _>>();
-        return Ok(Bound { sockets: sockets.map_err(|e| e.words())?, as_wanted: true });
+        return Ok(BoundSockets { sockets: sockets.map_err(|e| e.words())?, as_wanted: true });
     }
     let host = &settings.address;
     let reason = match wanted(host, port).await {
@@ -147,7 +147,7 @@ async fn try_bind(settings: &ListenSettings, log: &Log) -> Result<Bound, String>
                 }
             }
             if !sockets.is_empty() {
-                return Ok(Bound { sockets, as_wanted: true });
+                return Ok(BoundSockets { sockets, as_wanted: true });
             }
             "is no address of this machine".to_owned()
         }
@@ -157,7 +157,7 @@ async fn try_bind(settings: &ListenSettings, log: &Log) -> Result<Bound, String>
         "address {host} {reason}: listening on all interfaces until it is one of this machine's; \
          set bind_address to choose one"
     ));
-    Ok(Bound { sockets: vec![socket], as_wanted: false })
+    Ok(BoundSockets { sockets: vec![socket], as_wanted: false })
 }
 
 /// The addresses that peers are told of; else why there are none to listen on.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::places::SPARE_CONNECTIONS;
+use super::connection_slots::SPARE_CONNECTIONS;
 use super::trust::MAX_AGE;
 
 /// How long a TLS handshake and the hello after it may take together. Generous for a far

@@ -35,7 +35,7 @@ pub enum Cause {
     TooSlow,
     /// There were too many connections or handshakes already.
     OverLimit,
-    /// Too many handshakes with its address came to nothing; see [`crate::core::knocks`].
+    /// Too many handshakes with its address came to nothing; see [`crate::core::rate_limit`].
     OverRate,
 }
 

@@ -20,7 +20,7 @@ use super::datagram::Datagrams;
 use super::dial::{dial, greet, is_of_this_machine, tell_doubts, CallError, DialError};
 use super::frame::{self, Body, FrameError, Header, Hello, Kind, Role, Wire, WireError};
 use super::orders::{Ask, Deps, Order, MAX_QUEUE};
-use super::socket::Alarm;
+use super::socket::DeadlineTimer;
 use super::tls::{HandshakeError, Stream};
 use super::trust::{renewal_after, Trust};
 use crate::core::config::Member;
@@ -376,7 +376,7 @@ struct Conversation {
     has_answered: bool,
     /// A request spent its whole time while nothing came back: it is to come until then.
     suspect: Option<Instant>,
-    alarm: Alarm,
+    alarm: DeadlineTimer,
 }
 
 impl Conversation {
@@ -401,7 +401,7 @@ impl Conversation {
             received: now,
             has_answered: false,
             suspect: None,
-            alarm: Alarm::new(ends.min(now + DIALLER_IDLE_LIMIT)),
+            alarm: DeadlineTimer::new(ends.min(now + DIALLER_IDLE_LIMIT)),
         }
     }
 

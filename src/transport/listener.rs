@@ -10,7 +10,7 @@
 //!   number. When there are too many handshakes the oldest one gives way, so that silent strangers
 //!   cannot keep a member out.
 //! - An address whose handshakes come to nothing too often is closed before anything is computed
-//!   for it ([`Knocks`]).
+//!   for it ([`RateLimiter`]).
 //! - Each hello is answered: with the versions that are spoken here, and with why its sender is not
 //!   heard if it is not. What means nothing here and wants no answer is counted and passed over, so
 //!   that later versions may say more.
@@ -35,24 +35,24 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at, Instant};
 
 pub use super::binding::ListenSettings;
-use super::binding::{Bound, Lookout};
+use super::binding::{BoundSockets, RebindWatch};
 use super::bounds::{Bounds, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
+use super::connection_slots::{ConnectionSlot, ConnectionSlots, PeerSource};
+pub use super::connection_slots::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
 use super::counters::{Cause, Counters};
 use super::ending::End;
 use super::frame::{self, Body, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire};
 use super::last_seen::LastSeen;
 use super::me::Me;
 use super::names::Names;
-use super::places::{Place, Places, Source};
-pub use super::places::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
 pub use super::refusal::Refusal;
 pub use super::service::{Caller, Service};
-use super::socket::{tune, Alarm};
+use super::socket::{tune, DeadlineTimer};
 use super::tls::{fingerprint, Stream, Tls};
 use super::trust::Trust;
 use crate::core::config::Member;
-use crate::core::knocks::{Allowance, Knocks, Token, STRANGERS};
 use crate::core::moment::Moment;
+use crate::core::rate_limit::{RateLimit, RateLimiter, Token, STRANGERS};
 use crate::core::server_id::ServerId;
 use crate::log_sink::{Level, Log};
 use crate::supervise::{fail_point, kept_alive};
@@ -91,7 +91,7 @@ pub struct ListenDeps {
 pub struct Listener {
     task: JoinHandle<()>,
     bound: watch::Receiver<Vec<SocketAddr>>,
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
 }
 
 impl Listener {
@@ -103,20 +103,22 @@ impl Listener {
         service: Arc<S>,
     ) -> Listener {
         let (tell, bound) = watch::channel(Vec::new());
-        let gate = Arc::new(Gate::new(&settings, &deps));
+        let admission = Arc::new(Admission::new(&settings, &deps));
         let log = deps.log.clone();
         let bounds = settings.bounds;
-        let door = Arc::new(Door { deps, service, gate: Arc::clone(&gate), bounds });
+        let acceptor =
+            Arc::new(Acceptor { deps, service, admission: Arc::clone(&admission), bounds });
         let task = tokio::spawn(async move {
             let begin = || {
-                let (settings, door, tell) = (settings.clone(), Arc::clone(&door), tell.clone());
+                let (settings, acceptor, tell) =
+                    (settings.clone(), Arc::clone(&acceptor), tell.clone());
                 async move {
-                    accept(&settings, &tell, door).await;
+                    accept(&settings, &tell, acceptor).await;
                 }
             };
             kept_alive(&log, "listening for peers", begin).await;
         });
-        Listener { task, bound, gate }
+        Listener { task, bound, admission }
     }
 
     /// Where it listens; empty until the port could be had.
@@ -133,12 +135,12 @@ impl Listener {
 
     /// Tells which members the list has now.
     pub fn set_members(&self, members: &[Member]) {
-        *self.gate.list() = Listed::of(members);
+        *self.admission.list() = Listed::of(members);
     }
 
     /// Verified connections at this moment.
     pub fn connections(&self) -> usize {
-        self.gate.places.taken()
+        self.admission.slots.taken()
     }
 }
 
@@ -149,26 +151,26 @@ impl Drop for Listener {
 }
 
 /// What all connections of one listener share.
-struct Door<S> {
+struct Acceptor<S> {
     deps: ListenDeps,
     service: Arc<S>,
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
     bounds: Bounds,
 }
 
-/// Counts who is inside and who is at the door.
-struct Gate {
+/// Counts who is inside and who is at the acceptor.
+struct Admission {
     handshakes: Mutex<BTreeMap<u64, AbortHandle>>,
-    places: Arc<Places>,
+    slots: Arc<ConnectionSlots>,
     list: Mutex<Listed>,
-    knocks: Mutex<Knocks>,
-    /// The zero of the clock that `knocks` goes by.
+    rate_limiter: Mutex<RateLimiter>,
+    /// The zero of the clock that `rate_limiter` goes by.
     since: Instant,
     heard: LastSeen,
     counters: Arc<Counters>,
 }
 
-/// What a gate knows of the server list.
+/// What it knows of the server list.
 struct Listed {
     count: usize,
     /// The addresses in it that are no names. Where a name leads is known once its member was
@@ -184,13 +186,13 @@ impl Listed {
     }
 }
 
-impl Gate {
-    fn new(settings: &ListenSettings, deps: &ListenDeps) -> Gate {
-        Gate {
+impl Admission {
+    fn new(settings: &ListenSettings, deps: &ListenDeps) -> Admission {
+        Admission {
             handshakes: Mutex::default(),
-            places: Places::new(settings.bounds.spare),
+            slots: ConnectionSlots::new(settings.bounds.spare),
             list: Mutex::new(Listed::of(&settings.members)),
-            knocks: Mutex::default(),
+            rate_limiter: Mutex::default(),
             since: Instant::now(),
             heard: deps.heard.clone(),
             counters: Arc::clone(&deps.counters),
@@ -209,12 +211,12 @@ impl Gate {
     }
 
     /// Asks for a handshake with this address; how many it may have if it had too many.
-    fn knock(&self, ip: IpAddr) -> Result<Token, Allowance> {
+    fn take_token(&self, ip: IpAddr) -> Result<Token, RateLimit> {
         let members = self.members_at(ip);
         let now = Moment::from_start(self.since.elapsed());
-        let mut knocks = self.knocks.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = knocks.take(ip, members, now);
-        token.ok_or_else(|| members.map_or(STRANGERS, Allowance::of_members))
+        let mut rate_limiter = self.rate_limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = rate_limiter.take(ip, members, now);
+        token.ok_or_else(|| members.map_or(STRANGERS, RateLimit::of_members))
     }
 
     /// Notes the handshake that `spawn` begins; if there are too many, the oldest one ends.
@@ -243,7 +245,7 @@ impl Gate {
 
 /// A handshake under way; it is over when this is dropped.
 struct Handshake {
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
     serial: u64,
     token: Option<Token>,
 }
@@ -252,14 +254,18 @@ impl Handshake {
     /// It ended well, and so costs its address nothing.
     fn succeed(mut self) {
         if let Some(token) = self.token.take() {
-            self.gate.knocks.lock().unwrap_or_else(PoisonError::into_inner).give_back(token);
+            self.admission
+                .rate_limiter
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .give_back(token);
         }
     }
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.gate.end(self.serial);
+        self.admission.end(self.serial);
     }
 }
 
@@ -267,21 +273,21 @@ impl Drop for Handshake {
 async fn accept<S: Service>(
     settings: &ListenSettings,
     tell: &watch::Sender<Vec<SocketAddr>>,
-    door: Arc<Door<S>>,
+    acceptor: Arc<Acceptor<S>>,
 ) {
-    let mut bound = Bound::new(settings, &door.deps.log).await;
+    let mut bound = BoundSockets::new(settings, &acceptor.deps.log).await;
     tell.send_replace(bound.addresses());
-    let mut lookout = Lookout::new(settings, &bound);
+    let mut rebind = RebindWatch::new(settings, &bound);
     let mut connections = JoinSet::new();
     let mut serial = 0;
     loop {
         let accepted = tokio::select! {
             accepted = poll_fn(|cx| bound.poll_accept(cx)) => accepted,
-            () = lookout.wanted_is_there(settings) => {
+            () = rebind.address_appears(settings) => {
                 // Those that are connected stay; the port has to be free for the move.
                 drop(bound);
-                bound = Bound::new(settings, &door.deps.log).await;
-                lookout = Lookout::new(settings, &bound);
+                bound = BoundSockets::new(settings, &acceptor.deps.log).await;
+                rebind = RebindWatch::new(settings, &bound);
                 tell.send_replace(bound.addresses());
                 continue;
             }
@@ -291,35 +297,36 @@ async fn accept<S: Service>(
         match accepted {
             Ok((tcp, addr)) => {
                 fail_point("accept");
-                let token = match door.gate.knock(addr.ip()) {
+                let token = match acceptor.admission.take_token(addr.ip()) {
                     Ok(token) => Some(token),
                     Err(allowance) => {
-                        door.turn_away(addr, allowance);
+                        acceptor.turn_away(addr, allowance);
                         continue;
                     }
                 };
                 serial += 1;
-                let gate = Arc::clone(&door.gate);
-                let handshake = Handshake { gate: Arc::clone(&gate), serial, token };
-                let door = Arc::clone(&door);
-                gate.begin(serial, || connections.spawn(door.receive(tcp, addr, handshake)));
+                let admission = Arc::clone(&acceptor.admission);
+                let handshake = Handshake { admission: Arc::clone(&admission), serial, token };
+                let acceptor = Arc::clone(&acceptor);
+                admission
+                    .begin(serial, || connections.spawn(acceptor.receive(tcp, addr, handshake)));
             }
             // Whoever dialled is gone already; the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 let line = format!("cannot accept connections from peers: {error}; trying again");
-                door.deps.log.limited(Level::Warning, "accept", line);
+                acceptor.deps.log.limited(Level::Warning, "accept", line);
                 sleep(ACCEPT_RETRY).await;
             }
         }
     }
 }
 
-impl<S: Service> Door<S> {
+impl<S: Service> Acceptor<S> {
     /// Tells of a connection that is closed before anything was computed for it.
-    fn turn_away(&self, addr: SocketAddr, allowance: Allowance) {
+    fn turn_away(&self, addr: SocketAddr, allowance: RateLimit) {
         self.deps.counters.count(Cause::OverRate);
-        let Allowance { burst, per_second } = allowance;
+        let RateLimit { burst, per_second } = allowance;
         let line = format!(
             "refused {addr}: too many handshakes with its address came to nothing; {burst} at once \
              and {per_second} a second may; close the port to strangers with a firewall, and if it \
@@ -361,13 +368,13 @@ impl<S: Service> Door<S> {
             Ok(trust) => trust,
             Err(error) => return End::Untrusted(error),
         };
-        let source = Source { leaf: fingerprint(trust.leaf()), ip: addr.ip() };
-        let (place, gave_way) = self.gate.places.enter(source);
+        let source = PeerSource { leaf: fingerprint(trust.leaf()), ip: addr.ip() };
+        let (slot, gave_way) = self.admission.slots.enter(source);
         let mut who = None;
         tokio::select! {
             biased;
             _ = gave_way => {}
-            end = self.talk(stream, addr, trust, &place, deadline, &mut who) => match end {
+            end = self.talk(stream, addr, trust, &slot, deadline, &mut who) => match end {
                 Err(end) => return end,
                 Ok(never) => match never {},
             },
@@ -381,7 +388,7 @@ impl<S: Service> Door<S> {
         mut stream: Stream,
         addr: SocketAddr,
         mut trust: Trust,
-        place: &Place,
+        slot: &ConnectionSlot,
         deadline: Instant,
         who: &mut Option<ServerId>,
     ) -> Result<Infallible, End> {
@@ -391,20 +398,20 @@ impl<S: Service> Door<S> {
         let (hello, version) = timeout_at(deadline, greeting).await.unwrap_or(too_slow)?;
         let Hello { role, sender: id, incarnation, cluster_id, .. } = hello;
         if role == Role::Member {
-            place.belongs_to(id);
+            slot.belongs_to(id);
         }
         *who = Some(id);
         let now = Instant::now();
         let ends = now + self.bounds.max_age;
         let mut conversation = Conversation {
-            door: self,
+            acceptor: self,
             caller: Caller { id, role, version, incarnation, cluster_id, addr, names },
             hello,
             trust,
             ends,
             in_flight: Vec::new(),
             last: now,
-            alarm: Alarm::new(ends.min(now + IDLE_LIMIT)),
+            alarm: DeadlineTimer::new(ends.min(now + IDLE_LIMIT)),
         };
         conversation.heard();
         let mut wire = Wire::new(stream);
@@ -456,7 +463,7 @@ type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
 
 /// A connection after its hello: requests in, responses out.
 struct Conversation<'a, S> {
-    door: &'a Door<S>,
+    acceptor: &'a Acceptor<S>,
     /// Who is at the other end; the cluster incarnation is the latest.
     caller: Caller,
     hello: Hello,
@@ -467,7 +474,7 @@ struct Conversation<'a, S> {
     in_flight: Vec<(u32, Answer)>,
     /// When something was read or written last.
     last: Instant,
-    alarm: Alarm,
+    alarm: DeadlineTimer,
 }
 
 impl<S: Service> Conversation<'_, S> {
@@ -486,7 +493,7 @@ impl<S: Service> Conversation<'_, S> {
                 (request, body) = next_answer(&mut self.in_flight) => {
                     let body = body.ok_or(End::BadBody(self.caller.id))?;
                     // Checked before it goes out: what it tells may be newer than the last look.
-                    let cluster_id = self.door.deps.me.cluster_id();
+                    let cluster_id = self.acceptor.deps.me.cluster_id();
                     let header = Header { kind: Kind::Response, request, cluster_id };
                     writer.send(frame::encode(&header, &body).map_err(End::Frame)?);
                 }
@@ -523,14 +530,14 @@ impl<S: Service> Conversation<'_, S> {
     }
 
     fn admit(&self) -> Result<(), End> {
-        let admitted = self.door.admit(&self.hello, &self.caller.names);
+        let admitted = self.acceptor.admit(&self.hello, &self.caller.names);
         admitted.map_err(|refusal| End::Refused(self.caller.id, refusal))
     }
 
     /// A member gave a sign of life.
     fn heard(&self) {
         if self.caller.role == Role::Member {
-            self.door.deps.heard.record_from(self.caller.id, self.last, self.caller.addr.ip());
+            self.acceptor.deps.heard.record_from(self.caller.id, self.last, self.caller.addr.ip());
         }
     }
 
@@ -538,7 +545,7 @@ impl<S: Service> Conversation<'_, S> {
     /// new connection has taken the place of this one.
     fn tell_lost(&self, end: &Result<Infallible, End>) {
         let Caller { id, role, .. } = self.caller;
-        let heard = &self.door.deps.heard;
+        let heard = &self.acceptor.deps.heard;
         if role == Role::Member
             && matches!(end, Err(End::Closed | End::Lost(_)))
             && heard.last(id).is_none_or(|last| last <= self.last)
@@ -552,7 +559,7 @@ impl<S: Service> Conversation<'_, S> {
         (self.hello.cluster_id, self.caller.cluster_id) = (header.cluster_id, header.cluster_id);
         self.admit()?;
         self.heard();
-        let Door { deps, service, .. } = self.door;
+        let Acceptor { deps, service, .. } = self.acceptor;
         match header.kind {
             Kind::Request => {
                 deps.counters.requests.fetch_add(1, Ordering::Relaxed);

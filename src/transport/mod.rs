@@ -6,6 +6,7 @@
 
 mod binding;
 mod bounds;
+mod connection_slots;
 mod counters;
 pub mod datagram;
 mod dial;
@@ -20,7 +21,6 @@ pub mod names;
 mod one_line;
 mod orders;
 pub mod peers;
-mod places;
 mod refusal;
 mod rehearsal;
 pub mod resolver;

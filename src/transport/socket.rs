@@ -23,11 +23,11 @@ const KEEPALIVE_PROBES: u32 = 3;
 
 /// A deadline that moves with each frame, over one timer that is touched only when it must be:
 /// a deadline that moved later is noticed when the timer fires.
-pub(super) struct Alarm(Pin<Box<Sleep>>);
+pub(super) struct DeadlineTimer(Pin<Box<Sleep>>);
 
-impl Alarm {
-    pub(super) fn new(deadline: Instant) -> Alarm {
-        Alarm(Box::pin(sleep_until(deadline)))
+impl DeadlineTimer {
+    pub(super) fn new(deadline: Instant) -> DeadlineTimer {
+        DeadlineTimer(Box::pin(sleep_until(deadline)))
     }
 
     /// Ready once `deadline` has come.

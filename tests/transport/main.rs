@@ -39,7 +39,7 @@ use zeroize::Zeroizing;
 
 use pki::{Identity, Spec, SUBJECT};
 use stek_share::core::config::Member;
-use stek_share::core::knocks::{Allowance, STRANGERS};
+use stek_share::core::rate_limit::{RateLimit, STRANGERS};
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::{Level, Log, LogSink};
 use stek_share::transport::datagram::{Datagram, Tally};

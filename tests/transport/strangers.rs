@@ -167,7 +167,7 @@ async fn an_address_that_tries_in_vain_is_closed_unheard_and_no_other() {
     ask(Role::Member).await.unwrap();
     assert!(two.heard.is_at([127, 2, 0, 3].into()) && !two.heard.is_at(stranger.into()));
     // And so has one that the list names: a fleet may be behind it.
-    let burst = u64::from(Allowance::of_members(5).burst);
+    let burst = u64::from(RateLimit::of_members(5).burst);
     for host in [[127, 2, 0, 3], [127, 0, 0, 1]] {
         let (over, before) = (two.counters.refused(Cause::OverRate), assessed());
         while two.counters.refused(Cause::OverRate) == over {

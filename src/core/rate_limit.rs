@@ -3,7 +3,7 @@
 //! A handshake costs the side that was dialled far more than the side that dials, which may play
 //! back what it said once. So each address has a bucket of tokens: a handshake takes one, a
 //! handshake that ends well gives it back, and time fills the bucket again. Whoever is let in at
-//! each knock never runs out; who is not has [`Allowance`] and no more. Invariants:
+//! each handshake never runs out; who is not has [`RateLimit`] and no more. Invariants:
 //! - An address where a member is has a bucket of its own, larger with the list, so that all
 //!   servers of a fleet may start anew behind one address; no stranger elsewhere can empty it, nor
 //!   take its room.
@@ -28,7 +28,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// What a bucket holds, and how fast it fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allowance {
+pub struct RateLimit {
     /// So many may come to nothing at the same moment.
     pub burst: u32,
     /// And so many a second after that.
@@ -37,15 +37,15 @@ pub struct Allowance {
 
 /// A stranger's, and that which those share who find no room. As many at once as there may be
 /// handshakes under way; a port check every second, or a few misconfigured tools, do not notice.
-pub const STRANGERS: Allowance = Allowance { burst: 64, per_second: 10 };
+pub const STRANGERS: RateLimit = RateLimit { burst: 64, per_second: 10 };
 
-impl Allowance {
+impl RateLimit {
     /// That of an address where a member is, in a list of this many: four more at once for each,
     /// whose handshakes a power cut may have broken off, and one a second, since all of them may be
     /// behind this address and may try that often in vain, as when a root was replaced too soon.
-    pub fn of_members(members: usize) -> Allowance {
+    pub fn of_members(members: usize) -> RateLimit {
         let members = u32::try_from(members).unwrap_or(u32::MAX);
-        Allowance {
+        RateLimit {
             burst: STRANGERS.burst.saturating_add(members.saturating_mul(4)),
             per_second: STRANGERS.per_second.saturating_add(members),
         }
@@ -88,19 +88,19 @@ pub struct Token {
 
 /// The buckets of one listener. Each is kept as the moment when it will be full.
 #[derive(Debug, Default)]
-pub struct Knocks {
+pub struct RateLimiter {
     members: BTreeMap<Source, Moment>,
     strangers: BTreeMap<Source, Moment>,
     rest: Moment,
     swept: Option<Moment>,
 }
 
-impl Knocks {
+impl RateLimiter {
     /// A token for a handshake with this address; `None` if it has none left now. `members` says
     /// how many the list has if one of them is at this address.
     pub fn take(&mut self, ip: IpAddr, members: Option<usize>, now: Moment) -> Option<Token> {
         let (source, allowance) = match members {
-            Some(count) => (Source::Member(ip.to_canonical()), Allowance::of_members(count)),
+            Some(count) => (Source::Member(ip.to_canonical()), RateLimit::of_members(count)),
             None => (Source::of_stranger(ip), STRANGERS),
         };
         let source = if self.has_room(source, now) { source } else { Source::Rest };
@@ -173,14 +173,14 @@ mod tests {
     }
 
     /// How many of `tries` get a token at one moment.
-    fn taken(knocks: &mut Knocks, ip: IpAddr, members: Option<usize>, now: Moment) -> u32 {
+    fn taken(knocks: &mut RateLimiter, ip: IpAddr, members: Option<usize>, now: Moment) -> u32 {
         let tries = 0..10_000;
         tries.filter(|_| knocks.take(ip, members, now).is_some()).count().try_into().unwrap()
     }
 
     #[test]
     fn an_address_has_a_burst_and_then_so_many_a_second() {
-        let mut knocks = Knocks::default();
+        let mut knocks = RateLimiter::default();
         assert_eq!(taken(&mut knocks, v4(1), None, at(0)), STRANGERS.burst);
         assert_eq!(taken(&mut knocks, v4(1), None, at(99)), 0);
         assert_eq!(taken(&mut knocks, v4(1), None, at(100)), 1);
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn handshakes_that_end_well_cost_nothing() {
-        let mut knocks = Knocks::default();
+        let mut knocks = RateLimiter::default();
         for _ in 0..100_000 {
             let token = knocks.take(v4(1), None, at(0)).unwrap();
             knocks.give_back(token);
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn one_stranger_has_one_bucket_whatever_address_of_its_network_it_uses() {
-        let mut knocks = Knocks::default();
+        let mut knocks = RateLimiter::default();
         let of = |net: u16, host: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, net, 0, 0, 0, host).into();
         let all: u32 =
             (0..500).map(|n| u32::from(knocks.take(of(1, n), None, at(0)).is_some())).sum();
@@ -228,20 +228,20 @@ mod tests {
 
     #[test]
     fn a_member_has_a_bucket_that_strangers_of_its_network_do_not_empty() {
-        let mut knocks = Knocks::default();
+        let mut knocks = RateLimiter::default();
         let of = |host| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host).into();
         taken(&mut knocks, of(9), None, at(0));
         assert_eq!(knocks.take(of(1), None, at(0)), None, "the network's is empty");
-        let list = Allowance::of_members(64);
+        let list = RateLimit::of_members(64);
         assert!(list.burst >= 5 * 64, "a start of all of them, and what was broken off before");
         assert_eq!(taken(&mut knocks, of(1), Some(64), at(0)), list.burst);
         assert_eq!(taken(&mut knocks, of(1), Some(64), at(1001)), list.per_second);
-        assert_eq!(Allowance::of_members(usize::MAX).burst, u32::MAX);
+        assert_eq!(RateLimit::of_members(usize::MAX).burst, u32::MAX);
     }
 
     #[test]
     fn a_flood_from_everywhere_is_kept_in_a_bounded_table_and_shares_one_bucket() {
-        let mut knocks = Knocks::default();
+        let mut knocks = RateLimiter::default();
         let count = u32::try_from(MAX_SOURCES).unwrap();
         assert!((0..count).all(|n| knocks.take(v4(n), None, at(0)).is_some()));
         let more = (0..count).filter(|n| knocks.take(v4(count + n), None, at(50)).is_some());
@@ -250,7 +250,7 @@ mod tests {
         // Those that have one keep it, and members have room of their own.
         assert!(knocks.take(v4(0), None, at(50)).is_some());
         assert!(knocks.take(v4(2 * count), Some(3), at(50)).is_some());
-        // Full ones are forgotten, but nobody has that looked for at each knock.
+        // Full ones are forgotten, but nobody has that looked for at each handshake.
         assert_eq!(knocks.take(v4(2 * count), None, at(60)), None);
         assert!(knocks.take(v4(2 * count), None, at(1050)).is_some());
         assert_eq!(knocks.kept(), 1, "all others are full again");

@@ -1,4 +1,4 @@
-//! Places for verified connections that came in.
+//! ConnectionSlots for verified connections that came in.
 //!
 //! Each member of the list has places of its own, by the server id that its hello names.
 //! Tools, and whoever has not said yet who it is, share the others. Invariants:
@@ -32,7 +32,7 @@ enum Of {
 
 /// Whom a connection comes from, as far as it can be told before its hello.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Source {
+pub(super) struct PeerSource {
     /// The fingerprint of the certificate that it showed.
     pub leaf: String,
     pub ip: IpAddr,
@@ -40,13 +40,13 @@ pub(super) struct Source {
 
 struct Taken {
     of: Of,
-    source: Source,
+    source: PeerSource,
     /// Told when it has to give way.
     give_way: Option<oneshot::Sender<()>>,
 }
 
 /// The places of one listener.
-pub(super) struct Places {
+pub(super) struct ConnectionSlots {
     spare: usize,
     table: Mutex<Table>,
 }
@@ -58,10 +58,10 @@ struct Table {
     last: u64,
 }
 
-impl Places {
+impl ConnectionSlots {
     /// With this many places besides the members'.
-    pub fn new(spare: usize) -> Arc<Places> {
-        Arc::new(Places { spare, table: Mutex::default() })
+    pub fn new(spare: usize) -> Arc<ConnectionSlots> {
+        Arc::new(ConnectionSlots { spare, table: Mutex::default() })
     }
 
     /// How many are taken.
@@ -71,7 +71,7 @@ impl Places {
 
     /// A place for a connection that has not said yet whose it is, and what tells it that it has to
     /// give way to a newer one.
-    pub fn enter(self: &Arc<Self>, source: Source) -> (Place, oneshot::Receiver<()>) {
+    pub fn enter(self: &Arc<Self>, source: PeerSource) -> (ConnectionSlot, oneshot::Receiver<()>) {
         let (give_way, told) = oneshot::channel();
         let mut table = self.table();
         table.last += 1;
@@ -79,7 +79,7 @@ impl Places {
         let taken = Taken { of: Of::Anybody, source, give_way: Some(give_way) };
         table.taken.insert(serial, taken);
         table.make_room(Of::Anybody, self.spare);
-        (Place { places: Arc::clone(self), serial }, told)
+        (ConnectionSlot { places: Arc::clone(self), serial }, told)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -121,12 +121,12 @@ impl Table {
 }
 
 /// One connection's place; it is free again when this is dropped.
-pub(super) struct Place {
-    places: Arc<Places>,
+pub(super) struct ConnectionSlot {
+    places: Arc<ConnectionSlots>,
     serial: u64,
 }
 
-impl Place {
+impl ConnectionSlot {
     /// From now on it is one of this member's.
     pub fn belongs_to(&self, id: ServerId) {
         let mut table = self.places.table();
@@ -137,7 +137,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.places.table().taken.remove(&self.serial);
     }
@@ -150,11 +150,11 @@ mod tests {
 
     use super::*;
 
-    fn source(leaf: &str, host: u8) -> Source {
-        Source { leaf: leaf.to_owned(), ip: Ipv4Addr::new(127, 0, 0, host).into() }
+    fn source(leaf: &str, host: u8) -> PeerSource {
+        PeerSource { leaf: leaf.to_owned(), ip: Ipv4Addr::new(127, 0, 0, host).into() }
     }
 
-    type Taken = (Place, oneshot::Receiver<()>);
+    type Taken = (ConnectionSlot, oneshot::Receiver<()>);
 
     fn standing(places: &[Taken]) -> Vec<bool> {
         places.iter().map(|(_, told)| told.is_empty()).collect()
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_member_that_returns_gets_in_and_its_oldest_gives_way() {
-        let places = Places::new(8);
+        let places = ConnectionSlots::new(8);
         let enter = |_| {
             let place = places.enter(source("a", 1));
             place.0.belongs_to(ServerId(1));
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_certificate_that_claims_anothers_id_pushes_out_its_own() {
-        let places = Places::new(8);
+        let places = ConnectionSlots::new(8);
         let enter = |leaf: &str, host| {
             let place = places.enter(source(leaf, host));
             place.0.belongs_to(ServerId(1));
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn who_says_nothing_takes_no_places_of_members() {
-        let places = Places::new(4);
+        let places = ConnectionSlots::new(4);
         let mut member = vec![places.enter(source("own", 1))];
         member[0].0.belongs_to(ServerId(1));
         let mut silent: Vec<_> = (0..20).map(|_| places.enter(source("enemy", 9))).collect();
