@@ -30,7 +30,7 @@ use crate::transport::listener::Refusal;
 use crate::transport::peers::{ask_once, OnceError};
 use crate::transport::resolver::Resolver;
 use crate::transport::tls::{HandshakeError, Tls, UNKNOWN_NAME};
-use crate::transport::Me;
+use crate::transport::LocalIdentity;
 
 pub use crate::core::client_policy::{ClientPolicy, SitePolicy};
 pub use crate::core::rotation::AdminCommand;
@@ -68,7 +68,7 @@ const MAX_PERSON: usize = MAX_ORIGIN / 4;
 /// Speaks to servers in the name of the server whose configuration it was made of.
 #[derive(Clone)]
 pub struct Client {
-    me: Me,
+    me: LocalIdentity,
     tls: Tls,
     person: String,
 }
@@ -76,7 +76,11 @@ pub struct Client {
 impl Client {
     /// For a configuration and certificates as [`crate::load::load`] gives them.
     pub fn new(settings: &Settings, tls: &Tls) -> Client {
-        Client { me: Me::tool(settings.server_id), tls: tls.clone(), person: String::new() }
+        Client {
+            me: LocalIdentity::tool(settings.server_id),
+            tls: tls.clone(),
+            person: String::new(),
+        }
     }
 
     /// The same on behalf of a person, in words for the log of whoever carries an order out; what is

@@ -546,7 +546,7 @@ fn make_tls(
 
 /// What is said of a certificate that expires soon or has expired, and what to do.
 fn expiry_words(tls: &Tls) -> Option<(String, String)> {
-    let (ending, not_after) = tls.ending().filter(|(ending, _)| ending.is_soon())?;
+    let (ending, not_after) = tls.expiry().filter(|(ending, _)| ending.is_soon())?;
     let which = if !ending.is_authority {
         "holds a certificate that".to_owned()
     } else {

@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use crate::core::ending::warn_ahead;
+use crate::core::expiry::warn_ahead;
 use crate::core::server_status::{Count, Handshakes, KeyInUse, ServerStatus, SessionStatus};
 
 /// What comes before each name in Traffic Server.

@@ -296,7 +296,7 @@ fn hears(status: &ServerStatus, other: super::server_id::ServerId) -> bool {
 }
 
 fn certificate(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
-    let Some(ending) = status.certificate.ending() else {
+    let Some(ending) = status.certificate.expiry() else {
         return say(
             Code::CertificateUnreadable,
             Severity::Degraded,

@@ -8,7 +8,7 @@ pub mod authorities;
 pub mod client_policy;
 pub mod config;
 pub mod election;
-pub mod ending;
+pub mod expiry;
 pub mod findings;
 pub mod health;
 pub mod heartbeat;

@@ -17,7 +17,7 @@ use thiserror::Error;
 use super::authorities::{Authorities, MAX_NAMED};
 use super::client_policy::{ClientPolicy, MAX_SITES};
 use super::config::MAX_MEMBERS;
-use super::ending::Ending;
+use super::expiry::Expiry;
 use super::findings::Finding;
 use super::key_ring::{ClusterId, Generation, MAX_KEYS};
 use super::server_id::ServerId;
@@ -227,7 +227,7 @@ pub struct CertificateStatus {
     /// The first 8 hex digits of a hash over the certificates of `root_cert_file`, in any order.
     pub roots_digest: String,
     /// How long all certificates in use are still valid, in seconds, 0 if one has expired: of the
-    /// one to speak of, see [`Ending::first`]. `None` if OpenSSL cannot read a date.
+    /// one to speak of, see [`Expiry::first`]. `None` if OpenSSL cannot read a date.
     pub expires_s: Option<u64>,
     /// How long that one lives in all, in seconds.
     pub life_s: u64,
@@ -237,8 +237,8 @@ pub struct CertificateStatus {
 
 impl CertificateStatus {
     /// The end to speak of.
-    pub fn ending(&self) -> Option<Ending> {
-        Some(Ending {
+    pub fn expiry(&self) -> Option<Expiry> {
+        Some(Expiry {
             subject: self.authority.clone().unwrap_or_else(|| self.subject.clone()),
             is_authority: self.authority.is_some(),
             left: Duration::from_secs(self.expires_s?),

@@ -21,7 +21,7 @@ use super::guard::Again;
 use super::host_environment::{Around, HostFiles};
 use super::reader::{Reader, Source, Unread};
 use crate::core::config::{changes, Change, Problem, Settings};
-use crate::core::ending::Ending;
+use crate::core::expiry::Expiry;
 use crate::load::{self, Certificates, Loaded, Refused, Stamps};
 use crate::log_sink::{Level, Log};
 use crate::node::{Node, ReloadOutcome};
@@ -153,7 +153,7 @@ pub struct Files {
     /// What was warned of when the files in use were read.
     warnings: Vec<Problem>,
     watch: Watch,
-    expiry: Expiry,
+    expiry: ExpiryWarnings,
     /// The fault of changed certificates that was told last, and when.
     told: Option<(String, Instant)>,
     /// The faults of a reload that was refused for what may pass, as they were told; it is tried again.
@@ -187,7 +187,7 @@ impl Files {
             place: loaded.certificate_place.clone(),
             warnings: loaded.warnings.clone(),
             watch: Watch::new(loaded.stamps.clone()),
-            expiry: Expiry::told(&loaded.tls.endings()),
+            expiry: ExpiryWarnings::told(&loaded.tls.expiries()),
             told: None,
             waiting: None,
             reader: Reader::default(),
@@ -411,7 +411,7 @@ impl Files {
     }
 
     fn took(&mut self, tls: Tls, stamps: Stamps, place: String) {
-        self.expiry = Expiry::told(&tls.endings());
+        self.expiry = ExpiryWarnings::told(&tls.expiries());
         (self.tls, self.place) = (tls, place);
         self.around.keep_warnings(&self.warnings);
         self.around.keep_roots(self.tls.roots());
@@ -426,7 +426,7 @@ impl Files {
 
     fn look_at_expiry(&mut self) {
         self.keep_certificate_warning();
-        if !self.expiry.is_due(&self.tls.endings()) {
+        if !self.expiry.is_due(&self.tls.expiries()) {
             return;
         }
         if let Some(problem) = load::expiry(&self.place, &self.tls) {
@@ -462,20 +462,20 @@ fn described(tls: &Tls) -> String {
 
 /// Which warnings about the ends of the certificates in use were given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Expiry {
-    /// [`Ending::stage`] of each, in the chain's order.
+struct ExpiryWarnings {
+    /// [`Expiry::stage`] of each, in the chain's order.
     given: Vec<usize>,
 }
 
-impl Expiry {
+impl ExpiryWarnings {
     /// For certificates whose load has warned already, if there was anything to warn of.
-    fn told(endings: &[Ending]) -> Expiry {
-        Expiry { given: endings.iter().map(Ending::stage).collect() }
+    fn told(endings: &[Expiry]) -> ExpiryWarnings {
+        ExpiryWarnings { given: endings.iter().map(Expiry::stage).collect() }
     }
 
     /// Whether a warning is due; it then counts as given.
-    fn is_due(&mut self, endings: &[Ending]) -> bool {
-        let now = Expiry::told(endings);
+    fn is_due(&mut self, endings: &[Expiry]) -> bool {
+        let now = ExpiryWarnings::told(endings);
         let due = now.given.iter().zip(&self.given).any(|(now, given)| now > given);
         self.given = now.given;
         due
@@ -586,18 +586,18 @@ mod tests {
     fn each_threshold_of_expiry_is_warned_of_once() {
         const DAY: u64 = 86_400;
         let of = |leaf: u64, root: u64| {
-            [(leaf, false), (root, true)].map(|(left, is_authority)| Ending {
+            [(leaf, false), (root, true)].map(|(left, is_authority)| Expiry {
                 subject: format!("/CN={left}"),
                 is_authority,
                 left: Duration::from_secs(left * DAY),
                 life: Duration::from_secs(365 * DAY),
             })
         };
-        let mut expiry = Expiry::told(&of(40, 90));
+        let mut expiry = ExpiryWarnings::told(&of(40, 90));
         let due: Vec<u64> = (0..=35).rev().filter(|left| expiry.is_due(&of(*left, 90))).collect();
         assert_eq!(due, [30, 7, 1, 0]);
         // A load has warned at 5 days: the next is at 1 day.
-        let mut expiry = Expiry::told(&of(5, 90));
+        let mut expiry = ExpiryWarnings::told(&of(5, 90));
         assert!(!expiry.is_due(&of(4, 90)));
         assert!(expiry.is_due(&of(1, 90)) && !expiry.is_due(&of(1, 90)));
         // An authority's end is one of its own.

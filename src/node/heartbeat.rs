@@ -288,7 +288,7 @@ mod tests {
     use crate::node::bench::{Bench, CLUSTER};
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
     use crate::transport::peers::CallError;
-    use crate::transport::{Body, LastSeen, Me};
+    use crate::transport::{Body, LastSeen, LocalIdentity};
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -359,7 +359,7 @@ mod tests {
     struct Announced(Mutex<Vec<u32>>);
 
     impl SimulatedNetwork for Announced {
-        fn open(&self, _: &Me, _: &LastSeen) {}
+        fn open(&self, _: &LocalIdentity, _: &LastSeen) {}
 
         fn set_members(&self, _: &[Member]) {}
 

@@ -524,7 +524,7 @@ mod tests {
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
     use crate::rpc;
     use crate::transport::peers::CallError;
-    use crate::transport::{Body, Me};
+    use crate::transport::{Body, LocalIdentity};
 
     const OTHER: ServerId = ServerId(2);
 
@@ -536,7 +536,7 @@ mod tests {
     }
 
     impl SimulatedNetwork for Restarting {
-        fn open(&self, _: &Me, _: &LastSeen) {}
+        fn open(&self, _: &LocalIdentity, _: &LastSeen) {}
 
         fn set_members(&self, _: &[Member]) {}
 

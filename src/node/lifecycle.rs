@@ -390,7 +390,7 @@ mod tests {
     use crate::rpc::{self, Response};
     use crate::transport::listener::Refusal as Refused;
     use crate::transport::peers::CallError;
-    use crate::transport::{Body, LastSeen, Me};
+    use crate::transport::{Body, LastSeen, LocalIdentity};
 
     fn member(id: u32) -> Member {
         Member {
@@ -406,7 +406,7 @@ mod tests {
     struct Everybody(Result<Status, CallError>);
 
     impl SimulatedNetwork for Everybody {
-        fn open(&self, _: &Me, _: &LastSeen) {}
+        fn open(&self, _: &LocalIdentity, _: &LastSeen) {}
 
         fn set_members(&self, _: &[Member]) {}
 

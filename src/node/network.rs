@@ -22,7 +22,7 @@ use crate::transport::listener::{Caller, ListenDeps, ListenSettings, Listener, R
 use crate::transport::peers::{call_once_by, CallError, Peers};
 use crate::transport::resolver::Resolver;
 use crate::transport::tls::Tls;
-use crate::transport::{Body, Bounds, LastSeen, Me};
+use crate::transport::{Body, Bounds, LastSeen, LocalIdentity};
 
 /// What a request is answered, some time.
 pub type Reply<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -31,7 +31,7 @@ pub type Reply<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub trait SimulatedNetwork: Send + Sync + 'static {
     /// Called once, before anything else: what the server says of itself, and where it is to be noted
     /// whom it heard ([`LastSeen::note`], [`LastSeen::record_answer`]).
-    fn open(&self, me: &Me, heard: &LastSeen);
+    fn open(&self, me: &LocalIdentity, heard: &LastSeen);
 
     /// As [`Peers::set_members`].
     fn set_members(&self, members: &[Member]);
@@ -95,7 +95,7 @@ impl PeerTransport {
         resolver: Resolver,
         log: &Log,
         tls: watch::Receiver<Tls>,
-        me: &Me,
+        me: &LocalIdentity,
         heard: &LastSeen,
     ) -> PeerTransport {
         match mail {
@@ -165,7 +165,7 @@ impl PeerTransport {
     /// Asks one that is no member yet, or not at this place, in the name of `me`.
     pub async fn ask_stranger(
         &self,
-        (me, tls): (&Me, &watch::Sender<Tls>),
+        (me, tls): (&LocalIdentity, &watch::Sender<Tls>),
         member: &Member,
         body: Body,
         limit: Duration,

@@ -30,7 +30,7 @@ use crate::rpc::{self, Request, Response};
 use crate::transport::listener::{ListenDeps, Refusal, Service};
 use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;
-use crate::transport::{Counters, LastSeen, Me, Versions};
+use crate::transport::{Counters, LastSeen, LocalIdentity, Versions};
 
 /// How long one question about another server's status may take; well above any round trip that the
 /// election bounds allow, since a connection may have to be made first.
@@ -44,7 +44,7 @@ pub(super) struct Peers {
     /// [`Peers::set_certificates`] and [`Peers::set_members`] only.
     pub tls: watch::Sender<Tls>,
     /// What this server says of itself in every frame.
-    pub sender: Me,
+    pub sender: LocalIdentity,
     /// When each member was last heard, whoever dialled.
     pub heard: LastSeen,
     /// What the listener let in and kept out.
@@ -86,7 +86,7 @@ impl Peers {
         let tls = watch::Sender::new(tls.with_members(&ctx.members()));
         let of = ctx.clone();
         let cluster_id = move || of.cluster_id().map_or([0; 16], ClusterId::to_bytes);
-        let sender = Me::member(ctx.me, incarnation, cluster_id).speaking(versions);
+        let sender = LocalIdentity::member(ctx.me, incarnation, cluster_id).speaking(versions);
         let heard = LastSeen::new();
         let (mail, resolver) = (outside.mail.clone(), outside.resolver.clone());
         let post = PeerTransport::new(

@@ -161,7 +161,7 @@ fn reload(node_counters: &NodeCounters) -> ReloadStatus {
 
 fn certificate(peers: &Peers) -> CertificateStatus {
     let tls = peers.tls.borrow().clone();
-    let ending = tls.ending().map(|(ending, _)| ending);
+    let ending = tls.expiry().map(|(ending, _)| ending);
     let authority = ending.as_ref().filter(|ending| ending.is_authority);
     CertificateStatus {
         subject: readable(&tls.subject()),

@@ -16,7 +16,7 @@ use tokio::time::{timeout, Instant};
 
 use super::bounds::HANDSHAKE_LIMIT;
 use super::frame::{self, Body, FrameError, Header, Hello, Kind, NoCommonVersion, Wire, WireError};
-use super::me::Me;
+use super::local_identity::LocalIdentity;
 use super::refusal::Refusal;
 use super::resolver::{Found, Resolver, Unresolved};
 use super::socket::tune;
@@ -106,7 +106,7 @@ impl From<DialError> for OnceError {
 /// Why there is no response.
 pub async fn call_once(
     tls: &Tls,
-    me: &Me,
+    me: &LocalIdentity,
     address: (&str, u16),
     body: &[u8],
     limit: Duration,
@@ -121,7 +121,7 @@ pub async fn call_once(
 pub async fn call_once_by(
     resolver: &Resolver,
     tls: &Tls,
-    me: &Me,
+    me: &LocalIdentity,
     address: (&str, u16),
     body: &[u8],
     limit: Duration,
@@ -146,7 +146,7 @@ pub async fn call_once_by(
 pub async fn ask_once(
     resolver: &Resolver,
     tls: &Tls,
-    me: &Me,
+    me: &LocalIdentity,
     address: (&str, u16),
     body: &[u8],
     limit: Duration,
@@ -174,7 +174,7 @@ pub async fn ask_once(
 
 /// Says hello on a connection that was just made: who answers, if it hears this server and both
 /// speak one version.
-pub(super) async fn greet(stream: &mut Stream, me: &Me) -> Result<Hello, DialError> {
+pub(super) async fn greet(stream: &mut Stream, me: &LocalIdentity) -> Result<Hello, DialError> {
     let ours = me.hello();
     let greeting = async {
         stream.write_all(&frame::encode_hello(&ours, 0)).await.map_err(WireError::Io)?;

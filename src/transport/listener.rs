@@ -14,7 +14,7 @@
 //! - Each hello is answered: with the versions that are spoken here, and with why its sender is not
 //!   heard if it is not. What means nothing here and wants no answer is counted and passed over, so
 //!   that later versions may say more.
-//! - One task per connection; requests are begun in the order in which they came, and a note is
+//! - One task per connection; requests are begun in the command in which they came, and a note is
 //!   dealt with before anything that came after it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,13 +37,13 @@ use tokio::time::{sleep, timeout_at, Instant};
 pub use super::binding::ListenSettings;
 use super::binding::{BoundSockets, RebindWatch};
 use super::bounds::{Bounds, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
+use super::close_reason::CloseReason;
 use super::connection_slots::{ConnectionSlot, ConnectionSlots, PeerSource};
 pub use super::connection_slots::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
 use super::counters::{Cause, Counters};
-use super::ending::End;
 use super::frame::{self, Body, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire};
 use super::last_seen::LastSeen;
-use super::me::Me;
+use super::local_identity::LocalIdentity;
 use super::names::Names;
 pub use super::refusal::Refusal;
 pub use super::service::{Caller, Service};
@@ -80,7 +80,7 @@ pub struct ListenDeps {
     /// Certificates; a new connection uses the newest.
     pub tls: watch::Receiver<Tls>,
     /// What this server says of itself.
-    pub me: Me,
+    pub me: LocalIdentity,
     /// Where it is noted who was heard when.
     pub heard: LastSeen,
     /// Where refusals are counted.
@@ -351,7 +351,12 @@ impl<S: Service> Acceptor<S> {
         }
     }
 
-    async fn converse(&self, tcp: TcpStream, addr: SocketAddr, handshake: Handshake) -> End {
+    async fn converse(
+        &self,
+        tcp: TcpStream,
+        addr: SocketAddr,
+        handshake: Handshake,
+    ) -> CloseReason {
         let deadline = Instant::now() + HANDSHAKE_LIMIT;
         fail_point("connection");
         tune(&tcp);
@@ -359,14 +364,14 @@ impl<S: Service> Acceptor<S> {
         let tls = newest.borrow_and_update().clone();
         let stream = match timeout_at(deadline, tls.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return End::Handshake(error),
-            Err(_) => return End::TooSlow("its TLS handshake"),
+            Ok(Err(error)) => return CloseReason::Handshake(error),
+            Err(_) => return CloseReason::TooSlow("its TLS handshake"),
         };
         handshake.succeed();
         self.deps.counters.accepted.fetch_add(1, Ordering::Relaxed);
         let trust = match Trust::new(newest, None, &stream) {
             Ok(trust) => trust,
-            Err(error) => return End::Untrusted(error),
+            Err(error) => return CloseReason::Untrusted(error),
         };
         let source = PeerSource { leaf: fingerprint(trust.leaf()), ip: addr.ip() };
         let (slot, gave_way) = self.admission.slots.enter(source);
@@ -379,7 +384,7 @@ impl<S: Service> Acceptor<S> {
                 Ok(never) => match never {},
             },
         }
-        End::GaveWay(who)
+        CloseReason::GaveWay(who)
     }
 
     /// A verified connection from its hello to its end.
@@ -391,10 +396,10 @@ impl<S: Service> Acceptor<S> {
         slot: &ConnectionSlot,
         deadline: Instant,
         who: &mut Option<ServerId>,
-    ) -> Result<Infallible, End> {
+    ) -> Result<Infallible, CloseReason> {
         let names = Names::of(trust.leaf());
         let greeting = self.greet(&mut stream, &mut trust, &names);
-        let too_slow = Err(End::TooSlow("its hello"));
+        let too_slow = Err(CloseReason::TooSlow("its hello"));
         let (hello, version) = timeout_at(deadline, greeting).await.unwrap_or(too_slow)?;
         let Hello { role, sender: id, incarnation, cluster_id, .. } = hello;
         if role == Role::Member {
@@ -417,7 +422,7 @@ impl<S: Service> Acceptor<S> {
         let mut wire = Wire::new(stream);
         let end = conversation.go_on(&mut wire).await;
         conversation.tell_lost(&end);
-        if matches!(end, Err(End::Untrusted(_) | End::Refused(..))) {
+        if matches!(end, Err(CloseReason::Untrusted(_) | CloseReason::Refused(..))) {
             wire.into_stream().get_ref().discard_unsent();
         }
         end
@@ -429,21 +434,21 @@ impl<S: Service> Acceptor<S> {
         stream: &mut Stream,
         trust: &mut Trust,
         names: &Names,
-    ) -> Result<(Hello, u8), End> {
-        let (hello, _) = frame::read_hello(stream).await?.ok_or(End::Silent)?;
-        trust.check().map_err(End::Untrusted)?;
+    ) -> Result<(Hello, u8), CloseReason> {
+        let (hello, _) = frame::read_hello(stream).await?.ok_or(CloseReason::Silent)?;
+        trust.check().map_err(CloseReason::Untrusted)?;
         let (me, id) = (self.deps.me.hello(), hello.sender);
         let parted = NoCommonVersion { theirs: hello.versions, ours: me.versions };
-        let version = me.versions.common(hello.versions).ok_or(End::NoVersion(id, parted));
+        let version = me.versions.common(hello.versions).ok_or(CloseReason::NoVersion(id, parted));
         let assessed = version.and_then(|version| match self.admit(&hello, names) {
             Ok(()) => Ok((hello, version)),
-            Err(refusal) => Err(End::Refused(id, refusal)),
+            Err(refusal) => Err(CloseReason::Refused(id, refusal)),
         });
         let answer = match &assessed {
-            Err(End::Refused(_, refusal)) => refusal.code(),
+            Err(CloseReason::Refused(_, refusal)) => refusal.code(),
             _ => 0,
         };
-        stream.write_all(&frame::encode_hello(&me, answer)).await.map_err(End::Lost)?;
+        stream.write_all(&frame::encode_hello(&me, answer)).await.map_err(CloseReason::Lost)?;
         assessed
     }
 
@@ -478,7 +483,7 @@ struct Conversation<'a, S> {
 }
 
 impl<S: Service> Conversation<'_, S> {
-    async fn go_on(&mut self, wire: &mut Wire<Stream>) -> Result<Infallible, End> {
+    async fn go_on(&mut self, wire: &mut Wire<Stream>) -> Result<Infallible, CloseReason> {
         let Wire { reader, writer } = wire;
         loop {
             self.assess()?;
@@ -491,18 +496,18 @@ impl<S: Service> Conversation<'_, S> {
                 biased;
                 () = self.trust.changed() => {}
                 (request, body) = next_answer(&mut self.in_flight) => {
-                    let body = body.ok_or(End::BadBody(self.caller.id))?;
+                    let body = body.ok_or(CloseReason::BadBody(self.caller.id))?;
                     // Checked before it goes out: what it tells may be newer than the last look.
                     let cluster_id = self.acceptor.deps.me.cluster_id();
                     let header = Header { kind: Kind::Response, request, cluster_id };
-                    writer.send(frame::encode(&header, &body).map_err(End::Frame)?);
+                    writer.send(frame::encode(&header, &body).map_err(CloseReason::Frame)?);
                 }
                 sent = writer.write(), if writer.waiting() > 0 => {
                     sent?;
                     self.last = Instant::now();
                 }
                 frame = reader.next(), if has_room => {
-                    let (header, body) = frame?.ok_or(End::Closed)?;
+                    let (header, body) = frame?.ok_or(CloseReason::Closed)?;
                     self.assess()?;
                     self.take(&header, body)?;
                 }
@@ -510,7 +515,7 @@ impl<S: Service> Conversation<'_, S> {
                 () = poll_fn(|cx| self.alarm.poll(cx, due)) => {
                     self.assess()?;
                     if idle <= Instant::now() {
-                        return Err(End::Idle);
+                        return Err(CloseReason::Idle);
                     }
                 }
             }
@@ -518,20 +523,20 @@ impl<S: Service> Conversation<'_, S> {
     }
 
     /// Whether the other end would still be let in, if anything changed since the last look.
-    fn assess(&mut self) -> Result<(), End> {
+    fn assess(&mut self) -> Result<(), CloseReason> {
         if self.ends <= Instant::now() {
-            return Err(End::Aged);
+            return Err(CloseReason::Aged);
         }
         match self.trust.check() {
             Ok(false) => Ok(()),
             Ok(true) => self.admit(),
-            Err(error) => Err(End::Untrusted(error)),
+            Err(error) => Err(CloseReason::Untrusted(error)),
         }
     }
 
-    fn admit(&self) -> Result<(), End> {
+    fn admit(&self) -> Result<(), CloseReason> {
         let admitted = self.acceptor.admit(&self.hello, &self.caller.names);
-        admitted.map_err(|refusal| End::Refused(self.caller.id, refusal))
+        admitted.map_err(|refusal| CloseReason::Refused(self.caller.id, refusal))
     }
 
     /// A member gave a sign of life.
@@ -543,18 +548,18 @@ impl<S: Service> Conversation<'_, S> {
 
     /// Notes that the other end is gone, unless something was heard from it elsewhere since: then a
     /// new connection has taken the place of this one.
-    fn tell_lost(&self, end: &Result<Infallible, End>) {
+    fn tell_lost(&self, end: &Result<Infallible, CloseReason>) {
         let Caller { id, role, .. } = self.caller;
         let heard = &self.acceptor.deps.heard;
         if role == Role::Member
-            && matches!(end, Err(End::Closed | End::Lost(_)))
+            && matches!(end, Err(CloseReason::Closed | CloseReason::Lost(_)))
             && heard.last(id).is_none_or(|last| last <= self.last)
         {
             heard.record_lost(id);
         }
     }
 
-    fn take(&mut self, header: &Header, body: Body) -> Result<(), End> {
+    fn take(&mut self, header: &Header, body: Body) -> Result<(), CloseReason> {
         self.last = Instant::now();
         (self.hello.cluster_id, self.caller.cluster_id) = (header.cluster_id, header.cluster_id);
         self.admit()?;
@@ -576,7 +581,7 @@ impl<S: Service> Conversation<'_, S> {
                 );
                 deps.log.limited(Level::Note, "passed over", words);
             }
-            Kind::Response => return Err(End::Frame(FrameError::Kind)),
+            Kind::Response => return Err(CloseReason::Frame(FrameError::Kind)),
         }
         Ok(())
     }

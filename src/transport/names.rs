@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use openssl::x509::{X509Ref, X509};
 
-use super::one_line::one_line;
+use super::x509_name::one_line;
 use crate::core::config::MAX_SUBJECT;
 
 /// The most alternative names of a certificate that are looked at; more are of no use to a server.

@@ -35,10 +35,10 @@ use super::dial::gone;
 pub use super::dial::{ask_once, call_once, call_once_by, CallError, OnceError, DIAL_LIMIT};
 use super::frame::{Body, MAX_BODY};
 use super::last_seen::LastSeen;
-use super::line::{keep_line, PeerConnection};
-use super::me::Me;
-pub use super::orders::MAX_QUEUE;
-use super::orders::{Ask, ClearOnDrop, Deps, Order, RequestBody};
+use super::local_identity::LocalIdentity;
+pub use super::peer_command::MAX_QUEUE;
+use super::peer_command::{ClearOnDrop, Deps, PeerCommand, PendingRequest, RequestBody};
+use super::peer_connection::{keep_connected, PeerConnection};
 use super::resolver::Resolver;
 use super::tls::Tls;
 use crate::core::config::Member;
@@ -53,7 +53,7 @@ pub struct Peers {
 
 struct Peer {
     member: Member,
-    orders: mpsc::Sender<Order>,
+    commands: mpsc::Sender<PeerCommand>,
     datagrams: Datagrams,
     /// Whether there is a connection for a note to go by.
     is_up: Arc<AtomicBool>,
@@ -72,7 +72,7 @@ impl Drop for Peer {
 
 impl Peers {
     /// Speaks as `me`, with the newest of `tls`, and notes in `heard` who answered.
-    pub fn new(log: Log, tls: watch::Receiver<Tls>, me: Me, heard: LastSeen) -> Peers {
+    pub fn new(log: Log, tls: watch::Receiver<Tls>, me: LocalIdentity, heard: LastSeen) -> Peers {
         let (resolver, bounds) = (Resolver::system(), Bounds::default());
         Peers { deps: Deps { log, tls, me, heard, resolver, bounds }, peers: RwLock::default() }
     }
@@ -101,7 +101,7 @@ impl Peers {
         peers.retain(|_, peer| members.contains(&peer.member));
         for member in members.iter().filter(|member| member.id != self.deps.me.id()) {
             peers.entry(member.id).or_insert_with(|| {
-                let (orders, queue) = mpsc::channel(MAX_QUEUE);
+                let (commands, queue) = mpsc::channel(MAX_QUEUE);
                 let (is_up, gone) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
                 let datagrams = Datagrams::new();
                 let begin = {
@@ -118,8 +118,8 @@ impl Peers {
                         )
                     }
                 };
-                let task = tokio::spawn(keep_line(begin, queue));
-                Peer { member: member.clone(), orders, datagrams, is_up, gone, task }
+                let task = tokio::spawn(keep_connected(begin, queue));
+                Peer { member: member.clone(), commands, datagrams, is_up, gone, task }
             });
         }
         self.deps.heard.retain(|id| members.iter().any(|member| member.id == id));
@@ -142,14 +142,14 @@ impl Peers {
         }
         let deadline = Instant::now() + limit;
         let (reply, answer) = oneshot::channel();
-        let orders = {
+        let commands = {
             let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-            peers.get(&to).ok_or(CallError::UnknownPeer)?.orders.clone()
+            peers.get(&to).ok_or(CallError::UnknownPeer)?.commands.clone()
         };
         let body = RequestBody(Arc::new(Mutex::new(Some(body))));
         let _recall = ClearOnDrop(body.clone());
-        let ask = Ask { body, limit, deadline, reply };
-        orders.try_send(Order::Ask(ask)).map_err(|error| match error {
+        let ask = PendingRequest { body, limit, deadline, reply };
+        commands.try_send(PeerCommand::Request(ask)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => CallError::Busy,
             mpsc::error::TrySendError::Closed(_) => gone(),
         })?;
@@ -158,7 +158,7 @@ impl Peers {
             Ok(Err(_)) => Err(gone()),
             Err(_) => {
                 // A full queue finds out by itself, a moment later.
-                let _ = orders.try_send(Order::Check);
+                let _ = commands.try_send(PeerCommand::Check);
                 Err(CallError::TimedOut)
             }
         }
@@ -171,7 +171,7 @@ impl Peers {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         let peer = peers.get(&to).filter(|peer| peer.is_up.load(Ordering::SeqCst));
         if let (Some(peer), true) = (peer, body.len() <= MAX_BODY) {
-            let _ = peer.orders.try_send(Order::Note { body, until });
+            let _ = peer.commands.try_send(PeerCommand::Note { body, until });
         }
     }
 

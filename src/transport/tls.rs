@@ -53,10 +53,10 @@ use zeroize::Zeroizing;
 
 use super::issuer::Issuer;
 use super::names::Names;
-use super::one_line::one_line;
-use super::rehearsal;
+use super::self_handshake;
+use super::x509_name::one_line;
 use crate::core::config::Member;
-use crate::core::ending::Ending;
+use crate::core::expiry::Expiry;
 use crate::core::server_id::ServerId;
 use crate::core::text::short_digest;
 use crate::supervise::fail_point;
@@ -303,7 +303,7 @@ impl Tls {
             no_handshake((last.map_or(0, |last| last.reason_code()), reason.to_owned()))
         };
         let context = context(store_of(&roots)?, &leaf, chain, &key).map_err(refused)?;
-        rehearsal::shake_hands(&context)?.map_err(no_handshake)?;
+        self_handshake::shake_hands(&context)?.map_err(no_handshake)?;
         let roll = Roll { own: BTreeMap::new(), takes_common: true, is_of_one: false };
         let (roots_digest, roots) = (digest_of(&roots)?, named(&roots));
         let leaf_mark = fingerprint(&leaf).into();
@@ -406,19 +406,19 @@ impl Tls {
 
     /// The end to speak of among those of the own leaf and the certificates that lead to the root,
     /// and that moment as OpenSSL writes it.
-    pub fn ending(&self) -> Option<(Ending, String)> {
-        let ending = Ending::first(self.endings())?;
+    pub fn expiry(&self) -> Option<(Expiry, String)> {
+        let ending = Expiry::first(self.expiries())?;
         let link = self.0.chain.iter().find(|link| link.subject == ending.subject)?;
         Some((ending, link.not_after.clone()))
     }
 
     /// All of them, the own leaf's first.
-    pub fn endings(&self) -> Vec<Ending> {
+    pub fn expiries(&self) -> Vec<Expiry> {
         let now = SystemTime::now();
         let life =
             |link: &Link| link.valid.end.duration_since(link.valid.start).unwrap_or_default();
         let Some(leaf) = self.0.chain.first() else { return Vec::new() };
-        let all = self.0.chain.iter().enumerate().map(|(at, link)| Ending {
+        let all = self.0.chain.iter().enumerate().map(|(at, link)| Expiry {
             subject: link.subject.clone(),
             is_authority: at > 0,
             left: link.valid.end.duration_since(now).unwrap_or_default(),

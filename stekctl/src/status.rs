@@ -214,7 +214,7 @@ fn key_field(status: &ServerStatus) -> Field {
 
 /// How long the first of its certificates lasts.
 fn certificate_field(status: &ServerStatus) -> Field {
-    match status.certificate.ending() {
+    match status.certificate.expiry() {
         Some(ending) => {
             let left = health::short_span(ending.left.as_secs().saturating_mul(1000));
             doubt(ending.is_soon(), left)

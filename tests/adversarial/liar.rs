@@ -13,7 +13,7 @@ use stek_share::transport::frame::{Body, Hello};
 use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
 };
-use stek_share::transport::{Counters, LastSeen, Me};
+use stek_share::transport::{Counters, LastSeen, LocalIdentity};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -89,7 +89,7 @@ pub fn listen(fleet: &mut Fleet) -> (Runtime, Listener, Arc<Liar>) {
     let deps = ListenDeps {
         log: Log::new(Arc::new(Lines::default())),
         tls: watch::channel(fleet.tls()).1,
-        me: Me::member(ServerId(ENEMY), 666, move || cluster_id),
+        me: LocalIdentity::member(ServerId(ENEMY), 666, move || cluster_id),
         heard: LastSeen::new(),
         counters: Counters::new(),
     };

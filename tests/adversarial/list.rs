@@ -14,7 +14,7 @@ use stek_share::rpc::{
 use stek_share::transport::peers::ask_once;
 use stek_share::transport::resolver::Resolver;
 use stek_share::transport::tls::Tls;
-use stek_share::transport::Me;
+use stek_share::transport::LocalIdentity;
 use testkit::pki::{Identity, Request as CertificateRequest};
 
 use crate::fleet::{block_on, tls_of, wait_for, Fleet, PATIENCE, SUBJECT};
@@ -49,7 +49,7 @@ fn wait_for_members(fleet: &Fleet, ids: &[u32]) {
 }
 
 /// Says something to a server by a connection of its own, as an operator's command does.
-fn ask_as(me: &Me, tls: &Tls, to: &Member, request: &Request) -> Option<Response> {
+fn ask_as(me: &LocalIdentity, tls: &Tls, to: &Member, request: &Request) -> Option<Response> {
     let body = encode(request).unwrap();
     let resolver = Resolver::system();
     let asked = ask_once(&resolver, tls, me, (&to.address, to.port), &body, PATIENCE);
@@ -84,14 +84,14 @@ fn a_server_that_was_removed_cannot_take_itself_in_again() {
     let thief = tls_of(&fleet.authority.identity, &identity, SUBJECT);
     let to = fleet.members[leader as usize - 1].clone();
 
-    let answer = ask_as(&Me::tool(ServerId(1)), &thief, &to, &request());
+    let answer = ask_as(&LocalIdentity::tool(ServerId(1)), &thief, &to, &request());
     assert!(
         matches!(answer, Some(Response::ErrorResponse(ErrorResponse::Malformed))),
         "{answer:?}"
     );
-    let as_itself = || ask_as(&Me::tool(ServerId(4)), &thief, &to, &request());
+    let as_itself = || ask_as(&LocalIdentity::tool(ServerId(4)), &thief, &to, &request());
     wait_for("the removed one to be refused", || as_itself().is_none(), || fleet.describe());
-    let as_member = |id| Me::member(ServerId(id), 666, || [0; 16]);
+    let as_member = |id| LocalIdentity::member(ServerId(id), 666, || [0; 16]);
     let answer = ask_as(&as_member(4), &thief, &to, &request());
     assert!(answer.is_none(), "nor is it as a member: {answer:?}");
     // Under the id of one that is up, and of one that is not.

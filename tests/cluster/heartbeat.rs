@@ -25,7 +25,7 @@ use stek_share::transport::listener::{
     self, Caller, ListenDeps, ListenSettings, Listener, Service,
 };
 use stek_share::transport::peers::Peers;
-use stek_share::transport::{Body, Counters, LastSeen, Me};
+use stek_share::transport::{Body, Counters, LastSeen, LocalIdentity};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -168,7 +168,7 @@ impl Stage {
         let (tls, log) = (watch::channel(fleet.tls()).1, Log::new(Arc::new(Lines::default())));
         let heard = LastSeen::new();
         let of_leader = strings.clone();
-        let me = Me::member(PUPPET, RUN, move || {
+        let me = LocalIdentity::member(PUPPET, RUN, move || {
             of_leader.leader.lock().unwrap().map_or([0; 16], |(_, cluster_id)| cluster_id)
         });
         let _inside = runtime.enter();

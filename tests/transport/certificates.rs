@@ -56,7 +56,7 @@ fn loaded_certificates_tell_of_themselves() {
     assert_eq!(tls.subject(), SUBJECT);
     assert!(tls.names_match(&SUBJECT.into()) && !tls.names_match(&"/CN=x".into()));
     assert!(!tls.accepts_any_subject());
-    let left = tls.endings()[0].left.as_secs();
+    let left = tls.expiries()[0].left.as_secs();
     assert!((86_000..=86_400).contains(&left), "{left}");
     assert_eq!(tls.leaf_fingerprint().len(), 64);
     let any = tls_for(&root, &leaf, "").unwrap();

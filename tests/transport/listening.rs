@@ -114,7 +114,7 @@ fn start_listener(
     let deps = ListenDeps {
         log: Log::new(lines.clone()),
         tls: tls.clone(),
-        me: Me::member(ServerId(2), 1, || CLUSTER_ID),
+        me: LocalIdentity::member(ServerId(2), 1, || CLUSTER_ID),
         heard: LastSeen::new(),
         counters: Counters::new(),
     };

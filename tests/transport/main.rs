@@ -51,8 +51,8 @@ use stek_share::transport::listener::{
 use stek_share::transport::peers::{call_once, CallError, Peers, DIAL_LIMIT, MAX_QUEUE};
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
 use stek_share::transport::{
-    one_line, Bounds, Cause, Counters, LastSeen, Me, Versions, FRAME_LIMIT, HANDSHAKE_LIMIT,
-    IDLE_LIMIT, MAX_IN_FLIGHT,
+    one_line, Bounds, Cause, Counters, LastSeen, LocalIdentity, Versions, FRAME_LIMIT,
+    HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT,
 };
 
 /// Far more than anything here takes on a busy machine.
@@ -156,7 +156,7 @@ impl Box_ {
         let lines = Arc::new(Lines::default());
         let log = Log::new(lines.clone());
         let (swap, tls) = watch::channel(tls);
-        let me = Me::member(ServerId(id), 77, || CLUSTER_ID).speaking(versions);
+        let me = LocalIdentity::member(ServerId(id), 77, || CLUSTER_ID).speaking(versions);
         let heard = LastSeen::new();
         let counters = Counters::new();
         let service = Arc::new(Echo {

@@ -34,7 +34,7 @@ async fn neighbours_of_different_versions_agree_on_the_newest_that_both_speak() 
             assert_eq!(to.service.version.load(Ordering::Relaxed), agreed);
             assert_eq!(to.counters.accepted(), 1, "on one connection");
             assert_eq!(to.counters.all_refused(), 0);
-            let tool = Me::tool(ServerId(from.id)).speaking(from.versions);
+            let tool = LocalIdentity::tool(ServerId(from.id)).speaking(from.versions);
             let tls = from.swap.borrow().clone();
             let answer = call_once(&tls, &tool, ("127.0.0.1", to.addr.port()), b"x", PATIENCE);
             assert_eq!(answer.await.unwrap().as_slice(), b"x");
@@ -69,7 +69,7 @@ async fn neighbours_without_a_common_version_part_and_both_say_so() {
         let line = format!("it calls itself server_id {}, and {there}", from.id);
         until("told there", || to.lines.have(Level::Warning, &line)).await;
         until("counted", || to.counters.refused(Cause::Version) == 1).await;
-        let tool = Me::tool(ServerId(from.id)).speaking(from.versions);
+        let tool = LocalIdentity::tool(ServerId(from.id)).speaking(from.versions);
         let tls = from.swap.borrow().clone();
         let answer = call_once(&tls, &tool, ("127.0.0.1", to.addr.port()), b"x", PATIENCE).await;
         assert!(answer.unwrap_err().to_string().contains(here));

@@ -17,7 +17,7 @@ use stek_share::node::environment::{DynService, Reply, SimulatedNetwork};
 use stek_share::transport::frame::{Hello, Role};
 use stek_share::transport::listener::{Caller, Refusal};
 use stek_share::transport::peers::CallError;
-use stek_share::transport::{Body, LastSeen, Me, Versions};
+use stek_share::transport::{Body, LastSeen, LocalIdentity, Versions};
 use tokio::sync::oneshot;
 use tokio::time::{timeout, Instant};
 
@@ -114,7 +114,7 @@ struct Port {
     /// Whether its machine is off, so that nobody says that there is no process.
     is_off: bool,
     dyn_service: Option<Arc<dyn DynService>>,
-    me: Option<Me>,
+    me: Option<LocalIdentity>,
     heard: Option<LastSeen>,
 }
 
@@ -396,7 +396,7 @@ pub struct PeerTransport {
     members: Mutex<Vec<Member>>,
     /// The lines to the others.
     lines: Mutex<BTreeMap<ServerId, Connection>>,
-    me: OnceLock<Me>,
+    me: OnceLock<LocalIdentity>,
     heard: OnceLock<LastSeen>,
 }
 
@@ -513,7 +513,7 @@ impl PeerTransport {
 pub struct Mailbox(pub Arc<PeerTransport>);
 
 impl SimulatedNetwork for Mailbox {
-    fn open(&self, me: &Me, heard: &LastSeen) {
+    fn open(&self, me: &LocalIdentity, heard: &LastSeen) {
         let _ = self.0.me.set(me.clone());
         let _ = self.0.heard.set(heard.clone());
         if let Some(port) = self.0.network.lock().ports.get_mut(&self.0.id) {

@@ -1,7 +1,7 @@
 //! The line to one peer: its task, the connection that it keeps while there is something to ask, and
 //! the requests that are open on it.
 //!
-//! The invariants are those of [`super::peers`], which hands out the orders.
+//! The invariants are those of [`super::peers`], which hands out the commands.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -19,7 +19,7 @@ use super::bounds::{IDLE_LIMIT, MAX_IN_FLIGHT};
 use super::datagram::Datagrams;
 use super::dial::{dial, greet, is_of_this_machine, tell_doubts, CallError, DialError};
 use super::frame::{self, Body, FrameError, Header, Hello, Kind, Role, Wire, WireError};
-use super::orders::{Ask, Deps, Order, MAX_QUEUE};
+use super::peer_command::{Deps, PeerCommand, PendingRequest, MAX_QUEUE};
 use super::socket::DeadlineTimer;
 use super::tls::{HandshakeError, Stream};
 use super::trust::{renewal_after, Trust};
@@ -47,7 +47,10 @@ const QUEUEING: Duration = Duration::from_millis(5);
 const RENEWAL_TRIES: u32 = 30;
 
 /// One peer's line, with a new beginning after each panic.
-pub(super) async fn keep_line(begin: impl Fn() -> PeerConnection, queue: mpsc::Receiver<Order>) {
+pub(super) async fn keep_connected(
+    begin: impl Fn() -> PeerConnection,
+    queue: mpsc::Receiver<PeerCommand>,
+) {
     let queue = Arc::new(AsyncMutex::new(queue));
     let PeerConnection { member, deps, .. } = begin();
     let run = || {
@@ -97,9 +100,9 @@ impl PeerConnection {
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
-    async fn run(mut self, queue: &mut mpsc::Receiver<Order>) {
-        while let Some(order) = queue.recv().await {
-            let Order::Ask(ask) = order else { continue };
+    async fn run(mut self, queue: &mut mpsc::Receiver<PeerCommand>) {
+        while let Some(command) = queue.recv().await {
+            let PeerCommand::Request(ask) = command else { continue };
             fail_point("line");
             if let Some((until, error)) = &self.barred {
                 if Instant::now() < *until && !self.heard_since_barred() {
@@ -144,7 +147,7 @@ impl PeerConnection {
     }
 
     /// Whether the peer has dialled us since we failed to dial it: then it is up, and waiting any
-    /// longer would only delay an election or an order.
+    /// longer would only delay an election or an command.
     fn heard_since_barred(&self) -> bool {
         self.deps.heard.last(self.member.id).is_some_and(|at| at > self.failed)
     }
@@ -185,15 +188,20 @@ impl PeerConnection {
     }
 
     /// Answers what waits with an error and lets nobody dial for a while.
-    fn fail(&mut self, error: CallError, first: Option<Ask>, queue: &mut mpsc::Receiver<Order>) {
+    fn fail(
+        &mut self,
+        error: CallError,
+        first: Option<PendingRequest>,
+        queue: &mut mpsc::Receiver<PeerCommand>,
+    ) {
         self.failed = Instant::now();
         self.deps.heard.record_trouble(self.member.id, error.to_string().into());
         self.barred = Some((self.failed + self.pause, error.clone()));
         self.pause = (self.pause * 2).min(REDIAL_MAX);
         let waiting = std::iter::from_fn(|| queue.try_recv().ok()).take(MAX_QUEUE);
-        let asks = waiting.filter_map(|order| match order {
-            Order::Ask(ask) => Some(ask),
-            Order::Note { .. } | Order::Check => None,
+        let asks = waiting.filter_map(|command| match command {
+            PeerCommand::Request(ask) => Some(ask),
+            PeerCommand::Note { .. } | PeerCommand::Check => None,
         });
         for ask in first.into_iter().chain(asks) {
             let _ = ask.reply.send(Err(error.clone()));
@@ -203,8 +211,8 @@ impl PeerConnection {
     async fn converse(
         &mut self,
         mut present: Conversation,
-        first: Ask,
-        queue: &mut mpsc::Receiver<Order>,
+        first: PendingRequest,
+        queue: &mut mpsc::Receiver<PeerCommand>,
     ) {
         self.tell_up();
         self.is_up.store(true, Ordering::SeqCst);
@@ -214,7 +222,7 @@ impl PeerConnection {
         };
         self.is_up.store(false, Ordering::SeqCst);
         self.deps.heard.forget_answer(self.member.id);
-        if matches!(end, End::Closed | End::Lost(_)) {
+        if matches!(end, CloseReason::Closed | CloseReason::Lost(_)) {
             self.deps.heard.record_lost(self.member.id);
         }
         let is_good = present.has_answered || present.open.is_empty();
@@ -230,7 +238,11 @@ impl PeerConnection {
     }
 
     /// Goes on with a connection, and with those that take its place, until the last one ends.
-    async fn go_on(&self, present: &mut Conversation, queue: &mut mpsc::Receiver<Order>) -> End {
+    async fn go_on(
+        &self,
+        present: &mut Conversation,
+        queue: &mut mpsc::Receiver<PeerCommand>,
+    ) -> CloseReason {
         let mut due = Instant::now() + renewal_after(self.deps.bounds.max_age);
         let mut renewal = Box::pin(self.renewed(present.leaf.clone(), due));
         // The connection that was renewed last, until its last response is there.
@@ -292,13 +304,13 @@ impl PeerConnection {
         }
     }
 
-    fn tell_end(&mut self, end: &End) {
+    fn tell_end(&mut self, end: &CloseReason) {
         let (name, id, log) = (self.name(), self.member.id, &self.deps.log);
-        if matches!(end, End::Frame(_) | End::Untrusted(_)) {
+        if matches!(end, CloseReason::Frame(_) | CloseReason::Untrusted(_)) {
             // What an operator has to do something about; a peer that stops is not.
             log.limited(Level::Warning, &format!("peer {id} end"), format!("peer {name}: {end}"));
         }
-        if matches!(end, End::Idle | End::Gone | End::Aged) {
+        if matches!(end, CloseReason::Idle | CloseReason::Gone | CloseReason::Aged) {
             return log.debug(format!("peer {name}: connection ended: {end}"));
         }
         self.told_up = false;
@@ -308,7 +320,10 @@ impl PeerConnection {
 }
 
 /// Goes on with a connection that takes no more requests, if there is one.
-async fn drain(old: &mut Option<Conversation>, line: &PeerConnection) -> Result<Infallible, End> {
+async fn drain(
+    old: &mut Option<Conversation>,
+    line: &PeerConnection,
+) -> Result<Infallible, CloseReason> {
     match old {
         Some(old) => old.go_on(line, None).await,
         None => pending().await,
@@ -317,7 +332,7 @@ async fn drain(old: &mut Option<Conversation>, line: &PeerConnection) -> Result<
 
 /// How a connection that this side dialled ended.
 #[derive(Debug, Error)]
-enum End {
+enum CloseReason {
     #[error("nothing was asked for a long time")]
     Idle,
     #[error("this server no longer asks it")]
@@ -338,12 +353,12 @@ enum End {
     Frame(FrameError),
 }
 
-impl From<WireError> for End {
-    fn from(error: WireError) -> End {
+impl From<WireError> for CloseReason {
+    fn from(error: WireError) -> CloseReason {
         match error {
-            WireError::Frame(error) => End::Frame(error),
-            WireError::Io(error) => End::Lost(error),
-            WireError::TooSlow => End::Dead,
+            WireError::Frame(error) => CloseReason::Frame(error),
+            WireError::Io(error) => CloseReason::Lost(error),
+            WireError::TooSlow => CloseReason::Dead,
         }
     }
 }
@@ -406,8 +421,8 @@ impl Conversation {
     }
 
     /// Ends it: what was sent and not answered is lost.
-    fn part(self, end: &End) -> CallError {
-        if matches!(end, End::Untrusted(_) | End::Gone) {
+    fn part(self, end: &CloseReason) -> CallError {
+        if matches!(end, CloseReason::Untrusted(_) | CloseReason::Gone) {
             self.wire.into_stream().get_ref().discard_unsent();
         }
         let error = CallError::Unreachable(end.to_string().into());
@@ -418,14 +433,14 @@ impl Conversation {
     }
 
     /// Nothing more may be sent to an end that would not be let in now.
-    fn assess(&mut self, line: &PeerConnection) -> Result<(), End> {
+    fn assess(&mut self, line: &PeerConnection) -> Result<(), CloseReason> {
         if line.gone.load(Ordering::SeqCst) {
-            return Err(End::Gone);
+            return Err(CloseReason::Gone);
         }
         if self.ends <= Instant::now() {
-            return Err(End::Aged);
+            return Err(CloseReason::Aged);
         }
-        self.trust.check().map(drop).map_err(End::Untrusted)
+        self.trust.check().map(drop).map_err(CloseReason::Untrusted)
     }
 
     /// Without a queue it takes no more requests, and ends when the last is answered. May be
@@ -433,14 +448,14 @@ impl Conversation {
     async fn go_on(
         &mut self,
         line: &PeerConnection,
-        mut queue: Option<&mut mpsc::Receiver<Order>>,
-    ) -> Result<Infallible, End> {
+        mut queue: Option<&mut mpsc::Receiver<PeerCommand>>,
+    ) -> Result<Infallible, CloseReason> {
         loop {
             fail_point("conversation");
             self.assess(line)?;
             let is_sending = self.wire.writer.waiting() > 0;
             if queue.is_none() && self.open.is_empty() && !is_sending {
-                return Err(End::Renewed);
+                return Err(CloseReason::Renewed);
             }
             let may_take = !is_sending && self.open.len() < MAX_IN_FLIGHT;
             let may_take_datagram = !is_sending && queue.is_some();
@@ -450,12 +465,12 @@ impl Conversation {
                 () = self.trust.changed() => {}
                 sent = self.wire.writer.write(), if is_sending => sent?,
                 frame = self.wire.reader.next() => {
-                    let (header, body) = frame?.ok_or(End::Closed)?;
+                    let (header, body) = frame?.ok_or(CloseReason::Closed)?;
                     self.assess(line)?;
                     self.take(&header, body, line)?;
                 }
-                order = next_order(&mut queue), if may_take => {
-                    self.take_order(line, order.ok_or(End::Gone)?)?;
+                command = next_command(&mut queue), if may_take => {
+                    self.take_command(line, command.ok_or(CloseReason::Gone)?)?;
                 }
                 datagram = line.datagrams.next(), if may_take_datagram => {
                     self.write(line, Kind::Note, 0, datagram.body())?;
@@ -467,25 +482,29 @@ impl Conversation {
         }
     }
 
-    fn take_order(&mut self, line: &PeerConnection, order: Order) -> Result<(), End> {
-        match order {
-            Order::Check => {
+    fn take_command(
+        &mut self,
+        line: &PeerConnection,
+        command: PeerCommand,
+    ) -> Result<(), CloseReason> {
+        match command {
+            PeerCommand::Check => {
                 let now = Instant::now();
                 self.check(now)?;
                 // Alive but late: nobody waits for these any more.
                 self.open.retain(|open| now < open.deadline || !open.reply.is_closed());
                 Ok(())
             }
-            Order::Ask(ask) => self.send(line, ask),
-            Order::Note { body, until } if Instant::now() < until => {
+            PeerCommand::Request(ask) => self.send(line, ask),
+            PeerCommand::Note { body, until } if Instant::now() < until => {
                 self.write(line, Kind::Note, 0, &body)
             }
-            Order::Note { .. } => Ok(()),
+            PeerCommand::Note { .. } => Ok(()),
         }
     }
 
-    fn send(&mut self, line: &PeerConnection, ask: Ask) -> Result<(), End> {
-        let Ask { body, limit, deadline, reply } = ask;
+    fn send(&mut self, line: &PeerConnection, ask: PendingRequest) -> Result<(), CloseReason> {
+        let PendingRequest { body, limit, deadline, reply } = ask;
         let Some(body) = body.take() else { return Ok(()) };
         self.last_id = self.last_id.wrapping_add(1);
         let id = self.last_id;
@@ -499,16 +518,21 @@ impl Conversation {
         kind: Kind,
         request: u32,
         body: &[u8],
-    ) -> Result<(), End> {
+    ) -> Result<(), CloseReason> {
         // Asked once more: what goes out may be newer than the last look.
         self.assess(line)?;
         let header = Header { kind, request, cluster_id: line.deps.me.cluster_id() };
-        self.wire.writer.send(frame::encode(&header, body).map_err(End::Frame)?);
+        self.wire.writer.send(frame::encode(&header, body).map_err(CloseReason::Frame)?);
         self.sent = Instant::now();
         Ok(())
     }
 
-    fn take(&mut self, header: &Header, body: Body, line: &PeerConnection) -> Result<(), End> {
+    fn take(
+        &mut self,
+        header: &Header,
+        body: Body,
+        line: &PeerConnection,
+    ) -> Result<(), CloseReason> {
         (self.received, self.suspect) = (Instant::now(), None);
         match header.kind {
             Kind::Response => {
@@ -523,20 +547,20 @@ impl Conversation {
             }
             // A later version may have something to say.
             Kind::Unknown(_) => Ok(()),
-            Kind::Request | Kind::Note => Err(End::Frame(FrameError::Kind)),
+            Kind::Request | Kind::Note => Err(CloseReason::Frame(FrameError::Kind)),
         }
     }
 
     /// Checks the connection by the requests whose time ran out. A far peer that is busy for a
     /// moment gets their time once more: dialling it anew would take longer.
-    fn check(&mut self, now: Instant) -> Result<(), End> {
+    fn check(&mut self, now: Instant) -> Result<(), CloseReason> {
         let received = self.received;
         let is_silent =
             |open: &&Open| open.sent + open.limit <= now + QUEUEING && received <= open.sent;
         let silent = self.open.iter().filter(is_silent).map(|open| open.limit).min();
         match (silent, self.suspect) {
             _ if self.wire.reader.is_reading() => self.suspect = None,
-            (_, Some(until)) if until <= now => return Err(End::Dead),
+            (_, Some(until)) if until <= now => return Err(CloseReason::Dead),
             (Some(limit), None) => self.suspect = Some(now + limit),
             _ => {}
         }
@@ -555,12 +579,12 @@ impl Conversation {
     }
 
     /// Something is due.
-    fn look(&mut self, now: Instant) -> Result<(), End> {
+    fn look(&mut self, now: Instant) -> Result<(), CloseReason> {
         if now < self.due() {
             return Ok(());
         }
         if self.overdue().is_none() && self.suspect.is_none() {
-            return Err(End::Idle);
+            return Err(CloseReason::Idle);
         }
         self.check(now)?;
         // Alive but late: nobody waits for these any more.
@@ -569,8 +593,8 @@ impl Conversation {
     }
 }
 
-/// What to do next, by a connection that takes orders.
-async fn next_order(queue: &mut Option<&mut mpsc::Receiver<Order>>) -> Option<Order> {
+/// What to do next, by a connection that takes commands.
+async fn next_command(queue: &mut Option<&mut mpsc::Receiver<PeerCommand>>) -> Option<PeerCommand> {
     match queue {
         Some(queue) => queue.recv().await,
         None => pending().await,

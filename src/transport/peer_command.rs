@@ -12,7 +12,7 @@ use super::bounds::Bounds;
 use super::dial::CallError;
 use super::frame::Body;
 use super::last_seen::LastSeen;
-use super::me::Me;
+use super::local_identity::LocalIdentity;
 use super::resolver::Resolver;
 use super::tls::Tls;
 use crate::log_sink::Log;
@@ -25,16 +25,16 @@ pub const MAX_QUEUE: usize = 64;
 pub(super) struct Deps {
     pub(super) log: Log,
     pub(super) tls: watch::Receiver<Tls>,
-    pub(super) me: Me,
+    pub(super) me: LocalIdentity,
     pub(super) heard: LastSeen,
     pub(super) resolver: Resolver,
     pub(super) bounds: Bounds,
 }
 
 /// What a caller wants of a line.
-pub(super) enum Order {
+pub(super) enum PeerCommand {
     /// Send this request.
-    Ask(Ask),
+    Request(PendingRequest),
     /// Send this note, unless it is too late for it.
     Note { body: Body, until: Instant },
     /// A caller's time ran out: see whether the connection is still alive.
@@ -42,7 +42,7 @@ pub(super) enum Order {
 }
 
 /// A request and who waits for it.
-pub(super) struct Ask {
+pub(super) struct PendingRequest {
     pub(super) body: RequestBody,
     /// What its caller granted, and until when that lasts.
     pub(super) limit: Duration,

@@ -7,37 +7,37 @@ use crate::core::server_id::ServerId;
 
 /// What this server says of itself, and the protocol versions that it speaks.
 #[derive(Clone)]
-pub struct Me(Arc<MeInner>, Versions);
+pub struct LocalIdentity(Arc<Inner>, Versions);
 
-struct MeInner {
+struct Inner {
     id: ServerId,
     role: Role,
     incarnation: u64,
     cluster_id: Box<dyn Fn() -> ClusterId + Send + Sync>,
 }
 
-impl Me {
+impl LocalIdentity {
     /// A server with this id and incarnation; `cluster_id` is asked for each frame. It speaks
     /// [`Versions::OURS`].
     pub fn member(
         id: ServerId,
         incarnation: u64,
         cluster_id: impl Fn() -> ClusterId + Send + Sync + 'static,
-    ) -> Me {
+    ) -> LocalIdentity {
         let (role, cluster_id) = (Role::Member, Box::new(cluster_id));
-        Me(Arc::new(MeInner { id, role, incarnation, cluster_id }), Versions::OURS)
+        LocalIdentity(Arc::new(Inner { id, role, incarnation, cluster_id }), Versions::OURS)
     }
 
     /// An operator's command that acts for the server with this id.
-    pub fn tool(id: ServerId) -> Me {
+    pub fn tool(id: ServerId) -> LocalIdentity {
         let cluster_id = Box::new(|| [0; 16]);
-        let inner = MeInner { id, role: Role::Tool, incarnation: 0, cluster_id };
-        Me(Arc::new(inner), Versions::OURS)
+        let inner = Inner { id, role: Role::Tool, incarnation: 0, cluster_id };
+        LocalIdentity(Arc::new(inner), Versions::OURS)
     }
 
     /// The same, speaking these protocol versions.
-    pub fn speaking(self, versions: Versions) -> Me {
-        Me(self.0, versions)
+    pub fn speaking(self, versions: Versions) -> LocalIdentity {
+        LocalIdentity(self.0, versions)
     }
 
     /// The protocol versions that this server speaks.
@@ -62,7 +62,7 @@ impl Me {
 
     /// What it says of itself now.
     pub fn hello(&self) -> Hello {
-        let MeInner { id: sender, role, incarnation, .. } = *self.0;
+        let Inner { id: sender, role, incarnation, .. } = *self.0;
         Hello { versions: self.1, role, sender, incarnation, cluster_id: self.cluster_id() }
     }
 }

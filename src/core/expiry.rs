@@ -15,7 +15,7 @@ const AHEAD_S: [u64; 4] = [30 * DAY_S, 7 * DAY_S, DAY_S, 0];
 
 /// The end of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ending {
+pub struct Expiry {
     /// Its subject in the one-line form.
     pub subject: String,
     /// Whether it is an authority's, without which the server's own is worth nothing.
@@ -31,7 +31,7 @@ pub fn warn_ahead(life: Duration) -> Duration {
     Duration::from_secs(AHEAD_S[0]).min(life / 3)
 }
 
-impl Ending {
+impl Expiry {
     /// How many of the moments to warn at have come.
     pub fn stage(&self) -> usize {
         let third = self.life / 3;
@@ -44,13 +44,13 @@ impl Ending {
     }
 
     /// The end to speak of: the earliest that is worth a warning, else the earliest.
-    pub fn first(endings: impl IntoIterator<Item = Ending>) -> Option<Ending> {
+    pub fn first(endings: impl IntoIterator<Item = Expiry>) -> Option<Expiry> {
         endings.into_iter().min_by_key(|ending| (!ending.is_soon(), ending.left))
     }
 }
 
 /// `expires in 2 days`, and so on.
-impl fmt::Display for Ending {
+impl fmt::Display for Expiry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let left = self.left.as_secs();
         let (count, unit) = match left {
@@ -68,8 +68,8 @@ impl fmt::Display for Ending {
 mod tests {
     use super::*;
 
-    fn ending(left_s: u64, life_s: u64) -> Ending {
-        Ending {
+    fn ending(left_s: u64, life_s: u64) -> Expiry {
+        Expiry {
             subject: "/CN=a".to_owned(),
             is_authority: false,
             left: Duration::from_secs(left_s),
@@ -95,10 +95,10 @@ mod tests {
     fn an_authority_is_not_hidden_by_a_fresh_certificate_that_ends_sooner() {
         let mut root = ending(20 * DAY_S, 3650 * DAY_S);
         root.subject = "/CN=root".to_owned();
-        let first = |leaf| Ending::first([leaf, root.clone()]).map(|ending| ending.subject);
+        let first = |leaf| Expiry::first([leaf, root.clone()]).map(|ending| ending.subject);
         assert_eq!(first(ending(DAY_S, DAY_S)).as_deref(), Some("/CN=root"));
         assert_eq!(first(ending(3600, DAY_S)).as_deref(), Some("/CN=a"));
-        assert_eq!(Ending::first([]), None);
+        assert_eq!(Expiry::first([]), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::log_sink::Level;
 
 /// How a connection that came in ended.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum CloseReason {
     Handshake(HandshakeError),
     TooSlow(&'static str),
     GaveWay(Option<ServerId>),
@@ -27,41 +27,41 @@ pub(super) enum End {
     Aged,
 }
 
-impl From<WireError> for End {
-    fn from(error: WireError) -> End {
+impl From<WireError> for CloseReason {
+    fn from(error: WireError) -> CloseReason {
         match error {
-            WireError::Frame(error) => End::Frame(error),
-            WireError::Io(error) => End::Lost(error),
-            WireError::TooSlow => End::TooSlow("a frame"),
+            WireError::Frame(error) => CloseReason::Frame(error),
+            WireError::Io(error) => CloseReason::Lost(error),
+            WireError::TooSlow => CloseReason::TooSlow("a frame"),
         }
     }
 }
 
-impl End {
+impl CloseReason {
     /// What to count, how loud to be, and the words.
     pub(super) fn assess(&self) -> (Option<Cause>, Level, String) {
         let refused = |cause, words: String| (Some(cause), Level::Warning, words);
         let quiet = |words: &str| (None, Level::Debug, words.to_owned());
         match self {
-            End::Handshake(error) => {
+            CloseReason::Handshake(error) => {
                 let cause = cause_of(error);
                 let level = if cause == Cause::ClosedEarly { Level::Debug } else { Level::Warning };
                 (Some(cause), level, error.to_string())
             }
-            End::TooSlow(what) => refused(Cause::TooSlow, format!("{what} took too long")),
-            End::GaveWay(Some(id)) => {
+            CloseReason::TooSlow(what) => refused(Cause::TooSlow, format!("{what} took too long")),
+            CloseReason::GaveWay(Some(id)) => {
                 let words = format!("server_id {id} has too many; it gave way to a newer one");
                 refused(Cause::OverLimit, words)
             }
-            End::GaveWay(None) => refused(
+            CloseReason::GaveWay(None) => refused(
                 Cause::OverLimit,
                 "too many tools or silent ends are connected; it gave way to a newer one"
                     .to_owned(),
             ),
-            End::Untrusted(error) => {
+            CloseReason::Untrusted(error) => {
                 refused(cause_of(error), format!("it is no longer trusted: {error}"))
             }
-            End::Refused(id, refusal) => {
+            CloseReason::Refused(id, refusal) => {
                 let cause = match refusal {
                     Refusal::NotAMember => Cause::NotAMember,
                     Refusal::Certificate => Cause::OtherCertificate,
@@ -69,22 +69,22 @@ impl End {
                 };
                 refused(cause, format!("it calls itself server_id {id}, but {refusal}"))
             }
-            End::BadBody(id) => {
+            CloseReason::BadBody(id) => {
                 refused(Cause::BadFrame, format!("server_id {id} sent a request without meaning"))
             }
-            End::NoVersion(id, error) => {
+            CloseReason::NoVersion(id, error) => {
                 refused(Cause::Version, format!("it calls itself server_id {id}, and {error}"))
             }
-            End::Frame(error) => refused(Cause::BadFrame, error.to_string()),
-            End::Lost(error) => quiet(&format!("the connection was lost: {error}")),
-            End::Closed => quiet("it closed the connection"),
-            End::Silent => (
+            CloseReason::Frame(error) => refused(Cause::BadFrame, error.to_string()),
+            CloseReason::Lost(error) => quiet(&format!("the connection was lost: {error}")),
+            CloseReason::Closed => quiet("it closed the connection"),
+            CloseReason::Silent => (
                 Some(Cause::ClosedEarly),
                 Level::Debug,
                 "it closed the connection before its hello".to_owned(),
             ),
-            End::Aged => quiet("it stood for as long as a connection may"),
-            End::Idle => quiet("the connection was idle"),
+            CloseReason::Aged => quiet("it stood for as long as a connection may"),
+            CloseReason::Idle => quiet("the connection was idle"),
         }
     }
 }
