@@ -34,7 +34,7 @@ use stek_share::core::server_list::ServerList;
 use stek_share::core::server_status::ServerStatus;
 use stek_share::core::sessions::{SessionBytes, SessionEvent, SessionId};
 use stek_share::core::stek::{Stek, STEK_LEN};
-use stek_share::node::state_file_door::{self as door, Saved};
+use stek_share::node::state_file_fuzzing::{self as state_file, Saved};
 use stek_share::rpc::{
     encode, AdminRefusal, AppendAnswer, ErrorResponse, MembershipRefusal, Recipient, Request,
     Response, WireAppend, WireEntry, WireMembership, WirePayload, WireSessions, WireSnapshot,
@@ -440,7 +440,7 @@ pub fn write(dir: &Path) {
         story.iter().flat_map(|command| encode(command).expect("as before").to_vec()).collect()
     });
     let saved = [1, 3].map(|n| {
-        let plain = door::plain(saved(n)).expect("it can be encoded");
+        let plain = state_file::plain(saved(n)).expect("it can be encoded");
         [&[255], plain.as_slice()].concat()
     });
     let whole = [&greetings()[0][..], &frames().concat()].concat();

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use stek_share::core::agreed::{Agreed, Command, Record};
 use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, KeyRing};
 use stek_share::core::server_id::ServerId;
-use stek_share::node::state_file_door::{self as door, Saved};
+use stek_share::node::state_file_fuzzing::{self as state_file, Saved};
 use stek_share::transport::tls::Tls;
 
 use crate::messages::hold_agreed;
@@ -31,7 +31,7 @@ fn tls() -> &'static Tls {
 pub fn content(input: &[u8]) {
     let [kind, bytes @ ..] = input else { return };
     match kind {
-        0..=7 => assert!(door::open(bytes, ID, tls()).is_err(), "forged"),
+        0..=7 => assert!(state_file::open(bytes, ID, tls()).is_err(), "forged"),
         8..=15 => damage(bytes),
         _ => unsealed(bytes),
     }
@@ -41,27 +41,27 @@ pub fn content(input: &[u8]) {
 fn damage(bytes: &[u8]) {
     static GOOD: OnceLock<Vec<u8>> = OnceLock::new();
     let good = GOOD.get_or_init(|| {
-        let plain = door::plain(crate::seeds::saved(3)).expect("it can be encoded");
-        door::seal(&plain, cluster_id(), ID, tls()).expect("it can be sealed")
+        let plain = state_file::plain(crate::seeds::saved(3)).expect("it can be encoded");
+        state_file::seal(&plain, cluster_id(), ID, tls()).expect("it can be sealed")
     });
     let mut changed = good.clone();
     for pair in bytes.chunks_exact(3) {
         let at = usize::from(u16::from_be_bytes([pair[0], pair[1]])) % changed.len();
         changed[at] ^= pair[2];
     }
-    let opened = door::open(&changed, ID, tls());
+    let opened = state_file::open(&changed, ID, tls());
     assert_eq!(opened.is_ok(), changed == *good, "a changed file is taken, or a good one refused");
     if let (Err(line), [.., end]) = (opened, bytes) {
         assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
         let cut = changed.len() * usize::from(*end) / 256;
-        assert!(door::open(&good[..cut], ID, tls()).is_err(), "a file that was cut is taken");
+        assert!(state_file::open(&good[..cut], ID, tls()).is_err(), "a file that was cut is taken");
     }
 }
 
 /// What is let through can be gone on with: a cluster that is founded from it has these very keys, and
 /// what would be saved of it is let through.
 fn unsealed(plain: &[u8]) {
-    let saved = match door::read(plain, cluster_id()) {
+    let saved = match state_file::read(plain, cluster_id()) {
         Ok(saved) => saved,
         Err(line) => {
             assert!(!line.contains(|c: char| c.is_control()) && line.len() < 500, "{line:?}");
@@ -83,6 +83,6 @@ fn unsealed(plain: &[u8]) {
         assert!(agreed.check().is_ok() && agreed.ring.current().is_some());
     }
     let record = Record { agreed, ..saved.record };
-    let bytes = door::plain(Saved { record, ..saved }).expect("it can be encoded");
-    door::read(&bytes, cluster_id()).expect("what was saved is refused");
+    let bytes = state_file::plain(Saved { record, ..saved }).expect("it can be encoded");
+    state_file::read(&bytes, cluster_id()).expect("what was saved is refused");
 }

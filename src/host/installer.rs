@@ -1,7 +1,7 @@
 //! The one thread that gives ticket keys to the host, and that owns the tokio runtime of the server.
 //!
 //! Does not decide which keys: they come from [`Node`] by a watch channel. Invariants:
-//! - `TSSslTicketKeyUpdate` is called on this thread only, and only while the [`Gate`] allows it:
+//! - `TSSslTicketKeyUpdate` is called on this thread only, and only while the [`PhaseLock`] allows it:
 //!   the host reads its own configuration into the same unguarded place between the return of
 //!   TSPluginInit and PORTS_INITIALIZED, and overwrites what was there.
 //! - The node hears that a set is installed only when no handshake can miss it: the host cannot
@@ -110,11 +110,11 @@ pub enum Start {
 
 /// Guards the host's ticket keys by [`Phase`]: whoever holds the lock may count on the phase.
 #[derive(Debug)]
-pub struct Gate(Mutex<Phase>);
+pub struct PhaseLock(Mutex<Phase>);
 
-impl Gate {
-    fn new() -> Gate {
-        Gate(Mutex::new(Phase::Init))
+impl PhaseLock {
+    fn new() -> PhaseLock {
+        PhaseLock(Mutex::new(Phase::Init))
     }
 
     /// Moves on to `phase`. Returns once no install of an earlier phase is under way.
@@ -154,7 +154,7 @@ enum Event {
 
 /// The host's side of a running installer.
 pub struct Handle {
-    gate: Arc<Gate>,
+    phase: Arc<PhaseLock>,
     events: mpsc::Sender<Event>,
     messages: mpsc::Sender<Message>,
     log: Log,
@@ -174,16 +174,16 @@ impl Handle {
         log: Log,
         install_metrics: InstallMetrics,
     ) -> io::Result<Handle> {
-        let gate = Arc::new(Gate::new());
+        let phase = Arc::new(PhaseLock::new());
         if start == Start::Late {
-            gate.move_to(Phase::Open);
+            phase.move_to(Phase::Open);
         }
         let (events, queue) = mpsc::channel(EVENT_QUEUE);
         let (messages, message_queue) = mpsc::channel(MESSAGE_QUEUE);
         let (started, when_started) = sync_channel(1);
         let limit = loaded.settings.startup_wait + START_MARGIN;
         let InstallMetrics { stats, around } = install_metrics;
-        let installer = Installer::new(HostTickets, gate.clone(), log.clone(), stats.clone());
+        let installer = Installer::new(HostTickets, phase.clone(), log.clone(), stats.clone());
         let thread_log = log.clone();
         thread::Builder::new().name("stek_install".into()).stack_size(INSTALLER_STACK).spawn(
             move || {
@@ -201,7 +201,7 @@ impl Handle {
             },
         )?;
         if start == Start::Late {
-            return Ok(Handle { gate, events, messages, log });
+            return Ok(Handle { phase, events, messages, log });
         }
         if wait(&when_started, limit) == Waited::TimedOut {
             log.warning(format!(
@@ -209,8 +209,8 @@ impl Handle {
                 limit.as_millis()
             ));
         }
-        gate.move_to(Phase::Gap);
-        Ok(Handle { gate, events, messages, log })
+        phase.move_to(Phase::Gap);
+        Ok(Handle { phase, events, messages, log })
     }
 
     /// For the hooks at messages and reloads: has one answered, and does not wait for it.
@@ -231,7 +231,7 @@ impl Handle {
 
     /// For the PORTS_INITIALIZED hook: has the latest set installed again, for good now.
     pub fn ports_initialized(&self) {
-        self.gate.move_to(Phase::Open);
+        self.phase.move_to(Phase::Open);
         if self.tell(Event::PortsInitialized, PORTS_WAIT) == Waited::TimedOut {
             self.log.warning(format!(
                 "the ticket keys were not installed within {} ms; the first handshakes may use \
@@ -458,7 +458,7 @@ enum Outcome {
 /// Gives sets to a ticket context and remembers what stands there.
 struct Installer<C> {
     context: C,
-    gate: Arc<Gate>,
+    phase: Arc<PhaseLock>,
     log: Log,
     stats: Stats,
     buffer: SetBuffer,
@@ -475,10 +475,10 @@ struct Installer<C> {
 }
 
 impl<C: TicketContext> Installer<C> {
-    fn new(context: C, gate: Arc<Gate>, log: Log, stats: Stats) -> Installer<C> {
+    fn new(context: C, phase: Arc<PhaseLock>, log: Log, stats: Stats) -> Installer<C> {
         Installer {
             context,
-            gate,
+            phase,
             log,
             stats,
             buffer: SetBuffer::new(),
@@ -618,8 +618,8 @@ impl<C: TicketContext> Installer<C> {
         let names: Vec<[u8; NAME_LEN]> =
             set.keys.iter().filter_map(|key| key.name().try_into().ok()).collect();
         // Held over the call: the phase must not change while the host copies the keys.
-        let gate = self.gate.clone();
-        let phase = gate.lock();
+        let phase = self.phase.clone();
+        let phase = phase.lock();
         let outcome = match *phase {
             Phase::Gap => return Outcome::HandsOff,
             Phase::Init => Outcome::ForNow,
@@ -739,10 +739,10 @@ mod tests {
         fn new(phase: Phase) -> Bench {
             let recorder = Recorder::default();
             let lines = Arc::new(Lines::default());
-            let gate = Arc::new(Gate::new());
-            gate.move_to(phase);
+            let lock = Arc::new(PhaseLock::new());
+            lock.move_to(phase);
             let log = Log::new(lines.clone());
-            let installer = Installer::new(recorder.clone(), gate, log, Stats::new());
+            let installer = Installer::new(recorder.clone(), lock, log, Stats::new());
             Bench { installer, recorder, lines }
         }
 
@@ -801,13 +801,13 @@ mod tests {
 
     #[test]
     fn a_phase_never_goes_back() {
-        let gate = Gate::new();
-        gate.move_to(Phase::Open);
-        gate.move_to(Phase::Gap);
-        assert_eq!(*gate.lock(), Phase::Open);
+        let phase = PhaseLock::new();
+        phase.move_to(Phase::Open);
+        phase.move_to(Phase::Gap);
+        assert_eq!(*phase.lock(), Phase::Open);
     }
 
-    /// Stays inside the host's function until someone is about to close the gate.
+    /// Stays inside the host's function until someone is about to close the phase.
     struct Slow {
         inside: SyncSender<()>,
         closing: Receiver<()>,
@@ -831,13 +831,13 @@ mod tests {
         let (closing, when_closing) = sync_channel(1);
         let order = Arc::new(Mutex::new(Vec::new()));
         let slow = Slow { inside, closing: when_closing, order: order.clone() };
-        let gate = Arc::new(Gate::new());
+        let phase = Arc::new(PhaseLock::new());
         let log = Log::new(Arc::new(Lines::default()));
-        let mut installer = Installer::new(slow, gate.clone(), log, Stats::new());
+        let mut installer = Installer::new(slow, phase.clone(), log, Stats::new());
         let thread = thread::spawn(move || installer.install(&set(1, &[1])));
         when_inside.recv().expect("the install begins");
         closing.send(()).expect("the install waits for this");
-        gate.move_to(Phase::Gap);
+        phase.move_to(Phase::Gap);
         order.lock().expect("no test panics with it").push("closed");
         assert_eq!(thread.join().expect("no panic"), Outcome::ForNow);
         assert_eq!(*order.lock().expect("no test panics with it"), ["installed", "closed"]);
@@ -872,7 +872,7 @@ mod tests {
     async fn served<F: std::future::Future<Output = ()>>(
         bench: &mut Bench,
         first: KeySet,
-        script: impl FnOnce(watch::Sender<KeySet>, mpsc::Sender<Event>, Arc<Gate>) -> F,
+        script: impl FnOnce(watch::Sender<KeySet>, mpsc::Sender<Event>, Arc<PhaseLock>) -> F,
     ) -> Vec<u64> {
         let (sets_in, mut sets) = watch::channel(first);
         let (events_in, mut events) = mpsc::channel(EVENT_QUEUE);
@@ -881,7 +881,7 @@ mod tests {
         let note = |set: &KeySet| {
             acknowledged.lock().expect("no test panics with it").push(set.serial);
         };
-        let script = script(sets_in, events_in, bench.installer.gate.clone());
+        let script = script(sets_in, events_in, bench.installer.phase.clone());
         tokio::join!(bench.installer.serve(&mut sets, &mut events, started, note), script);
         acknowledged.into_inner().expect("no test panics with it")
     }
@@ -891,12 +891,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_came_before_the_ports_is_installed_again_and_only_then_acknowledged() {
         let mut bench = Bench::new(Phase::Init);
-        let acknowledged = served(&mut bench, set(1, &[1]), |sets, events, gate| async move {
+        let acknowledged = served(&mut bench, set(1, &[1]), |sets, events, phase| async move {
             tokio::time::sleep(LONG).await;
-            gate.move_to(Phase::Gap);
+            phase.move_to(Phase::Gap);
             sets.send_replace(set(2, &[1, 2]));
             tokio::time::sleep(LONG).await;
-            gate.move_to(Phase::Open);
+            phase.move_to(Phase::Open);
             let (done, _when_done) = sync_channel(1);
             assert!(events.send(Event::PortsInitialized(done)).await.is_ok());
             tokio::time::sleep(LONG).await;
@@ -923,7 +923,7 @@ mod tests {
         assert_eq!(*told.lock().expect("no test panics with it"), [2]);
         assert_eq!(bench.recorder.calls(), [vec![1], vec![1, 2]]);
         // The ports are there: installed again, but the node knows.
-        bench.installer.gate.move_to(Phase::Open);
+        bench.installer.phase.move_to(Phase::Open);
         bench.installer.standing.clear();
         bench.installer.install_latest(&mut sets, &note);
         assert_eq!(bench.recorder.calls().len(), 3);

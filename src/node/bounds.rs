@@ -148,7 +148,7 @@ fn refuse(peers: &Peers, from: ServerId, what: &str) -> Result<(), ErrorResponse
 mod tests {
     use super::*;
     use crate::core::config::Member;
-    use crate::node::bench::Bench;
+    use crate::node::fixture::Fixture;
     use std::sync::Arc;
 
     fn ids(of: &[u32]) -> BTreeSet<ServerId> {
@@ -174,9 +174,9 @@ mod tests {
     #[tokio::test]
     async fn voters_of_a_list_that_this_server_missed_are_known_by_the_state_that_comes_with_them()
     {
-        let bench = Bench::new();
-        let running = bench.running(None).await;
-        let shared = &bench.shared;
+        let fixture = Fixture::new();
+        let running = fixture.running(None).await;
+        let shared = &fixture.shared;
         shared.ctx.caught_up.send_replace(true);
         let mut agreed = Agreed::default();
         change_membership(&mut agreed, 1, &[1, 2, 3]);

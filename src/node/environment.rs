@@ -25,7 +25,7 @@ pub type ReadList = Arc<dyn Fn() -> Reply<Option<Vec<Member>>> + Send + Sync>;
 /// The world outside a server.
 pub struct Environment {
     /// How messages travel; mutual TLS if there is nothing here.
-    pub mail: Option<Arc<dyn SimulatedNetwork>>,
+    pub network: Option<Arc<dyn SimulatedNetwork>>,
     /// Where `state_dir` is.
     pub disk: Arc<dyn Disk>,
     /// Who looks host names up.
@@ -45,7 +45,7 @@ pub struct Environment {
 impl Default for Environment {
     fn default() -> Environment {
         Environment {
-            mail: None,
+            network: None,
             disk: Arc::new(Files),
             resolver: Resolver::system(),
             suspended: Arc::new(|| Duration::ZERO),

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout, timeout_at, Instant};
 
 use super::context::{founding_clock, Context};
 use super::peer_client::{Peers, STATUS_LIMIT};
-use super::shared::{Asked, Shared};
+use super::shared::{LifecycleRequest, Shared};
 use crate::consensus::link_limit;
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::agreed::Record;
@@ -78,7 +78,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
 pub(super) struct Founder {
     peers: Arc<Peers>,
     /// The way to the present run of Raft.
-    asked: mpsc::Sender<Asked>,
+    asked: mpsc::Sender<LifecycleRequest>,
     /// Whether too few servers can be reached for a majority.
     quorum_unreachable: watch::Sender<bool>,
     /// See [`Shared::founding`].
@@ -479,7 +479,7 @@ async fn prepare(founder: &Founder, call: Call) -> Option<Vec<Prepare>> {
         return prepares;
     }
     let (reply, answer) = oneshot::channel();
-    founder.asked.send(Asked::Lead(call, reply)).await.ok()?;
+    founder.asked.send(LifecycleRequest::Lead(call, reply)).await.ok()?;
     answer.await.ok()
 }
 
@@ -547,7 +547,7 @@ async fn spread(founder: &Founder, found: Found<Record>) -> bool {
         return false;
     }
     let (reply, answer) = oneshot::channel();
-    let own = Asked::Found(Box::new(found.clone()), reply);
+    let own = LifecycleRequest::Found(Box::new(found.clone()), reply);
     if founder.asked.send(own).await.is_err() || !answer.await.unwrap_or(false) {
         return false;
     }

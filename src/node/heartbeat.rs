@@ -285,8 +285,8 @@ mod tests {
 
     use super::*;
     use crate::core::config::Member;
-    use crate::node::bench::{Bench, CLUSTER};
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
+    use crate::node::fixture::{Fixture, CLUSTER};
     use crate::transport::peers::CallError;
     use crate::transport::{Body, LastSeen, LocalIdentity};
 
@@ -315,9 +315,9 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_heartbeat_of_the_leader_that_is_followed_counts() {
-        let bench = Bench::new();
-        let shared = &bench.shared;
-        let mut running = bench.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
+        let fixture = Fixture::new();
+        let shared = &fixture.shared;
+        let mut running = fixture.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
         let take = |running: &Running, from: u32, heartbeat: WireHeartbeat| match take(
             (&shared.ctx, &shared.keys),
             running,
@@ -348,7 +348,7 @@ mod tests {
         // A server whose vote another has got since follows nobody, whoever it heard a moment ago.
         assert_eq!(take(&running, 2, heartbeat(5, 2, 100)), follows);
         let _ = running.raft.shutdown().await;
-        running = bench.running(Some(Vote::new(6, NodeId::of(3)))).await;
+        running = fixture.running(Some(Vote::new(6, NodeId::of(3)))).await;
         assert!(shared.ctx.hears_leader());
         assert_eq!(take(&running, 2, heartbeat(5, 2, 100)), answer((6, 3, false), false));
         let _ = running.raft.shutdown().await;
@@ -384,12 +384,14 @@ mod tests {
     #[tokio::test]
     async fn a_heartbeat_in_between_announces_no_earlier_one_and_a_leader_that_leaves_asks_nobody()
     {
-        let mail = Arc::new(Announced::default());
-        let bench =
-            Bench::within(Environment { mail: Some(mail.clone()), ..Environment::default() });
+        let network = Arc::new(Announced::default());
+        let fixture = Fixture::within(Environment {
+            network: Some(network.clone()),
+            ..Environment::default()
+        });
         let (shared, leader_id) =
-            (&bench.shared, LeaderId { term: 5, node: bench.shared.ctx.node() });
-        let running = bench.running(Some(Vote::new_committed(5, shared.ctx.node()))).await;
+            (&fixture.shared, LeaderId { term: 5, node: fixture.shared.ctx.node() });
+        let running = fixture.running(Some(Vote::new_committed(5, shared.ctx.node()))).await;
         let mut sender = HeartbeatSender::new(&shared.peers, &shared.keys, &running, leader_id);
         sender.plan.set_peers(&BTreeSet::from([ServerId(12), ServerId(13)]));
         async fn asked(sender: &mut HeartbeatSender<'_>) -> usize {
@@ -405,7 +407,7 @@ mod tests {
         let pause = sender.again.map(|at| at > Instant::now());
         assert_eq!(pause, Some(true), "and again a moment later");
         // The next heartbeat to all may still be as far away as in an idle cluster.
-        let said: Vec<u32> = mail.0.lock().unwrap().drain(..).collect();
+        let said: Vec<u32> = network.0.lock().unwrap().drain(..).collect();
         assert_eq!(said, [400, 400]);
 
         // One that leaves asks nobody any more, and one that was deposed must not.
@@ -419,13 +421,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_lacks_something_is_not_level() {
-        let bench = Bench::new();
-        let running = bench.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
+        let fixture = Fixture::new();
+        let running = fixture.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
         let ahead = |index| {
             Some(crate::core::log_id::LogId { leader_id: heartbeat(5, 2, 0).leader_id, index })
         };
         let in_sync = |heartbeat: WireHeartbeat| match take(
-            (&bench.shared.ctx, &bench.shared.keys),
+            (&fixture.shared.ctx, &fixture.shared.keys),
             &running,
             ServerId(2),
             None,
@@ -438,7 +440,7 @@ mod tests {
         assert!(!in_sync(WireHeartbeat { last_log_id: ahead(7), ..heartbeat(5, 2, 100) }));
         assert!(!in_sync(WireHeartbeat { commit: ahead(7), ..heartbeat(5, 2, 100) }));
         // Behind or not, it has a leader.
-        assert!(bench.shared.ctx.hears_leader());
+        assert!(fixture.shared.ctx.hears_leader());
         let _ = running.raft.shutdown().await;
     }
 }

@@ -168,13 +168,13 @@ impl LeaderInfo for Keys {
 mod tests {
     use super::*;
     use crate::core::agreed::Agreed;
-    use crate::node::bench::{stek, Bench};
+    use crate::node::fixture::{stek, Fixture};
 
     /// The leader is one key ahead of what is applied here.
     #[tokio::test(start_paused = true)]
     async fn the_age_of_a_key_is_known_until_the_next_one_is_applied_here() {
         use crate::core::key_ring::{Command, Held, KeyRing};
-        let shared = Bench::new().shared;
+        let shared = Fixture::new().shared;
         let cluster_id = ClusterId::from_bytes([3; 16]).unwrap();
         let mut ring = KeyRing::default();
         ring.apply(Command::Found { cluster_id }).unwrap();

@@ -520,8 +520,8 @@ mod tests {
 
     use super::*;
     use crate::core::config::Member;
-    use crate::node::bench::Bench;
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
+    use crate::node::fixture::Fixture;
     use crate::rpc;
     use crate::transport::peers::CallError;
     use crate::transport::{Body, LocalIdentity};
@@ -560,23 +560,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_counts_for_the_run_of_the_process_that_gave_it() {
-        let mail = Arc::new(Restarting::default());
-        let bench =
-            Bench::within(Environment { mail: Some(mail.clone()), ..Environment::default() });
-        let shared = &bench.shared;
-        let key = crate::node::bench::stek(9).fingerprint();
+        let network = Arc::new(Restarting::default());
+        let fixture = Fixture::within(Environment {
+            network: Some(network.clone()),
+            ..Environment::default()
+        });
+        let shared = &fixture.shared;
+        let key = crate::node::fixture::stek(9).fingerprint();
         let ask = || ask_until_installed(shared.peers.clone(), OTHER, (Generation(9), key));
         let said = |incarnation| (OTHER, Installed { newest: Generation(9), incarnation });
-        mail.incarnation.store(5, Ordering::Relaxed);
+        network.incarnation.store(5, Ordering::Relaxed);
         // No connection to its address tells who is there.
         assert_eq!(ask().await, said(5));
         // Another run is there by now: the answer comes too late, and is not asked for all the time.
         shared.peers.heard.record_answer(OTHER, 6, Instant::now());
-        let before = mail.asked.load(Ordering::Relaxed);
+        let before = network.asked.load(Ordering::Relaxed);
         assert!(timeout(AWAIT_RETRY * 9, ask()).await.is_err());
-        let asked = mail.asked.load(Ordering::Relaxed) - before;
+        let asked = network.asked.load(Ordering::Relaxed) - before;
         assert!((5..=10).contains(&asked), "asked {asked} times");
-        mail.incarnation.store(6, Ordering::Relaxed);
+        network.incarnation.store(6, Ordering::Relaxed);
         assert_eq!(ask().await, said(6));
         assert!(!is_another(&shared.peers.heard, OTHER, 6));
         shared.peers.heard.forget_answer(OTHER);

@@ -19,7 +19,7 @@ use super::erasure::erase;
 use super::records;
 use super::rejected_keys::{Place, RejectedKeys};
 use super::running::{Running, Stopped};
-use super::shared::{draw_incarnation, Asked, QueuedCommand, Shared};
+use super::shared::{draw_incarnation, LifecycleRequest, QueuedCommand, Shared};
 use super::watchdog::OtherCluster;
 use super::{election, heartbeat, leader, leader_loss, watchdog};
 use crate::consensus::log_store::LogStore;
@@ -40,7 +40,7 @@ use crate::supervise::{catch_panic, fail_point, Pauses};
 pub(super) async fn live(
     shared: Arc<Shared>,
     mut commands: mpsc::Receiver<QueuedCommand>,
-    mut asked: mpsc::Receiver<Asked>,
+    mut asked: mpsc::Receiver<LifecycleRequest>,
 ) {
     let mut pauses = Pauses::new();
     let life = Life { shared: shared.clone() };
@@ -99,7 +99,7 @@ enum End {
     /// A reload changed what openraft takes only at its start; what goes on.
     Retimed(Box<Running>),
     /// A founding is under way.
-    Asked(Asked),
+    Request(LifecycleRequest),
 }
 
 /// What a run of Raft begins with.
@@ -123,7 +123,7 @@ impl Life {
     async fn one_node(
         &self,
         commands: &mut mpsc::Receiver<QueuedCommand>,
-        asked: &mut mpsc::Receiver<Asked>,
+        asked: &mut mpsc::Receiver<LifecycleRequest>,
     ) -> NodeEnd {
         let (shared, mut beginning) = (&self.shared, Some(self.outside()));
         loop {
@@ -139,7 +139,7 @@ impl Life {
                     beginning =
                         Some(Beginning { log, machine, cluster, cold: false, started: None });
                 }
-                End::Asked(asked) => beginning = self.obey(asked).await,
+                End::Request(asked) => beginning = self.obey(asked).await,
             }
         }
     }
@@ -149,7 +149,7 @@ impl Life {
         &self,
         beginning: Option<Beginning>,
         commands: &mut mpsc::Receiver<QueuedCommand>,
-        asked: &mut mpsc::Receiver<Asked>,
+        asked: &mut mpsc::Receiver<LifecycleRequest>,
     ) -> End {
         let shared = &self.shared;
         let Some(mut beginning) = beginning else { return self.wait_for_founding(asked).await };
@@ -167,10 +167,10 @@ impl Life {
 
     /// A node that has promised to leave its cluster, until it is founded into another, or until there
     /// is one to join.
-    async fn wait_for_founding(&self, asked: &mut mpsc::Receiver<Asked>) -> End {
+    async fn wait_for_founding(&self, asked: &mut mpsc::Receiver<LifecycleRequest>) -> End {
         let shared = &self.shared;
         tokio::select! {
-            Some(asked) = asked.recv() => End::Asked(asked),
+            Some(asked) = asked.recv() => End::Request(asked),
             other = watchdog::meet(&shared.peers) => End::Node(NodeEnd::OtherCluster(other)),
             () = watchdog::outlived(&shared.ctx) => End::Node(NodeEnd::Outlived),
         }
@@ -210,11 +210,11 @@ impl Life {
     }
 
     /// Does what ended the run of Raft; with what the next one begins, if there is to be one.
-    async fn obey(&self, asked: Asked) -> Option<Beginning> {
+    async fn obey(&self, asked: LifecycleRequest) -> Option<Beginning> {
         let shared = &self.shared;
         let ctx = &shared.ctx;
         shared.keys.set_restarted(true);
-        if let Asked::Found(found, reply) = asked {
+        if let LifecycleRequest::Found(found, reply) = asked {
             // What this node held before is kept; Raft had part in nothing since it promised.
             ctx.stop_raft().await;
             return Some(self.founded(&found, reply));
@@ -224,7 +224,7 @@ impl Life {
         let is_outside = ctx.part(|part| part.cluster.is_none());
         let waiting = is_outside.then(|| self.outside());
         match asked {
-            Asked::Prepare(prepare, reply) => {
+            LifecycleRequest::Prepare(prepare, reply) => {
                 let promise = ctx.part(|part| {
                     // What was heard since then is of a cluster that this node has left.
                     part.admits(&prepare, false, founding_clock())?;
@@ -234,13 +234,13 @@ impl Life {
                 let _ = reply.send(promise);
                 waiting
             }
-            Asked::Lead(call, reply) => {
+            LifecycleRequest::Lead(call, reply) => {
                 let prepares = ctx.part(|part| part.prepare(held, &call, founding_clock()));
                 ctx.enter();
                 let _ = reply.send(prepares);
                 waiting
             }
-            Asked::Found(..) => None,
+            LifecycleRequest::Found(..) => None,
         }
     }
 
@@ -264,7 +264,7 @@ impl Life {
         &self,
         running: &Running,
         commands: &mut mpsc::Receiver<QueuedCommand>,
-        asked: &mut mpsc::Receiver<Asked>,
+        asked: &mut mpsc::Receiver<LifecycleRequest>,
     ) -> End {
         let shared = &self.shared;
         let Shared { ctx, peers, keys, node_counters, .. } = &**shared;
@@ -284,7 +284,7 @@ impl Life {
             () = watchdog::removed(peers) => End::Node(NodeEnd::Removed),
             () = watchdog::outlived(ctx) => End::Node(NodeEnd::Outlived),
             () = retimed(ctx, running) => End::Retimed(Box::new(running.clone())),
-            asked = next_asked(ctx, asked) => End::Asked(asked),
+            asked = next_asked(ctx, asked) => End::Request(asked),
         }
     }
 }
@@ -343,13 +343,16 @@ pub(super) fn record_change(
 
 /// The next that this node is asked and that still has sense: who hears a leader with a majority by
 /// now neither promises nor founds.
-async fn next_asked(ctx: &Context, queue: &mut mpsc::Receiver<Asked>) -> Asked {
+async fn next_asked(
+    ctx: &Context,
+    queue: &mut mpsc::Receiver<LifecycleRequest>,
+) -> LifecycleRequest {
     loop {
         match queue.recv().await {
-            Some(Asked::Prepare(_, reply)) if ctx.in_majority() => {
+            Some(LifecycleRequest::Prepare(_, reply)) if ctx.in_majority() => {
                 let _ = reply.send(Err(founding::Refusal::HearsLeader));
             }
-            Some(Asked::Lead(..)) if ctx.in_majority() => {}
+            Some(LifecycleRequest::Lead(..)) if ctx.in_majority() => {}
             Some(asked) => return asked,
             // The sender lives as long as this server.
             None => std::future::pending().await,
@@ -385,8 +388,8 @@ mod tests {
     use crate::core::config::Member;
     use crate::core::pre_vote::Status;
     use crate::core::server_list::ServerList;
-    use crate::node::bench::Bench;
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
+    use crate::node::fixture::Fixture;
     use crate::rpc::{self, Response};
     use crate::transport::listener::Refusal as Refused;
     use crate::transport::peers::CallError;
@@ -433,9 +436,9 @@ mod tests {
     async fn a_server_that_left_the_list_forgets_once_the_others_no_longer_have_it() {
         let stranger = Err(CallError::Refused(Refused::NotAMember));
         for (answer, goes) in [(Ok(Status::default()), false), (stranger, true)] {
-            let mail: Option<Arc<dyn SimulatedNetwork>> = Some(Arc::new(Everybody(answer)));
-            let Bench { shared, .. } =
-                Bench::within(Environment { mail, ..Environment::default() });
+            let network: Option<Arc<dyn SimulatedNetwork>> = Some(Arc::new(Everybody(answer)));
+            let Fixture { shared, .. } =
+                Fixture::within(Environment { network, ..Environment::default() });
             let (all, others) = ([1, 2, 3].map(member), [2, 3].map(member));
             shared.peers.set_members(&all);
             let list = |version, members: &[Member]| {
@@ -459,9 +462,9 @@ mod tests {
         let cluster = |counter| Epoch { counter, ..Epoch::default() };
         for (promise, quorum, goes) in [(0, true, false), (9, true, true), (9, false, false)] {
             let theirs = Status { cluster: cluster(5), quorum, ..Status::default() };
-            let mail: Option<Arc<dyn SimulatedNetwork>> = Some(Arc::new(Everybody(Ok(theirs))));
-            let Bench { shared, .. } =
-                Bench::within(Environment { mail, ..Environment::default() });
+            let network: Option<Arc<dyn SimulatedNetwork>> = Some(Arc::new(Everybody(Ok(theirs))));
+            let Fixture { shared, .. } =
+                Fixture::within(Environment { network, ..Environment::default() });
             shared.ctx.part(|part| {
                 assert!(part.join(cluster(5)));
                 part.promise = part.promise.max(cluster(promise));
@@ -478,17 +481,20 @@ mod tests {
     #[tokio::test]
     async fn a_promise_leaves_a_node_that_is_in_no_cluster_where_a_log_can_come_to_it() {
         for is_in_cluster in [false, true] {
-            let bench = Bench::new();
-            let shared = bench.shared.clone();
+            let fixture = Fixture::new();
+            let shared = fixture.shared.clone();
             if is_in_cluster {
-                shared.ctx.set_running(Some(bench.running(None).await));
+                shared.ctx.set_running(Some(fixture.running(None).await));
             } else {
                 let outside = NodeId { incarnation: Incarnation(9), ..shared.ctx.node() };
                 shared.ctx.begin_anew(outside, RankedRecord::default());
             }
             let epoch = Epoch { counter: founding_clock(), founder: NodeId::of(2) };
             let (reply, answer) = oneshot::channel();
-            let asked = Asked::Prepare(founding::Prepare { epoch, to: shared.ctx.node() }, reply);
+            let asked = LifecycleRequest::Prepare(
+                founding::Prepare { epoch, to: shared.ctx.node() },
+                reply,
+            );
             let next = Life { shared: shared.clone() }.obey(asked).await;
             assert_eq!(answer.await.unwrap().map(|promise| promise.epoch), Ok(epoch));
             assert_eq!(next.is_none(), is_in_cluster);
@@ -497,9 +503,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_later_node_has_what_the_one_before_held_and_no_part_in_its_cluster() {
-        let bench = Bench::new();
-        let shared = bench.shared.clone();
-        let running = bench.running(None).await;
+        let fixture = Fixture::new();
+        let shared = fixture.shared.clone();
+        let running = fixture.running(None).await;
         let before = shared.ctx.node();
         shared.ctx.set_running(Some(running.clone()));
         assert!(!shared.ctx.cluster().is_none());

@@ -23,7 +23,7 @@
 //! | `replacement` | has Raft's membership follow that list and the lives of its servers | peers |
 //! | `wake_pipe`, `session_exchange` | between the host's sessions and the node | |
 //! | `sessions` | carries sessions to the other servers | peers |
-//! | `own_key` | says why the server is on a key of its own | peers |
+//! | `local_key` | says why the server is on a key of its own | peers |
 //! | `erasure` | erases retired keys from log and snapshot | context |
 //! | `watchdog` | why a run of Raft has to end | peers |
 //! | `shared` | all of these, put together | |
@@ -35,8 +35,6 @@
 //! | `status` | what the node says of itself to operators | all |
 //! | `rpc_server` | answers other servers | all |
 
-#[cfg(test)]
-mod bench;
 mod bounds;
 mod clock;
 mod context;
@@ -45,6 +43,8 @@ pub mod disk;
 mod election;
 pub mod environment;
 mod erasure;
+#[cfg(test)]
+mod fixture;
 mod forward;
 mod founding;
 mod heartbeat;
@@ -54,9 +54,9 @@ mod leader;
 mod leader_loss;
 mod lifecycle;
 mod list_file;
+mod local_key;
 mod network;
 mod origin;
-mod own_key;
 #[cfg(test)]
 mod panics;
 mod peer_client;
@@ -95,12 +95,12 @@ use crate::core::text::readable;
 use crate::rpc::{AdminRefusal, MembershipRefusal, RecoverRefusal};
 use crate::transport::tls::Tls;
 #[doc(hidden)]
-pub use state_file::door as state_file_door;
+pub use state_file::fuzzing as state_file_fuzzing;
 
 use context::lock;
 use rejected_keys::RejectedKeys;
 use rpc_server::RpcServer;
-use shared::{Shared, MAX_ASKED};
+use shared::{Shared, MAX_LIFECYCLE_REQUESTS};
 
 pub use crate::core::server_status::Role;
 pub use counters::ReloadOutcome;
@@ -134,7 +134,7 @@ impl Node {
     /// Only if OpenSSL cannot give randomness.
     pub async fn start(settings: Settings, deps: Deps) -> Result<Node, ErrorStack> {
         let (commands, command_queue) = mpsc::channel(MAX_COMMANDS);
-        let (asked, asked_queue) = mpsc::channel(MAX_ASKED);
+        let (asked, asked_queue) = mpsc::channel(MAX_LIFECYCLE_REQUESTS);
         let (set_sender, sets) = watch::channel(KeySet::own(deps.initial.clone()));
         let initial = deps.initial.clone();
         let shared = Shared::new(settings, deps, commands, asked)?;
@@ -147,7 +147,7 @@ impl Node {
         tasks.spawn(server_list::follow(shared.peers.clone()));
         let (peers, store) = (&shared.peers, &shared.store);
         tasks.spawn(records::keep(peers.clone(), store.clone()));
-        tasks.spawn(own_key::watch(peers.clone(), sets.clone()));
+        tasks.spawn(local_key::watch(peers.clone(), sets.clone()));
         if let Some(exchange) = &shared.sessions {
             tasks.spawn(sessions::share(peers.clone(), exchange.clone()));
         }

@@ -1,7 +1,7 @@
 //! The way to the other servers and theirs to this one: mutual TLS, or what a simulation brings in
 //! its place.
 //!
-//! Leaves to others what a message means. Invariants: whoever brings its own mail does what
+//! Leaves to others what a message means. Invariants: whoever brings its own network does what
 //! [`crate::transport`] does for it: no request of a sender that [`DynService::admit`] refuses is
 //! served, what is heard is noted in [`LastSeen`], and an answer comes from the incarnation that was
 //! asked or not at all.
@@ -86,26 +86,26 @@ impl<S: Service> DynService for S {
 /// A server's way to the others.
 pub(super) enum PeerTransport {
     Tls(Peers, Resolver),
-    Given(Arc<dyn SimulatedNetwork>),
+    Simulated(Arc<dyn SimulatedNetwork>),
 }
 
 impl PeerTransport {
     pub fn new(
-        (mail, bounds): (Option<Arc<dyn SimulatedNetwork>>, Bounds),
+        (network, bounds): (Option<Arc<dyn SimulatedNetwork>>, Bounds),
         resolver: Resolver,
         log: &Log,
         tls: watch::Receiver<Tls>,
         me: &LocalIdentity,
         heard: &LastSeen,
     ) -> PeerTransport {
-        match mail {
+        match network {
             None => {
                 let peers = Peers::new(log.clone(), tls, me.clone(), heard.clone());
                 PeerTransport::Tls(peers.resolving(resolver.clone()).within(bounds), resolver)
             }
-            Some(mail) => {
-                mail.open(me, heard);
-                PeerTransport::Given(mail)
+            Some(network) => {
+                network.open(me, heard);
+                PeerTransport::Simulated(network)
             }
         }
     }
@@ -113,7 +113,7 @@ impl PeerTransport {
     pub fn set_members(&self, members: &[Member]) {
         match self {
             PeerTransport::Tls(peers, _) => peers.set_members(members),
-            PeerTransport::Given(mail) => mail.set_members(members),
+            PeerTransport::Simulated(network) => network.set_members(members),
         }
     }
 
@@ -125,14 +125,14 @@ impl PeerTransport {
     ) -> Result<Body, CallError> {
         match self {
             PeerTransport::Tls(peers, _) => peers.request(to, body, limit).await,
-            PeerTransport::Given(mail) => mail.request(to, body, limit).await,
+            PeerTransport::Simulated(network) => network.request(to, body, limit).await,
         }
     }
 
     pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
         match self {
             PeerTransport::Tls(peers, _) => peers.note(to, body, limit),
-            PeerTransport::Given(mail) => mail.note(to, body, limit),
+            PeerTransport::Simulated(network) => network.note(to, body, limit),
         }
     }
 
@@ -140,8 +140,8 @@ impl PeerTransport {
     pub fn datagram(&self, to: ServerId, datagram: Datagram) -> bool {
         match self {
             PeerTransport::Tls(peers, _) => peers.datagram(to, datagram),
-            PeerTransport::Given(mail) => {
-                mail.note(to, datagram.body().clone(), datagram::QUEUE.wait);
+            PeerTransport::Simulated(network) => {
+                network.note(to, datagram.body().clone(), datagram::QUEUE.wait);
                 datagram.record_sent();
                 true
             }
@@ -176,7 +176,7 @@ impl PeerTransport {
                 let place = (member.address.as_str(), member.port);
                 call_once_by(resolver, &tls, me, place, &body, limit).await
             }
-            PeerTransport::Given(mail) => mail.ask_stranger(member, body, limit).await,
+            PeerTransport::Simulated(network) => network.ask_stranger(member, body, limit).await,
         }
     }
 
@@ -189,7 +189,9 @@ impl PeerTransport {
         service: Arc<S>,
     ) -> ListenerHandle {
         let bounds = match self {
-            PeerTransport::Given(mail) => return ListenerHandle::Given(mail.listen(service)),
+            PeerTransport::Simulated(network) => {
+                return ListenerHandle::Simulated(network.listen(service))
+            }
             PeerTransport::Tls(peers, _) => peers.bounds(),
         };
         let settings = ListenSettings {
@@ -207,7 +209,7 @@ impl PeerTransport {
 pub(super) enum ListenerHandle {
     Tls(Listener),
     /// What [`SimulatedNetwork::listen`] gave.
-    Given(#[allow(dead_code)] Box<dyn Send + Sync>),
+    Simulated(#[allow(dead_code)] Box<dyn Send + Sync>),
 }
 
 impl ListenerHandle {

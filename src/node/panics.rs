@@ -9,8 +9,8 @@ use testkit::ports;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::bench::{self, stek, Lines};
 use super::environment::Environment;
+use super::fixture::{self, stek, Lines};
 use super::{Deps, KeySet, Node};
 use crate::core::config::{Member, Settings, Timers};
 use crate::core::server_id::ServerId;
@@ -77,7 +77,7 @@ impl Group {
                 election_upper: Duration::from_millis(400),
             },
             members: members.clone(),
-            ..bench::settings()
+            ..fixture::settings()
         });
         let (settings, lines) = (settings.collect(), Arc::default());
         let mut group = Group { nodes: Vec::new(), hosts: Vec::new(), settings, tls, lines };

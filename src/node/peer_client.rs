@@ -88,9 +88,9 @@ impl Peers {
         let cluster_id = move || of.cluster_id().map_or([0; 16], ClusterId::to_bytes);
         let sender = LocalIdentity::member(ctx.me, incarnation, cluster_id).speaking(versions);
         let heard = LastSeen::new();
-        let (mail, resolver) = (outside.mail.clone(), outside.resolver.clone());
+        let (network, resolver) = (outside.network.clone(), outside.resolver.clone());
         let post = PeerTransport::new(
-            (mail, outside.bounds),
+            (network, outside.bounds),
             resolver,
             &ctx.log,
             tls.subscribe(),

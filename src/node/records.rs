@@ -172,7 +172,7 @@ mod tests {
     use crate::core::key_ring::{ClusterId, Command, Generation, Held, KeyRing};
     use crate::core::moment::millis;
     use crate::core::server_id::ServerId;
-    use crate::node::bench::{stek, Bench};
+    use crate::node::fixture::{stek, Fixture};
     use crate::node::{key_publisher, KeySet};
 
     fn saved(ring: KeyRing, epoch: u64) -> Saved {
@@ -184,7 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_file_brings_is_kept_and_takes_part_in_nothing() {
-        let shared = Bench::new().shared;
+        let shared = Fixture::new().shared;
         let mut ring = KeyRing::default();
         let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
         ring.apply(Command::Found { cluster_id }).unwrap();
@@ -201,8 +201,8 @@ mod tests {
     async fn keys_of_a_file_that_become_too_old_are_used_no_more() {
         let an_hour = Duration::from_secs(3600);
         for (rest, is_used) in [(an_hour, true), (Duration::ZERO, false)] {
-            let bench = Bench::new();
-            let shared = &bench.shared;
+            let fixture = Fixture::new();
+            let shared = &fixture.shared;
             let mut ring = KeyRing::default();
             let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
             ring.apply(Command::Found { cluster_id }).unwrap();
@@ -215,7 +215,7 @@ mod tests {
             let (sender, sets) = watch::channel(KeySet::own(stek(200)));
             let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
             let decided = async {
-                while bench.count_lines("older than max_key_age") == 0
+                while fixture.count_lines("older than max_key_age") == 0
                     && !sets.has_changed().unwrap()
                 {
                     tokio::task::yield_now().await;
@@ -244,7 +244,7 @@ mod tests {
             ring
         };
         for revokes in [false, true] {
-            let shared = Bench::new().shared;
+            let shared = Fixture::new().shared;
             let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
             let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
             shared.ctx.caught_up.send_replace(true);

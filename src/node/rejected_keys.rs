@@ -139,7 +139,7 @@ mod tests {
     use crate::core::node_id::NodeId;
     use crate::core::server_id::ServerId;
     use crate::core::stek::{Fingerprint, Stek, STEK_LEN};
-    use crate::node::bench::{stek, Bench, Lines};
+    use crate::node::fixture::{stek, Fixture, Lines};
     use crate::node::leader::first_admitted;
     use crate::node::rpc_server::RpcServer;
     use crate::node::shared::Shared;
@@ -151,7 +151,7 @@ mod tests {
     /// How long something may take on a busy machine.
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    impl Bench {
+    impl Fixture {
         /// Exactly this much was refused: one key, for this reason, with one line.
         fn assert_refused_once(&self, place: Place, reason: Reason, words: &str) {
             for p in Place::ALL {
@@ -216,18 +216,18 @@ mod tests {
     async fn the_leader_proposes_no_bad_key() {
         let ring = good_ring();
         for (reason, bad, words) in bad_keys() {
-            let bench = Bench::new();
-            let rejected_keys = &bench.shared.rejected_keys;
+            let fixture = Fixture::new();
+            let rejected_keys = &fixture.shared.rejected_keys;
             let candidates = [bad.stek.clone()].into_iter();
             assert!(first_admitted(&ring, bad.generation, candidates, rejected_keys).is_none());
-            bench.assert_refused_once(Place::Leader, reason, words);
+            fixture.assert_refused_once(Place::Leader, reason, words);
         }
         // The next candidate gets its chance.
-        let bench = Bench::new();
+        let fixture = Fixture::new();
         let candidates = [stek(1), stek(4)].into_iter();
-        let next = first_admitted(&ring, Generation(4), candidates, &bench.shared.rejected_keys);
+        let next = first_admitted(&ring, Generation(4), candidates, &fixture.shared.rejected_keys);
         assert!(next.unwrap().stek.same_bytes(&stek(4)));
-        bench.assert_refused_once(Place::Leader, Reason::Repeated, "was retired");
+        fixture.assert_refused_once(Place::Leader, Reason::Repeated, "was retired");
     }
 
     fn entry(index: u64, command: Command) -> Entry<crate::consensus::Types> {
@@ -240,8 +240,8 @@ mod tests {
     #[tokio::test]
     async fn a_bad_key_that_was_agreed_on_changes_nothing_when_it_is_applied() {
         for (reason, bad, words) in bad_keys() {
-            let bench = Bench::new();
-            let noting = bench.shared.clone();
+            let fixture = Fixture::new();
+            let noting = fixture.shared.clone();
             let observer = Arc::new(move |outcome: &_| {
                 lifecycle::record_change(
                     &noting.ctx.log,
@@ -250,7 +250,7 @@ mod tests {
                     outcome,
                 )
             });
-            let (views, clock) = (bench.shared.ctx.views.clone(), bench.shared.ctx.clone());
+            let (views, clock) = (fixture.shared.ctx.views.clone(), fixture.shared.ctx.clone());
             let mut machine = StateMachine::new(views, observer, Arc::new(move || clock.now()));
             let bad = Command::Stage { held: bad, revokes: false };
             let entries: Vec<_> = (1..)
@@ -260,10 +260,10 @@ mod tests {
             let answers = machine.apply(entries).await.unwrap();
             let refused: Vec<_> = answers.into_iter().filter_map(|a| a?.err()).collect();
             assert_eq!(refused.len(), 1, "{refused:?}");
-            let ring = bench.shared.ctx.views.borrow().agreed.ring.clone();
+            let ring = fixture.shared.ctx.views.borrow().agreed.ring.clone();
             assert!(ring.staged().is_none());
             assert_eq!(generations(&ring), [3, 2]);
-            bench.assert_refused_once(Place::Apply, reason, words);
+            fixture.assert_refused_once(Place::Apply, reason, words);
         }
     }
 
@@ -349,8 +349,8 @@ mod tests {
     #[tokio::test]
     async fn a_bad_set_is_not_installed_and_the_earlier_one_stays() {
         for (reason, bad, words) in bad_rings() {
-            let bench = Bench::new();
-            let shared = bench.shared.clone();
+            let fixture = Fixture::new();
+            let shared = fixture.shared.clone();
             let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
             let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
             shared.ctx.caught_up.send_replace(true);
@@ -369,14 +369,14 @@ mod tests {
             assert_eq!(after.serial, good.serial + 1, "{reason:?} was installed");
             assert_eq!(prints(&after), [stek(3), stek(4)].map(|key| key.fingerprint()));
             keeping.abort();
-            bench.assert_refused_once(Place::Install, reason, words);
+            fixture.assert_refused_once(Place::Install, reason, words);
         }
     }
 
     #[tokio::test]
     async fn a_server_that_began_anew_goes_back_with_its_group() {
-        let bench = Bench::new();
-        let shared = bench.shared.clone();
+        let fixture = Fixture::new();
+        let shared = fixture.shared.clone();
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
         let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
         shared.ctx.caught_up.send_replace(true);
@@ -400,8 +400,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_own_key_with_the_name_of_an_agreed_one_is_dropped() {
-        let bench = Bench::new();
-        let shared = bench.shared.clone();
+        let fixture = Fixture::new();
+        let shared = fixture.shared.clone();
         let own = namesake(3);
         let (sender, mut sets) = watch::channel(KeySet::own(own.clone()));
         let keeping = tokio::spawn(key_publisher::keep(shared.clone(), own, sender));
@@ -412,13 +412,13 @@ mod tests {
         assert_eq!(set.keys.len(), 1);
         assert!(set.keys[0].same_bytes(&stek(3)));
         keeping.abort();
-        bench.assert_refused_once(Place::Install, Reason::Name, "is in the ring");
+        fixture.assert_refused_once(Place::Install, Reason::Name, "is in the ring");
     }
 
     #[tokio::test]
     async fn a_weak_own_key_is_not_installed() {
-        let bench = Bench::new();
-        let shared = bench.shared.clone();
+        let fixture = Fixture::new();
+        let shared = fixture.shared.clone();
         let zero = Stek::copy_from(&[0; STEK_LEN]).unwrap();
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
         shared.ctx.caught_up.send_replace(true);
@@ -428,7 +428,7 @@ mod tests {
         let set = serial_after(&mut sets, 1).await;
         assert_eq!(prints(&set), [stek(3), stek(2)].map(|key| key.fingerprint()));
         keeping.abort();
-        bench.assert_refused_once(Place::Install, Reason::Weak, "all zero");
+        fixture.assert_refused_once(Place::Install, Reason::Weak, "all zero");
     }
 
     #[tokio::test]
@@ -439,7 +439,7 @@ mod tests {
             if ring.check().is_ok() {
                 continue;
             }
-            let bench = Bench::new();
+            let fixture = Fixture::new();
             let voters = BTreeSet::from([NodeId::of(2)]);
             let leader_id = LeaderId { term: 1, node: NodeId::of(2) };
             let snapshot = WireSnapshot {
@@ -463,10 +463,10 @@ mod tests {
                 addr: "127.0.0.1:1".parse().unwrap(),
                 names: "/CN=two".into(),
             };
-            let rpc_server = Arc::new(RpcServer(bench.shared.clone()));
+            let rpc_server = Arc::new(RpcServer(fixture.shared.clone()));
             assert!(rpc_server.serve(from, body).await.is_none());
-            assert_eq!(bench.shared.rejected_keys.count(Place::Apply, reason), 1);
-            let lines = bench.lines.0.lock().unwrap();
+            assert_eq!(fixture.shared.rejected_keys.count(Place::Apply, reason), 1);
+            let lines = fixture.lines.0.lock().unwrap();
             let about = |what| lines.iter().filter(|(_, l)| l.contains(what)).count();
             assert_eq!((lines.len(), about(words), about("server 2 sent")), (2, 2, 1), "{lines:?}");
         }

@@ -18,7 +18,7 @@ use super::counters::ReloadOutcome;
 use super::keys::{Installed, Keys};
 use super::rejected_keys::Place;
 use super::running::Running;
-use super::shared::{Asked, Shared};
+use super::shared::{LifecycleRequest, Shared};
 use super::{bounds, forward, founding, heartbeat, origin, server_list, status};
 use crate::consensus::network::RpcClient;
 use crate::consensus::{leader_id_of, log_id_of, vote_answer, VOTE_LEASE};
@@ -305,7 +305,7 @@ impl RpcServer {
         }
         let (reply, answer) = oneshot::channel();
         let busy = Refused::HearsLeader;
-        self.0.asked.try_send(Asked::Prepare(prepare, reply)).map_err(|_| busy)?;
+        self.0.asked.try_send(LifecycleRequest::Prepare(prepare, reply)).map_err(|_| busy)?;
         let promise = answer.await.unwrap_or(Err(busy))?;
         ctx.record_promise();
         Ok(Box::new(promise))
@@ -318,7 +318,7 @@ impl RpcServer {
             return false;
         }
         let (reply, answer) = oneshot::channel();
-        let is_asked = self.0.asked.send(Asked::Found(found, reply)).await.is_ok();
+        let is_asked = self.0.asked.send(LifecycleRequest::Found(found, reply)).await.is_ok();
         is_asked && answer.await.unwrap_or(false)
     }
 
@@ -525,7 +525,7 @@ mod tests {
     use crate::core::log_id::LogId;
     use crate::core::node_id::NodeId;
     use crate::core::server_id::ServerId;
-    use crate::node::bench::{stek, Bench, CLUSTER};
+    use crate::node::fixture::{stek, Fixture, CLUSTER};
     use crate::node::KeySet;
     use crate::rpc::tests::{self, one_of_each};
     use crate::rpc::{WireEntry, WirePayload};
@@ -534,7 +534,7 @@ mod tests {
     #[tokio::test]
     async fn a_question_that_comes_before_the_key_is_answered_when_that_is_installed() {
         const LIMIT: Duration = Duration::from_secs(60);
-        let shared = Bench::new().shared;
+        let shared = Fixture::new().shared;
         let key = stek(1).fingerprint();
         let asked = {
             let shared = shared.clone();
@@ -552,7 +552,7 @@ mod tests {
 
     #[tokio::test]
     async fn another_key_of_the_same_generation_is_not_the_one_that_was_asked_about() {
-        let shared = Bench::new().shared;
+        let shared = Fixture::new().shared;
         let other = Some(stek(8).fingerprint());
         let set = KeySet { newest: Generation(7), newest_key: other, ..KeySet::own(stek(1)) };
         shared.keys.record_installed(&set);
@@ -571,23 +571,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_one_way_message_of_a_later_version_is_no_fault() {
-        let bench = Bench::new();
-        let rpc_server = RpcServer(bench.shared.clone());
+        let fixture = Fixture::new();
+        let rpc_server = RpcServer(fixture.shared.clone());
         let member = caller(Role::Member, [0; 16]);
         let of = |bytes: &[u8]| Body::new(bytes.to_vec());
         let later = one_of_each().len() as u8;
         assert!(!rpc_server.take_note(&member, of(&[later, 1, 2, 3])));
-        assert_eq!(bench.count_lines("malformed"), 0);
+        assert_eq!(fixture.count_lines("malformed"), 0);
         // A known kind with nothing in it is one.
         assert!(!rpc_server.take_note(&member, of(&[9])));
-        assert_eq!(bench.count_lines("malformed"), 1);
+        assert_eq!(fixture.count_lines("malformed"), 1);
     }
 
     #[tokio::test]
     async fn a_tool_is_answered_what_tools_ask_and_nothing_else() {
-        let bench = Bench::new();
-        let shared = bench.shared.clone();
-        let running = bench.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
+        let fixture = Fixture::new();
+        let shared = fixture.shared.clone();
+        let running = fixture.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
         shared.ctx.set_running(Some(running.clone()));
         let rpc_server = RpcServer(shared.clone());
         let tool = caller(Role::Tool, [0; 16]);
@@ -647,12 +647,12 @@ mod tests {
         let (table, count) = (tests::table(), one_of_each().len());
         let states = [Starting, TheNode, AnotherNode, AnotherCluster];
         for (number, state) in (0..count).flat_map(|n| states.map(|state| (n, state))) {
-            let bench = Bench::new();
-            let shared = bench.shared.clone();
+            let fixture = Fixture::new();
+            let shared = fixture.shared.clone();
             let mut request = one_of_each().swap_remove(number);
             let words = table[tests::kind(&request)][1];
             if state != Starting {
-                let running = bench.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
+                let running = fixture.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
                 let mut server = running.raft.server_metrics();
                 let follows = server.wait_for(|m| m.current_leader == Some(NodeId::of(2)));
                 timeout(Duration::from_secs(30), follows).await.unwrap().unwrap();
@@ -689,9 +689,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_that_is_in_no_cluster_joins_that_of_the_leader_that_sends_it_the_log() {
-        let bench = Bench::new();
-        let shared = bench.shared.clone();
-        let mut running = bench.running(None).await;
+        let fixture = Fixture::new();
+        let shared = fixture.shared.clone();
+        let mut running = fixture.running(None).await;
         // As it is before it has joined.
         running.cluster = Default::default();
         shared.ctx.begin_anew(NodeId::of(1), Default::default());
@@ -712,8 +712,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_promise_is_given_to_the_founder_itself_once_and_while_no_leader_is_heard() {
-        let bench = Bench::new();
-        let shared = bench.shared.clone();
+        let fixture = Fixture::new();
+        let shared = fixture.shared.clone();
         let rpc_server = RpcServer(shared.clone());
         let epoch = |counter| Epoch { counter, founder: NodeId::of(2) };
         let ask = async |from: u32, counter, to| {
@@ -728,7 +728,7 @@ mod tests {
         assert_eq!(ask(2, 9, me).await, Err(Refused::Promised(epoch(9))));
         // With an empty log it is in none, and still joins what is no older.
         assert!(!shared.ctx.part(|part| part.join(epoch(8))));
-        let running = bench.running_in(None, epoch(9)).await;
+        let running = fixture.running_in(None, epoch(9)).await;
         shared.ctx.set_running(Some(running));
         shared.ctx.record_heartbeat(true, Duration::from_secs(9));
         assert_eq!(ask(2, 10, me).await, Err(Refused::HearsLeader));
@@ -754,9 +754,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_that_has_left_its_cluster_acknowledges_nothing() {
-        let (bench, log) = (Bench::new(), LogStore::new(None));
-        let shared = bench.shared.clone();
-        shared.ctx.set_running(Some(bench.running_with(log.clone(), CLUSTER).await));
+        let (fixture, log) = (Fixture::new(), LogStore::new(None));
+        let shared = fixture.shared.clone();
+        shared.ctx.set_running(Some(fixture.running_with(log.clone(), CLUSTER).await));
         let rpc_server = RpcServer(shared.clone());
         let to = Recipient { node: shared.ctx.node(), cluster: CLUSTER };
         let leader = caller(Role::Member, [0; 16]);
@@ -783,9 +783,9 @@ mod tests {
                 })
             })
         };
-        let (bench, log) = (Bench::new(), LogStore::new(Some(persist)));
-        let shared = bench.shared.clone();
-        shared.ctx.set_running(Some(bench.running_with(log.clone(), CLUSTER).await));
+        let (fixture, log) = (Fixture::new(), LogStore::new(Some(persist)));
+        let shared = fixture.shared.clone();
+        shared.ctx.set_running(Some(fixture.running_with(log.clone(), CLUSTER).await));
         let to = Recipient { node: shared.ctx.node(), cluster: CLUSTER };
         let ask = |index| {
             let rpc_server = RpcServer(shared.clone());
@@ -811,9 +811,9 @@ mod tests {
     /// Also right after an append, for which openraft would have all wait.
     #[tokio::test]
     async fn a_vote_is_given_as_soon_as_the_leader_is_gone() {
-        let bench = Bench::new();
-        let shared = bench.shared.clone();
-        let running = bench.running(Some(Vote::new(5, NodeId::of(2)))).await;
+        let fixture = Fixture::new();
+        let shared = fixture.shared.clone();
+        let running = fixture.running(Some(Vote::new(5, NodeId::of(2)))).await;
         shared.ctx.set_running(Some(running.clone()));
         let rpc_server = RpcServer(shared.clone());
         let leader_id = LeaderId { term: 5, node: NodeId::of(2) };
@@ -854,7 +854,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_to_one_in_doubt_that_fails_is_asked_again() {
-        let rpc_server = RpcServer(Bench::new().shared);
+        let rpc_server = RpcServer(Fixture::new().shared);
         for _ in 0..2 {
             planted::plant("doubt");
             rpc_server.make_sure(ServerId(2));
@@ -867,7 +867,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_said_unasked_in_a_members_name_counts_from_its_address_only() {
-        let shared = Bench::new().shared;
+        let shared = Fixture::new().shared;
         let rpc_server = RpcServer(shared.clone());
         let from = |incarnation| Caller {
             id: ServerId(2),

@@ -443,7 +443,7 @@ mod tests {
     use crate::core::agreement::epoch::Epoch;
     use crate::core::agreement::ranked_record::{Rank, RankedRecord};
     use crate::core::config::Settings;
-    use crate::node::bench::{settings, Bench};
+    use crate::node::fixture::{settings, Fixture};
 
     fn list(ids: &[u32]) -> Vec<Member> {
         let port = |id: u32| u16::try_from(id).unwrap();
@@ -469,7 +469,7 @@ mod tests {
     /// Raft's membership has not followed, and this server is out of its cluster.
     #[tokio::test]
     async fn a_voter_that_the_list_no_longer_has_is_a_peer_until_the_membership_has_followed() {
-        let shared = Bench::new().shared;
+        let shared = Fixture::new().shared;
         let agreed = agreed(&[&[1, 2], &[2, 3]]);
         let server_list = agreed.server_list.clone().unwrap();
         let voters = |ids: &[u32]| ids.iter().copied().map(ServerId).collect::<BTreeSet<_>>();
@@ -490,7 +490,7 @@ mod tests {
     /// The leader is in no list that this server has come to yet.
     #[tokio::test]
     async fn a_server_that_catches_up_keeps_the_peers_that_it_had() {
-        let shared = Bench::new().shared;
+        let shared = Fixture::new().shared;
         shared.peers.set_members(&list(&[1, 2, 3]));
         let agreed = Arc::new(agreed(&[&[1, 2, 3], &[1, 2]]));
         shared.ctx.set_settings(Settings { members: list(&[1, 2, 3]), ..settings() });
@@ -513,7 +513,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_missed_a_list_hears_the_new_peers_of_its_file_until_it_is_in_touch() {
-        let shared = Bench::new().shared;
+        let shared = Fixture::new().shared;
         let heard = |agreed: &Agreed| {
             let server_list = agreed.server_list.as_ref().unwrap();
             new_peers(&shared.peers, agreed, server_list).iter().map(|m| m.id.0).collect::<Vec<_>>()

@@ -50,7 +50,7 @@ pub(super) struct QueuedCommand {
 }
 
 /// What a node is asked that ends its present run of Raft.
-pub(super) enum Asked {
+pub(super) enum LifecycleRequest {
     /// To promise that it has left its cluster; only what [`Member::admits`](crate::core::agreement::founding::Member::admits) gets here.
     Prepare(Prepare, oneshot::Sender<Result<Promise<Record>, Refusal>>),
     /// To leave its cluster and to found another one with these.
@@ -60,7 +60,7 @@ pub(super) enum Asked {
 }
 
 /// How many may ask that at a time.
-pub(super) const MAX_ASKED: usize = 16;
+pub(super) const MAX_LIFECYCLE_REQUESTS: usize = 16;
 
 /// See the module's head.
 pub(super) struct Shared {
@@ -79,7 +79,7 @@ pub(super) struct Shared {
     /// The way of sessions that clients resume by their id; none unless they are shared.
     pub sessions: Option<Arc<SessionExchange>>,
     /// The way to the present run of Raft.
-    pub asked: mpsc::Sender<Asked>,
+    pub asked: mpsc::Sender<LifecycleRequest>,
     /// Held by who founds: one founding at a time.
     pub founding: Arc<tokio::sync::Mutex<()>>,
 }
@@ -89,7 +89,7 @@ impl Shared {
         settings: Settings,
         deps: Deps,
         commands: mpsc::Sender<QueuedCommand>,
-        asked: mpsc::Sender<Asked>,
+        asked: mpsc::Sender<LifecycleRequest>,
     ) -> Result<Arc<Shared>, ErrorStack> {
         let Deps { log, tls, initial, versions, outside } = deps;
         let mut incarnation = [0; 8];

@@ -67,7 +67,7 @@ impl Content {
 /// The readers of this module for `fuzz/`, which hands them bytes that no file could get past the
 /// seal. Nothing else uses it.
 #[doc(hidden)]
-pub mod door {
+pub mod fuzzing {
     pub use super::Saved;
     use super::*;
     use crate::node::disk::Files;

@@ -12,7 +12,7 @@ use stek_share::core::key_ring::Generation;
 use stek_share::core::rotation::AdminCommand;
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::Level;
-use stek_share::node::state_file_door as door;
+use stek_share::node::state_file_fuzzing as state_file;
 use stek_share::rpc::AdminRefusal;
 use stek_share::transport::tls::Tls;
 
@@ -66,7 +66,7 @@ pub fn wait_until_saved(fleet: &mut Fleet, root: &Path, ids: &[u32]) {
         let file = file_of(root, *id);
         let is_saved = || {
             let Ok(bytes) = fs::read(&file) else { return false };
-            let Ok(saved) = door::open(&bytes, ServerId(*id), &tls) else { return false };
+            let Ok(saved) = state_file::open(&bytes, ServerId(*id), &tls) else { return false };
             let report = fleet.servers[id].node_status();
             let ring = &saved.record.agreed.ring;
             ring.cluster_id() == report.cluster_id

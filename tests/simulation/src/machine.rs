@@ -279,11 +279,11 @@ impl Machine {
         let post = network.connect(self.id, self.runs);
         let file = self.file.clone();
         let list_file: ReadList = Arc::new(move || Box::pin(ready(Some(lock(&file).clone()))));
-        let mail: Arc<dyn SimulatedNetwork> = Arc::new(Mailbox(post));
+        let network: Arc<dyn SimulatedNetwork> = Arc::new(Mailbox(post));
         let disk = self.disk.clone();
         let suspended = Arc::new(move || disk.slept());
         let outside = Environment {
-            mail: Some(mail),
+            network: Some(network),
             disk: self.disk.clone(),
             suspended,
             list_file,

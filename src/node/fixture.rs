@@ -38,18 +38,18 @@ impl LogSink for Lines {
 pub(super) const CLUSTER: Epoch = Epoch { counter: 5, founder: NodeId::of(2) };
 
 /// See the module's head.
-pub(super) struct Bench {
+pub(super) struct Fixture {
     pub shared: Arc<Shared>,
     pub lines: Arc<Lines>,
 }
 
-impl Bench {
-    pub fn new() -> Bench {
-        Bench::within(Environment::default())
+impl Fixture {
+    pub fn new() -> Fixture {
+        Fixture::within(Environment::default())
     }
 
     /// The same in another world.
-    pub fn within(outside: Environment) -> Bench {
+    pub fn within(outside: Environment) -> Fixture {
         let lines = Arc::new(Lines::default());
         let own = Identity::self_signed("/CN=server").unwrap();
         let certificate = own.certificate.to_pem().unwrap();
@@ -61,7 +61,7 @@ impl Bench {
         let deps = Deps { log, tls, initial, versions, outside };
         let (asked, _) = mpsc::channel(1);
         let shared = Shared::new(settings(), deps, commands, asked).unwrap();
-        Bench { shared, lines }
+        Fixture { shared, lines }
     }
 
     /// How many lines had these words in them.

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::core::config::Member;
     use crate::core::server_id::ServerId;
-    use crate::node::bench::{stek, Bench};
+    use crate::node::fixture::{stek, Fixture};
 
     fn member(id: u32) -> Member {
         let address = format!("server{id}");
@@ -97,8 +97,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn every_peer_has_its_cause_and_a_list_of_one_has_no_line() {
-        let bench = Bench::new();
-        let shared = &bench.shared;
+        let fixture = Fixture::new();
+        let shared = &fixture.shared;
         let me = shared.ctx.me.0;
         shared.peers.set_members(&[member(me)]);
         assert_eq!(line(&shared.peers), None);
@@ -119,12 +119,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_line_comes_after_a_while_again_and_again_and_ends_with_the_cause() {
-        let bench = Bench::new();
-        let shared = &bench.shared;
+        let fixture = Fixture::new();
+        let shared = &fixture.shared;
         shared.peers.set_members(&[shared.ctx.me.0, shared.ctx.me.0 + 1].map(member));
         let (sets, receiver) = watch::channel(KeySet::own(stek(1)));
         let watching = tokio::spawn(watch(shared.peers.clone(), receiver));
-        let told = || bench.count_lines("on a key of its own");
+        let told = || fixture.count_lines("on a key of its own");
         sleep(GRACE / 2).await;
         assert_eq!(told(), 0);
         sleep(GRACE).await;
