@@ -21,7 +21,7 @@ use openssl::x509::extension::SubjectAlternativeName;
 use openssl::x509::{X509Builder, X509NameBuilder, X509};
 use stek_share::core::agreed::{Agreed, Command, Record};
 use stek_share::core::agreement::epoch::Epoch;
-use stek_share::core::agreement::founding::{Found, Prepare, Promise};
+use stek_share::core::agreement::founding::{FoundedCluster, Prepare, Promise};
 use stek_share::core::agreement::ranked_record::{Rank, RankedRecord};
 use stek_share::core::config::Member;
 use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held};
@@ -276,7 +276,7 @@ fn requests() -> Vec<Request> {
             origin: "user admin".to_owned(),
         },
         Request::Prepare(Prepare { epoch: epoch(), to: node(1) }),
-        Request::Found(Box::new(Found {
+        Request::Found(Box::new(FoundedCluster {
             epoch: epoch(),
             voters: [(ServerId(1), Incarnation(7)), (ServerId(2), Incarnation(0))].into(),
             base: saved(3),

@@ -18,7 +18,7 @@ use crate::consensus::state_machine::AgreedView;
 use crate::consensus::{leader_id_of, log_id_of};
 use crate::core::agreed::Record;
 use crate::core::agreement::epoch::Epoch;
-use crate::core::agreement::founding::{Found, Member as Part};
+use crate::core::agreement::founding::{FoundedCluster, Participant as Part};
 use crate::core::agreement::ranked_record::RankedRecord;
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::ClusterId;
@@ -224,7 +224,7 @@ impl Context {
     }
 
     /// Begins in a cluster that was founded, if this node is to; whether it did. Raft has to follow.
-    pub fn accept(&self, found: &Found<Record>) -> bool {
+    pub fn accept(&self, found: &FoundedCluster<Record>) -> bool {
         // Whoever was counted has left its cluster before, and what it held is kept.
         let (own, now) = (self.kept(), self.now());
         let accepted = self.part(|part| part.accept(found, own));

@@ -22,7 +22,9 @@ use super::shared::{LifecycleRequest, Shared};
 use crate::consensus::link_limit;
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::agreed::Record;
-use crate::core::agreement::founding::{may_prepare, Answer, Call, Found, Prepare, Turn};
+use crate::core::agreement::founding::{
+    may_prepare, Answer, FoundedCluster, FoundingRequest, Prepare, Turn,
+};
 use crate::core::agreement::ranked_record::Voters;
 use crate::core::moment::Moment;
 use crate::core::pre_vote::{is_over, majority_possible, Status};
@@ -68,7 +70,7 @@ const RECOVER_WAIT: Duration = Duration::from_secs(5);
 const ANSWER_LIFE: Duration = Duration::from_secs(2);
 
 /// Founds whenever it is needed, until the task is aborted.
-pub(super) async fn keep(shared: Arc<Shared>) {
+pub(super) async fn run(shared: Arc<Shared>) {
     let founder = Founder::of(&shared);
     let begin = || keep_on(&founder);
     kept_alive(&shared.ctx.log, "founding where there is no leader", begin).await;
@@ -358,11 +360,11 @@ async fn found(
     if ctx.in_majority() {
         return false;
     }
-    found_with(founder, Call { answers, survivors: None }, was_running).await
+    found_with(founder, FoundingRequest { answers, survivors: None }, was_running).await
 }
 
 /// Prepares and founds; whether there is a leader then.
-async fn found_with(founder: &Founder, call: Call, was_running: bool) -> bool {
+async fn found_with(founder: &Founder, call: FoundingRequest, was_running: bool) -> bool {
     let ctx = founder.ctx();
     let begun = ctx.now();
     let Some(prepares) = prepare(founder, call).await else { return false };
@@ -458,7 +460,7 @@ pub(super) async fn recover(
         names.join(", ")
     ));
     let answers = said.iter().map(Status::answer).collect();
-    let call = Call { answers, survivors: Some(survivors) };
+    let call = FoundingRequest { answers, survivors: Some(survivors) };
     if found_with(founder, call, true).await {
         Ok(ctx.cluster().counter)
     } else {
@@ -468,7 +470,7 @@ pub(super) async fn recover(
 }
 
 /// Leaves the present cluster, if there is one, for one that is to be founded.
-async fn prepare(founder: &Founder, call: Call) -> Option<Vec<Prepare>> {
+async fn prepare(founder: &Founder, call: FoundingRequest) -> Option<Vec<Prepare>> {
     let ctx = founder.ctx();
     let own = ctx.kept();
     let prepares = ctx.part(|part| {
@@ -488,7 +490,7 @@ async fn gather(
     founder: &Founder,
     prepares: Vec<Prepare>,
     was_running: bool,
-) -> Option<Found<Record>> {
+) -> Option<FoundedCluster<Record>> {
     let (ctx, peers) = (founder.ctx(), &founder.peers);
     let limit = link_limit(&ctx.settings()) * 2;
     let mut promises = JoinSet::new();
@@ -527,7 +529,7 @@ async fn gather(
 }
 
 /// One line where a group goes on with what a file has: nobody who runs had the keys.
-fn tell_of_files(founder: &Founder, found: &Found<Record>, from: ServerId) {
+fn tell_of_files(founder: &Founder, found: &FoundedCluster<Record>, from: ServerId) {
     let record = &found.base.record;
     if record.agreed.ring.cluster_id().is_some() {
         founder.ctx().log.note(format!(
@@ -540,7 +542,7 @@ fn tell_of_files(founder: &Founder, found: &Found<Record>, from: ServerId) {
 }
 
 /// Brings a founding to all that it counts, this server first; whether enough begin in it.
-async fn spread(founder: &Founder, found: Found<Record>) -> bool {
+async fn spread(founder: &Founder, found: FoundedCluster<Record>) -> bool {
     let (ctx, peers) = (founder.ctx(), &founder.peers);
     let limit = link_limit(&ctx.settings()) * 2;
     if !ctx.accept(&found) {

@@ -88,7 +88,7 @@ impl<'a> HeartbeatSender<'a> {
                 () = &mut due => {
                     fail_point("heartbeat");
                     if *self.peers.ctx.leaving.borrow() {
-                        self.part();
+                        self.announce_leaving();
                         std::future::pending::<()>().await;
                     }
                     self.set_peers(&server.borrow_and_update());
@@ -106,7 +106,7 @@ impl<'a> HeartbeatSender<'a> {
                 }
                 Some(answer) = self.asks.join_next() => {
                     if let Ok((id, answer)) = answer {
-                        self.hear(id, answer).await?;
+                        self.take_answer(id, answer).await?;
                     }
                 }
                 changed = server.changed() => {
@@ -184,7 +184,7 @@ impl<'a> HeartbeatSender<'a> {
     }
 
     /// Tells all that no further heartbeat comes, so that they need not wait for one.
-    fn part(&self) {
+    fn announce_leaving(&self) {
         let heartbeat = self.compose(&self.running.log.ends(), Duration::ZERO);
         let Some(body) = rpc::encode(&Request::Heartbeat(heartbeat)) else { return };
         let limit = self.peers.ctx.settings().timers.heartbeat;
@@ -194,7 +194,7 @@ impl<'a> HeartbeatSender<'a> {
     }
 
     /// Takes an answer to a heartbeat, or the want of one.
-    async fn hear(&mut self, id: ServerId, answer: Option<Response>) -> Result<(), Stopped> {
+    async fn take_answer(&mut self, id: ServerId, answer: Option<Response>) -> Result<(), Stopped> {
         let in_sync = match answer {
             Some(Response::Heartbeat { node, vote, in_sync }) if node.server == id => {
                 self.peers.ctx.arrive(node);
@@ -399,7 +399,7 @@ mod tests {
             let asked = sender.asks.len();
             while let Some(answer) = sender.asks.join_next().await {
                 let (id, answer) = answer.unwrap();
-                sender.hear(id, answer).await.unwrap();
+                sender.take_answer(id, answer).await.unwrap();
             }
             asked
         }

@@ -31,7 +31,7 @@ const GRACE_LOOK: Duration = Duration::from_millis(200);
 const NO_KEY_RETRY: Duration = Duration::from_secs(1);
 
 /// Keeps the set up to date until the task is aborted.
-pub(super) async fn keep(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
+pub(super) async fn run(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<KeySet>) {
     let (log, now) = (shared.ctx.log.clone(), shared.ctx.now());
     // This function lives for ever, and the ring must not.
     let kept = {

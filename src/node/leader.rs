@@ -77,7 +77,7 @@ pub(super) async fn lead(
             server.wait_for(|m| m.state != ServerState::Leader || m.vote.leader_id.term != term);
         tokio::select! {
             _ = over => {}
-            () = leader_term.rule(commands) => {}
+            () = leader_term.run(commands) => {}
             () = replacement::lead_membership(&shared.peers, running) => {}
         }
         leader_term.end();
@@ -132,7 +132,7 @@ impl<'a> LeaderTerm<'a> {
         }
     }
 
-    async fn rule(&mut self, commands: &mut mpsc::Receiver<QueuedCommand>) {
+    async fn run(&mut self, commands: &mut mpsc::Receiver<QueuedCommand>) {
         let mut views = self.shared.ctx.views.subscribe();
         let mut own = self.shared.keys.installed.subscribe();
         let mut settings = self.shared.ctx.watch_settings();

@@ -27,7 +27,7 @@ use crate::consensus::network::{ClusterCell, LeaderInfo, Links};
 use crate::consensus::state_machine::{AgreedView, StateMachine};
 use crate::consensus::{link_limit, raft_config, Raft};
 use crate::core::agreed::{Change, Record, Refusal};
-use crate::core::agreement::founding::{self, Found};
+use crate::core::agreement::founding::{self, FoundedCluster};
 use crate::core::agreement::ranked_record::RankedRecord;
 use crate::core::config::Settings;
 use crate::core::key_ring::Change as KeyChange;
@@ -37,7 +37,7 @@ use crate::log_sink::Log;
 use crate::supervise::{catch_panic, fail_point, Pauses};
 
 /// Lives until the task is aborted.
-pub(super) async fn live(
+pub(super) async fn run(
     shared: Arc<Shared>,
     mut commands: mpsc::Receiver<QueuedCommand>,
     mut asked: mpsc::Receiver<LifecycleRequest>,
@@ -185,7 +185,7 @@ impl Life {
     }
 
     /// What a node begins with that was founded into a cluster.
-    fn founded(&self, found: &Found<Record>, started: oneshot::Sender<bool>) -> Beginning {
+    fn founded(&self, found: &FoundedCluster<Record>, started: oneshot::Sender<bool>) -> Beginning {
         let shared = &self.shared;
         let node =
             |(id, life): (&ServerId, &Incarnation)| NodeId { server: *id, incarnation: *life };

@@ -140,13 +140,13 @@ impl Node {
         let shared = Shared::new(settings, deps, commands, asked)?;
         records::load(&shared.peers, &shared.store).await;
         let mut tasks = JoinSet::new();
-        tasks.spawn(key_publisher::keep(shared.clone(), initial, set_sender));
-        tasks.spawn(lifecycle::live(shared.clone(), command_queue, asked_queue));
-        tasks.spawn(founding::keep(shared.clone()));
+        tasks.spawn(key_publisher::run(shared.clone(), initial, set_sender));
+        tasks.spawn(lifecycle::run(shared.clone(), command_queue, asked_queue));
+        tasks.spawn(founding::run(shared.clone()));
         shared.peers.listen(Arc::new(RpcServer(shared.clone())));
         tasks.spawn(server_list::follow(shared.peers.clone()));
         let (peers, store) = (&shared.peers, &shared.store);
-        tasks.spawn(records::keep(peers.clone(), store.clone()));
+        tasks.spawn(records::run(peers.clone(), store.clone()));
         tasks.spawn(local_key::watch(peers.clone(), sets.clone()));
         if let Some(exchange) = &shared.sessions {
             tasks.spawn(sessions::share(peers.clone(), exchange.clone()));

@@ -69,7 +69,7 @@ pub(super) async fn load(peers: &Arc<Peers>, store: &Store) {
 }
 
 /// Keeps the file up to date until the task is aborted.
-pub(super) async fn keep(peers: Arc<Peers>, store: Arc<Store>) {
+pub(super) async fn run(peers: Arc<Peers>, store: Arc<Store>) {
     let Some(file) = store.file.clone() else { return };
     let begin = || keep_on(&peers, &store, &file);
     kept_alive(&peers.ctx.log, "writing the state file", begin).await;
@@ -213,7 +213,7 @@ mod tests {
             saved.record = saved.record.later(millis(shared.ctx.settings().max_key_age - rest));
             shared.ctx.keep(saved);
             let (sender, sets) = watch::channel(KeySet::own(stek(200)));
-            let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
+            let keeping = tokio::spawn(key_publisher::run(shared.clone(), stek(200), sender));
             let decided = async {
                 while fixture.count_lines("older than max_key_age") == 0
                     && !sets.has_changed().unwrap()
@@ -246,7 +246,7 @@ mod tests {
         for revokes in [false, true] {
             let shared = Fixture::new().shared;
             let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
-            let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
+            let keeping = tokio::spawn(key_publisher::run(shared.clone(), stek(200), sender));
             shared.ctx.caught_up.send_replace(true);
             let other = ring(vec![found(8), stage(1, false), activate(1)]);
             let present = [found(9), stage(1, false), activate(1), stage(2, revokes), activate(2)];

@@ -352,7 +352,7 @@ mod tests {
             let fixture = Fixture::new();
             let shared = fixture.shared.clone();
             let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
-            let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
+            let keeping = tokio::spawn(key_publisher::run(shared.clone(), stek(200), sender));
             shared.ctx.caught_up.send_replace(true);
             show(&shared, forged().ring());
             let good = serial_after(&mut sets, 1).await;
@@ -378,7 +378,7 @@ mod tests {
         let fixture = Fixture::new();
         let shared = fixture.shared.clone();
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
-        let keeping = tokio::spawn(key_publisher::keep(shared.clone(), stek(200), sender));
+        let keeping = tokio::spawn(key_publisher::run(shared.clone(), stek(200), sender));
         shared.ctx.caught_up.send_replace(true);
         show(&shared, forged().ring());
         let ahead = serial_after(&mut sets, 1).await;
@@ -404,7 +404,7 @@ mod tests {
         let shared = fixture.shared.clone();
         let own = namesake(3);
         let (sender, mut sets) = watch::channel(KeySet::own(own.clone()));
-        let keeping = tokio::spawn(key_publisher::keep(shared.clone(), own, sender));
+        let keeping = tokio::spawn(key_publisher::run(shared.clone(), own, sender));
         shared.ctx.caught_up.send_replace(true);
         let alone = Forged { keys: vec![held(3, stek(3))], ..forged() };
         show(&shared, alone.ring());
@@ -422,7 +422,7 @@ mod tests {
         let zero = Stek::copy_from(&[0; STEK_LEN]).unwrap();
         let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
         shared.ctx.caught_up.send_replace(true);
-        let keeping = tokio::spawn(key_publisher::keep(shared.clone(), zero, sender));
+        let keeping = tokio::spawn(key_publisher::run(shared.clone(), zero, sender));
         wait_for_refusal(&shared, Reason::Weak).await;
         show(&shared, forged().ring());
         let set = serial_after(&mut sets, 1).await;

@@ -23,7 +23,7 @@ use super::{bounds, forward, founding, heartbeat, origin, server_list, status};
 use crate::consensus::network::RpcClient;
 use crate::consensus::{leader_id_of, log_id_of, vote_answer, VOTE_LEASE};
 use crate::core::agreed::Record;
-use crate::core::agreement::founding::{Found, Prepare, Promise, Refusal as Refused};
+use crate::core::agreement::founding::{FoundedCluster, Prepare, Promise, Refusal as Refused};
 use crate::core::key_ring::{ClusterId, Generation};
 use crate::core::log_id::LeaderId;
 use crate::core::pre_vote::Status;
@@ -312,7 +312,7 @@ impl RpcServer {
     }
 
     /// Begins in a cluster that was founded, if this node is to; whether it did.
-    async fn begin(&self, from: &Caller, found: Box<Found<Record>>) -> bool {
+    async fn begin(&self, from: &Caller, found: Box<FoundedCluster<Record>>) -> bool {
         let is_its_own = found.epoch.founder.server == from.id;
         if !is_its_own || !self.0.ctx.accept(&found) {
             return false;

@@ -22,7 +22,9 @@ use super::state_file::StateFile;
 use super::store::Store;
 use super::{Deps, NodeStatus, Role};
 use crate::core::agreed::Record;
-use crate::core::agreement::founding::{Call, Found, Prepare, Promise, Refusal};
+use crate::core::agreement::founding::{
+    FoundedCluster, FoundingRequest, Prepare, Promise, Refusal,
+};
 use crate::core::config::Settings;
 use crate::core::key_ring::Generation;
 use crate::core::node_id::Incarnation;
@@ -51,12 +53,12 @@ pub(super) struct QueuedCommand {
 
 /// What a node is asked that ends its present run of Raft.
 pub(super) enum LifecycleRequest {
-    /// To promise that it has left its cluster; only what [`Member::admits`](crate::core::agreement::founding::Member::admits) gets here.
+    /// To promise that it has left its cluster; only what [`Participant::admits`](crate::core::agreement::founding::Participant::admits) gets here.
     Prepare(Prepare, oneshot::Sender<Result<Promise<Record>, Refusal>>),
     /// To leave its cluster and to found another one with these.
-    Lead(Call, oneshot::Sender<Vec<Prepare>>),
+    Lead(FoundingRequest, oneshot::Sender<Vec<Prepare>>),
     /// To run Raft in a founded cluster that this node has accepted; answered when it runs.
-    Found(Box<Found<Record>>, oneshot::Sender<bool>),
+    Found(Box<FoundedCluster<Record>>, oneshot::Sender<bool>),
 }
 
 /// How many may ask that at a time.

@@ -56,7 +56,7 @@ pub use sessions::{is_of_sessions, WireSessions, MAX_SESSIONS_MESSAGE};
 pub use status::check_ranked_record;
 
 use crate::core::agreed::Record;
-use crate::core::agreement::founding::{Found, Prepare, Promise, Refusal};
+use crate::core::agreement::founding::{FoundedCluster, Prepare, Promise, Refusal};
 use crate::core::agreement::ranked_record::Voters;
 use crate::core::config::{Member, MAX_MEMBERS};
 use crate::core::key_ring::Generation;
@@ -118,7 +118,7 @@ pub enum Request {
     /// "Leave all that was founded before, and tell me what you hold."
     Prepare(Prepare),
     /// "You are a voter of this cluster that I founded."
-    Found(Box<Found<Record>>),
+    Found(Box<FoundedCluster<Record>>),
     /// "Which keys do you know to be revoked?" From a leader, to a server that joins.
     Revoked,
     /// What became of sessions that clients resume by their id. Only ever sent as a note.

@@ -3,7 +3,7 @@
 use super::malformed::{Malformed, MAX_COUNT};
 use crate::core::agreed::Record;
 use crate::core::agreement::epoch::Epoch;
-use crate::core::agreement::founding::{Found, Promise};
+use crate::core::agreement::founding::{FoundedCluster, Promise};
 use crate::core::agreement::ranked_record::RankedRecord;
 use crate::core::config::MAX_MEMBERS;
 use crate::core::key_ring::MAX_GENERATION;
@@ -41,7 +41,7 @@ pub(super) fn check_promise(promise: &Promise<Record>) -> Result<(), Malformed> 
     check_ranked_record(&promise.newest)
 }
 
-pub(super) fn check_found(found: &Found<Record>) -> Result<(), Malformed> {
+pub(super) fn check_found(found: &FoundedCluster<Record>) -> Result<(), Malformed> {
     check_epoch(found.epoch)?;
     if found.voters.is_empty() {
         return Err(Malformed::NoVoters);

@@ -80,10 +80,10 @@ pub(crate) fn one_of_each() -> Vec<Request> {
     ]
 }
 
-fn found(epoch: Epoch) -> Found<Record> {
+fn found(epoch: Epoch) -> FoundedCluster<Record> {
     let record = Record::of_file([ServerId(1)].into());
     let voters = BTreeMap::from([(ServerId(1), Incarnation(7))]);
-    Found { epoch, voters, base: RankedRecord { rank: Rank::default(), record } }
+    FoundedCluster { epoch, voters, base: RankedRecord { rank: Rank::default(), record } }
 }
 
 /// The name of a request's kind.
@@ -291,7 +291,7 @@ fn absurd_answers_are_refused_too() {
 #[test]
 fn a_founding_without_sense_is_refused() {
     let epoch = Epoch { counter: 5, founder: NodeId::of(2) };
-    let refused = |change: fn(&mut Found<Record>)| {
+    let refused = |change: fn(&mut FoundedCluster<Record>)| {
         let mut bad = found(epoch);
         change(&mut bad);
         decode_request(&encode(&Request::Found(Box::new(bad))).unwrap()).err()
@@ -301,9 +301,9 @@ fn a_founding_without_sense_is_refused() {
     assert_eq!(refused(|found| found.voters.clear()), Some(Malformed::NoVoters));
     let bad = Some(Malformed::State(Refusal::VoterSets(0)));
     assert_eq!(refused(|found| found.base.record.voters.clear()), bad);
-    let nobody = |found: &mut Found<Record>| found.base.record.voters[0].clear();
+    let nobody = |found: &mut FoundedCluster<Record>| found.base.record.voters[0].clear();
     assert_eq!(refused(nobody), Some(Malformed::State(Refusal::Voters)));
-    let far = |found: &mut Found<Record>| found.base.rank.end.index = MAX_COUNT + 1;
+    let far = |found: &mut FoundedCluster<Record>| found.base.rank.end.index = MAX_COUNT + 1;
     assert_eq!(refused(far), Some(Malformed::Absurd));
     let prepare = Prepare { epoch: Epoch { counter: MAX_COUNT + 1, ..epoch }, to: NodeId::of(1) };
     let bytes = encode(&Request::Prepare(prepare)).unwrap();

@@ -57,7 +57,7 @@ pub struct Promise<R> {
 
 /// With whom a cluster begins, and from what.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Found<R> {
+pub struct FoundedCluster<R> {
     /// Names it.
     pub epoch: Epoch,
     /// Each voter of the list: the node that promised, or nobody.
@@ -85,7 +85,7 @@ pub enum Refusal {
 
 /// With whom a server founds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct FoundingRequest {
     /// What the others said who are to be asked.
     pub answers: Vec<Answer>,
     /// Where an operator says that all others are gone for good: who is left. These count then, in
@@ -98,7 +98,7 @@ pub struct Call {
 pub struct Founding<R> {
     /// How many nodes were asked, itself included.
     pub asked: usize,
-    /// See [`Call::survivors`].
+    /// See [`FoundingRequest::survivors`].
     pub survivors: Option<Voters>,
     /// Who promised, and what it holds.
     pub promises: BTreeMap<NodeId, RankedRecord<R>>,
@@ -107,7 +107,7 @@ pub struct Founding<R> {
 /// A server's part in agreement, Raft itself apart. It lasts as long as one run of Raft at most: a
 /// new one begins with the newest record of the one before, and with nothing else of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Member<R> {
+pub struct Participant<R> {
     /// Who this is.
     pub me: NodeId,
     /// The highest epoch that it promised. It has part in no other cluster.
@@ -120,11 +120,11 @@ pub struct Member<R> {
     pub founding: Option<Founding<R>>,
 }
 
-impl<R: Evidence> Member<R> {
+impl<R: Evidence> Participant<R> {
     /// A new node, with the record that its server has from before.
-    pub fn new(me: NodeId, older: RankedRecord<R>) -> Member<R> {
+    pub fn new(me: NodeId, older: RankedRecord<R>) -> Participant<R> {
         let none = Epoch::default();
-        Member { me, promise: none, cluster: none, older, founding: None }
+        Participant { me, promise: none, cluster: none, older, founding: None }
     }
 
     /// Whether it takes part in its cluster: votes, campaigns, acknowledges.
@@ -162,8 +162,13 @@ impl<R: Evidence> Member<R> {
 
     /// Begins a founding, after Raft was stopped here and `own` was read: what each of those who
     /// answered is to be asked. `wall` is in seconds after 1970.
-    pub fn prepare(&mut self, own: RankedRecord<R>, call: &Call, wall: u64) -> Vec<Prepare> {
-        let Call { answers, survivors } = call;
+    pub fn prepare(
+        &mut self,
+        own: RankedRecord<R>,
+        call: &FoundingRequest,
+        wall: u64,
+    ) -> Vec<Prepare> {
+        let FoundingRequest { answers, survivors } = call;
         let told = answers.iter().map(|a| a.known).filter(|known| {
             Epoch { counter: *known, founder: self.me }.is_plausible(self.known(), wall)
         });
@@ -176,7 +181,7 @@ impl<R: Evidence> Member<R> {
     }
 
     /// Whether this node may promise what it is asked. If so, Raft is stopped, its log read, and
-    /// this asked once more before [`Member::promise`].
+    /// this asked once more before [`Participant::promise`].
     ///
     /// # Errors
     /// Why not.
@@ -214,7 +219,7 @@ impl<R: Evidence> Member<R> {
     /// The founding, once all have promised that were asked, or a majority after this founder has
     /// waited long enough for the others. It is given out once; who wants another one prepares a
     /// higher epoch.
-    pub fn found(&mut self, has_waited: bool) -> Option<Found<R>> {
+    pub fn found(&mut self, has_waited: bool) -> Option<FoundedCluster<R>> {
         let founding = self.founding.as_ref()?;
         if founding.promises.len() < founding.asked && !has_waited {
             return None;
@@ -247,7 +252,7 @@ impl<R: Evidence> Member<R> {
             |id: &ServerId| promised(id).map_or(Incarnation::NOBODY, |n| n.incarnation);
         let voters = list.iter().map(|id| (*id, incarnation(id))).collect();
         self.founding = None;
-        Some(Found { epoch: self.promise, voters, base })
+        Some(FoundedCluster { epoch: self.promise, voters, base })
     }
 
     /// Gives a founding up that came to nothing, and forgets what others promised; whether the newest
@@ -261,7 +266,7 @@ impl<R: Evidence> Member<R> {
 
     /// Begins in a cluster that was founded, if this very node was counted and has promised nothing
     /// higher since. `own` is its newest record of before. Raft then begins with an empty log.
-    pub fn accept(&mut self, found: &Found<R>, own: RankedRecord<R>) -> bool {
+    pub fn accept(&mut self, found: &FoundedCluster<R>, own: RankedRecord<R>) -> bool {
         let counted = found.voters.get(&self.me.server) == Some(&self.me.incarnation);
         if !counted || self.promise > found.epoch || self.cluster >= found.epoch {
             return false;
@@ -352,17 +357,20 @@ mod tests {
         RankedRecord { rank: Rank::default(), ..ranked(0, 0, list) }
     }
 
-    fn member(server: u32) -> Member<Notes> {
-        Member::new(node(server, 1), none(&[1, 2, 3]))
+    fn member(server: u32) -> Participant<Notes> {
+        Participant::new(node(server, 1), none(&[1, 2, 3]))
     }
 
-    fn answers(members: &[&Member<Notes>]) -> Call {
+    fn answers(members: &[&Participant<Notes>]) -> FoundingRequest {
         let answers = members.iter().map(|member| member.answer(false)).collect();
-        Call { answers, survivors: None }
+        FoundingRequest { answers, survivors: None }
     }
 
     /// The first of these founds, the others promise what they hold.
-    fn founded(reports: [RankedRecord<Notes>; 2], has_waited: bool) -> Option<Found<Notes>> {
+    fn founded(
+        reports: [RankedRecord<Notes>; 2],
+        has_waited: bool,
+    ) -> Option<FoundedCluster<Notes>> {
         let (mut one, mut two, three) = (member(1), member(2), member(3));
         let [own, other] = reports;
         let asked = one.prepare(own, &answers(&[&two, &three]), 10);
@@ -451,7 +459,7 @@ mod tests {
         let mut one = member(1);
         let base = ranked(5, 7, &[1, 2, 3]);
         let voters = [(ServerId(1), Incarnation(1))].into();
-        let found = Found { epoch: epoch(8, 1), voters, base: base.clone() };
+        let found = FoundedCluster { epoch: epoch(8, 1), voters, base: base.clone() };
         assert!(one.accept(&found, ranked(4, 9, &[1])));
         assert_eq!(one.newest(None), base, "the rank of what it was founded from");
         let record = Notes { lists: vec![ids(&[1])], revoked: 2 };
@@ -477,8 +485,10 @@ mod tests {
     #[test]
     fn survivors_count_in_place_of_the_list_and_all_of_them() {
         let ranked = |list| ranked(4, 9, list);
-        let call =
-            |others: &[&Member<Notes>]| Call { survivors: Some(ids(&[1, 2])), ..answers(others) };
+        let call = |others: &[&Participant<Notes>]| FoundingRequest {
+            survivors: Some(ids(&[1, 2])),
+            ..answers(others)
+        };
         let (mut one, mut two, mut four) = (member(1), member(2), member(4));
         let asked = one.prepare(ranked(&[1, 2, 3, 4, 5]), &call(&[&two]), 10);
         assert_eq!(one.found(true), None, "one of the survivors has not promised");

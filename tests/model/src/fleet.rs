@@ -13,7 +13,9 @@ use std::hash::Hash;
 use std::rc::Rc;
 
 use stek_share::core::agreement::epoch::Epoch;
-use stek_share::core::agreement::founding::{Answer, Found, Member, Prepare, Promise};
+use stek_share::core::agreement::founding::{
+    Answer, FoundedCluster, Participant, Prepare, Promise,
+};
 use stek_share::core::agreement::ranked_record::{Evidence, Rank, RankedRecord, Voters};
 use stek_share::core::agreement::replacement::Configuration;
 use stek_share::core::log_id::{LeaderId, LogId};
@@ -87,7 +89,7 @@ pub enum Message {
     /// See [`Promise`]; with the keys that its server ever acknowledged, which no rule knows.
     Promise(Promise<Rec>, Set),
     /// See [`Found`].
-    Found(Found<Rec>),
+    Found(FoundedCluster<Rec>),
     /// A candidate and the end of its log.
     Stand(Epoch, u8, NodeId, (u8, u8)),
     /// A vote of the first node for the second.
@@ -113,7 +115,7 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Server {
     /// Its part in agreement.
-    pub member: Member<Rec>,
+    pub member: Participant<Rec>,
     /// The list of its file.
     pub file: Set,
     /// With whom its cluster began.
@@ -548,7 +550,7 @@ pub fn fresh(me: NodeId, older: RankedRecord<Rec>, file: Set) -> Server {
         older.record.list = file;
     }
     Server {
-        member: Member::new(me, older),
+        member: Participant::new(me, older),
         file,
         first: Rc::new(BTreeMap::new()),
         base: None,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use stek_share::core::agreement::epoch::Epoch;
-use stek_share::core::agreement::founding::{Call, Found, Prepare};
+use stek_share::core::agreement::founding::{FoundedCluster, FoundingRequest, Prepare};
 use stek_share::core::agreement::meeting::{meet, Leading, Meeting};
 use stek_share::core::agreement::ranked_record::{RankedRecord, Voters};
 use stek_share::core::agreement::replacement::{next_step, Arrival, Configuration, Step, View};
@@ -384,7 +384,7 @@ impl Turn<'_> {
             let wall = if scope.clock { u64::from(self.spent().prepares) + 1 } else { 0 };
             let mut next = server.clone();
             let own = server.newest(scope.out);
-            let call = Call { answers: scope.answers(self.from, node), survivors: None };
+            let call = FoundingRequest { answers: scope.answers(self.from, node), survivors: None };
             let mut prepares = next.member.prepare(own, &call, wall);
             if scope.out == Some(Out::OwnEpoch) {
                 next.member.promise.founder = NodeId::default();
@@ -454,7 +454,7 @@ impl Turn<'_> {
     }
 
     /// Takes out a rule of the founding itself.
-    fn take_out(&self, found: &mut Found<Rec>, before: &Server, next: &mut Server) {
+    fn take_out(&self, found: &mut FoundedCluster<Rec>, before: &Server, next: &mut Server) {
         match self.scope.out {
             Some(Out::FoundOnce) => next.member.founding = before.member.founding.clone(),
             Some(Out::ThosePromised) => {
@@ -780,7 +780,7 @@ impl Turn<'_> {
         self.add(act, next, |s| s.send(Message::Promise(promise, held)));
     }
 
-    fn founded(&mut self, found: &Found<Rec>) {
+    fn founded(&mut self, found: &FoundedCluster<Rec>) {
         let server = self.me().clone();
         let own = server.newest(self.scope.out);
         let mut next = server.clone();
