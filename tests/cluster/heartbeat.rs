@@ -313,7 +313,7 @@ fn heartbeats_keep_a_follower_from_voting_for_another() {
     stage.strings.abstains.store(true, Ordering::SeqCst);
     stage.fleet.kill(leader);
     stage.until("the vote", || {
-        let term = stage.fleet.servers[&follower].report().term + 9;
+        let term = stage.fleet.servers[&follower].node_status().term + 9;
         let vote = vote_of(LeaderId { term, node: NODE });
         matches!(stage.ask(follower, &vote), Response::Vote { granted: true, .. })
     });
