@@ -163,8 +163,8 @@ struct Admission {
     handshakes: Mutex<BTreeMap<u64, AbortHandle>>,
     slots: Arc<ConnectionSlots>,
     list: Mutex<Listed>,
-    rate_limiter: Mutex<RateLimiter>,
-    /// The zero of the clock that `rate_limiter` goes by.
+    limiter: Mutex<RateLimiter>,
+    /// The zero of the clock that `limiter` goes by.
     since: Instant,
     heard: LastSeen,
     counters: Arc<Counters>,
@@ -192,7 +192,7 @@ impl Admission {
             handshakes: Mutex::default(),
             slots: ConnectionSlots::new(settings.bounds.spare),
             list: Mutex::new(Listed::of(&settings.members)),
-            rate_limiter: Mutex::default(),
+            limiter: Mutex::default(),
             since: Instant::now(),
             heard: deps.heard.clone(),
             counters: Arc::clone(&deps.counters),
@@ -214,8 +214,8 @@ impl Admission {
     fn take_token(&self, ip: IpAddr) -> Result<Token, RateLimit> {
         let members = self.members_at(ip);
         let now = Moment::from_start(self.since.elapsed());
-        let mut rate_limiter = self.rate_limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = rate_limiter.take(ip, members, now);
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = limiter.take(ip, members, now);
         token.ok_or_else(|| members.map_or(STRANGERS, RateLimit::of_members))
     }
 
@@ -254,11 +254,7 @@ impl Handshake {
     /// It ended well, and so costs its address nothing.
     fn succeed(mut self) {
         if let Some(token) = self.token.take() {
-            self.admission
-                .rate_limiter
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .give_back(token);
+            self.admission.limiter.lock().unwrap_or_else(PoisonError::into_inner).give_back(token);
         }
     }
 }

@@ -46,11 +46,11 @@ const QUEUEING: Duration = Duration::from_millis(5);
 /// moment is asked again in time.
 const RENEWAL_TRIES: u32 = 30;
 
+/// What waits to be sent on one line.
+type Queue = mpsc::Receiver<PeerCommand>;
+
 /// One peer's line, with a new beginning after each panic.
-pub(super) async fn keep_connected(
-    begin: impl Fn() -> PeerConnection,
-    queue: mpsc::Receiver<PeerCommand>,
-) {
+pub(super) async fn keep_connected(begin: impl Fn() -> PeerConnection, queue: Queue) {
     let queue = Arc::new(AsyncMutex::new(queue));
     let PeerConnection { member, deps, .. } = begin();
     let run = || {
@@ -100,7 +100,7 @@ impl PeerConnection {
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
-    async fn run(mut self, queue: &mut mpsc::Receiver<PeerCommand>) {
+    async fn run(mut self, queue: &mut Queue) {
         while let Some(command) = queue.recv().await {
             let PeerCommand::Request(ask) = command else { continue };
             fail_point("line");
@@ -188,12 +188,7 @@ impl PeerConnection {
     }
 
     /// Answers what waits with an error and lets nobody dial for a while.
-    fn fail(
-        &mut self,
-        error: CallError,
-        first: Option<PendingRequest>,
-        queue: &mut mpsc::Receiver<PeerCommand>,
-    ) {
+    fn fail(&mut self, error: CallError, first: Option<PendingRequest>, queue: &mut Queue) {
         self.failed = Instant::now();
         self.deps.heard.record_trouble(self.member.id, error.to_string().into());
         self.barred = Some((self.failed + self.pause, error.clone()));
@@ -212,7 +207,7 @@ impl PeerConnection {
         &mut self,
         mut present: Conversation,
         first: PendingRequest,
-        queue: &mut mpsc::Receiver<PeerCommand>,
+        queue: &mut Queue,
     ) {
         self.tell_up();
         self.is_up.store(true, Ordering::SeqCst);
@@ -238,11 +233,7 @@ impl PeerConnection {
     }
 
     /// Goes on with a connection, and with those that take its place, until the last one ends.
-    async fn go_on(
-        &self,
-        present: &mut Conversation,
-        queue: &mut mpsc::Receiver<PeerCommand>,
-    ) -> CloseReason {
+    async fn go_on(&self, present: &mut Conversation, queue: &mut Queue) -> CloseReason {
         let mut due = Instant::now() + renewal_after(self.deps.bounds.max_age);
         let mut renewal = Box::pin(self.renewed(present.leaf.clone(), due));
         // The connection that was renewed last, until its last response is there.
@@ -448,7 +439,7 @@ impl Conversation {
     async fn go_on(
         &mut self,
         line: &PeerConnection,
-        mut queue: Option<&mut mpsc::Receiver<PeerCommand>>,
+        mut queue: Option<&mut Queue>,
     ) -> Result<Infallible, CloseReason> {
         loop {
             fail_point("conversation");
@@ -594,7 +585,7 @@ impl Conversation {
 }
 
 /// What to do next, by a connection that takes commands.
-async fn next_command(queue: &mut Option<&mut mpsc::Receiver<PeerCommand>>) -> Option<PeerCommand> {
+async fn next_command(queue: &mut Option<&mut Queue>) -> Option<PeerCommand> {
     match queue {
         Some(queue) => queue.recv().await,
         None => pending().await,
