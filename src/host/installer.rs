@@ -807,7 +807,7 @@ mod tests {
         assert_eq!(*phase.lock(), Phase::Open);
     }
 
-    /// Stays inside the host's function until someone is about to close the phase.
+    /// Stays inside the host's function until someone is about to move on to the next phase.
     struct Slow {
         inside: SyncSender<()>,
         closing: Receiver<()>,
@@ -818,7 +818,7 @@ mod tests {
         fn update(&mut self, _keys: &[u8]) -> Result<(), Rejected> {
             self.inside.send(()).expect("the test waits for this");
             self.closing.recv().expect("the test sends this");
-            // Cannot make a sound gate fail; gives an unsound one time to show itself.
+            // Cannot make a sound lock fail; gives an unsound one time to show itself.
             thread::sleep(Duration::from_millis(50));
             self.order.lock().expect("no test panics with it").push("installed");
             Ok(())

@@ -14,7 +14,7 @@
 //! - Each hello is answered: with the versions that are spoken here, and with why its sender is not
 //!   heard if it is not. What means nothing here and wants no answer is counted and passed over, so
 //!   that later versions may say more.
-//! - One task per connection; requests are begun in the command in which they came, and a note is
+//! - One task per connection; requests are begun in the order in which they came, and a note is
 //!   dealt with before anything that came after it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,7 +158,7 @@ struct Acceptor<S> {
     bounds: Bounds,
 }
 
-/// Counts who is inside and who is at the acceptor.
+/// Counts who is connected and who is shaking hands.
 struct Admission {
     handshakes: Mutex<BTreeMap<u64, AbortHandle>>,
     slots: Arc<ConnectionSlots>,

@@ -147,7 +147,7 @@ impl PeerConnection {
     }
 
     /// Whether the peer has dialled us since we failed to dial it: then it is up, and waiting any
-    /// longer would only delay an election or an command.
+    /// longer would only delay an election or a command.
     fn heard_since_barred(&self) -> bool {
         self.deps.heard.last(self.member.id).is_some_and(|at| at > self.failed)
     }
