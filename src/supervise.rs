@@ -12,7 +12,7 @@
 
 use std::future::{poll_fn, Future};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::pin::pin;
+use std::pin::{pin, Pin};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -81,15 +81,23 @@ impl Default for Pauses {
     }
 }
 
-/// Runs what `begin` gives, and begins anew after each panic; returns when it ends otherwise.
-/// `what` is the subject of the operator's line.
-pub async fn kept_alive<F>(log: &Log, what: &str, mut begin: impl FnMut() -> F)
-where
-    F: Future<Output = ()>,
-{
+/// Work on a state that outlives a panic of it.
+pub type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Works on `state`, and begins anew with the same one after each panic; returns what came of it when it
+/// ends otherwise. `what` is the subject of the operator's line.
+pub async fn kept_alive<S, T>(
+    log: &Log,
+    what: &str,
+    mut state: S,
+    work: impl for<'a> Fn(&'a mut S) -> Work<'a, T>,
+) -> T {
     let mut pauses = Pauses::new();
-    // The work that panicked is dropped before the pause, with the ports and queues that it holds.
-    while let Err(Panicked) = catch_panic(begin()).await {
+    loop {
+        // The work that panicked is dropped before the pause, with the ports that it holds.
+        if let Ok(end) = catch_panic(work(&mut state)).await {
+            return end;
+        }
         let pause = pauses.after_failure();
         tell_begun_anew(log, what, pause);
         sleep(pause).await;
@@ -172,17 +180,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn work_that_panics_begins_anew_and_the_operator_is_told() {
         let lines = Arc::new(Lines::default());
-        let (mut begun, start) = (0, Instant::now());
-        kept_alive(&Log::new(lines.clone()), "a test's work", || {
-            begun += 1;
-            let panics = begun < 4;
-            async move {
+        let start = Instant::now();
+        fn work(begun: &mut u32) -> Work<'_, u32> {
+            Box::pin(async move {
+                *begun += 1;
                 tokio::task::yield_now().await;
-                assert!(!panics, "on purpose");
-            }
-        })
-        .await;
-        assert_eq!(begun, 4);
+                assert!(*begun >= 4, "on purpose");
+                *begun
+            })
+        }
+        assert_eq!(kept_alive(&Log::new(lines.clone()), "a test's work", 0, work).await, 4);
         assert_eq!(start.elapsed().as_millis(), 100 + 200 + 400);
         let lines = lines.0.lock().unwrap_or_else(PoisonError::into_inner);
         assert_eq!(

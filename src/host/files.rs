@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, Mutex};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, sleep_until, Instant};
 
 use super::guard::Again;
@@ -200,15 +200,10 @@ impl Files {
     /// nobody can ask any more.
     pub async fn run(self, asked: Asked) {
         let log = self.log.clone();
-        let both = Arc::new(Mutex::new((self, asked)));
-        let begin = || {
-            let both = both.clone();
-            async move {
-                let (files, asked) = &mut *both.lock().await;
-                files.serve(asked).await;
-            }
-        };
-        kept_alive(&log, "looking after the files", begin).await;
+        kept_alive(&log, "looking after the files", (self, asked), |(files, asked)| {
+            Box::pin(files.serve(asked))
+        })
+        .await;
     }
 
     async fn serve(&mut self, asked: &mut Asked) {

@@ -8,8 +8,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, Mutex};
 
 use super::files::{Files, Reloads};
 use crate::core::health::{complaints, Severity};
@@ -135,17 +135,14 @@ struct Desk {
 
 async fn answer(desk: Desk, messages: mpsc::Receiver<Message>) {
     let log = desk.log.clone();
-    let both = Arc::new(Mutex::new((desk, messages)));
-    let begin = || {
-        let both = both.clone();
-        async move {
-            let (desk, messages) = &mut *both.lock().await;
+    kept_alive(&log, "answering operators", (desk, messages), |(desk, messages)| {
+        Box::pin(async move {
             while let Some(command) = messages.recv().await {
                 desk.answer(command);
             }
-        }
-    };
-    kept_alive(&log, "answering operators", begin).await;
+        })
+    })
+    .await;
 }
 
 impl Desk {
@@ -189,17 +186,15 @@ impl Desk {
 }
 
 async fn carry_out(node: Arc<Node>, log: Log, queue: mpsc::Receiver<AdminCommand>) {
-    let queue = Arc::new(Mutex::new(queue));
-    let begin = || {
-        let (node, log, queue) = (node.clone(), log.clone(), queue.clone());
-        async move {
-            let mut queue = queue.lock().await;
+    let all = (node, log.clone(), queue);
+    kept_alive(&log, "carrying out orders", all, |(node, log, queue)| {
+        Box::pin(async move {
             while let Some(command) = queue.recv().await {
-                give(&node, &log, command).await;
+                give(node, log, command).await;
             }
-        }
-    };
-    kept_alive(&log, "carrying out orders", begin).await;
+        })
+    })
+    .await;
 }
 
 /// Has the group make a new key.

@@ -189,7 +189,10 @@ pub struct Looks {
 /// Keeps the metrics up to date until the task is aborted, and asks for the keys to be given to the
 /// host again when that is due.
 pub async fn keep(looks: Looks, again: Again, log: Log) {
-    kept_alive(&log, "keeping the metrics", || keep_on(looks.clone(), again.clone())).await;
+    kept_alive(&log, "keeping the metrics", (looks, again), |(looks, again)| {
+        Box::pin(keep_on(looks.clone(), again.clone()))
+    })
+    .await;
 }
 
 async fn keep_on(looks: Looks, again: Again) {

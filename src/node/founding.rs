@@ -72,8 +72,10 @@ const ANSWER_LIFE: Duration = Duration::from_secs(2);
 /// Founds whenever it is needed, until the task is aborted.
 pub(super) async fn run(shared: Arc<Shared>) {
     let founder = Founder::of(&shared);
-    let begin = || keep_on(&founder);
-    kept_alive(&shared.ctx.log, "founding where there is no leader", begin).await;
+    kept_alive(&shared.ctx.log, "founding where there is no leader", founder, |founder| {
+        Box::pin(keep_on(founder))
+    })
+    .await;
 }
 
 /// What it takes to found a cluster.

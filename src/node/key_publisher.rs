@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{watch, Mutex};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::rejected_keys::Place;
@@ -38,7 +38,7 @@ pub(super) async fn run(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<
         let ring = shared.ctx.kept().record.agreed.ring;
         ring.all().map(|held| held.stek.clone()).collect()
     };
-    let key_publisher = Arc::new(Mutex::new(KeyPublisher {
+    let key_publisher = KeyPublisher {
         shared,
         held: AgreedView::default(),
         epoch: Epoch::default(),
@@ -46,14 +46,18 @@ pub(super) async fn run(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<
         own_since: now,
         kept,
         alone: false,
-    }));
-    let begin = || keep_on(key_publisher.clone(), sets.clone());
-    kept_alive(&log, "keeping the set of ticket keys", begin).await;
+    };
+    kept_alive(
+        &log,
+        "keeping the set of ticket keys",
+        (key_publisher, sets),
+        |(publisher, sets)| Box::pin(keep_on(publisher, sets)),
+    )
+    .await;
 }
 
 /// Goes on from what the key publisher holds.
-async fn keep_on(key_publisher: Arc<Mutex<KeyPublisher>>, sets: watch::Sender<KeySet>) {
-    let mut key_publisher = key_publisher.lock().await;
+async fn keep_on(key_publisher: &mut KeyPublisher, sets: &watch::Sender<KeySet>) {
     let mut views = key_publisher.shared.ctx.views.subscribe();
     let mut caught_up = key_publisher.shared.ctx.caught_up.subscribe();
     let mut settings = key_publisher.shared.ctx.watch_settings();
@@ -67,7 +71,7 @@ async fn keep_on(key_publisher: Arc<Mutex<KeyPublisher>>, sets: watch::Sender<Ke
         }
         let pause = key_publisher.renew_own().min(key_publisher.age_kept());
         key_publisher.shared.keys.alone.send_replace(key_publisher.alone);
-        key_publisher.publish(&sets);
+        key_publisher.publish(sets);
         tokio::select! {
             () = sleep(pause) => {}
             changed = views.changed() => if changed.is_err() { return },

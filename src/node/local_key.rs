@@ -29,8 +29,11 @@ const MAX_NAMED: usize = 8;
 
 /// Watches until the task is aborted.
 pub(super) async fn watch(peers: Arc<Peers>, sets: watch::Receiver<KeySet>) {
-    let begin = || watch_on(&peers, sets.clone());
-    kept_alive(&peers.ctx.log, "watching over this server's own key", begin).await;
+    let log = peers.ctx.log.clone();
+    kept_alive(&log, "watching over this server's own key", (peers, sets), |(peers, sets)| {
+        Box::pin(watch_on(peers, sets.clone()))
+    })
+    .await;
 }
 
 async fn watch_on(peers: &Peers, mut sets: watch::Receiver<KeySet>) {

@@ -71,8 +71,11 @@ pub(super) async fn load(peers: &Arc<Peers>, store: &Store) {
 /// Keeps the file up to date until the task is aborted.
 pub(super) async fn run(peers: Arc<Peers>, store: Arc<Store>) {
     let Some(file) = store.file.clone() else { return };
-    let begin = || keep_on(&peers, &store, &file);
-    kept_alive(&peers.ctx.log, "writing the state file", begin).await;
+    let log = peers.ctx.log.clone();
+    kept_alive(&log, "writing the state file", (peers, store, file), |(peers, store, file)| {
+        Box::pin(keep_on(peers, store, file))
+    })
+    .await;
 }
 
 async fn keep_on(peers: &Peers, store: &Store, file: &StateFile) {

@@ -53,8 +53,11 @@ const TOUCH_LOOK: Duration = Duration::from_secs(1);
 
 /// Has this server know the members that the group agreed on, until the task is aborted.
 pub(super) async fn follow(peers: Arc<Peers>) {
-    let begin = || follow_on(peers.clone());
-    kept_alive(&peers.ctx.log, "following the server list", begin).await;
+    let log = peers.ctx.log.clone();
+    kept_alive(&log, "following the server list", peers, |peers| {
+        Box::pin(follow_on(peers.clone()))
+    })
+    .await;
 }
 
 async fn follow_on(peers: Arc<Peers>) {

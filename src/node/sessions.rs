@@ -38,8 +38,11 @@ const FETCH_TRIES: u32 = 30;
 
 /// Sends what the host tells, until the task is aborted.
 pub(super) async fn share(peers: Arc<Peers>, exchange: Arc<SessionExchange>) {
-    let begin = || Sender::new(peers.clone(), exchange.clone()).run();
-    kept_alive(&peers.ctx.log, "sharing sessions", begin).await;
+    let log = peers.ctx.log.clone();
+    kept_alive(&log, "sharing sessions", (peers, exchange), |(peers, exchange)| {
+        Box::pin(Sender::new(peers.clone(), exchange.clone()).run())
+    })
+    .await;
 }
 
 /// What the task that sends remembers.

@@ -109,14 +109,11 @@ impl Listener {
         let acceptor =
             Arc::new(Acceptor { deps, service, admission: Arc::clone(&admission), bounds });
         let task = tokio::spawn(async move {
-            let begin = || {
-                let (settings, acceptor, tell) =
-                    (settings.clone(), Arc::clone(&acceptor), tell.clone());
-                async move {
-                    accept(&settings, &tell, acceptor).await;
-                }
-            };
-            kept_alive(&log, "listening for peers", begin).await;
+            let all = (settings, tell, acceptor);
+            kept_alive(&log, "listening for peers", all, |(settings, tell, acceptor)| {
+                Box::pin(accept(settings, tell, acceptor))
+            })
+            .await;
         });
         Listener { task, bound, admission }
     }
@@ -269,7 +266,7 @@ impl Drop for Handshake {
 async fn accept<S: Service>(
     settings: &ListenSettings,
     tell: &watch::Sender<Vec<SocketAddr>>,
-    acceptor: Arc<Acceptor<S>>,
+    acceptor: &Arc<Acceptor<S>>,
 ) {
     let mut bound = BoundSockets::new(settings, &acceptor.deps.log).await;
     tell.send_replace(bound.addresses());
@@ -303,7 +300,7 @@ async fn accept<S: Service>(
                 serial += 1;
                 let admission = Arc::clone(&acceptor.admission);
                 let handshake = Handshake { admission: Arc::clone(&admission), serial, token };
-                let acceptor = Arc::clone(&acceptor);
+                let acceptor = Arc::clone(acceptor);
                 admission
                     .begin(serial, || connections.spawn(acceptor.receive(tcp, addr, handshake)));
             }

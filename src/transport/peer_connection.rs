@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot, Mutex as AsyncMutex};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, Instant};
 
 use super::bounds::{IDLE_LIMIT, MAX_IN_FLIGHT};
@@ -50,14 +50,11 @@ const RENEWAL_TRIES: u32 = 30;
 type Queue = mpsc::Receiver<PeerCommand>;
 
 /// One peer's line, with a new beginning after each panic.
-pub(super) async fn keep_connected(begin: impl Fn() -> PeerConnection, queue: Queue) {
-    let queue = Arc::new(AsyncMutex::new(queue));
+pub(super) async fn keep_connected(begin: impl Fn() -> PeerConnection + Send, queue: Queue) {
     let PeerConnection { member, deps, .. } = begin();
-    let run = || {
-        let (line, queue) = (begin(), Arc::clone(&queue));
-        async move { line.run(&mut *queue.lock().await).await }
-    };
-    kept_alive(&deps.log, &format!("asking peer {}", member.id), run).await;
+    let what = format!("asking peer {}", member.id);
+    kept_alive(&deps.log, &what, (begin, queue), |(begin, queue)| Box::pin(begin().run(queue)))
+        .await;
 }
 
 /// The line to one peer: its task's state between connections.
