@@ -316,7 +316,7 @@ fn responses() -> Vec<Response> {
 }
 
 fn frames() -> Vec<Vec<u8>> {
-    [(Kind::Request, &b"hello"[..]), (Kind::Note, b""), (Kind::Unknown(9), b"x")]
+    [(Kind::Request, &b"hello"[..]), (Kind::OneWay, b""), (Kind::Unknown(9), b"x")]
         .map(|(kind, body)| {
             let header = Header { kind, request: 7, cluster_id: CLUSTER_ID };
             frame::encode(&header, body).expect("it is short").to_vec()

@@ -150,7 +150,7 @@ impl<'a> HeartbeatSender<'a> {
         for (id, what) in self.plan.send(pace, peers.ctx.reach(), is_handing_over) {
             match what {
                 Heartbeat::Question => _ = self.asks.spawn(ask(peers.clone(), id, heartbeat)),
-                Heartbeat::Notice => peers.post.note(id, body.clone(), pace),
+                Heartbeat::Notice => peers.transport.send_one_way(id, body.clone(), pace),
             }
         }
         pace
@@ -189,7 +189,7 @@ impl<'a> HeartbeatSender<'a> {
         let Some(body) = rpc::encode(&Request::Heartbeat(heartbeat)) else { return };
         let limit = self.peers.ctx.settings().timers.heartbeat;
         for id in self.plan.peers() {
-            self.peers.post.note(id, body.clone(), limit);
+            self.peers.transport.send_one_way(id, body.clone(), limit);
         }
     }
 
@@ -370,7 +370,7 @@ mod tests {
             Box::pin(ready(Err(CallError::TimedOut)))
         }
 
-        fn note(&self, _: ServerId, _: Body, _: Duration) {}
+        fn send_one_way(&self, _: ServerId, _: Body, _: Duration) {}
 
         fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
             Box::pin(ready(Err(CallError::UnknownPeer)))

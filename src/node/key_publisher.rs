@@ -118,7 +118,7 @@ impl KeyPublisher {
                 true
             }
             Err(refusal) => {
-                self.shared.rejected_keys.note(Place::Install, refusal);
+                self.shared.rejected_keys.record(Place::Install, refusal);
                 return;
             }
         };
@@ -156,7 +156,7 @@ impl KeyPublisher {
             let double = |held: &Held| held.stek.name() == own.name() && !held.stek.same_bytes(own);
             let is_double = ring.all().any(double);
             if is_double {
-                rejected_keys.note(Place::Install, Refusal::NameTaken(own.fingerprint()));
+                rejected_keys.record(Place::Install, Refusal::NameTaken(own.fingerprint()));
             }
             !is_double
         });
@@ -285,7 +285,7 @@ impl KeyPublisher {
 
     fn passes_gate(&self, key: &Stek) -> bool {
         let refused =
-            |weakness| self.shared.rejected_keys.note(Place::Install, Refusal::Weak(weakness));
+            |weakness| self.shared.rejected_keys.record(Place::Install, Refusal::Weak(weakness));
         key.check().map_err(refused).is_ok()
     }
 }

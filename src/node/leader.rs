@@ -450,7 +450,7 @@ pub(super) fn first_admitted(
 ) -> Option<Held> {
     let mut all = candidates.map(|stek| Held { generation, stek });
     all.find(|held| {
-        ring.admits(held).map_err(|refusal| rejected_keys.note(Place::Leader, refusal)).is_ok()
+        ring.admits(held).map_err(|refusal| rejected_keys.record(Place::Leader, refusal)).is_ok()
     })
 }
 
@@ -547,7 +547,7 @@ mod tests {
             Box::pin(ready(Ok(rpc::encode(&answer).unwrap())))
         }
 
-        fn note(&self, _: ServerId, _: Body, _: Duration) {}
+        fn send_one_way(&self, _: ServerId, _: Body, _: Duration) {}
 
         fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
             Box::pin(ready(Err(CallError::UnknownPeer)))

@@ -61,7 +61,7 @@ async fn is_gone(peers: &Peers, leader: ServerId, since: Moment) -> bool {
             return false;
         };
         let limit = peers.ctx.settings().timers.election_lower;
-        match peers.post.request(leader, question, limit).await {
+        match peers.transport.request(leader, question, limit).await {
             Err(CallError::NobodyListens(_)) => return true,
             // The connection that was lost, before its task had noticed; or it is being dialled.
             Err(CallError::Unreachable(_) | CallError::Busy) => {}

@@ -337,7 +337,7 @@ pub(super) fn record_change(
         Ok(Change::MembershipChanged(version)) => {
             log.debug(format!("server list version {version} is agreed"));
         }
-        Err(refusal) => rejected_keys.note(Place::Apply, refusal.clone()),
+        Err(refusal) => rejected_keys.record(Place::Apply, refusal.clone()),
     }
 }
 
@@ -420,7 +420,7 @@ mod tests {
             Box::pin(ready(answer))
         }
 
-        fn note(&self, _: ServerId, _: Body, _: Duration) {}
+        fn send_one_way(&self, _: ServerId, _: Body, _: Duration) {}
 
         fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
             Box::pin(ready(Err(CallError::UnknownPeer)))

@@ -40,7 +40,7 @@ pub trait SimulatedNetwork: Send + Sync + 'static {
     fn request(&self, to: ServerId, body: Body, limit: Duration) -> Reply<Result<Body, CallError>>;
 
     /// As [`Peers::note`].
-    fn note(&self, to: ServerId, body: Body, limit: Duration);
+    fn send_one_way(&self, to: ServerId, body: Body, limit: Duration);
 
     /// As [`call_once_by`], for a server that is no member yet.
     fn ask_stranger(
@@ -62,8 +62,8 @@ pub trait DynService: Send + Sync {
     /// Why the sender is not heard.
     fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
 
-    /// As [`Service::take_note`].
-    fn take_note(&self, from: &Caller, body: Body) -> bool;
+    /// As [`Service::take_one_way`].
+    fn take_one_way(&self, from: &Caller, body: Body) -> bool;
 
     /// As [`Service::serve`].
     fn serve(self: Arc<Self>, from: Caller, body: Body) -> Reply<Option<Body>>;
@@ -74,8 +74,8 @@ impl<S: Service> DynService for S {
         Service::admit(self, hello)
     }
 
-    fn take_note(&self, from: &Caller, body: Body) -> bool {
-        Service::take_note(self, from, body)
+    fn take_one_way(&self, from: &Caller, body: Body) -> bool {
+        Service::take_one_way(self, from, body)
     }
 
     fn serve(self: Arc<Self>, from: Caller, body: Body) -> Reply<Option<Body>> {
@@ -129,19 +129,19 @@ impl PeerTransport {
         }
     }
 
-    pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
+    pub fn send_one_way(&self, to: ServerId, body: Body, limit: Duration) {
         match self {
-            PeerTransport::Tls(peers, _) => peers.note(to, body, limit),
-            PeerTransport::Simulated(network) => network.note(to, body, limit),
+            PeerTransport::Tls(peers, _) => peers.send_one_way(to, body, limit),
+            PeerTransport::Simulated(network) => network.send_one_way(to, body, limit),
         }
     }
 
-    /// As [`Peers::datagram`]. In a simulation it is a note.
+    /// As [`Peers::datagram`]. In a simulation it is a one-way message.
     pub fn datagram(&self, to: ServerId, datagram: Datagram) -> bool {
         match self {
             PeerTransport::Tls(peers, _) => peers.datagram(to, datagram),
             PeerTransport::Simulated(network) => {
-                network.note(to, datagram.body().clone(), datagram::QUEUE.wait);
+                network.send_one_way(to, datagram.body().clone(), datagram::QUEUE.wait);
                 datagram.record_sent();
                 true
             }

@@ -39,7 +39,7 @@ pub(super) const STATUS_LIMIT: Duration = Duration::from_secs(1);
 /// See the module's head.
 pub(super) struct Peers {
     pub ctx: Arc<Context>,
-    pub post: PeerTransport,
+    pub transport: PeerTransport,
     /// The newest certificates and whose are accepted; all connections go by them. Changed by
     /// [`Peers::set_certificates`] and [`Peers::set_members`] only.
     pub tls: watch::Sender<Tls>,
@@ -89,7 +89,7 @@ impl Peers {
         let sender = LocalIdentity::member(ctx.me, incarnation, cluster_id).speaking(versions);
         let heard = LastSeen::new();
         let (network, resolver) = (outside.network.clone(), outside.resolver.clone());
-        let post = PeerTransport::new(
+        let transport = PeerTransport::new(
             (network, outside.bounds),
             resolver,
             &ctx.log,
@@ -97,10 +97,10 @@ impl Peers {
             &sender,
             &heard,
         );
-        post.set_members(&ctx.members());
+        transport.set_members(&ctx.members());
         Peers {
             ctx,
-            post,
+            transport,
             tls,
             sender,
             heard,
@@ -126,7 +126,7 @@ impl Peers {
         };
         // The old one has to go first, or the new one might find the port in use.
         self.close();
-        let ears = self.post.listen(&self.ctx.settings(), &self.ctx.members(), deps, service);
+        let ears = self.transport.listen(&self.ctx.settings(), &self.ctx.members(), deps, service);
         *lock(&self.listener) = Some(ears);
     }
 
@@ -142,7 +142,7 @@ impl Peers {
         }
         // Who may connect follows, as the certificates do.
         self.tls.send_modify(|tls| *tls = tls.with_members(&self.ctx.members()));
-        self.post.set_members(members);
+        self.transport.set_members(members);
         if let Some(listener) = lock(&self.listener).as_ref() {
             listener.set_members(members);
         }
@@ -225,7 +225,7 @@ impl RpcClient for Arc<Peers> {
         let body = rpc::encode(&request).ok_or(CallFailure::InvalidResponse)?;
         // The request may hold keys; while the answer is awaited only the frame does.
         drop(request);
-        let answer = self.post.request(to, body, limit).await.map_err(|e| match e {
+        let answer = self.transport.request(to, body, limit).await.map_err(|e| match e {
             CallError::TimedOut => CallFailure::TimedOut,
             CallError::NobodyListens(_) => CallFailure::NobodyListens,
             CallError::Refused(Refusal::NotAMember) => CallFailure::NotListed,

@@ -93,7 +93,7 @@ impl RejectedKeys {
     }
 
     /// Tells that something was refused, and counts it if it was a key.
-    pub fn note(&self, place: Place, refusal: impl Into<agreed::Refusal>) {
+    pub fn record(&self, place: Place, refusal: impl Into<agreed::Refusal>) {
         let refusal = refusal.into();
         let reason = Reason::of(&refusal);
         if let Some(reason) = reason {
@@ -479,8 +479,8 @@ mod tests {
         for place in Place::ALL {
             for (_, bad, _) in bad_keys() {
                 let refusal = good_ring().admits(&bad).unwrap_err();
-                rejected_keys.note(place, refusal);
-                rejected_keys.note(place, refusal);
+                rejected_keys.record(place, refusal);
+                rejected_keys.record(place, refusal);
             }
         }
         let lines = lines.0.lock().unwrap();

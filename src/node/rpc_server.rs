@@ -75,7 +75,7 @@ impl Service for RpcServer {
         }
     }
 
-    fn take_note(&self, from: &Caller, body: Body) -> bool {
+    fn take_one_way(&self, from: &Caller, body: Body) -> bool {
         if rpc::is_of_sessions(&body) {
             return self.sessions(from, body);
         }
@@ -131,7 +131,7 @@ impl RpcServer {
         drop(body);
         let tell = |e: Malformed| {
             if let Malformed::State(refusal) = &e {
-                self.0.rejected_keys.note(Place::Apply, refusal.clone());
+                self.0.rejected_keys.record(Place::Apply, refusal.clone());
             }
             let line = format!("server {} sent a message that is malformed: {e}", from.id);
             self.0.ctx.log.limited(Level::Warning, "malformed message", line);
@@ -218,7 +218,7 @@ impl RpcServer {
                 self.snapshot(&running, snapshot).await
             }
             Request::Heartbeat(heartbeat) => self.heartbeat(from, &heartbeat),
-            // They come as notes only.
+            // They come one-way only.
             Request::Sessions(_) => Err(ErrorResponse::Malformed),
         }
     }
@@ -576,10 +576,10 @@ mod tests {
         let member = caller(Role::Member, [0; 16]);
         let of = |bytes: &[u8]| Body::new(bytes.to_vec());
         let later = one_of_each().len() as u8;
-        assert!(!rpc_server.take_note(&member, of(&[later, 1, 2, 3])));
+        assert!(!rpc_server.take_one_way(&member, of(&[later, 1, 2, 3])));
         assert_eq!(fixture.count_lines("malformed"), 0);
         // A known kind with nothing in it is one.
-        assert!(!rpc_server.take_note(&member, of(&[9])));
+        assert!(!rpc_server.take_one_way(&member, of(&[9])));
         assert_eq!(fixture.count_lines("malformed"), 1);
     }
 
@@ -600,7 +600,7 @@ mod tests {
         assert_eq!(running.log.vote(), Some(Vote::new_committed(5, NodeId::of(2))));
         for request in one_of_each() {
             let body = rpc::encode(&request).unwrap();
-            assert!(!rpc_server.take_note(&tool, body), "{request:?}");
+            assert!(!rpc_server.take_one_way(&tool, body), "{request:?}");
         }
         let status = rpc_server.answer(&tool, Request::Status(Status::default())).await;
         assert!(matches!(status, Ok(Response::Status(_))), "{status:?}");

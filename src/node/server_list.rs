@@ -429,7 +429,7 @@ async fn status_of(peers: &Arc<Peers>, id: ServerId) -> Option<Status> {
 async fn status_at(peers: &Peers, member: &Member) -> Option<Status> {
     let body = rpc::encode(&Request::Status(peers.ctx.status_for(member.id)))?;
     let answer = peers
-        .post
+        .transport
         .ask_stranger((&peers.sender, &peers.tls), member, body, PROBE_LIMIT)
         .await
         .ok()?;

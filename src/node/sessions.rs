@@ -85,7 +85,7 @@ impl Sender {
         loop {
             let agreed = views.borrow_and_update().agreed.clone();
             if self.exchange.follow(&agreed.ring) {
-                self.peers.post.clear_datagrams();
+                self.peers.transport.clear_datagrams();
             }
             let is_in_cluster = agreed.ring.cluster_id().is_some();
             let may_fetch = is_in_cluster && *is_open.borrow_and_update();
@@ -105,7 +105,7 @@ impl Sender {
                 }
                 () = sleep_until(self.next_try), if tries => self.look_for_others(),
                 () = sleep_until(expiry.unwrap_or(self.next_try)), if expiry.is_some() => {
-                    self.peers.post.expire_datagrams();
+                    self.peers.transport.expire_datagrams();
                     self.expiry = None;
                 }
             }
@@ -122,7 +122,7 @@ impl Sender {
         };
         for id in all {
             let datagram = Datagram::new(body.clone(), count, self.exchange.tally());
-            if !self.peers.post.datagram(id, datagram) {
+            if !self.peers.transport.datagram(id, datagram) {
                 self.dial(id);
             }
         }

@@ -110,7 +110,7 @@ pub enum Request {
     },
     /// "How are you?", from an operator's command. Answered in every state.
     ServerStatus,
-    /// The leader's heartbeat. Most of them are sent as notes, which get no answer.
+    /// The leader's heartbeat. Most of them are sent as one-way messages, which get no answer.
     Heartbeat(WireHeartbeat),
     /// "Does your `server_list_file` hold this very list now?", from a leader that was asked to have
     /// the group agree on it.
@@ -121,7 +121,7 @@ pub enum Request {
     Found(Box<FoundedCluster<Record>>),
     /// "Which keys do you know to be revoked?" From a leader, to a server that joins.
     Revoked,
-    /// What became of sessions that clients resume by their id. Only ever sent as a note.
+    /// What became of sessions that clients resume by their id. Only ever sent one-way.
     Sessions(WireSessions),
     /// "Read your files again", from an operator's command.
     Reload {

@@ -2,7 +2,7 @@
 //! connection, in the order in which they came; the oldest give way.
 //!
 //! Leaves to the caller what is in one, and whether there is a connection. Invariants:
-//! - A request or a note never waits for a datagram, but for the one that is being written.
+//! - A request or a one-way message never waits for a datagram, but for the one that is being written.
 //! - What waits for one peer is within [`QUEUE`], whatever that peer does.
 //! - Each datagram is counted once for each peer, as sent or as lost.
 //! - Its bytes are erased once the last peer has got or lost it.

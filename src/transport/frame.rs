@@ -152,7 +152,7 @@ pub enum Kind {
     /// Answers the request with the same request id.
     Response,
     /// Wants no response, and gets none.
-    Note,
+    OneWay,
     /// Of a kind that is not known here.
     Unknown(u8),
 }
@@ -268,7 +268,7 @@ pub fn encode(header: &Header, body: &[u8]) -> Result<Body, FrameError> {
     frame.push(match header.kind {
         Kind::Request => 0,
         Kind::Response => 1,
-        Kind::Note => 2,
+        Kind::OneWay => 2,
         Kind::Unknown(kind) => kind,
     });
     frame.extend_from_slice(&header.request.to_be_bytes());
@@ -296,7 +296,7 @@ fn decode_header(bytes: &[u8; HEADER_LEN]) -> Result<(Header, usize), FrameError
     let kind = match kind {
         0 => Kind::Request,
         1 => Kind::Response,
-        2 => Kind::Note,
+        2 => Kind::OneWay,
         other => Kind::Unknown(other),
     };
     Ok((Header { kind, request: u32::from_be_bytes([r0, r1, r2, r3]), cluster_id }, body_len))
@@ -550,7 +550,7 @@ mod tests {
 
     #[test]
     fn comes_back_as_it_went() {
-        for kind in [Kind::Request, Kind::Response, Kind::Note, Kind::Unknown(200)] {
+        for kind in [Kind::Request, Kind::Response, Kind::OneWay, Kind::Unknown(200)] {
             let header = Header { kind, ..header() };
             for body in [&b""[..], b"x", &[7; 5000]] {
                 let mut bytes = encode(&header, body).unwrap().to_vec();

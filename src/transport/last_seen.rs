@@ -75,7 +75,7 @@ impl LastSeen {
     }
 
     /// Notes that this member was heard `now`, by a connection that it dialled.
-    pub fn note(&self, id: ServerId, now: Instant) {
+    pub fn record(&self, id: ServerId, now: Instant) {
         self.signs().entry(id).or_insert(LastSign::at(now)).last = now;
     }
 

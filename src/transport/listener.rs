@@ -14,8 +14,8 @@
 //! - Each hello is answered: with the versions that are spoken here, and with why its sender is not
 //!   heard if it is not. What means nothing here and wants no answer is counted and passed over, so
 //!   that later versions may say more.
-//! - One task per connection; requests are begun in the order in which they came, and a note is
-//!   dealt with before anything that came after it.
+//! - One task per connection; requests are begun in the order in which they came, and a one-way
+//!   message is dealt with before anything that came after it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -564,8 +564,8 @@ impl<S: Service> Conversation<'_, S> {
                 let answer = Arc::clone(service).serve(self.caller.clone(), body);
                 self.in_flight.push((header.request, Box::pin(answer)));
             }
-            Kind::Note if service.take_note(&self.caller, body) => {}
-            Kind::Note | Kind::Unknown(_) => {
+            Kind::OneWay if service.take_one_way(&self.caller, body) => {}
+            Kind::OneWay | Kind::Unknown(_) => {
                 let passed_over = 1 + deps.counters.passed_over.fetch_add(1, Ordering::Relaxed);
                 let words = format!(
                     "server {} sent a message that means nothing to this version of the plugin; it was \

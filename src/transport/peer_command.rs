@@ -35,8 +35,8 @@ pub(super) struct Deps {
 pub(super) enum PeerCommand {
     /// Send this request.
     Request(PendingRequest),
-    /// Send this note, unless it is too late for it.
-    Note { body: Body, until: Instant },
+    /// Send this one-way message, unless it is too late for it.
+    OneWay { body: Body, until: Instant },
     /// A caller's time ran out: see whether the connection is still alive.
     Check,
 }

@@ -193,7 +193,7 @@ impl PeerConnection {
         let waiting = std::iter::from_fn(|| queue.try_recv().ok()).take(MAX_QUEUE);
         let asks = waiting.filter_map(|command| match command {
             PeerCommand::Request(ask) => Some(ask),
-            PeerCommand::Note { .. } | PeerCommand::Check => None,
+            PeerCommand::OneWay { .. } | PeerCommand::Check => None,
         });
         for ask in first.into_iter().chain(asks) {
             let _ = ask.reply.send(Err(error.clone()));
@@ -461,7 +461,7 @@ impl Conversation {
                     self.take_command(line, command.ok_or(CloseReason::Gone)?)?;
                 }
                 datagram = line.datagrams.next(), if may_take_datagram => {
-                    self.write(line, Kind::Note, 0, datagram.body())?;
+                    self.write(line, Kind::OneWay, 0, datagram.body())?;
                     datagram.record_sent();
                 }
                 // Last: on a busy machine what has come may have waited longer than the timer.
@@ -484,10 +484,10 @@ impl Conversation {
                 Ok(())
             }
             PeerCommand::Request(ask) => self.send(line, ask),
-            PeerCommand::Note { body, until } if Instant::now() < until => {
-                self.write(line, Kind::Note, 0, &body)
+            PeerCommand::OneWay { body, until } if Instant::now() < until => {
+                self.write(line, Kind::OneWay, 0, &body)
             }
-            PeerCommand::Note { .. } => Ok(()),
+            PeerCommand::OneWay { .. } => Ok(()),
         }
     }
 
@@ -535,7 +535,7 @@ impl Conversation {
             }
             // A later version may have something to say.
             Kind::Unknown(_) => Ok(()),
-            Kind::Request | Kind::Note => Err(CloseReason::Frame(FrameError::Kind)),
+            Kind::Request | Kind::OneWay => Err(CloseReason::Frame(FrameError::Kind)),
         }
     }
 

@@ -4,8 +4,8 @@
 //! Leaves to the caller what a request means and whether to repeat it. Invariants:
 //! - A request ends within its limit, whatever the peer does, and may be dropped at any time
 //!   without harm to the connection or to other requests.
-//! - A note goes out soon or not at all: it waits neither for a connection nor for its peer.
-//! - A datagram goes out when neither request nor note waits, and makes no connection.
+//! - A one-way message goes out soon or not at all: it waits neither for a connection nor for its peer.
+//! - A datagram goes out when neither request nor one-way message waits, and makes no connection.
 //! - Nobody is dialled unless somebody asks, and not again before a pause that grows.
 //! - A connection on which nothing at all comes back for twice the time of a request is given up, so
 //!   that a peer which vanished without a word is dialled anew. The time that dialling took does
@@ -55,7 +55,7 @@ struct Peer {
     member: Member,
     commands: mpsc::Sender<PeerCommand>,
     datagrams: Datagrams,
-    /// Whether there is a connection for a note to go by.
+    /// Whether there is a connection for a one-way message to go by.
     is_up: Arc<AtomicBool>,
     /// Set once it is no peer any more: nothing is sent to it, however late its task ends.
     gone: Arc<AtomicBool>,
@@ -166,12 +166,12 @@ impl Peers {
 
     /// Sends something that wants no response, if a connection is up, and if that can be done
     /// within `limit`. Does not wait, and does not tell.
-    pub fn note(&self, to: ServerId, body: Body, limit: Duration) {
+    pub fn send_one_way(&self, to: ServerId, body: Body, limit: Duration) {
         let until = Instant::now() + limit;
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         let peer = peers.get(&to).filter(|peer| peer.is_up.load(Ordering::SeqCst));
         if let (Some(peer), true) = (peer, body.len() <= MAX_BODY) {
-            let _ = peer.commands.try_send(PeerCommand::Note { body, until });
+            let _ = peer.commands.try_send(PeerCommand::OneWay { body, until });
         }
     }
 

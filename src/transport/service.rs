@@ -36,9 +36,9 @@ pub trait Service: Send + Sync + 'static {
     /// Why the sender is not heard; its connection is closed, and its hello answered with this.
     fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
 
-    /// Takes a note, which gets no answer. `false` says that the body means nothing here: it is
+    /// Takes a one-way message, which gets no answer. `false` says that the body means nothing here: it is
     /// counted and passed over. Runs in the connection's task and must not block.
-    fn take_note(&self, from: &Caller, body: Body) -> bool;
+    fn take_one_way(&self, from: &Caller, body: Body) -> bool;
 
     /// Answers one request. `None` says that the body is no request at all: the connection is
     /// closed. Requests of one connection are begun in order and go on side by side; the future

@@ -35,7 +35,7 @@ impl Service for Liar {
         Ok(())
     }
 
-    fn take_note(&self, _: &Caller, _: Body) -> bool {
+    fn take_one_way(&self, _: &Caller, _: Body) -> bool {
         true
     }
 

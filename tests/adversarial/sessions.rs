@@ -169,6 +169,6 @@ fn wait_arrival(exchange: &SessionExchange) -> (ServerId, SessionEvent) {
 /// What is used of the insider here alone.
 impl Insider {
     fn note(&mut self, body: &[u8]) -> std::io::Result<()> {
-        self.send_as(Kind::Note, ServerId(ENEMY), VERSION_MAX, body)
+        self.send_as(Kind::OneWay, ServerId(ENEMY), VERSION_MAX, body)
     }
 }

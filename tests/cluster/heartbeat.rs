@@ -139,7 +139,7 @@ impl Service for Strings {
         Ok(())
     }
 
-    fn take_note(&self, _: &Caller, body: Body) -> bool {
+    fn take_one_way(&self, _: &Caller, body: Body) -> bool {
         self.notes.fetch_add(1, Ordering::SeqCst);
         matches!(rpc::decode_request(&body), Ok(Request::Heartbeat(_)))
     }

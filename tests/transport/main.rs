@@ -98,7 +98,7 @@ impl Service for Echo {
         }
     }
 
-    fn take_note(&self, from: &Caller, body: Body) -> bool {
+    fn take_one_way(&self, from: &Caller, body: Body) -> bool {
         self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
         body.first() != Some(&b'X')
     }

@@ -110,7 +110,7 @@ async fn notes_come_in_their_turn_and_get_no_answer() {
     one.ask(2, b"a").await.unwrap();
     let expected = [&b"a"[..], b"b", b"c", b"d"].map(|body| (1, body.to_vec()));
     for body in [b"b", b"c"] {
-        one.peers.note(ServerId(2), Body::new(body.to_vec()), PATIENCE);
+        one.peers.send_one_way(ServerId(2), Body::new(body.to_vec()), PATIENCE);
     }
     one.ask(2, b"d").await.unwrap();
     assert_eq!(*two.service.begun.lock().unwrap(), expected);
@@ -118,7 +118,7 @@ async fn notes_come_in_their_turn_and_get_no_answer() {
     // What stands on the wire: nothing comes between the answers to what was asked.
     let mut stream = raw_connect(&raw_context(Some(&leaf), None), two.addr).await.unwrap();
     greet(&mut stream, hello(1)).await;
-    let note = framed(Kind::Note, b"n");
+    let note = framed(Kind::OneWay, b"n");
     stream.write_all(&[note.clone(), request(b"r"), note].concat()).await.unwrap();
     until("the last note is there", || two.begun() == expected.len() + 3).await;
     stream.shutdown().await.unwrap();
@@ -146,7 +146,7 @@ async fn datagrams_go_when_nothing_else_waits() {
     for n in 1..=20 {
         assert!(send(n));
     }
-    one.peers.note(ServerId(2), Body::new(b"n".to_vec()), PATIENCE);
+    one.peers.send_one_way(ServerId(2), Body::new(b"n".to_vec()), PATIENCE);
     one.ask(2, b"q").await.unwrap();
     until("all datagrams", || two.begun() == 24).await;
     let begun = two.service.begun.lock().unwrap().clone();
@@ -167,7 +167,8 @@ async fn datagrams_go_when_nothing_else_waits() {
 async fn a_note_waits_for_nothing() {
     let root = pki::root("root");
     let (one, two) = pair(tls(&root, &pki::leaf(&root)), tls(&root, &pki::leaf(&root))).await;
-    let note = |body: &[u8], limit| one.peers.note(ServerId(2), Body::new(body.to_vec()), limit);
+    let note =
+        |body: &[u8], limit| one.peers.send_one_way(ServerId(2), Body::new(body.to_vec()), limit);
     // Nobody is dialled for its sake, nor is it kept for the next connection.
     (0..3).for_each(|_| note(b"early", PATIENCE));
     sleep(Duration::from_millis(50)).await;

@@ -87,7 +87,7 @@ async fn what_means_nothing_here_and_wants_no_answer_is_counted_and_passed_over(
     let two = Box_::start(2, tls(&root, &leaf)).await;
     let context = raw_context(Some(&leaf), None);
     let mut stream = established(&context, two.addr, hello(1)).await;
-    for (count, kind) in [(1, Kind::Note), (2, Kind::Unknown(3)), (3, Kind::Unknown(255))] {
+    for (count, kind) in [(1, Kind::OneWay), (2, Kind::Unknown(3)), (3, Kind::Unknown(255))] {
         stream.write_all(&framed(kind, b"X")).await.unwrap();
         assert_eq!(exchange(&mut stream, b"next").await.unwrap().1, b"next", "{kind:?}");
         assert_eq!(two.counters.passed_over(), count);

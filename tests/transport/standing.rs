@@ -22,7 +22,7 @@ async fn assert_parted(one: &Box_, two: &Box_) {
     let (out, back) = tokio::join!(two.ask(1, b"key"), one.ask(2, b"order"));
     assert!(matches!(out, Err(CallError::Unreachable(_))), "{out:?}");
     assert!(matches!(back, Err(CallError::Unreachable(_))), "{back:?}");
-    two.peers.note(ServerId(1), Body::new(b"note".to_vec()), PATIENCE);
+    two.peers.send_one_way(ServerId(1), Body::new(b"note".to_vec()), PATIENCE);
     until("no connection stands", || two.listener.connections() == 0).await;
     until("nor there", || one.listener.connections() == 0).await;
     assert_eq!((one.begun(), two.begun()), (heard_one, heard_two), "something was heard");
@@ -333,7 +333,7 @@ async fn a_connection_is_renewed_and_nothing_is_lost() {
         let peers = one.peers.clone();
         let slow = tokio::spawn(async move { ask(&peers, 2, b"W", PATIENCE).await });
         for _ in 0..10 {
-            one.peers.note(ServerId(2), Body::new(b"note".to_vec()), PATIENCE);
+            one.peers.send_one_way(ServerId(2), Body::new(b"note".to_vec()), PATIENCE);
             sent += 1;
             assert_eq!(one.ask(2, b"still").await.unwrap(), b"still");
             most = most.max(two.listener.connections());

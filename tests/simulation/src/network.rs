@@ -230,7 +230,7 @@ impl Network {
         match arrival {
             Arrival::Answer(answer) => self.take_answer(at, answer),
             Arrival::Request(request) => self.take_request(at, request),
-            Arrival::Note(note) => self.take_note(at, note),
+            Arrival::Note(note) => self.take_one_way(at, note),
             Arrival::Closed(by) => {
                 let heard = self.lock().ports.get(&at).and_then(|port| port.heard.clone());
                 if let Some(heard) = heard {
@@ -263,7 +263,7 @@ impl Network {
         }
     }
 
-    fn take_note(&self, at: u32, note: Request) {
+    fn take_one_way(&self, at: u32, note: Request) {
         let (dyn_service, heard) = {
             let inner = self.lock();
             let Some(port) = inner.ports.get(&at).filter(|port| port.run == note.to_run) else {
@@ -273,8 +273,8 @@ impl Network {
         };
         let (Some(dyn_service), Some(heard)) = (dyn_service, heard) else { return };
         if dyn_service.admit(&note.hello).is_ok() {
-            heard.note(note.hello.sender, Instant::now());
-            dyn_service.take_note(&caller(note.from, &note.hello), note.body);
+            heard.record(note.hello.sender, Instant::now());
+            dyn_service.take_one_way(&caller(note.from, &note.hello), note.body);
         }
     }
 
@@ -295,7 +295,7 @@ impl Network {
         if let Err(refusal) = dyn_service.admit(&hello) {
             return fail(CallError::Refused(refusal));
         }
-        heard.note(hello.sender, Instant::now());
+        heard.record(hello.sender, Instant::now());
         let caller = caller(from, &hello);
         let network = self.clone();
         tokio::spawn(async move {
@@ -449,7 +449,7 @@ impl PeerTransport {
         is_barred.then(|| line.refused.map_or_else(unreached, CallError::Refused))
     }
 
-    fn note(&self, to: ServerId, result: &Result<Body, CallError>) {
+    fn record(&self, to: ServerId, result: &Result<Body, CallError>) {
         let mut lines = lock(&self.lines);
         let line = lines.entry(to).or_default();
         match result {
@@ -542,7 +542,7 @@ impl SimulatedNetwork for Mailbox {
             let result = post.exchange(to, body, limit, true).await;
             // The line to one that is a member no longer was closed.
             if post.is_member(to) {
-                post.note(to, &result)
+                post.record(to, &result)
             } else {
                 lock(&post.lines).remove(&to);
             }
@@ -550,7 +550,7 @@ impl SimulatedNetwork for Mailbox {
         })
     }
 
-    fn note(&self, to: ServerId, body: Body, _limit: Duration) {
+    fn send_one_way(&self, to: ServerId, body: Body, _limit: Duration) {
         let Some(me) = self.0.me.get() else { return };
         let hello = me.hello();
         let line = lock(&self.0.lines).get(&to).copied().unwrap_or_default();
@@ -563,7 +563,7 @@ impl SimulatedNetwork for Mailbox {
         if inner.run_of(to.0) != run && !inner.link(to.0, from).cut {
             // The system on the other machine says so.
             drop(inner);
-            self.0.note(to, &Err(unreachable("the connection broke")));
+            self.0.record(to, &Err(unreachable("the connection broke")));
             return;
         }
         let note = Request { call: 0, from, hello, body, to_run: run };
