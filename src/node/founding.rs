@@ -222,7 +222,7 @@ fn whom_to_ask(
         whom = some_of(&all, ctx.me, few);
         let (answers, ids) = (peers.answers_within(ANSWER_LIFE), ctx.ids());
         let leading = answers.values().filter(|status| status.quorum);
-        let leading = leading.map(|status| status.leader_id.node.server);
+        let leading = leading.map(|status| status.vote.node.server);
         whom.extend(leading.filter(|id| ids.contains(id)));
     }
     if periods > 0 && !majority_possible(all.len(), (&all & absent).len()) {
