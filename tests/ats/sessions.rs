@@ -41,6 +41,21 @@ fn counts(ats: &Ats) -> Result<[u64; 5]> {
     }))
 }
 
+/// How often a server asks for what others have, once after its start (`FETCH_FROM` in `node::sessions`).
+const QUESTIONS: u64 = 2;
+
+/// Waits until both have asked each other, which counts as sessions do: a server that starts late does
+/// so while the other has been asked by clients for long.
+fn wait_asked(fleet: &Fleet) -> Result<()> {
+    wait::until(PATIENCE, "servers to ask each other for sessions", || {
+        let all = [counts(&fleet.servers[0])?, counts(&fleet.servers[1])?];
+        let asked = |[sent, received, dropped, ..]: [u64; 5], [sent_there, ..]: [u64; 5]| {
+            sent + dropped >= QUESTIONS && received + dropped >= sent_there
+        };
+        Ok((asked(all[0], all[1]) && asked(all[1], all[0])).then_some(()))
+    })
+}
+
 /// Waits until the others have so many sessions that they were given.
 fn wait_inserted(fleet: &Fleet, server: usize, count: u64) -> Result<()> {
     wait::until(PATIENCE, "sessions to be inserted", || {
@@ -56,16 +71,17 @@ fn a_shared_session_opens_its_own_site_until_it_is_revoked() -> Result<()> {
     fleet::wait_one_key(&fleet.https(), None, PATIENCE)?;
     let [one, two] = [fleet.servers[0].https(), fleet.servers[1].https()];
 
+    wait_asked(&fleet)?;
+    let start = counts(&fleet.servers[0])?;
+
     // Clients with tickets leave nothing to share.
     for version in TlsVersion::ALL {
         let ticket = tickets::take(one, version)?;
         assert!(tickets::offer(two, &ticket)?.resumed);
     }
-    let start = counts(&fleet.servers[0])?;
     let made = ids::visit(one, "a.test", None)?;
     assert!(made.is_answered && !made.resumed);
     wait_inserted(&fleet, 1, 1)?;
-    // What they asked each other at the start went as well.
     let now = counts(&fleet.servers[0])?;
     assert_eq!((now[0] - start[0], now[4]), (1, 0), "{start:?} {now:?}");
     let there = |name, session: &[u8]| ids::visit(two, name, Some(session));
