@@ -33,7 +33,8 @@ export STEK_SHARE_SO = $(PLUGIN)
 .PHONY: help deps build build-own-openssl build-tests demo test test-quick verify-all rust-version \
         reproducible fix autest prove prove-rotation prove-restarts prove-network prove-clients \
         deps-clients soak simulate prove-model mutants measure deny deny-tool deny-advisories install uninstall absolute man \
-        check-fresh package rpm package-arm64 release package-check container container-check \
+        check-fresh package rpm package-arm64 release package-check package-check-trixie \
+        container container-check \
         check-examples clean deps-bench bench bench-quick bench-compare bench-scale fuzz prove-attack \
         panics valgrind sanitize mutants-core mutants-tool
 
@@ -275,6 +276,9 @@ release: package rpm package-arm64 ## all packages, what they are made of, and c
 
 package-check: package ## install, run, upgrade and remove it in a Debian 12 made from nothing (root)
 	@tools/package-check.sh $(TARGET)/package-check $(TARGET)/package/*.deb
+
+package-check-trixie: package ## install it in a Debian 13 made from nothing, where no Traffic Server is packaged (root)
+	@tools/package-check-trixie.sh $(TARGET)/package-check-trixie $(TARGET)/package/*.deb
 
 container: package ## the container images, by docker, podman or buildah; see packaging/kubernetes
 	@tools/container.sh $(TARGET)/container $(TARGET)/package/*.deb

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use openssl::nid::Nid;
 use testkit::fleet::PEER_SUBJECT;
-use testkit::host::{self, Version, ANY, WITHOUT_MANAGER, WITH_TICKETS_IN_SNI};
+use testkit::host::{
+    self, Version, ANY, WITHOUT_MANAGER, WITHOUT_SESSION_IDS, WITH_TICKETS_IN_SNI,
+};
 use testkit::pki::{write_private, Authority, Purpose, Request};
 use testkit::{Context, Result};
 
@@ -267,6 +269,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         plant: |s| s.record("proxy.config.ssl.session_cache.timeout INT 2"),
+        hosts: ANY.start..WITHOUT_SESSION_IDS,
         lines: &[&["warning: ", "session_cache.timeout: 2 is the time in seconds after which"]],
         ..NOTHING
     },
@@ -307,6 +310,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         environment: &["PROXY_CONFIG_SSL_SESSION_CACHE_TIMEOUT=59"],
+        hosts: ANY.start..WITHOUT_SESSION_IDS,
         lines: &[&["warning: ", "SESSION_CACHE_TIMEOUT: 59 is the time in seconds after which"]],
         ..NOTHING
     },
@@ -470,6 +474,16 @@ pub const CASES: &[Case] = &[
             fs::write(s.etc.join("sni.yaml"), sni).context("sni.yaml")
         },
         hosts: ANY.start..WITH_TICKETS_IN_SNI,
+        ..NOTHING
+    },
+    // The same where it counts.
+    Case {
+        plant: |s| {
+            let sni = "sni:\n- fqdn: a.example\n  ssl_ticket_enabled: 0\n";
+            fs::write(s.etc.join("sni.yaml"), sni).context("sni.yaml")
+        },
+        hosts: WITH_TICKETS_IN_SNI..ANY.end,
+        lines: &[&["warning: ", "sni.yaml line 3: a.example: ssl_ticket_enabled: 0 means"]],
         ..NOTHING
     },
     // A server that reaches nobody.
