@@ -323,9 +323,15 @@ pub fn sni_has_tickets(version: Option<HostVersion>) -> bool {
     version.is_none_or(|version| version >= (10, 1))
 }
 
+/// Whether a record says how long tickets live: 11 has none that does. One of unknown version may.
+pub fn has_lifetime(version: Option<HostVersion>) -> bool {
+    version.is_none_or(|version| version < (11, 0))
+}
+
 /// What is the matter with records. `get` tells what a record is set to, where it is.
 pub fn of_records(
     get: impl Fn(&str) -> Option<Record>,
+    version: Option<HostVersion>,
     scope: Option<TicketScope>,
 ) -> Vec<Finding> {
     let matter = |record: &Record| {
@@ -337,7 +343,9 @@ pub fn of_records(
             NUMBER if number == 0 => Some(Matter::NoTickets13),
             KEY_FILE if is_set && is_relative => Some(Matter::KeyFileAgain),
             KEY_FILE if is_set => Some(Matter::KeyFile),
-            LIFETIME if (1..SHORT_LIFETIME_S).contains(&number) => Some(Matter::ShortTickets),
+            LIFETIME if has_lifetime(version) && (1..SHORT_LIFETIME_S).contains(&number) => {
+                Some(Matter::ShortTickets)
+            }
             EARLY if number > 0 => Some(Matter::EarlyData),
             LEVEL if number > 0 && scope == Some(TicketScope::Host) => Some(Matter::Opened),
             _ => None,
@@ -357,7 +365,7 @@ mod tests {
 
     fn lines(text: &str, scope: Option<TicketScope>) -> Vec<String> {
         let records = Records::of_config("f", text);
-        let found = of_records(|name| records.get(name), scope);
+        let found = of_records(|name| records.get(name), None, scope);
         found.iter().map(ToString::to_string).collect()
     }
 
@@ -441,7 +449,7 @@ mod tests {
             }
         };
         let line = |source| {
-            of_records(get(source), None).iter().map(ToString::to_string).collect::<String>()
+            of_records(get(source), None, None).iter().map(ToString::to_string).collect::<String>()
         };
         let environment = line(Source::Environment("PROXY_X".to_owned()));
         assert!(
@@ -481,6 +489,14 @@ mod tests {
             ["9.2.9", "10.0.4", "10.1.0", "11.0.0", "?"].map(counts),
             [false, false, true, true, true]
         );
+        let short = |version| {
+            let get = |name: &str| {
+                let (name, value) = (name.to_owned(), "2".to_owned());
+                (name == LIFETIME).then_some(Record { source: Source::Running, name, value })
+            };
+            of_records(get, host_version(version), site).len()
+        };
+        assert_eq!(["9.2.9", "10.2.1", "11.0.0", "?"].map(short), [1, 1, 0, 1]);
     }
 
     #[test]

@@ -192,7 +192,8 @@ pub fn ticket_key_file() -> Option<String> {
 }
 
 fn records(written: &Records) -> Vec<Hint> {
-    let mut hints = hints(findings::of_records(|name| in_effect(name, written), scope()));
+    let mut hints =
+        hints(findings::of_records(|name| in_effect(name, written), version(), scope()));
     let cache = sessions::is_sharing().then(session_cache_mode).flatten();
     hints.extend(cache.filter(|mode| *mode != SHARED_CACHE).map(Hint::SessionCache));
     hints

@@ -29,7 +29,7 @@ impl Host<'_> {
         let version = version.or_else(|| host_config::version_by_files(self.dir));
         let scope = running.and_then(|status| status.host.ticket_scope).or(self.scope);
         let records = host_config::records(self.dir).under(self.environment.iter().cloned());
-        let mut found = findings::of_records(|name| records.get(name), scope);
+        let mut found = findings::of_records(|name| records.get(name), version, scope);
         let get = |name: &str| Some(records.get(name)?.value).filter(|value| !value.is_empty());
         found.extend(host_config::of_sites(self.dir, get, version, scope));
         found
