@@ -134,12 +134,20 @@ const CAUSES: &[Cause] = &[
     },
     Cause {
         plant: |etc, _| multicert(etc, "dest_ip=*", "dest_ip=127.0.0.1"),
-        lines: &[&[
-            "warning: ",
-            "ssl_multicert.config line 1: dest_ip: 127.0.0.1 binds",
-            "its own",
-        ]],
-        code: 1,
+        lines: &[
+            &["warning: ", "ssl_multicert.config line 1: dest_ip: 127.0.0.1 binds", "its own"],
+            &[
+                "error: ",
+                "does not resume",
+                "(TLS 1.2 and TLS 1.3), because the two use different keys",
+            ],
+            &[
+                "error: ",
+                "does not resume",
+                "(TLS 1.2 and TLS 1.3), because the two use different keys",
+            ],
+        ],
+        code: 2,
         hosts: WITH_KEYS_BY_ADDRESS..ANY.end,
     },
     Cause {

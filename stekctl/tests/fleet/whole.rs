@@ -156,8 +156,11 @@ fn metrics_come_from_the_running_server(port: u16) -> Result<()> {
         let value = said.out.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
         assert!(value.is_some_and(|v| v.parse::<u32>().is_ok()), "{name}: {value:?}");
     }
-    let info =
-        format!("stek_share_info{{stekctl=\"{0}\",traffic_server=\"9.", env!("CARGO_PKG_VERSION"));
+    let info = format!(
+        "stek_share_info{{stekctl=\"{}\",traffic_server=\"{}\"",
+        env!("CARGO_PKG_VERSION"),
+        host()?.version()
+    );
     assert!(said.out.contains(&info), "{said:#?}");
     for file in ["prometheus-alerts.yaml", "grafana-dashboard.json"] {
         let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");

@@ -44,8 +44,9 @@ pub const WITHOUT_SESSION_IDS: Version = Version(11, 0, 0);
 pub const ANY: Range<Version> = Version(0, 0, 0)..Version(u32::MAX, 0, 0);
 
 /// Records that were renamed, from which version on, without [`PREFIX`]; the last one that fits counts.
-const RENAMED: [(Version, &str, &str); 3] = [
+const RENAMED: [(Version, &str, &str); 4] = [
     (WITHOUT_MANAGER, "exec_thread.autoconfig", "exec_thread.autoconfig.enabled"),
+    (WITHOUT_MANAGER, "ssl.TLSv1_3", "ssl.TLSv1_3.enabled"),
     (WITHOUT_MANAGER, "ssl.session_cache", "ssl.session_cache.value"),
     (Version(10, 2, 0), "ssl.session_cache", "ssl.session_cache.mode"),
 ];
