@@ -168,9 +168,10 @@ fn another_cache_mode_is_told_of() -> Result<()> {
     let ats = &fleet.servers[0];
     let none =
         format!("share_sessions: true has no effect in Traffic Server {}", host()?.version());
-    let said = match host()?.has_session_ids() {
-        true => "share_sessions is true and Traffic Server's session cache has mode 0",
-        false => &none,
+    let said = if host()?.has_session_ids() {
+        "share_sessions is true and Traffic Server's session cache has mode 0"
+    } else {
+        &none
     };
     ats.wait_diags(said, PATIENCE)?;
     ats.wait_diags("(generation 1)", PATIENCE)?;
