@@ -32,7 +32,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 .NOTPARALLEL:
 .PHONY: help deps build build-own-openssl build-tests demo test test-quick verify-all rust-version \
         reproducible fix autest prove prove-rotation prove-restarts prove-network prove-clients \
-        deps-clients soak simulate prove-model mutants measure deny deny-tool deny-advisories install uninstall absolute man \
+        deps-clients soak simulate prove-model prove-traces mutants measure deny deny-tool deny-advisories install uninstall absolute man \
         check-fresh package rpm package-arm64 release package-check package-check-trixie \
         container container-check \
         check-examples clean deps-bench bench bench-quick bench-compare bench-scale fuzz prove-attack \
@@ -161,6 +161,9 @@ simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1 L
 
 prove-model: ## core's rules of agreement through all orders of events, as deep as MINUTES=30 go; some 10 GB
 	cargo run --locked -q -p model -- $(or $(MINUTES),30)
+
+prove-traces: ## put faults of agreement back, and run seeds until what servers do is refused; SEEDS=300
+	@SEEDS=$(SEEDS) FROM=$(FROM) tools/traces.sh $(TARGET)/traces
 
 fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60, TARGETS="list conf"
 	@tools/fuzz.sh $(TARGET)/fuzz

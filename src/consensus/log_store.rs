@@ -24,6 +24,7 @@ use crate::core::key_ring::{Command as KeyCommand, Generation};
 use crate::core::log_id::{LeaderId, LogId};
 use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
+use crate::core::witness::{LogDeed, LogWatch, Payload};
 use crate::supervise::fail_point;
 
 type Result<T> = std::result::Result<T, StorageError<NodeId>>;
@@ -66,6 +67,7 @@ struct Inner {
     /// Whether this node has left its cluster.
     closed: bool,
     persist: Option<Persist>,
+    watch: LogWatch,
 }
 
 impl LogStore {
@@ -83,6 +85,17 @@ impl LogStore {
         let entry = Entry { log_id: RaftLogId::default(), payload };
         let entries = BTreeMap::from([(entry.log_id.index, entry)]);
         LogStore(Arc::new(Mutex::new(Inner { entries, persist, ..Inner::default() })))
+    }
+
+    /// The same, and somebody looks at it.
+    #[must_use]
+    pub fn watched(self, watch: LogWatch) -> LogStore {
+        {
+            let mut inner = self.lock();
+            inner.watch = watch;
+            inner.entries.values().for_each(|entry| inner.tell_appended(entry));
+        }
+        self
     }
 
     /// An empty log of a node that has voted.
@@ -182,6 +195,22 @@ impl LogStore {
 }
 
 impl Inner {
+    fn tell(&self, deed: LogDeed<'_>) {
+        if let Some(watch) = &self.watch {
+            watch(deed);
+        }
+    }
+
+    fn tell_appended(&self, entry: &Entry<Types>) {
+        let Some(watch) = &self.watch else { return };
+        let payload = match &entry.payload {
+            EntryPayload::Blank => Payload::Blank,
+            EntryPayload::Membership(membership) => Payload::Voters(membership.get_joint_config()),
+            EntryPayload::Normal(command) => Payload::Command(command),
+        };
+        watch(LogDeed::Appends(log_id_of(&entry.log_id), payload));
+    }
+
     fn last_log_id(&self) -> Option<RaftLogId> {
         self.entries.last_key_value().map(|(_, e)| e.log_id).or(self.purged)
     }
@@ -219,6 +248,7 @@ impl RaftLogStorage<Types> for LogStore {
             return Err(left());
         }
         (inner.vote, inner.voted) = (Some(*vote), Some(Instant::now()));
+        inner.tell(LogDeed::Votes(leader_id_of(vote), vote.committed));
         Ok(())
     }
 
@@ -241,18 +271,21 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         fail_point("append");
-        let (persist, end) = {
+        let (persist, end, last) = {
             let mut inner = self.lock();
             if inner.closed {
                 return Err(left());
             }
             let mut end = None;
+            let mut last = None;
             for entry in entries {
                 // A leader's first entry changes nothing that a file would keep.
                 end = (!matches!(entry.payload, EntryPayload::Blank)).then_some(entry.log_id);
+                inner.tell_appended(&entry);
+                last = Some(entry.log_id);
                 inner.entries.insert(entry.log_id.index, entry);
             }
-            (inner.persist.clone(), end)
+            (inner.persist.clone(), end, last)
         };
         if let (Some(persist), Some(end)) = (persist, end) {
             persist(log_id_of(&end)).await;
@@ -261,12 +294,17 @@ impl RaftLogStorage<Types> for LogStore {
                 return Err(left());
             }
         }
+        if let Some(last) = last {
+            self.lock().tell(LogDeed::Acknowledges(log_id_of(&last)));
+        }
         callback.log_io_completed(Ok(()));
         Ok(())
     }
 
     async fn truncate(&mut self, log_id: RaftLogId) -> Result<()> {
-        self.lock().entries.split_off(&log_id.index);
+        let mut inner = self.lock();
+        inner.entries.split_off(&log_id.index);
+        inner.tell(LogDeed::Truncates(log_id.index));
         Ok(())
     }
 

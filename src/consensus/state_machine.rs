@@ -26,6 +26,7 @@ use crate::core::log_id::LogId;
 use crate::core::moment::{millis, Moment};
 use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
+use crate::core::witness::{LogDeed, LogWatch};
 
 type Result<T> = std::result::Result<T, StorageError<NodeId>>;
 
@@ -75,6 +76,7 @@ struct Inner {
     views: watch::Sender<AgreedView>,
     observer: Observer,
     clock: Clock,
+    watch: LogWatch,
 }
 
 impl StateMachine {
@@ -89,7 +91,15 @@ impl StateMachine {
             views,
             observer,
             clock,
+            watch: None,
         })))
+    }
+
+    /// The same, and somebody looks at what is agreed.
+    #[must_use]
+    pub fn watched(self, watch: LogWatch) -> StateMachine {
+        self.lock().watch = watch;
+        self
     }
 
     /// Whether the stored snapshot holds a key that the ring has retired.
@@ -167,14 +177,19 @@ impl AgreedSnapshot {
 impl Inner {
     fn apply(&mut self, entry: Entry<Types>) -> Answer {
         self.applied = Some(entry.log_id);
-        match entry.payload {
+        let at = log_id_of(&entry.log_id);
+        let answer = match entry.payload {
             EntryPayload::Blank => None,
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
                 None
             }
             EntryPayload::Normal(command) => Some(self.command(command)),
+        };
+        if let Some(watch) = &self.watch {
+            watch(LogDeed::Applies(at, &self.state.agreed));
         }
+        answer
     }
 
     fn command(&mut self, command: Command) -> std::result::Result<Change, Refusal> {
@@ -187,6 +202,10 @@ impl Inner {
         self.state = (*state).clone();
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
+        if let (Some(watch), Some(last)) = (&self.watch, &meta.last_log_id) {
+            let voters = self.membership.membership().get_joint_config();
+            watch(LogDeed::Takes(log_id_of(last), voters, &self.state.agreed));
+        }
         self.snapshot = Some(Snapshot { meta: meta.clone(), snapshot: state });
     }
 

@@ -32,3 +32,4 @@ pub mod stek;
 pub mod text;
 pub mod ticket_scope;
 pub mod vote;
+pub mod witness;

@@ -16,7 +16,7 @@ use super::clock::Clock;
 use super::running::Running;
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::{leader_id_of, log_id_of};
-use crate::core::agreed::Record;
+use crate::core::agreed::{Agreed, Record};
 use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::founding::{FoundedCluster, Participant as Part};
 use crate::core::agreement::ranked_record::RankedRecord;
@@ -30,6 +30,7 @@ use crate::core::pre_vote::Status;
 use crate::core::quorum::Acknowledgements;
 use crate::core::server_id::ServerId;
 use crate::core::server_list::{consulted, voters};
+use crate::core::witness::{Deed, Onlooker};
 use crate::log_sink::Log;
 
 /// How long Raft's own tasks may take to stop.
@@ -75,11 +76,19 @@ pub(super) struct Context {
     lease: Mutex<Lease>,
     /// Who acknowledged this leader.
     acknowledged: Mutex<Acknowledgements>,
+    /// Who looks on at agreement.
+    pub onlooker: Onlooker,
 }
 
 impl Context {
     /// Of a server that belongs to no cluster yet.
-    pub fn new(settings: Settings, log: Log, clock: Clock, incarnation: Incarnation) -> Context {
+    pub fn new(
+        settings: Settings,
+        log: Log,
+        clock: Clock,
+        incarnation: Incarnation,
+        onlooker: Onlooker,
+    ) -> Context {
         let node = NodeId { server: settings.server_id, incarnation };
         Context {
             me: settings.server_id,
@@ -104,7 +113,13 @@ impl Context {
             told: Mutex::default(),
             lease: Mutex::default(),
             acknowledged: Mutex::default(),
+            onlooker,
         }
+    }
+
+    /// Tells who looks on, if anybody does.
+    pub fn tell(&self, deed: Deed<'_>) {
+        self.onlooker.iter().for_each(|onlooker| onlooker.sees(self.node(), deed));
     }
 
     /// The present moment; see [`Clock::now`].
@@ -205,6 +220,7 @@ impl Context {
     /// Keeps what this server holds now for what comes after its present cluster.
     pub fn keep(&self, ranked: RankedRecord<Record>) {
         *lock(&self.kept_since) = self.now();
+        self.tell(Deed::Keeps(&ranked));
         lock(&self.part).older = ranked;
     }
 
@@ -227,7 +243,11 @@ impl Context {
     pub fn accept(&self, found: &FoundedCluster<Record>) -> bool {
         // Whoever was counted has left its cluster before, and what it held is kept.
         let (own, now) = (self.kept(), self.now());
+        let seen = self.onlooker.as_ref().map(|_| own.clone());
         let accepted = self.part(|part| part.accept(found, own));
+        if let Some(own) = seen {
+            self.tell(Deed::Accepts(found, &own, accepted));
+        }
         if accepted {
             *lock(&self.kept_since) = now;
             *lock(&self.base) = Some((found.base.record.clone(), now));
@@ -256,6 +276,9 @@ impl Context {
     /// Becomes another node, with what this one held.
     pub fn begin_anew(&self, node: NodeId, held: RankedRecord<Record>) {
         *lock(&self.kept_since) = self.now();
+        if let Some(onlooker) = &self.onlooker {
+            onlooker.sees(node, Deed::Begins(&held));
+        }
         *lock(&self.part) = Part::new(node, held);
         *lock(&self.base) = None;
         self.enter();
@@ -457,9 +480,15 @@ impl Context {
         }
     }
 
-    /// Notes that this node has caught up: what it had from before its cluster is of no use any more.
+    /// Notes that this node has caught up: of what it had from before only what is revoked is of use,
+    /// for which its leader may not have asked yet.
     pub fn record_caught_up(&self) {
-        lock(&self.part).older = RankedRecord::default();
+        self.part(|part| {
+            let agreed = Agreed::of_ring(part.older.record.agreed.ring.without_keys());
+            let record = Record { agreed, ..Record::default() };
+            part.older = RankedRecord { record, ..RankedRecord::default() };
+        });
+        self.tell(Deed::CatchesUp);
         *lock(&self.base) = None;
         self.caught_up.send_replace(true);
         self.log.debug("caught up with the group");

@@ -15,6 +15,7 @@ pub use super::disk::{Disk, Files, Stamp, Unusable};
 pub use super::network::{DynService, Reply, SimulatedNetwork};
 use super::session_exchange::SessionExchange;
 use crate::core::config::Member;
+use crate::core::witness::Onlooker;
 use crate::transport::resolver::Resolver;
 use crate::transport::Bounds;
 
@@ -39,6 +40,8 @@ pub struct Environment {
     pub bounds: Bounds,
     /// Between the host's sessions and those of the other servers, where they are shared.
     pub sessions: Option<Arc<SessionExchange>>,
+    /// Who looks on at agreement: nobody, but in tests.
+    pub onlooker: Onlooker,
 }
 
 /// The real one, without a server list.
@@ -52,6 +55,7 @@ impl Default for Environment {
             list_file: Arc::new(|| Box::pin(ready(None))),
             bounds: Bounds::default(),
             sessions: None,
+            onlooker: None,
         }
     }
 }

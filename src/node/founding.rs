@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, timeout_at, Instant};
 
 use super::context::{founding_clock, Context};
+use super::part;
 use super::peer_client::{Peers, STATUS_LIMIT};
 use super::shared::{LifecycleRequest, Shared};
 use crate::consensus::link_limit;
@@ -171,7 +172,7 @@ async fn look_for_majority(founder: &Founder) {
                 .map(|(_, status)| status.answer())
                 .collect();
             if !found(founder, among, &answers).await {
-                let is_left_out = ctx.part(|part| part.give_up());
+                let is_left_out = part::give_up(ctx);
                 let more = if is_left_out { upper * ELECTIONS } else { Duration::ZERO };
                 rest_until = ctx.now() + pause(founder) + more;
             }
@@ -466,7 +467,7 @@ pub(super) async fn recover(
     if found_with(founder, call, true).await {
         Ok(ctx.cluster().counter)
     } else {
-        ctx.part(|part| part.give_up());
+        part::give_up(ctx);
         Err(RecoverRefusal::Failed)
     }
 }
@@ -474,11 +475,7 @@ pub(super) async fn recover(
 /// Leaves the present cluster, if there is one, for one that is to be founded.
 async fn prepare(founder: &Founder, call: FoundingRequest) -> Option<Vec<Prepare>> {
     let ctx = founder.ctx();
-    let own = ctx.kept();
-    let prepares = ctx.part(|part| {
-        let is_outside = part.cluster.is_none();
-        is_outside.then(|| part.prepare(own, &call, founding_clock()))
-    });
+    let prepares = part::lead(ctx, ctx.kept(), &call, false);
     if prepares.is_some() {
         return prepares;
     }
@@ -506,7 +503,7 @@ async fn gather(
     let deadline = Instant::now() + limit;
     let mut newest = (ctx.kept().rank, ctx.me);
     loop {
-        let found = ctx.part(|part| part.found(promises.is_empty()));
+        let found = part::found(ctx, promises.is_empty());
         if let Some(found) = found {
             if !was_running {
                 tell_of_files(founder, &found, newest.1);
@@ -517,7 +514,7 @@ async fn gather(
             Ok(Some(Ok((id, Ok(Response::Promise(Ok(promise))))))) => {
                 newest = newest.max((promise.newest.rank, id));
                 if promise.from.server == id {
-                    ctx.part(|part| part.collect(*promise));
+                    part::collect(ctx, *promise);
                 }
             }
             Ok(Some(Ok((id, Ok(Response::Promise(Err(refusal))))))) => {
@@ -525,7 +522,7 @@ async fn gather(
             }
             Ok(Some(_)) => {}
             Ok(None) => return None,
-            Err(_) => return ctx.part(|part| part.found(true)),
+            Err(_) => return part::found(ctx, true),
         }
     }
 }

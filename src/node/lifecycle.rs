@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::context::{founding_clock, Context};
+use super::context::Context;
 use super::counters::NodeCounters;
 use super::erasure::erase;
 use super::records;
@@ -21,7 +21,7 @@ use super::rejected_keys::{Place, RejectedKeys};
 use super::running::{Running, Stopped};
 use super::shared::{draw_incarnation, LifecycleRequest, QueuedCommand, Shared};
 use super::watchdog::OtherCluster;
-use super::{election, heartbeat, leader, leader_loss, watchdog};
+use super::{election, heartbeat, leader, leader_loss, part, watchdog};
 use crate::consensus::log_store::LogStore;
 use crate::consensus::network::{ClusterCell, LeaderInfo, Links};
 use crate::consensus::state_machine::{AgreedView, StateMachine};
@@ -179,9 +179,11 @@ impl Life {
     /// What a node begins with that is in no cluster: it takes the log of the first leader that sends it.
     fn outside(&self) -> Beginning {
         let shared = &self.shared;
-        let log = LogStore::new(records::persist(shared));
+        let cluster = ClusterCell::default();
+        let watch = part::log_watch(&shared.ctx, &cluster);
+        let log = LogStore::new(records::persist(shared)).watched(watch.clone());
         let machine = new_machine(&shared.ctx, &shared.node_counters, &shared.rejected_keys);
-        Beginning { log, machine, cluster: ClusterCell::default(), cold: false, started: None }
+        Beginning { log, machine: machine.watched(watch), cluster, cold: false, started: None }
     }
 
     /// What a node begins with that was founded into a cluster.
@@ -190,9 +192,11 @@ impl Life {
         let node =
             |(id, life): (&ServerId, &Incarnation)| NodeId { server: *id, incarnation: *life };
         let voters: BTreeSet<NodeId> = found.voters.iter().map(node).collect();
-        let log = LogStore::founding(voters, records::persist(shared));
-        let machine = new_machine(&shared.ctx, &shared.node_counters, &shared.rejected_keys);
         let cluster = ClusterCell::from(std::sync::OnceLock::from(found.epoch));
+        let watch = part::log_watch(&shared.ctx, &cluster);
+        let log = LogStore::founding(voters, records::persist(shared)).watched(watch.clone());
+        let machine = new_machine(&shared.ctx, &shared.node_counters, &shared.rejected_keys);
+        let machine = machine.watched(watch);
         Beginning { log, machine, cluster, cold: true, started: Some(started) }
     }
 
@@ -225,17 +229,15 @@ impl Life {
         let waiting = is_outside.then(|| self.outside());
         match asked {
             LifecycleRequest::Prepare(prepare, reply) => {
-                let promise = ctx.part(|part| {
-                    // What was heard since then is of a cluster that this node has left.
-                    part.admits(&prepare, false, founding_clock())?;
-                    Ok::<_, founding::Refusal>(part.promise(&prepare, held))
-                });
+                // What was heard since then is of a cluster that this node has left.
+                let promise = part::promise(ctx, &prepare, held, false, true);
                 ctx.enter();
-                let _ = reply.send(promise);
+                let busy = founding::Refusal::HearsLeader;
+                let _ = reply.send(promise.and_then(|promise| promise.ok_or(busy)));
                 waiting
             }
             LifecycleRequest::Lead(call, reply) => {
-                let prepares = ctx.part(|part| part.prepare(held, &call, founding_clock()));
+                let prepares = part::lead(ctx, held, &call, true).unwrap_or_default();
                 ctx.enter();
                 let _ = reply.send(prepares);
                 waiting
@@ -388,6 +390,7 @@ mod tests {
     use crate::core::config::Member;
     use crate::core::pre_vote::Status;
     use crate::core::server_list::ServerList;
+    use crate::node::context::founding_clock;
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
     use crate::node::fixture::Fixture;
     use crate::rpc::{self, Response};

@@ -59,6 +59,7 @@ mod network;
 mod origin;
 #[cfg(test)]
 mod panics;
+mod part;
 mod peer_client;
 mod records;
 pub mod rejected_keys;

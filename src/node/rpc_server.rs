@@ -13,13 +13,13 @@ use openraft::ServerState;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::context::{founding_clock, lock};
+use super::context::lock;
 use super::counters::ReloadOutcome;
 use super::keys::{Installed, Keys};
 use super::rejected_keys::Place;
 use super::running::Running;
 use super::shared::{LifecycleRequest, Shared};
-use super::{bounds, forward, founding, heartbeat, origin, server_list, status};
+use super::{bounds, forward, founding, heartbeat, origin, part, server_list, status};
 use crate::consensus::network::RpcClient;
 use crate::consensus::{leader_id_of, log_id_of, vote_answer, VOTE_LEASE};
 use crate::core::agreed::Record;
@@ -31,6 +31,7 @@ use crate::core::server_id::ServerId;
 use crate::core::stek::Fingerprint;
 use crate::core::text::readable;
 use crate::core::vote::{may_grant, Candidate, VoteRefusal, Voter};
+use crate::core::witness::{Deed, LogDeed};
 use crate::log_sink::Level;
 use crate::rpc::{
     self, AppendAnswer, ErrorResponse, Malformed, Recipient, Request, Response, WireAppend,
@@ -294,11 +295,8 @@ impl RpcServer {
         let hears_leader = ctx.in_majority();
         let own = ctx.kept();
         let is_its_own = prepare.epoch.founder.server == from.id;
-        let here = ctx.part(|part| {
-            part.admits(&prepare, hears_leader || !is_its_own, founding_clock())?;
-            // Who is in no cluster has no Raft to stop.
-            Ok(part.cluster.is_none().then(|| part.promise(&prepare, own)))
-        })?;
+        // Who is in no cluster has no Raft to stop.
+        let here = part::promise(ctx, &prepare, own, hears_leader || !is_its_own, false)?;
         if let Some(promise) = here {
             ctx.record_promise();
             return Ok(Box::new(promise));
@@ -349,6 +347,7 @@ impl RpcServer {
             (part.takes(to.node, to.cluster), has_joined)
         });
         if has_joined {
+            ctx.tell(Deed::Joins(to.cluster));
             ctx.enter();
             let _ = running.cluster.set(to.cluster);
         }
@@ -419,6 +418,10 @@ impl RpcServer {
         }
         let answer =
             running.raft.vote(vote.into_raft()).await.map_err(|_| ErrorResponse::Stopped)?;
+        if answer.vote_granted {
+            let cluster = running.epoch();
+            shared.ctx.tell(Deed::Log(cluster, LogDeed::Grants(candidate.id)));
+        }
         Ok(vote_answer(&answer))
     }
 
@@ -521,6 +524,7 @@ mod tests {
     use crate::consensus::log_store::{LogStore, Persist};
     use crate::core::agreed::Command;
     use crate::core::agreement::epoch::Epoch;
+    use crate::core::agreement::ranked_record::{Rank, RankedRecord};
     use crate::core::key_ring::Command as KeyCommand;
     use crate::core::log_id::LogId;
     use crate::core::node_id::NodeId;
@@ -750,6 +754,30 @@ mod tests {
             age: None,
             quorum: true,
         })
+    }
+
+    /// Its leader may ask later than that.
+    #[tokio::test]
+    async fn what_a_server_knows_to_be_revoked_is_told_after_it_has_caught_up_too() {
+        let shared = Fixture::new().shared;
+        let revoked = vec![stek(7).fingerprint()];
+        let mut record = Record::of_file([ServerId(1)].into());
+        record.agreed.ring.revoke_also(&revoked);
+        let rank = Rank { epoch: CLUSTER, ..Rank::default() };
+        shared.ctx.keep(RankedRecord { rank, record });
+        let rpc_server = RpcServer(shared.clone());
+        for has_caught_up in [false, true] {
+            if has_caught_up {
+                shared.ctx.record_caught_up();
+            }
+            let told = rpc_server.answer(&caller(Role::Member, [0; 16]), Request::Revoked).await;
+            let told = match told {
+                Ok(Response::Revoked(told)) => told,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(told, revoked, "{has_caught_up}");
+        }
+        assert!(shared.ctx.kept().rank.epoch.is_none(), "nothing else is kept");
     }
 
     #[tokio::test]

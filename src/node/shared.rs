@@ -25,11 +25,13 @@ use crate::core::agreed::Record;
 use crate::core::agreement::founding::{
     FoundedCluster, FoundingRequest, Prepare, Promise, Refusal,
 };
+use crate::core::agreement::ranked_record::RankedRecord;
 use crate::core::config::Settings;
 use crate::core::key_ring::Generation;
 use crate::core::node_id::Incarnation;
 use crate::core::rotation::AdminCommand;
 use crate::core::server_id::ServerId;
+use crate::core::witness::Deed;
 use crate::rpc::AdminRefusal;
 
 /// Draws the incarnation of a new node, beyond all that are `known` of this server.
@@ -100,7 +102,9 @@ impl Shared {
         let file = dir.map(|dir| StateFile::new(dir, settings.server_id, disk));
         let clock = Clock::new(log.clone(), outside.suspended.clone());
         let life = draw_incarnation(Incarnation::NOBODY)?;
-        let ctx = Arc::new(Context::new(settings, log.clone(), clock, life));
+        let ctx =
+            Arc::new(Context::new(settings, log.clone(), clock, life, outside.onlooker.clone()));
+        ctx.tell(Deed::Begins(&RankedRecord::default()));
         let me = (u64::from_be_bytes(incarnation), versions);
         let peers = Arc::new(Peers::new(ctx.clone(), me, tls, &outside));
         let node_counters = Arc::<NodeCounters>::default();

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::config::{Member, Settings};
+use stek_share::core::witness::Onlooker;
 use stek_share::log_sink::{Level, Log, LogSink};
 use stek_share::node::environment::{Environment, ReadList, SimulatedNetwork};
 use stek_share::node::{new_key, Deps, KeySet, Node, NodeStatus};
@@ -268,6 +269,7 @@ impl Machine {
         notes: &Notes,
         settings: Settings,
         tls: Tls,
+        onlooker: Onlooker,
     ) {
         self.disk.sleep(self.clock.wake(now));
         self.runs += 1;
@@ -287,6 +289,7 @@ impl Machine {
             disk: self.disk.clone(),
             suspended,
             list_file,
+            onlooker,
             ..Environment::default()
         };
         let node = Arc::new(Mutex::new(None));

@@ -1,7 +1,7 @@
 //! Runs seeds of the simulation and says how they went.
 //!
-//!     simulation [--seed N] [--seeds COUNT] [--from N] [--jobs N] [--log] [--digests] [--until-broken]
-//!                [--late-votes] [--resets] [--large]
+//!     simulation [--seed N] [--seeds COUNT] [--from N] [--jobs N] [--log] [--digests]
+//!                [--until-broken] [--until-refused] [--late-votes] [--resets] [--large]
 //!     simulation --scenario FILE
 //!
 //! Each seed runs in a process of its own, forked from this one: nothing that one leaves behind can
@@ -10,6 +10,7 @@
 // This is a test: what cannot go on ends with its reason.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod agreement;
 mod cells;
 mod disk;
 mod event_log;
@@ -47,6 +48,7 @@ struct Options {
     log: bool,
     digests: bool,
     until_broken: bool,
+    until_refused: bool,
     scenario: Option<PathBuf>,
 }
 
@@ -60,6 +62,7 @@ impl Options {
             log: false,
             digests: false,
             until_broken: false,
+            until_refused: false,
             scenario: None,
         };
         let mut words = std::env::args().skip(1);
@@ -81,6 +84,7 @@ impl Options {
                 "--log" => options.log = true,
                 "--digests" => options.digests = true,
                 "--until-broken" => options.until_broken = true,
+                "--until-refused" => options.until_refused = true,
                 "--late-votes" => plan::LATE_VOTES.store(true, Ordering::Relaxed),
                 "--resets" => plan::RESETS.store(true, Ordering::Relaxed),
                 "--large" => plan::LARGE.store(true, Ordering::Relaxed),
@@ -139,7 +143,9 @@ fn main() -> ExitCode {
             println!("FAILED: seed {seed}: {words}");
             println!("  again: {}", workers::again(seed));
         }
-        outcome.broken.is_none() || !options.until_broken
+        let is_refused = outcome.broken.as_deref().is_some_and(agreement::is_refusal);
+        (outcome.broken.is_none() || !options.until_broken)
+            && !(is_refused && options.until_refused)
     });
     total.tell(begun.elapsed());
     ExitCode::from(u8::from(total.broken > 0))

@@ -6,13 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use stek_share::core::config::Member;
 use stek_share::core::rotation::AdminCommand;
+use stek_share::core::witness::Witness;
 use stek_share::log_sink::Level;
 use stek_share::node::{NodeStatus, Role, SHUTDOWN_LIMIT};
 use stek_share::transport::tls::Tls;
 
+use crate::agreement::Traces;
 use crate::cells::Bytes;
 use crate::event_log::EventLog;
 use crate::machine::{Machine, Note, Notes, Set};
@@ -149,6 +152,7 @@ pub struct World {
     agenda: BTreeMap<(u64, u64), Entry>,
     serial: u64,
     checkers: Checkers,
+    traces: Traces,
     pub(crate) pocket: VecDeque<Kept>,
     /// All keys that a host ever had, in the order in which they came about.
     keys_seen: Vec<Bytes>,
@@ -210,6 +214,7 @@ impl World {
             agenda: BTreeMap::new(),
             serial: 0,
             checkers: Checkers::default(),
+            traces: Traces::default(),
             pocket: VecDeque::new(),
             keys_seen: Vec::new(),
             started: BTreeMap::new(),
@@ -502,7 +507,8 @@ impl World {
             return;
         }
         let settings = plan.settings(id, machine.file());
-        machine.start(now, &self.network, &self.notes, settings, self.tls.clone());
+        let onlooker = Some(Arc::new(self.traces.clone()) as Arc<dyn Witness>);
+        machine.start(now, &self.network, &self.notes, settings, self.tls.clone(), onlooker);
         self.log.say(now, id, || "starts".to_owned());
         self.started.insert(id, now);
         let run = machine.run_number();
@@ -567,6 +573,9 @@ impl World {
     }
 
     fn read_notes(&mut self) -> Checked {
+        if let Some(words) = self.traces.refused() {
+            return Err(words);
+        }
         for (id, note) in self.notes.take() {
             match note {
                 Note::Line(level, line) => self.heard_line(id, level, line)?,
