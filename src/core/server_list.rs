@@ -207,16 +207,22 @@ impl ServerList {
 
     /// What `file` has otherwise than this list, in words; `None` if nothing.
     pub fn differences(&self, file: &ServerList) -> Option<String> {
+        self.differences_from(file, ["the group's list", "the file"])
+    }
+
+    /// What `other` has otherwise than this list, in words that call this one and that one by these names;
+    /// `None` if nothing.
+    pub fn differences_from(&self, other: &ServerList, names: [&str; 2]) -> Option<String> {
         let mut words = Vec::new();
-        for member in &file.members {
+        for member in &other.members {
             match self.get(member.id) {
-                None => words.push(format!("server {} is only in the file", member.id)),
-                Some(agreed) => words.extend(differences_of(agreed, member)),
+                None => words.push(format!("server {} is only in {}", member.id, names[1])),
+                Some(own) => words.extend(differences_of(own, member, names)),
             }
         }
         for member in &self.members {
-            if file.get(member.id).is_none() {
-                words.push(format!("server {} is only in the group's list", member.id));
+            if other.get(member.id).is_none() {
+                words.push(format!("server {} is only in {}", member.id, names[0]));
             }
         }
         let more = words.len().saturating_sub(MAX_TOLD);
@@ -247,34 +253,28 @@ impl ServerList {
     }
 }
 
-/// What one entry of a file has otherwise than that of the agreed list.
-fn differences_of(agreed: &Member, file: &Member) -> Vec<String> {
+/// What one entry has otherwise than the same server's in another list.
+fn differences_of(one: &Member, other: &Member, [in_one, in_other]: [&str; 2]) -> Vec<String> {
+    let id = one.id;
     let mut words = Vec::new();
-    if (&agreed.address, agreed.port) != (&file.address, file.port) {
+    if (&one.address, one.port) != (&other.address, other.port) {
         words.push(format!(
-            "server {} is at {} in the file and at {} in the group's list",
-            file.id,
-            Place(file),
-            Place(agreed)
+            "server {id} is at {} in {in_other} and at {} in {in_one}",
+            Place(other),
+            Place(one)
         ));
     }
-    if agreed.subject != file.subject {
+    if one.subject != other.subject {
         let of = |m: &Member| m.subject.clone().unwrap_or_else(|| "that of all".to_owned());
         words.push(format!(
-            "server {} has the cert_verify_str {} in the file and {} in the group's list",
-            file.id,
-            of(file),
-            of(agreed)
+            "server {id} has the cert_verify_str {} in {in_other} and {} in {in_one}",
+            of(other),
+            of(one)
         ));
     }
-    if agreed.voter != file.voter {
+    if one.voter != other.voter {
         let of = |m: &Member| if m.voter { "may vote" } else { "does not vote" };
-        words.push(format!(
-            "server {} {} by the file and {} by the group's list",
-            file.id,
-            of(file),
-            of(agreed)
-        ));
+        words.push(format!("server {id} {} by {in_other} and {} by {in_one}", of(other), of(one)));
     }
     words
 }

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::authorities::{Authorities, MAX_NAMED};
 use super::client_policy::{ClientPolicy, MAX_SITES};
-use super::config::MAX_MEMBERS;
+use super::config::{Member, MAX_MEMBERS};
 use super::expiry::Expiry;
 use super::findings::Finding;
 use super::key_ring::{ClusterId, Generation, MAX_KEYS};
@@ -27,6 +27,9 @@ use super::ticket_scope::TicketScope;
 
 /// The most entries of a list of counts.
 pub const MAX_COUNTS: usize = 64;
+
+/// The most entries of the agreed list that are told: 128 of the longest are a tenth of a frame.
+pub const MAX_ENTRIES: usize = 128;
 
 /// The most options that servers compare.
 pub const MAX_OPTIONS: usize = 64;
@@ -135,6 +138,9 @@ pub struct ListStatus {
     pub file_difference: Option<String>,
     /// The ids of the agreed list; empty before there is one.
     pub agreed: Vec<ServerId>,
+    /// Its entries, so that it can be said in what two lists differ; none if there are more than
+    /// [`MAX_ENTRIES`].
+    pub entries: Vec<Member>,
     /// The options that all servers should have alike, as names and values.
     pub options: Vec<(String, String)>,
     /// Voters of Raft's membership.
@@ -423,6 +429,7 @@ impl ServerStatus {
             (self.keys.previous.len(), MAX_KEYS, "keys"),
             (self.list.others.len(), MAX_MEMBERS, "members"),
             (self.list.agreed.len(), MAX_MEMBERS, "members"),
+            (self.list.entries.len(), MAX_ENTRIES, "entries"),
             (self.list.options.len(), MAX_OPTIONS, "options"),
             (self.host.hints.len(), MAX_HINTS, "hints"),
             (self.host.warnings.len(), MAX_HINTS, "warnings"),
@@ -460,6 +467,7 @@ impl ServerStatus {
         .chain(&self.list.digest)
         .chain(&self.state_faults)
         .chain(&self.list.file_difference)
+        .chain(self.list.entries.iter().flat_map(|m| [&m.address].into_iter().chain(&m.subject)))
         .chain(self.list.options.iter().flat_map(|(name, value)| [name, value]))
         .chain(self.reload.last.iter().map(|last| &last.words))
         .chain(&certificate.authority)
@@ -525,6 +533,13 @@ pub(crate) mod tests {
                 file_digest: "01234567".to_owned(),
                 file_difference: None,
                 agreed: vec![ServerId(1), ServerId(3)],
+                entries: vec![Member {
+                    id: ServerId(1),
+                    address: "10.0.0.1".to_owned(),
+                    port: 10001,
+                    subject: Some("/CN=one".to_owned()),
+                    voter: true,
+                }],
                 options: vec![("key_update_interval".to_owned(), "3600".to_owned())],
                 voters: 3,
                 others: vec![MemberStatus {
@@ -565,6 +580,7 @@ pub(crate) mod tests {
         most.list.others = vec![most.list.others[0]; MAX_MEMBERS];
         most.host.hints = vec![Hint::Setting(tickets_off()); MAX_HINTS];
         most.list.agreed = vec![ServerId(1); MAX_MEMBERS];
+        most.list.entries = vec![most.list.entries[0].clone(); MAX_ENTRIES];
         most.list.options = vec![most.list.options[0].clone(); MAX_OPTIONS];
         most.refused_keys = vec![most.refused_keys[0].clone(); MAX_COUNTS];
         most.refused_peers = vec![most.refused_peers[0].clone(); MAX_COUNTS];
@@ -606,6 +622,9 @@ pub(crate) mod tests {
         many.list.agreed = vec![ServerId(1); MAX_MEMBERS + 1];
         assert_eq!(many.check(), Err(BadStatus::TooMany("members")));
         let mut many = sample();
+        many.list.entries = vec![many.list.entries[0].clone(); MAX_ENTRIES + 1];
+        assert_eq!(many.check(), Err(BadStatus::TooMany("entries")));
+        let mut many = sample();
         many.list.options = vec![many.list.options[0].clone(); MAX_OPTIONS + 1];
         assert_eq!(many.check(), Err(BadStatus::TooMany("options")));
         let mut many = sample();
@@ -625,7 +644,7 @@ pub(crate) mod tests {
     #[test]
     fn no_text_moves_a_cursor() {
         type Place = fn(&mut ServerStatus) -> &mut String;
-        let places: [Place; 16] = [
+        let places: [Place; 18] = [
             |s| {
                 s.host.roots = vec![String::new()];
                 &mut s.host.roots[0]
@@ -640,6 +659,8 @@ pub(crate) mod tests {
             |s| &mut s.list.file_digest,
             |s| &mut s.list.options[0].1,
             |s| s.list.file_difference.get_or_insert_default(),
+            |s| &mut s.list.entries[0].address,
+            |s| s.list.entries[0].subject.get_or_insert_default(),
             |s| &mut s.certificate.subject,
             |s| &mut s.certificate.fingerprint,
             |s| &mut s.certificate.roots_digest,

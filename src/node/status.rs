@@ -14,13 +14,13 @@ use super::rejected_keys::{Place, Reason, RejectedKeys};
 use super::shared::Shared;
 use super::NodeStatus;
 use crate::core::agreed::Agreed;
-use crate::core::config::{alike, Settings};
+use crate::core::config::{alike, Member, Settings};
 use crate::core::key_ring::Held;
 use crate::core::moment::millis;
 use crate::core::server_list::ServerList;
 use crate::core::server_status::{
     CertificateStatus, Count, GroupStatus, HostStatus, KeyInUse, KeyStatus, Keys, LastReload,
-    ListStatus, MemberStatus, ReloadStatus, ServerStatus,
+    ListStatus, MemberStatus, ReloadStatus, ServerStatus, MAX_ENTRIES,
 };
 use crate::core::text::readable;
 use crate::transport::{Cause, Counters};
@@ -130,6 +130,7 @@ fn list(peers: &Peers, settings: &Settings, status: &NodeStatus) -> ListStatus {
             .server_list
             .as_ref()
             .map_or_else(Vec::new, |list| list.ids().into_iter().collect()),
+        entries: entries(&agreed),
         options: alike(settings)
             .into_iter()
             .map(|(name, value)| (name.to_owned(), readable(&value)))
@@ -137,6 +138,17 @@ fn list(peers: &Peers, settings: &Settings, status: &NodeStatus) -> ListStatus {
         voters: status.voters.try_into().unwrap_or(u32::MAX),
         others: others.collect(),
     }
+}
+
+/// The agreed list's entries, if they are few enough to be told.
+fn entries(agreed: &Agreed) -> Vec<Member> {
+    let list = agreed.server_list.as_ref().filter(|list| list.members().len() <= MAX_ENTRIES);
+    let entry = |member: &Member| Member {
+        address: readable(&member.address),
+        subject: member.subject.as_deref().map(readable),
+        ..member.clone()
+    };
+    list.map_or_else(Vec::new, |list| list.members().iter().map(entry).collect())
 }
 
 /// What the file's list has otherwise than the agreed one.

@@ -10,6 +10,7 @@ use stek_share::client::{Failure as Unanswered, KeyInUse, Role, ServerStatus, Ti
 use stek_share::core::client_policy::MAX_SITES;
 use stek_share::core::health::{complaints, Code, Severity};
 use stek_share::core::server_id::ServerId;
+use stek_share::core::server_list::ServerList;
 
 use crate::absence::{absences, servers_named};
 use crate::exit_code::Outcome;
@@ -296,16 +297,19 @@ fn look_at_lists(answers: &[&ServerStatus], reasons: &mut Reasons) {
         list.digest.clone().map(|digest| (digest, list.version, list.agreed.clone()))
     });
     if agreed.differ() {
+        let told = agreed.describe(|list| match list {
+            Some((_, version, ids)) => {
+                format!("go by version {version}, with {}", servers_named(ids))
+            }
+            None => "go by none that was agreed on".to_owned(),
+        });
+        let entries = entries_that_differ(answers, &agreed)
+            .map_or_else(String::new, |words| format!(": {words}"));
         reasons.unsettled(
             Code::ListsDiffer,
             format!(
-                "the servers go by different server lists: {}; see that all are in one group",
-                agreed.describe(|list| match list {
-                    Some((_, version, ids)) => {
-                        format!("by version {version}, with {}", servers_named(ids))
-                    }
-                    None => "by none that was agreed on".to_owned(),
-                })
+                "not all servers go by the same server list: {told}{entries}; see that all reach each \
+                 other, then who is behind catches up by itself"
             ),
         );
     }
@@ -357,6 +361,20 @@ fn look_at_lists(answers: &[&ServerStatus], reasons: &mut Reasons) {
             ),
         );
     }
+}
+
+/// In what the lists of the two largest sides differ, entry by entry.
+fn entries_that_differ<T: PartialEq>(
+    answers: &[&ServerStatus],
+    sides: &Sides<T>,
+) -> Option<String> {
+    let [(_, most), (_, few), ..] = &sides.0[..] else { return None };
+    let list = |ids: &[ServerId]| {
+        let status = answers.iter().find(|status| ids.contains(&status.id))?;
+        ServerList::new(status.list.version, &status.list.entries).ok()
+    };
+    let names = [most, few].map(|ids| format!("the list of {}", servers_named(ids)));
+    list(most)?.differences_from(&list(few)?, [&names[0], &names[1]])
 }
 
 /// Whether all ask the same of their clients: a session is not resumed where something else is
@@ -500,6 +518,7 @@ impl<T: PartialEq> Sides<T> {
             let verb = match (verb, ids.len()) {
                 ("have", 1) => "has",
                 ("belong", 1) => "belongs",
+                ("go", 1) => "goes",
                 ("hold", 1) => "holds",
                 ("run", 1) => "runs",
                 ("say", 1) => "says",
@@ -582,6 +601,17 @@ mod tests {
         Some(KeyStatus { generation: Generation(generation), fingerprint })
     }
 
+    /// A server's entry in the list of all.
+    fn entry(id: u32) -> Member {
+        Member {
+            id: ServerId(id),
+            address: format!("10.0.0.{id}"),
+            port: 1,
+            subject: Some(format!("/CN={id}")),
+            voter: true,
+        }
+    }
+
     /// What a server says that is well; server 1 leads.
     fn well(id: u32) -> ServerStatus {
         let role = if id == 1 { Role::Leader } else { Role::Follower };
@@ -621,6 +651,7 @@ mod tests {
                 file_digest: "0123abcd".to_owned(),
                 file_difference: None,
                 agreed: (1..=3).map(ServerId).collect(),
+                entries: (1..=3).map(entry).collect(),
                 options: vec![("key_update_interval".to_owned(), "3600".to_owned())],
                 voters: 3,
                 others: Vec::new(),
@@ -674,7 +705,7 @@ mod tests {
     #[test]
     fn each_difference_is_said_once_with_the_servers_names() {
         type Spoil = fn(&mut [ServerStatus; 3]);
-        let cases: [(Spoil, Outcome, &str); 15] = [
+        let cases: [(Spoil, Outcome, &str); 16] = [
             (
                 |all| {
                     all[2].keys.current = key(6);
@@ -791,10 +822,25 @@ mod tests {
                     all[2].list.digest = Some("ffff0000".to_owned());
                     all[2].list.file_digest = "ffff0000".to_owned();
                     all[2].list.agreed.push(ServerId(4));
+                    all[2].list.entries.push(entry(4));
                 },
                 Outcome::Degraded,
-                "lists: server 3 by version 1, with servers 1, 2, 3 and 4, servers 1 and 2 by version 1, with \
-                 servers 1, 2 and 3;",
+                "list: server 3 goes by version 1, with servers 1, 2, 3 and 4, servers 1 and 2 go by version 1, \
+                 with servers 1, 2 and 3: server 4 is only in the list of server 3; see that all",
+            ),
+            (
+                |all| {
+                    // The same version and the same servers, and yet not the same list.
+                    all[2].list.digest = Some("ffff0000".to_owned());
+                    all[2].list.file_digest = "ffff0000".to_owned();
+                    let [.., last] = &mut all[2].list.entries[..] else { return };
+                    last.address = "10.0.0.9".to_owned();
+                    last.subject = Some("/CN=new".to_owned());
+                },
+                Outcome::Degraded,
+                "with servers 1, 2 and 3: server 3 is at 10.0.0.9:1 in the list of server 3 and at 10.0.0.3:1 \
+                 in the list of servers 1 and 2, server 3 has the cert_verify_str /CN=new in the list of \
+                 server 3 and /CN=3 in the list of servers 1 and 2; see that all",
             ),
             (
                 |all| {
