@@ -3,11 +3,16 @@
 
 use std::env;
 use std::fs;
+use std::path::Path;
+
+use crate::users;
 
 /// `user alice on host-3`, by way of sudo if that was the way.
 pub fn person() -> String {
-    let said = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| env::var(name).ok());
-    let user = said.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned());
+    let sudo = env::var("SUDO_USER").ok().filter(|name| !name.is_empty());
+    // Its environment says nothing where a unit or a container started it.
+    let account = || users::of_process(Path::new("/proc/self")).map(|user| user.name);
+    let user = sudo.or_else(account).unwrap_or_else(|| "unknown".to_owned());
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     match host.trim() {
         "" => format!("user {user}"),

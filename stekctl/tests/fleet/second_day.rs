@@ -130,6 +130,7 @@ fn a_list_changes_and_faults_of_files_are_told_by_reload_and_status() -> Result<
     on(new, &["rotate"])?.ended(0, "done: generation ")?;
     let ordered = servers.iter().any(|ats| ats.diags().contains("rotate: ordered by user "));
     assert!(ordered, "no log says who had the key replaced");
+    assert!(!one.diags().contains("ordered by user unknown"), "{}", one.diags());
     for ats in servers {
         assert!(!ats.diags().contains("differs from the list that the group"), "{}", ats.diags());
     }

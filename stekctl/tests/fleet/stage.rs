@@ -88,6 +88,10 @@ pub fn stekctl(words: &[&str]) -> Result<Said> {
 /// When it cannot be started.
 pub fn stekctl_with(words: &[&str], tune: impl FnOnce(&mut Command)) -> Result<Said> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stekctl"));
+    // As a unit or a container starts it.
+    for name in ["SUDO_USER", "USER", "LOGNAME"] {
+        command.env_remove(name);
+    }
     command.args(words).stdin(Stdio::null());
     tune(&mut command);
     let output = command.output().context("stekctl")?;
