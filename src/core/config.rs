@@ -31,7 +31,9 @@ use super::server_id::ServerId;
 pub use self::address::no_machine;
 pub use self::oneself::Oneself;
 pub use self::options::{alike, changes, Absent, Change, ConfigOption, Servers, Settings, OPTIONS};
-pub use self::plausible::{check_interval, check_loopback};
+pub use self::plausible::{
+    check_interval, check_loopback, loopback_among_others, LOOPBACK_MEANS, LOOPBACK_REMEDY,
+};
 pub use self::problem::{printable, Problem, Severity};
 pub use self::yaml::MAX_TEXT;
 

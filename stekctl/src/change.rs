@@ -183,7 +183,7 @@ fn renewed(args: &RenewArgs, dir: &FleetDir) -> Result<(FleetChange, Done), Fail
     let members = wanted.iter().map(|id| find(dir, *id)).collect::<Result<Vec<_>, _>>()?;
     let signer = signer(dir)?;
     let mut change = FleetChange::default();
-    renew_leaves(&mut change, &members, signer, args.days)?;
+    renew_leaves(&mut change, &members, &signer, args.days)?;
     Ok((
         change,
         Done {
@@ -193,7 +193,10 @@ fn renewed(args: &RenewArgs, dir: &FleetDir) -> Result<(FleetChange, Done), Fail
             removed: Vec::new(),
             renewed: ids(&members),
             notes: Vec::new(),
-            steps: vec![hand_out(dir, &members, &["server.crt", "server.key"]), taken_over()],
+            steps: [hand_out(dir, &members, &["server.crt", "server.key"])]
+                .into_iter()
+                .chain(dir.members.first().map(taken_over))
+                .collect(),
         },
     ))
 }
@@ -214,11 +217,11 @@ fn renew_authority(dir: &FleetDir, args: &RenewArgs) -> Result<(FleetChange, Don
         members.iter().for_each(|member| change.file(member.id, "ca.crt", roots));
     };
     let again = format!("stekctl renew {} --authority", quoted(dir.path()));
-    let (words, mut steps, mut renewed) = match &dir.next_authority {
+    let (words, mut steps, mut renewed) = match &dir.next_authority()? {
         None => {
             let next = pki::authority(args.days).map_err(broken)?;
             change.identity("ca", ["next.crt", "next.key"], &next)?;
-            trust(&mut change, &[pem(&dir.authority)?, pem(&next)?].concat());
+            trust(&mut change, &[pem(&dir.authority()?)?, pem(&next)?].concat());
             (
                 "step 1 of 3: a new authority, which all trust besides the old one",
                 vec![hand_out(dir, members, &["ca.crt"])],
@@ -242,9 +245,9 @@ fn renew_authority(dir: &FleetDir, args: &RenewArgs) -> Result<(FleetChange, Don
         }
     };
     let last = !change.dropped.is_empty();
-    steps.push(taken_over());
+    steps.extend(dir.members.first().map(taken_over));
     if !last {
-        steps.push(Step::here("When that is so on every server, the next step:", vec![again]));
+        steps.push(Step::here("When it says 'done' of every server, the next step:", vec![again]));
     }
     renewed.sort_unstable();
     Ok((
@@ -285,7 +288,7 @@ fn carry_out(
 
 /// No change of authority may be under way.
 fn refuse_half_authority(dir: &FleetDir) -> Result<(), Failure> {
-    if dir.next_authority.is_none() {
+    if !dir.changes_authority() {
         return Ok(());
     }
     Err(Failure::new(format!(
@@ -334,6 +337,7 @@ fn allowed(
     place: &Place,
 ) -> Result<Vec<String>, Failure> {
     let mut notes = Vec::new();
+    notes.extend(init::loopback(new));
     let voting = voters(new).len();
     if voting < LEAST_TO_SURVIVE {
         notes.push(format!(
@@ -438,7 +442,8 @@ fn come(
     days: u32,
     notes: &mut Vec<String>,
 ) -> Result<(), Failure> {
-    refuse_if_it_outlives(&dir.authority, days)?;
+    let authority = dir.authority()?;
+    refuse_if_it_outlives(&authority, days)?;
     let Some(model) = dir.members.first() else { return Ok(()) };
     let text = dir.text(model.id, "server_conf.yaml")?;
     if text.lines().any(|line| line.starts_with("bind_address:")) {
@@ -449,7 +454,7 @@ fn come(
     }
     for member in new {
         let conf = conf_for(&text, model, member);
-        init::home(change, member, members, &dir.authority, days, &conf)?;
+        init::home(change, member, members, &authority, days, &conf)?;
     }
     Ok(())
 }
@@ -523,10 +528,10 @@ fn refuse_if_it_outlives(authority: &Identity, days: u32) -> Result<(), Failure>
 }
 
 /// Who signs certificates now: the next authority from its second step on.
-fn signer(dir: &FleetDir) -> Result<&Identity, Failure> {
-    match &dir.next_authority {
-        Some(next) if signed_by(dir, next)? => Ok(next),
-        _ => Ok(&dir.authority),
+fn signer(dir: &FleetDir) -> Result<Identity, Failure> {
+    match dir.next_authority()? {
+        Some(next) if signed_by(dir, &next)? => Ok(next),
+        _ => dir.authority(),
     }
 }
 

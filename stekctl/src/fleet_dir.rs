@@ -51,10 +51,6 @@ pub struct FleetDir {
     pub members: Vec<Member>,
     /// Numbers that servers have or had.
     pub used: BTreeSet<ServerId>,
-    /// Signs new certificates.
-    pub authority: Identity,
-    /// The authority to come, while one is being replaced.
-    pub next_authority: Option<Identity>,
 }
 
 impl FleetDir {
@@ -93,18 +89,47 @@ impl FleetDir {
                 path.display()
             )));
         }
-        let (authority, next_authority) =
-            (read_identity(path, "ca")?, read_identity(path, "next")?);
-        let authority = authority.ok_or_else(|| {
-            Failure::new(format!(
-                "{}: is not there; put the authority's certificate and key back, as ca.crt and \
-                 ca.key: new certificates need both",
-                path.join(CA).join("ca.key").display()
-            ))
-        })?;
         let mut used = listed;
         used.extend(removed(path));
-        Ok(FleetDir { path: path.to_owned(), members, used, authority, next_authority })
+        Ok(FleetDir { path: path.to_owned(), members, used })
+    }
+
+    /// Signs new certificates. It may be kept elsewhere as long as none is made.
+    ///
+    /// # Errors
+    /// When it is not there, or damaged.
+    pub fn authority(&self) -> Result<Identity, Failure> {
+        self.identity("ca")
+    }
+
+    /// The authority to come, while one is being replaced.
+    ///
+    /// # Errors
+    /// When one is, and half of it is not there, or it is damaged.
+    pub fn next_authority(&self) -> Result<Option<Identity>, Failure> {
+        self.changes_authority().then(|| self.identity("next")).transpose()
+    }
+
+    /// Whether the authority is being replaced.
+    pub fn changes_authority(&self) -> bool {
+        ["next.crt", "next.key"].iter().any(|name| self.path.join(CA).join(name).exists())
+    }
+
+    fn identity(&self, name: &str) -> Result<Identity, Failure> {
+        let [certificate, key] =
+            ["crt", "key"].map(|end| self.path.join(CA).join(format!("{name}.{end}")));
+        if let Some(gone) = [&key, &certificate].into_iter().find(|path| !path.exists()) {
+            return Err(Failure::new(format!(
+                "{}: is not there; put the authority's certificate and key back, as {name}.crt and \
+                 {name}.key: new certificates need both",
+                gone.display()
+            )));
+        }
+        let read = Identity::from_pem(&read_file(&certificate)?, &read_file(&key)?);
+        read.map_err(|why| {
+            let words = format!("{}: {why}; put the file back that belongs there", key.display());
+            Failure::new(printable(&words, usize::MAX))
+        })
     }
 
     /// The directory's name, as it was given.
@@ -322,19 +347,6 @@ fn read_list(path: &Path, folder: &str) -> Result<Vec<Member>, Failure> {
         Some(list) if lines.is_empty() => Ok(list.members),
         _ => Err(Failure(lines)),
     }
-}
-
-/// An authority of the folder, `None` if there is none of this name.
-fn read_identity(path: &Path, name: &str) -> Result<Option<Identity>, Failure> {
-    let [certificate, key] = ["crt", "key"].map(|end| path.join(CA).join(format!("{name}.{end}")));
-    if !key.exists() {
-        return Ok(None);
-    }
-    let read = Identity::from_pem(&read_file(&certificate)?, &read_file(&key)?);
-    read.map(Some).map_err(|why| {
-        let words = format!("{}: {why}; put the file back that belongs there", key.display());
-        Failure::new(printable(&words, usize::MAX))
-    })
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {

@@ -8,14 +8,16 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
-use stek_share::core::config::{Member, MAX_MEMBERS};
+use stek_share::core::config::{
+    loopback_among_others, Member, LOOPBACK_MEANS, LOOPBACK_REMEDY, MAX_MEMBERS,
+};
 use stek_share::core::server_id::ServerId;
 
 use crate::cli::InitArgs;
 use crate::exit_code::{Ended, Failure, Outcome};
 use crate::fleet::address;
 use crate::fleet_dir::{self, common_name, folder, FleetChange, HOME};
-use crate::output::print;
+use crate::output::{print, styled, DOUBTFUL};
 use crate::pki::{self, Identity};
 
 /// Makes the directory.
@@ -53,6 +55,12 @@ fn servers(addresses: &[String], port: u16) -> Result<Vec<Member>, Failure> {
         servers.push(server);
     }
     Ok(servers)
+}
+
+/// What is to be said of an address that no other machine can use.
+pub fn loopback(servers: &[Member]) -> Option<String> {
+    let one = loopback_among_others(servers)?;
+    Some(format!("{} {LOOPBACK_MEANS}; {LOOPBACK_REMEDY}", one.address))
 }
 
 /// One address as a server, and the port that was given with it.
@@ -195,8 +203,10 @@ fn next_steps(dir: &Path, servers: &[Member]) -> String {
             format!("  {shown}/{name}/  for the server at {address}, port {}\n", one.port)
         })
         .collect();
+    let odd = loopback(servers)
+        .map_or_else(String::new, |words| format!("{} {words}\n\n", styled("warning:", DOUBTFUL)));
     format!(
-        "Made {shown}:\n\n{copies}\n\
+        "{odd}Made {shown}:\n\n{copies}\n\
          On each server:\n\
          1. Copy its directory to {HOME}/ in Traffic Server's configuration directory, for example\n   \
             /etc/trafficserver/{HOME}/, and give it to the user that runs Traffic Server:\n   \

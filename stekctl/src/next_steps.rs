@@ -18,8 +18,11 @@ use crate::output::{styled, GOOD};
 /// Where the files are on a server that Debian's package installed.
 const ETC: &str = "/etc/trafficserver";
 
-/// Has a server read its files again.
-const RELOAD: &str = "traffic_ctl plugin msg stek_share reload";
+/// Has a server read its files again, and says what came of it.
+const RELOAD: &str = "stekctl reload";
+
+/// The same for each server of the list.
+const RELOAD_ALL: &str = "stekctl reload --all";
 
 /// What was done, and what is to be done.
 pub struct Done {
@@ -62,14 +65,13 @@ impl Step {
     }
 }
 
-/// What a server does with new files by itself.
-pub fn taken_over() -> Step {
-    Step::here(
-        "Each server takes them over by itself within a minute, without a restart. On each:",
-        vec![
-            "grep 'new connections use' /var/log/trafficserver/diags.log".to_owned(),
-            "stekctl status".to_owned(),
-        ],
+/// What servers do with new certificates.
+pub fn taken_over(on: &Member) -> Step {
+    Step::on(
+        on,
+        "Have all servers take them over, without a restart. One that this does not reach does so by \
+         itself within a minute, or at once by 'traffic_ctl plugin msg stek_share reload' there:",
+        &[RELOAD_ALL],
     )
 }
 

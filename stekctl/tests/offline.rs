@@ -146,6 +146,11 @@ fn init_overwrites_nothing_and_leaves_nothing_half_done() -> Result<()> {
         &["10.0.0.1 is an address", "init fleet 10.0.0.1"],
     )?;
     expect(&["init", "[2001:db8::1]:7", "10.0.0.2"], 3, &["is an address, and the first word"])?;
+    // What no other machine can use is made, as it was asked for, and told.
+    let lone = dir.join("lone");
+    let said = expect(&["init", text(&lone), "127.0.0.1", "10.0.0.2"], 0, &["Made "])?;
+    assert!(said.starts_with("warning: 127.0.0.1 means each machine itself"), "{said}");
+    fs::remove_dir_all(&lone)?;
     let deep = dir.join("none/fleet");
     expect(&["init", text(&deep), "10.0.0.1"], 3, &["there is no directory "])?;
     expect(&["init", text(&dir.join("bad")), "10.0.0.300"], 3, &["\"10.0.0.300\": "])?;
@@ -454,7 +459,14 @@ fn changes_of_a_fleets_directory_are_whole_or_not_at_all() -> Result<()> {
         assert_eq!(mode, wanted, "{}", path.display());
     }
 
+    // Whoever keeps the authority's key elsewhere needs it for new certificates alone.
+    let (key, away) = (made.join("ca/ca.key"), dir.join("fleet/away.key"));
+    fs::rename(&key, &away)?;
+    let no_key = "ca/ca.key: is not there; put the authority's certificate and key back";
+    expect(&["replace", fleet, "--offline", "4"], 3, &[no_key])?;
+    expect(&["renew", fleet, "1"], 3, &[no_key])?;
     expect(&["remove", fleet, "--offline", "4"], 0, &["left the list of now 3 servers"])?;
+    fs::rename(&away, &key)?;
     assert!(!made.join("removed/server-4/server.key").exists() && !new.exists());
     // The certificate of the one that left names server 4.
     let said = expect(&["replace", fleet, "--offline", "2"], 0, &["takes the place of server 2"])?;
@@ -531,6 +543,11 @@ fn each_slip_is_told_with_what_to_type_instead() -> Result<()> {
     let url = format!("http://{nobody}/_stats");
     let conf = dir.join("fleet/server-1/server_conf.yaml");
     let conf = text(&conf);
+    // What no other machine can use is made, as it was asked for, and told.
+    let lone = dir.join("lone");
+    let said = expect(&["init", text(&lone), "127.0.0.1", "10.0.0.2"], 0, &["Made "])?;
+    assert!(said.starts_with("warning: 127.0.0.1 means each machine itself"), "{said}");
+    fs::remove_dir_all(&lone)?;
     let deep = dir.join("none/fleet");
     let new = dir.join("new");
     let (deep, new) = (text(&deep), text(&new));

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use super::{Conf, List, Problem, Severity};
+use super::{Conf, List, Member, Problem, Severity};
 
 /// For how many seconds a ticket has to be good at least, so that nothing is said: a visitor who clicks once a
 /// minute has a full handshake each time otherwise.
@@ -13,14 +13,24 @@ const SHORT_S: u64 = 60;
 /// Entries with an address that each machine takes for its own, beside others that have real ones. A list
 /// of such addresses alone is that of one machine.
 pub fn check_loopback(list: &List) -> Option<Problem> {
-    let (own, others): (Vec<_>, Vec<_>) =
-        list.members.iter().partition(|member| is_loopback(&member.address));
-    let first = own.first().filter(|_| list.usable && !others.is_empty())?;
-    let reason =
-        "means each machine itself, so that no server on another one reaches this one by it";
-    let remedy = "give the address that the others connect to";
-    let problem = list.error(first.id, "address", reason, remedy).value(&first.address);
+    let first = loopback_among_others(&list.members).filter(|_| list.usable)?;
+    let problem =
+        list.error(first.id, "address", LOOPBACK_MEANS, LOOPBACK_REMEDY).value(&first.address);
     Some(Problem { severity: Severity::Warning, ..problem })
+}
+
+/// Why such an address is no good, in words that follow it.
+pub const LOOPBACK_MEANS: &str =
+    "means each machine itself, so that no server on another one reaches this one by it";
+
+/// What to do about it.
+pub const LOOPBACK_REMEDY: &str = "give the address that the others connect to";
+
+/// The first server with an address that each machine takes for its own, if others have real ones.
+pub fn loopback_among_others(members: &[Member]) -> Option<&Member> {
+    let (own, others): (Vec<_>, Vec<_>) =
+        members.iter().partition(|member| is_loopback(&member.address));
+    own.first().copied().filter(|_| !others.is_empty())
 }
 
 /// Whether every machine takes this address for its own.

@@ -4,17 +4,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
+use serde_json::Value;
 use testkit::ats::Ats;
 use testkit::fleet::wait_one_key;
 use testkit::load::{self, Load, Report};
 use testkit::pki::Identity;
 use testkit::run_dir::RunDir;
 use testkit::sys::Signal;
-use testkit::{ports, tickets, wait, Context, Error, Result};
+use testkit::tickets::{self, TlsVersion};
+use testkit::{ports, wait, Context, Error, Result};
 
-use crate::stage::{install, stekctl, text, turn, wait_code, Said, PATIENCE};
+use crate::stage::{install, rewrite, stekctl, text, turn, wait_code, Said, PATIENCE};
 
 /// The files of a fleet, the servers that it has and will have, and clients of them.
 struct Site {
@@ -116,15 +119,19 @@ impl Site {
         }
     }
 
-    /// Sends `reload` to a server, and waits for what it says.
+    /// Has a server read its files, by the command that the steps name.
     fn reload(&self, id: usize, answer: &str) -> Result<()> {
-        let ats = self.server(id)?;
-        let before = ats.diags().len();
-        ats.ctl(&["plugin", "msg", "stek_share", "reload"])?;
-        wait::until(PATIENCE, answer, || {
-            Ok(ats.diags().get(before..).unwrap_or_default().contains(answer).then_some(()))
-        })
-        .map_err(|error| Error::new(format!("{error}\n{}", ats.diags())))
+        self.on(id, &["reload"])?.ended(0, answer)
+    }
+
+    /// Has these servers read their files, by the one command that the steps name.
+    fn reload_all(&self, by: usize, ids: &[usize], answer: &str) -> Result<()> {
+        let said = self.on(by, &["reload", "--all"])?;
+        said.ended(0, answer)?;
+        for id in ids {
+            said.line(&[&format!("done: server {id} (")])?;
+        }
+        Ok(())
     }
 
     /// Starts a new server with its files, as the first steps of `add` and `replace` say.
@@ -167,18 +174,23 @@ impl Site {
 
     /// Restarts a server as an upgrade does: out of the balancer, and back when it has the group's key.
     fn restart(&mut self, id: usize) -> Result<()> {
+        self.restart_with(id, |site| site.on(id, &["wait"])?.ended(0, "ready: server "))
+    }
+
+    fn restart_with(&mut self, id: usize, wait: impl Fn(&Site) -> Result<()>) -> Result<()> {
         self.close(id);
         let ats = self.servers.get_mut(&id).ok_or_else(|| Error::new("no such server"))?;
         ats.stop(Signal::Interrupt)?;
         ats.start()?;
-        self.on(id, &["wait"])?.ended(0, "ready: server ")?;
+        wait(self)?;
         self.servers.get_mut(&id).map_or(Ok(()), Ats::wait_ready)?;
         self.load.set_up(id - 1, true);
         Ok(())
     }
 
-    /// Prints what a job cost, from the job before it on; the table of docs/testing.md is made of these.
-    fn did(&mut self, job: &str) {
+    /// Prints what a job cost, from the job before it on; the table of docs/testing.md is made of these. The
+    /// offers that were missed.
+    fn did(&mut self, job: &str) -> u64 {
         let (begun, before) =
             std::mem::replace(&mut self.mark, (Instant::now(), self.load.report()));
         let now = &self.mark.1;
@@ -188,12 +200,18 @@ impl Site {
             now.missed - before.missed,
             now.offers - before.offers
         );
+        now.missed - before.missed
     }
 
     fn end(self, least: u64) -> Result<()> {
+        self.end_but_for(0, least)
+    }
+
+    /// With as many misses as a job made on purpose.
+    fn end_but_for(self, meant: u64, least: u64) -> Result<()> {
         let report = self.load.stop();
         println!("{report}");
-        assert_eq!(report.missed, 0, "{report}");
+        assert_eq!(report.missed, meant, "{report}");
         assert!(report.offers > least, "too little load: {report}");
         self.dir.done()
     }
@@ -221,6 +239,7 @@ fn three_servers_grow_are_replaced_renewed_and_shrink_without_a_miss() -> Result
     let said = site.change(&["add", &site.place(4)])?;
     said.ended(0, "server 4 (127.0.0.1:")?;
     said.ended(0, "fleet/server-4/* root@127.0.0.1:/etc/trafficserver/stek_share/\n")?;
+    said.ended(0, "     stekctl reload\n")?;
     site.arrive(4)?;
     site.is_outside(4, "broken: server 4 is not in the group's list, and encrypts")?;
     site.agree(&[1, 2, 3], &[1, 2, 3, 4])?;
@@ -238,12 +257,12 @@ fn three_servers_grow_are_replaced_renewed_and_shrink_without_a_miss() -> Result
     site.did("replace a dead server of four");
 
     let before = fs::read(site.home(3).join("server.key"))?;
-    site.change(&["renew"])?.ended(0, "a new certificate and key for server 1")?;
+    let said = site.change(&["renew"])?;
+    said.ended(0, "a new certificate and key for server 1")?;
+    said.ended(0, "     stekctl reload --all\n")?;
     assert_ne!(before, fs::read(site.home(3).join("server.key"))?);
-    for id in [1, 3, 4, 5] {
-        site.hand_out(&[id], &["server.crt", "server.key"])?;
-        site.reload(id, "reload: done; changed: ")?;
-    }
+    site.hand_out(&[1, 3, 4, 5], &["server.crt", "server.key"])?;
+    site.reload_all(3, &[1, 3, 4, 5], "changed: ")?;
     wait_code(0, || site.status(4))?;
     site.did("renew all certificates of four");
 
@@ -302,18 +321,17 @@ fn five_servers_change_their_authority_and_shrink_without_a_miss() -> Result<()>
     ];
     for (words, files) in steps {
         site.change(&["renew", "--authority"])?.ended(0, words)?;
-        for id in all {
-            site.hand_out(&[id], files)?;
-            site.reload(id, "reload: done; changed: ")?;
-            if id == 1 && files.contains(&"ca.crt") {
-                // The others are behind, and which certificate that is about is said.
-                let said = site.on(1, &["doctor", "--proc", "/nowhere"])?;
-                let behind = words.replace("step 1 of 3", "it lacks /O=stek_share/CN=");
-                let behind = behind.replace("step 3 of 3", "it also has /O=stek_share/CN=");
-                let holds = "root_cert_file holds other certificates than that of server 1 (";
-                said.line(&["warning: server 5 (", holds, &behind])?;
-            }
+        site.hand_out(&all, files)?;
+        if files.contains(&"ca.crt") {
+            site.reload(1, "changed: ")?;
+            // The others are behind, and which certificate that is about is said.
+            let said = site.on(1, &["doctor", "--proc", "/nowhere"])?;
+            let behind = words.replace("step 1 of 3", "it lacks /O=stek_share/CN=");
+            let behind = behind.replace("step 3 of 3", "it also has /O=stek_share/CN=");
+            let holds = "root_cert_file holds other certificates than that of server 1 (";
+            said.line(&["warning: server 5 (", holds, &behind])?;
         }
+        site.reload_all(1, &all, "changed: ")?;
         wait_code(0, || site.status(1))?;
     }
     site.did("a new authority for five, all three steps");
@@ -344,6 +362,101 @@ fn five_servers_change_their_authority_and_shrink_without_a_miss() -> Result<()>
     let now = tickets::key_name(https[0])?;
     wait_one_key(&https, Some(&now), PATIENCE)?;
     site.end(100)
+}
+
+/// What is done without the fleet's directory.
+#[test]
+fn an_interval_a_drain_a_rolling_restart_a_revocation_and_an_uninstallation() -> Result<()> {
+    let _turn = turn();
+    let mut site = Site::new(3, 3)?;
+    let all = [1, 2, 3];
+
+    for id in all {
+        let conf = site.server(id)?.etc().join("stek_share/server_conf.yaml");
+        rewrite(&conf, |text| text.replace("key_update_interval: 2", "key_update_interval: 4"))?;
+        if id == 1 {
+            site.reload(1, "changed: key_update_interval")?;
+            let said = wait_code(1, || site.status(3))?;
+            said.ended(1, "not all servers have the same key_update_interval: server 1 has 4")?;
+        }
+    }
+    site.reload_all(2, &[1, 3], "changed: key_update_interval")?;
+    wait_code(0, || site.status(1))?;
+    site.did("change the interval of three");
+
+    // The leader, as the one whose stop could cost the most.
+    let said = site.on(1, &["status", "--json"])?;
+    let told: Value = serde_json::from_str(&said.out).map_err(|e| Error::new(e.to_string()))?;
+    let leader = told["servers"][0]["leader"].as_u64().and_then(|id| usize::try_from(id).ok());
+    let leader = leader.ok_or_else(|| Error::new(format!("no leader: {said:#?}")))?;
+    site.restart(leader)?;
+    wait_code(0, || site.status(1))?;
+    site.did("drain the leader of three, and put it back");
+
+    // As a loop of somebody's own has it, with something else to be said of the fleet.
+    let conf = site.server(1)?.etc().join("stek_share/server_conf.yaml");
+    rewrite(&conf, |text| text.replace("key_update_interval: 4", "key_update_interval: 3"))?;
+    site.reload(1, "changed: key_update_interval")?;
+    for id in all {
+        site.restart_with(id, |site| {
+            let command = env!("CARGO_BIN_EXE_stekctl");
+            let etc = site.server(id)?.etc();
+            let line = "until \"$0\" --ats-config \"$1\" wait --timeout 5; do sleep 1; done";
+            let mut bash = Command::new("timeout");
+            bash.args(["60", "bash", "-c", line, command, text(&etc)]);
+            let output = bash.output().context("bash")?;
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let is_ready = said.lines().last().is_some_and(|line| line.starts_with("ready: "));
+            assert!(output.status.success() && is_ready, "{said}");
+            Ok(())
+        })?;
+        assert_eq!(site.status(1)?.code, 1, "there is something to be said all the while");
+    }
+    site.did("rolling restart of three, by a loop");
+    rewrite(&conf, |text| text.replace("key_update_interval: 3", "key_update_interval: 4"))?;
+    site.reload(1, "changed: key_update_interval")?;
+
+    // Older tickets are worth nothing then, which is what was ordered: those under way are missed.
+    let https = site.server(2)?.https();
+    let ticket = tickets::take(https, TlsVersion::V12)?;
+    assert!(tickets::offer(https, &ticket)?.resumed);
+    site.mark = (Instant::now(), site.load.report());
+    site.on(3, &["revoke", "--yes"])?.ended(0, "is in use; every older key is dropped")?;
+    // What is still under way counts no more.
+    for id in all {
+        site.close(id);
+        site.load.set_up(id - 1, true);
+    }
+    let places: Vec<_> = site.servers.values().map(Ats::https).collect();
+    for place in &places {
+        assert!(!tickets::offer(*place, &ticket)?.resumed, "a revoked ticket resumes at {place}");
+    }
+    wait_one_key(&places, None, PATIENCE)?;
+    let meant = site.did("revoke, in three");
+    wait_code(0, || site.status(1))?.ended(0, "healthy: 3 of 3 servers answer")?;
+
+    site.mark = (Instant::now(), site.load.report());
+    site.close(3);
+    let ca = site.files.join("ca");
+    fs::rename(&ca, site.dir.join("elsewhere"))?;
+    site.change(&["add", "127.0.0.1:1"])?.ended(3, "ca.key: is not there; put the authority's")?;
+    site.change(&["remove", "3"])?.ended(0, "the list of now 2 servers")?;
+    fs::rename(site.dir.join("elsewhere"), &ca)?;
+    site.agree(&[1, 2], &[1, 2])?;
+    let etc = site.server(3)?.etc();
+    rewrite(&etc.join("plugin.config"), |_| String::new())?;
+    let ats = site.servers.get_mut(&3).ok_or_else(|| Error::new("no server 3"))?;
+    ats.stop(Signal::Interrupt)?;
+    ats.start()?;
+    ats.wait_ready()?;
+    let own = ats.https();
+    let ticket = tickets::take(own, TlsVersion::V12)?;
+    assert!(tickets::offer(own, &ticket)?.resumed, "with a key of Traffic Server's own");
+    assert!(!tickets::offer(places[0], &ticket)?.resumed, "and of nobody else's");
+    fs::remove_dir_all(etc.join("stek_share"))?;
+    wait_code(0, || site.status(2))?.ended(0, "healthy: 2 of 2 servers answer")?;
+    site.did("uninstall from one of three");
+    site.end_but_for(meant, 100)
 }
 
 /// A majority is gone for good: those that are left go on with their keys, and who comes back all the same
