@@ -74,10 +74,14 @@ command -v cargo >/dev/null ||
 # Whoever brings a Traffic Server needs none of Debian's.
 [ -z "${STEK_TRAFFIC_SERVER:-}" ] || packages=("${packages[@]:1}")
 
+# A package may be there for several architectures, which give a line each.
+native=$(dpkg --print-architecture 2>/dev/null || true)
 missing=()
 for package in "${packages[@]}"; do
-    state=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$state" = installed ] || missing+=("$package")
+    wanted=$native
+    [ "${package#*:}" = "$package" ] || wanted=${package#*:}
+    dpkg-query --show --showformat='${Architecture} ${db:Status-Status}\n' "$package" 2>/dev/null |
+        grep -Ex "(all|$wanted) installed" >/dev/null || missing+=("$package")
 done
 
 if [ ${#missing[@]} -gt 0 ]; then
