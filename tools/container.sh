@@ -4,8 +4,8 @@
 #
 #   tools/container.sh DIRECTORY PACKAGE.deb [OPTION ...]
 #
-# The builder is $BUILDER, else the first of docker, podman and buildah; options are passed to its
-# `build`. Below DIRECTORY is what it copies from. The images are named traffic-server-stek-share and
+# The builder is $BUILDER, else the first of docker (if its daemon answers), podman and buildah; options
+# are passed to its `build`. Below DIRECTORY is what it copies from. The images are named traffic-server-stek-share and
 # traffic-server-metrics, with the package's version.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +14,10 @@ shift 2
 
 builder=${BUILDER:-}
 for known in docker podman buildah; do
-    [ -n "$builder" ] || ! command -v $known >/dev/null || builder=$known
+    if [ -z "$builder" ] && command -v $known >/dev/null; then
+        # The command is no use without its daemon.
+        [ $known = docker ] && ! docker info >/dev/null 2>&1 || builder=$known
+    fi
 done
 [ -n "$builder" ] || {
     echo "container: needs docker, podman or buildah (apt-get install buildah)" >&2
