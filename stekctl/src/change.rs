@@ -21,7 +21,7 @@ use crate::init;
 use crate::journal;
 use crate::next_steps::{
     agreement, arrivals, count, departures, hand_out, ids, named, names, quoted, taken_over, words,
-    Done, Step,
+    wrong_hands, Done, Step,
 };
 use crate::output::print;
 use crate::pki::{self, Identity};
@@ -148,7 +148,9 @@ fn replaced(
     tell_all(dir, &mut change, &members);
     let mut steps = arrivals(dir, std::slice::from_ref(&new), same_place);
     steps.extend(agreement(dir, &staying, members.len()));
-    if !same_place {
+    if same_place {
+        steps.extend(staying.first().map(wrong_hands));
+    } else {
         steps.extend(departures(std::slice::from_ref(&gone)));
     }
     Ok((

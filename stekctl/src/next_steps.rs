@@ -139,6 +139,15 @@ pub fn departures(gone: &[Member]) -> Vec<Step> {
     gone.iter().map(|member| Step::on(member, words, &commands)).collect()
 }
 
+/// What makes the keys useless that a server had which is gone.
+pub fn wrong_hands(on: &Member) -> Step {
+    Step::on(
+        on,
+        "If the old server is in the wrong hands, make its keys useless:",
+        &["stekctl revoke"],
+    )
+}
+
 /// Copies of some files for each of these servers.
 pub fn hand_out(dir: &FleetDir, members: &[Member], files: &[&str]) -> Step {
     let copies = members.iter().map(|member| {

@@ -471,6 +471,8 @@ fn changes_of_a_fleets_directory_are_whole_or_not_at_all() -> Result<()> {
     // The certificate of the one that left names server 4.
     let said = expect(&["replace", fleet, "--offline", "2"], 0, &["takes the place of server 2"])?;
     assert!(said.contains("server 5 (10.0.0.2:10001)"), "{said}");
+    let last = "make its keys useless:\n     stekctl revoke\n";
+    assert!(said.ends_with(last), "{said}");
     let list = fs::read_to_string(made.join("server-1/server_list.yaml"))?;
     assert!(list.contains("CN=stek-share-5") && !list.contains("CN=stek-share-2"), "{list}");
 
