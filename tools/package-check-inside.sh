@@ -36,6 +36,13 @@ files() {
         -o -path /var/lib/apt -o -path /var/log/apt -o -path /tmp \) -prune -o -print | sort
 }
 
+# Whether Traffic Server says anything at its port.
+answers() {
+    # shellcheck disable=SC2016 # what is in quotes is for the inner shell
+    [ -n "$(timeout 3 bash -c 'exec 3<>/dev/tcp/127.0.0.1/8080
+        printf "GET / HTTP/1.0\r\n\r\n" >&3; head -c 1 <&3' 2>/dev/null)" ]
+}
+
 start() {
     traffic_manager >/dev/null 2>&1 &
     manager=$!
@@ -110,11 +117,30 @@ upgrades() {
     echo "package-check: it is upgraded under a running server"
 }
 
+# What docs/operations.md says of a line that names a plugin which is gone, and what ends it.
+out_of_order() {
+    local log
+    for log in /var/log/trafficserver/*; do : >"$log"; done
+    traffic_manager >/dev/null 2>&1 &
+    manager=$!
+    wait_for "a word about the plugin that is gone" grep -qrs stek_share /var/log/trafficserver
+    ! answers || fail "Traffic Server serves, although its plugin.config names what is not there"
+    stop
+    bash -c "$(sed -n 's/.*(\(sed -i [^)]*\)).*/\1/p' /tmp/removal)"
+    traffic_manager >/dev/null 2>&1 &
+    manager=$!
+    wait_for "Traffic Server without the plugin" answers
+    stop
+    echo "package-check: a line that was left keeps Traffic Server from starting, and the removal's command" \
+        "ends it"
+}
+
 goes() {
     dpkg --remove $name >/tmp/removal 2>&1
     grep -q "still names stek_share.so" /tmp/removal ||
         fail "a removal that keeps Traffic Server from starting says nothing: $(cat /tmp/removal)"
-    cp -p /plugin.config.before $ats/plugin.config
+    out_of_order
+    cmp /plugin.config.before $ats/plugin.config || fail "the removal's command left another plugin.config"
     rm -r $fleet /fleet /plugin.config.before
     dpkg --purge $name >/dev/null 2>&1
     # Traffic Server's own, from having run.
