@@ -94,23 +94,34 @@ const PHRASES: [(&str, &str); 7] = [
 ];
 
 /// Names of types that say too little.
-const TYPES: [&str; 16] = [
+const TYPES: [&str; 27] = [
+    "Alarm",
+    "Ask",
+    "Door",
     "Ears",
     "Farewell",
+    "Gate",
+    "Given",
     "Heard",
     "HistoryId",
+    "Knocks",
     "Letter",
     "LogEnd",
+    "LogPosition",
+    "Lookout",
     "Mail",
     "Means",
     "Meters",
     "Outside",
     "Post",
     "Pulse",
+    "QueuedRotation",
     "Recall",
+    "RotationRefusal",
     "Senseless",
     "Unable",
     "Voice",
+    "WillCampaign",
 ];
 
 /// Names of others that are as they are: the option of the original, a type of Rust's.
