@@ -1,11 +1,15 @@
 //! `rotate` and `revoke`: orders to the group, by way of any server.
 //!
 //! Invariants: one call gives one order to one server, so that it makes at most one key: an
-//! order without an answer may have been carried out.
+//! order without an answer may have been carried out. A revocation is told of as done with the servers that
+//! may not have heard of it.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use stek_share::client::{admin_limit, AdminCommand};
+use stek_share::client::{admin_limit, AdminCommand, KeyStatus, Keys};
+use stek_share::core::key_ring::Generation;
 use stek_share::core::server_id::ServerId;
 
 use crate::absence::{absences, servers_named};
@@ -13,7 +17,7 @@ use crate::cli::{Place, RevokeArgs};
 use crate::exit_code::{Ended, Failure, Outcome};
 use crate::fleet::{address, Fleet, Server};
 use crate::locate;
-use crate::output::{print, styled, GOOD};
+use crate::output::{print, style_of, styled, GOOD};
 use crate::outside::shut_out;
 
 /// A new key now.
@@ -70,15 +74,63 @@ fn give(command: AdminCommand, place: &Place) -> Ended {
     let member = server.reached();
     match fleet.with(|client| async move { client.admin_command(member, command, limit).await }) {
         Ok(generation) => {
-            let also = match command {
-                AdminCommand::Rotate => "",
-                AdminCommand::Revoke => "; every older key is dropped",
+            let (also, keeping) = match command {
+                AdminCommand::Rotate => ("", Vec::new()),
+                AdminCommand::Revoke => {
+                    ("; every older key is dropped", keeping(&fleet, generation))
+                }
             };
             let word = styled("done:", GOOD);
             print(&format!("{word} generation {generation} is in use{also}\n"))?;
-            Ok(Outcome::Healthy)
+            let outcome = if keeping.is_empty() { Outcome::Healthy } else { Outcome::Degraded };
+            let word = styled("warning:", style_of(outcome));
+            keeping.iter().try_for_each(|line| print(&format!("{word} {line}\n")))?;
+            Ok(outcome)
         }
         Err(why) => Err(Failure::new(format!("server {} ({}): {why}", member.id, address(member)))),
+    }
+}
+
+/// How long servers that answer may take to hear that older keys are dropped; they need milliseconds.
+const DROP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Between two questions about that.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The servers that may open older tickets still, once those that answer had time to drop their keys: a line for
+/// those that do not answer, and one for those that do.
+fn keeping(fleet: &Fleet, generation: Generation) -> Vec<String> {
+    let deadline = Instant::now() + DROP_LIMIT;
+    loop {
+        let servers = fleet.ask();
+        let keeps = |server: &&Server| {
+            server.status().is_some_and(|status| {
+                let Keys { current, previous, .. } = &status.keys;
+                let older = |key: &KeyStatus| key.generation < generation;
+                current.is_none() || current.iter().chain(previous).any(older)
+            })
+        };
+        let keeping: Vec<ServerId> = servers.iter().filter(keeps).map(Server::id).collect();
+        if !keeping.is_empty() && Instant::now() < deadline {
+            thread::sleep(PAUSE);
+            continue;
+        }
+        let away = servers.iter().filter(|server| server.answer.is_err());
+        let away: Vec<ServerId> = away.map(Server::id).collect();
+        let told = |ids: &[ServerId], words: &str| {
+            (!ids.is_empty()).then(|| format!("{}: {words}", servers_named(ids)))
+        };
+        return [
+            told(
+                &away,
+                "no answer; whoever still runs there opens older tickets until it reaches the others: stop \
+                 its Traffic Server, or mend the network",
+            ),
+            told(&keeping, "an answer, and older keys are still there; see its diags.log"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
     }
 }
 

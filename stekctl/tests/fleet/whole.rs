@@ -272,6 +272,10 @@ fn one_dead_then_two(fleet: &mut Fleet) -> Result<()> {
     let said = on(ats, &["doctor", "--proc", "/nowhere"])?;
     said.ended(1, "warning: fleet: server 3 is unreachable: ")?;
     assert!(on(ats, &["rotate"])?.code == 0, "two of three are a majority");
+    // Who may not have heard of a revocation is named, since older tickets may be worth something there.
+    let said = on(ats, &["revoke", "--yes"])?;
+    said.ended(1, "is in use; every older key is dropped\n")?;
+    said.line(&["warning: server 3: no answer; whoever still runs there opens older tickets"])?;
 
     fleet.servers[1].stop(Signal::Interrupt)?;
     let ats = &fleet.servers[0];
