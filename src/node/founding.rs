@@ -226,9 +226,11 @@ fn whom_to_ask(
         let leading = leading.map(|status| status.vote.node.server);
         whom.extend(leading.filter(|id| ids.contains(id)));
     }
-    if periods > 0 && !majority_possible(all.len(), (&all & absent).len()) {
-        // One more each time.
-        whom.extend(ctx.consulted(usize::try_from(periods).unwrap_or(NEIGHBOURS)));
+    let is_small = ctx.members().len() <= NEIGHBOURS + 1;
+    if periods > 0 && (is_small || !majority_possible(all.len(), (&all & absent).len())) {
+        // One more each time, where they are many.
+        let more = usize::try_from(periods).unwrap_or(NEIGHBOURS);
+        whom.extend(ctx.consulted(if is_small { NEIGHBOURS } else { more }));
     }
     whom.remove(&ctx.me);
     whom

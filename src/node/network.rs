@@ -30,7 +30,7 @@ pub type Reply<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Carries one server's messages, in place of mutual TLS.
 pub trait SimulatedNetwork: Send + Sync + 'static {
     /// Called once, before anything else: what the server says of itself, and where it is to be noted
-    /// whom it heard ([`LastSeen::note`], [`LastSeen::record_answer`]).
+    /// whom it heard ([`LastSeen::record`], [`LastSeen::record_answer`]).
     fn open(&self, me: &LocalIdentity, heard: &LastSeen);
 
     /// As [`Peers::set_members`].
@@ -39,7 +39,7 @@ pub trait SimulatedNetwork: Send + Sync + 'static {
     /// As [`Peers::request`].
     fn request(&self, to: ServerId, body: Body, limit: Duration) -> Reply<Result<Body, CallError>>;
 
-    /// As [`Peers::note`].
+    /// As [`Peers::send_one_way`].
     fn send_one_way(&self, to: ServerId, body: Body, limit: Duration);
 
     /// As [`call_once_by`], for a server that is no member yet.

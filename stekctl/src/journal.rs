@@ -190,7 +190,12 @@ pub fn resume(dir: &Path, command: &str) -> Result<Option<String>, Failure> {
 /// # Errors
 /// When the record, which has keys in it, cannot be removed.
 pub fn clear(dir: &Path) -> Result<(), Failure> {
-    remove(&dir.join(RECORD))
+    // At once, so that nobody finds half of a record if this process is killed.
+    let (record, leftover) = (dir.join(RECORD), draft(dir));
+    match fs::rename(&record, &leftover) {
+        Ok(()) => remove(&leftover),
+        Err(_) => remove(&record),
+    }
 }
 
 /// Removes drafts of this name, with keys in them, whose processes have ended.

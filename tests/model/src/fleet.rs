@@ -88,7 +88,7 @@ pub enum Message {
     Prepare(Prepare),
     /// See [`Promise`]; with the keys that its server ever acknowledged, which no rule knows.
     Promise(Promise<Rec>, Set),
-    /// See [`Found`].
+    /// See [`FoundedCluster`].
     Found(FoundedCluster<Rec>),
     /// A candidate and the end of its log.
     Stand(Epoch, u8, NodeId, (u8, u8)),
