@@ -62,8 +62,6 @@ pub(super) struct Context {
     running: Mutex<Option<Running>>,
     /// This node's part in its cluster.
     part: Mutex<Part<Record>>,
-    /// When this server promised another one last to have part in its founding.
-    promised_at: Mutex<Option<Moment>>,
     /// Since when the record in it is as old as it says.
     kept_since: Mutex<Moment>,
     /// What the present cluster was founded from, if this node was there, and when it heard of that.
@@ -106,7 +104,6 @@ impl Context {
             log_grew: Notify::new(),
             arrived: Notify::new(),
             part: Mutex::new(Part::new(node, RankedRecord::default())),
-            promised_at: Mutex::default(),
             kept_since: Mutex::default(),
             base: Mutex::default(),
             arrivals: Mutex::default(),
@@ -254,17 +251,6 @@ impl Context {
             self.enter();
         }
         accepted
-    }
-
-    /// Notes that another server was promised something: for so long it is let alone.
-    pub fn record_promise(&self) {
-        *lock(&self.promised_at) = Some(self.now());
-    }
-
-    /// Whether a founding of another server that was promised something may be under way still.
-    pub fn lets_another_found(&self) -> bool {
-        let limit = self.settings().timers.election_upper;
-        lock(&self.promised_at).is_some_and(|at| self.now().since(at) < limit)
     }
 
     /// What the present cluster was founded from, as old as it is now.

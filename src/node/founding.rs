@@ -164,7 +164,7 @@ async fn look_for_majority(founder: &Founder) {
         founder.quorum_unreachable.send_replace(is_unreachable);
         // Who knows of no group, while a living server does not have it in its list, waits to be added.
         let waits_outside = is_outsider && held.rank.epoch.is_none();
-        let rests = ctx.now() < rest_until || waits_outside || ctx.lets_another_found();
+        let rests = ctx.now() < rest_until || waits_outside;
         if !rests && is_due(founder, &list, (&answers, &gone), silent_for, &mut possible_since) {
             let among: Vec<Answer> = answers
                 .iter()

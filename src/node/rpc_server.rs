@@ -298,15 +298,12 @@ impl RpcServer {
         // Who is in no cluster has no Raft to stop.
         let here = part::promise(ctx, &prepare, own, hears_leader || !is_its_own, false)?;
         if let Some(promise) = here {
-            ctx.record_promise();
             return Ok(Box::new(promise));
         }
         let (reply, answer) = oneshot::channel();
         let busy = Refused::HearsLeader;
         self.0.asked.try_send(LifecycleRequest::Prepare(prepare, reply)).map_err(|_| busy)?;
-        let promise = answer.await.unwrap_or(Err(busy))?;
-        ctx.record_promise();
-        Ok(Box::new(promise))
+        answer.await.unwrap_or(Err(busy)).map(Box::new)
     }
 
     /// Begins in a cluster that was founded, if this node is to; whether it did.
