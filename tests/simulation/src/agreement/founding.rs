@@ -167,11 +167,13 @@ impl Agreement {
         found: &FoundedCluster<Seen>,
     ) -> Judged {
         let Some(node) = self.nodes.get(&promiser) else { return Ok(()) };
-        for (epoch, log) in &node.logs {
+        // Who promised again since then may have agreed on more, in a cluster that comes after this one.
+        for (epoch, log) in node.logs.range(..found.epoch) {
             let Some(cluster) = self.clusters.get(epoch) else { continue };
             let Some(base) = cluster.base else { continue };
-            let acknowledged = log.acknowledged().map_or(0, |end| end.index);
-            let mut known = cluster.agreed.range(base..).filter(|(at, _)| **at <= acknowledged);
+            // A log may have another leader's entry in an agreed one's place.
+            let has = |at: &u64| cluster.agreed.get(at).is_some_and(|(end, _, _)| log.has(*end));
+            let mut known = cluster.agreed.range(base..).filter(|(at, _)| has(at));
             if let Some((_, (end, _, _))) = known.next_back() {
                 let agreed = Rank { epoch: *epoch, end: *end };
                 if newest < agreed {
@@ -186,7 +188,7 @@ impl Agreement {
             }
             for (generation, key) in &found.base.record.keys {
                 let other = cluster.keys.get(generation).filter(|(_, agreed)| agreed != key);
-                if other.is_some_and(|(at, _)| *at <= acknowledged) {
+                if other.is_some_and(|(at, _)| has(at)) {
                     return Err(format!("generation {generation} gets another key, {key}"));
                 }
             }

@@ -59,7 +59,7 @@ impl Log {
     }
 
     /// Whether it has this very entry, acknowledged.
-    fn has(&self, at: LogId) -> bool {
+    pub fn has(&self, at: LogId) -> bool {
         let is_kept = |(kept, _): &(LogId, Entry)| *kept == at;
         let floor = self.floor.map_or(0, |floor| floor.index);
         self.acknowledged.is_some_and(|end| end.index >= at.index)
