@@ -598,7 +598,8 @@ impl World {
         if let Some(term) = term.and_then(|term| term.parse().ok()) {
             let epoch = self.machines.get(&id).and_then(|machine| machine.node_status(self.now));
             let epoch = epoch.map_or(0, |report| report.epoch);
-            self.sight.leaders.push(Leader { at: self.now, id, epoch, term });
+            let run = self.sight.servers.get(&id).map_or(0, |view| view.run);
+            self.sight.leaders.push(Leader { at: self.now, id, run, epoch, term });
         }
         if line.ends_with("installed keys stay in use until then") {
             // It joins again, as one that has just started does.

@@ -147,6 +147,8 @@ pub struct Leader {
     pub at: u64,
     /// Which server.
     pub id: u32,
+    /// Which process of that server.
+    pub run: u64,
     /// Of which cluster.
     pub epoch: u64,
     /// Of which term.
@@ -339,11 +341,18 @@ impl Sight {
 
     /// The servers that lead, or did not long ago.
     ///
-    /// Of those who began long ago the one with the highest term of the latest cluster leads.
+    /// Of those who began long ago the one with the highest term of the latest cluster leads. One whose
+    /// process has ended does not, if another one began since: where all that vote forget at once, that one
+    /// may be of a cluster with a lower epoch.
     pub fn leaders(&self) -> impl Iterator<Item = u32> + '_ {
         let from = self.now.saturating_sub(self.settling());
-        let older = self.leaders.iter().filter(move |leader| leader.at < from);
-        let standing = older.max_by_key(|leader| (leader.epoch, leader.term));
+        let older = || self.leaders.iter().filter(move |leader| leader.at < from);
+        let runs = |leader: &Leader| {
+            self.servers.get(&leader.id).is_some_and(|view| view.run == leader.run)
+        };
+        let followed = move |leader: &Leader| older().any(|o| o.at > leader.at && runs(o));
+        let standing = older().filter(|leader| runs(leader) || !followed(leader));
+        let standing = standing.max_by_key(|leader| (leader.epoch, leader.term));
         let recent = self.leaders.iter().filter(move |leader| leader.at >= from);
         standing.into_iter().chain(recent).map(|leader| leader.id)
     }
