@@ -1,12 +1,10 @@
 //! Founds a cluster where no leader with a majority is heard: at a cold start, and where a majority is
 //! gone.
 //!
-//! Asks the others who they are, which binds nobody; prepares when [`crate::core::agreement`] says that
-//! it may be; founds with those who promised. What all that means is said there. Invariants: nothing is
-//! prepared while anybody who answers hears a leader with a majority, nor before a cluster that may
-//! still elect one had its time; nobody is asked more often than the pauses here allow.
+//! Asks the others who they are, which binds nobody; prepares when [`crate::core::agreement::search`]
+//! says that it is time; founds with those who promised. Invariants: one founding at a time; nobody is
+//! asked more often than the pauses here allow.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,15 +21,13 @@ use super::shared::{LifecycleRequest, Shared};
 use crate::consensus::link_limit;
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::agreed::Record;
-use crate::core::agreement::founding::{
-    may_prepare, Answer, FoundedCluster, FoundingRequest, Prepare, Turn,
-};
+use crate::core::agreement::founding::{Answer, FoundedCluster, FoundingRequest, Prepare};
 use crate::core::agreement::ranked_record::Voters;
-use crate::core::moment::Moment;
-use crate::core::pre_vote::{is_over, majority_possible, Status};
+use crate::core::agreement::search::{Search, Silence, View, ELECTIONS};
+use crate::core::pre_vote::Status;
 use crate::core::quorum::majority;
 use crate::core::server_id::ServerId;
-use crate::core::server_list::{sample, voters, NEIGHBOURS};
+use crate::core::server_list::sample;
 use crate::rpc::{RecoverRefusal, Request, Response};
 use crate::supervise::{catch_panic, fail_point, kept_alive};
 
@@ -42,17 +38,6 @@ const ASK_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// The longest pause of a server that does not vote after a question to which there was no answer in
 /// time: whom it asks, or this machine, has more to do than it can.
 const SLOW_PAUSE_MAX: Duration = Duration::from_secs(4);
-
-/// How long a server asks before it says that there is no majority: servers that are started together
-/// refuse each other's connections for a moment.
-const QUORUM_UNREACHABLE_AFTER: Duration = Duration::from_millis(250);
-
-/// So many upper election bounds without a leader a cluster has for its elections, if enough of its
-/// voters may be there, before another one is founded.
-pub(super) const ELECTIONS: u32 = 10;
-
-/// How many of those that vote a server asks at first that does not.
-const FEW: usize = 2;
 
 /// How many of those that do not vote are asked before a cluster is founded from nothing: they may be all
 /// that is left of one.
@@ -132,51 +117,47 @@ fn next_look(ctx: &Context) -> Duration {
 /// Asks the others until a leader with a majority is heard, and founds if there is none.
 async fn look_for_majority(founder: &Founder) {
     let (ctx, peers) = (founder.ctx(), &founder.peers);
-    let (since, upper) = (ctx.now(), ctx.settings().timers.election_upper);
-    let troubles = watch::Sender::new(BTreeMap::new());
+    let mut search = Search::new(ctx.now());
+    let silences = watch::Sender::new(BTreeMap::new());
     let mut asked: BTreeSet<ServerId> = BTreeSet::new();
     let mut askers = JoinSet::new();
-    // Until then a founding that came to nothing is not tried again.
-    let mut rest_until = since;
-    // Since when this server might prepare.
-    let mut possible_since = None;
     while !ctx.in_majority() {
-        let held = ctx.holding();
-        let list = held.record.voters.last().cloned().unwrap_or_default();
-        let silent_for = ctx.now().since(since);
-        let absent = absent(&troubles.borrow());
-        for id in whom_to_ask(peers, &list, silent_for, &absent) {
+        let (now, held, own, members) = (ctx.now(), ctx.holding(), ctx.status(), ctx.members());
+        let upper = ctx.settings().timers.election_upper;
+        let mut answers = peers.answers_within(ANSWER_LIFE.min(search.lasts(now)));
+        let (known, wall) = (ctx.part(|part| part.known()), founding_clock());
+        answers.retain(|_, status| status.cluster.is_plausible(known, wall));
+        let answers = search.believes(now, (&own, upper), answers);
+        let configs = ctx.running().map(|running| running.voters());
+        let silent = silences.borrow().clone();
+        let view = View {
+            now,
+            own: &own,
+            is_new: held.rank.epoch.is_none(),
+            list: &held.record.voters.last().cloned().unwrap_or_default(),
+            members: &members,
+            upper,
+            configs: configs.as_deref(),
+            answers: &answers,
+            silent: &silent,
+        };
+        for id in search.whom_to_ask(&view) {
             if asked.insert(id) {
-                askers.spawn(keep_asking(peers.clone(), id, troubles.clone()));
+                askers.spawn(keep_asking(peers.clone(), id, silences.clone()));
             }
         }
-        let answers =
-            believed(founder, peers.answers_within(ANSWER_LIFE.min(silent_for)), silent_for);
-        let with_trouble = |what: CallFailure| -> BTreeSet<ServerId> {
-            let troubles = troubles.borrow();
-            let those = troubles.iter().filter(|(_, failure)| **failure == what);
-            those.map(|(id, _)| *id).collect()
-        };
-        let gone = with_trouble(CallFailure::NobodyListens);
-        let is_outsider = !with_trouble(CallFailure::NotListed).is_disjoint(&list);
-        let given_time = silent_for >= QUORUM_UNREACHABLE_AFTER;
-        let is_unreachable = given_time && !majority_possible(list.len(), (&absent & &list).len());
-        founder.quorum_unreachable.send_replace(is_unreachable);
-        // Who knows of no group, while a living server does not have it in its list, waits to be added.
-        let waits_outside = is_outsider && held.rank.epoch.is_none();
-        let rests = ctx.now() < rest_until || waits_outside;
-        if !rests && is_due(founder, &list, (&answers, &gone), silent_for, &mut possible_since) {
+        founder.quorum_unreachable.send_replace(search.is_quorum_unreachable(&view));
+        if search.is_due(&view) {
             let among: Vec<Answer> = answers
                 .iter()
-                .filter(|(id, _)| list.contains(id))
+                .filter(|(id, _)| view.list.contains(id))
                 .map(|(_, status)| status.answer())
                 .collect();
             if !found(founder, among, &answers).await {
                 let is_left_out = part::give_up(ctx);
                 let more = if is_left_out { upper * ELECTIONS } else { Duration::ZERO };
-                rest_until = ctx.now() + pause(founder) + more;
+                search.rest(ctx.now() + pause(founder) + more);
             }
-            possible_since = None;
         }
         tokio::select! {
             () = peers.answered.notified() => {}
@@ -184,112 +165,6 @@ async fn look_for_majority(founder: &Founder) {
             () = sleep(ASSESS_PAUSE) => {}
         }
     }
-}
-
-/// What can be taken for true of what others say. One that alone says for long that it hears a leader
-/// holds up nobody who is in no cluster: those who hear one do not promise.
-fn believed(
-    founder: &Founder,
-    mut answers: BTreeMap<ServerId, Status>,
-    silent_for: Duration,
-) -> BTreeMap<ServerId, Status> {
-    let (ctx, wall) = (founder.ctx(), founding_clock());
-    let known = ctx.part(|part| part.known());
-    answers.retain(|_, status| status.cluster.is_plausible(known, wall));
-    let is_long = silent_for >= ctx.settings().timers.election_upper * ELECTIONS;
-    let saying = answers.values().filter(|status| status.quorum).count();
-    if is_long && saying == 1 && answers.len() > 1 && ctx.cluster().is_none() {
-        answers.retain(|_, status| !status.quorum);
-    }
-    answers
-}
-
-/// Those that vote, by the newest that is known here and by the present list. Who does not vote first asks a
-/// few of them, and the leader of whom they tell: a large fleet that starts at once has enough to do.
-/// Where those that vote are absent others are asked too, who may know more, and so that an operator
-/// hears of them why they do not answer.
-fn whom_to_ask(
-    peers: &Peers,
-    list: &Voters,
-    silent_for: Duration,
-    absent: &BTreeSet<ServerId>,
-) -> BTreeSet<ServerId> {
-    let (ctx, upper) = (&peers.ctx, peers.ctx.settings().timers.election_upper);
-    let all = list | &voters(&ctx.members());
-    let periods = silent_for.as_millis() / (upper * ELECTIONS).as_millis().max(1);
-    let mut whom = all.clone();
-    if absent.is_empty() && !all.contains(&ctx.me) {
-        let few = FEW.saturating_mul(usize::try_from(periods).unwrap_or(FEW) + 1);
-        whom = some_of(&all, ctx.me, few);
-        let (answers, ids) = (peers.answers_within(ANSWER_LIFE), ctx.ids());
-        let leading = answers.values().filter(|status| status.quorum);
-        let leading = leading.map(|status| status.vote.node.server);
-        whom.extend(leading.filter(|id| ids.contains(id)));
-    }
-    let is_small = ctx.members().len() <= NEIGHBOURS + 1;
-    if periods > 0 && (is_small || !majority_possible(all.len(), (&all & absent).len())) {
-        // One more each time, where they are many.
-        let more = usize::try_from(periods).unwrap_or(NEIGHBOURS);
-        whom.extend(ctx.consulted(if is_small { NEIGHBOURS } else { more }));
-    }
-    whom.remove(&ctx.me);
-    whom
-}
-
-/// Those that cannot be reached, as far as is known; who is slow is not absent.
-fn absent(troubles: &BTreeMap<ServerId, CallFailure>) -> BTreeSet<ServerId> {
-    let is_absent = |failure: &CallFailure| {
-        matches!(failure, CallFailure::NobodyListens | CallFailure::Unreachable)
-    };
-    troubles.iter().filter(|(_, failure)| is_absent(failure)).map(|(id, _)| *id).collect()
-}
-
-/// A few of these servers, others for each that asks.
-fn some_of(ids: &Voters, me: ServerId, few: usize) -> BTreeSet<ServerId> {
-    let first = usize::try_from(me.0).unwrap_or_default() % ids.len().max(1);
-    ids.iter().cycle().skip(first).take(few.min(ids.len())).copied().collect()
-}
-
-/// Whether this server may prepare now, and should.
-fn is_due(
-    founder: &Founder,
-    list: &Voters,
-    (answers, gone): (&BTreeMap<ServerId, Status>, &BTreeSet<ServerId>),
-    silent_for: Duration,
-    possible_since: &mut Option<Moment>,
-) -> bool {
-    let ctx = founder.ctx();
-    let (own, upper) = (ctx.status(), ctx.settings().timers.election_upper);
-    let is_in_none = |status: &Status| status.cluster.is_none();
-    // A cluster of which a majority may be left is given time to elect a leader.
-    let is_dead = match ctx.running().filter(|_| !is_in_none(&own)) {
-        Some(running) => is_over((own.node, own.cluster), &running.voters(), answers, gone),
-        // All that vote have left what there was, whatever those hold on to who follow.
-        None => {
-            let mut others = list.iter().filter(|id| **id != ctx.me);
-            answers.values().all(is_in_none)
-                || others.all(|id| answers.get(id).is_some_and(is_in_none))
-        }
-    };
-    let grace = if is_dead { Duration::ZERO } else { upper * ELECTIONS };
-    let Some(asked_for) = silent_for.checked_sub(grace) else { return false };
-    let theirs: BTreeMap<ServerId, Answer> =
-        answers.iter().map(|(id, status)| (*id, status.answer())).collect();
-    let is_possible = may_prepare(ctx.me, list, &theirs, asked_for, upper * 3 / 2);
-    let is_first = || {
-        let turn = |status: &Status| -> Turn {
-            (status.cluster, status.last_log_id, Reverse(status.node.server))
-        };
-        let others = answers.values().filter(|status| list.contains(&status.node.server));
-        others.map(turn).all(|other| other < turn(&own))
-    };
-    if !is_possible {
-        *possible_since = None;
-        return false;
-    }
-    let now = ctx.now();
-    let since = *possible_since.get_or_insert(now);
-    is_first() || now.since(since) >= upper * 2
 }
 
 /// So long after a founding that came to nothing this server does not try another one.
@@ -304,22 +179,24 @@ fn pause(founder: &Founder) -> Duration {
 async fn keep_asking(
     peers: Arc<Peers>,
     id: ServerId,
-    troubles: watch::Sender<BTreeMap<ServerId, CallFailure>>,
+    silences: watch::Sender<BTreeMap<ServerId, Silence>>,
 ) {
     let mut pause = ASK_PAUSE_MIN;
     loop {
         let answer = catch_panic(ask_one(&peers, id)).await;
         let answer = answer.unwrap_or(Err(CallFailure::InvalidResponse));
-        let most = match answer {
-            Err(CallFailure::TimedOut) if !peers.ctx.votes() => SLOW_PAUSE_MAX,
-            _ => ASK_PAUSE_MAX,
+        let silence = match answer {
+            Err(CallFailure::NobodyListens) => Some(Silence::NobodyListens),
+            Err(CallFailure::Unreachable) => Some(Silence::Unreachable),
+            Err(CallFailure::NotListed) => Some(Silence::NotListed),
+            _ => None,
         };
-        troubles.send_modify(|troubles| {
-            match answer {
-                Err(failure) => troubles.insert(id, failure),
-                Ok(()) => troubles.remove(&id),
-            };
+        silences.send_modify(|silences| match silence {
+            Some(silence) => drop(silences.insert(id, silence)),
+            None => drop(silences.remove(&id)),
         });
+        let is_slow = matches!(answer, Err(CallFailure::TimedOut)) && !peers.ctx.votes();
+        let most = if is_slow { SLOW_PAUSE_MAX } else { ASK_PAUSE_MAX };
         sleep(pause).await;
         pause = (pause * 5 / 4).min(most);
     }

@@ -16,13 +16,13 @@ use tokio::time::{sleep, timeout};
 
 use super::context::{founding_clock, Context};
 use super::counters::NodeCounters;
-use super::founding::ELECTIONS;
 use super::peer_client::{ask, Peers, STATUS_LIMIT};
 use super::running::{Running, Stopped};
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::consensus::state_machine::AgreedView;
 use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::meeting::{self, Leading, Meeting};
+use crate::core::agreement::search::ELECTIONS;
 use crate::core::node_id::NodeId;
 use crate::core::pre_vote::{self, Status};
 use crate::core::server_id::ServerId;

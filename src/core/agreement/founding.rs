@@ -10,9 +10,7 @@
 //! acknowledged before a promise is in the record that came with it; in one epoch there is one
 //! founding.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -287,26 +285,6 @@ impl<R: Evidence> Participant<R> {
     }
 }
 
-/// Whether a server that has heard no leader with a majority for a while prepares a founding, having
-/// asked the others of `list` for `asked_for`: nobody hears one, and all answered or a majority after
-/// `patience`. The more of them are there, the newer is the newest record.
-pub fn may_prepare(
-    me: ServerId,
-    list: &Voters,
-    answers: &BTreeMap<ServerId, Answer>,
-    asked_for: Duration,
-    patience: Duration,
-) -> bool {
-    let there = list.iter().filter(|id| **id == me || answers.contains_key(id)).count();
-    list.contains(&me)
-        && answers.values().all(|answer| !answer.hears_leader)
-        && (there == list.len() || there >= majority(list.len()) && asked_for >= patience)
-}
-
-/// How new what a server has is, and which server it is: of those that could found at once the one
-/// with the newest does, and of those the first one.
-pub type Turn = (Epoch, Option<LogId>, Reverse<ServerId>);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -530,22 +508,5 @@ mod tests {
         two.promise(&Prepare { epoch: epoch(99, 3), to: node(2, 1) }, none(&[1, 2, 3]));
         assert!(!two.accept(&found, none(&[1, 2, 3])) && !two.takes_part());
         assert!(one.accept(&found, none(&[1, 2, 3])));
-    }
-
-    #[test]
-    fn a_server_prepares_when_nobody_hears_a_leader_and_enough_are_there() {
-        let list = ids(&[1, 2, 3]);
-        let there = |servers: &[u32], hears: bool| {
-            let answer = |id: &u32| (ServerId(*id), member(*id).answer(hears));
-            servers.iter().map(answer).collect::<BTreeMap<_, _>>()
-        };
-        let patience = Duration::from_millis(600);
-        let may = |me, answers: &BTreeMap<_, _>, ms| {
-            may_prepare(ServerId(me), &list, answers, Duration::from_millis(ms), patience)
-        };
-        assert!(may(1, &there(&[2, 3], false), 0), "all are there");
-        assert!(!may(1, &there(&[2], false), 599) && may(1, &there(&[2], false), 600));
-        assert!(!may(1, &there(&[], false), 9999) && !may(1, &there(&[2, 3], true), 9999));
-        assert!(!may(4, &there(&[1, 2, 3], false), 9999), "it is not in the list");
     }
 }

@@ -26,3 +26,4 @@ pub mod founding;
 pub mod meeting;
 pub mod ranked_record;
 pub mod replacement;
+pub mod search;

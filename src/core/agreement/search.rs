@@ -1,0 +1,452 @@
+//! What a server does that hears no leader with a majority: whom it asks, what it believes of the
+//! answers, and when it prepares a founding.
+//!
+//! None of this is needed for two clusters never to agree on different things: who promises what is
+//! in [`super::founding`]. It says how soon there is a leader again, and how little is asked for that.
+//! Invariants: nothing is prepared while anybody who is believed hears a leader with a majority, nor
+//! before a cluster that may still elect one had its time; a server of a large fleet asks few.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::ranked_record::Voters;
+use crate::core::config::Member;
+use crate::core::moment::Moment;
+use crate::core::node_id::NodeId;
+use crate::core::pre_vote::{is_over, majority_possible, Status};
+use crate::core::quorum::majority;
+use crate::core::server_id::ServerId;
+use crate::core::server_list::{consulted, voters, NEIGHBOURS};
+
+/// So many upper election bounds without a leader a cluster has for its elections, if enough of its
+/// voters may be there, before another one is founded.
+pub const ELECTIONS: u32 = 10;
+
+/// How many of those that vote a server asks at first that does not.
+const FEW: usize = 2;
+
+/// How long a server asks before it says that there is no majority: servers that are started together
+/// refuse each other's connections for a moment.
+const QUORUM_UNREACHABLE_AFTER: Duration = Duration::from_millis(250);
+
+/// Why a server does not answer, as far as it matters here; who is slow is not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// Its machine says that nobody listens there: its process is gone.
+    NobodyListens,
+    /// There is no way to it.
+    Unreachable,
+    /// It does not have this server in its list.
+    NotListed,
+}
+
+/// What a server knows while it looks for a leader.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The present time.
+    pub now: Moment,
+    /// What it says of itself.
+    pub own: &'a Status,
+    /// Whether it has never heard of a group.
+    pub is_new: bool,
+    /// Those that vote by the newest record that it has.
+    pub list: &'a Voters,
+    /// The present server list.
+    pub members: &'a [Member],
+    /// `election_timeout_upper_bound`.
+    pub upper: Duration,
+    /// The voter sets of its own cluster, if it runs in one; two during a change.
+    pub configs: Option<&'a [BTreeSet<NodeId>]>,
+    /// What the others said a moment ago that may be true.
+    pub answers: &'a BTreeMap<ServerId, Status>,
+    /// Those that do not answer, and why.
+    pub silent: &'a BTreeMap<ServerId, Silence>,
+}
+
+impl View<'_> {
+    fn me(&self) -> ServerId {
+        self.own.node.server
+    }
+
+    fn silent(&self, why: &[Silence]) -> BTreeSet<ServerId> {
+        let those = self.silent.iter().filter(|(_, silence)| why.contains(silence));
+        those.map(|(id, _)| *id).collect()
+    }
+
+    fn absent(&self) -> BTreeSet<ServerId> {
+        self.silent(&[Silence::NobodyListens, Silence::Unreachable])
+    }
+
+    /// Whether it knows of no group, and a living server does not have it in its list.
+    fn waits_to_be_added(&self) -> bool {
+        self.is_new && !self.silent(&[Silence::NotListed]).is_disjoint(self.list)
+    }
+
+    /// Whether no cluster can be harmed: its own, or all that were, can agree on nothing any more.
+    fn is_nothing_left(&self) -> bool {
+        let is_in_none = |status: &Status| status.cluster.is_none();
+        match self.configs.filter(|_| !is_in_none(self.own)) {
+            Some(configs) => {
+                let gone = self.silent(&[Silence::NobodyListens]);
+                is_over((self.own.node, self.own.cluster), configs, self.answers, &gone)
+            }
+            // All that vote have left what there was, whatever those hold on to who follow.
+            None => {
+                let mut others = self.list.iter().filter(|id| **id != self.me());
+                self.answers.values().all(is_in_none)
+                    || others.all(|id| self.answers.get(id).is_some_and(is_in_none))
+            }
+        }
+    }
+
+    /// Whether this server has the newest of what those have that could found, and of those that have
+    /// it is the first one in the list.
+    fn is_first(&self) -> bool {
+        let turn = |said: &Status| (said.cluster, said.last_log_id, Reverse(said.node.server));
+        let others = self.answers.values().filter(|said| self.list.contains(&said.node.server));
+        others.map(turn).all(|other| other < turn(self.own))
+    }
+}
+
+/// One search, from when no leader with a majority was heard any more.
+#[derive(Debug)]
+pub struct Search {
+    since: Moment,
+    /// Until then a founding that came to nothing is not tried again.
+    rests_until: Moment,
+    /// Since when this server might prepare.
+    possible_since: Option<Moment>,
+}
+
+impl Search {
+    /// Begins now.
+    pub fn new(now: Moment) -> Search {
+        Search { since: now, rests_until: now, possible_since: None }
+    }
+
+    /// How long it has taken.
+    pub fn lasts(&self, now: Moment) -> Duration {
+        now.since(self.since)
+    }
+
+    /// What can be taken for true of what others say, of those that are plausible. One that alone says
+    /// for long that it hears a leader holds up nobody who is in no cluster: those who hear one do
+    /// not promise.
+    pub fn believes(
+        &self,
+        now: Moment,
+        (own, upper): (&Status, Duration),
+        mut answers: BTreeMap<ServerId, Status>,
+    ) -> BTreeMap<ServerId, Status> {
+        let saying = answers.values().filter(|status| status.quorum).count();
+        let is_long = self.lasts(now) >= upper * ELECTIONS;
+        if is_long && saying == 1 && answers.len() > 1 && own.cluster.is_none() {
+            answers.retain(|_, status| !status.quorum);
+        }
+        answers
+    }
+
+    /// Whom to ask: those that vote, by the newest record that is known here and by the present list. Who
+    /// does not vote first asks a few of them, and the leader of whom they tell: a large fleet that
+    /// starts at once has enough to do. Where those that vote are absent others are asked too, who may
+    /// know more, and so that an operator hears of them why they do not answer.
+    pub fn whom_to_ask(&self, view: &View) -> BTreeSet<ServerId> {
+        let (me, absent) = (view.me(), view.absent());
+        let all = view.list | &voters(view.members);
+        let periods =
+            self.lasts(view.now).as_millis() / (view.upper * ELECTIONS).as_millis().max(1);
+        let periods = usize::try_from(periods).unwrap_or(NEIGHBOURS).min(NEIGHBOURS);
+        let mut whom = all.clone();
+        if absent.is_empty() && !all.contains(&me) {
+            let first = usize::try_from(me.0).unwrap_or_default() % all.len().max(1);
+            let few = (FEW * (periods + 1)).min(all.len());
+            whom = all.iter().cycle().skip(first).take(few).copied().collect();
+            let leading = view.answers.values().filter(|status| status.quorum);
+            let leading = leading.map(|status| status.vote.node.server);
+            whom.extend(leading.filter(|id| view.members.iter().any(|member| member.id == *id)));
+        }
+        let is_small = view.members.len() <= NEIGHBOURS + 1;
+        if periods > 0 && (is_small || !majority_possible(all.len(), (&all & &absent).len())) {
+            // One more each time, where they are many.
+            whom.extend(consulted(view.members, me, if is_small { NEIGHBOURS } else { periods }));
+        }
+        whom.remove(&me);
+        whom
+    }
+
+    /// Whether too few of those that vote can be reached for a majority.
+    pub fn is_quorum_unreachable(&self, view: &View) -> bool {
+        let absent = &view.absent() & view.list;
+        self.lasts(view.now) >= QUORUM_UNREACHABLE_AFTER
+            && !majority_possible(view.list.len(), absent.len())
+    }
+
+    /// Whether this server prepares a founding now: at once if it has the newest, and after two upper
+    /// election bounds where another one has that does not come to it.
+    pub fn is_due(&mut self, view: &View) -> bool {
+        if view.now < self.rests_until || view.waits_to_be_added() || !self.may_prepare(view) {
+            self.possible_since = None;
+            return false;
+        }
+        let since = *self.possible_since.get_or_insert(view.now);
+        view.is_first() || view.now.since(since) >= view.upper * 2
+    }
+
+    /// Whether nobody hears a leader, and all that vote answered, or a majority of them for long enough:
+    /// the more of them are there, the newer is the newest record.
+    fn may_prepare(&self, view: &View) -> bool {
+        let grace = if view.is_nothing_left() { Duration::ZERO } else { view.upper * ELECTIONS };
+        let Some(asked_for) = self.lasts(view.now).checked_sub(grace) else { return false };
+        let (me, list) = (view.me(), view.list);
+        let is_there = |id: &&ServerId| **id == me || view.answers.contains_key(id);
+        let there = list.iter().filter(is_there).count();
+        list.contains(&me)
+            && view.answers.values().all(|status| !status.quorum)
+            && (there == list.len()
+                || there >= majority(list.len()) && asked_for >= view.upper * 3 / 2)
+    }
+
+    /// After a founding that came to nothing none is tried until then.
+    pub fn rest(&mut self, until: Moment) {
+        (self.rests_until, self.possible_since) = (until, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::agreement::epoch::Epoch;
+    use crate::core::log_id::LogId;
+    use crate::core::node_id::Incarnation;
+
+    const UPPER: Duration = Duration::from_millis(400);
+    const EPOCH: Epoch = Epoch { counter: 7, founder: node(1) };
+
+    const fn node(server: u32) -> NodeId {
+        NodeId { server: ServerId(server), incarnation: Incarnation(1) }
+    }
+
+    fn ids(ids: &[u32]) -> Voters {
+        ids.iter().copied().map(ServerId).collect()
+    }
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_start(Duration::from_millis(ms))
+    }
+
+    /// What a test changes of a view.
+    struct Known {
+        now: u64,
+        own: Status,
+        is_new: bool,
+        list: Voters,
+        members: Vec<Member>,
+        configs: Option<Vec<BTreeSet<NodeId>>>,
+        answers: BTreeMap<ServerId, Status>,
+        silent: BTreeMap<ServerId, Silence>,
+    }
+
+    impl Known {
+        /// A fleet of `size`, as server `me` sees it, of which nobody has said anything.
+        fn new(size: u32, me: u32) -> Known {
+            let member = |id| Member {
+                id: ServerId(id),
+                address: "127.0.0.1".into(),
+                port: 1,
+                subject: None,
+                voter: true,
+            };
+            let members: Vec<Member> = (1..=size).map(member).collect();
+            let own = Status { node: node(me), ..Status::default() };
+            Known {
+                now: 0,
+                own,
+                is_new: false,
+                list: voters(&members),
+                members,
+                configs: None,
+                answers: BTreeMap::new(),
+                silent: BTreeMap::new(),
+            }
+        }
+
+        fn says(&mut self, id: u32, change: impl FnOnce(&mut Status)) -> &mut Known {
+            let mut status = Status { node: node(id), ..Status::default() };
+            change(&mut status);
+            self.answers.insert(ServerId(id), status);
+            self
+        }
+
+        fn are_there(&mut self, servers: &[u32]) -> &mut Known {
+            for id in servers {
+                self.says(*id, |_| ());
+            }
+            self
+        }
+
+        fn is_silent(&mut self, id: u32, why: Silence) -> &mut Known {
+            self.silent.insert(ServerId(id), why);
+            self
+        }
+
+        /// At this time, in milliseconds.
+        fn at(&mut self, now: u64) -> View<'_> {
+            self.now = now;
+            View {
+                now: at(now),
+                own: &self.own,
+                is_new: self.is_new,
+                list: &self.list,
+                members: &self.members,
+                upper: UPPER,
+                configs: self.configs.as_deref(),
+                answers: &self.answers,
+                silent: &self.silent,
+            }
+        }
+
+        /// Whether a search that began at 0 is due at this time, in milliseconds.
+        fn is_due(&mut self, now: u64) -> bool {
+            Search::new(at(0)).is_due(&self.at(now))
+        }
+    }
+
+    #[test]
+    fn a_server_prepares_at_once_if_all_are_there_and_a_majority_waits_for_the_others() {
+        assert!(Known::new(3, 1).are_there(&[2, 3]).is_due(0));
+        let mut two = Known::new(3, 1);
+        two.are_there(&[2]);
+        assert!(!two.is_due(599) && two.is_due(600), "one and a half upper bounds");
+        assert!(!Known::new(3, 1).is_due(99_999), "it is alone");
+        assert!(!Known::new(9, 8).are_there(&[1, 2, 3, 4, 5, 6, 7]).is_due(99_999), "no voter");
+        let mut led = Known::new(3, 1);
+        led.are_there(&[2]).says(3, |status| status.quorum = true);
+        assert!(!led.is_due(99_999), "one hears a leader");
+    }
+
+    #[test]
+    fn who_has_the_newest_goes_first_and_the_others_take_its_place_after_a_while() {
+        let newest = |status: &mut Status| status.last_log_id = Some(LogId::default());
+        let mut known = Known::new(3, 1);
+        known.are_there(&[2]).says(3, newest);
+        let mut search = Search::new(at(0));
+        assert!(!search.is_due(&known.at(100)));
+        assert!(!search.is_due(&known.at(899)) && search.is_due(&known.at(900)));
+        // Who comes back to it begins to wait anew.
+        search.rest(at(1000));
+        assert!(!search.is_due(&known.at(999)) && !search.is_due(&known.at(1000)));
+        assert!(!search.is_due(&known.at(1799)) && search.is_due(&known.at(1800)));
+        // Of those that have as much the first of the list is first.
+        assert!(Known::new(3, 1).are_there(&[2, 3]).is_due(0));
+        assert!(!Known::new(3, 2).are_there(&[1, 3]).is_due(0));
+        let mut own = Known::new(3, 2);
+        newest(&mut own.own);
+        assert!(own.are_there(&[1, 3]).is_due(0));
+    }
+
+    #[test]
+    fn a_cluster_that_may_elect_has_its_time_and_one_that_is_over_has_none() {
+        let grace = 400 * u64::from(ELECTIONS);
+        let in_it = |status: &mut Status| status.cluster = EPOCH;
+        let mut known = Known::new(3, 1);
+        in_it(&mut known.own);
+        known.configs = Some(vec![[1, 2, 3].map(node).into()]);
+        known.says(2, in_it).says(3, in_it);
+        assert!(!known.is_due(grace - 1) && known.is_due(grace));
+        // Two of three have begun another life.
+        known.are_there(&[2, 3]);
+        assert!(known.is_due(0));
+        // One has, and of the other there is nobody any more; a link that is cut says nothing.
+        known.answers.remove(&ServerId(3));
+        known.is_silent(3, Silence::Unreachable);
+        assert!(!known.is_due(grace - 1));
+        known.is_silent(3, Silence::NobodyListens);
+        assert!(!known.is_due(599) && known.is_due(600));
+
+        // One that is in none itself: a voter that is may elect yet, a follower that is may not.
+        let mut new = Known::new(9, 1);
+        new.are_there(&[2, 3, 4, 5, 6, 7]).says(8, in_it);
+        assert!(new.is_due(0));
+        new.says(7, in_it);
+        let mut search = Search::new(at(0));
+        assert!(!search.is_due(&new.at(grace - 1)) && !search.is_due(&new.at(grace)));
+        assert!(search.is_due(&new.at(grace + 800)), "the other one has more, and does nothing");
+    }
+
+    #[test]
+    fn a_new_server_that_a_living_one_does_not_list_waits_to_be_added() {
+        let mut known = Known::new(3, 1);
+        known.are_there(&[2]).is_silent(3, Silence::NotListed);
+        assert!(known.is_due(600));
+        known.is_new = true;
+        assert!(!known.is_due(600));
+        known.is_silent(3, Silence::Unreachable);
+        assert!(known.is_due(600));
+    }
+
+    #[test]
+    fn one_that_alone_hears_a_leader_is_not_believed_for_ever() {
+        let long = 400 * u64::from(ELECTIONS);
+        let mut known = Known::new(5, 1);
+        known.are_there(&[2]).says(3, |status| status.quorum = true);
+        let believed = |known: &Known, now| {
+            let of = (&known.own, UPPER);
+            Search::new(at(0)).believes(at(now), of, known.answers.clone()).len()
+        };
+        assert_eq!((believed(&known, long - 1), believed(&known, long)), (2, 1));
+        known.own.cluster = EPOCH;
+        assert_eq!(believed(&known, long), 2, "who is in a cluster has its timers");
+        known.own.cluster = Epoch::default();
+        known.says(4, |status| status.quorum = true);
+        assert_eq!(believed(&known, long), 3, "two say so");
+        known.answers.retain(|id, _| *id == ServerId(3));
+        assert_eq!(believed(&known, long), 1, "nobody else says anything");
+    }
+
+    #[test]
+    fn few_are_asked_and_more_where_those_that_vote_are_absent() {
+        let period = 400 * u64::from(ELECTIONS);
+        let whom = |known: &mut Known, now| Search::new(at(0)).whom_to_ask(&known.at(now));
+        // Those that vote ask each other.
+        assert_eq!(whom(&mut Known::new(60, 2), 0), ids(&[1, 3, 4, 5, 6, 7]));
+        // The others two of them, not all the same ones, and two more each time.
+        let mut follower = Known::new(60, 30);
+        assert_eq!(whom(&mut follower, 0), ids(&[3, 4]));
+        assert_eq!(whom(&mut Known::new(60, 34), 0), ids(&[1, 7]));
+        assert_eq!(whom(&mut follower, period), ids(&[3, 4, 5, 6]));
+        assert_eq!(whom(&mut follower, u64::MAX), ids(&[1, 2, 3, 4, 5, 6, 7]));
+        // The leader of whom they tell, if there is such a server.
+        follower.says(3, |status| (status.quorum, status.vote.node) = (true, node(6)));
+        follower.says(4, |status| (status.quorum, status.vote.node) = (true, node(77)));
+        assert_eq!(whom(&mut follower, 0), ids(&[3, 4, 6]));
+        // One of those that vote is absent: all of them are asked.
+        follower.is_silent(3, Silence::NobodyListens);
+        assert_eq!(whom(&mut follower, 0), ids(&[1, 2, 3, 4, 5, 6, 7]));
+        assert_eq!(whom(&mut follower, period), ids(&[1, 2, 3, 4, 5, 6, 7]));
+        // A majority is: one neighbour more each time, eight at most.
+        for id in [4, 5, 6] {
+            follower.is_silent(id, Silence::Unreachable);
+        }
+        assert_eq!(whom(&mut follower, period - 1), ids(&[1, 2, 3, 4, 5, 6, 7]));
+        assert_eq!(whom(&mut follower, 2 * period), ids(&[1, 2, 3, 4, 5, 6, 7, 31, 32]));
+        assert_eq!(whom(&mut follower, u64::MAX).len(), 7 + NEIGHBOURS);
+        // A small fleet asks everybody before long.
+        assert_eq!(whom(&mut Known::new(9, 2), period).len(), 8);
+        assert_eq!(whom(&mut Known::new(9, 2), period - 1).len(), 6);
+    }
+
+    #[test]
+    fn a_quorum_is_unreachable_when_most_that_vote_are_absent_for_a_moment() {
+        let mut known = Known::new(9, 8);
+        let is_unreachable =
+            |known: &mut Known, now| Search::new(at(0)).is_quorum_unreachable(&known.at(now));
+        for id in 1..=3 {
+            known.is_silent(id, Silence::Unreachable);
+        }
+        known.is_silent(9, Silence::Unreachable).is_silent(5, Silence::NotListed);
+        assert!(!is_unreachable(&mut known, 250), "three of seven");
+        known.is_silent(4, Silence::NobodyListens);
+        assert!(!is_unreachable(&mut known, 249) && is_unreachable(&mut known, 250));
+    }
+}
