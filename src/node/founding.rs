@@ -117,7 +117,7 @@ fn next_look(ctx: &Context) -> Duration {
 /// Asks the others until a leader with a majority is heard, and founds if there is none.
 async fn look_for_majority(founder: &Founder) {
     let (ctx, peers) = (founder.ctx(), &founder.peers);
-    let mut search = Search::new(ctx.now());
+    let mut search = Search::new(ctx.now(), ctx.cluster());
     let silences = watch::Sender::new(BTreeMap::new());
     let mut asked: BTreeSet<ServerId> = BTreeSet::new();
     let mut askers = JoinSet::new();

@@ -10,6 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::epoch::Epoch;
 use super::ranked_record::Voters;
 use crate::core::config::Member;
 use crate::core::moment::Moment;
@@ -117,12 +118,15 @@ pub struct Search {
     rests_until: Moment,
     /// Since when this server might prepare.
     possible_since: Option<Moment>,
+    /// The cluster that it is in, and when it began there, if that was during this search.
+    cluster: Epoch,
+    began: Option<Moment>,
 }
 
 impl Search {
-    /// Begins now.
-    pub fn new(now: Moment) -> Search {
-        Search { since: now, rests_until: now, possible_since: None }
+    /// Begins now, in this cluster.
+    pub fn new(now: Moment, cluster: Epoch) -> Search {
+        Search { since: now, rests_until: now, possible_since: None, cluster, began: None }
     }
 
     /// How long it has taken.
@@ -185,6 +189,9 @@ impl Search {
     /// Whether this server prepares a founding now: at once if it has the newest, and after two upper
     /// election bounds where another one has that does not come to it.
     pub fn is_due(&mut self, view: &View) -> bool {
+        if view.own.cluster != self.cluster {
+            (self.cluster, self.began) = (view.own.cluster, Some(view.now));
+        }
         if view.now < self.rests_until || view.waits_to_be_added() || !self.may_prepare(view) {
             self.possible_since = None;
             return false;
@@ -196,7 +203,11 @@ impl Search {
     /// Whether nobody hears a leader, and all that vote answered, or a majority of them for long enough:
     /// the more of them are there, the newer is the newest record.
     fn may_prepare(&self, view: &View) -> bool {
-        let grace = if view.is_nothing_left() { Duration::ZERO } else { view.upper * ELECTIONS };
+        // What the others said before they began with this server in its cluster says nothing of that.
+        let has_just_begun =
+            !self.cluster.is_none() && self.began.is_some_and(|at| view.now.since(at) < view.upper);
+        let is_nothing_left = !has_just_begun && view.is_nothing_left();
+        let grace = if is_nothing_left { Duration::ZERO } else { view.upper * ELECTIONS };
         let Some(asked_for) = self.lasts(view.now).checked_sub(grace) else { return false };
         let (me, list) = (view.me(), view.list);
         let is_there = |id: &&ServerId| **id == me || view.answers.contains_key(id);
@@ -216,7 +227,6 @@ impl Search {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::agreement::epoch::Epoch;
     use crate::core::log_id::LogId;
     use crate::core::node_id::Incarnation;
 
@@ -308,7 +318,7 @@ mod tests {
 
         /// Whether a search that began at 0 is due at this time, in milliseconds.
         fn is_due(&mut self, now: u64) -> bool {
-            Search::new(at(0)).is_due(&self.at(now))
+            Search::new(at(0), self.own.cluster).is_due(&self.at(now))
         }
     }
 
@@ -330,7 +340,7 @@ mod tests {
         let newest = |status: &mut Status| status.last_log_id = Some(LogId::default());
         let mut known = Known::new(3, 1);
         known.are_there(&[2]).says(3, newest);
-        let mut search = Search::new(at(0));
+        let mut search = Search::new(at(0), Epoch::default());
         assert!(!search.is_due(&known.at(100)));
         assert!(!search.is_due(&known.at(899)) && search.is_due(&known.at(900)));
         // Who comes back to it begins to wait anew.
@@ -369,9 +379,23 @@ mod tests {
         new.are_there(&[2, 3, 4, 5, 6, 7]).says(8, in_it);
         assert!(new.is_due(0));
         new.says(7, in_it);
-        let mut search = Search::new(at(0));
+        let mut search = Search::new(at(0), Epoch::default());
         assert!(!search.is_due(&new.at(grace - 1)) && !search.is_due(&new.at(grace)));
         assert!(search.is_due(&new.at(grace + 800)), "the other one has more, and does nothing");
+    }
+
+    #[test]
+    fn a_cluster_that_has_just_begun_is_not_taken_for_over_by_what_was_said_before() {
+        let mut known = Known::new(3, 1);
+        known.are_there(&[2, 3]);
+        let mut search = Search::new(at(0), Epoch::default());
+        known.own.cluster = EPOCH;
+        known.own.last_log_id = Some(LogId::default());
+        known.configs = Some(vec![[1, 2, 3].map(node).into()]);
+        assert!(!search.is_due(&known.at(1000)) && !search.is_due(&known.at(1399)));
+        assert!(search.is_due(&known.at(1400)), "they never began");
+        // One that begins a search in a cluster in which it has been for long knows better.
+        assert!(Search::new(at(1000), EPOCH).is_due(&known.at(1000)));
     }
 
     #[test]
@@ -392,7 +416,7 @@ mod tests {
         known.are_there(&[2]).says(3, |status| status.quorum = true);
         let believed = |known: &Known, now| {
             let of = (&known.own, UPPER);
-            Search::new(at(0)).believes(at(now), of, known.answers.clone()).len()
+            Search::new(at(0), Epoch::default()).believes(at(now), of, known.answers.clone()).len()
         };
         assert_eq!((believed(&known, long - 1), believed(&known, long)), (2, 1));
         known.own.cluster = EPOCH;
@@ -407,7 +431,9 @@ mod tests {
     #[test]
     fn few_are_asked_and_more_where_those_that_vote_are_absent() {
         let period = 400 * u64::from(ELECTIONS);
-        let whom = |known: &mut Known, now| Search::new(at(0)).whom_to_ask(&known.at(now));
+        let whom = |known: &mut Known, now| {
+            Search::new(at(0), Epoch::default()).whom_to_ask(&known.at(now))
+        };
         // Those that vote ask each other.
         assert_eq!(whom(&mut Known::new(60, 2), 0), ids(&[1, 3, 4, 5, 6, 7]));
         // The others two of them, not all the same ones, and two more each time.
@@ -439,8 +465,9 @@ mod tests {
     #[test]
     fn a_quorum_is_unreachable_when_most_that_vote_are_absent_for_a_moment() {
         let mut known = Known::new(9, 8);
-        let is_unreachable =
-            |known: &mut Known, now| Search::new(at(0)).is_quorum_unreachable(&known.at(now));
+        let is_unreachable = |known: &mut Known, now| {
+            Search::new(at(0), Epoch::default()).is_quorum_unreachable(&known.at(now))
+        };
         for id in 1..=3 {
             known.is_silent(id, Silence::Unreachable);
         }

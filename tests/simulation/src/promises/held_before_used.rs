@@ -70,8 +70,11 @@ fn is_owed(sight: &Sight, offer: &Offer) -> bool {
     if !offer.from.1 || !sight.settled(offer.to) || !set.agreed {
         return false;
     }
-    // Where a file of before came back this is one that the group had left behind.
-    if generation > set.current && generation + 1 < sight.annals.latest(cluster_id) {
+    // Where a file of before came back this is one that the group had left behind, or that it has not
+    // come to yet.
+    let is_beyond = generation > set.newest && sight.files_failed.is_some();
+    let is_behind = generation > set.current && generation + 1 < sight.annals.latest(cluster_id);
+    if is_beyond || is_behind {
         return false;
     }
     let staging = set.newest > set.current;

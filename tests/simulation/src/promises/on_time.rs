@@ -105,7 +105,9 @@ fn late(sight: &Sight) -> Checked {
         let Some(set) = &view.set else { continue };
         let (true, Some(cluster_id)) = (set.agreed, set.cluster_id) else { continue };
         let since = sight.annals.current.get(&(cluster_id, set.current)).copied();
-        let age = sight.now - since.unwrap_or(sight.now);
+        // In a file that came back the key may wait for its activation once more.
+        let is_known = |since: &u64| sight.files_failed.is_none_or(|failed| failed < *since);
+        let age = sight.now - since.filter(is_known).unwrap_or(sight.now);
         if age > sight.plan.interval + sight.plan.interval / 25 + grace {
             return Err(format!(
                 "server {id} still has generation {} after {}; the interval is {}, and all has been \
