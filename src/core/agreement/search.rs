@@ -84,10 +84,11 @@ impl View<'_> {
         self.is_new && !self.silent(&[Silence::NotListed]).is_disjoint(self.list)
     }
 
-    /// Whether no cluster can be harmed: its own, or all that were, can agree on nothing any more.
+    /// Whether no cluster can be harmed: its own, or all that were, can agree on nothing any more. Who
+    /// was taken into a cluster and has nothing of its log yet is of no use to it.
     fn is_nothing_left(&self) -> bool {
-        let is_in_none = |status: &Status| status.cluster.is_none();
-        match self.configs.filter(|_| !is_in_none(self.own)) {
+        let has_nothing = |said: &Status| said.cluster.is_none() || said.last_log_id.is_none();
+        match self.configs.filter(|_| !has_nothing(self.own)) {
             Some(configs) => {
                 let gone = self.silent(&[Silence::NobodyListens]);
                 is_over((self.own.node, self.own.cluster), configs, self.answers, &gone)
@@ -95,8 +96,8 @@ impl View<'_> {
             // All that vote have left what there was, whatever those hold on to who follow.
             None => {
                 let mut others = self.list.iter().filter(|id| **id != self.me());
-                self.answers.values().all(is_in_none)
-                    || others.all(|id| self.answers.get(id).is_some_and(is_in_none))
+                self.answers.values().all(has_nothing)
+                    || others.all(|id| self.answers.get(id).is_some_and(has_nothing))
             }
         }
     }
@@ -104,13 +105,16 @@ impl View<'_> {
     /// Whether this server has the newest of what those have that could found, and of those that have
     /// it is the first one in the list.
     fn is_first(&self) -> bool {
-        let turn = |said: &Status| (said.cluster, said.last_log_id, Reverse(said.node.server));
+        let turn = |said: &Status| {
+            let newest = said.last_log_id.map(|end| (said.cluster, end));
+            (newest, Reverse(said.node.server))
+        };
         let others = self.answers.values().filter(|said| self.list.contains(&said.node.server));
         others.map(turn).all(|other| other < turn(self.own))
     }
 }
 
-/// One search, from when no leader with a majority was heard any more.
+/// One search, from when no leader with a majority was heard any more, or a cluster was founded meanwhile.
 #[derive(Debug)]
 pub struct Search {
     since: Moment,
@@ -118,15 +122,15 @@ pub struct Search {
     rests_until: Moment,
     /// Since when this server might prepare.
     possible_since: Option<Moment>,
-    /// The cluster that it is in, and when it began there, if that was during this search.
+    /// The cluster that it is in, and whether it began there during this search.
     cluster: Epoch,
-    began: Option<Moment>,
+    has_begun: bool,
 }
 
 impl Search {
     /// Begins now, in this cluster.
     pub fn new(now: Moment, cluster: Epoch) -> Search {
-        Search { since: now, rests_until: now, possible_since: None, cluster, began: None }
+        Search { since: now, rests_until: now, possible_since: None, cluster, has_begun: false }
     }
 
     /// How long it has taken.
@@ -190,7 +194,11 @@ impl Search {
     /// election bounds where another one has that does not come to it.
     pub fn is_due(&mut self, view: &View) -> bool {
         if view.own.cluster != self.cluster {
-            (self.cluster, self.began) = (view.own.cluster, Some(view.now));
+            self.cluster = view.own.cluster;
+            self.has_begun = !self.cluster.is_none();
+            if self.has_begun {
+                self.since = view.now;
+            }
         }
         if view.now < self.rests_until || view.waits_to_be_added() || !self.may_prepare(view) {
             self.possible_since = None;
@@ -204,8 +212,7 @@ impl Search {
     /// the more of them are there, the newer is the newest record.
     fn may_prepare(&self, view: &View) -> bool {
         // What the others said before they began with this server in its cluster says nothing of that.
-        let has_just_begun =
-            !self.cluster.is_none() && self.began.is_some_and(|at| view.now.since(at) < view.upper);
+        let has_just_begun = self.has_begun && self.lasts(view.now) < view.upper;
         let is_nothing_left = !has_just_begun && view.is_nothing_left();
         let grace = if is_nothing_left { Duration::ZERO } else { view.upper * ELECTIONS };
         let Some(asked_for) = self.lasts(view.now).checked_sub(grace) else { return false };
@@ -358,7 +365,9 @@ mod tests {
     #[test]
     fn a_cluster_that_may_elect_has_its_time_and_one_that_is_over_has_none() {
         let grace = 400 * u64::from(ELECTIONS);
-        let in_it = |status: &mut Status| status.cluster = EPOCH;
+        let in_it = |status: &mut Status| {
+            (status.cluster, status.last_log_id) = (EPOCH, Some(LogId::default()));
+        };
         let mut known = Known::new(3, 1);
         in_it(&mut known.own);
         known.configs = Some(vec![[1, 2, 3].map(node).into()]);
@@ -382,6 +391,14 @@ mod tests {
         let mut search = Search::new(at(0), Epoch::default());
         assert!(!search.is_due(&new.at(grace - 1)) && !search.is_due(&new.at(grace)));
         assert!(search.is_due(&new.at(grace + 800)), "the other one has more, and does nothing");
+
+        // One that was taken in and has nothing of the log holds up nobody, be it this one.
+        let empty = |status: &mut Status| status.cluster = EPOCH;
+        assert!(Known::new(3, 1).are_there(&[2]).says(3, empty).is_due(0));
+        let mut taken = Known::new(3, 1);
+        empty(&mut taken.own);
+        taken.configs = Some(Vec::new());
+        assert!(taken.are_there(&[2, 3]).is_due(0));
     }
 
     #[test]
@@ -394,6 +411,15 @@ mod tests {
         known.configs = Some(vec![[1, 2, 3].map(node).into()]);
         assert!(!search.is_due(&known.at(1000)) && !search.is_due(&known.at(1399)));
         assert!(search.is_due(&known.at(1400)), "they never began");
+        // It has all of its time for elections, however long was searched before.
+        for id in [2, 3] {
+            known.says(id, |status| status.cluster = EPOCH);
+        }
+        let mut search = Search::new(at(0), Epoch::default());
+        let grace = 400 * u64::from(ELECTIONS);
+        assert!(!search.is_due(&known.at(grace)) && !search.is_due(&known.at(2 * grace - 1)));
+        assert!(search.is_due(&known.at(2 * grace)));
+        known.are_there(&[2, 3]);
         // One that begins a search in a cluster in which it has been for long knows better.
         assert!(Search::new(at(1000), EPOCH).is_due(&known.at(1000)));
     }
