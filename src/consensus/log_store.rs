@@ -217,7 +217,8 @@ impl Inner {
 }
 
 /// What openraft is told once this node has left its cluster; it ends then.
-fn left() -> StorageError<NodeId> {
+/// Why nothing is taken for a cluster any more.
+pub(super) fn left() -> StorageError<NodeId> {
     StorageIOError::write_logs(AnyError::error("this node has left its cluster")).into()
 }
 

@@ -3,7 +3,7 @@
 //! Applies agreed commands, notes on the monotonic clock when it did, and pushes the new state to
 //! whoever watches. It installs nothing and erases no log. Invariants: applying is total and
 //! gives one answer per entry, and a panic inside it becomes an answer too, because openraft would
-//! otherwise go on half dead without telling anyone.
+//! otherwise go on half dead without telling anyone; once it is closed it takes no snapshot.
 
 use std::collections::BTreeSet;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -18,7 +18,7 @@ use openraft::{
 };
 use tokio::sync::watch;
 
-use super::log_store::LogStore;
+use super::log_store::{left, LogStore};
 use super::types::{log_id_of, AgreedSnapshot, Answer, RaftLogId, Types};
 use crate::core::agreed::{Agreed, Change, Command, Record, Refusal};
 use crate::core::key_ring::{Change as KeyChange, KeyRing};
@@ -73,6 +73,8 @@ struct Inner {
     membership: StoredMembership<NodeId, EmptyNode>,
     snapshot: Option<Snapshot<Types>>,
     snapshots_built: u64,
+    /// Whether this node has left its cluster.
+    closed: bool,
     views: watch::Sender<AgreedView>,
     observer: Observer,
     clock: Clock,
@@ -88,6 +90,7 @@ impl StateMachine {
             membership: StoredMembership::default(),
             snapshot: None,
             snapshots_built: 0,
+            closed: false,
             views,
             observer,
             clock,
@@ -100,6 +103,12 @@ impl StateMachine {
     pub fn watched(self, watch: LogWatch) -> StateMachine {
         self.lock().watch = watch;
         self
+    }
+
+    /// Ends this node's part in its cluster: no snapshot is taken any more, since to take one is to
+    /// acknowledge what is in it.
+    pub fn close(&self) {
+        self.lock().closed = true;
     }
 
     /// Whether the stored snapshot holds a key that the ring has retired.
@@ -276,6 +285,9 @@ impl RaftStateMachine<Types> for StateMachine {
         snapshot: Box<AgreedSnapshot>,
     ) -> Result<()> {
         let mut inner = self.lock();
+        if inner.closed {
+            return Err(left());
+        }
         inner.take(meta, snapshot);
         inner.publish();
         Ok(())
@@ -362,5 +374,27 @@ mod tests {
     fn a_log_without_what_its_cluster_was_founded_from_comes_to_nothing() {
         assert!(machine().record(&log(vec![]), Moment::default()).is_none());
         assert!(machine().record(&log(vec![stage(1)]), Moment::default()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_closed_state_takes_no_snapshot() {
+        let mut record = Record::of_file([ServerId(1)].into());
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        record.agreed.ring.apply(KeyCommand::Found { cluster_id }).unwrap();
+        let mut leader = machine();
+        for entry in log(vec![Command::Found(Box::new(record)), stage(1)]).after(None) {
+            let _ = leader.lock().apply(entry);
+        }
+        let snapshot = leader.build_snapshot().await.unwrap();
+        let empty = LogStore::new(None);
+        let end = |machine: &StateMachine| {
+            machine.record(&empty, Moment::default()).map(|(end, _)| end.index)
+        };
+        let (mut open, mut closed) = (machine(), machine());
+        open.install_snapshot(&snapshot.meta, snapshot.snapshot.clone()).await.unwrap();
+        assert_eq!(end(&open), Some(2));
+        closed.close();
+        let taken = closed.install_snapshot(&snapshot.meta, snapshot.snapshot.clone()).await;
+        assert!(taken.is_err() && end(&closed).is_none());
     }
 }

@@ -205,7 +205,7 @@ impl Life {
     async fn leave(&self) -> RankedRecord<Record> {
         let ctx = &self.shared.ctx;
         if let Some(running) = ctx.running() {
-            running.log.close();
+            running.close();
         }
         let held = ctx.holding();
         ctx.stop_raft().await;

@@ -70,6 +70,13 @@ impl Running {
         self.cluster.get().copied().unwrap_or_default()
     }
 
+    /// Ends this node's part in the cluster, however long openraft takes to stop: nothing is
+    /// acknowledged any more, nor voted for. What is read after that is all that it ever acknowledged.
+    pub fn close(&self) {
+        self.log.close();
+        self.machine.close();
+    }
+
     /// The voter sets of Raft's effective membership; two during a change.
     pub fn voters(&self) -> Vec<BTreeSet<NodeId>> {
         let server = self.raft.server_metrics();
