@@ -127,8 +127,24 @@ pub fn is_led(
     is_long_alone: bool,
 ) -> bool {
     let hears = |status: &&Status| status.quorum && status.cluster == cluster;
-    let saying = answers.values().filter(hears).count();
+    is_credible(answers.values().filter(hears).count(), others, is_long_alone)
+}
+
+/// Whether what so many of so many others say can be acted on though it ends this node: two say it; or one
+/// does that is the only other one, or where no majority was heard for long.
+fn is_credible(saying: usize, others: usize, is_long_alone: bool) -> bool {
     saying >= 2 || saying == 1 && (others <= 1 || is_long_alone)
+}
+
+/// Whether a server can take it for true that it had a later life than this one, whose clock went back:
+/// by what each other one says is the latest that it knows of.
+pub fn is_outlived(
+    own: Incarnation,
+    told: &BTreeMap<ServerId, Incarnation>,
+    others: usize,
+    is_long_alone: bool,
+) -> bool {
+    is_credible(told.values().filter(|told| **told > own).count(), others, is_long_alone)
 }
 
 /// Whether a majority of the list could still be found, given how many others cannot be reached
@@ -161,6 +177,21 @@ mod tests {
         let (id, mut status) = of;
         change(&mut status);
         (id, status)
+    }
+
+    #[test]
+    fn no_single_server_of_several_says_that_this_one_had_a_later_life() {
+        let told = |lives: &[(u32, u64)]| -> BTreeMap<ServerId, Incarnation> {
+            lives.iter().map(|(id, life)| (ServerId(*id), Incarnation(*life))).collect()
+        };
+        let is_outlived = |lives: &[(u32, u64)], others, is_long_alone| {
+            is_outlived(Incarnation(5), &told(lives), others, is_long_alone)
+        };
+        assert!(!is_outlived(&[(2, 6)], 2, false) && !is_outlived(&[(2, 6), (3, 5)], 2, false));
+        assert!(is_outlived(&[(2, 6), (3, 9)], 2, false), "two say so");
+        assert!(is_outlived(&[(2, 6)], 1, false), "there is no other");
+        assert!(is_outlived(&[(2, 6)], 2, true), "nobody else has said anything for long");
+        assert!(!is_outlived(&[(2, 5), (3, 1)], 2, true) && !is_outlived(&[], 2, true));
     }
 
     #[test]

@@ -20,13 +20,14 @@ use crate::core::agreed::{Agreed, Record};
 use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::founding::{FoundedCluster, Participant as Part};
 use crate::core::agreement::ranked_record::RankedRecord;
+use crate::core::agreement::search::ELECTIONS;
 use crate::core::config::{Member, Settings};
 use crate::core::key_ring::ClusterId;
 use crate::core::lease::Lease;
 use crate::core::log_id::{LeaderId, LogId};
 use crate::core::moment::{millis, Moment};
 use crate::core::node_id::{Incarnation, NodeId};
-use crate::core::pre_vote::Status;
+use crate::core::pre_vote::{self, Status};
 use crate::core::quorum::Acknowledgements;
 use crate::core::server_id::ServerId;
 use crate::core::server_list::{consulted, voters};
@@ -68,8 +69,10 @@ pub(super) struct Context {
     base: Mutex<Option<(Record, Moment)>>,
     /// The latest life of each other server that answered this leader.
     arrivals: Mutex<BTreeMap<ServerId, Incarnation>>,
-    /// The latest life of this very server that others know of.
-    told: Mutex<Incarnation>,
+    /// When this node began.
+    begun: Mutex<Moment>,
+    /// A later life of this very server, by each other one that says that there was one.
+    told: Mutex<BTreeMap<ServerId, Incarnation>>,
     /// What is known of the leader.
     lease: Mutex<Lease>,
     /// Who acknowledged this leader.
@@ -90,6 +93,7 @@ impl Context {
         let node = NodeId { server: settings.server_id, incarnation };
         Context {
             me: settings.server_id,
+            begun: Mutex::new(clock.now()),
             log,
             clock,
             members: Mutex::new(settings.members.clone().into()),
@@ -178,17 +182,34 @@ impl Context {
     }
 
     /// Hears what life of this server another one knows of.
-    pub fn record_told(&self, told: Incarnation) {
-        let mut known = lock(&self.told);
-        if told > *known && told.is_plausible(wall_ms()) {
-            *known = told;
+    pub fn record_told(&self, from: ServerId, told: Incarnation) {
+        if told > self.node().incarnation && told.is_plausible(wall_ms()) {
+            let ids = self.ids();
+            let mut known = lock(&self.told);
+            known.retain(|id, _| ids.contains(id));
+            known.insert(from, told);
             self.arrived.notify_waiters();
         }
     }
 
-    /// Whether others know of a later life of this server than it is: a clock that went back.
-    pub fn is_outlived(&self) -> bool {
-        *lock(&self.told) > self.node().incarnation
+    /// Whether anybody says that there was a later life of this server than it is, and whether that can be
+    /// acted on.
+    pub fn is_outlived(&self) -> (bool, bool) {
+        let (own, others) = (self.node().incarnation, self.others().count());
+        let told = lock(&self.told).clone();
+        let is_long_alone = self.is_alone_since(self.quorum_contact().or(Some(*lock(&self.begun))));
+        let is_told = told.values().any(|told| *told > own);
+        (is_told, pre_vote::is_outlived(own, &told, others, is_long_alone))
+    }
+
+    /// Whether no majority was heard, if ever, for as long as a cluster has for its elections.
+    pub fn is_long_alone(&self) -> bool {
+        self.is_alone_since(self.quorum_contact())
+    }
+
+    fn is_alone_since(&self, contact: Option<Moment>) -> bool {
+        let lately = self.settings().timers.election_upper * ELECTIONS;
+        contact.is_none_or(|at| self.now().since(at) >= lately)
     }
 
     /// This node.
@@ -266,6 +287,7 @@ impl Context {
             onlooker.sees(node, Deed::Begins(&held));
         }
         *lock(&self.part) = Part::new(node, held);
+        *lock(&self.begun) = self.now();
         *lock(&self.base) = None;
         self.enter();
     }
@@ -277,9 +299,9 @@ impl Context {
         *lock(&self.acknowledged) = Acknowledgements::default();
     }
 
-    /// The latest life of this server that others know of.
+    /// The latest life of this server that any other one tells of.
     pub fn told(&self) -> Incarnation {
-        *lock(&self.told)
+        lock(&self.told).values().copied().max().unwrap_or_default()
     }
 
     /// The cluster that this node takes part in; none if it does not.

@@ -206,7 +206,7 @@ async fn ask_one(peers: &Arc<Peers>, id: ServerId) -> Result<(), CallFailure> {
     fail_point("asker");
     let question = Request::Status(peers.ctx.status_for(id));
     match peers.call(id, question, STATUS_LIMIT).await? {
-        Response::Status(status) => peers.record_answer(id, status),
+        Response::Status(status) if status.node.server == id => peers.record_answer(id, status),
         _ => return Err(CallFailure::InvalidResponse),
     }
     Ok(())

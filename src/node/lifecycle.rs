@@ -47,6 +47,8 @@ pub(super) async fn run(
     loop {
         let end = life.one_node(&mut commands, &mut asked).await;
         let held = life.leave().await;
+        // What ended this one may end the next one as well.
+        let may_recur = matches!(end, NodeEnd::Broken(_) | NodeEnd::Outlived);
         match end {
             NodeEnd::Removed => shared.ctx.log.note(
                 "the group's server list no longer has this server; waiting as a new node to be taken \
@@ -61,7 +63,6 @@ pub(super) async fn run(
                     "agreement stopped: {words}; starting anew as a new node, installed keys stay in \
                      use"
                 ));
-                sleep(pauses.after_failure()).await;
             }
         }
         let known = shared.ctx.node().incarnation.max(shared.ctx.told());
@@ -70,6 +71,9 @@ pub(super) async fn run(
                 shared.ctx.views.send_replace(AgreedView::default());
                 shared.ctx.begin_anew(NodeId { incarnation, ..shared.ctx.node() }, held);
                 shared.keys.set_restarted(true);
+                if may_recur {
+                    sleep(pauses.after_failure()).await;
+                }
             }
             // It has left its cluster and takes part in none; what it was stays refused.
             Err(e) => {
@@ -170,7 +174,7 @@ impl Life {
     async fn wait_for_founding(&self, asked: &mut mpsc::Receiver<LifecycleRequest>) -> End {
         let shared = &self.shared;
         tokio::select! {
-            Some(asked) = asked.recv() => End::Request(asked),
+            asked = next_asked(&shared.ctx, asked) => End::Request(asked),
             other = watchdog::meet(&shared.peers) => End::Node(NodeEnd::OtherCluster(other)),
             () = watchdog::outlived(&shared.ctx) => End::Node(NodeEnd::Outlived),
         }
@@ -344,7 +348,7 @@ pub(super) fn record_change(
 }
 
 /// The next that this node is asked and that still has sense: who hears a leader with a majority by
-/// now neither promises nor founds.
+/// now neither promises nor founds, and nobody begins where an earlier life was counted.
 async fn next_asked(
     ctx: &Context,
     queue: &mut mpsc::Receiver<LifecycleRequest>,
@@ -355,6 +359,8 @@ async fn next_asked(
                 let _ = reply.send(Err(founding::Refusal::HearsLeader));
             }
             Some(LifecycleRequest::Lead(..)) if ctx.in_majority() => {}
+            // An earlier life of this server accepted that.
+            Some(LifecycleRequest::Found(found, _)) if found.epoch != ctx.cluster() => {}
             Some(asked) => return asked,
             // The sender lives as long as this server.
             None => std::future::pending().await,

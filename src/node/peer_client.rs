@@ -238,7 +238,7 @@ impl RpcClient for Arc<Peers> {
         })?;
         let is_foreign = match &answer {
             Response::Status(theirs) => {
-                self.ctx.record_told(theirs.yours);
+                self.ctx.record_told(to, theirs.yours);
                 theirs.quorum && theirs.cluster != self.ctx.cluster()
             }
             _ => false,

@@ -225,7 +225,13 @@ impl Replacement<'_> {
         let answer = self.peers.call(node.server, Request::Revoked, STATUS_LIMIT).await;
         let Ok(Response::Revoked(told)) = answer else { return false };
         let known = self.peers.ctx.views.borrow().agreed.ring.revoked_keys().to_vec();
-        if told.iter().any(|key| !known.contains(key)) {
+        let new = told.iter().filter(|key| !known.contains(key)).count();
+        if new > 0 {
+            self.peers.ctx.log.note(format!(
+                "server {} joins and knows of {new} revoked keys that the group does not; they are \
+                 revoked here too",
+                node.server
+            ));
             let command = Command::Key(KeyCommand::Revoke(told));
             if self.running.raft.client_write(command).await.is_err() {
                 return false;

@@ -736,6 +736,24 @@ mod tests {
         shared.ctx.stop_raft().await;
     }
 
+    #[tokio::test]
+    async fn a_founding_that_nobody_prepared_moves_nobody_who_hears_a_leader() {
+        let fixture = Fixture::new();
+        let shared = fixture.shared.clone();
+        shared.ctx.set_running(Some(fixture.running_in(None, CLUSTER).await));
+        shared.ctx.record_heartbeat(true, Duration::from_secs(9));
+        let me = shared.ctx.node();
+        let epoch = Epoch { counter: CLUSTER.counter + 1, founder: NodeId::of(2) };
+        let voters = [(me.server, me.incarnation)].into();
+        let record = Record::of_file([me.server].into());
+        let base = RankedRecord { rank: Rank::default(), record };
+        let found = FoundedCluster { epoch, voters, base };
+        // What `begin` does before it stops Raft.
+        assert!(!shared.ctx.accept(&found));
+        assert_eq!(shared.ctx.cluster(), CLUSTER);
+        shared.ctx.stop_raft().await;
+    }
+
     /// An entry that a state file would keep, in the log of the leader of term 5.
     fn append(to: Recipient, index: u64) -> Request {
         let leader_id = LeaderId { term: 5, node: NodeId::of(2) };

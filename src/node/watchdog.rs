@@ -22,7 +22,6 @@ use crate::consensus::network::{CallFailure, RpcClient};
 use crate::consensus::state_machine::AgreedView;
 use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::meeting::{self, Leading, Meeting};
-use crate::core::agreement::search::ELECTIONS;
 use crate::core::node_id::NodeId;
 use crate::core::pre_vote::{self, Status};
 use crate::core::server_id::ServerId;
@@ -92,9 +91,7 @@ async fn is_led(peers: &Arc<Peers>, id: ServerId, theirs: Status) -> bool {
     let cluster = theirs.cluster;
     let mut answers = BTreeMap::from([(id, theirs)]);
     loop {
-        let lately = ctx.settings().timers.election_upper * ELECTIONS;
-        let since = ctx.quorum_contact().map_or(Duration::MAX, |at| ctx.now().since(at));
-        if pre_vote::is_led(cluster, &answers, others.len(), since >= lately) {
+        if pre_vote::is_led(cluster, &answers, others.len(), ctx.is_long_alone()) {
             return true;
         }
         match asked.join_next().await {
@@ -105,14 +102,17 @@ async fn is_led(peers: &Arc<Peers>, id: ServerId, theirs: Status) -> bool {
     }
 }
 
-/// Returns when others know of a later life of this server than this node is.
+/// Returns when others know of a later life of this server than this node is; see
+/// [`pre_vote::is_outlived`].
 pub(super) async fn outlived(ctx: &Context) {
     loop {
         let arrived = ctx.arrived.notified();
-        if ctx.is_outlived() {
-            return;
+        match ctx.is_outlived() {
+            (_, true) => return,
+            (false, _) => arrived.await,
+            // One says so: it may be the only one that there is.
+            (true, _) => drop(timeout(ctx.settings().timers.election_upper, arrived).await),
         }
-        arrived.await;
     }
 }
 

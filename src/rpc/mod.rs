@@ -19,7 +19,7 @@
 //! | `Heartbeat` | members; the leader of the term in it; a one-way message, unless an answer is asked for | always | the next one is due soon | nothing more |
 //! | `ListInFile` | members | always; from the file as it is now | counts as a server without this list | the same answer |
 //! | `Prepare` | members; the founder of the epoch in it | by the very node that it names, unless it hears a leader with a majority or has promised as much | the founder waits for a moment, then goes on with a majority | refused: it was promised before |
-//! | `Found` | members; the founder of the epoch in it | always; taken by a node that it counts and that has promised nothing higher | that node prepares or joins later | nothing more |
+//! | `Found` | members; the founder of the epoch in it | always; taken by a node that it counts, and that has promised this very epoch | that node prepares or joins later | nothing more |
 //! | `Revoked` | members | always | asked again in the next step | the same answer |
 //! | `Sessions` | members; a one-way message | never; taken with `share_sessions: true`, same cluster incarnation | the clients of these sessions make full handshakes elsewhere | what is there already stays |
 //! | `Recover` | tools, to one of the survivors | never to members; refused while a leader with a majority is heard | the operator is told that it may still happen; never sent again | refused: there is a leader by then |

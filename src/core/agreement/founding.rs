@@ -262,11 +262,11 @@ impl<R: Evidence> Participant<R> {
         list.is_some_and(|list| !list.contains(&self.me.server))
     }
 
-    /// Begins in a cluster that was founded, if this very node was counted and has promised nothing
-    /// higher since. `own` is its newest record of before. Raft then begins with an empty log.
+    /// Begins in a cluster that was founded, if this very node was counted, has promised that and has
+    /// promised nothing higher since: a founding that nobody prepared moves nobody. `own` is its newest record of before. Raft then begins with an empty log.
     pub fn accept(&mut self, found: &FoundedCluster<R>, own: RankedRecord<R>) -> bool {
         let counted = found.voters.get(&self.me.server) == Some(&self.me.incarnation);
-        if !counted || self.promise > found.epoch || self.cluster >= found.epoch {
+        if !counted || self.promise != found.epoch || self.cluster >= found.epoch {
             return false;
         }
         self.older = own.newer(found.base.clone());
@@ -438,6 +438,7 @@ mod tests {
         let base = ranked(5, 7, &[1, 2, 3]);
         let voters = [(ServerId(1), Incarnation(1))].into();
         let found = FoundedCluster { epoch: epoch(8, 1), voters, base: base.clone() };
+        one.promise = found.epoch;
         assert!(one.accept(&found, ranked(4, 9, &[1])));
         assert_eq!(one.newest(None), base, "the rank of what it was founded from");
         let record = Notes { lists: vec![ids(&[1])], revoked: 2 };
@@ -508,5 +509,22 @@ mod tests {
         two.promise(&Prepare { epoch: epoch(99, 3), to: node(2, 1) }, none(&[1, 2, 3]));
         assert!(!two.accept(&found, none(&[1, 2, 3])) && !two.takes_part());
         assert!(one.accept(&found, none(&[1, 2, 3])));
+    }
+
+    /// Or one member in the wrong hands moves all others out of a group that works.
+    #[test]
+    fn a_founding_counts_for_nobody_who_did_not_promise_it() {
+        let mut two = member(2);
+        assert!(two.join(epoch(5, 1)) && two.takes_part());
+        let voters = BTreeMap::from([(ServerId(2), Incarnation(1)), (ServerId(3), Incarnation(1))]);
+        let found = FoundedCluster { epoch: epoch(6, 3), voters, base: none(&[2, 3]) };
+        assert!(!two.accept(&found, none(&[1, 2, 3])));
+        assert_eq!((two.cluster, two.takes_part()), (epoch(5, 1), true));
+        // Nor for one that promised too late to be counted.
+        let mut late = member(2);
+        late.promise = epoch(6, 3);
+        let without = [(ServerId(3), Incarnation(1))].into();
+        let found = FoundedCluster { voters: without, ..found };
+        assert!(!late.accept(&found, none(&[1, 2, 3])) && !late.takes_part());
     }
 }
