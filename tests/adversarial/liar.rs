@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::log_id::LogId;
+use stek_share::core::node_id::Incarnation;
 use stek_share::core::pre_vote::Status;
 use stek_share::core::server_id::ServerId;
 use stek_share::log_sink::Log;
@@ -44,11 +45,12 @@ impl Service for Liar {
         let far = Some(LogId { leader_id: leader_id(1), index: HIGHEST });
         let number = self.told.fetch_add(1, Ordering::Relaxed);
         let response = match decode_request(&body).ok()? {
-            Request::Status(_) => Response::Status(Status {
+            Request::Status(asker) => Response::Status(Status {
                 node: life(ENEMY),
                 cluster: Epoch { counter: HIGHEST, founder: life(ENEMY) },
                 known: HIGHEST,
-                yours: stek_share::core::node_id::Incarnation(HIGHEST + 1),
+                // Of whoever asks it says that there was a later life, the next that may be.
+                yours: Incarnation(asker.node.incarnation.0 + 1),
                 caught_up: true,
                 quorum: number.is_multiple_of(2),
                 vote: lie,
