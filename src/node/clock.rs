@@ -4,12 +4,12 @@
 //! be old enough has to wait for [`Clock::watch_slept`] as well.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::core::moment::Moment;
+use crate::core::moment::{millis, Moment};
 use crate::log_sink::Log;
 
 /// A machine that was suspended for less than this is taken for one that was not: clocks are read
@@ -77,4 +77,14 @@ impl Clock {
     pub fn moment_of(&self, at: Instant) -> Moment {
         self.now().ago(at.elapsed())
     }
+}
+
+/// The clock that orders foundings: seconds after 1970.
+pub(super) fn founding_clock() -> u64 {
+    wall_ms() / 1000
+}
+
+/// Milliseconds after 1970, by the wall clock.
+pub(super) fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
 }

@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use openraft::ServerState;
 use tokio::sync::{watch, Notify};
 use tokio::time::timeout;
 
-use super::clock::Clock;
+use super::clock::{wall_ms, Clock};
 use super::running::Running;
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::{leader_id_of, log_id_of};
@@ -589,16 +589,6 @@ impl Context {
         let present = self.views.borrow().agreed.ring.cluster_id();
         present.or_else(|| lock(&self.part).older.record.agreed.ring.cluster_id())
     }
-}
-
-/// The clock that orders foundings: seconds after 1970.
-pub(super) fn founding_clock() -> u64 {
-    wall_ms() / 1000
-}
-
-/// Milliseconds after 1970, by the wall clock.
-pub(super) fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
 }
 
 /// Locks, whatever happened to who had it locked before.

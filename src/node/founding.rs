@@ -14,7 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch, Mutex};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, timeout_at, Instant};
 
-use super::context::{founding_clock, Context};
+use super::clock::founding_clock;
+use super::context::Context;
 use super::part;
 use super::peer_client::{Peers, STATUS_LIMIT};
 use super::shared::{LifecycleRequest, Shared};

@@ -396,7 +396,7 @@ mod tests {
     use crate::core::config::Member;
     use crate::core::pre_vote::Status;
     use crate::core::server_list::ServerList;
-    use crate::node::context::founding_clock;
+    use crate::node::clock::founding_clock;
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
     use crate::node::fixture::Fixture;
     use crate::rpc::{self, Response};

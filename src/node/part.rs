@@ -2,7 +2,8 @@
 //!
 //! What may be done is for [`crate::core::agreement`] to say, when it is for `founding` and `lifecycle`.
 
-use super::context::{founding_clock, Context};
+use super::clock::founding_clock;
+use super::context::Context;
 use crate::consensus::network::ClusterCell;
 use crate::core::agreed::Record;
 use crate::core::agreement::founding::{

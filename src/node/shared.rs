@@ -11,8 +11,9 @@ use openssl::error::ErrorStack;
 use openssl::rand::rand_bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::clock::wall_ms;
 use super::clock::Clock;
-use super::context::{wall_ms, Context};
+use super::context::Context;
 use super::counters::NodeCounters;
 use super::keys::Keys;
 use super::peer_client::Peers;

@@ -14,7 +14,8 @@ use openraft::{LogIdOptionExt, ServerState};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::context::{founding_clock, Context};
+use super::clock::founding_clock;
+use super::context::Context;
 use super::counters::NodeCounters;
 use super::peer_client::{ask, Peers, STATUS_LIMIT};
 use super::running::{Running, Stopped};

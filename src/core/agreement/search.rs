@@ -411,7 +411,7 @@ mod tests {
         known.configs = Some(vec![[1, 2, 3].map(node).into()]);
         assert!(!search.is_due(&known.at(1000)) && !search.is_due(&known.at(1399)));
         assert!(search.is_due(&known.at(1400)), "they never began");
-        // It has all of its time for elections, however long was searched before.
+        // Its elections have all of their time, however long was searched before.
         for id in [2, 3] {
             known.says(id, |status| status.cluster = EPOCH);
         }
