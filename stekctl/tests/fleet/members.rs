@@ -45,7 +45,7 @@ fn what_is_right_in_odd_ways_is_no_fault() -> Result<()> {
             record(etc, "proxy.config.ssl.CA.cert.filename", &file)
         },
         two_kinds,
-        |etc, _| record(etc, "proxy.config.ssl.session_cache.value", "INT 0"),
+        |etc, _| record(etc, "proxy.config.ssl.session_cache", "INT 0"),
         |etc, _| {
             let sni = "sni:\n- fqdn: elsewhere.test\n  verify_client: STRICT\n";
             fs::write(etc.join("sni.yaml"), sni).context("sni.yaml")

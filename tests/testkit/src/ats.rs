@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::host::{host, Host};
+use crate::host::{host, named, Host};
 use crate::pki::Files;
 use crate::sys::{self, Signal};
 use crate::tickets::{self, TlsVersion};
@@ -181,7 +181,7 @@ impl Builder {
         host.write_certificates(&etc, &sites)?;
         fs::write(etc.join("ip_allow.yaml"), IP_ALLOW)?;
         fs::write(etc.join("sni.yaml"), "sni: []\n")?;
-        EMPTY_FILES.iter().try_for_each(|name| fs::write(etc.join(name), ""))
+        EMPTY_FILES.iter().try_for_each(|name| fs::write(etc.join(named(name)), ""))
     }
 }
 

@@ -37,18 +37,21 @@ pub const WITHOUT_MANAGER: Version = Version(10, 0, 0);
 pub const WITH_KEYS_BY_ADDRESS: Version = WITHOUT_MANAGER;
 /// From here on the host prints Prometheus's format itself, and names may have words about tickets.
 pub const WITH_TICKETS_IN_SNI: Version = Version(10, 1, 0);
-/// From here on certificates are listed in YAML, and session IDs are gone.
+/// From here on certificates and places of the cache are listed in YAML, and session IDs are gone.
 pub const WITHOUT_SESSION_IDS: Version = Version(11, 0, 0);
 
 /// Any version, before which and from which on there is none.
 pub const ANY: Range<Version> = Version(0, 0, 0)..Version(u32::MAX, 0, 0);
 
-/// Records that were renamed, from which version on, without [`PREFIX`]; the last one that fits counts.
-const RENAMED: [(Version, &str, &str); 4] = [
-    (WITHOUT_MANAGER, "exec_thread.autoconfig", "exec_thread.autoconfig.enabled"),
-    (WITHOUT_MANAGER, "ssl.TLSv1_3", "ssl.TLSv1_3.enabled"),
-    (WITHOUT_MANAGER, "ssl.session_cache", "ssl.session_cache.value"),
-    (Version(10, 2, 0), "ssl.session_cache", "ssl.session_cache.mode"),
+/// Records that were renamed, or taken away, from which version on, without [`PREFIX`]; the last one that
+/// fits counts.
+const RENAMED: [(Version, &str, Option<&str>); 6] = [
+    (WITHOUT_MANAGER, "exec_thread.autoconfig", Some("exec_thread.autoconfig.enabled")),
+    (WITHOUT_MANAGER, "ssl.TLSv1_3", Some("ssl.TLSv1_3.enabled")),
+    (WITHOUT_MANAGER, "ssl.session_cache", Some("ssl.session_cache.value")),
+    (Version(10, 2, 0), "ssl.session_cache", Some("ssl.session_cache.mode")),
+    (WITHOUT_SESSION_IDS, "ssl.session_cache", None),
+    (WITHOUT_SESSION_IDS, "ssl.session_cache.timeout", None),
 ];
 
 /// Where certificates are listed.
@@ -234,6 +237,7 @@ pub fn named(text: &str) -> String {
     let names = [
         (WITHOUT_MANAGER, "records.config", "records.yaml"),
         (WITHOUT_SESSION_IDS, CERTIFICATES, "ssl_multicert.yaml"),
+        (WITHOUT_SESSION_IDS, "storage.config", "storage.yaml"),
     ];
     let changed = names.into_iter().filter(|(from, ..)| version >= *from);
     changed.fold(text.to_owned(), |text, (_, old, new)| text.replace(old, new))
@@ -245,18 +249,21 @@ pub fn records(etc: &Path) -> PathBuf {
 }
 
 /// Sets a record of a server that is started later, whatever its files say of it: a line as
-/// `proxy.config.x INT 1`.
+/// `proxy.config.x INT 1`. Does nothing where the version has no such record.
 ///
 /// # Errors
 /// When the file is not there.
 pub fn set_record(etc: &Path, line: &str) -> Result<()> {
     let file = records(etc);
     let old = fs::read_to_string(&file).context(file.display())?;
+    let version = host()?.version;
     // In either form what comes last counts.
-    let more = if host()?.version < WITHOUT_MANAGER {
+    let more = if version < WITHOUT_MANAGER {
         format!("CONFIG {line}\n")
+    } else if leaf(version, line).is_some() {
+        format!("---\n{}", yaml(version, &[line]))
     } else {
-        format!("---\n{}", yaml(host()?.version, &[line]))
+        String::new()
     };
     fs::write(&file, old + &more).context(file.display())
 }
@@ -294,14 +301,14 @@ fn yaml(version: Version, lines: &[&str]) -> String {
     text
 }
 
-/// The keys that lead to a record and its value in YAML.
+/// The keys that lead to a record and its value in YAML; none where the version has no such record.
 fn leaf(version: Version, line: &str) -> Option<(Vec<String>, String)> {
     let mut words = line.split_whitespace();
     let (name, kind) = (words.next()?, words.next()?);
     let value = words.collect::<Vec<_>>().join(" ");
     let name = name.strip_prefix(PREFIX)?;
-    let fits = |(from, old, _): &&(Version, &str, &str)| *old == name && version >= *from;
-    let name = RENAMED.iter().rfind(fits).map_or(name, |(.., new)| new);
+    let fits = |(from, old, _): &&(Version, &str, Option<&str>)| *old == name && version >= *from;
+    let name = RENAMED.iter().rfind(fits).map_or(Some(name), |(.., new)| *new)?;
     let value = if kind == "STRING" { serde_json::Value::from(value).to_string() } else { value };
     Some((name.split('.').map(str::to_owned).collect(), value))
 }
@@ -323,6 +330,9 @@ mod tests {
             "records:\n  admin:\n    user_id: \"#-1\"\n  exec_thread:\n    autoconfig:\n      \
                         enabled: 0\n    limit: 1\n  http:\n    server_ports: \"8080 443:ssl\"\n  ssl:\n    session_cache:\n      mode: 0\n";
         assert_eq!(yaml(Version(10, 2, 1), &lines), expected);
+        // What 11 has no word for is left out.
+        let (shared, _) = expected.split_at(expected.find("  ssl:").unwrap());
+        assert_eq!(yaml(Version(11, 0, 0), &lines), shared);
     }
 
     #[test]
