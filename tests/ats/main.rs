@@ -8,6 +8,7 @@
 mod bad_input;
 mod field;
 mod gold;
+mod http3;
 mod install;
 mod lifecycle;
 mod listening;

@@ -12,6 +12,7 @@ use testkit::{Error, Result};
 mod majority;
 mod minority;
 mod stage;
+mod upgrade;
 
 /// A whole number above 0 from the environment.
 fn number(name: &str, default: u64) -> Result<u64> {

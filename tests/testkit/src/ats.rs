@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::host::{host, named, Host};
+use crate::host::{host, Host};
 use crate::pki::Files;
 use crate::sys::{self, Signal};
 use crate::tickets::{self, TlsVersion};
@@ -140,15 +140,9 @@ impl Builder {
     /// When a file cannot be written, or no port is free.
     pub fn build(self) -> Result<Ats> {
         let host = host()?;
-        let ats = Ats {
-            https: SocketAddr::new(self.address, ports::take()?),
-            root: self.root.clone(),
-            wrapper: self.wrapper.clone(),
-            manager: self.manager && host.has_manager(),
-            process: None,
-        };
-        self.write(host, ats.https).context(format_args!("run root {}", ats.root.display()))?;
-        Ok(ats)
+        let https = SocketAddr::new(self.address, ports::take()?);
+        self.write(host, https).context(format_args!("run root {}", self.root.display()))?;
+        Ok(Ats { host, https, builder: self, process: None })
     }
 
     /// Makes the run root and starts the server, without waiting for it.
@@ -161,7 +155,7 @@ impl Builder {
         Ok(ats)
     }
 
-    fn write(self, host: &Host, https: SocketAddr) -> io::Result<()> {
+    fn write(&self, host: &Host, https: SocketAddr) -> io::Result<()> {
         let etc = self.root.join("etc");
         for dir in ["etc", "var/log", "var/run", "cache"] {
             fs::create_dir_all(self.root.join(dir))?;
@@ -172,7 +166,8 @@ impl Builder {
             IpAddr::V4(ip) => format!("{}:ssl:ip-in={ip}", https.port()),
             IpAddr::V6(ip) => format!("{}:ssl:ipv6:ip-in=[{ip}]", https.port()),
         };
-        let this = self.record(&format!("proxy.config.http.server_ports STRING {listen}"));
+        let ports = format!("proxy.config.http.server_ports STRING {listen}");
+        let this = self.clone().record(&ports);
         let lines = |lines: &[String]| lines.iter().map(|line| format!("{line}\n")).collect();
         host.write_records(&etc, &this.records)?;
         fs::write::<_, String>(etc.join("plugin.config"), lines(&this.plugins))?;
@@ -181,17 +176,16 @@ impl Builder {
         host.write_certificates(&etc, &sites)?;
         fs::write(etc.join("ip_allow.yaml"), IP_ALLOW)?;
         fs::write(etc.join("sni.yaml"), "sni: []\n")?;
-        EMPTY_FILES.iter().try_for_each(|name| fs::write(etc.join(named(name)), ""))
+        EMPTY_FILES.iter().try_for_each(|name| fs::write(etc.join(host.named(name)), ""))
     }
 }
 
 /// A server: a run root and, most of the time, a running server.
 #[derive(Debug)]
 pub struct Ats {
-    root: PathBuf,
+    host: &'static Host,
     https: SocketAddr,
-    wrapper: Vec<String>,
-    manager: bool,
+    builder: Builder,
     process: Option<Child>,
 }
 
@@ -299,14 +293,16 @@ impl Ats {
     /// When it runs already, or the program cannot be started.
     pub fn start(&mut self) -> Result<()> {
         if self.process.is_some() {
-            return Err(Error::new(format!("{} runs already", self.root.display())));
+            return Err(Error::new(format!("{} runs already", self.root().display())));
         }
-        let name = if self.manager { "traffic_manager" } else { "traffic_server" };
-        let program = host()?.program(name).display().to_string();
+        let name = if self.has_manager() { "traffic_manager" } else { "traffic_server" };
+        let program = self.host.program(name).display().to_string();
         let out = OpenOptions::new().create(true).append(true).open(self.traffic_out())?;
-        let mut words = self.wrapper.iter().map(String::as_str).chain([&*program]);
+        let mut words = self.builder.wrapper.iter().map(String::as_str).chain([&*program]);
         let mut command = Command::new(words.next().unwrap_or(&program));
-        command.args(words).arg(format!("--run-root={}", self.root.join("runroot.yaml").display()));
+        command
+            .args(words)
+            .arg(format!("--run-root={}", self.root().join("runroot.yaml").display()));
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let child = sys::spawn(command)
             .map_err(|error| Error::new(format!("cannot start {program}: {error}")))?;
@@ -340,7 +336,7 @@ impl Ats {
         });
         ready.map_err(|error| {
             let (diags, out) = (tail(&self.diags()), tail(&self.debug_lines()));
-            let root = self.root.display();
+            let root = self.root().display();
             Error::new(format!(
                 "server {root}: {error}; {last}\ndiags.log:\n{diags}\ntraffic.out:\n{out}"
             ))
@@ -353,7 +349,7 @@ impl Ats {
     /// When it does not run.
     pub fn pid(&self) -> Result<u32> {
         let own = self.child()?.id();
-        if !self.manager {
+        if !self.has_manager() {
             return Ok(own);
         }
         let mut tasks = fs::read_dir(format!("/proc/{own}/task"))?.flatten();
@@ -450,8 +446,8 @@ impl Ats {
     /// # Errors
     /// When it cannot be run or fails.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
-        let root = format!("--run-root={}", self.root.join("runroot.yaml").display());
-        let mut command = Command::new(host()?.program("traffic_ctl"));
+        let root = format!("--run-root={}", self.root().join("runroot.yaml").display());
+        let mut command = Command::new(self.host.program("traffic_ctl"));
         let output = command.arg(root).args(arguments).output().context("traffic_ctl")?;
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         if output.status.success() {
@@ -468,17 +464,42 @@ impl Ats {
 
     /// Its run root.
     pub fn root(&self) -> &Path {
-        &self.root
+        &self.builder.root
+    }
+
+    /// Which Traffic Server it is, or was at its last start.
+    pub fn host(&self) -> &'static Host {
+        self.host
+    }
+
+    /// Has it be another Traffic Server from its next start on, as an upgrade does, with what it was built
+    /// with: what a test has changed since in Traffic Server's own files is lost.
+    ///
+    /// # Errors
+    /// When it runs, or a file cannot be written.
+    pub fn change_host(&mut self, host: &'static Host) -> Result<()> {
+        if self.process.is_some() {
+            return Err(Error::new(format!("{} still runs", self.root().display())));
+        }
+        let files = || format!("run root {}", self.root().display());
+        self.host.clear(&self.etc()).context(files())?;
+        self.builder.write(host, self.https).context(files())?;
+        self.host = host;
+        Ok(())
+    }
+
+    fn has_manager(&self) -> bool {
+        self.builder.manager && self.host.has_manager()
     }
 
     /// Its configuration directory.
     pub fn etc(&self) -> PathBuf {
-        self.root.join("etc")
+        self.root().join("etc")
     }
 
     /// Everything in diags.log, of earlier runs too; empty while there is none.
     pub fn diags(&self) -> String {
-        read(&self.root.join("var/log/diags.log"))
+        read(&self.root().join("var/log/diags.log"))
     }
 
     /// Everything in traffic.out, where debug lines go.
@@ -491,7 +512,7 @@ impl Ats {
     /// # Errors
     /// When the directory cannot be read.
     pub fn log_files(&self) -> Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(self.root.join("var/log"))?;
+        let entries = fs::read_dir(self.root().join("var/log"))?;
         Ok(entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>()?)
     }
 
@@ -506,11 +527,11 @@ impl Ats {
     }
 
     fn traffic_out(&self) -> PathBuf {
-        self.root.join("var/log/traffic.out")
+        self.root().join("var/log/traffic.out")
     }
 
     fn child(&self) -> Result<&Child> {
-        let message = || Error::new(format!("{} does not run", self.root.display()));
+        let message = || Error::new(format!("{} does not run", self.root().display()));
         self.process.as_ref().ok_or_else(message)
     }
 

@@ -3,7 +3,8 @@
 //!
 //! `STEK_TRAFFIC_SERVER` names the directory that one was installed into; without it the one in `PATH`
 //! is taken, which is Debian's. Tests speak of files and records as 9.2 has them; [`named`] and
-//! [`set_record`] say it as the host at hand does.
+//! [`set_record`] say it as the host at hand does. `STEK_TRAFFIC_SERVERS` names more such directories,
+//! for a group of several versions; nothing else asks for [`hosts`].
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -17,6 +18,8 @@ use crate::{Context, Error, Result};
 
 /// Names the directory that Traffic Server was installed into.
 pub const VARIABLE: &str = "STEK_TRAFFIC_SERVER";
+/// Names those of further ones, as `PATH` does, each version after the one before.
+pub const FURTHER: &str = "STEK_TRAFFIC_SERVERS";
 
 /// What every name of a record begins with.
 const PREFIX: &str = "proxy.config.";
@@ -57,6 +60,9 @@ const RENAMED: [(Version, &str, Option<&str>); 6] = [
 /// Where certificates are listed.
 const CERTIFICATES: &str = "ssl_multicert.config";
 
+/// What another version may call otherwise, and must not find.
+const CALLED_OTHERWISE: [&str; 3] = ["records.config", CERTIFICATES, "storage.config"];
+
 /// Where the pages of errors are looked for, from [`WITHOUT_MANAGER`] on: it does not start without that
 /// directory, and without a page in it a request that nobody maps gets no answer at all.
 const PAGES: &str = "body_factory";
@@ -76,14 +82,31 @@ pub struct Host {
 /// When there is none.
 pub fn host() -> Result<&'static Host> {
     static HOST: OnceLock<std::result::Result<Host, String>> = OnceLock::new();
-    HOST.get_or_init(|| Host::find().map_err(|error| error.to_string()))
-        .as_ref()
-        .map_err(Error::new)
+    HOST.get_or_init(|| {
+        let given = env::var_os(VARIABLE).filter(|given| !given.is_empty());
+        Host::find(VARIABLE, given.map(PathBuf::from)).map_err(|error| error.to_string())
+    })
+    .as_ref()
+    .map_err(Error::new)
+}
+
+/// The Traffic Server of this run, and the further ones.
+///
+/// # Errors
+/// When one of them is not there.
+pub fn hosts() -> Result<Vec<&'static Host>> {
+    static HOSTS: OnceLock<std::result::Result<Vec<Host>, String>> = OnceLock::new();
+    let further = HOSTS.get_or_init(|| {
+        let given = env::var_os(FURTHER).unwrap_or_default();
+        let given = env::split_paths(&given).filter(|path| !path.as_os_str().is_empty());
+        let found = given.map(|path| Host::find(FURTHER, Some(path)));
+        found.collect::<Result<_>>().map_err(|error| error.to_string())
+    });
+    Ok(std::iter::once(host()?).chain(further.as_ref().map_err(Error::new)?).collect())
 }
 
 impl Host {
-    fn find() -> Result<Host> {
-        let given = env::var_os(VARIABLE).filter(|given| !given.is_empty()).map(PathBuf::from);
+    fn find(variable: &str, given: Option<PathBuf>) -> Result<Host> {
         let mut host = Host {
             version: Version(0, 0, 0),
             programs: given.as_ref().map(|prefix| prefix.join("bin")),
@@ -91,7 +114,7 @@ impl Host {
         };
         let about = match &given {
             Some(prefix) => format!(
-                "{VARIABLE} is {}, where no traffic_layout runs; give the directory that Traffic Server \
+                "{variable} has {}, where no traffic_layout runs; give the directory that Traffic Server \
                  was installed into",
                 prefix.display()
             ),
@@ -142,6 +165,19 @@ impl Host {
         self.version < WITHOUT_SESSION_IDS
     }
 
+    /// Whether it was built to speak QUIC.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn has_quic(&self) -> Result<bool> {
+        let program = self.program("traffic_layout");
+        let output = Command::new(&program).args(["info", "--features", "--json"]).output();
+        let text = output.context(program.display())?.stdout;
+        let features: serde_json::Value =
+            serde_json::from_slice(&text).context("traffic_layout info --features")?;
+        Ok(features.get("TS_USE_QUIC").is_some_and(|used| *used == 1 || *used == "1"))
+    }
+
     fn dir(&self, name: &str) -> &str {
         self.layout.get(name).map_or("", String::as_str)
     }
@@ -171,7 +207,17 @@ impl Host {
     pub(crate) fn write_certificates(&self, etc: &Path, lines: &str) -> io::Result<()> {
         let yaml = self.version >= WITHOUT_SESSION_IDS;
         let text = if yaml { yaml_of_sites(lines) } else { lines.to_owned() };
-        fs::write(etc.join(named(CERTIFICATES)), text)
+        fs::write(etc.join(self.named(CERTIFICATES)), text)
+    }
+
+    /// A text about files of 9.2 with the names that they have here.
+    pub(crate) fn named(&self, text: &str) -> String {
+        named_in(self.version, text)
+    }
+
+    /// Takes away what another version would not read, or not bear.
+    pub(crate) fn clear(&self, etc: &Path) -> io::Result<()> {
+        CALLED_OTHERWISE.iter().try_for_each(|name| fs::remove_file(etc.join(self.named(name))))
     }
 
     /// Writes a server's records, `proxy.config.x INT 1` each.
@@ -233,7 +279,10 @@ fn parse(version: &str) -> Option<Version> {
 /// A text about files of 9.2 with the names that they have on the host at hand; as it is where there is
 /// none.
 pub fn named(text: &str) -> String {
-    let version = host().map_or(Version(0, 0, 0), Host::version);
+    named_in(host().map_or(Version(0, 0, 0), Host::version), text)
+}
+
+fn named_in(version: Version, text: &str) -> String {
     let names = [
         (WITHOUT_MANAGER, "records.config", "records.yaml"),
         (WITHOUT_SESSION_IDS, CERTIFICATES, "ssl_multicert.yaml"),
