@@ -177,8 +177,13 @@ pub async fn ask_once(
 pub(super) async fn greet(stream: &mut Stream, me: &LocalIdentity) -> Result<Hello, DialError> {
     let ours = me.hello();
     let greeting = async {
-        stream.write_all(&frame::encode_hello(&ours, 0)).await.map_err(WireError::Io)?;
-        frame::read_hello(stream).await
+        let sent = stream.write_all(&frame::encode_hello(&ours, 0)).await;
+        // Who refuses our certificate may have reset the connection before that; why, is there to be read.
+        match (frame::read_hello(stream).await, sent) {
+            (Err(WireError::Io(why)), _) if alert_in(&why).is_some() => Err(WireError::Io(why)),
+            (_, Err(lost)) => Err(WireError::Io(lost)),
+            (answer, Ok(())) => answer,
+        }
     };
     let answer = timeout(HANDSHAKE_LIMIT, greeting).await.map_err(|_| DialError::NoHello)?;
     let (theirs, refused) = answer?.ok_or(DialError::Closed)?;

@@ -48,7 +48,10 @@ use stek_share::transport::listener::{
     Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, CONNECTIONS_PER_MEMBER,
     MAX_HANDSHAKES,
 };
-use stek_share::transport::peers::{call_once, CallError, Peers, DIAL_LIMIT, MAX_QUEUE};
+use stek_share::transport::peers::{
+    ask_once, call_once, CallError, OnceError, Peers, DIAL_LIMIT, MAX_QUEUE,
+};
+use stek_share::transport::resolver::Resolver;
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
 use stek_share::transport::{
     one_line, Bounds, Cause, Counters, LastSeen, LocalIdentity, Versions, FRAME_LIMIT,

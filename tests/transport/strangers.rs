@@ -265,3 +265,35 @@ async fn who_is_refused_by_its_peer_hears_why() {
     until("told", || one.lines.have(Level::Warning, "refuses this server's certificate")).await;
     until("counted", || two.counters.refused(Cause::Untrusted) == 1).await;
 }
+
+/// With TLS 1.3 a client may believe that it is let in, while the other end refuses its certificate and closes
+/// with the rest unread, so that the system resets the connection: before the client's hello, or after it.
+#[tokio::test]
+async fn a_refusal_is_heard_though_the_connection_was_reset() {
+    const TIMES: usize = 100;
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let mut context = SslContextBuilder::new(SslMethod::tls()).unwrap();
+    context.set_certificate(&leaf.cert).unwrap();
+    context.set_private_key(&leaf.key).unwrap();
+    let demanded = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
+    context.set_verify_callback(demanded, |_, _| false);
+    let (context, listener) = (context.build(), std::net::TcpListener::bind(HERE).unwrap());
+    let at = listener.local_addr().unwrap();
+    let refusing = std::thread::spawn(move || {
+        for _ in 0..TIMES {
+            let (tcp, _) = listener.accept().unwrap();
+            assert!(Ssl::new(&context).unwrap().accept(tcp).is_err());
+        }
+    });
+    let (tls, me) = (tls(&root, &leaf), LocalIdentity::tool(ServerId(1)));
+    for time in 0..TIMES {
+        let place = ("127.0.0.1", at.port());
+        let answer = ask_once(&Resolver::system(), &tls, &me, place, b"x", PATIENCE).await;
+        assert!(
+            matches!(answer, Err(OnceError::Handshake(HandshakeError::RefusedUs(_)))),
+            "{time}: {answer:?}"
+        );
+    }
+    refusing.join().unwrap();
+}
