@@ -133,7 +133,9 @@ impl LogStore {
     /// Ends this node's part in its cluster: nothing is acknowledged or voted for any more, whatever
     /// of Raft still runs. What is read after that is all that it ever acknowledged.
     pub fn close(&self) {
-        self.lock().closed = true;
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.tell(LogDeed::Closes);
     }
 
     /// The entries after `applied`, in their order.

@@ -40,6 +40,8 @@ pub enum LogDeed<'a> {
     Truncates(u64),
     /// This entry is known to be agreed on, and this comes of it.
     Applies(LogId, &'a Agreed),
+    /// Its part in the cluster ends: nothing of this counts any more but what it has.
+    Closes,
     /// In place of all entries to here it has their state, by which these vote.
     Takes(LogId, &'a [BTreeSet<NodeId>], &'a Agreed),
 }

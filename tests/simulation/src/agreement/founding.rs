@@ -20,7 +20,7 @@ impl Agreement {
         asked: &[Prepare],
     ) -> Judged {
         let node = self.node(me)?;
-        node.tells_all(&own)?;
+        node.leaves(&own)?;
         if node.member.prepare(own.clone(), call, wall) != asked {
             return Err(format!("core asks others than {asked:?}"));
         }
@@ -44,7 +44,7 @@ impl Agreement {
         wall: u64,
     ) -> Judged {
         let node = self.node(me)?;
-        node.tells_all(&promise.newest)?;
+        node.leaves(&promise.newest)?;
         if let Err(refusal) = node.member.admits(asked, false, wall) {
             return Err(format!("core does not let it promise: {refusal}"));
         }
@@ -150,7 +150,7 @@ impl Agreement {
             base: None,
             keys: BTreeMap::new(),
             revoked: Default::default(),
-            votes: BTreeMap::new(),
+            elections: BTreeMap::new(),
         };
         match self.clusters.insert(epoch, cluster) {
             Some(_) => Err("it founds one epoch twice".to_owned()),

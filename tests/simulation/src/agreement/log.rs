@@ -21,11 +21,20 @@ pub struct Log {
     voters: BTreeMap<u64, Configuration>,
     /// Where the cluster gets its sequence of keys.
     named: BTreeSet<u64>,
-    /// The furthest that it ever went.
-    furthest: Option<LogId>,
     acknowledged: Option<LogId>,
     applied: Option<LogId>,
     vote: (LeaderId, bool),
+    /// Whether it was left: it acknowledges nothing and votes for nobody.
+    closed: bool,
+}
+
+/// What becomes of one who stands.
+#[derive(Default)]
+pub struct Election {
+    /// How far the logs went of who took that for its vote, when it did: what it answers is told
+    /// later, when a server that was suspended may have heard of other leaders.
+    ends: BTreeMap<NodeId, Option<LogId>>,
+    votes: BTreeSet<NodeId>,
 }
 
 /// So many of the last configurations may be the one by which something was agreed on: the next may be
@@ -43,6 +52,10 @@ impl Log {
 
     pub fn acknowledged(&self) -> Option<LogId> {
         self.acknowledged
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     pub fn applied(&self) -> Option<LogId> {
@@ -74,7 +87,6 @@ impl Log {
             self.named.insert(at.index);
         }
         self.entries.insert(at.index, (at, entry));
-        self.furthest = self.furthest.max(Some(at));
         while self.entries.len() > KEPT {
             self.floor = self.entries.pop_first().map(|(_, (at, _))| at);
         }
@@ -95,7 +107,6 @@ impl Log {
         if agreed.ring.cluster_id().is_some() {
             self.named.insert(at.index);
         }
-        self.furthest = self.furthest.max(Some(at));
         self.acknowledged = self.acknowledged.max(Some(at));
         self.applied = self.applied.max(Some(at));
     }
@@ -106,6 +117,9 @@ impl Node {
     fn takes_part(&self, cluster: Epoch) -> Judged {
         if self.over {
             return Err("its server lives anew".to_owned());
+        }
+        if self.logs.get(&cluster).is_some_and(|log| log.closed) {
+            return Err("it has left that log".to_owned());
         }
         if self.cluster != cluster || self.promised != cluster {
             return Err(format!("it is in {:?} and promised {:?}", self.cluster, self.promised));
@@ -134,6 +148,10 @@ impl Agreement {
                 log.truncate(from);
                 Ok(())
             }
+            LogDeed::Closes => {
+                self.node(me)?.log(epoch).closed = true;
+                Ok(())
+            }
             LogDeed::Applies(at, agreed) => self.applies(me, epoch, at, agreed),
             LogDeed::Takes(at, voters, agreed) => self.takes(me, epoch, at, voters, agreed),
         }
@@ -147,12 +165,16 @@ impl Agreement {
             return Err(format!("it voted for {:?} before", log.vote));
         }
         log.vote = (to, committed);
+        let (end, voters) = (log.end(), log.last_voters().cloned().collect::<Vec<_>>());
+        let election = self.cluster(epoch)?.elections.entry(to).or_default();
+        if !committed {
+            election.ends.insert(me, end);
+        }
         if to.node != me {
             return Ok(());
         }
-        let voters: Vec<Configuration> = log.last_voters().cloned().collect();
-        let votes = self.cluster(epoch)?.votes.entry(to).or_default();
-        votes.insert(me);
+        election.votes.insert(me);
+        let votes = &election.votes;
         if committed && !voters.iter().any(|sets| are_most(sets, |node| votes.contains(node))) {
             return Err(format!("it leads by the votes of {votes:?}, of {voters:?}"));
         }
@@ -160,16 +182,15 @@ impl Agreement {
     }
 
     fn grants(&mut self, me: NodeId, epoch: Epoch, to: LeaderId) -> Judged {
-        let candidate = self.nodes.get(&to.node).and_then(|node| node.logs.get(&epoch));
-        let candidate = candidate.and_then(|log| log.furthest);
-        let log = self.node(me)?.log(epoch);
-        if log.vote.0 < to {
-            return Err(format!("its vote is for {:?}", log.vote));
+        let election = self.cluster(epoch)?.elections.entry(to).or_default();
+        let (Some(has), Some(candidate)) = (election.ends.get(&me), election.ends.get(&to.node))
+        else {
+            return Err("it has not that vote, or nobody stands".to_owned());
+        };
+        if candidate < has {
+            return Err(format!("it had {has:?}, and who stood had {candidate:?}"));
         }
-        if candidate < log.end() {
-            return Err(format!("it has {:?}, and who stands has {candidate:?}", log.end()));
-        }
-        self.cluster(epoch)?.votes.entry(to).or_default().insert(me);
+        election.votes.insert(me);
         Ok(())
     }
 

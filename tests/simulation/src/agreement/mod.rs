@@ -31,7 +31,7 @@ use stek_share::core::node_id::NodeId;
 use stek_share::core::stek::Fingerprint;
 use stek_share::core::witness::{Deed, Witness};
 
-use self::log::Log;
+use self::log::{Election, Log};
 use self::seen::Seen;
 
 /// What a deed comes to: why it must not be.
@@ -66,8 +66,8 @@ struct Cluster {
     /// The key of each generation, and the entry by which it was agreed on.
     keys: BTreeMap<u64, (u64, Fingerprint)>,
     revoked: BTreeSet<Fingerprint>,
-    /// Who voted for whom.
-    votes: BTreeMap<LeaderId, BTreeSet<NodeId>>,
+    /// Who voted for whom, and with what.
+    elections: BTreeMap<LeaderId, Election>,
 }
 
 /// See the module's head.
@@ -168,6 +168,15 @@ impl Agreement {
 }
 
 impl Node {
+    /// Whether it has left its cluster with all that it has to tell: what it acknowledges later it would
+    /// not have told.
+    fn leaves(&self, told: &RankedRecord<Seen>) -> Judged {
+        if self.logs.get(&self.cluster).is_some_and(|log| !log.is_closed()) {
+            return Err("its log is still open".to_owned());
+        }
+        self.tells_all(told)
+    }
+
     /// Whether what it tells of itself is all that it has: its log to the end, once the record that its
     /// cluster was founded from is in it.
     fn tells_all(&self, told: &RankedRecord<Seen>) -> Judged {
