@@ -1,7 +1,8 @@
 //! Runs seeds of the simulation and says how they went.
 //!
 //!     simulation [--seed N] [--seeds COUNT] [--from N] [--jobs N] [--log] [--digests]
-//!                [--until-broken] [--until-refused] [--late-votes] [--resets] [--large]
+//!                [--until-broken] [--until-refused] [--late-votes] [--resets] [--foundings]
+//!                [--large]
 //!     simulation --scenario FILE
 //!
 //! Each seed runs in a process of its own, forked from this one: nothing that one leaves behind can
@@ -87,6 +88,7 @@ impl Options {
                 "--until-refused" => options.until_refused = true,
                 "--late-votes" => plan::LATE_VOTES.store(true, Ordering::Relaxed),
                 "--resets" => plan::RESETS.store(true, Ordering::Relaxed),
+                "--foundings" => plan::FOUNDINGS.store(true, Ordering::Relaxed),
                 "--large" => plan::LARGE.store(true, Ordering::Relaxed),
                 _ => return Err(format!("there is no option {word}")),
             }

@@ -38,6 +38,9 @@ pub struct Link {
     pub double: u64,
     /// The delay in nanoseconds, at least and at most.
     pub delay: (u64, u64),
+    /// What arrives within so many nanoseconds arrives at once, as at a machine that has other
+    /// things to do.
+    pub burst: u64,
 }
 
 /// What a server's process is given by the network.
@@ -378,7 +381,9 @@ impl Inner {
         let copies = 1 + usize::from(self.rng.chance(link.double));
         self.counts.doubled += copies as u64 - 1;
         let (least, most) = link.delay;
-        (0..copies).map(|_| self.now + self.rng.between(least, most)).collect()
+        (0..copies)
+            .map(|_| (self.now + self.rng.between(least, most)).next_multiple_of(link.burst))
+            .collect()
     }
 
     fn post(&mut self, at: u64, to: u32, letter: Arrival) {

@@ -149,6 +149,10 @@ pub static LATE_VOTES: AtomicBool = AtomicBool::new(false);
 /// Whether all seeds have no fault but [`Kind::Reset`], many of them, and no change of the list.
 pub static RESETS: AtomicBool = AtomicBool::new(false);
 
+/// Whether all seeds have foundings, changes of the list and orders all the time, each in the midst of
+/// others.
+pub static FOUNDINGS: AtomicBool = AtomicBool::new(false);
+
 /// Whether all seeds have more servers than vote.
 pub static LARGE: AtomicBool = AtomicBool::new(false);
 
@@ -175,7 +179,8 @@ impl Plan {
         let handover = (interval / 2).min(rng.between(500, 2000) * MS);
         let far = rng.chance(300);
         let least = if far { rng.below(lower / 8) } else { 50_000 };
-        let link = Link { cut: false, loss: 0, double: 0, delay: (least, least + lower / 100) };
+        let link =
+            Link { cut: false, loss: 0, double: 0, delay: (least, least + lower / 100), burst: 1 };
         let change = rng.chance(350) && servers >= 3;
         let mut plan = Plan {
             servers,
@@ -220,8 +225,31 @@ impl Plan {
         if plan.servers >= 3 && (plan.fault_phase / MS).is_multiple_of(7) {
             plan.faults.push(Kind::Recover);
         }
+        if FOUNDINGS.load(Ordering::Relaxed) {
+            plan.meet(rng);
+            return plan;
+        }
         plan.some_do_not_vote = plan.servers >= 4 && (plan.fault_phase / MS).is_multiple_of(5);
         plan
+    }
+
+    /// Foundings, changes of the list and orders all the time; what arrives does so at once and twice.
+    fn meet(&mut self, rng: &mut Rng) {
+        self.servers = *rng.pick(&[3, 5, 5, 7]);
+        self.spare = 1;
+        self.some_do_not_vote = self.servers >= 5;
+        self.keeps_state = rng.chance(600);
+        self.faults = vec![Kind::KillMany, Kind::Recover, Kind::Pause, Kind::CutOneWay];
+        self.faults.extend([Kind::Restart; 3]);
+        if self.keeps_state {
+            self.faults.extend([Kind::SlowDisk; 4]);
+            self.faults.push(Kind::OldFile);
+        }
+        self.fault_gap = self.upper * rng.between(1, 10) / 2;
+        self.order_gap = Some(2 * SECOND);
+        self.list_gap = Some(3 * SECOND);
+        self.link.double = 200;
+        self.link.burst = self.lower / rng.between(8, 40);
     }
 
     /// The plan of a scenario: what the documents recommend, and nothing befalls anybody.
@@ -242,7 +270,7 @@ impl Plan {
             log: (4, 8),
             keeps_state: false,
             installing: 20 * MS,
-            link: Link { cut: false, loss: 0, double: 0, delay: (MS / 5, MS / 2) },
+            link: Link { cut: false, loss: 0, double: 0, delay: (MS / 5, MS / 2), burst: 1 },
             faults: Vec::new(),
             fault_gap: 0,
             order_gap: None,
