@@ -285,6 +285,20 @@ pub(super) fn ask(
     asked
 }
 
+/// What a server says that is not connected, since it is no member or has moved.
+pub(super) async fn status_at(peers: &Peers, member: &Member, limit: Duration) -> Option<Status> {
+    let body = rpc::encode(&Request::Status(peers.ctx.status_for(member.id)))?;
+    let answer = peers
+        .transport
+        .ask_stranger((&peers.sender, &peers.tls), member, body, limit)
+        .await
+        .ok()?;
+    match rpc::decode_response(&answer) {
+        Ok(Response::Status(status)) => Some(status),
+        _ => None,
+    }
+}
+
 /// Those of what servers said that are not older than `limit`.
 fn fresh(
     said: &BTreeMap<ServerId, (Moment, Status)>,

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
 use super::list_file::READ_LIMIT;
-use super::peer_client::Peers;
+use super::peer_client::{status_at, Peers};
 use super::{forward, origin};
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::consensus::state_machine::AgreedView;
@@ -27,7 +27,7 @@ use crate::core::pre_vote::Status;
 use crate::core::server_id::ServerId;
 use crate::core::server_list::{Digest, ServerList};
 use crate::log_sink::Level;
-use crate::rpc::{self, MembershipRefusal, Request, Response};
+use crate::rpc::{MembershipRefusal, Request, Response};
 use crate::supervise::{fail_point, kept_alive};
 use crate::transport::listener::Caller;
 
@@ -396,7 +396,7 @@ async fn probe(peers: &Arc<Peers>, old: &ServerList, new: &ServerList) -> BTreeS
                 let status = if is_old {
                     status_of(&peers, member.id).await
                 } else {
-                    status_at(&peers, &member).await
+                    status_at(&peers, &member, PROBE_LIMIT).await
                 };
                 let ours = peers.ctx.cluster();
                 let fits = |status: &Status| {
@@ -420,20 +420,6 @@ async fn probe(peers: &Arc<Peers>, old: &ServerList, new: &ServerList) -> BTreeS
 async fn status_of(peers: &Arc<Peers>, id: ServerId) -> Option<Status> {
     let question = Request::Status(peers.ctx.status_for(id));
     match peers.call(id, question, PROBE_LIMIT).await {
-        Ok(Response::Status(status)) => Some(status),
-        _ => None,
-    }
-}
-
-/// Asks a server that is not connected yet, since it is no member or has moved.
-async fn status_at(peers: &Peers, member: &Member) -> Option<Status> {
-    let body = rpc::encode(&Request::Status(peers.ctx.status_for(member.id)))?;
-    let answer = peers
-        .transport
-        .ask_stranger((&peers.sender, &peers.tls), member, body, PROBE_LIMIT)
-        .await
-        .ok()?;
-    match rpc::decode_response(&answer) {
         Ok(Response::Status(status)) => Some(status),
         _ => None,
     }

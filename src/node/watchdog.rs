@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::clock::founding_clock;
 use super::context::Context;
 use super::counters::NodeCounters;
-use super::peer_client::{ask, Peers, STATUS_LIMIT};
+use super::peer_client::{ask, status_at, Peers, STATUS_LIMIT};
 use super::running::{Running, Stopped};
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::consensus::state_machine::AgreedView;
@@ -84,11 +84,22 @@ pub(super) async fn meet(peers: &Arc<Peers>) -> OtherCluster {
     }
 }
 
-/// Whether enough of the others say now that the cluster of which `theirs` is has a leader with a majority.
+/// Whether enough of the others say now that the cluster of which `theirs` is has a leader with a majority:
+/// of those in this server's list, and of those that only its file has, since the other group may have
+/// taken these in meanwhile.
 async fn is_led(peers: &Arc<Peers>, id: ServerId, theirs: Status) -> bool {
     let ctx = &peers.ctx;
-    let others = ctx.consulted(NEIGHBOURS);
+    let (mut others, ids, settings) = (ctx.consulted(NEIGHBOURS), ctx.ids(), ctx.settings());
     let mut asked = ask(peers, others.iter().copied().filter(|other| *other != id));
+    let only_in_file = settings.members.iter().filter(|member| !ids.contains(&member.id));
+    for member in only_in_file.take(NEIGHBOURS) {
+        let (peers, member) = (peers.clone(), member.clone());
+        others.insert(member.id);
+        asked.spawn(async move {
+            let status = status_at(&peers, &member, STATUS_LIMIT).await;
+            (member.id, status.ok_or(CallFailure::Unreachable))
+        });
+    }
     let cluster = theirs.cluster;
     let mut answers = BTreeMap::from([(id, theirs)]);
     loop {
@@ -96,7 +107,9 @@ async fn is_led(peers: &Arc<Peers>, id: ServerId, theirs: Status) -> bool {
             return true;
         }
         match asked.join_next().await {
-            Some(Ok((id, Ok(status)))) => drop(answers.insert(id, status)),
+            Some(Ok((id, Ok(status)))) if status.node.server == id => {
+                answers.insert(id, status);
+            }
             Some(_) => {}
             None => return false,
         }
