@@ -40,11 +40,20 @@ pub fn version_by_files(dir: &Path) -> Option<HostVersion> {
     let has = |name: &str| dir.join(name).is_file();
     if has("records.config") && !has("records.yaml") {
         // 10 does not start with that file, nor 11.
-        Some((9, 2))
-    } else if ["plugin.yaml", "ssl_multicert.yaml", "storage.yaml"].into_iter().any(has) {
-        Some((11, 0))
-    } else {
-        has("records.yaml").then_some((10, 1))
+        return Some((9, 2));
+    }
+    // What was prepared for an upgrade, or left behind after one, is beside what counts.
+    let pairs =
+        [("ssl_multicert.config", "ssl_multicert.yaml"), ("storage.config", "storage.yaml")];
+    let is_older = pairs.iter().any(|(older, newer)| has(older) && !has(newer));
+    let is_newer = pairs.iter().any(|(older, newer)| !has(older) && has(newer));
+    match (is_older, is_newer) {
+        (true, false) => has("records.yaml").then_some((10, 1)),
+        (false, true) => Some((11, 0)),
+        // Both of each, or a mixture, could be either.
+        _ if pairs.iter().any(|(_, newer)| has(newer)) => None,
+        _ if has("plugin.yaml") => Some((11, 0)),
+        _ => has("records.yaml").then_some((10, 1)),
     }
 }
 
@@ -94,16 +103,18 @@ pub fn of_sites(
     scope: Option<TicketScope>,
 ) -> Vec<Finding> {
     let newest = dir.join("ssl_multicert.yaml");
+    let is_yaml = findings::has_yaml_sites(version);
     let certificates = match get(MULTICERT) {
         Some(name) => dir.join(name),
-        None if newest.is_file() => newest,
+        None if is_yaml.unwrap_or_else(|| newest.is_file()) => newest,
         None => dir.join("ssl_multicert.config"),
     };
     let names = dir.join(get(SNI).unwrap_or_else(|| "sni.yaml".to_owned()));
     let mut found = Vec::new();
     if let Ok(text) = try_host_text(&certificates) {
         let address = findings::address_matter(version, scope);
-        found.extend(multicert::findings(&certificates.display().to_string(), &text, address));
+        let (file, exact) = (certificates.display().to_string(), is_yaml == Some(true));
+        found.extend(multicert::findings(&file, &text, address, exact));
     }
     if let Ok(text) = try_host_text(&names) {
         let opens = scope == Some(TicketScope::Host);
@@ -111,4 +122,37 @@ pub fn of_sites(
         found.extend(sni::findings(&names.display().to_string(), &text, opens, counts));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_told_by_what_only_they_have() {
+        let dir = std::env::temp_dir().join(format!("stek-host-files-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        // What is there, added to what was there before.
+        let steps = [
+            ("records.yaml", Some((10, 1))),
+            ("ssl_multicert.config", Some((10, 1))),
+            ("storage.config", Some((10, 1))),
+            // Prepared for the upgrade, and not read yet.
+            ("ssl_multicert.yaml", Some((10, 1))),
+            ("plugin.yaml", Some((10, 1))),
+            ("storage.yaml", None),
+        ];
+        for (name, version) in steps {
+            std::fs::write(dir.join(name), "").unwrap();
+            assert_eq!(version_by_files(&dir), version, "with {name}");
+        }
+        for name in ["storage.config", "ssl_multicert.config"] {
+            std::fs::remove_file(dir.join(name)).unwrap();
+            assert_eq!(version_by_files(&dir), Some((11, 0)), "without {name}");
+        }
+        std::fs::write(dir.join("records.config"), "").unwrap();
+        std::fs::remove_file(dir.join("records.yaml")).unwrap();
+        assert_eq!(version_by_files(&dir), Some((9, 2)));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }

@@ -318,6 +318,12 @@ pub fn address_matter(version: Option<HostVersion>, scope: Option<TicketScope>) 
     }
 }
 
+/// Whether certificates are listed in ssl_multicert.yaml: 11 was the first, and reads the labels of either form
+/// only in small letters. `None` where the version is unknown.
+pub fn has_yaml_sites(version: Option<HostVersion>) -> Option<bool> {
+    version.map(|version| version >= (11, 0))
+}
+
 /// Whether sni.yaml may have a word about tickets: 10.1 was the first. One of unknown version may.
 pub fn sni_has_tickets(version: Option<HostVersion>) -> bool {
     version.is_none_or(|version| version >= (10, 1))

@@ -2,7 +2,8 @@
 //!
 //! Up to Traffic Server 10 that is ssl_multicert.config, one entry for each line: `label=value` with blanks
 //! between, values possibly in quotes, `#` for a comment. From 11 on it is ssl_multicert.yaml, a list of
-//! mappings with the same labels. A text that is both is none that anybody writes.
+//! mappings with the same labels, which have to be written in small letters there. A text that is both is
+//! none that anybody writes.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +12,14 @@ use crate::core::config::yaml::{parse, Node};
 use crate::core::findings::{integer, Finding, Matter, Source, MAX_OF_A_FILE};
 
 /// What an operator has to look at in a file of that name, in its order; [`MAX_OF_A_FILE`] at most.
-/// `address` is what a line with an address means to this version of the host, if it means anything.
-pub fn findings(file: &str, text: &str, address: Option<Matter>) -> Vec<Finding> {
+/// `address` is what a line with an address means to this version of the host, if it means anything, and
+/// `exact` whether it ignores labels in capital letters.
+pub fn findings(file: &str, text: &str, address: Option<Matter>, exact: bool) -> Vec<Finding> {
     let entries = yaml_entries(text).unwrap_or_else(|| config_entries(text));
     let mut found = Vec::new();
     for Entry { line, label, value } in entries {
-        let matter = match label.to_ascii_lowercase().as_str() {
+        let known = if exact { label.clone() } else { label.to_ascii_lowercase() };
+        let matter = match known.as_str() {
             "ssl_ticket_enabled" if integer(&value) == 0 => Some(Matter::SiteTicketsOff),
             "ssl_ticket_number" if integer(&value) == 0 => Some(Matter::SiteNoTickets13),
             "ticket_key_name" => Some(Matter::SiteKeyName),
@@ -99,7 +102,7 @@ mod tests {
 
     fn lines(text: &str) -> Vec<String> {
         let address = Some(Matter::SiteOwnKey);
-        let found = findings("m", text, address);
+        let found = findings("m", text, address, false);
         found
             .iter()
             .map(|f| f.to_string().split(' ').take(5).collect::<Vec<_>>().join(" "))
@@ -122,7 +125,18 @@ mod tests {
             "m line 7: ssl_ticket_number: 0",
         ];
         assert_eq!(lines(text), expected);
-        assert_eq!(findings("m", "dest_ip=10.0.0.1\n", None), [], "it shares the key");
+        assert_eq!(findings("m", "dest_ip=10.0.0.1\n", None, false), [], "it shares the key");
+    }
+
+    #[test]
+    fn capital_letters_count_where_the_host_heeds_them() {
+        let text = "ssl_multicert:\n  - SSL_Ticket_Enabled: 0\n    ssl_ticket_number: 0\n";
+        assert_eq!(
+            lines(text),
+            ["m line 2: SSL_Ticket_Enabled: 0", "m line 3: ssl_ticket_number: 0"]
+        );
+        let exact = findings("m", text, None, true);
+        assert_eq!(exact.iter().map(|f| f.matter).collect::<Vec<_>>(), [Matter::SiteNoTickets13]);
     }
 
     #[test]

@@ -122,6 +122,19 @@ impl Stage {
         host::set_record(&self.etc, line)
     }
 
+    /// Lists its one site in another file, on line 2 with more words.
+    fn other_sites(&self, more: &str) -> Result<()> {
+        let pki = self.home.join("pki");
+        let [certificate, key] = ["site.pem", "site.key"].map(|name| pki.join(name));
+        let line = format!(
+            "dest_ip=* {more} ssl_cert_name={} ssl_key_name={}\n",
+            certificate.display(),
+            key.display()
+        );
+        fs::write(self.etc.join("sites.config"), format!("\n{line}"))?;
+        self.record("proxy.config.ssl.server.multicert.filename STRING sites.config")
+    }
+
     /// Gives it this certificate and key, under the root that is there.
     fn identity(&self, certificate: &[u8], key: &[u8]) -> Result<()> {
         let path = |name: &str| self.etc.join(name);
@@ -337,13 +350,38 @@ pub const CASES: &[Case] = &[
         ..NOTHING
     },
     Case {
-        plant: |s| {
-            let old = s.etc.join("ssl_multicert.config");
-            let other = fs::read_to_string(&old)?.replace("dest_ip=*", "dest_ip=* SSL_TICKET_ENABLED=\"0\"");
-            fs::write(s.etc.join("sites.config"), format!("\n{other}"))?;
-            s.record("proxy.config.ssl.server.multicert.filename STRING sites.config")
-        },
+        plant: |s| s.other_sites("SSL_TICKET_ENABLED=\"0\""),
+        hosts: ANY.start..WITHOUT_SESSION_IDS,
         lines: &[&["warning: ", "sites.config line 2: SSL_TICKET_ENABLED: 0 means"]],
+        ..NOTHING
+    },
+    // 11 reads that form still, but no capital letters.
+    Case {
+        plant: |s| s.other_sites("SSL_TICKET_ENABLED=\"0\""),
+        hosts: WITHOUT_SESSION_IDS..ANY.end,
+        tls: true,
+        ..NOTHING
+    },
+    Case {
+        plant: |s| s.other_sites("ssl_ticket_enabled=\"0\""),
+        lines: &[&["warning: ", "sites.config line 2: ssl_ticket_enabled: 0 means"]],
+        ..NOTHING
+    },
+    // What an operator has prepared for an upgrade, or left behind after it, is read by nobody.
+    Case {
+        plant: |s| {
+            let sites = "ssl_multicert:\n- ssl_cert_name: x.pem\n  ssl_ticket_enabled: 0\n";
+            fs::write(s.etc.join("ssl_multicert.yaml"), sites).context("ssl_multicert.yaml")
+        },
+        hosts: ANY.start..WITHOUT_SESSION_IDS,
+        ..NOTHING
+    },
+    Case {
+        plant: |s| {
+            let sites = "ssl_cert_name=x.pem ssl_ticket_enabled=0\n";
+            fs::write(s.etc.join("ssl_multicert.config"), sites).context("ssl_multicert.config")
+        },
+        hosts: WITHOUT_SESSION_IDS..ANY.end,
         ..NOTHING
     },
     Case {
