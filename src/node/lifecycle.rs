@@ -398,7 +398,7 @@ mod tests {
     use crate::core::server_list::ServerList;
     use crate::node::clock::founding_clock;
     use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
-    use crate::node::fixture::Fixture;
+    use crate::node::fixture::{Fixture, CLUSTER};
     use crate::rpc::{self, Response};
     use crate::transport::listener::Refusal as Refused;
     use crate::transport::peers::CallError;
@@ -437,6 +437,66 @@ mod tests {
 
         fn listen(&self, _: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
             Box::new(())
+        }
+    }
+
+    /// Mail where server 2 is of this server's group, and all others are of another one.
+    struct TwoGroups;
+
+    fn of_group(id: ServerId) -> Option<Body> {
+        let node = NodeId { server: id, incarnation: Incarnation(1) };
+        let other = Status {
+            cluster: Epoch { counter: CLUSTER.counter + 4, founder: NodeId::of(3) },
+            list_version: 15,
+            ..Status::default()
+        };
+        let own = Status { cluster: CLUSTER, ..Status::default() };
+        let status = if id == ServerId(2) { own } else { other };
+        rpc::encode(&Response::Status(Status { node, quorum: true, ..status }))
+    }
+
+    impl SimulatedNetwork for TwoGroups {
+        fn open(&self, _: &LocalIdentity, _: &LastSeen) {}
+
+        fn set_members(&self, _: &[Member]) {}
+
+        fn request(&self, id: ServerId, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+            Box::pin(ready(of_group(id).ok_or(CallError::UnknownPeer)))
+        }
+
+        fn send_one_way(&self, _: ServerId, _: Body, _: Duration) {}
+
+        fn ask_stranger(
+            &self,
+            to: &Member,
+            _: Body,
+            _: Duration,
+        ) -> Reply<Result<Body, CallError>> {
+            Box::pin(ready(of_group(to.id).ok_or(CallError::UnknownPeer)))
+        }
+
+        fn listen(&self, _: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
+            Box::new(())
+        }
+    }
+
+    /// Of the other group only one is in the list, and one server's word moves nobody.
+    #[tokio::test]
+    async fn who_is_only_in_the_file_is_asked_too_whether_another_group_is_led() {
+        for (in_file, goes) in [(3, false), (4, true)] {
+            let network: Option<Arc<dyn SimulatedNetwork>> = Some(Arc::new(TwoGroups));
+            let fixture = Fixture::within(Environment { network, ..Environment::default() });
+            let shared = fixture.shared.clone();
+            let members = (1..=in_file).map(member).collect();
+            let settings = (*shared.ctx.settings()).clone();
+            shared.ctx.set_settings(Settings { members, ..settings });
+            shared.peers.set_members(&[1, 2, 3].map(member));
+            shared.ctx.set_running(Some(fixture.running_in(None, CLUSTER).await));
+            shared.ctx.record_heartbeat(true, Duration::from_secs(9));
+            shared.peers.record_other_cluster_peer(ServerId(3));
+            let met = timeout(Duration::from_millis(100), meet(&shared.peers)).await;
+            assert_eq!(met.is_ok(), goes, "{in_file} in the file");
+            shared.ctx.stop_raft().await;
         }
     }
 
