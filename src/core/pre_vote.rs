@@ -137,14 +137,16 @@ fn is_credible(saying: usize, others: usize, is_long_alone: bool) -> bool {
 }
 
 /// Whether a server can take it for true that it had a later life than this one, whose clock went back:
-/// by what each other one says is the latest that it knows of.
+/// by what each other one says is the latest that it knows of. While it has a majority, that counts on
+/// this very life, one server's word is not enough.
 pub fn is_outlived(
     own: Incarnation,
     told: &BTreeMap<ServerId, Incarnation>,
     others: usize,
-    is_long_alone: bool,
+    (in_majority, is_long_alone): (bool, bool),
 ) -> bool {
-    is_credible(told.values().filter(|told| **told > own).count(), others, is_long_alone)
+    let saying = told.values().filter(|told| **told > own).count();
+    is_credible(saying, others, is_long_alone) && (saying >= 2 || !in_majority)
 }
 
 /// Whether a majority of the list could still be found, given how many others cannot be reached
@@ -185,11 +187,15 @@ mod tests {
             lives.iter().map(|(id, life)| (ServerId(*id), Incarnation(*life))).collect()
         };
         let is_outlived = |lives: &[(u32, u64)], others, is_long_alone| {
-            is_outlived(Incarnation(5), &told(lives), others, is_long_alone)
+            is_outlived(Incarnation(5), &told(lives), others, (false, is_long_alone))
         };
         assert!(!is_outlived(&[(2, 6)], 2, false) && !is_outlived(&[(2, 6), (3, 5)], 2, false));
         assert!(is_outlived(&[(2, 6), (3, 9)], 2, false), "two say so");
         assert!(is_outlived(&[(2, 6)], 1, false), "there is no other");
+        let has_majority = |lives: &[(u32, u64)], others| {
+            super::is_outlived(Incarnation(5), &told(lives), others, (true, false))
+        };
+        assert!(!has_majority(&[(2, 6)], 1) && has_majority(&[(2, 6), (3, 6)], 2));
         assert!(is_outlived(&[(2, 6)], 2, true), "nobody else has said anything for long");
         assert!(!is_outlived(&[(2, 5), (3, 1)], 2, true) && !is_outlived(&[], 2, true));
     }

@@ -199,7 +199,8 @@ impl Context {
         let told = lock(&self.told).clone();
         let is_long_alone = self.is_alone_since(self.quorum_contact().or(Some(*lock(&self.begun))));
         let is_told = told.values().any(|told| *told > own);
-        (is_told, pre_vote::is_outlived(own, &told, others, is_long_alone))
+        let now = (self.in_majority(), is_long_alone);
+        (is_told, pre_vote::is_outlived(own, &told, others, now))
     }
 
     /// Whether no majority was heard, if ever, for as long as a cluster has for its elections.
