@@ -27,7 +27,7 @@ use crate::rpc::{
 };
 use crate::transport::frame::NoCommonVersion;
 use crate::transport::listener::Refusal;
-use crate::transport::peers::{ask_once, OnceError};
+use crate::transport::peers::{ask_once, DialError};
 use crate::transport::resolver::Resolver;
 use crate::transport::tls::{HandshakeError, Tls, UNKNOWN_NAME};
 use crate::transport::LocalIdentity;
@@ -255,25 +255,27 @@ impl Failure {
         words.split_once("; ").map_or(words.clone(), |(cause, _)| cause.to_owned())
     }
 
-    fn of(error: OnceError, limit: Duration) -> Failure {
+    fn of(error: DialError, limit: Duration) -> Failure {
         match error {
-            OnceError::Unreachable(words) => Failure::Unreachable(words),
-            OnceError::TimedOut => Failure::TimedOut(limit.as_millis()),
-            OnceError::Handshake(HandshakeError::RefusedUs(words)) => {
+            DialError::TimedOut => Failure::TimedOut(limit.as_millis()),
+            DialError::RefusedUs(words)
+            | DialError::Handshake(_, HandshakeError::RefusedUs(words)) => {
                 Failure::OurCertificate(words)
             }
-            OnceError::Handshake(fault @ HandshakeError::NotOurTls(_)) => Failure::NotOurs(fault),
-            OnceError::Handshake(fault @ HandshakeError::Closed) => {
+            DialError::Handshake(_, fault @ HandshakeError::NotOurTls(_)) => {
+                Failure::NotOurs(fault)
+            }
+            DialError::Handshake(_, fault @ HandshakeError::Closed) => {
                 Failure::Unreachable(fault.to_string())
             }
-            OnceError::Handshake(HandshakeError::Library(words)) => {
+            DialError::Handshake(_, HandshakeError::Library(words)) => {
                 Failure::Unreachable(format!("no TLS can be spoken here, OpenSSL: {words}"))
             }
-            OnceError::Handshake(fault) => Failure::TheirCertificate(fault),
-            OnceError::Refused(refusal) => Failure::Refused(refusal),
-            OnceError::Version(none) => Failure::Version(none),
-            OnceError::Closed => Failure::Closed,
-            OnceError::TooLong(_) => Failure::InvalidResponse,
+            DialError::Handshake(_, fault) => Failure::TheirCertificate(fault),
+            DialError::Refused(refusal) => Failure::Refused(refusal),
+            DialError::NoVersion(none) => Failure::Version(none),
+            DialError::Closed => Failure::Closed,
+            other => Failure::Unreachable(other.to_string()),
         }
     }
 }

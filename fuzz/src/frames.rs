@@ -33,7 +33,7 @@ pub fn hello(bytes: &[u8]) {
     let Ok(Some((hello, answer))) = greeting else { return };
     let Versions { min, max } = hello.versions;
     assert!(min > 0 && min <= max);
-    if let Some(common) = hello.versions.common(Versions::OURS) {
+    if let Ok(common) = hello.versions.common(Versions::OURS) {
         assert!((min..=max).contains(&common));
     }
     let again = encode_hello(&hello, answer);

@@ -19,7 +19,7 @@ use crate::log_sink::Log;
 use crate::transport::datagram::{self, Datagram};
 use crate::transport::frame::Hello;
 use crate::transport::listener::{Caller, ListenDeps, ListenSettings, Listener, Refusal, Service};
-use crate::transport::peers::{call_once_by, CallError, Peers};
+use crate::transport::peers::{call_once, CallError, Peers};
 use crate::transport::resolver::Resolver;
 use crate::transport::tls::Tls;
 use crate::transport::{Body, Bounds, LastSeen, LocalIdentity};
@@ -42,7 +42,7 @@ pub trait SimulatedNetwork: Send + Sync + 'static {
     /// As [`Peers::send_one_way`].
     fn send_one_way(&self, to: ServerId, body: Body, limit: Duration);
 
-    /// As [`call_once_by`], for a server that is no member yet.
+    /// As [`call_once`], for a server that is no member yet.
     fn ask_stranger(
         &self,
         member: &Member,
@@ -174,7 +174,7 @@ impl PeerTransport {
             PeerTransport::Tls(_, resolver) => {
                 let tls = tls.borrow().for_member(member);
                 let place = (member.address.as_str(), member.port);
-                call_once_by(resolver, &tls, me, place, &body, limit).await
+                call_once(resolver, &tls, me, place, &body, limit).await
             }
             PeerTransport::Simulated(network) => network.ask_stranger(member, body, limit).await,
         }

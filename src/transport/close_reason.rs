@@ -1,6 +1,8 @@
-//! How a connection that came in ended: what is counted, how loud the line is, and its words.
+//! How a connection ended, whoever dialled: its words, and what is counted of those that came in.
 
 use std::io;
+
+use thiserror::Error;
 
 use super::counters::Cause;
 use super::frame::{FrameError, NoCommonVersion, WireError};
@@ -9,22 +11,45 @@ use super::tls::HandshakeError;
 use crate::core::server_id::ServerId;
 use crate::log_sink::Level;
 
-/// How a connection that came in ended.
-#[derive(Debug)]
+/// How a connection ended.
+#[derive(Debug, Error)]
 pub(super) enum CloseReason {
+    #[error("{0}")]
     Handshake(HandshakeError),
+    #[error("{0} took too long")]
     TooSlow(&'static str),
-    GaveWay(Option<ServerId>),
+    #[error("server_id {0} has too many; it gave way to a newer one")]
+    GaveWay(ServerId),
+    #[error("too many tools or silent ends are connected; it gave way to a newer one")]
+    GaveWayUnheard,
+    #[error("it is no longer trusted: {0}")]
     Untrusted(HandshakeError),
+    #[error("it calls itself server_id {0}, but {1}")]
     Refused(ServerId, Refusal),
+    #[error("server_id {0} sent a request without meaning")]
     BadBody(ServerId),
+    #[error("it calls itself server_id {0}, and {1}")]
     NoVersion(ServerId, NoCommonVersion),
+    #[error(transparent)]
     Frame(FrameError),
+    #[error("the connection was lost: {0}")]
     Lost(io::Error),
+    #[error("it closed the connection")]
     Closed,
+    #[error("it closed the connection before its hello")]
     Silent,
+    #[error("the connection was idle")]
     Idle,
+    #[error("it stood for as long as a connection may")]
     Aged,
+    #[error("nothing was asked for a long time")]
+    Unasked,
+    #[error("this server no longer asks it")]
+    Gone,
+    #[error("a new connection took its place")]
+    Renewed,
+    #[error("it does not answer")]
+    Dead,
 }
 
 impl From<WireError> for CloseReason {
@@ -38,58 +63,36 @@ impl From<WireError> for CloseReason {
 }
 
 impl CloseReason {
-    /// What to count, how loud to be, and the words.
-    pub(super) fn assess(&self) -> (Option<Cause>, Level, String) {
-        let refused = |cause, words: String| (Some(cause), Level::Warning, words);
-        let quiet = |words: &str| (None, Level::Debug, words.to_owned());
-        match self {
-            CloseReason::Handshake(error) => {
-                let cause = cause_of(error);
-                let level = if cause == Cause::ClosedEarly { Level::Debug } else { Level::Warning };
-                (Some(cause), level, error.to_string())
-            }
-            CloseReason::TooSlow(what) => refused(Cause::TooSlow, format!("{what} took too long")),
-            CloseReason::GaveWay(Some(id)) => {
-                let words = format!("server_id {id} has too many; it gave way to a newer one");
-                refused(Cause::OverLimit, words)
-            }
-            CloseReason::GaveWay(None) => refused(
-                Cause::OverLimit,
-                "too many tools or silent ends are connected; it gave way to a newer one"
-                    .to_owned(),
-            ),
-            CloseReason::Untrusted(error) => {
-                refused(cause_of(error), format!("it is no longer trusted: {error}"))
-            }
-            CloseReason::Refused(id, refusal) => {
-                let cause = match refusal {
-                    Refusal::NotAMember => Cause::NotAMember,
-                    Refusal::Certificate => Cause::OtherCertificate,
-                    _ => Cause::Refused,
-                };
-                refused(cause, format!("it calls itself server_id {id}, but {refusal}"))
-            }
-            CloseReason::BadBody(id) => {
-                refused(Cause::BadFrame, format!("server_id {id} sent a request without meaning"))
-            }
-            CloseReason::NoVersion(id, error) => {
-                refused(Cause::Version, format!("it calls itself server_id {id}, and {error}"))
-            }
-            CloseReason::Frame(error) => refused(Cause::BadFrame, error.to_string()),
-            CloseReason::Lost(error) => quiet(&format!("the connection was lost: {error}")),
-            CloseReason::Closed => quiet("it closed the connection"),
-            CloseReason::Silent => (
-                Some(Cause::ClosedEarly),
-                Level::Debug,
-                "it closed the connection before its hello".to_owned(),
-            ),
-            CloseReason::Aged => quiet("it stood for as long as a connection may"),
-            CloseReason::Idle => quiet("the connection was idle"),
-        }
+    /// The other end closed or reset it, or its system did because its process is gone.
+    pub(super) fn is_loss(&self) -> bool {
+        matches!(self, CloseReason::Closed | CloseReason::Lost(_))
+    }
+
+    /// The other end is to get nothing any more, not even what the system has taken for it.
+    pub(super) fn is_cut(&self) -> bool {
+        matches!(self, CloseReason::Untrusted(_) | CloseReason::Refused(..) | CloseReason::Gone)
+    }
+
+    /// What to count of a connection that came in, and how loud to be; nothing if it ended well.
+    pub(super) fn cause(&self) -> Option<(Cause, Level)> {
+        let cause = match self {
+            CloseReason::Handshake(error) | CloseReason::Untrusted(error) => cause_of(error),
+            CloseReason::TooSlow(_) => Cause::TooSlow,
+            CloseReason::GaveWay(_) | CloseReason::GaveWayUnheard => Cause::OverLimit,
+            CloseReason::Refused(_, Refusal::NotAMember) => Cause::NotAMember,
+            CloseReason::Refused(_, Refusal::Certificate) => Cause::OtherCertificate,
+            CloseReason::Refused(..) => Cause::Refused,
+            CloseReason::BadBody(_) | CloseReason::Frame(_) => Cause::BadFrame,
+            CloseReason::NoVersion(..) => Cause::Version,
+            CloseReason::Silent => Cause::ClosedEarly,
+            _ => return None,
+        };
+        let is_quiet = cause == Cause::ClosedEarly;
+        Some((cause, if is_quiet { Level::Debug } else { Level::Warning }))
     }
 }
 
-pub(super) fn cause_of(error: &HandshakeError) -> Cause {
+fn cause_of(error: &HandshakeError) -> Cause {
     match error {
         HandshakeError::NoCertificate => Cause::NoCertificate,
         HandshakeError::Untrusted(_) => Cause::Untrusted,

@@ -61,64 +61,12 @@ pub(super) fn gone() -> CallError {
     CallError::Unreachable("the connection was closed".into())
 }
 
-/// Why [`ask_once`] has no response.
-#[derive(Debug, Error)]
-pub enum OnceError {
-    /// No connection could be had, or it broke.
-    #[error("{0}")]
-    Unreachable(String),
-    /// The other end is not whom it should be, or does not take us for whom we are.
-    #[error("{0}")]
-    Handshake(HandshakeError),
-    /// No protocol version is common.
-    #[error(transparent)]
-    Version(NoCommonVersion),
-    /// The other end closed the connection after the handshake.
-    #[error("the connection was closed")]
-    Closed,
-    /// It does not hear us.
-    #[error("refused by the peer: {0}")]
-    Refused(Refusal),
-    /// No response in time.
-    #[error("no response in time")]
-    TimedOut,
-    /// The body has more than [`MAX_BODY`](super::frame::MAX_BODY) bytes.
-    #[error("a request of {0} bytes is too long")]
-    TooLong(usize),
-}
-
-impl From<DialError> for OnceError {
-    fn from(error: DialError) -> OnceError {
-        match error {
-            DialError::Handshake(_, fault) => OnceError::Handshake(fault),
-            DialError::RefusedUs(alert) => OnceError::Handshake(HandshakeError::RefusedUs(alert)),
-            DialError::Refused(refusal) => OnceError::Refused(refusal),
-            DialError::NoVersion(parted) => OnceError::Version(parted),
-            DialError::Closed => OnceError::Closed,
-            other => OnceError::Unreachable(other.to_string()),
-        }
-    }
-}
-
-/// Asks a server one thing over a connection of its own, which is for those who ask seldom.
+/// Asks a server one thing over a connection of its own, which is for those who ask seldom. Its name is
+/// looked up by `resolver`, for which `limit` counts as well.
 ///
 /// # Errors
 /// Why there is no response.
 pub async fn call_once(
-    tls: &Tls,
-    me: &LocalIdentity,
-    address: (&str, u16),
-    body: &[u8],
-    limit: Duration,
-) -> Result<Body, CallError> {
-    call_once_by(&Resolver::system(), tls, me, address, body, limit).await
-}
-
-/// The same with the name looked up by `resolver`, for which `limit` counts as well.
-///
-/// # Errors
-/// Why there is no response.
-pub async fn call_once_by(
     resolver: &Resolver,
     tls: &Tls,
     me: &LocalIdentity,
@@ -127,12 +75,11 @@ pub async fn call_once_by(
     limit: Duration,
 ) -> Result<Body, CallError> {
     let asked = timeout(limit, ask_once(resolver, tls, me, address, body, limit));
-    let asked = asked.await.unwrap_or(Err(OnceError::TimedOut));
+    let asked = asked.await.unwrap_or(Err(DialError::TimedOut));
     asked.map(|(body, _)| body).map_err(|error| match error {
-        OnceError::TimedOut => CallError::TimedOut,
-        OnceError::Refused(refusal) => CallError::Refused(refusal),
-        OnceError::TooLong(len) => CallError::TooLong(len),
-        OnceError::Closed => gone(),
+        DialError::TimedOut => CallError::TimedOut,
+        DialError::Refused(refusal) => CallError::Refused(refusal),
+        DialError::Handshake(_, fault) => CallError::Unreachable(fault.to_string().into()),
         other => CallError::Unreachable(other.to_string().into()),
     })
 }
@@ -150,26 +97,25 @@ pub async fn ask_once(
     address: (&str, u16),
     body: &[u8],
     limit: Duration,
-) -> Result<(Body, Duration), OnceError> {
+) -> Result<(Body, Duration), DialError> {
     let found = resolver.resolve(address.0, address.1).await.map_err(DialError::Resolve)?;
     let exchange = async {
         let mut stream = dial(tls, found.addresses).await?;
         greet(&mut stream, me).await?;
-        let lost = |error: WireError| OnceError::Unreachable(error.to_string());
         let header = Header { kind: Kind::Request, request: 1, cluster_id: me.cluster_id() };
-        let frame = frame::encode(&header, body).map_err(|_| OnceError::TooLong(body.len()))?;
+        let frame = frame::encode(&header, body).map_err(DialError::Frame)?;
         let (mut wire, sent) = (Wire::new(stream), Instant::now());
         wire.writer.send(frame);
-        wire.writer.write().await.map_err(lost)?;
+        wire.writer.write().await.map_err(DialError::Broken)?;
         loop {
             let (header, body) =
-                wire.reader.next().await.map_err(lost)?.ok_or(OnceError::Closed)?;
+                wire.reader.next().await.map_err(DialError::Broken)?.ok_or(DialError::Closed)?;
             if header.kind == Kind::Response {
                 return Ok((body, sent.elapsed()));
             }
         }
     };
-    timeout(limit, exchange).await.unwrap_or(Err(OnceError::TimedOut))
+    timeout(limit, exchange).await.unwrap_or(Err(DialError::TimedOut))
 }
 
 /// Says hello on a connection that was just made: who answers, if it hears this server and both
@@ -187,44 +133,61 @@ pub(super) async fn greet(stream: &mut Stream, me: &LocalIdentity) -> Result<Hel
     };
     let answer = timeout(HANDSHAKE_LIMIT, greeting).await.map_err(|_| DialError::NoHello)?;
     let (theirs, refused) = answer?.ok_or(DialError::Closed)?;
-    let parted = NoCommonVersion { theirs: theirs.versions, ours: ours.versions };
-    match (ours.versions.common(theirs.versions), Refusal::from_code(refused)) {
-        (None, _) => Err(DialError::NoVersion(parted)),
-        (_, Some(refusal)) => Err(DialError::Refused(refusal)),
-        (Some(_), None) => Ok(theirs),
+    ours.versions.common(theirs.versions).map_err(DialError::NoVersion)?;
+    match Refusal::from_code(refused) {
+        Some(refusal) => Err(DialError::Refused(refusal)),
+        None => Ok(theirs),
     }
 }
 
-/// Why there is no connection that can be used.
+/// Why there is no connection that can be used, or no response over it.
 #[derive(Debug, Error)]
-pub(super) enum DialError {
+pub enum DialError {
+    /// No address is known.
     #[error("cannot resolve the name: {0}")]
     Resolve(Unresolved),
+    /// No connection could be had.
     #[error("cannot connect to {0}: {1}")]
     Connect(SocketAddr, io::Error),
+    /// The system there answers that nobody listens.
     #[error("cannot connect to {0}: {1}")]
     NobodyListens(SocketAddr, io::Error),
+    /// The other end is not whom it should be.
     #[error("no TLS with {0}: {1}")]
     Handshake(SocketAddr, HandshakeError),
+    /// It could not be connected to in time.
     #[error("no answer from {0} in time")]
     TooSlow(SocketAddr),
+    /// It does not hear us.
     #[error("it refuses this server: {0}")]
     Refused(Refusal),
+    /// Another server answers there.
     #[error("the server there calls itself server_id {0}; the server list is wrong here or there")]
     Stranger(ServerId),
+    /// No protocol version is common.
     #[error(transparent)]
     NoVersion(NoCommonVersion),
-    // With TLS 1.3 a peer that does not accept our certificate says so only now.
+    /// It does not take us for whom we are; this alert says why. With TLS 1.3 that comes only now.
     #[error("it refuses this server's certificate: {0}")]
     RefusedUs(String),
+    /// What it says is no hello, or what we say no frame.
     #[error(transparent)]
     Frame(FrameError),
+    /// The connection was lost before the hellos were over.
     #[error("the connection was lost: {0}")]
     Lost(#[from] io::Error),
+    /// The other end closed the connection after the handshake.
     #[error("the connection was closed")]
     Closed,
+    /// It said no hello in time.
     #[error("it said no hello in time")]
     NoHello,
+    /// The connection broke before the response came.
+    #[error(transparent)]
+    Broken(WireError),
+    /// No response came in time.
+    #[error("no response in time")]
+    TimedOut,
 }
 
 impl From<WireError> for DialError {

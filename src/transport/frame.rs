@@ -30,7 +30,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
+use std::io::{self, Cursor};
 
 use thiserror::Error;
 use tokio::io::{split, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -65,9 +65,13 @@ impl Versions {
     pub const OURS: Versions = Versions { min: VERSION_MIN, max: VERSION_MAX };
 
     /// The newest version that both speak.
-    pub fn common(self, other: Versions) -> Option<u8> {
-        let newest = self.max.min(other.max);
-        (newest >= self.min.max(other.min)).then_some(newest)
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn common(self, theirs: Versions) -> Result<u8, NoCommonVersion> {
+        let newest = self.max.min(theirs.max);
+        let is_common = newest >= self.min.max(theirs.min);
+        is_common.then_some(newest).ok_or(NoCommonVersion { theirs, ours: self })
     }
 }
 
@@ -354,7 +358,7 @@ impl<S: AsyncRead + AsyncWrite> Wire<S> {
     /// Frames over `stream` from now on.
     pub fn new(stream: S) -> Wire<S> {
         let (from, to) = split(stream);
-        let writer = Writer { to, waiting: VecDeque::new(), written: 0, begun: None };
+        let writer = Writer { to, waiting: VecDeque::new(), begun: None };
         Wire { reader: Reader::new(from), writer }
     }
 
@@ -450,9 +454,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 /// Writes frames one after another.
 pub struct Writer<W> {
     to: W,
-    /// What its owner bounds; the first is half written.
-    waiting: VecDeque<Body>,
-    written: usize,
+    /// What its owner bounds, each with how much of it is written.
+    waiting: VecDeque<Cursor<Body>>,
     /// When the first of them was begun.
     begun: Option<Instant>,
 }
@@ -465,7 +468,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
 
     /// Takes an encoded frame, to be written by [`Writer::write`].
     pub fn send(&mut self, frame: Body) {
-        self.waiting.push_back(frame);
+        self.waiting.push_back(Cursor::new(frame));
     }
 
     /// Writes the next frame to its end.
@@ -473,17 +476,12 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
     /// # Errors
     /// The connection failed, or the other end does not read.
     pub async fn write(&mut self) -> Result<(), WireError> {
-        let Some(frame) = self.waiting.front() else { return Ok(()) };
+        let Some(frame) = self.waiting.front_mut() else { return Ok(()) };
         let limit = *self.begun.get_or_insert_with(Instant::now) + FRAME_LIMIT;
-        while let Some(rest) = frame.get(self.written..).filter(|rest| !rest.is_empty()) {
-            let writing = timeout_at(limit, self.to.write(rest));
-            match writing.await.map_err(|_| WireError::TooSlow)?? {
-                0 => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                out => self.written += out,
-            }
-        }
+        let writing = timeout_at(limit, self.to.write_all_buf(frame));
+        writing.await.map_err(|_| WireError::TooSlow)??;
         self.waiting.pop_front();
-        (self.written, self.begun) = (0, None);
+        self.begun = None;
         Ok(())
     }
 }
@@ -566,11 +564,12 @@ mod tests {
     #[test]
     fn the_newest_common_version_is_taken() {
         let versions = |min, max| Versions { min, max };
-        assert_eq!(versions(1, 1).common(versions(1, 2)), Some(1));
-        assert_eq!(versions(1, 2).common(versions(1, 2)), Some(2));
-        assert_eq!(versions(2, 9).common(versions(1, 4)), Some(4));
-        assert_eq!(versions(1, 1).common(versions(2, 2)), None);
-        assert_eq!(versions(2, 2).common(versions(1, 1)), None);
+        assert_eq!(versions(1, 1).common(versions(1, 2)), Ok(1));
+        assert_eq!(versions(1, 2).common(versions(1, 2)), Ok(2));
+        assert_eq!(versions(2, 9).common(versions(1, 4)), Ok(4));
+        let parted = NoCommonVersion { theirs: versions(2, 2), ours: versions(1, 1) };
+        assert_eq!(versions(1, 1).common(versions(2, 2)), Err(parted));
+        assert!(versions(2, 2).common(versions(1, 1)).is_err());
         assert_eq!(versions(1, 1).to_string(), "version 1");
         assert_eq!(versions(1, 2).to_string(), "versions 1 to 2");
     }

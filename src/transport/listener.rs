@@ -38,16 +38,17 @@ pub use super::binding::ListenSettings;
 use super::binding::{BoundSockets, RebindWatch};
 use super::bounds::{Bounds, HANDSHAKE_LIMIT, IDLE_LIMIT, MAX_IN_FLIGHT};
 use super::close_reason::CloseReason;
+use super::connection::{Connection, Event};
 use super::connection_slots::{ConnectionSlot, ConnectionSlots, PeerSource};
 pub use super::connection_slots::{CONNECTIONS_PER_MEMBER, SPARE_CONNECTIONS};
 use super::counters::{Cause, Counters};
-use super::frame::{self, Body, FrameError, Header, Hello, Kind, NoCommonVersion, Role, Wire};
+use super::frame::{self, Body, FrameError, Header, Hello, Kind, Role};
 use super::last_seen::LastSeen;
 use super::local_identity::LocalIdentity;
 use super::names::Names;
 pub use super::refusal::Refusal;
 pub use super::service::{Caller, Service};
-use super::socket::{tune, DeadlineTimer};
+use super::socket::tune;
 use super::tls::{fingerprint, Stream, Tls};
 use super::trust::Trust;
 use crate::core::config::Member;
@@ -331,16 +332,15 @@ impl<S: Service> Acceptor<S> {
     /// One connection from its first byte to its end.
     async fn receive(self: Arc<Self>, tcp: TcpStream, addr: SocketAddr, handshake: Handshake) {
         let end = self.converse(tcp, addr, handshake).await;
-        let (cause, level, words) = end.assess();
         let log = &self.deps.log;
-        match cause {
-            Some(cause) => {
+        match end.cause() {
+            Some((cause, level)) => {
                 self.deps.counters.count(cause);
                 // One subject per cause: a flood from many addresses stays one line.
                 let subject = format!("refused {cause:?}");
-                log.limited(level, &subject, format!("refused {addr}: {words}"));
+                log.limited(level, &subject, format!("refused {addr}: {end}"));
             }
-            None => log.debug(format!("peer connection from {addr} ended: {words}")),
+            None => log.debug(format!("peer connection from {addr} ended: {end}")),
         }
     }
 
@@ -377,7 +377,7 @@ impl<S: Service> Acceptor<S> {
                 Ok(never) => match never {},
             },
         }
-        CloseReason::GaveWay(who)
+        who.map_or(CloseReason::GaveWayUnheard, CloseReason::GaveWay)
     }
 
     /// A verified connection from its hello to its end.
@@ -399,26 +399,18 @@ impl<S: Service> Acceptor<S> {
             slot.belongs_to(id);
         }
         *who = Some(id);
-        let now = Instant::now();
-        let ends = now + self.bounds.max_age;
-        let mut conversation = Conversation {
+        let mut conversation = ServerConnection {
             acceptor: self,
             caller: Caller { id, role, version, incarnation, cluster_id, addr, names },
             hello,
-            trust,
-            ends,
+            connection: Connection::new(stream, trust, self.bounds.max_age),
             in_flight: Vec::new(),
-            last: now,
-            alarm: DeadlineTimer::new(ends.min(now + IDLE_LIMIT)),
         };
         conversation.heard();
-        let mut wire = Wire::new(stream);
-        let end = conversation.go_on(&mut wire).await;
+        let Err(end) = conversation.go_on().await;
         conversation.tell_lost(&end);
-        if matches!(end, Err(CloseReason::Untrusted(_) | CloseReason::Refused(..))) {
-            wire.into_stream().get_ref().discard_unsent();
-        }
-        end
+        conversation.connection.close(&end);
+        Err(end)
     }
 
     /// Hears the other end's hello and answers it; who it is, and the version that both speak.
@@ -431,8 +423,8 @@ impl<S: Service> Acceptor<S> {
         let (hello, _) = frame::read_hello(stream).await?.ok_or(CloseReason::Silent)?;
         trust.check().map_err(CloseReason::Untrusted)?;
         let (me, id) = (self.deps.me.hello(), hello.sender);
-        let parted = NoCommonVersion { theirs: hello.versions, ours: me.versions };
-        let version = me.versions.common(hello.versions).ok_or(CloseReason::NoVersion(id, parted));
+        let version = me.versions.common(hello.versions);
+        let version = version.map_err(|parted| CloseReason::NoVersion(id, parted));
         let assessed = version.and_then(|version| match self.admit(&hello, names) {
             Ok(()) => Ok((hello, version)),
             Err(refusal) => Err(CloseReason::Refused(id, refusal)),
@@ -460,55 +452,39 @@ impl<S: Service> Acceptor<S> {
 type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
 
 /// A connection after its hello: requests in, responses out.
-struct Conversation<'a, S> {
+struct ServerConnection<'a, S> {
     acceptor: &'a Acceptor<S>,
     /// Who is at the other end; the cluster incarnation is the latest.
     caller: Caller,
     hello: Hello,
-    trust: Trust,
-    /// Until when it may live.
-    ends: Instant,
+    connection: Connection,
     /// Requests that are being served; with the responses that wait at most [`MAX_IN_FLIGHT`].
     in_flight: Vec<(u32, Answer)>,
-    /// When something was read or written last.
-    last: Instant,
-    alarm: DeadlineTimer,
 }
 
-impl<S: Service> Conversation<'_, S> {
-    async fn go_on(&mut self, wire: &mut Wire<Stream>) -> Result<Infallible, CloseReason> {
-        let Wire { reader, writer } = wire;
+impl<S: Service> ServerConnection<'_, S> {
+    async fn go_on(&mut self) -> Result<Infallible, CloseReason> {
         loop {
             self.assess()?;
-            let has_room = self.in_flight.len() + writer.waiting() < MAX_IN_FLIGHT;
-            let idle = self.last + IDLE_LIMIT;
+            let has_room = self.in_flight.len() + self.connection.waiting() < MAX_IN_FLIGHT;
+            let idle = self.connection.last + IDLE_LIMIT;
             // While something is being served it is not idle, however long that takes.
-            let idle = if self.in_flight.is_empty() { idle } else { self.ends };
-            let due = self.ends.min(idle).min(self.trust.due);
+            let idle = if self.in_flight.is_empty() { idle } else { self.connection.ends };
             tokio::select! {
                 biased;
-                () = self.trust.changed() => {}
                 (request, body) = next_answer(&mut self.in_flight) => {
                     let body = body.ok_or(CloseReason::BadBody(self.caller.id))?;
                     // Checked before it goes out: what it tells may be newer than the last look.
                     let cluster_id = self.acceptor.deps.me.cluster_id();
-                    let header = Header { kind: Kind::Response, request, cluster_id };
-                    writer.send(frame::encode(&header, &body).map_err(CloseReason::Frame)?);
+                    self.connection.send((Kind::Response, request), cluster_id, &body)?;
                 }
-                sent = writer.write(), if writer.waiting() > 0 => {
-                    sent?;
-                    self.last = Instant::now();
-                }
-                frame = reader.next(), if has_room => {
-                    let (header, body) = frame?.ok_or(CloseReason::Closed)?;
+                event = self.connection.event(has_room, idle) => {
+                    let event = event?;
                     self.assess()?;
-                    self.take(&header, body)?;
-                }
-                // Last: what has come may have waited longer than the timer.
-                () = poll_fn(|cx| self.alarm.poll(cx, due)) => {
-                    self.assess()?;
-                    if idle <= Instant::now() {
-                        return Err(CloseReason::Idle);
+                    match event {
+                        Event::Frame(header, body) => self.take(&header, body)?,
+                        Event::Due if idle <= Instant::now() => return Err(CloseReason::Idle),
+                        Event::Due | Event::Other => {}
                     }
                 }
             }
@@ -517,14 +493,10 @@ impl<S: Service> Conversation<'_, S> {
 
     /// Whether the other end would still be let in, if anything changed since the last look.
     fn assess(&mut self) -> Result<(), CloseReason> {
-        if self.ends <= Instant::now() {
-            return Err(CloseReason::Aged);
+        if self.connection.check()? {
+            self.admit()?;
         }
-        match self.trust.check() {
-            Ok(false) => Ok(()),
-            Ok(true) => self.admit(),
-            Err(error) => Err(CloseReason::Untrusted(error)),
-        }
+        Ok(())
     }
 
     fn admit(&self) -> Result<(), CloseReason> {
@@ -535,25 +507,28 @@ impl<S: Service> Conversation<'_, S> {
     /// A member gave a sign of life.
     fn heard(&self) {
         if self.caller.role == Role::Member {
-            self.acceptor.deps.heard.record_from(self.caller.id, self.last, self.caller.addr.ip());
+            self.acceptor.deps.heard.record_from(
+                self.caller.id,
+                self.connection.last,
+                self.caller.addr.ip(),
+            );
         }
     }
 
     /// Notes that the other end is gone, unless something was heard from it elsewhere since: then a
     /// new connection has taken the place of this one.
-    fn tell_lost(&self, end: &Result<Infallible, CloseReason>) {
+    fn tell_lost(&self, end: &CloseReason) {
         let Caller { id, role, .. } = self.caller;
         let heard = &self.acceptor.deps.heard;
         if role == Role::Member
-            && matches!(end, Err(CloseReason::Closed | CloseReason::Lost(_)))
-            && heard.last(id).is_none_or(|last| last <= self.last)
+            && end.is_loss()
+            && heard.last(id).is_none_or(|last| last <= self.connection.last)
         {
             heard.record_lost(id);
         }
     }
 
     fn take(&mut self, header: &Header, body: Body) -> Result<(), CloseReason> {
-        self.last = Instant::now();
         (self.hello.cluster_id, self.caller.cluster_id) = (header.cluster_id, header.cluster_id);
         self.admit()?;
         self.heard();

@@ -7,6 +7,7 @@
 mod binding;
 mod bounds;
 mod close_reason;
+mod connection;
 mod connection_slots;
 mod counters;
 pub mod datagram;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a request's bytes are erased when they are sent or nobody waits for the response any more.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,12 +10,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::bounds::Bounds;
+use super::datagram::Datagrams;
 use super::dial::CallError;
 use super::frame::Body;
 use super::last_seen::LastSeen;
 use super::local_identity::LocalIdentity;
 use super::resolver::Resolver;
 use super::tls::Tls;
+use crate::core::config::Member;
 use crate::log_sink::Log;
 
 /// Requests to one peer that wait for the connection; more are [`CallError::Busy`].
@@ -29,6 +32,29 @@ pub(super) struct Deps {
     pub(super) heard: LastSeen,
     pub(super) resolver: Resolver,
     pub(super) bounds: Bounds,
+}
+
+/// The line to one peer, as its callers and its task share it.
+pub(super) struct Line {
+    pub(super) member: Arc<Member>,
+    pub(super) deps: Deps,
+    pub(super) datagrams: Datagrams,
+    /// Whether there is a connection for a one-way message to go by.
+    pub(super) is_up: AtomicBool,
+    /// Set once it is no peer any more: nothing is sent to it, however late its task ends.
+    pub(super) gone: AtomicBool,
+}
+
+impl Line {
+    pub(super) fn new(member: &Member, deps: Deps) -> Line {
+        Line {
+            member: Arc::new(member.clone()),
+            deps,
+            datagrams: Datagrams::new(),
+            is_up: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+        }
+    }
 }
 
 /// What a caller wants of a line.

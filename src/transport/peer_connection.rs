@@ -5,25 +5,22 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::{pending, poll_fn};
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::future::pending;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, Instant};
 
 use super::bounds::{IDLE_LIMIT, MAX_IN_FLIGHT};
-use super::datagram::Datagrams;
+use super::close_reason::CloseReason;
+use super::connection::{Connection, Event};
 use super::dial::{dial, greet, is_of_this_machine, tell_doubts, CallError, DialError};
-use super::frame::{self, Body, FrameError, Header, Hello, Kind, Role, Wire, WireError};
-use super::peer_command::{Deps, PeerCommand, PendingRequest, MAX_QUEUE};
-use super::socket::DeadlineTimer;
-use super::tls::{HandshakeError, Stream};
+use super::frame::{Body, FrameError, Header, Hello, Kind, Role};
+use super::peer_command::{Line, PeerCommand, PendingRequest, MAX_QUEUE};
+use super::tls::HandshakeError;
 use super::trust::{renewal_after, Trust};
-use crate::core::config::Member;
 use crate::log_sink::Level;
 use crate::supervise::{fail_point, kept_alive};
 
@@ -50,20 +47,17 @@ const RENEWAL_TRIES: u32 = 30;
 type Queue = mpsc::Receiver<PeerCommand>;
 
 /// One peer's line, with a new beginning after each panic.
-pub(super) async fn keep_connected(begin: impl Fn() -> PeerConnection + Send, queue: Queue) {
-    let PeerConnection { member, deps, .. } = begin();
-    let what = format!("asking peer {}", member.id);
-    kept_alive(&deps.log, &what, (begin, queue), |(begin, queue)| Box::pin(begin().run(queue)))
-        .await;
+pub(super) async fn keep_connected(line: Arc<Line>, queue: Queue) {
+    let (log, what) = (line.deps.log.clone(), format!("asking peer {}", line.member.id));
+    kept_alive(&log, &what, (line, queue), |(line, queue)| {
+        Box::pin(PeerConnection::new(Arc::clone(line)).run(queue))
+    })
+    .await;
 }
 
 /// The line to one peer: its task's state between connections.
-pub(super) struct PeerConnection {
-    member: Arc<Member>,
-    is_up: Arc<AtomicBool>,
-    gone: Arc<AtomicBool>,
-    datagrams: Datagrams,
-    deps: Deps,
+struct PeerConnection {
+    line: Arc<Line>,
     /// Whether the operator was told that the peer is up.
     told_up: bool,
     pause: Duration,
@@ -74,26 +68,10 @@ pub(super) struct PeerConnection {
 }
 
 impl PeerConnection {
-    pub(super) fn new(
-        member: Arc<Member>,
-        is_up: Arc<AtomicBool>,
-        gone: Arc<AtomicBool>,
-        datagrams: Datagrams,
-        deps: Deps,
-    ) -> PeerConnection {
-        is_up.store(false, Ordering::SeqCst);
+    fn new(line: Arc<Line>) -> PeerConnection {
+        line.is_up.store(false, Ordering::SeqCst);
         let (pause, failed) = (REDIAL_MIN, Instant::now());
-        PeerConnection {
-            member,
-            is_up,
-            gone,
-            datagrams,
-            deps,
-            told_up: false,
-            pause,
-            barred: None,
-            failed,
-        }
+        PeerConnection { line, told_up: false, pause, barred: None, failed }
     }
 
     /// Waits for requests, dials, converses, and begins anew. Ends when the peer is dropped.
@@ -121,8 +99,8 @@ impl PeerConnection {
     }
 
     /// Makes a connection by the newest certificates, on which the peer has answered.
-    async fn open(&self) -> Result<Conversation, DialError> {
-        let (deps, member) = (&self.deps, &self.member);
+    async fn open(&self) -> Result<ClientConnection, DialError> {
+        let (deps, member) = (&self.line.deps, &self.line.member);
         let mut newest = deps.tls.clone();
         let tls = newest.borrow_and_update().for_member(member);
         let found = deps.resolver.resolve(&member.address, member.port).await;
@@ -140,13 +118,15 @@ impl PeerConnection {
         let (now, leaf) = (Instant::now(), tls.leaf_mark());
         deps.heard.record_answer(member.id, hello.incarnation, now);
         deps.heard.record_answered_at(member.id, addr.ip());
-        Ok(Conversation::new(Wire::new(stream), trust, leaf, hello, deps.bounds.max_age))
+        let connection = Connection::new(stream, trust, deps.bounds.max_age);
+        let line = Arc::clone(&self.line);
+        Ok(ClientConnection::new(line, connection, leaf, hello.incarnation))
     }
 
     /// Whether the peer has dialled us since we failed to dial it: then it is up, and waiting any
     /// longer would only delay an election or a command.
     fn heard_since_barred(&self) -> bool {
-        self.deps.heard.last(self.member.id).is_some_and(|at| at > self.failed)
+        self.line.deps.heard.last(self.line.member.id).is_some_and(|at| at > self.failed)
     }
 
     /// A peer that is not there is no news; one that does not get along with us is.
@@ -165,29 +145,29 @@ impl PeerConnection {
             | DialError::Frame(_) => (Level::Warning, "end"),
             _ => (Level::Debug, "connect"),
         };
-        self.deps.log.limited(level, &format!("peer {} {subject}", self.member.id), line);
+        self.line.deps.log.limited(level, &format!("peer {} {subject}", self.line.member.id), line);
     }
 
     /// Says which version is spoken if it is not the newest.
     fn tell_version(&self, hello: &Hello) {
-        let (theirs, ours) = (hello.versions, self.deps.me.versions());
-        if let Some(version) = ours.common(theirs).filter(|version| *version < ours.max) {
-            let (name, subject) = (self.name(), format!("peer {} version", self.member.id));
+        let (theirs, ours) = (hello.versions, self.line.deps.me.versions());
+        if let Some(version) = ours.common(theirs).ok().filter(|version| *version < ours.max) {
+            let (name, subject) = (self.name(), format!("peer {} version", self.line.member.id));
             let line = format!(
                 "peer {name} speaks protocol {theirs}, this server {ours}; version {version} is used"
             );
-            self.deps.log.limited(Level::Note, &subject, line);
+            self.line.deps.log.limited(Level::Note, &subject, line);
         }
     }
 
     fn name(&self) -> String {
-        format!("{} ({}:{})", self.member.id, self.member.address, self.member.port)
+        format!("{} ({}:{})", self.line.member.id, self.line.member.address, self.line.member.port)
     }
 
     /// Answers what waits with an error and lets nobody dial for a while.
     fn fail(&mut self, error: CallError, first: Option<PendingRequest>, queue: &mut Queue) {
         self.failed = Instant::now();
-        self.deps.heard.record_trouble(self.member.id, error.to_string().into());
+        self.line.deps.heard.record_trouble(self.line.member.id, error.to_string().into());
         self.barred = Some((self.failed + self.pause, error.clone()));
         self.pause = (self.pause * 2).min(REDIAL_MAX);
         let waiting = std::iter::from_fn(|| queue.try_recv().ok()).take(MAX_QUEUE);
@@ -202,26 +182,26 @@ impl PeerConnection {
 
     async fn converse(
         &mut self,
-        mut present: Conversation,
+        mut present: ClientConnection,
         first: PendingRequest,
         queue: &mut Queue,
     ) {
         self.tell_up();
-        self.is_up.store(true, Ordering::SeqCst);
-        let end = match present.send(self, first) {
+        self.line.is_up.store(true, Ordering::SeqCst);
+        let end = match present.send(first) {
             Ok(()) => self.go_on(&mut present, queue).await,
             Err(end) => end,
         };
-        self.is_up.store(false, Ordering::SeqCst);
-        self.deps.heard.forget_answer(self.member.id);
-        if matches!(end, CloseReason::Closed | CloseReason::Lost(_)) {
-            self.deps.heard.record_lost(self.member.id);
+        self.line.is_up.store(false, Ordering::SeqCst);
+        self.line.deps.heard.forget_answer(self.line.member.id);
+        if end.is_loss() {
+            self.line.deps.heard.record_lost(self.line.member.id);
         }
         let is_good = present.has_answered || present.open.is_empty();
         if present.has_answered {
             (self.pause, self.barred) = (REDIAL_MIN, None);
         }
-        let error = present.part(&end);
+        let error = present.close(&end);
         if !is_good {
             // It may not be dialled again at once, or each request would dial it.
             self.fail(error, None, queue);
@@ -230,23 +210,23 @@ impl PeerConnection {
     }
 
     /// Goes on with a connection, and with those that take its place, until the last one ends.
-    async fn go_on(&self, present: &mut Conversation, queue: &mut Queue) -> CloseReason {
-        let mut due = Instant::now() + renewal_after(self.deps.bounds.max_age);
+    async fn go_on(&self, present: &mut ClientConnection, queue: &mut Queue) -> CloseReason {
+        let mut due = Instant::now() + renewal_after(self.line.deps.bounds.max_age);
         let mut renewal = Box::pin(self.renewed(present.leaf.clone(), due));
         // The connection that was renewed last, until its last response is there.
-        let mut old: Option<Conversation> = None;
+        let mut old: Option<ClientConnection> = None;
         loop {
             tokio::select! {
                 biased;
-                Err(end) = present.go_on(self, Some(&mut *queue)) => return end,
-                Err(end) = drain(&mut old, self) => {
+                Err(end) = present.go_on(Some(&mut *queue)) => return end,
+                Err(end) = drain(&mut old) => {
                     self.tell_spare_end(&end);
-                    old.take().map(|old| old.part(&end));
+                    old.take().map(|old| old.close(&end));
                 }
                 fresh = &mut renewal, if old.is_none() => {
-                    let fresh = Conversation { has_answered: present.has_answered, ..fresh };
+                    let fresh = ClientConnection { has_answered: present.has_answered, ..fresh };
                     old = Some(std::mem::replace(present, fresh));
-                    due = Instant::now() + renewal_after(self.deps.bounds.max_age);
+                    due = Instant::now() + renewal_after(self.line.deps.bounds.max_age);
                     renewal.set(self.renewed(present.leaf.clone(), due));
                 }
             }
@@ -255,8 +235,8 @@ impl PeerConnection {
 
     /// A new connection in the place of one on which this server showed the certificate `shown`:
     /// when it is `due`, or once this server has another certificate.
-    async fn renewed(&self, mut shown: Arc<str>, mut due: Instant) -> Conversation {
-        let mut tls = self.deps.tls.clone();
+    async fn renewed(&self, mut shown: Arc<str>, mut due: Instant) -> ClientConnection {
+        let mut tls = self.line.deps.tls.clone();
         loop {
             let newest = tls.borrow_and_update().leaf_mark();
             if newest == shown && Instant::now() < due {
@@ -272,7 +252,7 @@ impl PeerConnection {
                 // The one that stands has its own end.
                 Err(error) => {
                     self.tell_spare_end(&error);
-                    due = Instant::now() + self.deps.bounds.max_age / RENEWAL_TRIES;
+                    due = Instant::now() + self.line.deps.bounds.max_age / RENEWAL_TRIES;
                 }
             }
         }
@@ -282,23 +262,27 @@ impl PeerConnection {
     /// place of: neither is the end of the line.
     fn tell_spare_end(&self, end: &dyn fmt::Display) {
         let name = self.name();
-        self.deps.log.debug(format!("peer {name}: a renewed connection ended: {end}"));
+        self.line.deps.log.debug(format!("peer {name}: a renewed connection ended: {end}"));
     }
 
     fn tell_up(&mut self) {
         if !std::mem::replace(&mut self.told_up, true) {
-            let subject = format!("peer {} up", self.member.id);
-            self.deps.log.limited(Level::Note, &subject, format!("peer {} is up", self.name()));
+            let subject = format!("peer {} up", self.line.member.id);
+            self.line.deps.log.limited(
+                Level::Note,
+                &subject,
+                format!("peer {} is up", self.name()),
+            );
         }
     }
 
     fn tell_end(&mut self, end: &CloseReason) {
-        let (name, id, log) = (self.name(), self.member.id, &self.deps.log);
+        let (name, id, log) = (self.name(), self.line.member.id, &self.line.deps.log);
         if matches!(end, CloseReason::Frame(_) | CloseReason::Untrusted(_)) {
             // What an operator has to do something about; a peer that stops is not.
             log.limited(Level::Warning, &format!("peer {id} end"), format!("peer {name}: {end}"));
         }
-        if matches!(end, CloseReason::Idle | CloseReason::Gone | CloseReason::Aged) {
+        if matches!(end, CloseReason::Unasked | CloseReason::Gone | CloseReason::Aged) {
             return log.debug(format!("peer {name}: connection ended: {end}"));
         }
         self.told_up = false;
@@ -308,46 +292,10 @@ impl PeerConnection {
 }
 
 /// Goes on with a connection that takes no more requests, if there is one.
-async fn drain(
-    old: &mut Option<Conversation>,
-    line: &PeerConnection,
-) -> Result<Infallible, CloseReason> {
+async fn drain(old: &mut Option<ClientConnection>) -> Result<Infallible, CloseReason> {
     match old {
-        Some(old) => old.go_on(line, None).await,
+        Some(old) => old.go_on(None).await,
         None => pending().await,
-    }
-}
-
-/// How a connection that this side dialled ended.
-#[derive(Debug, Error)]
-enum CloseReason {
-    #[error("nothing was asked for a long time")]
-    Idle,
-    #[error("this server no longer asks it")]
-    Gone,
-    #[error("a new connection took its place")]
-    Renewed,
-    #[error("it stood for as long as a connection may")]
-    Aged,
-    #[error("it is no longer trusted: {0}")]
-    Untrusted(HandshakeError),
-    #[error("it closed the connection")]
-    Closed,
-    #[error("the connection was lost: {0}")]
-    Lost(io::Error),
-    #[error("it does not answer")]
-    Dead,
-    #[error(transparent)]
-    Frame(FrameError),
-}
-
-impl From<WireError> for CloseReason {
-    fn from(error: WireError) -> CloseReason {
-        match error {
-            WireError::Frame(error) => CloseReason::Frame(error),
-            WireError::Io(error) => CloseReason::Lost(error),
-            WireError::TooSlow => CloseReason::Dead,
-        }
     }
 }
 
@@ -361,58 +309,46 @@ struct Open {
 }
 
 /// A connection that this side dialled, after the hello: requests out, responses in.
-struct Conversation {
-    wire: Wire<Stream>,
-    trust: Trust,
+struct ClientConnection {
+    line: Arc<Line>,
+    connection: Connection,
     /// The certificate that this side showed.
     leaf: Arc<str>,
     /// The run of the process at the other end.
     incarnation: u64,
-    /// Until when it may live.
-    ends: Instant,
     /// At most [`MAX_IN_FLIGHT`].
     open: Vec<Open>,
     last_id: u32,
-    /// When the last frame was put on the wire, and when the last one came in.
-    sent: Instant,
+    /// When the last frame came in.
     received: Instant,
     has_answered: bool,
     /// A request spent its whole time while nothing came back: it is to come until then.
     suspect: Option<Instant>,
-    alarm: DeadlineTimer,
 }
 
-impl Conversation {
+impl ClientConnection {
     fn new(
-        wire: Wire<Stream>,
-        trust: Trust,
+        line: Arc<Line>,
+        connection: Connection,
         leaf: Arc<str>,
-        hello: Hello,
-        max_age: Duration,
-    ) -> Conversation {
-        let now = Instant::now();
-        let ends = now + max_age;
-        Conversation {
-            wire,
-            trust,
+        incarnation: u64,
+    ) -> ClientConnection {
+        ClientConnection {
+            line,
+            received: connection.last,
+            connection,
             leaf,
-            incarnation: hello.incarnation,
-            ends,
+            incarnation,
             open: Vec::new(),
             last_id: 0,
-            sent: now,
-            received: now,
             has_answered: false,
             suspect: None,
-            alarm: DeadlineTimer::new(ends.min(now + DIALLER_IDLE_LIMIT)),
         }
     }
 
     /// Ends it: what was sent and not answered is lost.
-    fn part(self, end: &CloseReason) -> CallError {
-        if matches!(end, CloseReason::Untrusted(_) | CloseReason::Gone) {
-            self.wire.into_stream().get_ref().discard_unsent();
-        }
+    fn close(self, end: &CloseReason) -> CallError {
+        self.connection.close(end);
         let error = CallError::Unreachable(end.to_string().into());
         for open in self.open {
             let _ = open.reply.send(Err(error.clone()));
@@ -421,60 +357,50 @@ impl Conversation {
     }
 
     /// Nothing more may be sent to an end that would not be let in now.
-    fn assess(&mut self, line: &PeerConnection) -> Result<(), CloseReason> {
-        if line.gone.load(Ordering::SeqCst) {
+    fn assess(&mut self) -> Result<(), CloseReason> {
+        if self.line.gone.load(Ordering::SeqCst) {
             return Err(CloseReason::Gone);
         }
-        if self.ends <= Instant::now() {
-            return Err(CloseReason::Aged);
-        }
-        self.trust.check().map(drop).map_err(CloseReason::Untrusted)
+        self.connection.check().map(drop)
     }
 
     /// Without a queue it takes no more requests, and ends when the last is answered. May be
     /// dropped and called again at any time.
-    async fn go_on(
-        &mut self,
-        line: &PeerConnection,
-        mut queue: Option<&mut Queue>,
-    ) -> Result<Infallible, CloseReason> {
+    async fn go_on(&mut self, mut queue: Option<&mut Queue>) -> Result<Infallible, CloseReason> {
         loop {
             fail_point("conversation");
-            self.assess(line)?;
-            let is_sending = self.wire.writer.waiting() > 0;
+            self.assess()?;
+            let is_sending = self.connection.waiting() > 0;
             if queue.is_none() && self.open.is_empty() && !is_sending {
                 return Err(CloseReason::Renewed);
             }
             let may_take = !is_sending && self.open.len() < MAX_IN_FLIGHT;
             let may_take_datagram = !is_sending && queue.is_some();
-            let due = self.due().min(self.ends).min(self.trust.due);
+            let due = self.due();
             tokio::select! {
                 biased;
-                () = self.trust.changed() => {}
-                sent = self.wire.writer.write(), if is_sending => sent?,
-                frame = self.wire.reader.next() => {
-                    let (header, body) = frame?.ok_or(CloseReason::Closed)?;
-                    self.assess(line)?;
-                    self.take(&header, body, line)?;
-                }
+                event = self.connection.event(true, due) => match event {
+                    Ok(Event::Frame(header, body)) => {
+                        self.assess()?;
+                        self.take(&header, body)?;
+                    }
+                    Ok(Event::Due) => self.look(Instant::now())?,
+                    Ok(Event::Other) => {}
+                    Err(CloseReason::TooSlow(_)) => return Err(CloseReason::Dead),
+                    Err(end) => return Err(end),
+                },
                 command = next_command(&mut queue), if may_take => {
-                    self.take_command(line, command.ok_or(CloseReason::Gone)?)?;
+                    self.take_command(command.ok_or(CloseReason::Gone)?)?;
                 }
-                datagram = line.datagrams.next(), if may_take_datagram => {
-                    self.write(line, Kind::OneWay, 0, datagram.body())?;
+                datagram = self.line.datagrams.next(), if may_take_datagram => {
+                    self.write(Kind::OneWay, 0, datagram.body())?;
                     datagram.record_sent();
                 }
-                // Last: on a busy machine what has come may have waited longer than the timer.
-                () = poll_fn(|cx| self.alarm.poll(cx, due)) => self.look(Instant::now())?,
             }
         }
     }
 
-    fn take_command(
-        &mut self,
-        line: &PeerConnection,
-        command: PeerCommand,
-    ) -> Result<(), CloseReason> {
+    fn take_command(&mut self, command: PeerCommand) -> Result<(), CloseReason> {
         match command {
             PeerCommand::Check => {
                 let now = Instant::now();
@@ -483,49 +409,35 @@ impl Conversation {
                 self.open.retain(|open| now < open.deadline || !open.reply.is_closed());
                 Ok(())
             }
-            PeerCommand::Request(ask) => self.send(line, ask),
+            PeerCommand::Request(ask) => self.send(ask),
             PeerCommand::OneWay { body, until } if Instant::now() < until => {
-                self.write(line, Kind::OneWay, 0, &body)
+                self.write(Kind::OneWay, 0, &body)
             }
             PeerCommand::OneWay { .. } => Ok(()),
         }
     }
 
-    fn send(&mut self, line: &PeerConnection, ask: PendingRequest) -> Result<(), CloseReason> {
+    fn send(&mut self, ask: PendingRequest) -> Result<(), CloseReason> {
         let PendingRequest { body, limit, deadline, reply } = ask;
         let Some(body) = body.take() else { return Ok(()) };
         self.last_id = self.last_id.wrapping_add(1);
         let id = self.last_id;
         self.open.push(Open { id, sent: Instant::now(), limit, deadline, reply });
-        self.write(line, Kind::Request, id, &body)
+        self.write(Kind::Request, id, &body)
     }
 
-    fn write(
-        &mut self,
-        line: &PeerConnection,
-        kind: Kind,
-        request: u32,
-        body: &[u8],
-    ) -> Result<(), CloseReason> {
+    fn write(&mut self, kind: Kind, request: u32, body: &[u8]) -> Result<(), CloseReason> {
         // Asked once more: what goes out may be newer than the last look.
-        self.assess(line)?;
-        let header = Header { kind, request, cluster_id: line.deps.me.cluster_id() };
-        self.wire.writer.send(frame::encode(&header, body).map_err(CloseReason::Frame)?);
-        self.sent = Instant::now();
-        Ok(())
+        self.assess()?;
+        self.connection.send((kind, request), self.line.deps.me.cluster_id(), body)
     }
 
-    fn take(
-        &mut self,
-        header: &Header,
-        body: Body,
-        line: &PeerConnection,
-    ) -> Result<(), CloseReason> {
+    fn take(&mut self, header: &Header, body: Body) -> Result<(), CloseReason> {
         (self.received, self.suspect) = (Instant::now(), None);
         match header.kind {
             Kind::Response => {
                 self.has_answered = true;
-                let (id, heard) = (line.member.id, &line.deps.heard);
+                let (id, heard) = (self.line.member.id, &self.line.deps.heard);
                 heard.record_answer(id, self.incarnation, self.received);
                 // One that nobody waits for any more is dropped.
                 if let Some(at) = self.open.iter().position(|open| open.id == header.request) {
@@ -547,7 +459,7 @@ impl Conversation {
             |open: &&Open| open.sent + open.limit <= now + QUEUEING && received <= open.sent;
         let silent = self.open.iter().filter(is_silent).map(|open| open.limit).min();
         match (silent, self.suspect) {
-            _ if self.wire.reader.is_reading() => self.suspect = None,
+            _ if self.connection.is_reading() => self.suspect = None,
             (_, Some(until)) if until <= now => return Err(CloseReason::Dead),
             (Some(limit), None) => self.suspect = Some(now + limit),
             _ => {}
@@ -562,7 +474,7 @@ impl Conversation {
 
     /// When to look at it if nothing happens.
     fn due(&self) -> Instant {
-        let idle = self.sent.max(self.received) + DIALLER_IDLE_LIMIT;
+        let idle = self.connection.last + DIALLER_IDLE_LIMIT;
         self.overdue().into_iter().chain(self.suspect).min().unwrap_or(idle)
     }
 
@@ -572,7 +484,7 @@ impl Conversation {
             return Ok(());
         }
         if self.overdue().is_none() && self.suspect.is_none() {
-            return Err(CloseReason::Idle);
+            return Err(CloseReason::Unasked);
         }
         self.check(now)?;
         // Alive but late: nobody waits for these any more.

@@ -21,7 +21,7 @@
 //! - One task per peer; its queue, its open requests and its connections are bounded.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -30,15 +30,15 @@ use tokio::task::JoinHandle;
 use tokio::time::{timeout_at, Instant};
 
 use super::bounds::Bounds;
-use super::datagram::{Datagram, Datagrams};
+use super::datagram::Datagram;
 use super::dial::gone;
-pub use super::dial::{ask_once, call_once, call_once_by, CallError, OnceError, DIAL_LIMIT};
+pub use super::dial::{ask_once, call_once, CallError, DialError, DIAL_LIMIT};
 use super::frame::{Body, MAX_BODY};
 use super::last_seen::LastSeen;
 use super::local_identity::LocalIdentity;
 pub use super::peer_command::MAX_QUEUE;
-use super::peer_command::{ClearOnDrop, Deps, PeerCommand, PendingRequest, RequestBody};
-use super::peer_connection::{keep_connected, PeerConnection};
+use super::peer_command::{ClearOnDrop, Deps, Line, PeerCommand, PendingRequest, RequestBody};
+use super::peer_connection::keep_connected;
 use super::resolver::Resolver;
 use super::tls::Tls;
 use crate::core::config::Member;
@@ -52,20 +52,15 @@ pub struct Peers {
 }
 
 struct Peer {
-    member: Member,
+    line: Arc<Line>,
     commands: mpsc::Sender<PeerCommand>,
-    datagrams: Datagrams,
-    /// Whether there is a connection for a one-way message to go by.
-    is_up: Arc<AtomicBool>,
-    /// Set once it is no peer any more: nothing is sent to it, however late its task ends.
-    gone: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        self.gone.store(true, Ordering::SeqCst);
-        self.datagrams.clear();
+        self.line.gone.store(true, Ordering::SeqCst);
+        self.line.datagrams.clear();
         self.task.abort();
     }
 }
@@ -98,28 +93,13 @@ impl Peers {
     /// address changed, loses its connection. Needs a tokio runtime.
     pub fn set_members(&self, members: &[Member]) {
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-        peers.retain(|_, peer| members.contains(&peer.member));
+        peers.retain(|_, peer| members.contains(peer.line.member.as_ref()));
         for member in members.iter().filter(|member| member.id != self.deps.me.id()) {
             peers.entry(member.id).or_insert_with(|| {
                 let (commands, queue) = mpsc::channel(MAX_QUEUE);
-                let (is_up, gone) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
-                let datagrams = Datagrams::new();
-                let begin = {
-                    let (deps, member) = (self.deps.clone(), Arc::new(member.clone()));
-                    let (is_up, gone) = (Arc::clone(&is_up), Arc::clone(&gone));
-                    let datagrams = datagrams.clone();
-                    move || {
-                        PeerConnection::new(
-                            member.clone(),
-                            is_up.clone(),
-                            gone.clone(),
-                            datagrams.clone(),
-                            deps.clone(),
-                        )
-                    }
-                };
-                let task = tokio::spawn(keep_connected(begin, queue));
-                Peer { member: member.clone(), commands, datagrams, is_up, gone, task }
+                let line = Arc::new(Line::new(member, self.deps.clone()));
+                let task = tokio::spawn(keep_connected(Arc::clone(&line), queue));
+                Peer { line, commands, task }
             });
         }
         self.deps.heard.retain(|id| members.iter().any(|member| member.id == id));
@@ -169,7 +149,7 @@ impl Peers {
     pub fn send_one_way(&self, to: ServerId, body: Body, limit: Duration) {
         let until = Instant::now() + limit;
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        let peer = peers.get(&to).filter(|peer| peer.is_up.load(Ordering::SeqCst));
+        let peer = peers.get(&to).filter(|peer| peer.line.is_up.load(Ordering::SeqCst));
         if let (Some(peer), true) = (peer, body.len() <= MAX_BODY) {
             let _ = peer.commands.try_send(PeerCommand::OneWay { body, until });
         }
@@ -180,20 +160,20 @@ impl Peers {
     pub fn datagram(&self, to: ServerId, datagram: Datagram) -> bool {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         let Some(peer) = peers.get(&to) else { return true };
-        peer.datagrams.push(datagram);
-        peer.is_up.load(Ordering::SeqCst)
+        peer.line.datagrams.push(datagram);
+        peer.line.is_up.load(Ordering::SeqCst)
     }
 
     /// Forgets the datagrams that have waited too long.
     pub fn expire_datagrams(&self) {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.values().for_each(|peer| peer.datagrams.expire());
+        peers.values().for_each(|peer| peer.line.datagrams.expire());
     }
 
     /// Forgets the datagrams that wait.
     pub fn clear_datagrams(&self) {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.values().for_each(|peer| peer.datagrams.clear());
+        peers.values().for_each(|peer| peer.line.datagrams.clear());
     }
 
     /// When a frame of this member was last heard, whoever dialled.

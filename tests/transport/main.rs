@@ -49,7 +49,7 @@ use stek_share::transport::listener::{
     MAX_HANDSHAKES,
 };
 use stek_share::transport::peers::{
-    ask_once, call_once, CallError, OnceError, Peers, DIAL_LIMIT, MAX_QUEUE,
+    ask_once, call_once, CallError, DialError, Peers, DIAL_LIMIT, MAX_QUEUE,
 };
 use stek_share::transport::resolver::Resolver;
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};

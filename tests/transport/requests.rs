@@ -304,11 +304,27 @@ async fn a_host_name_is_resolved_and_a_tool_needs_no_list() {
     let tls = tls(&root, &pki::leaf(&root));
     let two = Box_::start(2, tls.clone()).await;
     let at = ("localhost", two.addr.port());
-    let answer =
-        call_once(&tls, &LocalIdentity::tool(ServerId(1)), at, b"status", PATIENCE).await.unwrap();
+    let answer = call_once(
+        &Resolver::system(),
+        &tls,
+        &LocalIdentity::tool(ServerId(1)),
+        at,
+        b"status",
+        PATIENCE,
+    )
+    .await
+    .unwrap();
     assert_eq!(answer.as_slice(), b"status");
     assert_eq!(two.heard.last(ServerId(1)), None, "a tool is no sign of life of its server");
-    let refused = call_once(&tls, &LocalIdentity::tool(ServerId(6)), at, b"status", PATIENCE).await;
+    let refused = call_once(
+        &Resolver::system(),
+        &tls,
+        &LocalIdentity::tool(ServerId(6)),
+        at,
+        b"status",
+        PATIENCE,
+    )
+    .await;
     assert_eq!(refused, Err(CallError::Refused(Refusal::NotAMember)));
 }
 

@@ -290,10 +290,7 @@ async fn a_refusal_is_heard_though_the_connection_was_reset() {
     for time in 0..TIMES {
         let place = ("127.0.0.1", at.port());
         let answer = ask_once(&Resolver::system(), &tls, &me, place, b"x", PATIENCE).await;
-        assert!(
-            matches!(answer, Err(OnceError::Handshake(HandshakeError::RefusedUs(_)))),
-            "{time}: {answer:?}"
-        );
+        assert!(matches!(answer, Err(DialError::RefusedUs(_))), "{time}: {answer:?}");
     }
     refusing.join().unwrap();
 }

@@ -44,7 +44,15 @@ async fn a_server_with_a_certificate_that_is_not_its_own_is_refused_on_both_side
         // The same for an operator's command that names that server.
         let tls = two.swap.borrow().clone();
         let at = ("127.0.0.1", one.addr.port());
-        let refused = call_once(&tls, &LocalIdentity::tool(ServerId(2)), at, b"x", PATIENCE).await;
+        let refused = call_once(
+            &Resolver::system(),
+            &tls,
+            &LocalIdentity::tool(ServerId(2)),
+            at,
+            b"x",
+            PATIENCE,
+        )
+        .await;
         assert_eq!(refused, Err(CallError::Refused(Refusal::Certificate)));
         assert_eq!(one.begun(), 0);
     }

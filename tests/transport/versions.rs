@@ -36,7 +36,8 @@ async fn neighbours_of_different_versions_agree_on_the_newest_that_both_speak() 
             assert_eq!(to.counters.all_refused(), 0);
             let tool = LocalIdentity::tool(ServerId(from.id)).speaking(from.versions);
             let tls = from.swap.borrow().clone();
-            let answer = call_once(&tls, &tool, ("127.0.0.1", to.addr.port()), b"x", PATIENCE);
+            let (resolver, at) = (Resolver::system(), ("127.0.0.1", to.addr.port()));
+            let answer = call_once(&resolver, &tls, &tool, at, b"x", PATIENCE);
             assert_eq!(answer.await.unwrap().as_slice(), b"x");
             assert_eq!(to.service.version.load(Ordering::Relaxed), agreed);
         }
@@ -71,7 +72,15 @@ async fn neighbours_without_a_common_version_part_and_both_say_so() {
         until("counted", || to.counters.refused(Cause::Version) == 1).await;
         let tool = LocalIdentity::tool(ServerId(from.id)).speaking(from.versions);
         let tls = from.swap.borrow().clone();
-        let answer = call_once(&tls, &tool, ("127.0.0.1", to.addr.port()), b"x", PATIENCE).await;
+        let answer = call_once(
+            &Resolver::system(),
+            &tls,
+            &tool,
+            ("127.0.0.1", to.addr.port()),
+            b"x",
+            PATIENCE,
+        )
+        .await;
         assert!(answer.unwrap_err().to_string().contains(here));
         until("counted", || to.counters.refused(Cause::Version) == 2).await;
         assert_eq!(to.service.admitted.load(Ordering::Relaxed), 0);
