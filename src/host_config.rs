@@ -112,7 +112,7 @@ pub fn of_sites(
     let names = dir.join(get(SNI).unwrap_or_else(|| "sni.yaml".to_owned()));
     let mut found = Vec::new();
     if let Ok(text) = try_host_text(&certificates) {
-        let address = findings::address_matter(version, scope);
+        let address = findings::address_kind(version, scope);
         let (file, exact) = (certificates.display().to_string(), is_yaml == Some(true));
         found.extend(multicert::findings(&file, &text, address, exact));
     }

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use serde_yaml::Value;
 use stek_share::core::config::{Absent, Change, ConfigOption, Servers, OPTIONS};
-use stek_share::core::findings::{Finding, Matter, Source};
+use stek_share::core::findings::{Finding, FindingKind, Source};
 use stek_share::core::health::Code;
 use stek_share::load::{load, Dirs};
 use stek_share::metrics::METRICS;
@@ -145,8 +145,8 @@ fn each_health_code_has_its_remedy() {
 
 #[test]
 fn each_finding_about_the_host_has_its_row() {
-    for matter in Matter::ALL {
-        let line = Finding::new(matter, Source::Running, "field", "value").to_string();
+    for kind in FindingKind::ALL {
+        let line = Finding::new(kind, Source::Running, "field", "value").to_string();
         assert!(is_in_troubleshooting(&line), "docs/troubleshooting.md has no row for: {line}");
     }
 }

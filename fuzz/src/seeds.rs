@@ -24,7 +24,7 @@ use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::agreement::founding::{FoundedCluster, Prepare, Promise};
 use stek_share::core::agreement::ranked_record::{Rank, RankedRecord};
 use stek_share::core::config::Member;
-use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held};
+use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, RingKey};
 use stek_share::core::log_id::{LeaderId, LogId};
 use stek_share::core::node_id::{Incarnation, NodeId};
 use stek_share::core::pre_vote::Status;
@@ -98,10 +98,10 @@ fn end(term: u64, index: u64) -> LogId {
     LogId { leader_id: LeaderId { term, node: node(2) }, index }
 }
 
-fn held(generation: u64) -> Held {
+fn held(generation: u64) -> RingKey {
     let bytes: Vec<u8> =
         (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ generation as u8).collect();
-    Held { generation: Generation(generation), stek: Stek::copy_from(&bytes).expect("48 bytes") }
+    RingKey { generation: Generation(generation), stek: Stek::copy_from(&bytes).expect("48 bytes") }
 }
 
 /// The cluster incarnation of all seeds.

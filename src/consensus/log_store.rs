@@ -324,7 +324,7 @@ impl RaftLogStorage<Types> for LogStore {
 mod tests {
     use super::*;
     use crate::consensus::raft_log_id;
-    use crate::core::key_ring::Held;
+    use crate::core::key_ring::RingKey;
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn entry(index: u64, payload: EntryPayload<Types>) -> Entry<Types> {
@@ -334,7 +334,7 @@ mod tests {
 
     fn stage(index: u64, generation: u64) -> Entry<Types> {
         let stek = Stek::copy_from(&[generation as u8; STEK_LEN]).unwrap();
-        let held = Held { generation: Generation(generation), stek };
+        let held = RingKey { generation: Generation(generation), stek };
         let command = KeyCommand::Stage { held, revokes: false };
         entry(index, EntryPayload::Normal(Command::Key(command)))
     }
@@ -362,7 +362,7 @@ mod tests {
         let cluster_id = crate::core::key_ring::ClusterId::from_bytes([9; 16]).unwrap();
         ring.apply(KeyCommand::Found { cluster_id }).unwrap();
         let bytes: Vec<u8> = (0..STEK_LEN as u8).collect();
-        let held = Held { generation: Generation(1), stek: Stek::copy_from(&bytes).unwrap() };
+        let held = RingKey { generation: Generation(1), stek: Stek::copy_from(&bytes).unwrap() };
         ring.apply(KeyCommand::Stage { held, revokes: false }).unwrap();
         let agreed = crate::core::agreed::Agreed::of_ring(ring);
         let record = crate::core::agreed::Record { agreed, ..Default::default() };

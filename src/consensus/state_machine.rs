@@ -312,7 +312,7 @@ impl RaftSnapshotBuilder<Types> for StateMachine {
 mod tests {
     use super::*;
     use crate::consensus::raft_log_id;
-    use crate::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held};
+    use crate::core::key_ring::{ClusterId, Command as KeyCommand, Generation, RingKey};
     use crate::core::stek::{Stek, STEK_LEN};
 
     fn machine() -> StateMachine {
@@ -334,7 +334,7 @@ mod tests {
     fn stage(generation: u8) -> Command {
         let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ generation).collect();
         let stek = Stek::copy_from(&bytes).unwrap();
-        let held = Held { generation: Generation(generation.into()), stek };
+        let held = RingKey { generation: Generation(generation.into()), stek };
         Command::Key(KeyCommand::Stage { held, revokes: false })
     }
 

@@ -302,7 +302,7 @@ impl Agreed {
 mod tests {
     use super::*;
     use crate::core::config::Member;
-    use crate::core::key_ring::{Generation, Held};
+    use crate::core::key_ring::{Generation, RingKey};
     use crate::core::server_id::ServerId;
     use crate::core::stek::{Stek, STEK_LEN};
 
@@ -384,7 +384,7 @@ mod tests {
         let ring = |byte| {
             let mut ring = KeyRing::default();
             let cluster_id = key_ring::ClusterId::from_bytes([3; 16]).unwrap();
-            let held = Held { generation: Generation(1), stek: stek(byte) };
+            let held = RingKey { generation: Generation(1), stek: stek(byte) };
             ring.apply(key_ring::Command::Found { cluster_id }).unwrap();
             ring.apply(key_ring::Command::Stage { held, revokes: false }).unwrap();
             ring.apply(key_ring::Command::Activate { generation: Generation(1), keep: 2 }).unwrap();

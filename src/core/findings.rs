@@ -73,7 +73,7 @@ pub struct Record {
 
 /// What is the matter with a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Matter {
+pub enum FindingKind {
     /// The host gives out no tickets.
     TicketsOff,
     /// It gives none to clients of TLS 1.3.
@@ -115,84 +115,84 @@ const IN_PLACE: &str =
     "the shared ones are given to it again within 5 s, and tickets of the time between \
                         resume nowhere else";
 
-impl Matter {
+impl FindingKind {
     /// All of them.
-    pub const ALL: [Matter; 13] = [
-        Matter::TicketsOff,
-        Matter::NoTickets13,
-        Matter::KeyFile,
-        Matter::KeyFileAgain,
-        Matter::ShortTickets,
-        Matter::SiteTicketsOff,
-        Matter::SiteNoTickets13,
-        Matter::SiteKeyName,
-        Matter::SiteAddress,
-        Matter::SiteOwnKey,
-        Matter::SiteMayOwnKey,
-        Matter::EarlyData,
-        Matter::Opened,
+    pub const ALL: [FindingKind; 13] = [
+        FindingKind::TicketsOff,
+        FindingKind::NoTickets13,
+        FindingKind::KeyFile,
+        FindingKind::KeyFileAgain,
+        FindingKind::ShortTickets,
+        FindingKind::SiteTicketsOff,
+        FindingKind::SiteNoTickets13,
+        FindingKind::SiteKeyName,
+        FindingKind::SiteAddress,
+        FindingKind::SiteOwnKey,
+        FindingKind::SiteMayOwnKey,
+        FindingKind::EarlyData,
+        FindingKind::Opened,
     ];
 
     /// Whether no session of a whole server is resumed because of it. Where it is that of some sites it may be
     /// meant, and a file's keys are replaced again.
     pub fn is_error(self) -> bool {
-        matches!(self, Matter::TicketsOff | Matter::NoTickets13)
+        matches!(self, FindingKind::TicketsOff | FindingKind::NoTickets13)
     }
 
     /// Whether a server complains of it by itself. Early data is a decision that a server cannot doubt
     /// without knowing its origins; a tool that is asked names it.
     pub fn is_hint(self) -> bool {
-        self != Matter::EarlyData
+        self != FindingKind::EarlyData
     }
 
     fn reason(self) -> String {
         match self {
-            Matter::TicketsOff => {
+            FindingKind::TicketsOff => {
                 "means that Traffic Server gives out no session tickets, so no session resumes".to_owned()
             }
-            Matter::NoTickets13 => {
+            FindingKind::NoTickets13 => {
                 "means that clients of TLS 1.3 get no ticket, so their sessions do not resume".to_owned()
             }
-            Matter::KeyFile => format!(
+            FindingKind::KeyFile => format!(
                 "makes Traffic Server put that file's keys in place of the shared ones when the record \
                  changes, and at a reload of its configuration that finds the file changed; {IN_PLACE}"
             ),
-            Matter::KeyFileAgain => format!(
+            FindingKind::KeyFileAgain => format!(
                 "makes Traffic Server put that file's keys in place of the shared ones when the record \
                  changes, and, as the name is relative, at every 'traffic_ctl config reload'; {IN_PLACE}"
             ),
-            Matter::ShortTickets => {
+            FindingKind::ShortTickets => {
                 "is the time in seconds after which no server resumes a session of this one".to_owned()
             }
-            Matter::SiteTicketsOff => {
+            FindingKind::SiteTicketsOff => {
                 "means that clients of its sites get no ticket, so none of their sessions resumes".to_owned()
             }
-            Matter::SiteNoTickets13 => {
+            FindingKind::SiteNoTickets13 => {
                 "means that clients of its sites get no ticket in TLS 1.3".to_owned()
             }
-            Matter::SiteKeyName => {
+            FindingKind::SiteKeyName => {
                 "names a ticket key for this line alone, which Traffic Server ignores since 7.1: its \
                  clients get tickets under the shared key"
                     .to_owned()
             }
-            Matter::SiteAddress => {
+            FindingKind::SiteAddress => {
                 "binds this line to an address: with ticket_scope: host its sessions resume only on \
                  servers whose lines are all of the same kind"
                     .to_owned()
             }
-            Matter::SiteOwnKey => {
+            FindingKind::SiteOwnKey => {
                 "binds this line to an address: Traffic Server 10 and 11 give it a ticket key of its own \
                  (until their pull request 13677), so that no session of its sites resumes elsewhere"
                     .to_owned()
             }
-            Matter::SiteMayOwnKey => {
+            FindingKind::SiteMayOwnKey => {
                 "binds this line to an address: Traffic Server 10 and 11 give it a ticket key of its own, \
                  and with ticket_scope: host its sessions resume only on servers whose lines are all of \
                  the same kind"
                     .to_owned()
             }
-            Matter::EarlyData => format!("allows early data (0-RTT): {}", REPEATED.0),
-            Matter::Opened => {
+            FindingKind::EarlyData => format!("allows early data (0-RTT): {}", REPEATED.0),
+            FindingKind::Opened => {
                 "asks clients for a certificate, but with ticket_scope: host a session of a name or a \
                  server that asks for none is resumed there too, and with TLS 1.3 lets its client in \
                  without one"
@@ -208,19 +208,19 @@ impl Matter {
             Source::Running => "unset it: traffic_ctl config set, with an empty value",
         };
         match self {
-            Matter::TicketsOff => "set it to 1",
-            Matter::NoTickets13 => "set it to 2, Traffic Server's default, or take it out",
-            Matter::KeyFile | Matter::KeyFileAgain => take_out,
-            Matter::ShortTickets => "take it out, which means two hours, or give some minutes at least",
-            Matter::SiteTicketsOff => "take it out, or set it to 1, unless that is wanted",
-            Matter::SiteNoTickets13 => "take it out, or set it to 2, unless that is wanted",
-            Matter::SiteKeyName => "take it out",
-            Matter::SiteAddress | Matter::SiteOwnKey | Matter::SiteMayOwnKey => {
+            FindingKind::TicketsOff => "set it to 1",
+            FindingKind::NoTickets13 => "set it to 2, Traffic Server's default, or take it out",
+            FindingKind::KeyFile | FindingKind::KeyFileAgain => take_out,
+            FindingKind::ShortTickets => "take it out, which means two hours, or give some minutes at least",
+            FindingKind::SiteTicketsOff => "take it out, or set it to 1, unless that is wanted",
+            FindingKind::SiteNoTickets13 => "take it out, or set it to 2, unless that is wanted",
+            FindingKind::SiteKeyName => "take it out",
+            FindingKind::SiteAddress | FindingKind::SiteOwnKey | FindingKind::SiteMayOwnKey => {
                 "write * for the address wherever one certificate serves all, and tell sites apart by \
                  server name"
             }
-            Matter::EarlyData => REPEATED.1,
-            Matter::Opened => "set ticket_scope: site on all servers",
+            FindingKind::EarlyData => REPEATED.1,
+            FindingKind::Opened => "set ticket_scope: site on all servers",
         }
     }
 }
@@ -229,7 +229,7 @@ impl Matter {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// What is the matter.
-    pub matter: Matter,
+    pub kind: FindingKind,
     /// Where it is set.
     pub source: Source,
     /// Its name.
@@ -240,20 +240,20 @@ pub struct Finding {
 
 impl Finding {
     /// With texts that are made fit to be printed.
-    pub fn new(matter: Matter, source: Source, field: &str, value: &str) -> Finding {
-        Finding { matter, source, field: readable(field), value: readable(value) }
+    pub fn new(kind: FindingKind, source: Source, field: &str, value: &str) -> Finding {
+        Finding { kind, source, field: readable(field), value: readable(value) }
     }
 
     /// The operator's line.
     pub fn problem(&self) -> Problem {
-        let make = if self.matter.is_error() { Problem::error } else { Problem::warning };
+        let make = if self.kind.is_error() { Problem::error } else { Problem::warning };
         let (file, line, field) = match &self.source {
             Source::File { file, line } => (file.as_str(), *line, &self.field),
             Source::Environment(variable) => ("environment of Traffic Server", None, variable),
             Source::Running => ("Traffic Server", None, &self.field),
         };
         let line = line.and_then(|line| usize::try_from(line).ok());
-        let problem = make(file, self.matter.reason(), self.matter.remedy(&self.source));
+        let problem = make(file, self.kind.reason(), self.kind.remedy(&self.source));
         problem.at(line).field(field).value(&self.value)
     }
 
@@ -310,11 +310,14 @@ pub fn host_version(text: &str) -> Option<HostVersion> {
 
 /// What a line of ssl_multicert with an address means to a version of the host. 9.2.9 was seen to share the
 /// key with such a line, 10.2.1 and the 11 of August 2026 not to; what changes that later is in none of them.
-pub fn address_matter(version: Option<HostVersion>, scope: Option<TicketScope>) -> Option<Matter> {
+pub fn address_kind(
+    version: Option<HostVersion>,
+    scope: Option<TicketScope>,
+) -> Option<FindingKind> {
     match version {
-        Some((9, _)) => (scope != Some(TicketScope::Site)).then_some(Matter::SiteAddress),
-        Some((10 | 11, _)) => Some(Matter::SiteOwnKey),
-        _ => Some(Matter::SiteMayOwnKey),
+        Some((9, _)) => (scope != Some(TicketScope::Site)).then_some(FindingKind::SiteAddress),
+        Some((10 | 11, _)) => Some(FindingKind::SiteOwnKey),
+        _ => Some(FindingKind::SiteMayOwnKey),
     }
 }
 
@@ -340,26 +343,26 @@ pub fn of_records(
     version: Option<HostVersion>,
     scope: Option<TicketScope>,
 ) -> Vec<Finding> {
-    let matter = |record: &Record| {
+    let kind = |record: &Record| {
         let number = integer(&record.value);
         let is_set = !matches!(record.value.as_str(), "" | "NULL" | "null" | "~");
         let is_relative = !record.value.starts_with('/');
         match record.name.as_str() {
-            ENABLE if number == 0 => Some(Matter::TicketsOff),
-            NUMBER if number == 0 => Some(Matter::NoTickets13),
-            KEY_FILE if is_set && is_relative => Some(Matter::KeyFileAgain),
-            KEY_FILE if is_set => Some(Matter::KeyFile),
+            ENABLE if number == 0 => Some(FindingKind::TicketsOff),
+            NUMBER if number == 0 => Some(FindingKind::NoTickets13),
+            KEY_FILE if is_set && is_relative => Some(FindingKind::KeyFileAgain),
+            KEY_FILE if is_set => Some(FindingKind::KeyFile),
             LIFETIME if has_lifetime(version) && (1..SHORT_LIFETIME_S).contains(&number) => {
-                Some(Matter::ShortTickets)
+                Some(FindingKind::ShortTickets)
             }
-            EARLY if number > 0 => Some(Matter::EarlyData),
-            LEVEL if number > 0 && scope == Some(TicketScope::Host) => Some(Matter::Opened),
+            EARLY if number > 0 => Some(FindingKind::EarlyData),
+            LEVEL if number > 0 && scope == Some(TicketScope::Host) => Some(FindingKind::Opened),
             _ => None,
         }
     };
     let found = RECORDS.iter().filter_map(|name| {
         let record = get(name)?;
-        Some(Finding::new(matter(&record)?, record.source, &record.name, &record.value))
+        Some(Finding::new(kind(&record)?, record.source, &record.name, &record.value))
     });
     found.collect()
 }
@@ -473,23 +476,21 @@ mod tests {
     #[test]
     fn an_address_means_what_the_version_makes_of_it() {
         let (site, host) = (Some(TicketScope::Site), Some(TicketScope::Host));
-        for (version, scope, matter) in [
+        for (version, scope, kind) in [
             ("9.2.9", site, None),
-            ("9.2.9", host, Some(Matter::SiteAddress)),
-            ("9.2.9", None, Some(Matter::SiteAddress)),
-            ("10.2.1", site, Some(Matter::SiteOwnKey)),
-            ("11.0.0", host, Some(Matter::SiteOwnKey)),
-            ("12.0.0", site, Some(Matter::SiteMayOwnKey)),
-            ("", host, Some(Matter::SiteMayOwnKey)),
+            ("9.2.9", host, Some(FindingKind::SiteAddress)),
+            ("9.2.9", None, Some(FindingKind::SiteAddress)),
+            ("10.2.1", site, Some(FindingKind::SiteOwnKey)),
+            ("11.0.0", host, Some(FindingKind::SiteOwnKey)),
+            ("12.0.0", site, Some(FindingKind::SiteMayOwnKey)),
+            ("", host, Some(FindingKind::SiteMayOwnKey)),
         ] {
-            assert_eq!(
-                address_matter(host_version(version), scope),
-                matter,
-                "{version:?} {scope:?}"
-            );
+            assert_eq!(address_kind(host_version(version), scope), kind, "{version:?} {scope:?}");
         }
-        let warnings = [Matter::SiteOwnKey, Matter::SiteTicketsOff, Matter::KeyFile];
-        assert!(Matter::TicketsOff.is_error() && !warnings.into_iter().any(Matter::is_error));
+        let warnings = [FindingKind::SiteOwnKey, FindingKind::SiteTicketsOff, FindingKind::KeyFile];
+        assert!(
+            FindingKind::TicketsOff.is_error() && !warnings.into_iter().any(FindingKind::is_error)
+        );
         let counts = |version| sni_has_tickets(host_version(version));
         assert_eq!(
             ["9.2.9", "10.0.4", "10.1.0", "11.0.0", "?"].map(counts),
@@ -508,7 +509,7 @@ mod tests {
     #[test]
     fn no_setting_breaks_a_line() {
         let finding =
-            Finding::new(Matter::SiteKeyName, Source::file("a\nb", None), "c\r", "\u{1b}[2J");
+            Finding::new(FindingKind::SiteKeyName, Source::file("a\nb", None), "c\r", "\u{1b}[2J");
         assert!(!finding.to_string().contains(char::is_control), "{finding}");
     }
 }

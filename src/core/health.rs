@@ -3,7 +3,7 @@
 //! Checks one server alone; what differs between servers is for who asks them all. Invariants: a
 //! server that is well has nothing to complain of, also while a key is handed over.
 
-use super::findings::Matter;
+use super::findings::FindingKind;
 use super::key_ring::Generation;
 use super::server_status::{Hint, HostStatus, KeyInUse, Role, ServerStatus};
 
@@ -334,7 +334,7 @@ fn certificate(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, Strin
 fn host(host: &HostStatus, say: &mut impl FnMut(Code, Severity, String)) {
     for hint in &host.hints {
         let severity = match hint {
-            Hint::Setting(finding) if finding.matter.is_error() => Severity::Broken,
+            Hint::Setting(finding) if finding.kind.is_error() => Severity::Broken,
             _ => Severity::Degraded,
         };
         say(code_of(hint), severity, hint.to_string());
@@ -346,17 +346,17 @@ fn host(host: &HostStatus, say: &mut impl FnMut(Code, Severity, String)) {
 
 fn code_of(hint: &Hint) -> Code {
     match hint {
-        Hint::Setting(finding) => match finding.matter {
-            Matter::TicketsOff => Code::TicketsDisabled,
-            Matter::NoTickets13 => Code::NoTicketsInTls13,
-            Matter::KeyFile | Matter::KeyFileAgain => Code::TicketKeyFile,
-            Matter::ShortTickets => Code::TicketsShortLived,
-            Matter::SiteTicketsOff | Matter::SiteNoTickets13 => Code::LineWithoutTickets,
-            Matter::SiteKeyName => Code::LineWithKeys,
-            Matter::SiteAddress | Matter::SiteOwnKey | Matter::SiteMayOwnKey => {
+        Hint::Setting(finding) => match finding.kind {
+            FindingKind::TicketsOff => Code::TicketsDisabled,
+            FindingKind::NoTickets13 => Code::NoTicketsInTls13,
+            FindingKind::KeyFile | FindingKind::KeyFileAgain => Code::TicketKeyFile,
+            FindingKind::ShortTickets => Code::TicketsShortLived,
+            FindingKind::SiteTicketsOff | FindingKind::SiteNoTickets13 => Code::LineWithoutTickets,
+            FindingKind::SiteKeyName => Code::LineWithKeys,
+            FindingKind::SiteAddress | FindingKind::SiteOwnKey | FindingKind::SiteMayOwnKey => {
                 Code::LineWithAddress
             }
-            Matter::EarlyData | Matter::Opened => Code::SitesOpened,
+            FindingKind::EarlyData | FindingKind::Opened => Code::SitesOpened,
         },
         Hint::SessionCache(_) => Code::SessionCache,
         Hint::Unlocked(_) | Hint::Dumped(_) | Hint::Unmapped(_) => Code::MemoryUnprotected,
@@ -449,7 +449,7 @@ mod tests {
             (
                 |s| {
                     let source = Source::file("m", Some(7));
-                    let finding = Finding::new(Matter::SiteTicketsOff, source, "f", "0");
+                    let finding = Finding::new(FindingKind::SiteTicketsOff, source, "f", "0");
                     s.host.hints = vec![Hint::Setting(finding)];
                 },
                 Severity::Degraded,

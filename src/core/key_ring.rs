@@ -82,7 +82,7 @@ impl fmt::Debug for ClusterId {
 
 /// A key and its place in the order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Held {
+pub struct RingKey {
     /// The place.
     pub generation: Generation,
     /// The key.
@@ -93,7 +93,7 @@ pub struct Held {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Staged {
     /// The key and its place.
-    pub held: Held,
+    pub held: RingKey,
     /// Whether its activation drops every older key at once.
     pub revokes: bool,
 }
@@ -109,7 +109,7 @@ pub enum Command {
     /// Every server takes this key, to decrypt with it but not yet to encrypt.
     Stage {
         /// The key and its place: exactly one after the newest.
-        held: Held,
+        held: RingKey,
         /// Whether its activation drops every older key at once.
         revokes: bool,
     },
@@ -187,7 +187,7 @@ pub enum Refusal {
 pub struct KeyRing {
     cluster_id: Option<ClusterId>,
     staged: Option<Staged>,
-    keys: Vec<Held>,
+    keys: Vec<RingKey>,
     retired: Vec<Fingerprint>,
     revoked: Generation,
     /// The keys that revocations dropped, and those that had retired before; the newest last.
@@ -213,7 +213,7 @@ impl KeyRing {
     ///
     /// # Errors
     /// As [`KeyRing::apply`].
-    pub fn admits(&self, held: &Held) -> Result<(), Refusal> {
+    pub fn admits(&self, held: &RingKey) -> Result<(), Refusal> {
         if self.cluster_id.is_none() {
             return Err(Refusal::NoCluster);
         }
@@ -246,12 +246,12 @@ impl KeyRing {
     }
 
     /// The key that encrypts.
-    pub fn current(&self) -> Option<&Held> {
+    pub fn current(&self) -> Option<&RingKey> {
         self.keys.first()
     }
 
     /// The keys that still decrypt, newest first, without the current one.
-    pub fn older(&self) -> &[Held] {
+    pub fn older(&self) -> &[RingKey] {
         self.keys.get(1..).unwrap_or_default()
     }
 
@@ -305,7 +305,7 @@ impl KeyRing {
     }
 
     /// All keys: the staged one, then the others, newest first.
-    pub fn all(&self) -> impl Iterator<Item = &Held> {
+    pub fn all(&self) -> impl Iterator<Item = &RingKey> {
         self.staged.iter().map(|s| &s.held).chain(&self.keys)
     }
 
@@ -421,7 +421,7 @@ impl KeyRing {
         is_new
     }
 
-    fn stage(&mut self, held: Held, revokes: bool) -> Result<Change, Refusal> {
+    fn stage(&mut self, held: RingKey, revokes: bool) -> Result<Change, Refusal> {
         if let Some(staged) = &self.staged {
             let same = staged.held.generation == held.generation
                 && staged.held.stek.same_bytes(&held.stek);
@@ -513,8 +513,8 @@ mod tests {
         Stek::copy_from(&bytes).unwrap()
     }
 
-    fn held(generation: u64) -> Held {
-        Held { generation: Generation(generation), stek: stek(generation as u8) }
+    fn held(generation: u64) -> RingKey {
+        RingKey { generation: Generation(generation), stek: stek(generation as u8) }
     }
 
     fn stage(generation: u64) -> Command {
@@ -581,7 +581,7 @@ mod tests {
     fn the_gate_refuses_each_bad_key() {
         let mut ring = ring_of(3);
         let with = |generation, stek| Command::Stage {
-            held: Held { generation: Generation(generation), stek },
+            held: RingKey { generation: Generation(generation), stek },
             revokes: false,
         };
         let zero = Stek::copy_from(&[0; STEK_LEN]).unwrap();
@@ -841,7 +841,7 @@ mod tests {
         assert_eq!(ring.apply(Command::Found { cluster_id }), Ok(Change::Nothing));
         ring.apply(stage(2)).unwrap();
         let other = |generation, seed| Command::Stage {
-            held: Held { generation: Generation(generation), stek: stek(seed) },
+            held: RingKey { generation: Generation(generation), stek: stek(seed) },
             revokes: false,
         };
         let refused = Err(Refusal::HandoverUnderWay(Generation(2)));

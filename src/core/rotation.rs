@@ -172,7 +172,7 @@ pub fn may_encrypt_for_at(now: Moment, current_since: Moment, max_key_age: Durat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::key_ring::{ClusterId, Command, Held};
+    use crate::core::key_ring::{ClusterId, Command, RingKey};
     use crate::core::stek::{Stek, STEK_LEN};
 
     const POLICY: Policy = Policy {
@@ -191,7 +191,8 @@ mod tests {
         ring.apply(Command::Found { cluster_id }).unwrap();
         for g in 1..=current + u64::from(staged) {
             let bytes: Vec<u8> = (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ g as u8).collect();
-            let held = Held { generation: Generation(g), stek: Stek::copy_from(&bytes).unwrap() };
+            let held =
+                RingKey { generation: Generation(g), stek: Stek::copy_from(&bytes).unwrap() };
             ring.apply(Command::Stage { held, revokes: false }).unwrap();
             if g <= current {
                 ring.apply(Command::Activate { generation: Generation(g), keep: 2 }).unwrap();
@@ -226,7 +227,7 @@ mod tests {
             Stek::copy_from(&bytes).unwrap()
         };
         for g in 1..=2 {
-            let held = Held { generation: Generation(g), stek: stek(g as u8) };
+            let held = RingKey { generation: Generation(g), stek: stek(g as u8) };
             ring.apply(Command::Stage { held, revokes: false }).unwrap();
             if g == 1 {
                 ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();

@@ -485,12 +485,12 @@ impl ServerStatus {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::core::findings::{Matter, Source, ENABLE};
+    use crate::core::findings::{FindingKind, Source, ENABLE};
     use crate::core::text::{readable, MAX_WORDS};
 
     /// A setting that stops all tickets.
     pub(crate) fn tickets_off() -> Finding {
-        Finding::new(Matter::TicketsOff, Source::Running, ENABLE, "0")
+        Finding::new(FindingKind::TicketsOff, Source::Running, ENABLE, "0")
     }
 
     /// A status as a sound server gives it.

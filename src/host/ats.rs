@@ -189,7 +189,7 @@ fn hello_hook(version: &str) -> Option<sys::stek_ats_hello_hook> {
 /// # Safety
 /// `connection` is what the host hands over with the event of [`on_client_hello`].
 pub unsafe fn ssl_of(connection: *mut c_void) -> *mut c_void {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's contract.
     unsafe { sys::stek_ats_ssl(connection) }
 }
 
@@ -198,7 +198,7 @@ pub unsafe fn ssl_of(connection: *mut c_void) -> *mut c_void {
 /// # Safety
 /// As [`ssl_of`]; the connection may be gone afterwards.
 pub unsafe fn go_on(connection: *mut c_void) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's contract.
     unsafe { sys::stek_ats_reenable(connection) }
 }
 
@@ -231,7 +231,7 @@ pub fn init_thread() -> bool {
 /// # Safety
 /// `data` is null, or what the host hands over with such an event.
 pub unsafe fn session_id(data: *const c_void) -> Option<SessionId> {
-    // SAFETY: the caller's promise; the host's structure lives over the call.
+    // SAFETY: the caller's contract; the host's structure lives over the call.
     let id = unsafe { data.cast::<sys::stek_ats_session_id>().as_ref() }?;
     // SAFETY: the bytes are within the structure; as signed or unsigned they are the same.
     let bytes =
@@ -282,7 +282,7 @@ fn raw_id(id: SessionId) -> sys::stek_ats_session_id {
 /// # Safety
 /// `data` is null, or what the host hands over with the event of [`Lifecycle::Message`].
 pub unsafe fn message(data: *const c_void) -> Option<(Vec<u8>, usize)> {
-    // SAFETY: the caller's promise; the host's structure lives over the call.
+    // SAFETY: the caller's contract; the host's structure lives over the call.
     let message = unsafe { data.cast::<sys::stek_ats_msg>().as_ref() }?;
     // SAFETY: the tag is null or ends in a NUL.
     let tag = (!message.tag.is_null()).then(|| unsafe { CStr::from_ptr(message.tag) })?;
@@ -377,7 +377,7 @@ unsafe fn borrowed(text: *const std::ffi::c_char) -> Option<String> {
     if text.is_null() {
         return None;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's contract.
     Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }
 

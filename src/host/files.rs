@@ -17,8 +17,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, sleep_until, Instant};
 
-use super::guard::Again;
-use super::host_environment::{Around, HostFiles};
+use super::guard::Reinstall;
+use super::host_environment::{EnvironmentWatch, HostFiles};
 use super::reader::{Reader, Source, Unread};
 use crate::core::config::{changes, Change, Problem, Settings};
 use crate::core::expiry::Expiry;
@@ -159,8 +159,8 @@ pub struct Files {
     /// The faults of a reload that was refused for what may pass, as they were told; it is tried again.
     waiting: Option<Vec<String>>,
     reader: Reader,
-    around: Around,
-    again: Again,
+    environment: EnvironmentWatch,
+    reinstall: Reinstall,
 }
 
 impl Files {
@@ -170,12 +170,12 @@ impl Files {
         log: Log,
         source: Source,
         loaded: &Loaded,
-        around: Around,
-        again: Again,
+        environment: EnvironmentWatch,
+        reinstall: Reinstall,
     ) -> Files {
-        around.keep_warnings(&loaded.warnings);
-        around.keep_roots(loaded.tls.roots());
-        around.keep_certificate_warning(
+        environment.keep_warnings(&loaded.warnings);
+        environment.keep_roots(loaded.tls.roots());
+        environment.keep_certificate_warning(
             load::expiry(&loaded.certificate_place, &loaded.tls).as_ref(),
         );
         Files {
@@ -191,8 +191,8 @@ impl Files {
             told: None,
             waiting: None,
             reader: Reader::default(),
-            around,
-            again,
+            environment,
+            reinstall,
         }
     }
 
@@ -239,12 +239,12 @@ impl Files {
         self.waiting = None;
         let read = self.read_all();
         let read = told_if_slow(&self.log, "the files are read", self.reader.read(read)).await;
-        self.around.look_at_records();
+        self.environment.look_at_records();
         // Whoever reloads may want to mend what the log says; what stands there is no matter.
-        self.again.ask();
+        self.reinstall.ask();
         match read {
             Ok((loaded, files)) => {
-                self.around.take_files(files);
+                self.environment.take_files(files);
                 match loaded {
                     Ok(loaded) => self.take_over(loaded).await,
                     Err(refused) => Err(self.refuse(&refused)),
@@ -265,8 +265,8 @@ impl Files {
             Ok(loaded) => {
                 self.waiting = None;
                 self.log.note("reload: what was refused can be used now");
-                self.around.take_files(files);
-                self.again.ask();
+                self.environment.take_files(files);
+                self.reinstall.ask();
                 let outcome = self.take_over(loaded).await;
                 self.node.record_reload(&outcome);
             }
@@ -291,7 +291,7 @@ impl Files {
         refused.problems.iter().for_each(|problem| self.log.error(problem.to_string()));
         self.waiting = refused.passes().then(|| lines(refused));
         self.log.error(if self.waiting.is_some() {
-            "reload: nothing was changed yet; it is tried again by itself every 30 s, and at once by \
+            "reload: nothing was changed yet; it is tried reinstall by itself every 30 s, and at once by \
              another message"
         } else {
             "reload: nothing was changed; correct the above and send the message again"
@@ -347,7 +347,7 @@ impl Files {
         let read = move || (Stamps::of(&settings), HostFiles::look(&dirs));
         match self.reader.read(read).await {
             Ok((now, files)) => {
-                self.around.take_files(files);
+                self.environment.take_files(files);
                 match self.watch.look(now) {
                     Look::Same => CERTIFICATE_LOOK,
                     Look::Unsettled => CERTIFICATE_REST,
@@ -408,15 +408,15 @@ impl Files {
     fn took(&mut self, tls: Tls, stamps: Stamps, place: String) {
         self.expiry = ExpiryWarnings::told(&tls.expiries());
         (self.tls, self.place) = (tls, place);
-        self.around.keep_warnings(&self.warnings);
-        self.around.keep_roots(self.tls.roots());
+        self.environment.keep_warnings(&self.warnings);
+        self.environment.keep_roots(self.tls.roots());
         self.keep_certificate_warning();
         self.watch = Watch::new(stamps);
         self.told = None;
     }
 
     fn keep_certificate_warning(&self) {
-        self.around.keep_certificate_warning(load::expiry(&self.place, &self.tls).as_ref());
+        self.environment.keep_certificate_warning(load::expiry(&self.place, &self.tls).as_ref());
     }
 
     fn look_at_expiry(&mut self) {

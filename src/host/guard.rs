@@ -5,7 +5,7 @@
 //! reloads its configuration; and any other plugin may do so as well. So the keys are given to it
 //! again, every now and then, and at each look while that record is set; where they stand there
 //! already no handshake notices. Invariants: whatever replaced the keys is undone at the first look
-//! after [`AGAIN`], and at the next look while the record is set; there is no timer here: who looks
+//! after [`REINSTALL_EVERY`], and at the next look while the record is set; there is no timer here: who looks
 //! at the metrics, every [`LOOK`](super::stats::LOOK), looks at this as well.
 
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// How often the keys are given to the host again.
-pub const AGAIN: Duration = Duration::from_secs(30);
+pub const REINSTALL_EVERY: Duration = Duration::from_secs(30);
 
 /// Has the installer give the latest set to the host again, though it stands there by all that is
 /// known. Asking many times before it does so is asking twice at most.
 #[derive(Clone, Debug, Default)]
-pub struct Again(Arc<Notify>);
+pub struct Reinstall(Arc<Notify>);
 
-impl Again {
+impl Reinstall {
     /// Asks for it.
     pub fn ask(&self) {
         self.0.notify_one();
@@ -51,7 +51,7 @@ impl Guard {
     /// Whether they are due, the host's file being `file` now.
     pub fn is_due(&mut self, file: Option<String>, now: Instant) -> bool {
         let changed = file != self.file;
-        let due = changed || file.is_some() || now.duration_since(self.last) >= AGAIN;
+        let due = changed || file.is_some() || now.duration_since(self.last) >= REINSTALL_EVERY;
         self.file = file;
         if due {
             self.last = now;

@@ -61,19 +61,19 @@ pub struct HostFiles {
 
 /// What was found last. Cloning makes another handle.
 #[derive(Clone)]
-pub struct Around {
+pub struct EnvironmentWatch {
     log: Log,
     latest: Arc<Mutex<HostEnvironment>>,
 }
 
-impl Around {
+impl EnvironmentWatch {
     /// Looks at all for the first time. Reads files, so it is not for a thread that must not wait.
-    pub fn look(log: Log, dirs: &Dirs) -> Around {
-        let around = Around { log, latest: Arc::default() };
-        around.lock().version = ats::version().map(|version| readable(&version));
-        around.take_files(HostFiles::look(dirs));
-        around.look_at_records();
-        around
+    pub fn look(log: Log, dirs: &Dirs) -> EnvironmentWatch {
+        let environment = EnvironmentWatch { log, latest: Arc::default() };
+        environment.lock().version = ats::version().map(|version| readable(&version));
+        environment.take_files(HostFiles::look(dirs));
+        environment.look_at_records();
+        environment
     }
 
     /// What was found last.
@@ -92,7 +92,7 @@ impl Around {
         // Where a record is written comes to light after what it is.
         self.tell(&old, &new, |one, other| match (one, other) {
             (Hint::Setting(one), Hint::Setting(other)) => {
-                (one.matter, &one.value) == (other.matter, &other.value)
+                (one.kind, &one.value) == (other.kind, &other.value)
             }
             _ => one == other,
         });
@@ -128,7 +128,7 @@ impl Around {
     fn tell(&self, old: &[Hint], new: &[Hint], same: impl Fn(&Hint, &Hint) -> bool) {
         let is_in = |hint: &Hint, all: &[Hint]| all.iter().any(|known| same(known, hint));
         for hint in new.iter().filter(|hint| !is_in(hint, old)) {
-            let is_error = matches!(hint, Hint::Setting(finding) if finding.matter.is_error());
+            let is_error = matches!(hint, Hint::Setting(finding) if finding.kind.is_error());
             let line = hint.to_string();
             if is_error {
                 self.log.error(line);
@@ -183,7 +183,7 @@ fn scope() -> Option<TicketScope> {
 }
 
 fn hints(found: Vec<Finding>) -> Vec<Hint> {
-    found.into_iter().filter(|finding| finding.matter.is_hint()).map(Hint::Setting).collect()
+    found.into_iter().filter(|finding| finding.kind.is_hint()).map(Hint::Setting).collect()
 }
 
 /// The file of ticket keys that the host is configured with, if any.
@@ -273,7 +273,7 @@ fn subjects(pem: &[u8]) -> Result<Vec<(Vec<u8>, String)>, ErrorStack> {
 mod tests {
     use super::*;
 
-    use crate::core::findings::{Matter, Source};
+    use crate::core::findings::{FindingKind, Source};
     use crate::log_sink::{Level, LogSink};
 
     #[derive(Default)]
@@ -310,27 +310,26 @@ mod tests {
     #[test]
     fn what_came_and_what_went_is_told_once() {
         let lines = Arc::new(Lines::default());
-        let around = Around { log: Log::new(lines.clone()), latest: Arc::default() };
+        let environment = EnvironmentWatch { log: Log::new(lines.clone()), latest: Arc::default() };
         let told = || std::mem::take(&mut *lines.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let hint = |matter, source, value: &str| {
-            Hint::Setting(Finding::new(matter, source, "field", value))
-        };
-        let file = |name: &str| hint(Matter::KeyFile, Source::Running, name);
-        let site = || hint(Matter::SiteKeyName, Source::file("m", Some(3)), "k");
-        around.take_records(vec![file("a")]);
-        around.take_records(vec![hint(Matter::KeyFile, Source::file("f", None), "a")]);
-        around.take_records(vec![file("a")]);
+        let hint =
+            |kind, source, value: &str| Hint::Setting(Finding::new(kind, source, "field", value));
+        let file = |name: &str| hint(FindingKind::KeyFile, Source::Running, name);
+        let site = || hint(FindingKind::SiteKeyName, Source::file("m", Some(3)), "k");
+        environment.take_records(vec![file("a")]);
+        environment.take_records(vec![hint(FindingKind::KeyFile, Source::file("f", None), "a")]);
+        environment.take_records(vec![file("a")]);
         assert_eq!(told(), [(Level::Warning, file("a").to_string())]);
-        around.take_files(HostFiles { hints: vec![site()], ..HostFiles::default() });
-        assert_eq!(around.latest().records, [file("a")]);
+        environment.take_files(HostFiles { hints: vec![site()], ..HostFiles::default() });
+        assert_eq!(environment.latest().records, [file("a")]);
         assert_eq!(told(), [(Level::Warning, site().to_string())]);
-        around.take_records(vec![file("b")]);
-        around.take_files(HostFiles::default());
+        environment.take_records(vec![file("b")]);
+        environment.take_files(HostFiles::default());
         let gone = |hint: Hint| (Level::Note, format!("no longer so: {hint}"));
         let expected = [(Level::Warning, file("b").to_string()), gone(file("a")), gone(site())];
         assert_eq!(told(), expected);
         // Without a host there is nothing to look at.
-        around.look_at_records();
+        environment.look_at_records();
         assert_eq!(told(), [gone(file("b"))]);
     }
 }

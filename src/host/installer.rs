@@ -11,7 +11,7 @@
 //!   leader for their word that they hold it.
 //! - A failed install is tried again for as long as the set is the latest; what was installed
 //!   before stays meanwhile.
-//! - Nothing here polls: without a new set, an event, a failure or [`Again`] the thread sleeps.
+//! - Nothing here polls: without a new set, an event, a failure or [`Reinstall`] the thread sleeps.
 //!
 //! Long because: the rules above are about one thread, and hold or fail in one place.
 
@@ -34,15 +34,15 @@ use tokio::time::{sleep, sleep_until, timeout, Instant};
 use super::ats::{self, Rejected};
 use super::boot_clock;
 use super::files::Files;
-use super::guard::Again;
-use super::host_environment::Around;
+use super::guard::Reinstall;
+use super::host_environment::EnvironmentWatch;
 use super::operator::{Message, Operator, MESSAGE_QUEUE};
 use super::priority;
 use super::reader::Reader;
 use super::reader::Source;
 use super::secret_pages::{SetBuffer, MAX_SET};
 use super::sessions;
-use super::stats::{self, Looks, Stats};
+use super::stats::{self, MetricsSources, Stats};
 use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::load::{load_server_list, Loaded};
@@ -182,13 +182,13 @@ impl Handle {
         let (messages, message_queue) = mpsc::channel(MESSAGE_QUEUE);
         let (started, when_started) = sync_channel(1);
         let limit = loaded.settings.startup_wait + START_MARGIN;
-        let InstallMetrics { stats, around } = install_metrics;
+        let InstallMetrics { stats, environment } = install_metrics;
         let installer = Installer::new(HostTickets, phase.clone(), log.clone(), stats.clone());
         let thread_log = log.clone();
         thread::Builder::new().name("stek_install".into()).stack_size(INSTALLER_STACK).spawn(
             move || {
                 sessions::begin_on_this_thread();
-                let host = Host { queue, messages: message_queue, started, around };
+                let host = Host { queue, messages: message_queue, started, environment };
                 let whole = AssertUnwindSafe(|| live(installer, loaded, source, host));
                 let ended = catch_unwind(whole);
                 stats.set_down();
@@ -220,7 +220,7 @@ impl Handle {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => self.log.warning(format!(
                 "{word}: {MESSAGE_QUEUE} messages wait to be answered already; this one is \
-                 dropped, send it again later"
+                 dropped, send it reinstall later"
             )),
             Err(TrySendError::Closed(_)) => self.log.error(format!(
                 "{word}: not done: the plugin has ended, for the reason above; restart Traffic \
@@ -278,7 +278,7 @@ struct Host {
     messages: mpsc::Receiver<Message>,
     /// Dropped once the start is over.
     started: SyncSender<()>,
-    around: Around,
+    environment: EnvironmentWatch,
 }
 
 /// What the installer measures with, and what was found around it.
@@ -286,7 +286,7 @@ pub struct InstallMetrics {
     /// The metrics.
     pub stats: Stats,
     /// The host's own settings.
-    pub around: Around,
+    pub environment: EnvironmentWatch,
 }
 
 /// The installer thread, from its first key to the host's end.
@@ -362,14 +362,17 @@ async fn run(
             return None;
         }
     };
-    let (stats, around) = (installer.stats.clone(), host.around);
-    let (probed, again) = (around.clone(), installer.again.clone());
+    let (stats, environment) = (installer.stats.clone(), host.environment);
+    let (probed, reinstall) = (environment.clone(), installer.reinstall.clone());
     node.set_host(move || stats.host_status(&probed.latest()));
     let mut tasks = JoinSet::new();
-    let looks =
-        Looks { stats: installer.stats.clone(), node: node.clone(), around: around.clone() };
-    tasks.spawn(stats::keep(looks, again.clone(), log.clone()));
-    let files = Files::new(node.clone(), log.clone(), source, &loaded, around, again);
+    let sources = MetricsSources {
+        stats: installer.stats.clone(),
+        node: node.clone(),
+        environment: environment.clone(),
+    };
+    tasks.spawn(stats::keep(sources, reinstall.clone(), log.clone()));
+    let files = Files::new(node.clone(), log.clone(), source, &loaded, environment, reinstall);
     tasks.spawn(Operator::new(node.clone(), log.clone(), files).run(host.messages));
     let begin = Instant::now();
     let mut sets = node.key_sets();
@@ -467,7 +470,7 @@ struct Installer<C> {
     /// Whether they stand there for all that is known.
     is_certain: bool,
     /// Asks for them to be given to it again.
-    again: Again,
+    reinstall: Reinstall,
     /// When to try again, and the pause after that.
     retry: Option<(Instant, Duration)>,
     /// The serial number of the set that was acknowledged last.
@@ -484,7 +487,7 @@ impl<C: TicketContext> Installer<C> {
             buffer: SetBuffer::new(),
             standing: Vec::new(),
             is_certain: false,
-            again: Again::default(),
+            reinstall: Reinstall::default(),
             retry: None,
             acknowledged: None,
         }
@@ -550,7 +553,7 @@ impl<C: TicketContext> Installer<C> {
     ) -> Option<SyncSender<()>> {
         self.install_latest(sets, acknowledge);
         drop(started.take());
-        let (mut node_lives, again) = (true, self.again.clone());
+        let (mut node_lives, reinstall) = (true, self.reinstall.clone());
         loop {
             let retry_at = self.retry.map(|(at, _)| at);
             tokio::select! {
@@ -564,7 +567,7 @@ impl<C: TicketContext> Installer<C> {
                         drop(done);
                     }
                 },
-                () = again.asked() => {
+                () = reinstall.asked() => {
                     self.is_certain = false;
                     self.install_latest(sets, acknowledge);
                 }
@@ -933,11 +936,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn keys_that_may_have_been_replaced_are_given_again_and_count_once() {
         let mut bench = Bench::new(Phase::Open);
-        let again = bench.installer.again.clone();
+        let reinstall = bench.installer.reinstall.clone();
         let acknowledged = served(&mut bench, set(1, &[1, 2]), |sets, events, _| async move {
             for _ in 0..3 {
                 tokio::time::sleep(LONG).await;
-                again.ask();
+                reinstall.ask();
             }
             tokio::time::sleep(LONG).await;
             drop((events, sets));
@@ -951,9 +954,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn keys_are_not_given_again_while_the_host_sets_up_its_own() {
         let mut bench = Bench::new(Phase::Gap);
-        let again = bench.installer.again.clone();
+        let reinstall = bench.installer.reinstall.clone();
         served(&mut bench, set(1, &[1]), |sets, events, _| async move {
-            again.ask();
+            reinstall.ask();
             tokio::time::sleep(LONG).await;
             drop((events, sets));
         })

@@ -20,7 +20,7 @@ use once_cell::sync::OnceCell;
 
 use super::ats::{self, HostLogSink, Lifecycle};
 use super::files::CERTIFICATE_LOOK;
-use super::host_environment::Around;
+use super::host_environment::EnvironmentWatch;
 use super::installer::{Handle, InstallMetrics, Start};
 use super::operator::{unknown, Message, TrafficCtlCommand};
 use super::reader::Source;
@@ -71,7 +71,7 @@ const NOT_STARTED: &str = "stek_share does nothing: no ticket key is shared, Tra
 /// The same where nobody may be needed at all.
 const TRIED_AGAIN: &str =
     "stek_share does nothing yet: no ticket key is shared, Traffic Server's own \
-                           ticket key stays in use; it is tried again by itself every 30 s, and at \
+                           ticket key stays in use; it is tried reinstall by itself every 30 s, and at \
                            once by 'traffic_ctl plugin msg stek_share reload'";
 
 struct StartContext {
@@ -83,12 +83,12 @@ struct StartContext {
 /// Called by the host for each line of plugin.config that names this library.
 ///
 /// # Safety
-/// `argv` holds `argc` pointers to strings that end in a NUL, as the host promises.
+/// `argv` holds `argc` pointers to strings that end in a NUL, as the host guarantees.
 #[no_mangle]
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn TSPluginInit(argc: c_int, argv: *const *const c_char) {
     shielded("TSPluginInit", || {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract.
         let arguments = unsafe { strings(argc, argv) };
         init(&arguments);
     });
@@ -389,7 +389,7 @@ fn start(loaded: Loaded, start: Start, means: &StartContext) -> bool {
     if start == Start::Late {
         sessions::open();
     }
-    let around = Around::look(log.clone(), &means.source.dirs);
+    let environment = EnvironmentWatch::look(log.clone(), &means.source.dirs);
     let protection = secret_pages::protection();
     if !protection.is_full() {
         log.warning(protection.to_string());
@@ -397,9 +397,9 @@ fn start(loaded: Loaded, start: Start, means: &StartContext) -> bool {
     log.debug(format!(
         "version {} under Traffic Server {}",
         env!("CARGO_PKG_VERSION"),
-        around.latest().version.as_deref().unwrap_or("of unknown version")
+        environment.latest().version.as_deref().unwrap_or("of unknown version")
     ));
-    let install_metrics = InstallMetrics { stats: means.stats.clone(), around };
+    let install_metrics = InstallMetrics { stats: means.stats.clone(), environment };
     match Handle::start(start, loaded, means.source.clone(), log.clone(), install_metrics) {
         Ok(handle) => {
             // One call comes this far at start, and later only one that found the place empty.
@@ -432,11 +432,11 @@ unsafe fn strings(argc: c_int, argv: *const *const c_char) -> Vec<String> {
     if argv.is_null() {
         return Vec::new();
     }
-    // SAFETY: the caller's promise: there are `argc` pointers at `argv`.
+    // SAFETY: the caller's contract: there are `argc` pointers at `argv`.
     let pointers = (0..count).map(|i| unsafe { *argv.add(i) });
     pointers
         .filter(|text| !text.is_null())
-        // SAFETY: the caller's promise for each pointer that is not null.
+        // SAFETY: the caller's contract for each pointer that is not null.
         .map(|text| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
         .collect()
 }

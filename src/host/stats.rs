@@ -15,8 +15,8 @@ use once_cell::sync::OnceCell;
 use tokio::time::{sleep_until, Instant};
 
 use super::ats::{self, Stat};
-use super::guard::{Again, Guard};
-use super::host_environment::{self, Around, HostEnvironment};
+use super::guard::{Guard, Reinstall};
+use super::host_environment::{self, EnvironmentWatch, HostEnvironment};
 use super::{secret_pages, ticket_scope};
 use crate::core::server_status::{Handshakes, Hint, HostStatus, ServerStatus};
 use crate::log_sink::Log;
@@ -94,23 +94,23 @@ impl Stats {
     }
 
     /// What the host is like now, in these environment.
-    pub fn host_status(&self, around: &HostEnvironment) -> HostStatus {
-        let mut hints = [&around.records[..], &around.files.hints].concat();
+    pub fn host_status(&self, environment: &HostEnvironment) -> HostStatus {
+        let mut hints = [&environment.records[..], &environment.files.hints].concat();
         let protection = secret_pages::protection();
         hints.extend(protection.unmapped.map(Hint::Unmapped));
         hints.extend(protection.unlocked.map(Hint::Unlocked));
         hints.extend(protection.dumped.map(Hint::Dumped));
         HostStatus {
-            version: around.version.clone(),
+            version: environment.version.clone(),
             installs: self.installs(),
             install_failures: self.failures(),
             install_pending: self.0.pending.load(Ordering::Relaxed),
             hints,
-            warnings: around.warnings.clone(),
-            certificate_warning: around.certificate_warning.clone(),
-            roots: around.roots.clone(),
-            authorities: around.files.authorities.clone(),
-            client_policy: around.files.client_policy.clone(),
+            warnings: environment.warnings.clone(),
+            certificate_warning: environment.certificate_warning.clone(),
+            roots: environment.roots.clone(),
+            authorities: environment.files.authorities.clone(),
+            client_policy: environment.files.client_policy.clone(),
             ticket_scope: Some(ticket_scope::in_effect()),
             handshakes: handshakes(ats::metric).map(|now| self.since_the_start(now)),
         }
@@ -177,35 +177,35 @@ fn set((stat, last): &(Stat, AtomicI64), value: i64) {
 
 /// What is looked at every now and then.
 #[derive(Clone)]
-pub struct Looks {
+pub struct MetricsSources {
     /// Set to what is found.
     pub stats: Stats,
     /// The server.
     pub node: Arc<Node>,
     /// The host's own settings.
-    pub around: Around,
+    pub environment: EnvironmentWatch,
 }
 
 /// Keeps the metrics up to date until the task is aborted, and asks for the keys to be given to the
 /// host again when that is due.
-pub async fn keep(looks: Looks, again: Again, log: Log) {
-    kept_alive(&log, "keeping the metrics", (looks, again), |(looks, again)| {
-        Box::pin(keep_on(looks.clone(), again.clone()))
+pub async fn keep(sources: MetricsSources, reinstall: Reinstall, log: Log) {
+    kept_alive(&log, "keeping the metrics", (sources, reinstall), |(sources, reinstall)| {
+        Box::pin(keep_on(sources.clone(), reinstall.clone()))
     })
     .await;
 }
 
-async fn keep_on(looks: Looks, again: Again) {
+async fn keep_on(sources: MetricsSources, reinstall: Reinstall) {
     let mut guard = Guard::new();
     let look = || {
         fail_point("metrics");
-        looks.around.look_at_records();
+        sources.environment.look_at_records();
         if guard.is_due(host_environment::ticket_key_file(), Instant::now()) {
-            again.ask();
+            reinstall.ask();
         }
-        looks.stats.update(&looks.node.status());
+        sources.stats.update(&sources.node.status());
     };
-    paced(look, || looks.node.moved()).await;
+    paced(look, || sources.node.moved()).await;
 }
 
 /// Looks at once, soon after each move, and every now and then; for ever.
@@ -273,9 +273,9 @@ mod tests {
         stats.installed();
         assert_eq!((stats.failed(), stats.failed()), (1, 2));
         stats.set_pending(true);
-        let around =
+        let environment =
             HostEnvironment { version: Some("9".to_owned()), ..HostEnvironment::default() };
-        let status = stats.clone().host_status(&around);
+        let status = stats.clone().host_status(&environment);
         assert_eq!((status.installs, status.install_failures), (1, 2));
         assert!(status.install_pending);
         assert_eq!(status.version.as_deref(), Some("9"));

@@ -162,22 +162,22 @@ unsafe extern "C" fn on_client_hello(
 /// `ssl` is a server's connection whose ClientHello is being looked at, on this thread.
 unsafe fn bind(ssl: *mut ffi::SSL) -> bool {
     let (mut body, mut len) = (std::ptr::null(), 0);
-    // SAFETY: the caller's promise; what is found belongs to the connection and stays over the
+    // SAFETY: the caller's contract; what is found belongs to the connection and stays over the
     // call.
     let extension = unsafe {
         (ffi::SSL_client_hello_get0_ext(ssl, SERVER_NAME, &mut body, &mut len) == 1
             && !body.is_null())
         .then(|| slice::from_raw_parts(body, len))
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's contract.
     let asked = unsafe { ffi::SSL_get_verify_mode(ssl) } & ASKED_FOR;
     let name = extension.and_then(server_name).unwrap_or_default();
     let mut binding = Binding::new(name, asked.unsigned_abs());
     if asked != 0 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract.
         unsafe { add_subjects(ssl, &mut binding) };
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's contract.
     unsafe { set_context(ssl, &binding.finish()) && watch(ssl, extension) }
 }
 
@@ -186,7 +186,7 @@ unsafe fn bind(ssl: *mut ffi::SSL) -> bool {
 /// # Safety
 /// As [`bind`].
 unsafe fn add_subjects(ssl: *const ffi::SSL, binding: &mut Binding) {
-    // SAFETY: the caller's promise; the list belongs to the connection or its SSL_CTX, which nobody
+    // SAFETY: the caller's contract; the list belongs to the connection or its SSL_CTX, which nobody
     // changes while connections use it, and a null list counts as an empty one, whose length is -1.
     let (list, count) = unsafe {
         let list = SSL_get_client_CA_list(ssl);
@@ -219,7 +219,7 @@ unsafe fn add_subjects(ssl: *const ffi::SSL, binding: &mut Binding) {
 /// # Safety
 /// As [`bind`].
 unsafe fn set_context(ssl: *mut ffi::SSL, context: &[u8; CONTEXT_LEN]) -> bool {
-    // SAFETY: the caller's promise; OpenSSL copies the bytes.
+    // SAFETY: the caller's contract; OpenSSL copies the bytes.
     unsafe { SSL_set_session_id_context(ssl, context.as_ptr(), CONTEXT_LEN as c_uint) == 1 }
 }
 
@@ -232,7 +232,7 @@ unsafe fn isolate(ssl: *mut ffi::SSL) {
     let mut context = [0; CONTEXT_LEN];
     // Without chance there is no handshake either.
     let _ = openssl::rand::rand_bytes(&mut context);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's contract.
     unsafe { set_context(ssl, &context) };
 }
 
@@ -244,7 +244,7 @@ unsafe fn isolate(ssl: *mut ffi::SSL) {
 /// As [`bind`].
 unsafe fn watch(ssl: *mut ffi::SSL, extension: Option<&[u8]>) -> bool {
     let Some(hash) = hash_of(extension) else { return false };
-    // SAFETY: the caller's promise. The argument is a number that is never taken for a pointer.
+    // SAFETY: the caller's contract. The argument is a number that is never taken for a pointer.
     unsafe {
         let argument = std::ptr::without_provenance_mut::<c_void>(hash);
         ffi::SSL_ctrl(ssl, SET_MESSAGE_ARGUMENT, 0, argument);

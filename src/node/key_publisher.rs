@@ -17,7 +17,7 @@ use super::shared::Shared;
 use super::{new_key, KeySet};
 use crate::consensus::state_machine::AgreedView;
 use crate::core::agreement::epoch::Epoch;
-use crate::core::key_ring::{keys_to_install, Generation, Held, KeyRing, Refusal};
+use crate::core::key_ring::{keys_to_install, Generation, KeyRing, Refusal, RingKey};
 use crate::core::moment::Moment;
 use crate::core::rotation::may_encrypt_for_at;
 use crate::core::stek::Stek;
@@ -153,7 +153,8 @@ impl KeyPublisher {
     fn drop_doubles(&mut self) {
         let (ring, rejected_keys) = (&self.held.agreed.ring, &self.shared.rejected_keys);
         self.own.retain(|own| {
-            let double = |held: &Held| held.stek.name() == own.name() && !held.stek.same_bytes(own);
+            let double =
+                |held: &RingKey| held.stek.name() == own.name() && !held.stek.same_bytes(own);
             let is_double = ring.all().any(double);
             if is_double {
                 rejected_keys.record(Place::Install, Refusal::NameTaken(own.fingerprint()));

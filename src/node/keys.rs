@@ -173,12 +173,12 @@ mod tests {
     /// The leader is one key ahead of what is applied here.
     #[tokio::test(start_paused = true)]
     async fn the_age_of_a_key_is_known_until_the_next_one_is_applied_here() {
-        use crate::core::key_ring::{Command, Held, KeyRing};
+        use crate::core::key_ring::{Command, KeyRing, RingKey};
         let shared = Fixture::new().shared;
         let cluster_id = ClusterId::from_bytes([3; 16]).unwrap();
         let mut ring = KeyRing::default();
         ring.apply(Command::Found { cluster_id }).unwrap();
-        let held = Held { generation: Generation(1), stek: stek(1) };
+        let held = RingKey { generation: Generation(1), stek: stek(1) };
         ring.apply(Command::Stage { held, revokes: false }).unwrap();
         ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
         tokio::time::advance(Duration::from_secs(60)).await;

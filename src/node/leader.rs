@@ -26,7 +26,7 @@ use crate::consensus::state_machine::AgreedView;
 use crate::consensus::Answer;
 use crate::core::agreed::{Change, Command};
 use crate::core::key_ring::{
-    Change as KeyChange, ClusterId, Command as KeyCommand, Generation, Held, KeyRing,
+    Change as KeyChange, ClusterId, Command as KeyCommand, Generation, KeyRing, RingKey,
 };
 use crate::core::moment::{millis, Moment};
 use crate::core::node_id::NodeId;
@@ -293,7 +293,7 @@ impl<'a> LeaderTerm<'a> {
 
     /// A key that the ring will take: for the first generation this server's own initial STEK, so
     /// that the tickets which it has already issued live on.
-    fn key_for(&self, view: &AgreedView, generation: Generation) -> Option<Held> {
+    fn key_for(&self, view: &AgreedView, generation: Generation) -> Option<RingKey> {
         let offered = match generation {
             Generation(1) => self.shared.keys.initial(),
             _ => None,
@@ -447,8 +447,8 @@ pub(super) fn first_admitted(
     generation: Generation,
     candidates: impl Iterator<Item = Stek>,
     rejected_keys: &RejectedKeys,
-) -> Option<Held> {
-    let mut all = candidates.map(|stek| Held { generation, stek });
+) -> Option<RingKey> {
+    let mut all = candidates.map(|stek| RingKey { generation, stek });
     all.find(|held| {
         ring.admits(held).map_err(|refusal| rejected_keys.record(Place::Leader, refusal)).is_ok()
     })

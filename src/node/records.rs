@@ -172,7 +172,7 @@ mod tests {
     use crate::consensus::state_machine::AgreedView;
     use crate::core::agreed::{Agreed, Record};
     use crate::core::agreement::epoch::Epoch;
-    use crate::core::key_ring::{ClusterId, Command, Generation, Held, KeyRing};
+    use crate::core::key_ring::{ClusterId, Command, Generation, KeyRing, RingKey};
     use crate::core::moment::millis;
     use crate::core::server_id::ServerId;
     use crate::node::fixture::{stek, Fixture};
@@ -191,7 +191,7 @@ mod tests {
         let mut ring = KeyRing::default();
         let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
         ring.apply(Command::Found { cluster_id }).unwrap();
-        let held = Held { generation: Generation(1), stek: stek(1) };
+        let held = RingKey { generation: Generation(1), stek: stek(1) };
         ring.apply(Command::Stage { held, revokes: false }).unwrap();
         shared.ctx.keep(saved(ring, 7));
         let status = shared.ctx.status();
@@ -209,7 +209,7 @@ mod tests {
             let mut ring = KeyRing::default();
             let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
             ring.apply(Command::Found { cluster_id }).unwrap();
-            let held = Held { generation: Generation(1), stek: stek(1) };
+            let held = RingKey { generation: Generation(1), stek: stek(1) };
             ring.apply(Command::Stage { held, revokes: false }).unwrap();
             ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
             let mut saved = saved(ring, 7);
@@ -236,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_that_another_cluster_id_revoked_does_not_stay_as_an_own_one() {
         let stage = |generation: u64, revokes| {
-            let held = Held { generation: Generation(generation), stek: stek(generation as u8) };
+            let held = RingKey { generation: Generation(generation), stek: stek(generation as u8) };
             Command::Stage { held, revokes }
         };
         let activate = |g| Command::Activate { generation: Generation(g), keep: 1 };

@@ -134,7 +134,7 @@ mod tests {
     use crate::consensus::raft_log_id;
     use crate::consensus::state_machine::{AgreedView, StateMachine};
     use crate::core::agreed::Agreed;
-    use crate::core::key_ring::{ClusterId, Command, Generation, Held, KeyRing, Staged};
+    use crate::core::key_ring::{ClusterId, Command, Generation, KeyRing, RingKey, Staged};
     use crate::core::log_id::{LeaderId, LogId};
     use crate::core::node_id::NodeId;
     use crate::core::server_id::ServerId;
@@ -167,8 +167,8 @@ mod tests {
         }
     }
 
-    fn held(generation: u64, stek: Stek) -> Held {
-        Held { generation: Generation(generation), stek }
+    fn held(generation: u64, stek: Stek) -> RingKey {
+        RingKey { generation: Generation(generation), stek }
     }
 
     /// Another key under the name of `stek(seed)`.
@@ -202,7 +202,7 @@ mod tests {
 
     /// A bad key for each reason, for a ring as [`good_ring`] makes it, and what a line about it
     /// says.
-    fn bad_keys() -> [(Reason, Held, &'static str); 4] {
+    fn bad_keys() -> [(Reason, RingKey, &'static str); 4] {
         let zero = Stek::copy_from(&[0; STEK_LEN]).unwrap();
         [
             (Reason::Weak, held(4, zero), "all zero"),
@@ -276,7 +276,7 @@ mod tests {
     struct Forged {
         cluster_id: Option<ClusterId>,
         staged: Option<Staged>,
-        keys: Vec<Held>,
+        keys: Vec<RingKey>,
         retired: Vec<Fingerprint>,
         revoked: Generation,
         revoked_keys: Vec<Fingerprint>,
@@ -312,7 +312,7 @@ mod tests {
 
     /// Rings that must not reach the host of a server that holds [`forged`], and why.
     fn bad_rings() -> Vec<(Reason, Forged, &'static str)> {
-        let with = |keys: Vec<Held>| Forged { keys, ..forged() };
+        let with = |keys: Vec<RingKey>| Forged { keys, ..forged() };
         let staging = |stek| {
             let staged = Staged { held: held(4, stek), revokes: false };
             Forged { staged: Some(staged), ..forged() }

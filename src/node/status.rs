@@ -15,7 +15,7 @@ use super::shared::Shared;
 use super::NodeStatus;
 use crate::core::agreed::Agreed;
 use crate::core::config::{alike, Member, Settings};
-use crate::core::key_ring::Held;
+use crate::core::key_ring::RingKey;
 use crate::core::moment::millis;
 use crate::core::server_list::ServerList;
 use crate::core::server_status::{
@@ -76,7 +76,7 @@ fn group(ctx: &Context, node_counters: &NodeCounters, status: &NodeStatus) -> Gr
 fn keys(ctx: &Context, keys: &node::Keys, settings: &Settings, status: &NodeStatus) -> Keys {
     let view = ctx.views.borrow().clone();
     let ring = &view.agreed.ring;
-    let named = |held: &Held| KeyStatus {
+    let named = |held: &RingKey| KeyStatus {
         generation: held.generation,
         fingerprint: held.stek.fingerprint(),
     };

@@ -10,7 +10,7 @@ use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::ranked_record::{Rank, RankedRecord};
 use crate::core::config::MAX_SUBJECT;
 use crate::core::key_ring::{
-    ClusterId, Command as KeyCommand, Held, KeyRing, Refusal as KeyRefusal, MAX_GENERATION,
+    ClusterId, Command as KeyCommand, KeyRing, Refusal as KeyRefusal, RingKey, MAX_GENERATION,
 };
 use crate::core::node_id::Incarnation;
 use crate::core::server_id::ServerId;
@@ -166,10 +166,10 @@ fn end(term: u64, index: u64) -> LogId {
     LogId { leader_id: LeaderId { term, node: NodeId::of(2) }, index }
 }
 
-fn held(generation: u64) -> Held {
+fn held(generation: u64) -> RingKey {
     let bytes: Vec<u8> =
         (0..STEK_LEN as u8).map(|i| i.wrapping_mul(7) ^ generation as u8).collect();
-    Held { generation: Generation(generation), stek: Stek::copy_from(&bytes).unwrap() }
+    RingKey { generation: Generation(generation), stek: Stek::copy_from(&bytes).unwrap() }
 }
 
 pub(crate) fn append(indexes: &[u64]) -> WireAppend {

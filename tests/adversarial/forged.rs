@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use stek_share::core::agreed::Agreed;
 use stek_share::core::config::Member;
-use stek_share::core::key_ring::{ClusterId, Generation, Held, Staged, MAX_GENERATION};
+use stek_share::core::key_ring::{ClusterId, Generation, RingKey, Staged, MAX_GENERATION};
 use stek_share::core::log_id::LogId;
 use stek_share::core::node_id::NodeId;
 use stek_share::core::sanity_bounds::MAX_GENERATION_LEAP;
@@ -28,7 +28,7 @@ use crate::{leader_term, rotate, three_of_four, ENEMY, REAL};
 struct Forged {
     cluster_id: Option<ClusterId>,
     staged: Option<Staged>,
-    keys: Vec<Held>,
+    keys: Vec<RingKey>,
     retired: Vec<Fingerprint>,
     revoked: Generation,
     revoked_keys: Vec<Fingerprint>,
@@ -45,7 +45,7 @@ impl Forged {
         Forged {
             cluster_id: ClusterId::from_bytes(cluster_id(fleet)),
             staged: None,
-            keys: vec![Held { generation: Generation(generation), stek: new_key().unwrap() }],
+            keys: vec![RingKey { generation: Generation(generation), stek: new_key().unwrap() }],
             retired: Vec::new(),
             revoked: Generation(0),
             revoked_keys: Vec::new(),
@@ -107,7 +107,7 @@ fn generations_cannot_be_brought_to_their_end() {
         });
     }
     refuse_all(&mut fleet, |fleet, term| {
-        let held = Held { generation: Generation(9), stek: new_key().unwrap() };
+        let held = RingKey { generation: Generation(9), stek: new_key().unwrap() };
         let staged = Some(Staged { held, revokes: false });
         snapshot(leader_id(term), 1000, Forged { staged, ..Forged::at(fleet, 3) }.agreed())
     });
@@ -157,7 +157,7 @@ fn a_state_cannot_be_made_too_large_to_be_sent_on() {
     });
     refuse_all(&mut fleet, |fleet, term| {
         let key =
-            |generation| Held { generation: Generation(generation), stek: new_key().unwrap() };
+            |generation| RingKey { generation: Generation(generation), stek: new_key().unwrap() };
         let keys = (1..=18).rev().map(key).collect();
         snapshot(leader_id(term), 1000, Forged { keys, ..Forged::at(fleet, 3) }.agreed())
     });

@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use stek_share::core::agreed::{Agreed, Command};
-use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, Held, KeyRing};
+use stek_share::core::key_ring::{ClusterId, Command as KeyCommand, Generation, KeyRing, RingKey};
 use stek_share::core::log_id::{LeaderId, LogId};
 use stek_share::core::rotation::AdminCommand;
 use stek_share::core::sanity_bounds::{MAX_INDEX_LEAP, MAX_TERM_LEAP};
@@ -37,7 +37,7 @@ fn ring(fleet: &Fleet, bytes: &[[u8; STEK_LEN]]) -> Agreed {
     let cluster_id = ClusterId::from_bytes(cluster_id(fleet)).unwrap();
     keys.apply(KeyCommand::Found { cluster_id }).unwrap();
     for generation in 1..=2 {
-        let held = Held { generation: Generation(generation), stek: new_key().unwrap() };
+        let held = RingKey { generation: Generation(generation), stek: new_key().unwrap() };
         keys.apply(KeyCommand::Stage { held, revokes: false }).unwrap();
         keys.apply(KeyCommand::Activate { generation: Generation(generation), keep: 2 }).unwrap();
     }
@@ -181,7 +181,7 @@ fn appends_with_gaps_or_of_later_terms_are_not_taken() {
     let victim = (1..=REAL).find(|id| *id != leader).unwrap();
     let entry = |leader_id, index| {
         let stek = Stek::copy_from(&[0; STEK_LEN]).unwrap();
-        let held = Held { generation: Generation(2), stek };
+        let held = RingKey { generation: Generation(2), stek };
         let command = Command::Key(KeyCommand::Stage { held, revokes: false });
         WireEntry { id: LogId { leader_id, index }, payload: WirePayload::Command(command) }
     };

@@ -9,28 +9,28 @@ use std::collections::BTreeMap;
 
 use super::Lines;
 use crate::core::config::yaml::{parse, Node};
-use crate::core::findings::{integer, Finding, Matter, Source, MAX_OF_A_FILE};
+use crate::core::findings::{integer, Finding, FindingKind, Source, MAX_OF_A_FILE};
 
 /// What an operator has to look at in a file of that name, in its order; [`MAX_OF_A_FILE`] at most.
 /// `address` is what a line with an address means to this version of the host, if it means anything, and
 /// `exact` whether it ignores labels in capital letters.
-pub fn findings(file: &str, text: &str, address: Option<Matter>, exact: bool) -> Vec<Finding> {
+pub fn findings(file: &str, text: &str, address: Option<FindingKind>, exact: bool) -> Vec<Finding> {
     let entries = yaml_entries(text).unwrap_or_else(|| config_entries(text));
     let mut found = Vec::new();
     for Entry { line, label, value } in entries {
         let known = if exact { label.clone() } else { label.to_ascii_lowercase() };
-        let matter = match known.as_str() {
-            "ssl_ticket_enabled" if integer(&value) == 0 => Some(Matter::SiteTicketsOff),
-            "ssl_ticket_number" if integer(&value) == 0 => Some(Matter::SiteNoTickets13),
-            "ticket_key_name" => Some(Matter::SiteKeyName),
+        let kind = match known.as_str() {
+            "ssl_ticket_enabled" if integer(&value) == 0 => Some(FindingKind::SiteTicketsOff),
+            "ssl_ticket_number" if integer(&value) == 0 => Some(FindingKind::SiteNoTickets13),
+            "ticket_key_name" => Some(FindingKind::SiteKeyName),
             "dest_ip" if value != "*" => address,
             _ => None,
         };
-        let Some(matter) = matter else { continue };
+        let Some(kind) = kind else { continue };
         if found.len() >= MAX_OF_A_FILE {
             break;
         }
-        found.push(Finding::new(matter, Source::file(file, line), &label, &value));
+        found.push(Finding::new(kind, Source::file(file, line), &label, &value));
     }
     found
 }
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn lines(text: &str) -> Vec<String> {
-        let address = Some(Matter::SiteOwnKey);
+        let address = Some(FindingKind::SiteOwnKey);
         let found = findings("m", text, address, false);
         found
             .iter()
@@ -136,7 +136,10 @@ mod tests {
             ["m line 2: SSL_Ticket_Enabled: 0", "m line 3: ssl_ticket_number: 0"]
         );
         let exact = findings("m", text, None, true);
-        assert_eq!(exact.iter().map(|f| f.matter).collect::<Vec<_>>(), [Matter::SiteNoTickets13]);
+        assert_eq!(
+            exact.iter().map(|f| f.kind).collect::<Vec<_>>(),
+            [FindingKind::SiteNoTickets13]
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use super::Lines;
 use crate::core::config::yaml::{parse, Node};
-use crate::core::findings::{integer, Finding, Matter, Source, MAX_OF_A_FILE};
+use crate::core::findings::{integer, Finding, FindingKind, Source, MAX_OF_A_FILE};
 
 /// What an operator has to look at in a file of that name, in its order; [`MAX_OF_A_FILE`] at most.
 /// `opens` says that sessions are not bound to their site, `counts` that this version of the host is not known to
@@ -27,15 +27,19 @@ pub fn findings(file: &str, text: &str, opens: bool, counts: bool) -> Vec<Findin
         {
             let Some(value) = entry.field(name).and_then(Node::scalar) else { continue };
             let asks = || matches!(value.to_ascii_uppercase().as_str(), "STRICT" | "MODERATE");
-            let matter = match name {
-                "ssl_ticket_enabled" if counts && integer(&value) == 0 => Matter::SiteTicketsOff,
-                "ssl_ticket_number" if counts && integer(&value) == 0 => Matter::SiteNoTickets13,
-                "verify_client" if opens && asks() => Matter::Opened,
-                "server_max_early_data" if integer(&value) > 0 => Matter::EarlyData,
+            let kind = match name {
+                "ssl_ticket_enabled" if counts && integer(&value) == 0 => {
+                    FindingKind::SiteTicketsOff
+                }
+                "ssl_ticket_number" if counts && integer(&value) == 0 => {
+                    FindingKind::SiteNoTickets13
+                }
+                "verify_client" if opens && asks() => FindingKind::Opened,
+                "server_max_early_data" if integer(&value) > 0 => FindingKind::EarlyData,
                 _ => continue,
             };
-            let is_told = matches!(matter, Matter::Opened | Matter::EarlyData)
-                && found.iter().any(|known| known.matter == matter);
+            let is_told = matches!(kind, FindingKind::Opened | FindingKind::EarlyData)
+                && found.iter().any(|known| known.kind == kind);
             if is_told || found.len() >= MAX_OF_A_FILE {
                 continue;
             }
@@ -43,7 +47,7 @@ pub fn findings(file: &str, text: &str, opens: bool, counts: bool) -> Vec<Findin
             let source = Source::file(file, lines.line(name, nth, count));
             let fqdn = entry.field("fqdn").and_then(Node::scalar);
             let field = fqdn.map_or_else(|| name.to_owned(), |fqdn| format!("{fqdn}: {name}"));
-            found.push(Finding::new(matter, source, &field, &value));
+            found.push(Finding::new(kind, source, &field, &value));
         }
     }
     found

@@ -47,14 +47,14 @@ pub fn problems(found: &[Finding], running: Option<&ServerStatus>) -> Vec<Proble
         let problem = finding.problem();
         let is_of_record = findings::RECORDS.contains(&finding.field.as_str());
         let is_so = |status: &ServerStatus| {
-            let matters = status.host.hints.iter().map(|hint| match hint {
-                Hint::Setting(told) => Some(told.matter),
+            let kinds = status.host.hints.iter().map(|hint| match hint {
+                Hint::Setting(told) => Some(told.kind),
                 _ => None,
             });
-            matters.flatten().any(|matter| matter == finding.matter)
+            kinds.flatten().any(|kind| kind == finding.kind)
         };
         let is_yet_to_come = is_of_record
-            && finding.matter.is_hint()
+            && finding.kind.is_hint()
             && !matches!(finding.source, Source::Running)
             && running.is_some_and(|status| status.host.version.is_some() && !is_so(status));
         if !is_yet_to_come {
