@@ -175,9 +175,4 @@ impl Peers {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         peers.values().for_each(|peer| peer.line.datagrams.clear());
     }
-
-    /// When a frame of this member was last heard, whoever dialled.
-    pub fn last_heard(&self, id: ServerId) -> Option<Instant> {
-        self.deps.heard.last(id)
-    }
 }

@@ -16,7 +16,7 @@ async fn servers_of_one_ca_talk_in_both_directions() {
     assert_eq!(two.counters.accepted(), 1, "all requests share one connection");
     assert_eq!(two.counters.requests(), 2);
     for (a, b) in [(&one, &two), (&two, &one)] {
-        assert!(a.peers.last_heard(ServerId(b.id)).is_some());
+        assert!(a.heard.last(ServerId(b.id)).is_some());
         assert!(a.heard.last(ServerId(b.id)).is_some());
         assert!(a.lines.have(Level::Note, &format!("peer {} (127.0.0.1", b.id)));
     }
