@@ -291,7 +291,7 @@ impl Files {
         refused.problems.iter().for_each(|problem| self.log.error(problem.to_string()));
         self.waiting = refused.passes().then(|| lines(refused));
         self.log.error(if self.waiting.is_some() {
-            "reload: nothing was changed yet; it is tried reinstall by itself every 30 s, and at once by \
+            "reload: nothing was changed yet; it is tried again by itself every 30 s, and at once by \
              another message"
         } else {
             "reload: nothing was changed; correct the above and send the message again"

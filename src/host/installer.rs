@@ -220,7 +220,7 @@ impl Handle {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => self.log.warning(format!(
                 "{word}: {MESSAGE_QUEUE} messages wait to be answered already; this one is \
-                 dropped, send it reinstall later"
+                 dropped, send it again later"
             )),
             Err(TrySendError::Closed(_)) => self.log.error(format!(
                 "{word}: not done: the plugin has ended, for the reason above; restart Traffic \

@@ -71,7 +71,7 @@ const NOT_STARTED: &str = "stek_share does nothing: no ticket key is shared, Tra
 /// The same where nobody may be needed at all.
 const TRIED_AGAIN: &str =
     "stek_share does nothing yet: no ticket key is shared, Traffic Server's own \
-                           ticket key stays in use; it is tried reinstall by itself every 30 s, and at \
+                           ticket key stays in use; it is tried again by itself every 30 s, and at \
                            once by 'traffic_ctl plugin msg stek_share reload'";
 
 struct StartContext {
