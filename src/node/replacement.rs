@@ -16,7 +16,9 @@ use super::running::Running;
 use crate::consensus::network::RpcClient;
 use crate::core::agreed::Command;
 use crate::core::agreement::ranked_record::Voters;
-use crate::core::agreement::replacement::{next_step, Arrival, Configuration, Step, View};
+use crate::core::agreement::replacement::{
+    is_waiting, next_step, Arrival, Configuration, Step, View,
+};
 use crate::core::key_ring::Command as KeyCommand;
 use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
@@ -91,7 +93,7 @@ impl Replacement<'_> {
         let configurations: Vec<_> = self.running.voters().iter().map(configuration).collect();
         let arrivals = self.arrivals(&known);
         let answering = self.peers.ctx.answering();
-        let step = next_step(&View {
+        let view = View {
             me: self.peers.ctx.node(),
             configurations: &configurations,
             nodes: &known,
@@ -100,11 +102,8 @@ impl Replacement<'_> {
             followers: &followers,
             answering: &answering,
             arrivals: &arrivals,
-        });
-        let Some(step) = step else {
-            let last = configurations.last().filter(|_| configurations.len() == 1);
-            return self.rest(list, last, &known, &arrivals);
         };
+        let Some(step) = next_step(&view) else { return self.rest(list, &view) };
         let is_of_followers = match &step {
             Step::AddLearners(new) => new.iter().all(|node| !voters.contains(&node.server)),
             Step::Remove(gone) => gone.iter().all(|node| !voters.contains(&node.server)),
@@ -126,14 +125,9 @@ impl Replacement<'_> {
 
     /// When to look again where there is no step; tells when the membership follows a list, or
     /// what it waits for.
-    fn rest(
-        &mut self,
-        list: &ServerList,
-        last: Option<&Configuration>,
-        known: &BTreeSet<NodeId>,
-        arrivals: &BTreeMap<ServerId, Arrival>,
-    ) -> Option<Duration> {
-        let log = &self.peers.ctx.log;
+    fn rest(&mut self, list: &ServerList, view: &View<'_>) -> Option<Duration> {
+        let (log, known) = (&self.peers.ctx.log, view.nodes);
+        let last = view.configurations.last().filter(|_| view.configurations.len() == 1);
         let has_place = |id: &ServerId| known.iter().any(|node| node.server == *id);
         let missing: Vec<ServerId> = list.ids().into_iter().filter(|id| !has_place(id)).collect();
         let voters: Option<Voters> = last.map(|last| last.keys().copied().collect());
@@ -159,17 +153,18 @@ impl Replacement<'_> {
             );
             log.limited(Level::Note, "list waits", line);
         }
-        let is_joining = |(id, arrival): (&ServerId, &Arrival)| {
-            let node = NodeId { server: *id, incarnation: arrival.incarnation };
-            known.contains(&node) && !arrival.has_log
+        let node = |(id, arrival): (&ServerId, &Arrival)| NodeId {
+            server: *id,
+            incarnation: arrival.incarnation,
         };
-        let mut joining = arrivals.iter().filter(|arrival| is_joining(*arrival)).peekable();
-        if joining.peek().is_some() {
-            let votes = joining.any(|(id, _)| list.voters().contains(id));
-            return Some(if votes { LOG_PAUSE } else { STEP_PAUSE });
+        // How far a log is, who answers and what is committed changes without a sign.
+        let without_log = view.arrivals.iter().filter(|(_, arrival)| !arrival.has_log);
+        let joining: Vec<NodeId> = without_log.map(node).filter(|id| known.contains(id)).collect();
+        let votes = |id: &NodeId| view.list.contains(&id.server) && view.answering.contains(id);
+        if joining.iter().any(votes) {
+            return Some(LOG_PAUSE);
         }
-        // Who answers changes without a sign.
-        (voters != Some(list.voters())).then_some(STEP_PAUSE)
+        (!joining.is_empty() || is_waiting(view)).then_some(STEP_PAUSE)
     }
 
     /// Whether the last membership is agreed on, something of this leader's own term, and what the

@@ -89,6 +89,34 @@ fn all_that_were_relied_on_die_in_turn() {
     }
 }
 
+/// Its leader sees it while nothing can be agreed on, and nothing but time tells when that is over.
+#[test]
+fn a_server_that_returns_while_no_majority_answers_is_taken_in_afterwards() {
+    let mut fleet = Fleet::linked(3, default);
+    fleet.wait_until_one();
+    fleet.wait_until_all_vote();
+    let leader = fleet.wait_for_leader();
+    let others = followers(&fleet, leader);
+    let (away, back) = (others[0], others[1]);
+    // It goes on to hear the leader, so that it wants no election.
+    let silence = |fleet: &Fleet, is_cut| {
+        let relays = fleet.relays.as_ref().expect("a linked fleet");
+        relays.silence(&[away], &[leader], is_cut);
+    };
+    // That the leader was dialled is seen, not that it has an answer to its own question by then.
+    for _ in 0..3 {
+        fleet.kill(back);
+        silence(&fleet, true);
+        let sees = |fleet: &Fleet, many| fleet.servers[&leader].node_status().reachable == many;
+        wait_for("a leader alone", || sees(&fleet, 1), || fleet.describe());
+        fleet.start(back);
+        wait_for("the return to be seen", || sees(&fleet, 2), || fleet.describe());
+        silence(&fleet, false);
+        fleet.wait_until_one();
+        fleet.wait_until_all_vote();
+    }
+}
+
 #[test]
 fn four_restarts_of_three_servers_within_a_second() {
     for round in 0..6 {

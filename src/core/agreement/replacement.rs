@@ -28,7 +28,7 @@ pub struct Arrival {
 }
 
 /// What a leader sees.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// The leader.
     pub me: NodeId,
@@ -129,6 +129,18 @@ pub fn next_step(view: &View<'_>) -> Option<Step> {
     (!gone.is_empty()).then_some(Step::Remove(gone))
 }
 
+/// Whether a step is left that only has to wait: for a majority that answers, for an entry to be
+/// committed. None of that comes with a sign, so the caller has to look again by itself.
+pub fn is_waiting(view: &View<'_>) -> bool {
+    let arrived = view.arrivals.iter();
+    let node = |(id, arrival): (&ServerId, &Arrival)| NodeId {
+        server: *id,
+        incarnation: arrival.incarnation,
+    };
+    let answering = &arrived.map(node).collect::<BTreeSet<_>>() | view.nodes;
+    next_step(&View { is_settled: true, answering: &answering, ..*view }).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,8 +183,8 @@ mod tests {
             self.arrivals.insert(ServerId(id), arrival);
         }
 
-        fn next(&self) -> Option<Step> {
-            next_step(&View {
+        fn view(&self) -> View<'_> {
+            View {
                 me: node(1, 1),
                 configurations: &self.configurations,
                 nodes: &self.nodes,
@@ -181,7 +193,11 @@ mod tests {
                 followers: &self.followers,
                 answering: &self.answering,
                 arrivals: &self.arrivals,
-            })
+            }
+        }
+
+        fn next(&self) -> Option<Step> {
+            next_step(&self.view())
         }
     }
 
@@ -220,6 +236,29 @@ mod tests {
         fleet.configurations.clear();
         fleet.is_settled = true;
         assert_eq!(fleet.next(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_done_at_this_moment_is_looked_for_again() {
+        let mut fleet = fleet();
+        assert!(!is_waiting(&fleet.view()), "there is nothing to do");
+        fleet.arrive(2, 7, false, false);
+        fleet.is_settled = false;
+        assert_eq!(fleet.next(), None);
+        assert!(is_waiting(&fleet.view()), "no majority answered when it came");
+        fleet.nodes.insert(node(2, 7));
+        fleet.arrive(2, 7, true, true);
+        (fleet.is_settled, fleet.answering) = (true, [node(1, 1)].into());
+        assert_eq!(fleet.next(), None);
+        assert!(is_waiting(&fleet.view()), "nor when it had the log");
+        fleet.configurations = vec![configuration(&[(1, 1), (2, 7), (3, 1)])];
+        fleet.is_settled = false;
+        assert!(is_waiting(&fleet.view()), "nor when it had its vote: what it was is to go");
+        fleet.nodes.remove(&node(2, 1));
+        assert!(!is_waiting(&fleet.view()), "all is done");
+        fleet.arrive(3, 1, true, true);
+        fleet.arrive(4, 1, true, true);
+        assert!(!is_waiting(&fleet.view()), "nobody is new, nor a stranger of use");
     }
 
     #[test]

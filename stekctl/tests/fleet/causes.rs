@@ -577,13 +577,16 @@ fn what_differs_between_servers_is_found_with_their_names() -> Result<()> {
     let servers: Vec<&Ats> = fleet.servers.iter().collect();
     let proc = machine(dir.path(), &servers)?;
     let ats = &fleet.servers[0];
+    let mut last = String::new();
     let look = || {
         let said = on(ats, &["doctor", "--proc", text(&proc)])?;
         // The group may just be finding itself, or one of them be on its way into it.
         let is_one = ["majority", "do not share one cluster"].iter().all(|w| !said.out.contains(w));
+        last.clone_from(&said.out);
         Ok(is_one.then_some(said))
     };
-    let said = testkit::wait::until(PATIENCE, "a look at the fleet", look)?;
+    let said = testkit::wait::until(PATIENCE, "a look at the fleet", look);
+    let said = said.map_err(|err| Error::new(format!("{err}: {last}")))?;
     let name = |id: usize| format!("server {id} (127.0.0.1:{})", fleet.raft_ports[id - 1]);
     let (second, third) = (name(2), name(3));
     let expected: [&[&str]; 6] = [
