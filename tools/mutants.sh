@@ -11,7 +11,8 @@
 # Without patches all of tests/mutants/*.patch are tried. The head of each says what the fault is,
 # and has a line "Test: ..." for each test that must fail, arguments of `cargo test`; "Env: A=B"
 # sets a variable for them, and "First: ..." says which seed of the simulation showed it first.
-# Before, the tests must pass without any fault. DIR keeps what was built, for the next time.
+# Before, the tests must pass without any fault. DIR keeps what was built, for the next time, and what
+# passed and was caught: after an interruption the same call goes on, as long as the commit is the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -68,6 +69,11 @@ git worktree add --quiet --detach "$tree" HEAD
 unset STEK_SHARE_SO
 export CARGO_TARGET_DIR=$dir/build
 
+# What passed without a fault, and which faults were caught, on this commit.
+passed=$dir/passed-$(git rev-parse HEAD)
+caught=$dir/caught-$(git rev-parse HEAD)
+touch "$passed" "$caught"
+
 head_lines() { # WORD PATCH: what stands behind "WORD:" in the patch's head
     sed -n "/^--- /q; s/^$1: //p" "$2"
 }
@@ -104,17 +110,20 @@ for patch in "$@"; do
     head_lines Test "$patch" | sed "s/^/$(head_lines Env "$patch" | tr '\n' ' ')|/"
 done | sort -u >"$dir/tests"
 while IFS='|' read -r environment test <&3; do
+    ! grep -qxF "$environment|$test" "$passed" || continue
     if ! run "$environment" "$test" "$log"; then
         cat "$log"
         echo "FAILED: this does not pass without any fault: cargo test $test"
         exit 1
     fi
     echo "passes without a fault: $test"
+    echo "$environment|$test" >>"$passed"
 done 3<"$dir/tests"
 
 missed=0
 for patch in "$@"; do
     name=$(basename "$patch" .patch)
+    ! grep -qxF "$name" "$caught" || continue
     echo
     echo "$name: $(head_lines Fault "$patch")"
     if ! git -C "$tree" apply "$PWD/$patch"; then
@@ -122,6 +131,7 @@ for patch in "$@"; do
         exit 1
     fi
     environment=$(head_lines Env "$patch" | tr '\n' ' ')
+    before=$missed
     while read -r test <&3; do
         if run "$environment" "$test" "$log"; then
             echo "  NOT CAUGHT by $test"
@@ -133,6 +143,7 @@ for patch in "$@"; do
         fi
     done 3< <(head_lines Test "$patch")
     git -C "$tree" checkout --quiet .
+    [ "$missed" -ne "$before" ] || echo "$name" >>"$caught"
 done
 echo
 [ "$missed" -eq 0 ] || { echo "FAILED: $missed times a fault was not caught"; exit 1; }
