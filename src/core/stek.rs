@@ -105,6 +105,12 @@ impl Stek {
         openssl::memcmp::eq(self.expose(), other.expose())
     }
 
+    /// Whether these are the same keys in the same order.
+    pub fn same_keys(these: &[Stek], those: &[Stek]) -> bool {
+        these.len() == those.len()
+            && these.iter().zip(those).all(|(this, that)| this.same_bytes(that))
+    }
+
     /// Key validation for a single key; whether it is fit to stand beside others is for the
     /// key ring to say.
     ///
@@ -247,6 +253,25 @@ mod tests {
 
     const PARTS: [(Part, std::ops::Range<usize>); 3] =
         [(Part::Name, 0..16), (Part::Hmac, 16..32), (Part::Aes, 32..48)];
+
+    #[test]
+    fn keys_are_the_same_by_every_byte_their_number_and_their_order() {
+        let key = |place: usize| {
+            let mut bytes = sound();
+            bytes[place] ^= 1;
+            Stek::copy_from(&bytes).unwrap()
+        };
+        let two = [key(0), key(STEK_LEN - 1)];
+        assert!(Stek::same_keys(&two, &[key(0), key(STEK_LEN - 1)]));
+        for others in [vec![key(0), key(1)], vec![key(STEK_LEN - 1), key(0)], vec![key(0)], vec![]]
+        {
+            assert!(!Stek::same_keys(&two, &others), "{others:?}");
+            assert!(!Stek::same_keys(&others, &two), "{others:?}");
+        }
+        for place in 0..STEK_LEN {
+            assert!(!Stek::same_keys(&[key(place)], &[Stek::copy_from(&sound()).unwrap()]));
+        }
+    }
 
     #[test]
     fn the_gate_looks_at_each_part_and_at_all_together() {

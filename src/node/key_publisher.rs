@@ -262,8 +262,7 @@ impl KeyPublisher {
         let agreed = ring.current().is_some_and(|held| held.generation == current);
         let current = if agreed { current } else { Generation(0) };
         let last = sets.borrow().clone();
-        let same_keys = last.keys.len() == keys.len()
-            && last.keys.iter().zip(&keys).all(|(a, b)| a.same_bytes(b));
+        let same_keys = Stek::same_keys(&last.keys, &keys);
         let same_rank =
             (last.agreed, last.cluster_id, last.newest) == (agreed, ring.cluster_id(), newest);
         if same_keys && same_rank {
