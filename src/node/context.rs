@@ -17,6 +17,7 @@ use super::running::Running;
 use crate::consensus::state_machine::AgreedView;
 use crate::consensus::{leader_id_of, log_id_of};
 use crate::core::agreed::{Agreed, Record};
+use crate::core::agreement::arrivals::{Arrivals, Leadership};
 use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::founding::{FoundedCluster, Participant as Part};
 use crate::core::agreement::ranked_record::RankedRecord;
@@ -68,7 +69,7 @@ pub(super) struct Context {
     /// What the present cluster was founded from, if this node was there, and when it heard of that.
     base: Mutex<Option<(Record, Moment)>>,
     /// The latest life of each other server that answered this leader.
-    arrivals: Mutex<BTreeMap<ServerId, Incarnation>>,
+    arrivals: Mutex<Arrivals>,
     /// When this node began.
     begun: Mutex<Moment>,
     /// A later life of this very server, by each other one that says that there was one.
@@ -146,7 +147,7 @@ impl Context {
     /// Hears that a server has acknowledged this leader.
     pub fn acknowledge(&self, by: NodeId) {
         let now = self.now();
-        let latest = lock(&self.arrivals).get(&by.server).copied();
+        let latest = lock(&self.arrivals).latest(by.server);
         if latest.is_none_or(|latest| latest <= by.incarnation) {
             lock(&self.acknowledged).record(by, now);
         }
@@ -158,27 +159,20 @@ impl Context {
         lock(&self.acknowledged).of(reach, now)
     }
 
-    /// Hears which life of a server answers; one that was there before is gone.
-    pub fn arrive(&self, node: NodeId) {
+    /// Hears which life of a server answers this leadership; one that was there before is gone.
+    pub fn arrive(&self, leadership: Leadership, node: NodeId) {
         if !node.incarnation.is_plausible(wall_ms()) {
             return;
         }
-        let is_new = {
-            let mut arrivals = lock(&self.arrivals);
-            let known = arrivals.entry(node.server).or_default();
-            let is_new = *known < node.incarnation;
-            *known = node.incarnation.max(*known);
-            is_new
-        };
-        if is_new {
+        if lock(&self.arrivals).record(leadership, node) {
             lock(&self.acknowledged).forget_before(node);
             self.arrived.notify_waiters();
         }
     }
 
     /// The latest life of each other server that has shown itself to this leader.
-    pub fn arrivals(&self) -> BTreeMap<ServerId, Incarnation> {
-        lock(&self.arrivals).clone()
+    pub fn arrivals(&self, leadership: Leadership) -> BTreeMap<ServerId, Incarnation> {
+        lock(&self.arrivals).of(leadership)
     }
 
     /// Hears what life of this server another one knows of.
@@ -425,7 +419,7 @@ impl Context {
             its.map(|node| node.incarnation).max()
         };
         let known = self.running().and_then(|running| among(running.known()));
-        let arrived = lock(&self.arrivals).get(&id).copied();
+        let arrived = lock(&self.arrivals).latest(id);
         Status { yours: known.max(arrived).unwrap_or_default(), ..self.status() }
     }
 

@@ -197,7 +197,7 @@ impl<'a> HeartbeatSender<'a> {
     async fn take_answer(&mut self, id: ServerId, answer: Option<Response>) -> Result<(), Stopped> {
         let in_sync = match answer {
             Some(Response::Heartbeat { node, vote, in_sync }) if node.server == id => {
-                self.peers.ctx.arrive(node);
+                self.peers.ctx.arrive((self.running.epoch(), self.leader_id), node);
                 let follows = vote == (self.leader_id, true);
                 if follows {
                     self.peers.ctx.acknowledge(node);

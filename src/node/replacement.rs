@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout, Instant};
 
 use super::peer_client::{Peers, STATUS_LIMIT};
 use super::running::Running;
+use crate::consensus::leader_id_of;
 use crate::consensus::network::RpcClient;
 use crate::core::agreed::Command;
 use crate::core::agreement::ranked_record::Voters;
@@ -182,7 +183,8 @@ impl Replacement<'_> {
         let metrics = self.running.raft.metrics().borrow().clone();
         let (replication, applied) =
             (metrics.replication.unwrap_or_default(), metrics.last_applied);
-        let arrivals = self.peers.ctx.arrivals();
+        let leadership = (self.running.epoch(), leader_id_of(&metrics.vote));
+        let arrivals = self.peers.ctx.arrivals(leadership);
         let of = |(server, incarnation)| {
             let node = NodeId { server, incarnation };
             let matched = replication.get(&node).copied().flatten();

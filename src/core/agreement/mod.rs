@@ -15,12 +15,13 @@
 //! | 7 | revocations are merged, at a founding and at a join | [`ranked_record::Evidence::merge`], [`replacement::next_step`] |
 //! | 8 | a founder counts by the newest list reported; lists change by one voter at a time | [`founding::Participant::found`], [`replacement::next_step`] |
 //! | 9 | of two groups that meet the one with the higher list version, then the higher epoch, stays | [`meeting::meet`] |
-//! | 10 | a server has one life at a time; an earlier one is never taken in again | [`replacement::next_step`] |
+//! | 10 | a server has one life at a time; an earlier one is never taken in again | [`replacement::next_step`], [`arrivals::Arrivals`] |
 //! | 11 | a leader uses what it commits only while it hears a majority, and says how long ago that was | [`meeting::Contact`] |
 //! | 12 | only what has the log becomes a voter, and only while nothing is open | [`replacement::next_step`] |
 //!
 //! Who sends, waits and stops Raft is for [`crate::node`]; why it is so, in docs/decisions/0012.
 
+pub mod arrivals;
 pub mod epoch;
 pub mod founding;
 pub mod meeting;
