@@ -694,7 +694,8 @@ impl World {
         }
     }
 
-    /// Compares what each server's host uses with what the server's ring says.
+    /// Compares what each server's host uses with what the server's ring says. To a node that is in no cluster
+    /// nothing is agreed: its ring is empty, and its host goes on with the last keys.
     fn record_lags(&mut self) {
         for (id, machine) in &self.machines {
             let report = machine.node_status(self.now).filter(|_| machine.is_awake());
@@ -705,7 +706,7 @@ impl World {
             });
             let used = view.set.as_ref().filter(|set| set.agreed).map(|set| set.current);
             let lags = match (report, used) {
-                (Some(report), Some(used)) => report.current.0 != used,
+                (Some(report), Some(used)) => report.epoch != 0 && report.current.0 != used,
                 _ => false,
             };
             view.lags_since = lags.then(|| view.lags_since.unwrap_or(self.now));
