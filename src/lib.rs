@@ -4,11 +4,11 @@
 //! The servers of a list elect a leader by Raft; the leader makes a new key every
 //! `key_update_interval`; the key travels over mutual TLS; every server installs the latest two.
 //!
-//! Modules, from the ground up; arrows run downwards only:
+//! Modules, the lowest first: each one imports only what stands above it here.
 //!
 //! | module | what it does | what it leaves to others |
 //! |---|---|---|
-//! | [`core`] | keys, ring, rotation, recovery, checked configuration: pure decisions | I/O, clocks, randomness, threads |
+//! | [`core`] | keys, ring, rotation, foundings, votes, checked configuration: pure decisions | I/O, clocks, randomness, threads |
 //! | [`log_sink`] | one line to the operator, levels and rate limits | where lines end up |
 //! | [`supervise`] | what a panic does: it is told, and the work begins anew | where that is worth it |
 //! | [`transport`] | frames, mutual TLS, listener, peer connections | what the frames mean |

@@ -1,7 +1,7 @@
 //! Reads the configuration files and certificates into checked settings.
 //!
 //! What values may be is [`crate::core::config`]'s to say, and what a certificate must be is
-//! [`crate::transport::tls`]'s; this room finds and reads files and turns each fault into a line
+//! [`crate::transport::tls`]'s; this module finds and reads files and turns each fault into a line
 //! for the operator. Invariants:
 //! - Nothing here waits: no name is resolved, no passphrase is asked for, and a pipe or device in
 //!   place of a file is refused.

@@ -35,8 +35,9 @@ fn read(name: &str) -> String {
 
 /// Every Markdown file of the repository, by its path from the root.
 fn pages() -> Vec<String> {
-    let mut found =
-        vec!["README.md".to_owned(), "CHANGELOG.md".to_owned(), "SECURITY.md".to_owned()];
+    let top = ["README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "RELEASING.md"];
+    let mut found: Vec<String> = top.map(str::to_owned).into();
+    found.push("tests/simulation/README.md".to_owned());
     let mut todo = vec![PathBuf::from("docs"), PathBuf::from("packaging")];
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(Path::new(ROOT).join(&dir)).unwrap().flatten() {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What is read. Names and texts of all files below.
-const READ: [&str; 11] = [
+const READ: [&str; 13] = [
     "src",
     "stekctl",
     "ffi",
@@ -16,6 +16,8 @@ const READ: [&str; 11] = [
     "tools",
     "README.md",
     "SECURITY.md",
+    "CONTRIBUTING.md",
+    "RELEASING.md",
     "example_server_conf.yaml",
     "example_server_list.yaml",
 ];

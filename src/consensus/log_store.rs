@@ -174,7 +174,7 @@ impl LogStore {
         self.len() == 0
     }
 
-    /// The highest term that this server remembers.
+    /// The highest vote that this node knows, its own or a leader's.
     pub fn vote(&self) -> Option<Vote<NodeId>> {
         self.lock().vote
     }

@@ -1,5 +1,5 @@
 //! Pure decisions: no I/O, no clock and no randomness of their own; time and entropy come in as
-//! arguments. Imports nothing of the other rooms.
+//! arguments. Imports no other module of this crate.
 #![forbid(unsafe_code)]
 
 pub mod agreed;

@@ -65,7 +65,7 @@ pub fn objection(status: &Status, last_log_id: Option<LogId>) -> Option<&'static
     }
 }
 
-/// Whether enough voters would vote for a node of `cluster`, so that its standing disturbs nobody in
+/// Whether enough voters would vote for a node of `cluster`, so that its campaign disturbs nobody in
 /// vain.
 ///
 /// `configs` are the voter sets of the effective membership (two during a change); `answers` are
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn standing_needs_a_yes_from_a_majority_of_every_config() {
+    fn campaigning_needs_a_yes_from_a_majority_of_every_config() {
         let mine = status(1, 9).1.last_log_id;
         let stand = |configs: &[BTreeSet<NodeId>], list: &[(ServerId, Status)]| {
             may_campaign((node(1, 1), CLUSTER), mine, configs, &list.iter().cloned().collect())

@@ -45,12 +45,12 @@ pub struct Voter {
 /// Why no vote is given; in the order in which they are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum VoteRefusal {
-    /// It asks an earlier life of this server, or in another cluster.
-    #[error("it asks a node that this server is not")]
-    OtherNode,
     /// Raft does not run here at present.
     #[error("this server is starting")]
     Starting,
+    /// It asks an earlier life of this server, or in another cluster.
+    #[error("it asks a node that this server is not")]
+    OtherNode,
     /// It asks in the name of another server.
     #[error("it asks in the name of server {0}")]
     InAnothersName(ServerId),
@@ -63,8 +63,8 @@ pub enum VoteRefusal {
     /// This server leads itself.
     #[error("this server leads with a majority")]
     Leads,
-    /// It campaigns in an earlier term, or this server has voted for another one in the same.
-    #[error("this server has voted for server {} in term {}", .0.node.server, .0.term)]
+    /// The highest vote that this server knows, its own or a leader's, is above the candidate's.
+    #[error("this server knows a higher vote: server {} in term {}", .0.node.server, .0.term)]
     Voted(LeaderId),
     /// It lacks something that this server has.
     #[error("its log is behind this server's")]

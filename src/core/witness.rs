@@ -30,7 +30,7 @@ pub enum Payload<'a> {
 pub enum LogDeed<'a> {
     /// Its term is this, of who stands or, if so, leads: for itself, or because it heard of that.
     Votes(LeaderId, bool),
-    /// Its vote is given to who stands in this term.
+    /// Its vote is given to who campaigns in this term.
     Grants(LeaderId),
     /// An entry is in its log, and not acknowledged yet.
     Appends(LogId, Payload<'a>),

@@ -95,9 +95,9 @@ async fn would_grant(peers: &Arc<Peers>, running: &Running) -> bool {
         return false;
     }
     let last_log_id = running.log.last_log_id().as_ref().map(log_id_of);
+    let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
     let asking = async {
         let mut asked = ask_voters(peers, &configs);
-        let mut answers: BTreeMap<ServerId, Status> = BTreeMap::new();
         loop {
             if may_campaign(me, last_log_id, &configs, &answers) {
                 return true;
@@ -107,14 +107,16 @@ async fn would_grant(peers: &Arc<Peers>, running: &Running) -> bool {
                     answers.insert(id, status);
                 }
                 Some(_) => {}
-                None => {
-                    peers.ctx.log.debug(lost(&answers, last_log_id));
-                    return false;
-                }
+                None => return false,
             }
         }
     };
-    timeout(peers.ctx.settings().timers.election_upper, asking).await.unwrap_or(false)
+    let limit = peers.ctx.settings().timers.election_upper;
+    let is_won = timeout(limit, asking).await.unwrap_or(false);
+    if !is_won {
+        peers.ctx.log.debug(lost(&answers, last_log_id));
+    }
+    is_won
 }
 
 /// How many refusals are named; see [`lost`].

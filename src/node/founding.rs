@@ -24,7 +24,7 @@ use crate::consensus::network::{CallFailure, RpcClient};
 use crate::core::agreed::Record;
 use crate::core::agreement::founding::{Answer, FoundedCluster, FoundingRequest, Prepare};
 use crate::core::agreement::ranked_record::Voters;
-use crate::core::agreement::search::{Search, Silence, View, ELECTIONS};
+use crate::core::agreement::search::{for_each, longest_pause, Search, Silence, View, ELECTIONS};
 use crate::core::pre_vote::Status;
 use crate::core::quorum::majority;
 use crate::core::server_id::ServerId;
@@ -32,20 +32,17 @@ use crate::core::server_list::sample;
 use crate::rpc::{RecoverRefusal, Request, Response};
 use crate::supervise::{catch_panic, fail_point, kept_alive};
 
-/// Pauses between two questions to the same server while no leader is heard.
-const ASK_PAUSE_MIN: Duration = Duration::from_millis(50);
-const ASK_PAUSE_MAX: Duration = Duration::from_millis(500);
-
-/// The longest pause of a server that does not vote after a question to which there was no answer in
-/// time: whom it asks, or this machine, has more to do than it can.
-const SLOW_PAUSE_MAX: Duration = Duration::from_secs(4);
+/// The first pause between two questions to the same server is this part of the longest one.
+const FIRST_PAUSE: u32 = 10;
 
 /// How many of those that do not vote are asked before a cluster is founded from nothing: they may be all
 /// that is left of one.
 const FOLLOWERS_ASKED: usize = 16;
 
-/// Between two looks at the answers when none came in.
+/// Between two looks at the answers when none came in, and the longest one of a server that does not vote: it
+/// has nothing to decide but whom to ask.
 const ASSESS_PAUSE: Duration = Duration::from_millis(50);
+const ASSESS_PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// Between two looks whether a cluster that was founded has its leader.
 const SETTLE_PAUSE: Duration = Duration::from_millis(10);
@@ -99,10 +96,10 @@ async fn keep_on(founder: &Founder) {
             let _ = timeout(next_look(founder.ctx()), founder.ctx().arrived.notified()).await;
         } else {
             fail_point("founding");
-            // Who does not vote is told of the next leader by that one itself.
+            // Who does not vote is told of the next leader by that one itself, which has all to tell.
             let ctx = founder.ctx();
             if !ctx.votes() && !ctx.cluster().is_none() {
-                sleep(ctx.settings().timers.election_upper).await;
+                sleep(ctx.settings().timers.election_upper + for_each(ctx.members().len())).await;
             }
             look_for_majority(founder).await;
         }
@@ -122,6 +119,7 @@ async fn look_for_majority(founder: &Founder) {
     let silences = watch::Sender::new(BTreeMap::new());
     let mut asked: BTreeSet<ServerId> = BTreeSet::new();
     let mut askers = JoinSet::new();
+    let mut assess_pause = ASSESS_PAUSE;
     while !ctx.in_majority() {
         let (now, held, own, members) = (ctx.now(), ctx.holding(), ctx.status(), ctx.members());
         let upper = ctx.settings().timers.election_upper;
@@ -163,7 +161,10 @@ async fn look_for_majority(founder: &Founder) {
         tokio::select! {
             () = peers.answered.notified() => {}
             () = ctx.arrived.notified() => {}
-            () = sleep(ASSESS_PAUSE) => {}
+            () = sleep(assess_pause) => {}
+        }
+        if !ctx.votes() {
+            assess_pause = longer(assess_pause, ASSESS_PAUSE_MAX);
         }
     }
 }
@@ -182,7 +183,8 @@ async fn keep_asking(
     id: ServerId,
     silences: watch::Sender<BTreeMap<ServerId, Silence>>,
 ) {
-    let mut pause = ASK_PAUSE_MIN;
+    let longest = |is_slow| longest_pause(peers.ctx.votes(), peers.ctx.members().len(), is_slow);
+    let mut pause = longest(false) / FIRST_PAUSE;
     loop {
         let answer = catch_panic(ask_one(&peers, id)).await;
         let answer = answer.unwrap_or(Err(CallFailure::InvalidResponse));
@@ -196,11 +198,14 @@ async fn keep_asking(
             Some(silence) => drop(silences.insert(id, silence)),
             None => drop(silences.remove(&id)),
         });
-        let is_slow = matches!(answer, Err(CallFailure::TimedOut)) && !peers.ctx.votes();
-        let most = if is_slow { SLOW_PAUSE_MAX } else { ASK_PAUSE_MAX };
+        let is_slow = matches!(answer, Err(CallFailure::TimedOut));
         sleep(pause).await;
-        pause = (pause * 5 / 4).min(most);
+        pause = longer(pause, longest(is_slow));
     }
+}
+
+fn longer(pause: Duration, most: Duration) -> Duration {
+    (pause * 5 / 4).min(most)
 }
 
 async fn ask_one(peers: &Arc<Peers>, id: ServerId) -> Result<(), CallFailure> {

@@ -372,7 +372,12 @@ mod tests {
 
         fn send_one_way(&self, _: ServerId, _: Body, _: Duration) {}
 
-        fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+        fn ask_unconnected(
+            &self,
+            _: &Member,
+            _: Body,
+            _: Duration,
+        ) -> Reply<Result<Body, CallError>> {
             Box::pin(ready(Err(CallError::UnknownPeer)))
         }
 

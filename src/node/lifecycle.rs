@@ -101,7 +101,7 @@ enum End {
     /// So does the node.
     Node(NodeEnd),
     /// A reload changed what openraft takes only at its start; what goes on.
-    Retimed(Box<Running>),
+    Reconfigured(Box<Running>),
     /// A founding is under way.
     Request(LifecycleRequest),
 }
@@ -136,9 +136,9 @@ impl Life {
                 .unwrap_or_else(|panicked| End::Node(NodeEnd::Broken(Box::new(panicked.into()))))
             {
                 End::Node(end) => return end,
-                End::Retimed(running) => {
+                End::Reconfigured(running) => {
                     shared.ctx.stop_raft().await;
-                    shared.ctx.log.debug("Raft goes on with other timers");
+                    shared.ctx.log.debug("Raft goes on with other settings");
                     let Running { log, machine, cluster, .. } = *running;
                     beginning =
                         Some(Beginning { log, machine, cluster, cold: false, started: None });
@@ -289,7 +289,7 @@ impl Life {
             other = watchdog::meet(peers) => End::Node(NodeEnd::OtherCluster(other)),
             () = watchdog::removed(peers) => End::Node(NodeEnd::Removed),
             () = watchdog::outlived(ctx) => End::Node(NodeEnd::Outlived),
-            () = retimed(ctx, running) => End::Retimed(Box::new(running.clone())),
+            () = reconfigured(ctx, running) => End::Reconfigured(Box::new(running.clone())),
             asked = next_asked(ctx, asked) => End::Request(asked),
         }
     }
@@ -369,7 +369,7 @@ async fn next_asked(
 }
 
 /// Returns when the settings ask for another configuration of openraft than the running one.
-async fn retimed(ctx: &Context, running: &Running) {
+async fn reconfigured(ctx: &Context, running: &Running) {
     let mut settings = ctx.watch_settings();
     let differs = |settings: &Arc<Settings>| {
         let (new, old) = (raft_config(settings), running.raft.config());
@@ -431,7 +431,12 @@ mod tests {
 
         fn send_one_way(&self, _: ServerId, _: Body, _: Duration) {}
 
-        fn ask_stranger(&self, _: &Member, _: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+        fn ask_unconnected(
+            &self,
+            _: &Member,
+            _: Body,
+            _: Duration,
+        ) -> Reply<Result<Body, CallError>> {
             Box::pin(ready(Err(CallError::UnknownPeer)))
         }
 
@@ -466,7 +471,7 @@ mod tests {
 
         fn send_one_way(&self, _: ServerId, _: Body, _: Duration) {}
 
-        fn ask_stranger(
+        fn ask_unconnected(
             &self,
             to: &Member,
             _: Body,

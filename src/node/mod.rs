@@ -11,6 +11,7 @@
 //! | `clock`, `counters`, `rejected_keys`, `running`, `list_file`, `origin` | one fact each | |
 //! | `state_file` | the file in `state_dir`: sealed, read, written | disk |
 //! | `context` | settings, members, clock, Raft, the agreed state, the leader that is heard | |
+//! | `part` | changes of this node's part in agreement | context |
 //! | `peer_client` | the other servers, and one request to one of them | context |
 //! | `keys` | what is installed, how old the current key is, the own one | context |
 //! | `store` | what is in `state_dir`, and how far that is | context |
@@ -29,7 +30,7 @@
 //! | `shared` | all of these, put together | |
 //! | `founding` | founds a cluster where no leader with a majority is heard | all |
 //! | `forward` | brings an operator's order to the leader | all |
-//! | `leader` | bootstraps, stages, activates; carries out orders | all |
+//! | `leader` | writes what the cluster was founded from, stages, activates; carries out orders | all |
 //! | `key_publisher` | from the ring to the set that the host should hold | all |
 //! | `lifecycle` | one run of Raft after another | all |
 //! | `status` | what the node says of itself to operators | all |

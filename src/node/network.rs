@@ -43,7 +43,7 @@ pub trait SimulatedNetwork: Send + Sync + 'static {
     fn send_one_way(&self, to: ServerId, body: Body, limit: Duration);
 
     /// As [`call_once`], for a server that is no member yet.
-    fn ask_stranger(
+    fn ask_unconnected(
         &self,
         member: &Member,
         body: Body,
@@ -163,7 +163,7 @@ impl PeerTransport {
     }
 
     /// Asks one that is no member yet, or not at this place, in the name of `me`.
-    pub async fn ask_stranger(
+    pub async fn ask_unconnected(
         &self,
         (me, tls): (&LocalIdentity, &watch::Sender<Tls>),
         member: &Member,
@@ -176,7 +176,7 @@ impl PeerTransport {
                 let place = (member.address.as_str(), member.port);
                 call_once(resolver, &tls, me, place, &body, limit).await
             }
-            PeerTransport::Simulated(network) => network.ask_stranger(member, body, limit).await,
+            PeerTransport::Simulated(network) => network.ask_unconnected(member, body, limit).await,
         }
     }
 

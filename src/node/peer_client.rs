@@ -290,7 +290,7 @@ pub(super) async fn status_at(peers: &Peers, member: &Member, limit: Duration) -
     let body = rpc::encode(&Request::Status(peers.ctx.status_for(member.id)))?;
     let answer = peers
         .transport
-        .ask_stranger((&peers.sender, &peers.tls), member, body, limit)
+        .ask_unconnected((&peers.sender, &peers.tls), member, body, limit)
         .await
         .ok()?;
     match rpc::decode_response(&answer) {

@@ -356,7 +356,7 @@ impl RpcServer {
         }
     }
 
-    /// Whether a term is the sender's own, since only its own candidate stands and leads in it,
+    /// Whether a term is the sender's own, since only its own candidate campaigns and leads in it,
     /// and neither it nor the end of the sender's log is out of this server's sight.
     fn speaks_for_itself(
         &self,

@@ -32,9 +32,10 @@ use crate::rpc::{Request, Response};
 /// Between two looks at servers of another cluster, which are met with every heartbeat.
 const MEET_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often Raft is asked whether it still lives, and how long the answer may take.
+/// How often Raft is asked whether it still lives, and how long the answer may take. A machine that has
+/// more to do than it can answers late, and to begin anew would only add to that.
 const WATCH_PAUSE: Duration = Duration::from_secs(2);
-const WATCH_LIMIT: Duration = Duration::from_secs(1);
+const WATCH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Another cluster that takes precedence over this node's.
 #[derive(Debug)]

@@ -22,8 +22,8 @@
 //! | `Found` | members; the founder of the epoch in it | always; taken by a node that it counts, and that has promised this very epoch | that node prepares or joins later | nothing more |
 //! | `Revoked` | members | always | asked again in the next step | the same answer |
 //! | `Sessions` | members; a one-way message | never; taken with `share_sessions: true`, same cluster incarnation | the clients of these sessions make full handshakes elsewhere | what is there already stays |
+//! | `Reload` | members and tools, to any server | always; held back for a bounded time until the files are read | the operator is told that it may still happen; never sent again | the files are read again |
 //! | `Recover` | tools, to one of the survivors | never to members; refused while a leader with a majority is heard | the operator is told that it may still happen; never sent again | refused: there is a leader by then |
-//! | `Reload` | tools, to any server | always; held back for a bounded time until the files are read | the operator is told that it may still happen; never sent again | the files are read again |
 //!
 //! A tool speaks with the certificate of the server that it acts for, in whose name it asks. Who
 //! asks what it may not is told that the message is malformed.
@@ -291,7 +291,7 @@ pub fn decode_response(bytes: &[u8]) -> Result<Response, Malformed> {
     Ok(response)
 }
 impl Request {
-    /// Whether a tool may ask this; members may ask everything.
+    /// Whether a tool may ask this; members may ask everything but `Recover`.
     pub fn is_for_tools(&self) -> bool {
         match self {
             Request::Status(_)

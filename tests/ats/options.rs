@@ -132,7 +132,7 @@ fn asio_thread_pool_size_is_the_number_of_workers() -> Result<()> {
         let plan = Plan::new(1, &plugin(), Duration::from_secs(3600));
         let fleet = plan.option("asio_thread_pool_size", &workers.to_string()).start(dir.path())?;
         let pid = fleet.servers[0].pid()?;
-        // A resolver's thread bears the same name for the few seconds of its life.
+        // They are there a moment after the start.
         wait::until(PATIENCE, "as many workers as the option says", || {
             Ok((threads_named(pid, "stek_worker")? == workers).then_some(()))
         })?;

@@ -31,6 +31,32 @@ const FEW: usize = 2;
 /// refuse each other's connections for a moment.
 const QUORUM_UNREACHABLE_AFTER: Duration = Duration::from_millis(250);
 
+/// The longest pause between two questions to the same server.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The same for a server that does not vote: where whom it asks, or its machine, has more to do than it can, and
+/// in a fleet of a thousand.
+const PAUSE_MAX: Duration = Duration::from_secs(4);
+
+/// How long one server takes to connect with another one, with some to spare.
+const CONNECTING: Duration = Duration::from_millis(4);
+
+/// How long it takes one server to connect with each of so many, as a new leader does: so much longer one that
+/// does not vote waits for it before it asks those that vote.
+pub fn for_each(members: usize) -> Duration {
+    CONNECTING.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX))
+}
+
+/// The longest pause between two questions to the same server. What all those of a large fleet ask that do not
+/// vote and wait at once, few have to answer.
+pub fn longest_pause(votes: bool, members: usize, is_slow: bool) -> Duration {
+    match (votes, is_slow) {
+        (true, _) => PAUSE,
+        (false, true) => PAUSE_MAX,
+        (false, false) => for_each(members).clamp(PAUSE, PAUSE_MAX),
+    }
+}
+
 /// Why a server does not answer, as far as it matters here; who is slow is not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Silence {
@@ -327,6 +353,23 @@ mod tests {
         fn is_due(&mut self, now: u64) -> bool {
             Search::new(at(0), self.own.cluster).is_due(&self.at(now))
         }
+    }
+
+    #[test]
+    fn those_that_do_not_vote_ask_less_often_the_more_there_are() {
+        let asked_each_second = |members: usize| {
+            let pause = longest_pause(false, members, false).as_secs_f64();
+            members as f64 / pause
+        };
+        assert_eq!(longest_pause(false, 3, false), PAUSE);
+        assert_eq!(longest_pause(false, 300, false), Duration::from_millis(1200));
+        assert!((200..=1000).all(|members| asked_each_second(members) < 251.0));
+        assert_eq!(longest_pause(false, 100_000, false), PAUSE_MAX, "it has an end");
+        assert_eq!(longest_pause(false, 3, true), PAUSE_MAX);
+        for is_slow in [false, true] {
+            assert_eq!(longest_pause(true, 1000, is_slow), PAUSE, "who votes may have to found");
+        }
+        assert!(for_each(1000) > for_each(3) && for_each(usize::MAX) > for_each(1000));
     }
 
     #[test]

@@ -577,7 +577,7 @@ impl SimulatedNetwork for Mailbox {
         }
     }
 
-    fn ask_stranger(
+    fn ask_unconnected(
         &self,
         member: &Member,
         body: Body,
