@@ -60,7 +60,7 @@ const WORDS: [(&str, &str); 54] = [
     ("newcomer", "new peer"),
     ("newcomers", "new peers"),
     ("overruled", "replacement"),
-    ("porter", "DynService"),
+    ("porter", "Service"),
     ("pulse", "heartbeat"),
     ("quarantine", "recovering"),
     ("quarantined", "recovering"),

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use super::disk::{Disk, Files, Stamp, Unusable};
-pub use super::network::{DynService, Reply, SimulatedNetwork};
+pub use super::network::{Reply, SimulatedNetwork};
 use super::session_exchange::SessionExchange;
 use crate::core::config::Member;
 use crate::core::witness::Onlooker;
+pub use crate::transport::listener::Service;
 use crate::transport::resolver::Resolver;
 use crate::transport::Bounds;
 

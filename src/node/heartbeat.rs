@@ -285,7 +285,7 @@ mod tests {
 
     use super::*;
     use crate::core::config::Member;
-    use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
+    use crate::node::environment::{Environment, Reply, Service, SimulatedNetwork};
     use crate::node::fixture::{Fixture, CLUSTER};
     use crate::transport::peers::CallError;
     use crate::transport::{Body, LastSeen, LocalIdentity};
@@ -381,7 +381,7 @@ mod tests {
             Box::pin(ready(Err(CallError::UnknownPeer)))
         }
 
-        fn listen(&self, _: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
+        fn listen(&self, _: Arc<dyn Service>) -> Box<dyn Send + Sync> {
             Box::new(())
         }
     }

@@ -397,7 +397,7 @@ mod tests {
     use crate::core::pre_vote::Status;
     use crate::core::server_list::ServerList;
     use crate::node::clock::founding_clock;
-    use crate::node::environment::{DynService, Environment, Reply, SimulatedNetwork};
+    use crate::node::environment::{Environment, Reply, Service, SimulatedNetwork};
     use crate::node::fixture::{Fixture, CLUSTER};
     use crate::rpc::{self, Response};
     use crate::transport::listener::Refusal as Refused;
@@ -440,7 +440,7 @@ mod tests {
             Box::pin(ready(Err(CallError::UnknownPeer)))
         }
 
-        fn listen(&self, _: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
+        fn listen(&self, _: Arc<dyn Service>) -> Box<dyn Send + Sync> {
             Box::new(())
         }
     }
@@ -480,7 +480,7 @@ mod tests {
             Box::pin(ready(of_group(to.id).ok_or(CallError::UnknownPeer)))
         }
 
-        fn listen(&self, _: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
+        fn listen(&self, _: Arc<dyn Service>) -> Box<dyn Send + Sync> {
             Box::new(())
         }
     }

@@ -2,7 +2,7 @@
 //! its place.
 //!
 //! Leaves to others what a message means. Invariants: whoever brings its own network does what
-//! [`crate::transport`] does for it: no request of a sender that [`DynService::admit`] refuses is
+//! [`crate::transport`] does for it: no request of a sender that [`Service::admit`] refuses is
 //! served, what is heard is noted in [`LastSeen`], and an answer comes from the incarnation that was
 //! asked or not at all.
 
@@ -17,8 +17,7 @@ use crate::core::config::{Member, Settings};
 use crate::core::server_id::ServerId;
 use crate::log_sink::Log;
 use crate::transport::datagram::{self, Datagram};
-use crate::transport::frame::Hello;
-use crate::transport::listener::{Caller, ListenDeps, ListenSettings, Listener, Refusal, Service};
+use crate::transport::listener::{ListenDeps, ListenSettings, Listener, Service};
 use crate::transport::peers::{call_once, CallError, Peers};
 use crate::transport::resolver::Resolver;
 use crate::transport::tls::Tls;
@@ -50,37 +49,8 @@ pub trait SimulatedNetwork: Send + Sync + 'static {
         limit: Duration,
     ) -> Reply<Result<Body, CallError>>;
 
-    /// Hands to `dyn_service` what comes in, until the answer is dropped.
-    fn listen(&self, dyn_service: Arc<dyn DynService>) -> Box<dyn Send + Sync>;
-}
-
-/// Answers requests that came in by a [`SimulatedNetwork`]: [`Service`] as an object.
-pub trait DynService: Send + Sync {
-    /// As [`Service::admit`].
-    ///
-    /// # Errors
-    /// Why the sender is not heard.
-    fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
-
-    /// As [`Service::take_one_way`].
-    fn take_one_way(&self, from: &Caller, body: Body) -> bool;
-
-    /// As [`Service::serve`].
-    fn serve(self: Arc<Self>, from: Caller, body: Body) -> Reply<Option<Body>>;
-}
-
-impl<S: Service> DynService for S {
-    fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
-        Service::admit(self, hello)
-    }
-
-    fn take_one_way(&self, from: &Caller, body: Body) -> bool {
-        Service::take_one_way(self, from, body)
-    }
-
-    fn serve(self: Arc<Self>, from: Caller, body: Body) -> Reply<Option<Body>> {
-        Box::pin(Service::serve(self, from, body))
-    }
+    /// Hands to `service` what comes in, until the answer is dropped.
+    fn listen(&self, service: Arc<dyn Service>) -> Box<dyn Send + Sync>;
 }
 
 /// A server's way to the others.
@@ -181,12 +151,12 @@ impl PeerTransport {
     }
 
     /// Starts to let others in, at the place that `settings` has and for these members.
-    pub fn listen<S: Service>(
+    pub fn listen(
         &self,
         settings: &Settings,
         members: &[Member],
         deps: ListenDeps,
-        service: Arc<S>,
+        service: Arc<dyn Service>,
     ) -> ListenerHandle {
         let bounds = match self {
             PeerTransport::Simulated(network) => {

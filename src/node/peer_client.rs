@@ -116,7 +116,7 @@ impl Peers {
     }
 
     /// Starts to let the others in.
-    pub fn listen<S: Service>(&self, service: Arc<S>) {
+    pub fn listen(&self, service: Arc<dyn Service>) {
         let deps = ListenDeps {
             log: self.ctx.log.clone(),
             tls: self.tls.subscribe(),

@@ -39,7 +39,7 @@ use crate::rpc::{
 };
 use crate::supervise::{catch_panic, fail_point};
 use crate::transport::frame::{Hello, Role};
-use crate::transport::listener::{Caller, Refusal, Service};
+use crate::transport::listener::{Answer, Caller, Refusal, Service};
 use crate::transport::Body;
 
 /// The longest that an asker may have an answer held back until a key is installed.
@@ -95,11 +95,13 @@ impl Service for RpcServer {
         }
     }
 
-    async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
-        fail_point("rpc_server");
-        let request = self.decode(&from, body)?;
-        let response = self.answer(&from, request).await.unwrap_or_else(Response::ErrorResponse);
-        rpc::encode(&response)
+    fn serve(self: Arc<Self>, from: Caller, body: Body) -> Answer {
+        Box::pin(async move {
+            fail_point("rpc_server");
+            let request = self.decode(&from, body)?;
+            let answer = self.answer(&from, request).await;
+            rpc::encode(&answer.unwrap_or_else(Response::ErrorResponse))
+        })
     }
 }
 

@@ -19,10 +19,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::future::{poll_fn, Future};
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
@@ -47,7 +46,7 @@ use super::last_seen::LastSeen;
 use super::local_identity::LocalIdentity;
 use super::names::Names;
 pub use super::refusal::Refusal;
-pub use super::service::{Caller, Service};
+pub use super::service::{Answer, Caller, Service};
 use super::socket::tune;
 use super::tls::{fingerprint, Stream, Tls};
 use super::trust::Trust;
@@ -98,10 +97,10 @@ pub struct Listener {
 impl Listener {
     /// Starts to listen on the present tokio runtime. Where the port is in use it keeps trying
     /// and says so.
-    pub fn start<S: Service>(
+    pub fn start(
         settings: ListenSettings,
         deps: ListenDeps,
-        service: Arc<S>,
+        service: Arc<dyn Service>,
     ) -> Listener {
         let (tell, bound) = watch::channel(Vec::new());
         let admission = Arc::new(Admission::new(&settings, &deps));
@@ -149,9 +148,9 @@ impl Drop for Listener {
 }
 
 /// What all connections of one listener share.
-struct Acceptor<S> {
+struct Acceptor {
     deps: ListenDeps,
-    service: Arc<S>,
+    service: Arc<dyn Service>,
     admission: Arc<Admission>,
     bounds: Bounds,
 }
@@ -264,10 +263,10 @@ impl Drop for Handshake {
 }
 
 /// Accepts for ever. All connections end with this future.
-async fn accept<S: Service>(
+async fn accept(
     settings: &ListenSettings,
     tell: &watch::Sender<Vec<SocketAddr>>,
-    acceptor: &Arc<Acceptor<S>>,
+    acceptor: &Arc<Acceptor>,
 ) {
     let mut bound = BoundSockets::new(settings, &acceptor.deps.log).await;
     tell.send_replace(bound.addresses());
@@ -316,7 +315,7 @@ async fn accept<S: Service>(
     }
 }
 
-impl<S: Service> Acceptor<S> {
+impl Acceptor {
     /// Tells of a connection that is closed before anything was computed for it.
     fn turn_away(&self, addr: SocketAddr, allowance: RateLimit) {
         self.deps.counters.count(Cause::OverRate);
@@ -449,11 +448,9 @@ impl<S: Service> Acceptor<S> {
     }
 }
 
-type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
-
 /// A connection after its hello: requests in, responses out.
-struct ServerConnection<'a, S> {
-    acceptor: &'a Acceptor<S>,
+struct ServerConnection<'a> {
+    acceptor: &'a Acceptor,
     /// Who is at the other end; the cluster incarnation is the latest.
     caller: Caller,
     hello: Hello,
@@ -462,7 +459,7 @@ struct ServerConnection<'a, S> {
     in_flight: Vec<(u32, Answer)>,
 }
 
-impl<S: Service> ServerConnection<'_, S> {
+impl ServerConnection<'_> {
     async fn go_on(&mut self) -> Result<Infallible, CloseReason> {
         loop {
             self.assess()?;
@@ -537,7 +534,7 @@ impl<S: Service> ServerConnection<'_, S> {
             Kind::Request => {
                 deps.counters.requests.fetch_add(1, Ordering::Relaxed);
                 let answer = Arc::clone(service).serve(self.caller.clone(), body);
-                self.in_flight.push((header.request, Box::pin(answer)));
+                self.in_flight.push((header.request, answer));
             }
             Kind::OneWay if service.take_one_way(&self.caller, body) => {}
             Kind::OneWay | Kind::Unknown(_) => {

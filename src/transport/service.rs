@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use super::frame::{Body, ClusterId, Hello, Role};
@@ -28,6 +29,9 @@ pub struct Caller {
     pub names: Names,
 }
 
+/// What a request is answered, some time; `None` says that its body is no request at all.
+pub type Answer = Pin<Box<dyn Future<Output = Option<Body>> + Send>>;
+
 /// What answers requests.
 pub trait Service: Send + Sync + 'static {
     /// Asked at a hello, and again before the body of each frame is looked at. Must not block.
@@ -43,9 +47,5 @@ pub trait Service: Send + Sync + 'static {
     /// Answers one request. `None` says that the body is no request at all: the connection is
     /// closed. Requests of one connection are begun in order and go on side by side; the future
     /// is dropped if the connection ends. It runs in the connection's task and must not block.
-    fn serve(
-        self: Arc<Self>,
-        from: Caller,
-        body: Body,
-    ) -> impl Future<Output = Option<Body>> + Send + 'static;
+    fn serve(self: Arc<Self>, from: Caller, body: Body) -> Answer;
 }

@@ -12,7 +12,7 @@ use stek_share::log_sink::Log;
 use stek_share::rpc::{decode_request, encode, AppendAnswer, Request, Response};
 use stek_share::transport::frame::{Body, Hello};
 use stek_share::transport::listener::{
-    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
+    Answer, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service,
 };
 use stek_share::transport::{Counters, LastSeen, LocalIdentity};
 use tokio::runtime::Runtime;
@@ -40,39 +40,41 @@ impl Service for Liar {
         true
     }
 
-    async fn serve(self: Arc<Self>, _: Caller, body: Body) -> Option<Body> {
-        let lie = leader_id(HIGHEST);
-        let far = Some(LogId { leader_id: leader_id(1), index: HIGHEST });
-        let number = self.told.fetch_add(1, Ordering::Relaxed);
-        let response = match decode_request(&body).ok()? {
-            Request::Status(asker) => Response::Status(Status {
-                node: life(ENEMY),
-                cluster: Epoch { counter: HIGHEST, founder: life(ENEMY) },
-                known: HIGHEST,
-                // Of whoever asks it says that there was a later life, the next that may be.
-                yours: Incarnation(asker.node.incarnation.0 + 1),
-                caught_up: true,
-                quorum: number.is_multiple_of(2),
-                vote: lie,
-                last_log_id: Some(LogId { leader_id: lie, index: HIGHEST }),
-                cluster_id: stek_share::core::key_ring::ClusterId::from_bytes(self.cluster_id),
-                ..Status::default()
-            }),
-            Request::Vote(_) => {
-                Response::Vote { vote: (lie, false), granted: true, last_log_id: far }
-            }
-            Request::Append(_) => Response::Append(match number % 3 {
-                0 => AppendAnswer::HigherVote(lie, true),
-                1 => AppendAnswer::HigherVote(leader_id(u64::MAX), false),
-                _ => AppendAnswer::Partial(far),
-            }),
-            Request::Snapshot(_) => Response::Snapshot { vote: (lie, true) },
-            Request::Heartbeat(_) => {
-                Response::Heartbeat { node: life(ENEMY), vote: (lie, true), in_sync: false }
-            }
-            _ => return None,
-        };
-        encode(&response)
+    fn serve(self: Arc<Self>, _: Caller, body: Body) -> Answer {
+        Box::pin(async move {
+            let lie = leader_id(HIGHEST);
+            let far = Some(LogId { leader_id: leader_id(1), index: HIGHEST });
+            let number = self.told.fetch_add(1, Ordering::Relaxed);
+            let response = match decode_request(&body).ok()? {
+                Request::Status(asker) => Response::Status(Status {
+                    node: life(ENEMY),
+                    cluster: Epoch { counter: HIGHEST, founder: life(ENEMY) },
+                    known: HIGHEST,
+                    // Of whoever asks it says that there was a later life, the next that may be.
+                    yours: Incarnation(asker.node.incarnation.0 + 1),
+                    caught_up: true,
+                    quorum: number.is_multiple_of(2),
+                    vote: lie,
+                    last_log_id: Some(LogId { leader_id: lie, index: HIGHEST }),
+                    cluster_id: stek_share::core::key_ring::ClusterId::from_bytes(self.cluster_id),
+                    ..Status::default()
+                }),
+                Request::Vote(_) => {
+                    Response::Vote { vote: (lie, false), granted: true, last_log_id: far }
+                }
+                Request::Append(_) => Response::Append(match number % 3 {
+                    0 => AppendAnswer::HigherVote(lie, true),
+                    1 => AppendAnswer::HigherVote(leader_id(u64::MAX), false),
+                    _ => AppendAnswer::Partial(far),
+                }),
+                Request::Snapshot(_) => Response::Snapshot { vote: (lie, true) },
+                Request::Heartbeat(_) => {
+                    Response::Heartbeat { node: life(ENEMY), vote: (lie, true), in_sync: false }
+                }
+                _ => return None,
+            };
+            encode(&response)
+        })
     }
 }
 

@@ -22,7 +22,7 @@ use stek_share::rpc::{
 };
 use stek_share::transport::frame::Hello;
 use stek_share::transport::listener::{
-    self, Caller, ListenDeps, ListenSettings, Listener, Service,
+    self, Answer, Caller, ListenDeps, ListenSettings, Listener, Service,
 };
 use stek_share::transport::peers::Peers;
 use stek_share::transport::{Body, Counters, LastSeen, LocalIdentity};
@@ -144,9 +144,11 @@ impl Service for Strings {
         matches!(rpc::decode_request(&body), Ok(Request::Heartbeat(_)))
     }
 
-    async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
-        let answer = self.answer(&from, rpc::decode_request(&body).ok()?);
-        rpc::encode(&answer)
+    fn serve(self: Arc<Self>, from: Caller, body: Body) -> Answer {
+        Box::pin(async move {
+            let answer = self.answer(&from, rpc::decode_request(&body).ok()?);
+            rpc::encode(&answer)
+        })
     }
 }
 

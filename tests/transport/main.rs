@@ -45,7 +45,7 @@ use stek_share::log_sink::{Level, Log, LogSink};
 use stek_share::transport::datagram::{Datagram, Tally};
 use stek_share::transport::frame::{self, Body, Header, Hello, Kind, Role, HEADER_LEN, HELLO_LEN};
 use stek_share::transport::listener::{
-    Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, CONNECTIONS_PER_MEMBER,
+    Answer, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, CONNECTIONS_PER_MEMBER,
     MAX_HANDSHAKES,
 };
 use stek_share::transport::peers::{
@@ -106,16 +106,18 @@ impl Service for Echo {
         body.first() != Some(&b'X')
     }
 
-    async fn serve(self: Arc<Self>, from: Caller, body: Body) -> Option<Body> {
-        self.version.store(from.version, Ordering::Relaxed);
-        self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
-        match body.first() {
-            Some(b'N') => std::future::pending().await,
-            Some(b'W') => self.release.notified().await,
-            Some(b'X') => return None,
-            _ => {}
-        }
-        Some(body)
+    fn serve(self: Arc<Self>, from: Caller, body: Body) -> Answer {
+        Box::pin(async move {
+            self.version.store(from.version, Ordering::Relaxed);
+            self.begun.lock().unwrap().push((from.id.0, body.to_vec()));
+            match body.first() {
+                Some(b'N') => std::future::pending().await,
+                Some(b'W') => self.release.notified().await,
+                Some(b'X') => return None,
+                _ => {}
+            }
+            Some(body)
+        })
     }
 }
 

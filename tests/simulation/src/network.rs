@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use stek_share::core::config::Member;
 use stek_share::core::server_id::ServerId;
-use stek_share::node::environment::{DynService, Reply, SimulatedNetwork};
+use stek_share::node::environment::{Reply, Service, SimulatedNetwork};
 use stek_share::transport::frame::{Hello, Role};
 use stek_share::transport::listener::{Caller, Refusal};
 use stek_share::transport::peers::CallError;
@@ -116,7 +116,7 @@ struct Port {
     run: u64,
     /// Whether its machine is off, so that nobody says that there is no process.
     is_off: bool,
-    dyn_service: Option<Arc<dyn DynService>>,
+    service: Option<Arc<dyn Service>>,
     me: Option<LocalIdentity>,
     heard: Option<LastSeen>,
 }
@@ -224,8 +224,8 @@ impl Network {
 
     /// Whether the server would hear a request with this hello, if it listens at all.
     pub fn would_admit(&self, at: u32, hello: &Hello) -> Option<Result<(), Refusal>> {
-        let dyn_service = self.lock().ports.get(&at)?.dyn_service.clone()?;
-        Some(dyn_service.admit(hello))
+        let service = self.lock().ports.get(&at)?.service.clone()?;
+        Some(service.admit(hello))
     }
 
     /// Gives a server what arrived; has to be called inside its runtime.
@@ -267,42 +267,42 @@ impl Network {
     }
 
     fn take_one_way(&self, at: u32, note: Request) {
-        let (dyn_service, heard) = {
+        let (service, heard) = {
             let inner = self.lock();
             let Some(port) = inner.ports.get(&at).filter(|port| port.run == note.to_run) else {
                 return;
             };
-            (port.dyn_service.clone(), port.heard.clone())
+            (port.service.clone(), port.heard.clone())
         };
-        let (Some(dyn_service), Some(heard)) = (dyn_service, heard) else { return };
-        if dyn_service.admit(&note.hello).is_ok() {
+        let (Some(service), Some(heard)) = (service, heard) else { return };
+        if service.admit(&note.hello).is_ok() {
             heard.record(note.hello.sender, Instant::now());
-            dyn_service.take_one_way(&caller(note.from, &note.hello), note.body);
+            service.take_one_way(&caller(note.from, &note.hello), note.body);
         }
     }
 
     fn take_request(&self, at: u32, request: Request) {
-        let (dyn_service, heard, me, run) = {
+        let (service, heard, me, run) = {
             let inner = self.lock();
             let Some(port) = inner.ports.get(&at) else { return };
-            (port.dyn_service.clone(), port.heard.clone(), port.me.clone(), port.run)
+            (port.service.clone(), port.heard.clone(), port.me.clone(), port.run)
         };
         let Request { call, from, hello, body, to_run } = request;
         let fail = |error| self.lock().answer(at, from, call, Err(error));
         if to_run != run {
             return fail(unreachable("the connection broke"));
         }
-        let (Some(dyn_service), Some(heard), Some(me)) = (dyn_service, heard, me) else {
+        let (Some(service), Some(heard), Some(me)) = (service, heard, me) else {
             return fail(CallError::NobodyListens("nobody listens there".into()));
         };
-        if let Err(refusal) = dyn_service.admit(&hello) {
+        if let Err(refusal) = service.admit(&hello) {
             return fail(CallError::Refused(refusal));
         }
         heard.record(hello.sender, Instant::now());
         let caller = caller(from, &hello);
         let network = self.clone();
         tokio::spawn(async move {
-            let answer = dyn_service.serve(caller, body).await;
+            let answer = service.serve(caller, body).await;
             let incarnation = me.incarnation();
             let result = match answer {
                 Some(body) => Ok((incarnation, body)),
@@ -587,10 +587,10 @@ impl SimulatedNetwork for Mailbox {
         Box::pin(async move { post.exchange(to, body, limit, false).await })
     }
 
-    fn listen(&self, dyn_service: Arc<dyn DynService>) -> Box<dyn Send + Sync> {
+    fn listen(&self, service: Arc<dyn Service>) -> Box<dyn Send + Sync> {
         if let Some(port) = self.0.network.lock().ports.get_mut(&self.0.id) {
             if port.run == self.0.run {
-                port.dyn_service = Some(dyn_service);
+                port.service = Some(service);
             }
         }
         Box::new(Listening(self.0.clone()))
@@ -602,12 +602,12 @@ struct Listening(Arc<PeerTransport>);
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let dyn_service = {
+        let service = {
             let mut inner = self.0.network.lock();
             let port = inner.ports.get_mut(&self.0.id).filter(|port| port.run == self.0.run);
-            port.and_then(|port| port.dyn_service.take())
+            port.and_then(|port| port.service.take())
         };
-        drop(dyn_service);
+        drop(service);
     }
 }
 
