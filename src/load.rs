@@ -20,8 +20,9 @@ use zeroize::Zeroizing;
 
 use crate::core::config::{
     check_interval, check_loopback, check_membership, check_subjects, parse_conf, parse_list, Conf,
-    List, Member, Oneself, Paths, Problem, Settings, MAX_TEXT,
+    List, Member, Oneself, Paths, Problem, Settings, Severity, MAX_TEXT,
 };
+use crate::log_sink::Log;
 use crate::pem::{self, Misfit, Wanted};
 use crate::transport::issuer::Issuer;
 use crate::transport::names::Names;
@@ -131,6 +132,17 @@ pub struct Refused {
 }
 
 impl Refused {
+    /// The errors in words.
+    pub fn lines(&self) -> Vec<String> {
+        self.problems.iter().map(Problem::to_string).collect()
+    }
+
+    /// Tells all of it.
+    pub fn tell(&self, log: &Log) {
+        tell(log, &self.warnings);
+        tell(log, &self.problems);
+    }
+
     /// Whether all that is wrong may pass by itself, so that it is worth another look.
     pub fn passes(&self) -> bool {
         self.problems.iter().all(|problem| problem.passes)
@@ -569,6 +581,18 @@ fn not_ours(wanted: &str) -> &'static str {
         "is not the subject of this server's own certificate"
     } else {
         "is not a name of this server's own certificate"
+    }
+}
+
+/// Tells the operator of these.
+pub fn tell(log: &Log, problems: &[Problem]) {
+    for problem in problems {
+        let line = problem.to_string();
+        match problem.severity {
+            Severity::Note => log.note(line),
+            Severity::Warning => log.warning(line),
+            Severity::Error => log.error(line),
+        }
     }
 }
 

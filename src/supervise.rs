@@ -13,6 +13,7 @@
 use std::future::{poll_fn, Future};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::{pin, Pin};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -49,6 +50,20 @@ pub async fn catch_panic<F: Future>(work: F) -> Result<F::Output, Panicked> {
         Err(_) => Poll::Ready(Err(Panicked)),
     })
     .await
+}
+
+/// Locks, whatever panic ended who had it locked before.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same, unless somebody has it locked now.
+pub fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 /// The pauses between a failure of some work and the next beginning of it.
@@ -163,7 +178,7 @@ pub mod planted {
 mod tests {
     use super::*;
 
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::{Arc, Mutex};
 
     use crate::log_sink::LogSink;
 
@@ -172,7 +187,7 @@ mod tests {
 
     impl LogSink for Lines {
         fn write(&self, level: Level, line: &str) {
-            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lines = lock(&self.0);
             lines.push(format!("{level:?}: {line}"));
         }
     }
@@ -191,7 +206,7 @@ mod tests {
         }
         assert_eq!(kept_alive(&Log::new(lines.clone()), "a test's work", 0, work).await, 4);
         assert_eq!(start.elapsed().as_millis(), 100 + 200 + 400);
-        let lines = lines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = lock(&lines.0);
         assert_eq!(
             *lines,
             ["Error: a test's work ended by an internal error and begins anew in 100 ms; installed \

@@ -10,7 +10,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
@@ -19,7 +19,7 @@ use tokio::time::{sleep, sleep_until, Instant};
 
 use super::guard::Reinstall;
 use super::host_environment::{EnvironmentWatch, HostFiles};
-use super::reader::{Reader, Source, Unread};
+use super::reader::{Begun, Reader, Source, Unread};
 use crate::core::config::{changes, Change, Problem, Settings};
 use crate::core::expiry::Expiry;
 use crate::load::{self, Certificates, Loaded, Refused, Stamps};
@@ -68,25 +68,6 @@ pub struct Asked {
     begun: Begun,
 }
 
-/// When the reload that is under way began.
-type Begun = Arc<StdMutex<Option<Instant>>>;
-
-/// Held while a reload is under way.
-struct UnderWay(Begun);
-
-impl UnderWay {
-    fn begin(begun: &Begun) -> UnderWay {
-        *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        UnderWay(begun.clone())
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
 impl Reloads {
     /// Both ends.
     pub fn new(log: Log) -> (Reloads, Asked) {
@@ -116,9 +97,9 @@ impl Reloads {
     /// it is not done at all.
     pub fn ask(&self, origin: String) -> oneshot::Receiver<ReloadOutcome> {
         let (reply, answer) = oneshot::channel();
-        let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = begun.map_or(0, |begun| begun.elapsed().as_secs());
-        match (self.sender.try_send(Reload { origin, reply }), begun) {
+        let lasts = self.begun.lasts();
+        let since = lasts.unwrap_or_default().as_secs();
+        match (self.sender.try_send(Reload { origin, reply }), lasts) {
             (Ok(()), None) => {}
             (Ok(()), Some(_)) => self.tell(format!(
                 "reload: one is under way since {since} s; this one follows when that is done"
@@ -213,7 +194,7 @@ impl Files {
                 reload = asked.receiver.recv() => match reload {
                     None => return,
                     Some(Reload { origin, reply }) => {
-                        let _under_way = UnderWay::begin(&asked.begun);
+                        let _under_way = asked.begun.begin();
                         self.log.note(format!("reload: ordered by {origin}"));
                         let outcome = self.reload().await;
                         self.node.record_reload(&outcome);
@@ -226,7 +207,7 @@ impl Files {
                     self.look_at_expiry();
                     let pause = self.look().await;
                     if self.waiting.is_some() {
-                        let _under_way = UnderWay::begin(&asked.begun);
+                        let _under_way = asked.begun.begin();
                         self.reload_again().await;
                     }
                     next_look = Instant::now() + pause;
@@ -270,7 +251,7 @@ impl Files {
                 let outcome = self.take_over(loaded).await;
                 self.node.record_reload(&outcome);
             }
-            Err(refused) if self.waiting.as_ref() != Some(&lines(&refused)) => {
+            Err(refused) if self.waiting.as_ref() != Some(&refused.lines()) => {
                 let outcome = Err(self.refuse(&refused));
                 self.node.record_reload(&outcome);
             }
@@ -287,22 +268,21 @@ impl Files {
     }
 
     fn refuse(&mut self, refused: &Refused) -> String {
-        refused.warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
-        refused.problems.iter().for_each(|problem| self.log.error(problem.to_string()));
-        self.waiting = refused.passes().then(|| lines(refused));
+        refused.tell(&self.log);
+        self.waiting = refused.passes().then(|| refused.lines());
         self.log.error(if self.waiting.is_some() {
             "reload: nothing was changed yet; it is tried again by itself every 30 s, and at once by \
              another message"
         } else {
             "reload: nothing was changed; correct the above and send the message again"
         });
-        lines(refused).join("; ")
+        refused.lines().join("; ")
     }
 
     async fn take_over(&mut self, loaded: Loaded) -> ReloadOutcome {
         let Loaded { settings, tls, stamps, warnings, notes, certificate_place } = loaded;
-        warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
-        notes.iter().for_each(|problem| self.log.note(problem.to_string()));
+        load::tell(&self.log, &warnings);
+        load::tell(&self.log, &notes);
         let taken = self.node.reload(settings.clone(), tls.clone());
         match told_if_slow(&self.log, "the group is asked about the server list", taken).await {
             Ok(reloaded) => {
@@ -369,7 +349,7 @@ impl Files {
         let read = move || load::load_certificates(&settings, &file);
         match self.reader.read(read).await {
             Ok(Ok(Certificates { tls, stamps, warnings, certificate_place })) => {
-                warnings.iter().for_each(|problem| self.log.warning(problem.to_string()));
+                load::tell(&self.log, &warnings);
                 self.node.set_certificates(tls.clone());
                 self.log.note(format!(
                     "the certificate's files changed; new connections use {}",
@@ -391,8 +371,7 @@ impl Files {
     /// Says why changed certificates are not taken; they are read again at each look, since the
     /// fault may lie outside the files, such as in the clock.
     fn refuse_certificates(&mut self, refused: &Refused) {
-        let problems: Vec<String> = refused.problems.iter().map(Problem::to_string).collect();
-        let words = problems.join("; ");
+        let words = refused.lines().join("; ");
         match &self.told {
             Some((last, at)) if *last == words && at.elapsed() < REMINDER => {}
             _ => {
@@ -433,10 +412,6 @@ impl Files {
         let line = format!("new certificates go unnoticed: {why}");
         self.log.limited(Level::Warning, "files unread", line);
     }
-}
-
-fn lines(refused: &Refused) -> Vec<String> {
-    refused.problems.iter().map(Problem::to_string).collect()
 }
 
 /// Awaits `work`, and says so once if that takes long.
@@ -529,7 +504,7 @@ mod tests {
     use crate::log_sink::LogSink;
 
     #[derive(Default)]
-    struct Lines(StdMutex<Vec<String>>);
+    struct Lines(std::sync::Mutex<Vec<String>>);
 
     impl LogSink for Lines {
         fn write(&self, _level: Level, line: &str) {
@@ -546,7 +521,7 @@ mod tests {
         drop(ask());
         assert!(told().is_empty());
         asked.receiver.recv().await.unwrap();
-        let under_way = UnderWay::begin(&asked.begun);
+        let under_way = asked.begun.begin();
         sleep(Duration::from_secs(7)).await;
         let mut answers: Vec<_> = (0..3).map(|_| ask()).collect();
         assert!(answers[0].try_recv().is_err(), "nothing came of it yet");

@@ -12,7 +12,7 @@ use std::env;
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::panic::{self, catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ use crate::core::stek;
 use crate::host_config;
 use crate::load::{self, Dirs, Loaded, Refused};
 use crate::log_sink::Log;
-use crate::supervise::fail_point;
+use crate::supervise::{fail_point, lock, try_lock};
 
 /// Set by the first TSPluginInit. This library is never unmapped, so what stands in statics stays.
 static SEEN: OnceCell<()> = OnceCell::new();
@@ -166,14 +166,9 @@ fn start_late(means: &'static StartContext) {
     }
     let work = move || {
         shielded("a late start", || {
-            let _alone = match LATE_START.try_lock() {
-                Ok(alone) => alone,
-                // An earlier one panicked; that must not be the last one.
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => {
-                    means.log.note("reload: one is under way already; this one is dropped");
-                    return;
-                }
+            let Some(_alone) = try_lock(&LATE_START) else {
+                means.log.note("reload: one is under way already; this one is dropped");
+                return;
             };
             fail_point("late-start");
             if let Some(plugin) = PLUGIN.get() {
@@ -202,11 +197,11 @@ fn starter() -> thread::Builder {
 /// Tells why nothing starts, and has somebody look again if that may pass by itself.
 fn refuse(refused: &Refused, means: &'static StartContext) {
     tell_refusal(refused, &means.log);
-    let mut looker = LOOKER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut looker = lock(&LOOKER);
     if !refused.passes() || looker.as_ref().is_some_and(|looker| !looker.is_finished()) {
         return;
     }
-    let told = lines(refused);
+    let told = refused.lines();
     let work = move || {
         shielded("waiting for a usable configuration", || look_again(told, means));
     };
@@ -221,7 +216,7 @@ fn refuse(refused: &Refused, means: &'static StartContext) {
 /// Has nobody look any more, and waits for a look that is under way, which reads a few files.
 fn end_looking() {
     ENDING.store(true, Ordering::SeqCst);
-    let looker = LOOKER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let looker = lock(&LOOKER).take();
     if let Some(looker) = looker {
         looker.thread().unpark();
         // What it ended by was told.
@@ -243,11 +238,7 @@ fn look_again(mut told: Vec<String>, means: &StartContext) {
         if !PORTS_OPEN.load(Ordering::SeqCst) {
             continue;
         }
-        let _alone = match LATE_START.try_lock() {
-            Ok(alone) => alone,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => continue,
-        };
+        let Some(_alone) = try_lock(&LATE_START) else { continue };
         if PLUGIN.get().is_some() {
             return;
         }
@@ -257,17 +248,13 @@ fn look_again(mut told: Vec<String>, means: &StartContext) {
                     means.log.note("the configuration can be used now; started");
                 }
             }
-            Err(refused) if lines(&refused) != told => {
-                told = lines(&refused);
+            Err(refused) if refused.lines() != told => {
+                told = refused.lines();
                 tell_refusal(&refused, &means.log);
             }
             Err(_) => {}
         }
     }
-}
-
-fn lines(refused: &Refused) -> Vec<String> {
-    refused.problems.iter().map(ToString::to_string).collect()
 }
 
 /// Has the host call `on_lifecycle`. For TSPluginInit only.
@@ -351,8 +338,7 @@ fn init(arguments: &[String]) {
 }
 
 fn tell_refusal(refused: &Refused, log: &Log) {
-    refused.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
-    refused.problems.iter().for_each(|problem| log.error(problem.to_string()));
+    refused.tell(log);
     log.error(if refused.passes() { TRIED_AGAIN } else { NOT_STARTED });
 }
 
@@ -382,8 +368,8 @@ fn dirs() -> Dirs {
 /// Whether the installer runs now.
 fn start(loaded: Loaded, start: Start, means: &StartContext) -> bool {
     let log = &means.log;
-    loaded.warnings.iter().for_each(|problem| log.warning(problem.to_string()));
-    loaded.notes.iter().for_each(|problem| log.note(problem.to_string()));
+    load::tell(log, &loaded.warnings);
+    load::tell(log, &loaded.notes);
     ticket_scope::begin(loaded.settings.ticket_scope, log);
     sessions::begin(loaded.settings.share_sessions, log);
     if start == Start::Late {

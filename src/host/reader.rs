@@ -5,7 +5,7 @@
 
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::{timeout, Instant};
 
 use crate::load::Dirs;
+use crate::supervise::lock;
 
 /// Where the configuration is.
 #[derive(Clone, Debug)]
@@ -54,20 +55,45 @@ pub enum Unread {
     NoThread(io::Error),
 }
 
-/// See the module's head.
-#[derive(Default)]
-pub struct Reader {
-    /// When the read that is under way began.
-    since: Arc<Mutex<Option<Instant>>>,
-}
+/// When the work began that is under way, of which there is one at a time. Cloning makes another handle.
+#[derive(Clone, Default)]
+pub struct Begun(Arc<Mutex<Option<Instant>>>);
 
-/// Held by the read that is under way.
-struct UnderWay(Arc<Mutex<Option<Instant>>>);
+/// Held by the work that is under way.
+pub struct UnderWay(Begun);
+
+impl Begun {
+    /// For how long some is under way.
+    pub fn lasts(&self) -> Option<Duration> {
+        lock(&self.0).map(|at| at.elapsed())
+    }
+
+    /// Some begins.
+    ///
+    /// # Errors
+    /// For how long other work is under way.
+    pub fn begin(&self) -> Result<UnderWay, Duration> {
+        let mut begun = lock(&self.0);
+        match *begun {
+            Some(at) => Err(at.elapsed()),
+            None => {
+                *begun = Some(Instant::now());
+                Ok(UnderWay(self.clone()))
+            }
+        }
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        *lock(&self.0) = None;
+        *lock(&self.0 .0) = None;
     }
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub struct Reader {
+    begun: Begun,
 }
 
 impl Reader {
@@ -79,14 +105,7 @@ impl Reader {
         &self,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unread> {
-        {
-            let mut since = lock(&self.since);
-            if let Some(since) = *since {
-                return Err(Unread::Hangs(since.elapsed()));
-            }
-            *since = Some(Instant::now());
-        }
-        let under_way = UnderWay(self.since.clone());
+        let under_way = self.begun.begin().map_err(Unread::Hangs)?;
         let (answer, when_read) = oneshot::channel();
         let work = move || {
             let found = catch_unwind(AssertUnwindSafe(read));
@@ -101,10 +120,6 @@ impl Reader {
             Err(_) => Err(Unread::Slow),
         }
     }
-}
-
-fn lock(since: &Mutex<Option<Instant>>) -> MutexGuard<'_, Option<Instant>> {
-    since.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{sync_channel, SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ use super::{ats, sys, ticket_scope};
 use crate::core::sessions::{SessionId, QUEUE};
 use crate::log_sink::Log;
 use crate::node::session_exchange::SessionExchange;
-use crate::supervise::{fail_point, tell_begun_anew, Pauses};
+use crate::supervise::{fail_point, lock, tell_begun_anew, try_lock, Pauses};
 
 /// Address space for the thread's stack, in which OpenSSL reads sessions.
 const STACK: usize = 256 * 1024;
@@ -110,7 +110,7 @@ pub fn is_sharing() -> bool {
 /// turn takes: that cache is gone soon.
 pub fn end() {
     ENDING.store(true, Ordering::SeqCst);
-    let thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let thread = lock(&THREAD).take();
     if let Some(thread) = thread {
         thread.thread().unpark();
         let _ = thread.join();
@@ -143,7 +143,7 @@ fn start(log: &Log) -> io::Result<()> {
     });
     // A configuration is taken once, so that the place is empty.
     let _ = LINK.set(Link { events, exchange, worker, thread });
-    *THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
+    *lock(&THREAD) = Some(handle);
     Ok(())
 }
 
@@ -181,12 +181,8 @@ impl Link {
 
 /// On the node's thread: what is little. Whether the other thread has to go on.
 fn work_at_once(worker: &Mutex<Worker>, log: &Log) -> bool {
-    let mut worker = match worker.try_lock() {
-        Ok(worker) => worker,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        // The other thread is at it.
-        Err(TryLockError::WouldBlock) => return true,
-    };
+    // If not, the other thread is at it.
+    let Some(mut worker) = try_lock(worker) else { return true };
     if ENDING.load(Ordering::SeqCst) {
         return false;
     }
@@ -230,10 +226,6 @@ fn run(worker: &Mutex<Worker>) {
             None => thread::park(),
         }
     }
-}
-
-fn lock(worker: &Mutex<Worker>) -> MutexGuard<'_, Worker> {
-    worker.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

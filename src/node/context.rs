@@ -5,7 +5,7 @@
 //! lasts how long is for [`crate::core::lease`] and [`crate::core::quorum`] to say.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -34,6 +34,7 @@ use crate::core::server_id::ServerId;
 use crate::core::server_list::{consulted, voters};
 use crate::core::witness::{Deed, Onlooker};
 use crate::log_sink::Log;
+use crate::supervise::lock;
 
 /// How long Raft's own tasks may take to stop.
 const RAFT_STOP_LIMIT: Duration = Duration::from_millis(200);
@@ -584,9 +585,4 @@ impl Context {
         let present = self.views.borrow().agreed.ring.cluster_id();
         present.or_else(|| lock(&self.part).older.record.agreed.ring.cluster_id())
     }
-}
-
-/// Locks, whatever happened to who had it locked before.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

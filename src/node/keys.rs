@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::context::{lock, Context};
+use super::context::Context;
 use super::counters::NodeCounters;
 use super::KeySet;
 use crate::consensus::network::LeaderInfo;
@@ -20,6 +20,7 @@ use crate::core::key_ring::{ClusterId, Generation};
 use crate::core::moment::{millis, Moment};
 use crate::core::node_id::NodeId;
 use crate::core::stek::{Fingerprint, Stek};
+use crate::supervise::lock;
 
 /// The newest key in the host's ticket context: by its generation, and by its name, since another
 /// group may have another key of that generation.

@@ -95,11 +95,11 @@ use crate::core::server_status::{HostStatus, ServerStatus};
 use crate::core::stek::Stek;
 use crate::core::text::readable;
 use crate::rpc::{AdminRefusal, MembershipRefusal, RecoverRefusal};
+use crate::supervise::lock;
 use crate::transport::tls::Tls;
 #[doc(hidden)]
 pub use state_file::fuzzing as state_file_fuzzing;
 
-use context::lock;
 use rejected_keys::RejectedKeys;
 use rpc_server::RpcServer;
 use shared::{Shared, MAX_LIFECYCLE_REQUESTS};

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{watch, Notify};
 use tokio::task::JoinSet;
 
-use super::context::{lock, Context};
+use super::context::Context;
 use super::environment::Environment;
 use super::list_file::ListFile;
 use super::network::{ListenerHandle, PeerTransport};
@@ -27,6 +27,7 @@ use crate::core::sanity_bounds::SanityBounds;
 use crate::core::server_id::ServerId;
 use crate::log_sink::Level;
 use crate::rpc::{self, Request, Response};
+use crate::supervise::lock;
 use crate::transport::listener::{ListenDeps, Refusal, Service};
 use crate::transport::peers::CallError;
 use crate::transport::tls::Tls;

@@ -13,7 +13,6 @@ use openraft::ServerState;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::context::lock;
 use super::counters::ReloadOutcome;
 use super::keys::{Installed, Keys};
 use super::rejected_keys::Place;
@@ -37,7 +36,7 @@ use crate::rpc::{
     self, AppendAnswer, ErrorResponse, Malformed, Recipient, Request, Response, WireAppend,
     WireHeartbeat, WireSnapshot, WireVote, MAX_SESSIONS_MESSAGE,
 };
-use crate::supervise::{catch_panic, fail_point};
+use crate::supervise::{catch_panic, fail_point, lock};
 use crate::transport::frame::{Hello, Role};
 use crate::transport::listener::{Answer, Caller, Refusal, Service};
 use crate::transport::Body;

@@ -18,7 +18,6 @@ use once_cell::sync::OnceCell;
 use tokio::sync::{watch, Notify};
 use tokio::time::{sleep, Instant};
 
-use super::context::lock;
 use super::wake_pipe::{WakeListener, WakePipe};
 use crate::core::config::MAX_MEMBERS;
 use crate::core::key_ring::{Generation, KeyRing};
@@ -30,6 +29,7 @@ use crate::core::sessions::{
     Rate, SessionEvent, MAX_PER_MESSAGE, QUEUE, SENT_PER_SECOND, TAKEN_PER_SECOND,
 };
 use crate::rpc::WireSessions;
+use crate::supervise::lock;
 use crate::transport::datagram::Tally;
 
 /// What another server told, for the host.

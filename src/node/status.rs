@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::context::{lock, Context};
+use super::context::Context;
 use super::counters::NodeCounters;
 use super::keys as node;
 use super::peer_client::Peers;
@@ -23,6 +23,7 @@ use crate::core::server_status::{
     ListStatus, MemberStatus, ReloadStatus, ServerStatus, MAX_ENTRIES,
 };
 use crate::core::text::readable;
+use crate::supervise::lock;
 use crate::transport::{Cause, Counters};
 
 /// All that this server says of itself.

@@ -6,9 +6,9 @@ use std::sync::Mutex;
 
 use tokio::sync::watch;
 
-use super::context::lock;
 use super::state_file::{StateFile, Written};
 use crate::core::key_ring::Generation;
+use crate::supervise::lock;
 
 /// See the module's head.
 pub(super) struct Store {

@@ -9,11 +9,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
 use crate::core::server_id::ServerId;
+use crate::supervise::lock;
 
 /// Verified connections that are kept per member: one that stands, one that takes its place, and
 /// one or two of before a power cut, which nobody closed.
@@ -66,24 +67,20 @@ impl ConnectionSlots {
 
     /// How many are taken.
     pub fn taken(&self) -> usize {
-        self.table().taken.len()
+        lock(&self.table).taken.len()
     }
 
     /// A place for a connection that has not said yet whose it is, and what tells it that it has to
     /// give way to a newer one.
     pub fn enter(self: &Arc<Self>, source: PeerSource) -> (ConnectionSlot, oneshot::Receiver<()>) {
         let (give_way, told) = oneshot::channel();
-        let mut table = self.table();
+        let mut table = lock(&self.table);
         table.last += 1;
         let serial = table.last;
         let taken = Taken { of: Of::Anybody, source, give_way: Some(give_way) };
         table.taken.insert(serial, taken);
         table.make_room(Of::Anybody, self.spare);
         (ConnectionSlot { places: Arc::clone(self), serial }, told)
-    }
-
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,7 +126,7 @@ pub(super) struct ConnectionSlot {
 impl ConnectionSlot {
     /// From now on it is one of this member's.
     pub fn belongs_to(&self, id: ServerId) {
-        let mut table = self.places.table();
+        let mut table = lock(&self.places.table);
         if let Some(taken) = table.taken.get_mut(&self.serial) {
             taken.of = Of::Member(id);
         }
@@ -139,7 +136,7 @@ impl ConnectionSlot {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.places.table().taken.remove(&self.serial);
+        lock(&self.places.table).taken.remove(&self.serial);
     }
 }
 

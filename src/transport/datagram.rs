@@ -8,7 +8,7 @@
 //! - Its bytes are erased once the last peer has got or lost it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::frame::Body;
 use crate::core::lossy_queue::{Limits, LossyQueue};
 use crate::core::moment::Moment;
+use crate::supervise::lock;
 
 /// Datagrams that wait for one peer: half a second's worth of the most that sessions make, 256 KiB.
 pub const QUEUE: Limits = Limits { entries: 64, bytes: 1 << 18, wait: Duration::from_secs(2) };
@@ -84,7 +85,7 @@ impl Datagrams {
     /// Adds one. What gives way to it counts itself.
     pub(super) fn push(&self, datagram: Datagram) {
         let (now, size) = (self.now(), datagram.body.len());
-        self.queue().push_at(now, size, datagram);
+        lock(&self.0.queue).push_at(now, size, datagram);
         self.0.ready.notify_one();
     }
 
@@ -92,7 +93,7 @@ impl Datagrams {
     pub(super) async fn next(&self) -> Datagram {
         loop {
             let now = self.now();
-            if let (_, Some(datagram)) = self.queue().pop_at(now) {
+            if let (_, Some(datagram)) = lock(&self.0.queue).pop_at(now) {
                 return datagram;
             }
             self.0.ready.notified().await;
@@ -102,20 +103,16 @@ impl Datagrams {
     /// Forgets what has waited too long.
     pub(super) fn expire(&self) {
         let now = self.now();
-        self.queue().expire_at(now);
+        lock(&self.0.queue).expire_at(now);
     }
 
     /// Forgets all.
     pub(super) fn clear(&self) {
-        self.queue().clear();
+        lock(&self.0.queue).clear();
     }
 
     fn now(&self) -> Moment {
         Moment::from_start(self.0.since.elapsed())
-    }
-
-    fn queue(&self) -> MutexGuard<'_, LossyQueue<Datagram>> {
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

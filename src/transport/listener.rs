@@ -23,7 +23,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ use crate::core::moment::Moment;
 use crate::core::rate_limit::{RateLimit, RateLimiter, Token, STRANGERS};
 use crate::core::server_id::ServerId;
 use crate::log_sink::{Level, Log};
-use crate::supervise::{fail_point, kept_alive};
+use crate::supervise::{fail_point, kept_alive, lock};
 
 /// Handshakes that may be under way at a time, strangers' among them; in a group of more members,
 /// as many as it has, since all of them may come at once.
@@ -132,7 +132,7 @@ impl Listener {
 
     /// Tells which members the list has now.
     pub fn set_members(&self, members: &[Member]) {
-        *self.admission.list() = Listed::of(members);
+        *lock(&self.admission.list) = Listed::of(members);
     }
 
     /// Verified connections at this moment.
@@ -196,13 +196,9 @@ impl Admission {
         }
     }
 
-    fn list(&self) -> MutexGuard<'_, Listed> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// How many members the list has, if one of them is at this address.
     fn members_at(&self, ip: IpAddr) -> Option<usize> {
-        let list = self.list();
+        let list = lock(&self.list);
         let is_listed = list.addresses.contains(&ip.to_canonical());
         (is_listed || self.heard.is_at(ip)).then_some(list.count)
     }
@@ -211,7 +207,7 @@ impl Admission {
     fn take_token(&self, ip: IpAddr) -> Result<Token, RateLimit> {
         let members = self.members_at(ip);
         let now = Moment::from_start(self.since.elapsed());
-        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limiter = lock(&self.limiter);
         let token = limiter.take(ip, members, now);
         token.ok_or_else(|| members.map_or(STRANGERS, RateLimit::of_members))
     }
@@ -220,9 +216,9 @@ impl Admission {
     fn begin(&self, serial: u64, spawn: impl FnOnce() -> AbortHandle) {
         let oldest = {
             // Locked while the task is made, so that its end cannot be noted before its begin.
-            let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut handshakes = lock(&self.handshakes);
             handshakes.insert(serial, spawn());
-            let members = self.list().count;
+            let members = lock(&self.list).count;
             if handshakes.len() > members.max(MAX_HANDSHAKES) {
                 handshakes.pop_first()
             } else {
@@ -236,7 +232,7 @@ impl Admission {
     }
 
     fn end(&self, serial: u64) {
-        self.handshakes.lock().unwrap_or_else(PoisonError::into_inner).remove(&serial);
+        lock(&self.handshakes).remove(&serial);
     }
 }
 
@@ -251,7 +247,7 @@ impl Handshake {
     /// It ended well, and so costs its address nothing.
     fn succeed(mut self) {
         if let Some(token) = self.token.take() {
-            self.admission.limiter.lock().unwrap_or_else(PoisonError::into_inner).give_back(token);
+            lock(&self.admission.limiter).give_back(token);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: a request's bytes are erased when they are sent or nobody waits for the response any more.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -19,6 +19,7 @@ use super::resolver::Resolver;
 use super::tls::Tls;
 use crate::core::config::Member;
 use crate::log_sink::Log;
+use crate::supervise::lock;
 
 /// Requests to one peer that wait for the connection; more are [`CallError::Busy`].
 pub const MAX_QUEUE: usize = 64;
@@ -84,7 +85,7 @@ pub(super) struct RequestBody(pub(super) Arc<Mutex<Option<Body>>>);
 impl RequestBody {
     /// The body, once.
     pub(super) fn take(&self) -> Option<Body> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.0).take()
     }
 }
 

@@ -22,7 +22,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,11 +44,12 @@ use super::tls::Tls;
 use crate::core::config::Member;
 use crate::core::server_id::ServerId;
 use crate::log_sink::Log;
+use crate::supervise::lock;
 
 /// The peers of a server. Dropping it closes all connections.
 pub struct Peers {
     deps: Deps,
-    peers: RwLock<BTreeMap<ServerId, Peer>>,
+    peers: Mutex<BTreeMap<ServerId, Peer>>,
 }
 
 struct Peer {
@@ -69,7 +70,7 @@ impl Peers {
     /// Speaks as `me`, with the newest of `tls`, and notes in `heard` who answered.
     pub fn new(log: Log, tls: watch::Receiver<Tls>, me: LocalIdentity, heard: LastSeen) -> Peers {
         let (resolver, bounds) = (Resolver::system(), Bounds::default());
-        Peers { deps: Deps { log, tls, me, heard, resolver, bounds }, peers: RwLock::default() }
+        Peers { deps: Deps { log, tls, me, heard, resolver, bounds }, peers: Mutex::default() }
     }
 
     /// The same with names looked up by `resolver`, before there are any members.
@@ -92,7 +93,7 @@ impl Peers {
     /// Makes these the peers; this server's own entry is passed over. A peer that is gone, or whose
     /// address changed, loses its connection. Needs a tokio runtime.
     pub fn set_members(&self, members: &[Member]) {
-        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = lock(&self.peers);
         peers.retain(|_, peer| members.contains(peer.line.member.as_ref()));
         for member in members.iter().filter(|member| member.id != self.deps.me.id()) {
             peers.entry(member.id).or_insert_with(|| {
@@ -123,7 +124,7 @@ impl Peers {
         let deadline = Instant::now() + limit;
         let (reply, answer) = oneshot::channel();
         let commands = {
-            let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+            let peers = lock(&self.peers);
             peers.get(&to).ok_or(CallError::UnknownPeer)?.commands.clone()
         };
         let body = RequestBody(Arc::new(Mutex::new(Some(body))));
@@ -148,7 +149,7 @@ impl Peers {
     /// within `limit`. Does not wait, and does not tell.
     pub fn send_one_way(&self, to: ServerId, body: Body, limit: Duration) {
         let until = Instant::now() + limit;
-        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let peers = lock(&self.peers);
         let peer = peers.get(&to).filter(|peer| peer.line.is_up.load(Ordering::SeqCst));
         if let (Some(peer), true) = (peer, body.len() <= MAX_BODY) {
             let _ = peer.commands.try_send(PeerCommand::OneWay { body, until });
@@ -158,7 +159,7 @@ impl Peers {
     /// Has this sent when nothing else waits for the connection to this peer; whether there is one. It
     /// waits for one as long as [`super::datagram::QUEUE`] says, but makes none.
     pub fn datagram(&self, to: ServerId, datagram: Datagram) -> bool {
-        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let peers = lock(&self.peers);
         let Some(peer) = peers.get(&to) else { return true };
         peer.line.datagrams.push(datagram);
         peer.line.is_up.load(Ordering::SeqCst)
@@ -166,13 +167,13 @@ impl Peers {
 
     /// Forgets the datagrams that have waited too long.
     pub fn expire_datagrams(&self) {
-        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let peers = lock(&self.peers);
         peers.values().for_each(|peer| peer.line.datagrams.expire());
     }
 
     /// Forgets the datagrams that wait.
     pub fn clear_datagrams(&self) {
-        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let peers = lock(&self.peers);
         peers.values().for_each(|peer| peer.line.datagrams.clear());
     }
 }

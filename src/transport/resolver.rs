@@ -17,7 +17,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::core::config::no_machine;
+use crate::supervise::lock;
 
 /// Look-ups at a time. A fleet whose first name server is dead, 5 s for each name, has all its
 /// names within half a minute with as many as these; more would only be more threads that hang.
@@ -149,7 +150,7 @@ impl Resolver {
             Ok(Err(_)) => Some(Unresolved::Failed("the look-up ended by an internal error".into())),
             Err(_) => Some(Unresolved::Slow(limit)),
         };
-        let table = self.inner.table();
+        let table = lock(&self.inner.table);
         let name = table.names.get(host);
         let mut addresses = name.map(|name| name.known.clone()).unwrap_or_default();
         addresses.iter_mut().for_each(|address| address.set_port(port));
@@ -164,13 +165,13 @@ impl Resolver {
 
     /// Forgets all names but these, and those that are being looked up.
     pub fn retain(&self, keep: impl Fn(&str) -> bool) {
-        self.inner.table().names.retain(|name, entry| entry.pending.is_some() || keep(name));
+        lock(&self.inner.table).names.retain(|name, entry| entry.pending.is_some() || keep(name));
     }
 
     /// Joins the look-up of this name, which begins now if none is under way; and whether addresses
     /// of it are known.
     fn join(&self, host: &str) -> Result<(watch::Receiver<Ended>, bool), Unresolved> {
-        let mut table = self.inner.table();
+        let mut table = lock(&self.inner.table);
         if table.names.len() >= MAX_NAMES && !table.names.contains_key(host) {
             table.names.retain(|_, name| name.pending.is_some());
             if table.names.len() >= MAX_NAMES {
@@ -204,15 +205,11 @@ impl Resolver {
 }
 
 impl Inner {
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// One thread: looks up what waits, until nothing does.
     fn work(&self) {
         loop {
             let host = {
-                let mut table = self.table();
+                let mut table = lock(&self.table);
                 let Some(host) = table.waiting.pop_front() else {
                     table.threads -= 1;
                     return;
@@ -225,7 +222,7 @@ impl Inner {
                 Ok(Err(error)) => Err(Unresolved::Failed(error.to_string().into())),
                 Err(_) => Err(Unresolved::Failed("the look-up ended by an internal error".into())),
             };
-            let mut table = self.table();
+            let mut table = lock(&self.table);
             let name = table.names.entry(host).or_default();
             let ended =
                 found.map(|(known, left_out)| (name.known, name.left_out) = (known, left_out));
@@ -331,7 +328,8 @@ mod tests {
     /// Waits until no look-up of this name is under way.
     async fn rest(resolver: &Resolver, host: &str) {
         let begun = std::time::Instant::now();
-        while resolver.inner.table().names.get(host).is_some_and(|name| name.pending.is_some()) {
+        while lock(&resolver.inner.table).names.get(host).is_some_and(|name| name.pending.is_some())
+        {
             assert!(begun.elapsed() < Duration::from_secs(30), "the look-up hangs");
             tokio::task::yield_now().await;
         }
@@ -440,7 +438,7 @@ mod tests {
             for asked in all.collect::<Vec<_>>() {
                 assert_eq!(asked.await.unwrap(), Err(Unresolved::Slow(RESOLVE_LIMIT)));
             }
-            let table = puppet.resolver.inner.table();
+            let table = lock(&puppet.resolver.inner.table);
             assert_eq!(table.threads, MAX_LOOKUPS);
             assert!(table.waiting.len() <= names.len(), "{}", table.waiting.len());
         }

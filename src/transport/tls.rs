@@ -22,7 +22,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -59,7 +59,7 @@ use crate::core::config::Member;
 use crate::core::expiry::Expiry;
 use crate::core::server_id::ServerId;
 use crate::core::text::short_digest;
-use crate::supervise::fail_point;
+use crate::supervise::{fail_point, lock};
 
 /// A TLS stream whose other end was verified.
 pub type Stream = SslStream<Socket>;
@@ -551,7 +551,7 @@ impl Tls {
             Side::Dialling => Pin::new(&mut stream).connect().await,
         };
         if let Err(error) = shaken {
-            let fault = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let fault = lock(&fault).take();
             return Err(fault.unwrap_or_else(|| HandshakeError::of(&error)));
         }
         // The callback has checked already. This asks once more, of the finished connection, so
@@ -672,7 +672,7 @@ fn verify(
     } else {
         return true;
     };
-    note.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+    lock(note).get_or_insert(fault);
     false
 }
 
