@@ -13,26 +13,19 @@ use std::time::Duration;
 
 use crate::core::expiry::warn_ahead;
 use crate::core::server_status::{Count, Handshakes, KeyInUse, ServerStatus, SessionStatus};
+use crate::core::text::words;
 
 /// What comes before each name in Traffic Server.
 pub const PREFIX: &str = "plugin.stek_share.";
 
-/// How a metric moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// It goes up and down.
-    Gauge,
-    /// It only goes up, until Traffic Server restarts.
-    Counter,
-}
-
-impl Kind {
-    /// The word for it, as Prometheus has it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Kind::Gauge => "gauge",
-            Kind::Counter => "counter",
-        }
+words! {
+    /// How a metric moves.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Kind {
+        /// It goes up and down.
+        Gauge = "gauge",
+        /// It only goes up, until Traffic Server restarts.
+        Counter = "counter",
     }
 }
 
@@ -47,14 +40,7 @@ pub struct Metric {
     pub meaning: &'static str,
     /// When to wake somebody; empty where it is only good to know.
     pub alarm: &'static str,
-    value: Value,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Value {
-    Read(fn(&ServerStatus) -> i64),
-    /// The refused peers of this cause.
-    Refused(&'static str),
+    read: fn(&ServerStatus) -> i64,
 }
 
 impl Metric {
@@ -76,10 +62,7 @@ impl Metric {
 
     /// Its value for a running server.
     pub fn read(&self, status: &ServerStatus) -> i64 {
-        match self.value {
-            Value::Read(read) => read(status),
-            Value::Refused(cause) => count(&status.refused_peers, cause),
-        }
+        (self.read)(status)
     }
 }
 
@@ -89,7 +72,7 @@ const fn gauge(
     alarm: &'static str,
     read: fn(&ServerStatus) -> i64,
 ) -> Metric {
-    Metric { name, kind: Kind::Gauge, meaning, alarm, value: Value::Read(read) }
+    Metric { name, kind: Kind::Gauge, meaning, alarm, read }
 }
 
 const fn counter(
@@ -98,16 +81,16 @@ const fn counter(
     alarm: &'static str,
     read: fn(&ServerStatus) -> i64,
 ) -> Metric {
-    Metric { name, kind: Kind::Counter, meaning, alarm, value: Value::Read(read) }
+    Metric { name, kind: Kind::Counter, meaning, alarm, read }
 }
 
-const fn refused(
-    name: &'static str,
-    cause: &'static str,
-    meaning: &'static str,
-    alarm: &'static str,
-) -> Metric {
-    Metric { name, kind: Kind::Counter, meaning, alarm, value: Value::Refused(cause) }
+/// The refused peers of one cause.
+macro_rules! refused {
+    ($cause:literal, $meaning:literal, $alarm:literal $(,)?) => {
+        counter(concat!("refused_peers_", $cause), $meaning, $alarm, |s| {
+            count(&s.refused_peers, $cause)
+        })
+    };
 }
 
 /// What a server that shares no sessions counts of them.
@@ -399,92 +382,77 @@ pub const METRICS: &[Metric] = &[
     counter("refused_peers", "connections that this server refused, for any cause", "", |s| {
         sum(&s.refused_peers)
     }),
-    refused(
-        "refused_peers_no_certificate",
+    refused!(
         "no_certificate",
         "those that showed no certificate: a stranger, or a scan",
         "",
     ),
-    refused(
-        "refused_peers_untrusted",
+    refused!(
         "untrusted",
         "those whose certificate does not lead to root_cert_file, or is not valid now",
         "a rise: a member's certificate has expired, or a root was changed on one side only",
     ),
-    refused(
-        "refused_peers_wrong_subject",
+    refused!(
         "wrong_subject",
         "those whose certificate has another subject than cert_verify_str",
         "a rise: a member has the wrong certificate, or somebody tries one of the same root",
     ),
-    refused(
-        "refused_peers_other_certificate",
+    refused!(
         "other_certificate",
         "those with the certificate of another server_id than they claim",
         "any: a mixed-up installation, or a member that plays another",
     ),
-    refused(
-        "refused_peers_not_our_tls",
+    refused!(
         "not_our_tls",
         "those that spoke no TLS, or none that is accepted here: scans, wrong ports",
         "",
     ),
-    refused(
-        "refused_peers_refused_us",
+    refused!(
         "refused_us",
         "those that did not accept this server's certificate",
         "a rise: this server's certificate has expired or is the wrong one",
     ),
-    refused(
-        "refused_peers_closed_early",
+    refused!(
         "closed_early",
         "those that went away before a hello: port checks, members that had nothing left to ask",
         "",
     ),
-    refused(
-        "refused_peers_library",
+    refused!(
         "library",
         "those for which OpenSSL failed on this side",
         "any: see diags.log",
     ),
-    refused(
-        "refused_peers_not_a_member",
+    refused!(
         "not_a_member",
         "those whose server_id is not in the server list",
         "a rise: a server that was removed still runs, or a list is behind",
     ),
-    refused(
-        "refused_peers_refused",
+    refused!(
         "refused",
         "those with a server_id that another server answers for",
         "any: two servers have one server_id",
     ),
-    refused(
-        "refused_peers_bad_frame",
+    refused!(
         "bad_frame",
         "those that sent bytes that are no message",
         "any: a fault, or an attack from a server with a good certificate",
     ),
-    refused(
-        "refused_peers_version",
+    refused!(
         "version",
         "those with which no protocol version is common",
         "any: upgrade by way of a version that both speak",
     ),
-    refused(
-        "refused_peers_too_slow",
+    refused!(
         "too_slow",
         "those whose handshake or frame took too long: silent strangers, an overloaded member",
         "",
     ),
-    refused(
-        "refused_peers_over_limit",
+    refused!(
         "over_limit",
         "those that came when there were too many already",
         "a rise: a flood; close the port to strangers",
     ),
-    refused(
-        "refused_peers_over_rate",
+    refused!(
         "over_rate",
         "those that were closed unheard, since too many handshakes with their address came to nothing",
         "a rise: a flood, or a member that tries in vain; diags.log has an address",
@@ -572,7 +540,7 @@ mod tests {
 
     #[test]
     fn every_cause_has_a_metric() {
-        for (_, word) in Cause::ALL {
+        for word in Cause::ALL.map(Cause::word) {
             let metric = Metric::named(&format!("refused_peers_{word}")).expect(word);
             let mut status = sample();
             status.refused_peers = vec![("other".to_owned(), 1), (word.to_owned(), 7)];
@@ -717,10 +685,10 @@ mod tests {
     #[test]
     fn handshake_failures_are_the_causes_that_end_one() {
         let mut status = sample();
-        let counts = (1..).zip(Cause::ALL).map(|(n, (_, word))| (word.to_owned(), 1 << n));
+        let counts = (1..).zip(Cause::ALL).map(|(n, cause)| (cause.word().to_owned(), 1 << n));
         status.refused_peers = counts.collect();
         let all = Metric::named("handshake_failures").unwrap().read(&status);
-        for (n, (cause, _)) in (1..).zip(Cause::ALL) {
+        for (n, cause) in (1..).zip(Cause::ALL) {
             let ends = matches!(
                 cause,
                 Cause::NoCertificate

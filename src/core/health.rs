@@ -6,6 +6,7 @@
 use super::findings::FindingKind;
 use super::key_ring::Generation;
 use super::server_status::{Hint, HostStatus, KeyInUse, Role, ServerStatus};
+use super::text::words;
 
 /// How much a complaint matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,119 +17,100 @@ pub enum Severity {
     Broken,
 }
 
-/// The names of what may be wrong, each with the word that it has in JSON and in docs/health.md. A word
-/// never changes its meaning.
-macro_rules! codes {
-    ($($(#[$meaning:meta])* $code:ident = $word:literal,)*) => {
-        /// What may be wrong with a server or a fleet, by a name that scripts can go by.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Code {
-            $($(#[$meaning])* $code,)*
-        }
-
-        impl Code {
-            /// All of them.
-            pub const ALL: &[Code] = &[$(Code::$code),*];
-
-            /// The word for it.
-            pub fn word(self) -> &'static str {
-                match self {
-                    $(Code::$code => $word,)*
-                }
-            }
-        }
-    };
-}
-
-codes! {
-    /// No server of the list answers.
-    NoAnswer = "no_answer",
-    /// No server that answers belongs to a majority.
-    NoMajority = "no_majority",
-    /// All answer, and none leads.
-    NoLeader = "no_leader",
-    /// A server does not answer.
-    Unreachable = "unreachable",
-    /// Two processes run under one `server_id`, one of them on this machine.
-    DuplicateId = "duplicate_id",
-    /// The plugin of this machine does not answer at the address that the list has for it.
-    NotAtAddress = "not_at_address",
-    /// No plugin answers on this machine.
-    NoPluginHere = "no_plugin_here",
-    /// Servers belong to different cluster incarnations.
-    ClustersDiffer = "clusters_differ",
-    /// A server has started and is in no group yet.
-    Joining = "joining",
-    /// A server has started, as a new node, and is sent the log.
-    Recovering = "recovering",
-    /// A server takes no part in the majority that there is.
-    CutOff = "cut_off",
-    /// Servers encrypt with different keys of the group.
-    KeysDiffer = "keys_differ",
-    /// A handover takes longer than it should.
-    HandoverSlow = "handover_slow",
-    /// Servers go by different lists.
-    ListsDiffer = "lists_differ",
-    /// Servers have different values of options that all need alike.
-    OptionsDiffer = "options_differ",
-    /// Servers bind sessions to different things.
-    TicketScopesDiffer = "ticket_scopes_differ",
-    /// Servers ask different things of their clients.
-    ClientPoliciesDiffer = "client_policies_differ",
-    /// Servers run different versions of the plugin.
-    VersionsDiffer = "versions_differ",
-    /// A server campaigns, since it hears no leader.
-    Campaigning = "campaigning",
-    /// A server knows no leader.
-    LeaderUnknown = "leader_unknown",
-    /// A server encrypts with a key of its own, since it has none of the group's.
-    OwnKey = "own_key",
-    /// The same, since the group's is older than `max_key_age`.
-    OwnKeyByAge = "own_key_by_age",
-    /// Traffic Server has not taken the current key.
-    NotInstalled = "not_installed",
-    /// A rotation is late.
-    RotationLate = "rotation_late",
-    /// A server does not hear another one.
-    PeerSilent = "peer_silent",
-    /// A server's file holds another list than the agreed one.
-    ListFileDiffers = "list_file_differs",
-    /// A server is in no list of the group: it was removed, or is to come.
-    NotAMember = "not_a_member",
-    /// The last reload of a server could not be carried out.
-    ReloadFailed = "reload_failed",
-    /// The end of a certificate cannot be read.
-    CertificateUnreadable = "certificate_unreadable",
-    /// A certificate has expired.
-    CertificateExpired = "certificate_expired",
-    /// A certificate is in the last part of its life.
-    CertificateExpiring = "certificate_expiring",
-    /// Keys were refused.
-    KeysRefused = "keys_refused",
-    /// Traffic Server gives out no tickets.
-    TicketsDisabled = "tickets_disabled",
-    /// Traffic Server takes its ticket keys from a file.
-    TicketKeyFile = "ticket_key_file",
-    /// Clients of TLS 1.3 get no tickets.
-    NoTicketsInTls13 = "no_tickets_in_tls13",
-    /// Tickets end as soon as they are given.
-    TicketsShortLived = "tickets_short_lived",
-    /// Sessions of sites that ask for no certificate open those that do.
-    SitesOpened = "sites_opened",
-    /// The file in `state_dir` is not read or not written.
-    StateFile = "state_file",
-    /// The plugin warned of its own configuration.
-    ConfigurationWarning = "configuration_warning",
-    /// A line of ssl_multicert or sni.yaml switches tickets off.
-    LineWithoutTickets = "line_without_tickets",
-    /// A line of ssl_multicert.config names ticket keys of its own.
-    LineWithKeys = "line_with_keys",
-    /// A line of ssl_multicert.config is for one address.
-    LineWithAddress = "line_with_address",
-    /// Sessions are to be shared, and Traffic Server's session cache is of another mode.
-    SessionCache = "session_cache",
-    /// The memory of keys is not protected.
-    MemoryUnprotected = "memory_unprotected",
+words! {
+    /// What may be wrong with a server or a fleet, by a name that scripts can go by: the word that it
+    /// has in JSON and in docs/health.md never changes its meaning.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Code {
+        /// No server of the list answers.
+        NoAnswer = "no_answer",
+        /// No server that answers belongs to a majority.
+        NoMajority = "no_majority",
+        /// All answer, and none leads.
+        NoLeader = "no_leader",
+        /// A server does not answer.
+        Unreachable = "unreachable",
+        /// Two processes run under one `server_id`, one of them on this machine.
+        DuplicateId = "duplicate_id",
+        /// The plugin of this machine does not answer at the address that the list has for it.
+        NotAtAddress = "not_at_address",
+        /// No plugin answers on this machine.
+        NoPluginHere = "no_plugin_here",
+        /// Servers belong to different cluster incarnations.
+        ClustersDiffer = "clusters_differ",
+        /// A server has started and is in no group yet.
+        Joining = "joining",
+        /// A server has started, as a new node, and is sent the log.
+        Recovering = "recovering",
+        /// A server takes no part in the majority that there is.
+        CutOff = "cut_off",
+        /// Servers encrypt with different keys of the group.
+        KeysDiffer = "keys_differ",
+        /// A handover takes longer than it should.
+        HandoverSlow = "handover_slow",
+        /// Servers go by different lists.
+        ListsDiffer = "lists_differ",
+        /// Servers have different values of options that all need alike.
+        OptionsDiffer = "options_differ",
+        /// Servers bind sessions to different things.
+        TicketScopesDiffer = "ticket_scopes_differ",
+        /// Servers ask different things of their clients.
+        ClientPoliciesDiffer = "client_policies_differ",
+        /// Servers run different versions of the plugin.
+        VersionsDiffer = "versions_differ",
+        /// A server campaigns, since it hears no leader.
+        Campaigning = "campaigning",
+        /// A server knows no leader.
+        LeaderUnknown = "leader_unknown",
+        /// A server encrypts with a key of its own, since it has none of the group's.
+        OwnKey = "own_key",
+        /// The same, since the group's is older than `max_key_age`.
+        OwnKeyByAge = "own_key_by_age",
+        /// Traffic Server has not taken the current key.
+        NotInstalled = "not_installed",
+        /// A rotation is late.
+        RotationLate = "rotation_late",
+        /// A server does not hear another one.
+        PeerSilent = "peer_silent",
+        /// A server's file holds another list than the agreed one.
+        ListFileDiffers = "list_file_differs",
+        /// A server is in no list of the group: it was removed, or is to come.
+        NotAMember = "not_a_member",
+        /// The last reload of a server could not be carried out.
+        ReloadFailed = "reload_failed",
+        /// The end of a certificate cannot be read.
+        CertificateUnreadable = "certificate_unreadable",
+        /// A certificate has expired.
+        CertificateExpired = "certificate_expired",
+        /// A certificate is in the last part of its life.
+        CertificateExpiring = "certificate_expiring",
+        /// Keys were refused.
+        KeysRefused = "keys_refused",
+        /// Traffic Server gives out no tickets.
+        TicketsDisabled = "tickets_disabled",
+        /// Traffic Server takes its ticket keys from a file.
+        TicketKeyFile = "ticket_key_file",
+        /// Clients of TLS 1.3 get no tickets.
+        NoTicketsInTls13 = "no_tickets_in_tls13",
+        /// Tickets end as soon as they are given.
+        TicketsShortLived = "tickets_short_lived",
+        /// Sessions of sites that ask for no certificate open those that do.
+        SitesOpened = "sites_opened",
+        /// The file in `state_dir` is not read or not written.
+        StateFile = "state_file",
+        /// The plugin warned of its own configuration.
+        ConfigurationWarning = "configuration_warning",
+        /// A line of ssl_multicert or sni.yaml switches tickets off.
+        LineWithoutTickets = "line_without_tickets",
+        /// A line of ssl_multicert.config names ticket keys of its own.
+        LineWithKeys = "line_with_keys",
+        /// A line of ssl_multicert.config is for one address.
+        LineWithAddress = "line_with_address",
+        /// Sessions are to be shared, and Traffic Server's session cache is of another mode.
+        SessionCache = "session_cache",
+        /// The memory of keys is not protected.
+        MemoryUnprotected = "memory_unprotected",
+    }
 }
 
 /// One thing that is wrong, in words that end without a full stop.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::key_ring::{Generation, KeyRing};
 use super::moment::Moment;
 use super::server_id::ServerId;
+use super::text::words;
 
 /// The times that a rotation goes by.
 #[derive(Clone, Copy, Debug)]
@@ -22,13 +23,15 @@ pub struct Policy {
     pub reachable_within: Duration,
 }
 
-/// What an operator asked for besides the schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum AdminCommand {
-    /// A new key now.
-    Rotate,
-    /// A new key now, and every older one dropped everywhere.
-    Revoke,
+words! {
+    /// What an operator asked for besides the schedule.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+    pub enum AdminCommand {
+        /// A new key now.
+        Rotate = "rotate",
+        /// A new key now, and every older one dropped everywhere.
+        Revoke = "revoke",
+    }
 }
 
 impl AdminCommand {

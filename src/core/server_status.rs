@@ -22,7 +22,7 @@ use super::findings::Finding;
 use super::key_ring::{ClusterId, Generation, MAX_KEYS};
 use super::server_id::ServerId;
 use super::stek::Fingerprint;
-use super::text::is_readable;
+use super::text::{is_readable, words};
 use super::ticket_scope::TicketScope;
 
 /// The most entries of a list of counts.
@@ -40,58 +40,40 @@ pub const MAX_ROOTS: usize = 16;
 /// The most hints of one server.
 pub const MAX_HINTS: usize = 32;
 
-/// A server's part in the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Role {
-    /// It is in no group yet: it asks the others.
-    Joining,
-    /// It is a new node, as after each start, that is sent the log or is not a voter yet and to be one.
-    Recovering,
-    /// It follows a leader, or waits for one.
-    Follower,
-    /// It campaigns.
-    Candidate,
-    /// It leads, and a majority acknowledged that lately.
-    Leader,
+words! {
+    /// A server's part in the group.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    pub enum Role {
+        /// It is in no group yet: it asks the others.
+        Joining = "joining",
+        /// It is a new node, as after each start, that is sent the log or is not a voter yet and to be one.
+        Recovering = "recovering",
+        /// It follows a leader, or waits for one.
+        Follower = "follower",
+        /// It campaigns.
+        Candidate = "candidate",
+        /// It leads, and a majority acknowledged that lately.
+        Leader = "leader",
+    }
 }
 
 impl Role {
-    /// The word for it in tables and in JSON.
-    pub fn word(self) -> &'static str {
-        match self {
-            Role::Joining => "joining",
-            Role::Recovering => "recovering",
-            Role::Follower => "follower",
-            Role::Candidate => "candidate",
-            Role::Leader => "leader",
-        }
-    }
-
     /// The number for it in the metric `role`: 0 to 4 in the order of the values.
     pub fn number(self) -> u64 {
         self as u64
     }
 }
 
-/// Whose key encrypts the tickets that a server gives out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum KeyInUse {
-    /// The group's.
-    Agreed,
-    /// Its own, because it has not met the group yet.
-    Own,
-    /// Its own, because there was no majority for longer than `max_key_age`.
-    Emergency,
-}
-
-impl KeyInUse {
-    /// The word for it in tables and in JSON.
-    pub fn word(self) -> &'static str {
-        match self {
-            KeyInUse::Agreed => "agreed",
-            KeyInUse::Own => "own",
-            KeyInUse::Emergency => "emergency",
-        }
+words! {
+    /// Whose key encrypts the tickets that a server gives out.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    pub enum KeyInUse {
+        /// The group's.
+        Agreed = "agreed",
+        /// Its own, because it has not met the group yet.
+        Own = "own",
+        /// Its own, because there was no majority for longer than `max_key_age`.
+        Emergency = "emergency",
     }
 }
 

@@ -1,6 +1,31 @@
 //! Texts as a status, a line or a message may carry them: bounded, and nothing that a terminal acts
 //! on.
 
+/// Makes an enum each of whose values has a word, with a list of all of them.
+macro_rules! words {
+    ($(#[$attribute:meta])* pub enum $name:ident {
+        $($(#[$meaning:meta])* $value:ident = $word:literal,)*
+    }) => {
+        $(#[$attribute])*
+        pub enum $name {
+            $($(#[$meaning])* $value,)*
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: [$name; [$($word),*].len()] = [$($name::$value),*];
+
+            /// The word for it.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $($name::$value => $word,)*
+                }
+            }
+        }
+    };
+}
+pub(crate) use words;
+
 /// The most characters of one text in a status; a certificate's subject is the longest.
 pub const MAX_WORDS: usize = 1024;
 

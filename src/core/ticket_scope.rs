@@ -14,6 +14,8 @@
 use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
 
+use super::text::words;
+
 /// Bytes of a session id context; OpenSSL takes no more.
 pub const CONTEXT_LEN: usize = 32;
 
@@ -23,28 +25,19 @@ const LABEL: &[u8] = b"stek_share ticket scope";
 /// Changes whenever the inputs or their form do: sessions of both rules then do not mix.
 const VERSION: u8 = 1;
 
-/// `ticket_scope`: which connections resume a session.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TicketScope {
-    /// Those to the name that issued it, where clients are asked for the same certificates.
-    #[default]
-    Site,
-    /// What Traffic Server itself binds sessions to.
-    Host,
+words! {
+    /// `ticket_scope`: which connections resume a session.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+    pub enum TicketScope {
+        /// Those to the name that issued it, where clients are asked for the same certificates.
+        #[default]
+        Site = "site",
+        /// What Traffic Server itself binds sessions to.
+        Host = "host",
+    }
 }
 
 impl TicketScope {
-    /// Both.
-    pub const ALL: [TicketScope; 2] = [TicketScope::Site, TicketScope::Host];
-
-    /// The word for it in the configuration, in tables and in JSON.
-    pub fn word(self) -> &'static str {
-        match self {
-            TicketScope::Site => "site",
-            TicketScope::Host => "host",
-        }
-    }
-
     /// The scope of a word.
     pub fn parse(word: &str) -> Option<TicketScope> {
         TicketScope::ALL.into_iter().find(|scope| scope.word() == word)

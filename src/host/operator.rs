@@ -15,6 +15,7 @@ use super::files::{Files, Reloads};
 use crate::core::health::{complaints, Severity};
 use crate::core::rotation::AdminCommand;
 use crate::core::server_status::{Role, ServerStatus, SessionStatus};
+use crate::core::text::words;
 use crate::log_sink::Log;
 use crate::node::Node;
 use crate::supervise::{fail_point, kept_alive};
@@ -25,17 +26,19 @@ pub const MESSAGE_QUEUE: usize = 8;
 /// Orders that may wait for the one that is carried out; each takes a handover.
 pub const COMMAND_QUEUE: usize = 4;
 
-/// What an operator can ask for: the last word of `traffic_ctl plugin msg stek_share reload`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TrafficCtlCommand {
-    /// Read all files again and take over what changed.
-    Reload,
-    /// A new key now.
-    Rotate,
-    /// A new key now, and no older one.
-    Revoke,
-    /// Say how things are.
-    Status,
+words! {
+    /// What an operator can ask for: the last word of `traffic_ctl plugin msg stek_share reload`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum TrafficCtlCommand {
+        /// Read all files again and take over what changed.
+        Reload = "reload",
+        /// A new key now.
+        Rotate = "rotate",
+        /// A new key now, and no older one.
+        Revoke = "revoke",
+        /// Say how things are.
+        Status = "status",
+    }
 }
 
 /// What an operator, or the host on the operator's behalf, sends.
@@ -58,23 +61,6 @@ impl Message {
 }
 
 impl TrafficCtlCommand {
-    const ALL: [TrafficCtlCommand; 4] = [
-        TrafficCtlCommand::Reload,
-        TrafficCtlCommand::Rotate,
-        TrafficCtlCommand::Revoke,
-        TrafficCtlCommand::Status,
-    ];
-
-    /// The word itself.
-    pub fn word(self) -> &'static str {
-        match self {
-            TrafficCtlCommand::Reload => "reload",
-            TrafficCtlCommand::Rotate => "rotate",
-            TrafficCtlCommand::Revoke => "revoke",
-            TrafficCtlCommand::Status => "status",
-        }
-    }
-
     /// The command that is exactly these bytes; one NUL may follow, which Traffic Server 9.2 sends
     /// along and 10 does not.
     pub fn parse(bytes: &[u8]) -> Option<TrafficCtlCommand> {
@@ -171,7 +157,7 @@ impl Desk {
     }
 
     fn pass_on(&self, command: AdminCommand) {
-        let word = word_of(command);
+        let word = command.word();
         match self.commands.try_send(command) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => self.log.warning(format!(
@@ -199,7 +185,7 @@ async fn carry_out(node: Arc<Node>, log: Log, queue: mpsc::Receiver<AdminCommand
 
 /// Has the group make a new key.
 async fn give(node: &Node, log: &Log, command: AdminCommand) {
-    let word = word_of(command);
+    let word = command.word();
     match (node.admin_command(command).await, command) {
         (Ok(generation), AdminCommand::Rotate) => log.note(format!(
             "{word}: generation {generation} is in use; the oldest tickets lost their key earlier \
@@ -210,13 +196,6 @@ async fn give(node: &Node, log: &Log, command: AdminCommand) {
              ticket resumes any more, each of those clients has one full handshake"
         )),
         (Err(why), _) => log.error(format!("{word}: not done: {why}")),
-    }
-}
-
-fn word_of(command: AdminCommand) -> &'static str {
-    match command {
-        AdminCommand::Rotate => TrafficCtlCommand::Rotate.word(),
-        AdminCommand::Revoke => TrafficCtlCommand::Revoke.word(),
     }
 }
 

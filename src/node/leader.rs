@@ -30,7 +30,7 @@ use crate::core::key_ring::{
 };
 use crate::core::moment::{millis, Moment};
 use crate::core::node_id::NodeId;
-use crate::core::rotation::{next_step_at, AdminCommand, MemberView, Policy, Step, View};
+use crate::core::rotation::{next_step_at, MemberView, Policy, Step, View};
 use crate::core::server_id::ServerId;
 use crate::core::server_list::ServerList;
 use crate::core::stek::{Fingerprint, Stek};
@@ -419,10 +419,7 @@ impl<'a> LeaderTerm<'a> {
                 let _ = queued.reply.send(Err(AdminRefusal::HandoverUnderWay(generation)));
             }
             None => {
-                let word = match queued.command {
-                    AdminCommand::Rotate => "rotate",
-                    AdminCommand::Revoke => "revoke",
-                };
+                let word = queued.command.word();
                 self.shared.ctx.log.note(format!("{word}: ordered by {}", queued.origin));
                 self.command = Some(queued);
             }

@@ -7,60 +7,38 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::agreed;
 use crate::core::key_ring::Refusal;
+use crate::core::text::words;
 use crate::log_sink::{Level, Log};
 
-/// Where a key was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// At the leader, which did not propose it.
-    Leader,
-    /// When the agreed command was applied, or a snapshot came in; nothing changed.
-    Apply,
-    /// Before it would have gone to the host; the keys installed last stay.
-    Install,
+words! {
+    /// Where a key was refused.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Place {
+        /// At the leader, which did not propose it.
+        Leader = "leader",
+        /// When the agreed command was applied, or a snapshot came in; nothing changed.
+        Apply = "apply",
+        /// Before it would have gone to the host; the keys installed last stay.
+        Install = "install",
+    }
 }
 
-/// What was wrong with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// It is zero, or repeats itself in another way.
-    Weak,
-    /// It was in use before and has retired.
-    Repeated,
-    /// Its generation is past, or out of order.
-    Stale,
-    /// Another key has its name.
-    Name,
-}
-
-impl Place {
-    /// All of them.
-    pub const ALL: [Place; 3] = [Place::Leader, Place::Apply, Place::Install];
-
-    /// The word for it in metrics.
-    pub fn word(self) -> &'static str {
-        match self {
-            Place::Leader => "leader",
-            Place::Apply => "apply",
-            Place::Install => "install",
-        }
+words! {
+    /// What was wrong with it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Reason {
+        /// It is zero, or repeats itself in another way.
+        Weak = "weak",
+        /// It was in use before and has retired.
+        Repeated = "repeated",
+        /// Its generation is past, or out of order.
+        Stale = "stale",
+        /// Another key has its name.
+        Name = "name",
     }
 }
 
 impl Reason {
-    /// All of them.
-    pub const ALL: [Reason; 4] = [Reason::Weak, Reason::Repeated, Reason::Stale, Reason::Name];
-
-    /// The word for it in metrics.
-    pub fn word(self) -> &'static str {
-        match self {
-            Reason::Weak => "weak",
-            Reason::Repeated => "repeated",
-            Reason::Stale => "stale",
-            Reason::Name => "name",
-        }
-    }
-
     /// The reason in a refusal; `None` if that is not about a key at all.
     pub fn of(refusal: &agreed::Refusal) -> Option<Reason> {
         let agreed::Refusal::Key(refusal) = refusal else { return None };

@@ -196,6 +196,6 @@ fn refused_keys(rejected_keys: &RejectedKeys) -> Vec<Count> {
 
 /// The refused connections by cause; those that are 0 are left out.
 fn refused_peers(counters: &Counters) -> Vec<Count> {
-    let counts = Cause::ALL.into_iter().map(|(c, word)| (word.to_owned(), counters.refused(c)));
+    let counts = Cause::ALL.into_iter().map(|c| (c.word().to_owned(), counters.refused(c)));
     counts.filter(|(_, count)| *count > 0).collect()
 }

@@ -3,61 +3,44 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// Why a connection was refused or ended by this server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Cause {
-    /// No certificate was shown.
-    NoCertificate,
-    /// The certificate does not chain to the root, is not valid now, or is for another purpose.
-    Untrusted,
-    /// The certificate's subject is not `cert_verify_str`, nor one that the server list names.
-    WrongSubject,
-    /// The certificate is a member's, but not that of the server id that the sender names.
-    OtherCertificate,
-    /// What came was not TLS, or a version or cipher that we do not speak.
-    NotOurTls,
-    /// The other end does not accept this server's certificate or TLS.
-    RefusedUs,
-    /// The other end closed or lost the connection before its hello.
-    ClosedEarly,
-    /// OpenSSL failed on this side.
-    Library,
-    /// The sender is not in the server list.
-    NotAMember,
-    /// The service refused the sender for another reason.
-    Refused,
-    /// Bytes that are no hello and no frame, or a body that is no request.
-    BadFrame,
-    /// A protocol version that this server does not speak.
-    Version,
-    /// A handshake, a hello or a begun frame took too long.
-    TooSlow,
-    /// There were too many connections or handshakes already.
-    OverLimit,
-    /// Too many handshakes with its address came to nothing; see [`crate::core::rate_limit`].
-    OverRate,
-}
+use crate::core::text::words;
 
-impl Cause {
-    /// All causes with the words that name them in metrics.
-    pub const ALL: [(Cause, &'static str); 15] = [
-        (Cause::NoCertificate, "no_certificate"),
-        (Cause::Untrusted, "untrusted"),
-        (Cause::WrongSubject, "wrong_subject"),
-        (Cause::OtherCertificate, "other_certificate"),
-        (Cause::NotOurTls, "not_our_tls"),
-        (Cause::RefusedUs, "refused_us"),
-        (Cause::ClosedEarly, "closed_early"),
-        (Cause::Library, "library"),
-        (Cause::NotAMember, "not_a_member"),
-        (Cause::Refused, "refused"),
-        (Cause::BadFrame, "bad_frame"),
-        (Cause::Version, "version"),
-        (Cause::TooSlow, "too_slow"),
-        (Cause::OverLimit, "over_limit"),
-        (Cause::OverRate, "over_rate"),
-    ];
+words! {
+    /// Why a connection was refused or ended by this server.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(usize)]
+    pub enum Cause {
+        /// No certificate was shown.
+        NoCertificate = "no_certificate",
+        /// The certificate does not chain to the root, is not valid now, or is for another purpose.
+        Untrusted = "untrusted",
+        /// The certificate's subject is not `cert_verify_str`, nor one that the server list names.
+        WrongSubject = "wrong_subject",
+        /// The certificate is a member's, but not that of the server id that the sender names.
+        OtherCertificate = "other_certificate",
+        /// What came was not TLS, or a version or cipher that we do not speak.
+        NotOurTls = "not_our_tls",
+        /// The other end does not accept this server's certificate or TLS.
+        RefusedUs = "refused_us",
+        /// The other end closed or lost the connection before its hello.
+        ClosedEarly = "closed_early",
+        /// OpenSSL failed on this side.
+        Library = "library",
+        /// The sender is not in the server list.
+        NotAMember = "not_a_member",
+        /// The service refused the sender for another reason.
+        Refused = "refused",
+        /// Bytes that are no hello and no frame, or a body that is no request.
+        BadFrame = "bad_frame",
+        /// A protocol version that this server does not speak.
+        Version = "version",
+        /// A handshake, a hello or a begun frame took too long.
+        TooSlow = "too_slow",
+        /// There were too many connections or handshakes already.
+        OverLimit = "over_limit",
+        /// Too many handshakes with its address came to nothing; see [`crate::core::rate_limit`].
+        OverRate = "over_rate",
+    }
 }
 
 /// Counts what came in, for metrics. Shared by `Arc`; never goes down.
