@@ -1,7 +1,5 @@
 //! What an operator asks for: orders and server lists, and why one is refused.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -35,21 +33,34 @@ pub enum AdminRefusal {
 }
 
 /// Why a server list was not agreed on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum MembershipRefusal {
     /// Nobody leads, or the leader cannot be reached; nothing was proposed.
+    #[error("there is no leader at present; try again in a second")]
     NoLeader,
     /// The leader was deposed, or the way to it was cut, before it could answer.
+    #[error("the leader changed in the meantime; it may still happen")]
     Unknown,
     /// No group could have this list.
+    #[error("{0}")]
     Bad(BadServerList),
     /// The sender does not answer at its address in the group's list.
+    #[error(
+        "the leader does not reach this server at its address in the group's list; send reload to a \
+         server that is reached there"
+    )]
     NotAtPlace,
     /// The list that was to be replaced is not the group's; its version now.
+    #[error(
+        "the group's list has changed since, to version {0}; see whether the new list is still what \
+         you want, then reload again"
+    )]
     Stale(u64),
     /// The membership does not follow the last list yet.
+    #[error("the change to list version {0} is under way; try again later")]
     UnderWay(u64),
     /// A majority of the old or of the new list is not there; the change could get stuck half way.
+    #[error("no majority of the {} list is up and whole; missing: {}", if *.of_new { "new" } else { "present" }, servers(.missing))]
     TooFew {
         /// Whether it is the new list.
         of_new: bool,
@@ -58,6 +69,7 @@ pub enum MembershipRefusal {
     },
     /// Too few servers of the present list have the new one in their files: no majority of the
     /// servers wants it.
+    #[error("{}: put the same server_list_file on all servers, then reload one", not_in_files(.lacking, .silent))]
     NotInFiles {
         /// Those whose files hold another one.
         lacking: Vec<ServerId>,
@@ -65,8 +77,10 @@ pub enum MembershipRefusal {
         silent: Vec<ServerId>,
     },
     /// The group refused the list.
+    #[error("the group refused it: {0}")]
     Refused(String),
     /// The group did not agree in time.
+    #[error("the group did not agree within client_req_timeout; it may still happen")]
     TimedOut,
 }
 /// Why no cluster was founded with the servers that an operator named.
@@ -95,6 +109,15 @@ pub enum RecoverRefusal {
     Failed,
 }
 
+/// Who does not have a list in its file, and who did not say.
+fn not_in_files(lacking: &[ServerId], silent: &[ServerId]) -> String {
+    let verb = if lacking.len() == 1 { "does" } else { "do" };
+    let lack = format!("{} {verb} not have this list yet", servers(lacking));
+    let said = format!("{} did not say what the file holds", servers(silent));
+    let told = [(lacking, lack), (silent, said)].into_iter().filter(|(whom, _)| !whom.is_empty());
+    told.map(|(_, words)| words).collect::<Vec<_>>().join("; ")
+}
+
 /// "server 2", "servers 2, 3 and 5"; of many servers the first [`MAX_NAMED`].
 fn servers(ids: &[ServerId]) -> String {
     let shown: Vec<String> = ids.iter().take(MAX_NAMED).map(ToString::to_string).collect();
@@ -104,52 +127,5 @@ fn servers(ids: &[ServerId]) -> String {
         _ if more > 0 => format!("servers {} and {more} more", shown.join(", ")),
         [first @ .., last] => format!("servers {} and {last}", first.join(", ")),
         [] => "no server".to_owned(),
-    }
-}
-
-impl fmt::Display for MembershipRefusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            MembershipRefusal::NoLeader => {
-                write!(f, "there is no leader at present; try again in a second")
-            }
-            MembershipRefusal::Unknown => {
-                write!(f, "the leader changed in the meantime; it may still happen")
-            }
-            MembershipRefusal::Bad(why) => write!(f, "{why}"),
-            MembershipRefusal::NotAtPlace => write!(
-                f,
-                "the leader does not reach this server at its address in the group's list; send \
-                 reload to a server that is reached there"
-            ),
-            MembershipRefusal::Stale(version) => write!(
-                f,
-                "the group's list has changed since, to version {version}; see whether the new \
-                 list is still what you want, then reload again"
-            ),
-            MembershipRefusal::UnderWay(version) => {
-                write!(f, "the change to list version {version} is under way; try again later")
-            }
-            MembershipRefusal::TooFew { of_new, missing } => {
-                let which = if *of_new { "new" } else { "present" };
-                let names = servers(missing);
-                write!(f, "no majority of the {which} list is up and whole; missing: {names}")
-            }
-            MembershipRefusal::NotInFiles { lacking, silent } => {
-                if !lacking.is_empty() {
-                    let verb = if lacking.len() == 1 { "does" } else { "do" };
-                    write!(f, "{} {verb} not have this list yet", servers(lacking))?;
-                }
-                if !silent.is_empty() {
-                    let join = if lacking.is_empty() { "" } else { "; " };
-                    write!(f, "{join}{} did not say what the file holds", servers(silent))?;
-                }
-                write!(f, ": put the same server_list_file on all servers, then reload one")
-            }
-            MembershipRefusal::Refused(why) => write!(f, "the group refused it: {why}"),
-            MembershipRefusal::TimedOut => {
-                write!(f, "the group did not agree within client_req_timeout; it may still happen")
-            }
-        }
     }
 }
