@@ -90,6 +90,7 @@ pub trait LeaderInfo: Send + Sync + 'static {
 
 /// Makes one [`PeerLink`] per peer; openraft asks several times for the same peer, and all share
 /// the RPC client's connection.
+#[derive(Clone)]
 pub struct Links<C> {
     rpc_client: C,
     leader_info: Arc<dyn LeaderInfo>,
@@ -117,23 +118,14 @@ impl<C: RpcClient> RaftNetworkFactory<Types> for Links<C> {
     type Network = PeerLink<C>;
 
     async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> PeerLink<C> {
-        PeerLink {
-            target,
-            cluster: self.cluster.clone(),
-            rpc_client: self.rpc_client.clone(),
-            leader_info: self.leader_info.clone(),
-            limit: self.limit,
-        }
+        PeerLink { target, links: self.clone() }
     }
 }
 
 /// openraft's link to one peer.
 pub struct PeerLink<C> {
     target: NodeId,
-    cluster: ClusterCell,
-    rpc_client: C,
-    leader_info: Arc<dyn LeaderInfo>,
-    limit: Duration,
+    links: Links<C>,
 }
 
 type RpcError = RPCError<NodeId, EmptyNode, RaftError<NodeId>>;
@@ -162,11 +154,11 @@ impl<C: RpcClient> PeerLink<C> {
         if self.target.incarnation.is_nobody() {
             return Err(CallFailure::Unreachable);
         }
-        self.rpc_client.call(self.target.server, request, limit).await
+        self.links.rpc_client.call(self.target.server, request, limit).await
     }
 
     fn to(&self) -> Recipient {
-        let cluster = self.cluster.get().copied().unwrap_or_default();
+        let cluster = self.links.cluster.get().copied().unwrap_or_default();
         Recipient { node: self.target, cluster }
     }
 
@@ -180,7 +172,8 @@ impl<C: RpcClient> PeerLink<C> {
         let held: Vec<_> =
             rpc.prev_log_id.into_iter().chain(rpc.entries.iter().map(|e| e.log_id)).collect();
         fail_point("replicate");
-        let (age, quorum) = (self.leader_info.current_age(), self.leader_info.has_quorum());
+        let (age, quorum) =
+            (self.links.leader_info.current_age(), self.links.leader_info.has_quorum());
         let append = WireAppend::from_raft(self.to(), rpc, age, quorum);
         // openraft reads the log without a lock. Where the next leader's entries take the place
         // of this one's meanwhile, what it read makes no sense, and whoever got it would take
@@ -188,7 +181,7 @@ impl<C: RpcClient> PeerLink<C> {
         if let Err(mixed) = append.check() {
             return Err(RPCError::Unreachable(Unreachable::new(&mixed)));
         }
-        let limit = shortened(option.hard_ttl()).min(self.limit);
+        let limit = shortened(option.hard_ttl()).min(self.links.limit);
         match self.call(Request::Append(append), limit).await? {
             // There is no entry before the first that could conflict; openraft takes this for
             // impossible and panics.
@@ -206,7 +199,7 @@ impl<C: RpcClient> PeerLink<C> {
                 Err(CallFailure::InvalidResponse.into())
             }
             Response::Append(answer) => {
-                self.leader_info.acknowledged(self.target);
+                self.links.leader_info.acknowledged(self.target);
                 Ok(answer.into_raft())
             }
             Response::ErrorResponse(reason) => Err(error_response(reason)),
@@ -234,7 +227,7 @@ impl<C: RpcClient> RaftNetwork<Types> for PeerLink<C> {
         rpc: VoteRequest<NodeId>,
         _: RPCOption,
     ) -> Result<VoteResponse<NodeId>, RpcError> {
-        let limit = shortened(self.limit);
+        let limit = shortened(self.links.limit);
         let call = async {
             fail_point("vote");
             self.call(Request::Vote(WireVote::from_raft(self.to(), &rpc)), limit).await
@@ -262,7 +255,7 @@ impl<C: RpcClient> RaftNetwork<Types> for PeerLink<C> {
         let call = catch_panic(async {
             fail_point("snapshot");
             let message =
-                WireSnapshot::from_raft(self.to(), vote, snapshot, self.leader_info.now());
+                WireSnapshot::from_raft(self.to(), vote, snapshot, self.links.leader_info.now());
             self.call(Request::Snapshot(message), shortened(option.hard_ttl())).await
         });
         let answer = tokio::select! {
