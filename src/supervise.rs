@@ -72,12 +72,14 @@ pub struct Pauses {
     begun: Instant,
 }
 
-impl Pauses {
-    /// For work that begins now.
-    pub fn new() -> Pauses {
+/// For work that begins now.
+impl Default for Pauses {
+    fn default() -> Pauses {
         Pauses { next: AGAIN_MIN, begun: Instant::now() }
     }
+}
 
+impl Pauses {
     /// For work that has just failed: how long to wait before it begins anew.
     pub fn after_failure(&mut self) -> Duration {
         if self.begun.elapsed() > GOOD_LIFE {
@@ -87,12 +89,6 @@ impl Pauses {
         self.next = (pause * 2).min(AGAIN_MAX);
         self.begun = Instant::now() + pause;
         pause
-    }
-}
-
-impl Default for Pauses {
-    fn default() -> Pauses {
-        Pauses::new()
     }
 }
 
@@ -107,7 +103,7 @@ pub async fn kept_alive<S, T>(
     mut state: S,
     work: impl for<'a> Fn(&'a mut S) -> Work<'a, T>,
 ) -> T {
-    let mut pauses = Pauses::new();
+    let mut pauses = Pauses::default();
     loop {
         // The work that panicked is dropped before the pause, with the ports that it holds.
         if let Ok(end) = catch_panic(work(&mut state)).await {
@@ -216,7 +212,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_pauses_are_bounded_and_short_again_after_a_good_life() {
-        let mut pauses = Pauses::new();
+        let mut pauses = Pauses::default();
         let all: Vec<u128> = (0..9).map(|_| pauses.after_failure().as_millis()).collect();
         assert_eq!(all, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         tokio::time::advance(AGAIN_MAX + GOOD_LIFE + Duration::from_millis(1)).await;

@@ -42,12 +42,14 @@ pub struct Guard {
     file: Option<String>,
 }
 
-impl Guard {
-    /// From now on.
-    pub fn new() -> Guard {
+/// From now on.
+impl Default for Guard {
+    fn default() -> Guard {
         Guard { last: Instant::now(), file: None }
     }
+}
 
+impl Guard {
     /// Whether they are due, the host's file being `file` now.
     pub fn is_due(&mut self, file: Option<String>, now: Instant) -> bool {
         let changed = file != self.file;
@@ -60,19 +62,13 @@ impl Guard {
     }
 }
 
-impl Default for Guard {
-    fn default() -> Guard {
-        Guard::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn keys_are_due_now_and_then_and_soon_where_the_host_has_a_file() {
-        let mut guard = Guard::new();
+        let mut guard = Guard::default();
         let begin = Instant::now();
         let mut due = |file: Option<&str>, s: u64| {
             guard.is_due(file.map(str::to_owned), begin + Duration::from_secs(s))

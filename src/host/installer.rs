@@ -36,13 +36,13 @@ use super::boot_clock;
 use super::files::Files;
 use super::guard::Reinstall;
 use super::host_environment::EnvironmentWatch;
-use super::operator::{Message, Operator, MESSAGE_QUEUE};
+use super::operator::{self, Message, MESSAGE_QUEUE};
 use super::priority;
 use super::reader::Reader;
 use super::reader::Source;
 use super::secret_pages::{SetBuffer, MAX_SET};
 use super::sessions;
-use super::stats::{self, MetricsSources, Stats};
+use super::stats::Stats;
 use crate::core::key_ring::Generation;
 use crate::core::stek::{Fingerprint, Stek, WeakKey, NAME_LEN};
 use crate::load::{load_server_list, Loaded};
@@ -172,7 +172,8 @@ impl Handle {
         loaded: Loaded,
         source: Source,
         log: Log,
-        install_metrics: InstallMetrics,
+        stats: Stats,
+        environment: EnvironmentWatch,
     ) -> io::Result<Handle> {
         let phase = Arc::new(PhaseLock::new());
         if start == Start::Late {
@@ -182,7 +183,6 @@ impl Handle {
         let (messages, message_queue) = mpsc::channel(MESSAGE_QUEUE);
         let (started, when_started) = sync_channel(1);
         let limit = loaded.settings.startup_wait + START_MARGIN;
-        let InstallMetrics { stats, environment } = install_metrics;
         let installer = Installer::new(HostTickets, phase.clone(), log.clone(), stats.clone());
         let thread_log = log.clone();
         thread::Builder::new().name("stek_install".into()).stack_size(INSTALLER_STACK).spawn(
@@ -281,14 +281,6 @@ struct Host {
     environment: EnvironmentWatch,
 }
 
-/// What the installer measures with, and what was found around it.
-pub struct InstallMetrics {
-    /// The metrics.
-    pub stats: Stats,
-    /// The host's own settings.
-    pub environment: EnvironmentWatch,
-}
-
 /// The installer thread, from its first key to the host's end.
 fn live(mut installer: Installer<HostTickets>, loaded: Loaded, source: Source, host: Host) {
     let workers = loaded.settings.workers;
@@ -366,14 +358,10 @@ async fn run(
     let (probed, reinstall) = (environment.clone(), installer.reinstall.clone());
     node.set_host(move || stats.host_status(&probed.latest()));
     let mut tasks = JoinSet::new();
-    let sources = MetricsSources {
-        stats: installer.stats.clone(),
-        node: node.clone(),
-        environment: environment.clone(),
-    };
-    tasks.spawn(stats::keep(sources, reinstall.clone(), log.clone()));
+    let metrics = installer.stats.clone();
+    tasks.spawn(metrics.keep(node.clone(), environment.clone(), reinstall.clone(), log.clone()));
     let files = Files::new(node.clone(), log.clone(), source, &loaded, environment, reinstall);
-    tasks.spawn(Operator::new(node.clone(), log.clone(), files).run(host.messages));
+    tasks.spawn(operator::run(node.clone(), log.clone(), files, host.messages));
     let begin = Instant::now();
     let mut sets = node.key_sets();
     let joined = node.wait_for_group(startup_wait);
@@ -484,7 +472,7 @@ impl<C: TicketContext> Installer<C> {
             phase,
             log,
             stats,
-            buffer: SetBuffer::new(),
+            buffer: SetBuffer::default(),
             standing: Vec::new(),
             is_certain: false,
             reinstall: Reinstall::default(),
@@ -520,7 +508,7 @@ impl<C: TicketContext> Installer<C> {
         started: SyncSender<()>,
         acknowledge: impl Fn(&KeySet),
     ) -> Option<SyncSender<()>> {
-        let mut pauses = Pauses::new();
+        let mut pauses = Pauses::default();
         let mut started = Some(started);
         loop {
             let served = self.serve_on(sets, events, &mut started, &acknowledge);
@@ -745,7 +733,7 @@ mod tests {
             let lock = Arc::new(PhaseLock::new());
             lock.move_to(phase);
             let log = Log::new(lines.clone());
-            let installer = Installer::new(recorder.clone(), lock, log, Stats::new());
+            let installer = Installer::new(recorder.clone(), lock, log, Stats::default());
             Bench { installer, recorder, lines }
         }
 
@@ -836,7 +824,7 @@ mod tests {
         let slow = Slow { inside, closing: when_closing, order: order.clone() };
         let phase = Arc::new(PhaseLock::new());
         let log = Log::new(Arc::new(Lines::default()));
-        let mut installer = Installer::new(slow, phase.clone(), log, Stats::new());
+        let mut installer = Installer::new(slow, phase.clone(), log, Stats::default());
         let thread = thread::spawn(move || installer.install(&set(1, &[1])));
         when_inside.recv().expect("the install begins");
         closing.send(()).expect("the install waits for this");

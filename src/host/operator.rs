@@ -86,29 +86,14 @@ pub fn unknown(bytes: &[u8], size: usize) -> String {
     }
 }
 
-/// See the module's head.
-pub struct Operator {
-    node: Arc<Node>,
-    log: Log,
-    files: Files,
-}
-
-impl Operator {
-    /// For a node whose files are looked after by `files`.
-    pub fn new(node: Arc<Node>, log: Log, files: Files) -> Operator {
-        Operator { node, log, files }
-    }
-
-    /// Answers messages and looks at the files, until nobody can send messages any more.
-    pub async fn run(self, messages: mpsc::Receiver<Message>) {
-        let Operator { node, log, files } = self;
-        let (reloads, asked) = Reloads::new(log.clone());
-        let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
-        let remote = reloads.answered();
-        node.set_reloader(move |origin| remote.ask(origin));
-        let desk = Desk { node: node.clone(), log: log.clone(), reloads, commands };
-        tokio::join!(answer(desk, messages), carry_out(node, log, queue), files.run(asked));
-    }
+/// Answers messages to a node and has `files` look after its files, until nobody can send messages any more.
+pub async fn run(node: Arc<Node>, log: Log, files: Files, messages: mpsc::Receiver<Message>) {
+    let (reloads, asked) = Reloads::new(log.clone());
+    let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+    let remote = reloads.answered();
+    node.set_reloader(move |origin| remote.ask(origin));
+    let desk = Desk { node: node.clone(), log: log.clone(), reloads, commands };
+    tokio::join!(answer(desk, messages), carry_out(node, log, queue), files.run(asked));
 }
 
 /// Where messages come in and are answered or passed on.

@@ -21,7 +21,7 @@ use once_cell::sync::OnceCell;
 use super::ats::{self, HostLogSink, Lifecycle};
 use super::files::CERTIFICATE_LOOK;
 use super::host_environment::EnvironmentWatch;
-use super::installer::{Handle, InstallMetrics, Start};
+use super::installer::{Handle, Start};
 use super::operator::{unknown, Message, TrafficCtlCommand};
 use super::reader::Source;
 use super::stats::Stats;
@@ -324,7 +324,7 @@ fn init(arguments: &[String]) {
     }
     let source = Source { argument: argument.to_owned(), dirs };
     // `SEEN` lets only one call come this far, so the place is empty.
-    let means = MEANS.get_or_init(|| StartContext { source, log, stats: Stats::new() });
+    let means = MEANS.get_or_init(|| StartContext { source, log, stats: Stats::default() });
     fail_point("init");
     let loaded = load::load(&means.source.argument, &means.source.dirs);
     ticket_scope::add_hook(loaded.as_ref().ok().map(|loaded| loaded.settings.ticket_scope));
@@ -385,8 +385,8 @@ fn start(loaded: Loaded, start: Start, means: &StartContext) -> bool {
         env!("CARGO_PKG_VERSION"),
         environment.latest().version.as_deref().unwrap_or("of unknown version")
     ));
-    let install_metrics = InstallMetrics { stats: means.stats.clone(), environment };
-    match Handle::start(start, loaded, means.source.clone(), log.clone(), install_metrics) {
+    let (source, stats) = (means.source.clone(), means.stats.clone());
+    match Handle::start(start, loaded, source, log.clone(), stats, environment) {
         Ok(handle) => {
             // One call comes this far at start, and later only one that found the place empty.
             let _ = PLUGIN.set(handle);

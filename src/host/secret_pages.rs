@@ -97,15 +97,17 @@ enum Place {
     Heap(Box<[u8; PAGE]>),
 }
 
-impl SetBuffer {
-    /// A buffer in a page of its own, or on the heap if the kernel gives none.
-    pub fn new() -> SetBuffer {
+/// A buffer in a page of its own, or on the heap if the kernel gives none.
+impl Default for SetBuffer {
+    fn default() -> SetBuffer {
         SetBuffer(match Page::map() {
             Ok(page) => Place::Page(page),
             Err(_) => Place::Heap(Box::new([0; PAGE])),
         })
     }
+}
 
+impl SetBuffer {
     /// Calls `give` with the bytes of `keys`, at most [`MAX_SET`] of them, in their order. They
     /// are erased when it returns or panics.
     pub fn with<R>(&mut self, keys: &[Stek], give: impl FnOnce(&[u8]) -> R) -> R {
@@ -128,12 +130,6 @@ impl SetBuffer {
             place.copy_from_slice(key.expose());
         }
         give(filled.0)
-    }
-}
-
-impl Default for SetBuffer {
-    fn default() -> SetBuffer {
-        SetBuffer::new()
     }
 }
 
@@ -444,7 +440,7 @@ mod tests {
     fn a_set_stands_in_order_and_is_erased_after_use() {
         let keys: Vec<_> =
             [1_u8, 2].iter().filter_map(|&b| Stek::copy_from(&[b; STEK_LEN])).collect();
-        let mut buffer = SetBuffer::new();
+        let mut buffer = SetBuffer::default();
         let start = buffer.with(&keys, |bytes| {
             assert_eq!(bytes.len(), 2 * STEK_LEN);
             assert!(bytes[..STEK_LEN].iter().all(|&b| b == 1));
@@ -459,7 +455,7 @@ mod tests {
     fn a_set_is_never_longer_than_the_bound() {
         let key = Stek::copy_from(&[9; STEK_LEN]).expect("48 bytes");
         let keys = vec![key; MAX_SET + 4];
-        let len = SetBuffer::new().with(&keys, <[u8]>::len);
+        let len = SetBuffer::default().with(&keys, <[u8]>::len);
         assert_eq!(len, MAX_SET * STEK_LEN);
     }
 

@@ -207,7 +207,7 @@ fn live(worker: &Mutex<Worker>, log: &Log) {
         );
         return;
     }
-    let mut pauses = Pauses::new();
+    let mut pauses = Pauses::default();
     while catch_unwind(AssertUnwindSafe(|| run(worker))).is_err() {
         let pause = pauses.after_failure();
         tell_begun_anew(log, WHAT, pause);

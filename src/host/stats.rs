@@ -46,9 +46,9 @@ struct Inner {
     begun: OnceCell<Handshakes>,
 }
 
-impl Stats {
-    /// Makes the statistics. For TSPluginInit only.
-    pub fn new() -> Stats {
+/// Makes the statistics. For TSPluginInit only.
+impl Default for Stats {
+    fn default() -> Stats {
         let stats = METRICS.iter().map(|metric| (Stat::new(metric.name), AtomicI64::new(0)));
         Stats(Arc::new(Inner {
             stats: stats.collect(),
@@ -58,7 +58,9 @@ impl Stats {
             begun: OnceCell::new(),
         }))
     }
+}
 
+impl Stats {
     /// Traffic Server took a set.
     pub fn installed(&self) {
         let installs = self.0.installs.fetch_add(1, Ordering::Relaxed) + 1;
@@ -138,17 +140,40 @@ impl Stats {
         self.set_named(UP, 1);
     }
 
+    /// Keeps the metrics up to date until the task is aborted, and asks for the keys to be given to
+    /// the host again when that is due.
+    pub async fn keep(
+        self,
+        node: Arc<Node>,
+        environment: EnvironmentWatch,
+        reinstall: Reinstall,
+        log: Log,
+    ) {
+        let all = (self, node, environment, reinstall);
+        kept_alive(&log, "keeping the metrics", all, |(stats, node, environment, reinstall)| {
+            Box::pin(stats.keep_on(node, environment, reinstall))
+        })
+        .await;
+    }
+
+    async fn keep_on(&self, node: &Node, environment: &EnvironmentWatch, reinstall: &Reinstall) {
+        let mut guard = Guard::default();
+        let look = || {
+            fail_point("metrics");
+            environment.look_at_records();
+            if guard.is_due(host_environment::ticket_key_file(), Instant::now()) {
+                reinstall.ask();
+            }
+            self.update(&node.status());
+        };
+        paced(look, || node.moved()).await;
+    }
+
     fn set_named(&self, name: &str, value: i64) {
         let at = METRICS.iter().position(|metric| metric.name == name);
         if let Some(entry) = at.and_then(|at| self.0.stats.get(at)) {
             set(entry, value);
         }
-    }
-}
-
-impl Default for Stats {
-    fn default() -> Stats {
-        Stats::new()
     }
 }
 
@@ -173,39 +198,6 @@ fn set((stat, last): &(Stat, AtomicI64), value: i64) {
     if last.swap(value, Ordering::Relaxed) != value {
         stat.set(value);
     }
-}
-
-/// What is looked at every now and then.
-#[derive(Clone)]
-pub struct MetricsSources {
-    /// Set to what is found.
-    pub stats: Stats,
-    /// The server.
-    pub node: Arc<Node>,
-    /// The host's own settings.
-    pub environment: EnvironmentWatch,
-}
-
-/// Keeps the metrics up to date until the task is aborted, and asks for the keys to be given to the
-/// host again when that is due.
-pub async fn keep(sources: MetricsSources, reinstall: Reinstall, log: Log) {
-    kept_alive(&log, "keeping the metrics", (sources, reinstall), |(sources, reinstall)| {
-        Box::pin(keep_on(sources.clone(), reinstall.clone()))
-    })
-    .await;
-}
-
-async fn keep_on(sources: MetricsSources, reinstall: Reinstall) {
-    let mut guard = Guard::new();
-    let look = || {
-        fail_point("metrics");
-        sources.environment.look_at_records();
-        if guard.is_due(host_environment::ticket_key_file(), Instant::now()) {
-            reinstall.ask();
-        }
-        sources.stats.update(&sources.node.status());
-    };
-    paced(look, || sources.node.moved()).await;
 }
 
 /// Looks at once, soon after each move, and every now and then; for ever.
@@ -258,7 +250,7 @@ mod tests {
                 _ => None,
             }
         };
-        let stats = Stats::new();
+        let stats = Stats::default();
         let since = |add| handshakes(counts(add)).map(|now| stats.since_the_start(now));
         assert_eq!(since(0), Some(Handshakes::default()));
         let later = since(2).unwrap_or_default();
@@ -269,7 +261,7 @@ mod tests {
 
     #[test]
     fn counts_of_installs_are_kept_with_and_without_a_host() {
-        let stats = Stats::new();
+        let stats = Stats::default();
         stats.installed();
         assert_eq!((stats.failed(), stats.failed()), (1, 2));
         stats.set_pending(true);

@@ -42,7 +42,7 @@ pub(super) async fn run(
     mut commands: mpsc::Receiver<QueuedCommand>,
     mut asked: mpsc::Receiver<LifecycleRequest>,
 ) {
-    let mut pauses = Pauses::new();
+    let mut pauses = Pauses::default();
     let life = Life { shared: shared.clone() };
     loop {
         let end = life.one_node(&mut commands, &mut asked).await;
