@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::core::config::{Member, Settings};
 use crate::core::server_id::ServerId;
 use crate::log_sink::Log;
 use crate::transport::datagram::{self, Datagram};
 use crate::transport::listener::{ListenDeps, ListenSettings, Listener, Service};
-use crate::transport::peers::{call_once, CallError, Peers};
+use crate::transport::peers::{ask_once, CallError, Peers};
 use crate::transport::resolver::Resolver;
 use crate::transport::tls::Tls;
 use crate::transport::{Body, Bounds, LastSeen, LocalIdentity};
@@ -41,7 +42,7 @@ pub trait SimulatedNetwork: Send + Sync + 'static {
     /// As [`Peers::send_one_way`].
     fn send_one_way(&self, to: ServerId, body: Body, limit: Duration);
 
-    /// As [`call_once`], for a server that is no member yet.
+    /// As [`ask_once`], for a server that is no member yet.
     fn ask_unconnected(
         &self,
         member: &Member,
@@ -139,14 +140,18 @@ impl PeerTransport {
         member: &Member,
         body: Body,
         limit: Duration,
-    ) -> Result<Body, CallError> {
+    ) -> Option<Body> {
         match self {
             PeerTransport::Tls(_, resolver) => {
                 let tls = tls.borrow().for_member(member);
                 let place = (member.address.as_str(), member.port);
-                call_once(resolver, &tls, me, place, &body, limit).await
+                let asked = ask_once(resolver, &tls, me, place, &body, limit);
+                let (answer, _) = timeout(limit, asked).await.ok()?.ok()?;
+                Some(answer)
             }
-            PeerTransport::Simulated(network) => network.ask_unconnected(member, body, limit).await,
+            PeerTransport::Simulated(network) => {
+                network.ask_unconnected(member, body, limit).await.ok()
+            }
         }
     }
 

@@ -289,11 +289,8 @@ pub(super) fn ask(
 /// What a server says that is not connected, since it is no member or has moved.
 pub(super) async fn status_at(peers: &Peers, member: &Member, limit: Duration) -> Option<Status> {
     let body = rpc::encode(&Request::Status(peers.ctx.status_for(member.id)))?;
-    let answer = peers
-        .transport
-        .ask_unconnected((&peers.sender, &peers.tls), member, body, limit)
-        .await
-        .ok()?;
+    let answer =
+        peers.transport.ask_unconnected((&peers.sender, &peers.tls), member, body, limit).await?;
     match rpc::decode_response(&answer) {
         Ok(Response::Status(status)) => Some(status),
         _ => None,

@@ -63,11 +63,6 @@ impl Counters {
         self.refused.get(cause as usize).map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
-    /// Connections that were refused or ended, for whatever cause.
-    pub fn all_refused(&self) -> u64 {
-        self.refused.iter().map(|n| n.load(Ordering::Relaxed)).sum()
-    }
-
     /// Connections whose handshake succeeded.
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)

@@ -61,32 +61,10 @@ pub(super) fn gone() -> CallError {
     CallError::Unreachable("the connection was closed".into())
 }
 
-/// Asks a server one thing over a connection of its own, which is for those who ask seldom. Its name is
-/// looked up by `resolver`, for which `limit` counts as well.
-///
-/// # Errors
-/// Why there is no response.
-pub async fn call_once(
-    resolver: &Resolver,
-    tls: &Tls,
-    me: &LocalIdentity,
-    address: (&str, u16),
-    body: &[u8],
-    limit: Duration,
-) -> Result<Body, CallError> {
-    let asked = timeout(limit, ask_once(resolver, tls, me, address, body, limit));
-    let asked = asked.await.unwrap_or(Err(DialError::TimedOut));
-    asked.map(|(body, _)| body).map_err(|error| match error {
-        DialError::TimedOut => CallError::TimedOut,
-        DialError::Refused(refusal) => CallError::Refused(refusal),
-        DialError::Handshake(_, fault) => CallError::Unreachable(fault.to_string().into()),
-        other => CallError::Unreachable(other.to_string().into()),
-    })
-}
-
-/// The same with a closer look at what went wrong, and at how long the response took from the
-/// moment at which the request was handed to a connection that was up. For tools, which have no
-/// list of peers. `limit` begins when the name is resolved, for which `resolver` has its own.
+/// Asks a server one thing over a connection of its own, which is for those who ask seldom, such as tools,
+/// which have no list of peers. Besides the response there is how long it took from the moment at which
+/// the request was handed to a connection that was up. `limit` begins when the name is resolved, for
+/// which `resolver` has its own.
 ///
 /// # Errors
 /// Why there is no response.

@@ -67,11 +67,6 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 /// How long the log says nothing more of addresses that are over their rate: a flood goes on.
 const OVER_RATE_QUIET: Duration = Duration::from_secs(60);
 
-/// The most verified connections that are kept for a list of this many members.
-pub const fn max_connections(members: usize) -> usize {
-    members.saturating_mul(CONNECTIONS_PER_MEMBER).saturating_add(SPARE_CONNECTIONS)
-}
-
 /// What a listener shares with the rest of the server.
 #[derive(Clone)]
 pub struct ListenDeps {
@@ -230,10 +225,6 @@ impl Admission {
             self.counters.count(Cause::OverLimit);
         }
     }
-
-    fn end(&self, serial: u64) {
-        lock(&self.handshakes).remove(&serial);
-    }
 }
 
 /// A handshake under way; it is over when this is dropped.
@@ -254,7 +245,7 @@ impl Handshake {
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.admission.end(self.serial);
+        lock(&self.admission.handshakes).remove(&self.serial);
     }
 }
 

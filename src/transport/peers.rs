@@ -32,7 +32,7 @@ use tokio::time::{timeout_at, Instant};
 use super::bounds::Bounds;
 use super::datagram::Datagram;
 use super::dial::gone;
-pub use super::dial::{ask_once, call_once, CallError, DialError, DIAL_LIMIT};
+pub use super::dial::{ask_once, CallError, DialError, DIAL_LIMIT};
 use super::frame::{Body, MAX_BODY};
 use super::last_seen::LastSeen;
 use super::local_identity::LocalIdentity;

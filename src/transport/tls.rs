@@ -373,11 +373,6 @@ impl Tls {
         }
     }
 
-    /// Whether any certificate of the root is accepted, which deserves a warning.
-    pub fn accepts_any_subject(&self) -> bool {
-        self.1.takes_common && self.0.common.is_empty()
-    }
-
     /// What to say of a leaf that [`Tls::names_match`] refuses.
     fn wrong_subject(&self, names: &Names) -> HandshakeError {
         // A subject alone tells enough where subjects are what is asked for.

@@ -121,9 +121,8 @@ impl Insider {
         self.stream.read_exact(&mut length).ok()?;
         let mut rest = vec![0; u32::from_be_bytes(length) as usize];
         self.stream.read_exact(&mut rest).ok()?;
-        let frame = [&length[..], &rest].concat();
-        let (header, body, _) = frame::decode(&frame).ok()??;
-        (header.kind == Kind::Response).then(|| decode_response(body).unwrap())
+        // The kind of a response, and what is behind the rest of its header.
+        (rest.first() == Some(&1)).then(|| decode_response(&rest[frame::HEADER_LEN - 4..]).unwrap())
     }
 
     /// Says from now on that it is of this cluster incarnation.

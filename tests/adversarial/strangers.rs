@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
-use stek_share::transport::listener::max_connections;
+use stek_share::transport::listener::{CONNECTIONS_PER_MEMBER, MAX_HANDSHAKES, SPARE_CONNECTIONS};
 use testkit::pki::{Authority, Request};
 use testkit::ports::connect_from;
 
@@ -154,7 +154,7 @@ fn a_storm_of_connections_and_a_thousand_held_change_nothing() {
     // Held open by those who come and say nothing: the server lets go of them, they do not.
     let begun = Instant::now();
     let held: Vec<TcpStream> = (0..HELD).map(|n| connect_from(home(n), to).unwrap()).collect();
-    let bound = max_connections(ENEMY as usize) + stek_share::transport::listener::MAX_HANDSHAKES;
+    let bound = ENEMY as usize * CONNECTIONS_PER_MEMBER + SPARE_CONNECTIONS + MAX_HANDSHAKES;
     wait_for(
         "the server to keep no more of them than it should",
         || descriptors() <= fds + HELD + bound,

@@ -48,9 +48,7 @@ use stek_share::transport::listener::{
     Answer, Caller, ListenDeps, ListenSettings, Listener, Refusal, Service, CONNECTIONS_PER_MEMBER,
     MAX_HANDSHAKES,
 };
-use stek_share::transport::peers::{
-    ask_once, call_once, CallError, DialError, Peers, DIAL_LIMIT, MAX_QUEUE,
-};
+use stek_share::transport::peers::{ask_once, CallError, DialError, Peers, DIAL_LIMIT, MAX_QUEUE};
 use stek_share::transport::resolver::Resolver;
 use stek_share::transport::tls::{HandshakeError, Tls, TlsError};
 use stek_share::transport::{
@@ -340,7 +338,7 @@ async fn exchange(
     stream.write_all(&request(body)).await?;
     let mut answer = vec![0; HEADER_LEN + body.len()];
     stream.read_exact(&mut answer).await?;
-    let (header, body, _) = frame::decode(&answer).unwrap().unwrap();
+    let (header, body) = frame::Reader::new(&answer[..]).next().await.unwrap().unwrap();
     Ok((header, body.to_vec()))
 }
 
@@ -383,4 +381,28 @@ async fn intrude_in_clear(bytes: &[u8], addr: SocketAddr) -> Vec<u8> {
         Some(21) => Vec::new(),
         _ => got,
     }
+}
+
+/// Asks a server one thing over a connection of its own, the look-up of its name included in the limit.
+async fn call_once(
+    resolver: &Resolver,
+    tls: &Tls,
+    me: &LocalIdentity,
+    address: (&str, u16),
+    body: &[u8],
+    limit: Duration,
+) -> Result<Body, CallError> {
+    let asked = timeout(limit, ask_once(resolver, tls, me, address, body, limit));
+    let asked = asked.await.unwrap_or(Err(DialError::TimedOut));
+    asked.map(|(body, _)| body).map_err(|error| match error {
+        DialError::TimedOut => CallError::TimedOut,
+        DialError::Refused(refusal) => CallError::Refused(refusal),
+        DialError::Handshake(_, fault) => CallError::Unreachable(fault.to_string().into()),
+        other => CallError::Unreachable(other.to_string().into()),
+    })
+}
+
+/// Connections that were refused or ended, for whatever cause.
+fn all_refused(counters: &Counters) -> u64 {
+    Cause::ALL.map(|cause| counters.refused(cause)).iter().sum()
 }

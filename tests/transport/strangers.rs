@@ -216,7 +216,7 @@ async fn a_thousand_strangers_of_each_kind() {
     for stranger in strangers {
         assert_eq!(stranger.await.unwrap().expect("closed in time"), b"");
     }
-    until("counted", || two.counters.all_refused() == 4 * EACH as u64).await;
+    until("counted", || all_refused(&two.counters) == 4 * EACH as u64).await;
     for cause in [Cause::NoCertificate, Cause::Untrusted, Cause::WrongSubject, Cause::NotOurTls] {
         assert_eq!(two.counters.refused(cause), EACH as u64, "{cause:?}");
     }

@@ -33,7 +33,7 @@ async fn neighbours_of_different_versions_agree_on_the_newest_that_both_speak() 
             assert_eq!(to.begun(), 10);
             assert_eq!(to.service.version.load(Ordering::Relaxed), agreed);
             assert_eq!(to.counters.accepted(), 1, "on one connection");
-            assert_eq!(to.counters.all_refused(), 0);
+            assert_eq!(all_refused(&to.counters), 0);
             let tool = LocalIdentity::tool(ServerId(from.id)).speaking(from.versions);
             let tls = from.swap.borrow().clone();
             let (resolver, at) = (Resolver::system(), ("127.0.0.1", to.addr.port()));
