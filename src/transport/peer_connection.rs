@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::pending;
+use std::future::{pending, Future};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,8 +119,17 @@ impl PeerConnection {
         deps.heard.record_answer(member.id, hello.incarnation, now);
         deps.heard.record_answered_at(member.id, addr.ip());
         let connection = Connection::new(stream, trust, deps.bounds.max_age);
-        let line = Arc::clone(&self.line);
-        Ok(ClientConnection::new(line, connection, leaf, hello.incarnation))
+        Ok(ClientConnection {
+            line: Arc::clone(&self.line),
+            received: connection.last,
+            connection,
+            leaf,
+            incarnation: hello.incarnation,
+            open: Vec::new(),
+            last_id: 0,
+            has_answered: false,
+            suspect: None,
+        })
     }
 
     /// Whether the peer has dialled us since we failed to dial it: then it is up, and waiting any
@@ -219,7 +228,7 @@ impl PeerConnection {
             tokio::select! {
                 biased;
                 Err(end) = present.go_on(Some(&mut *queue)) => return end,
-                Err(end) = drain(&mut old) => {
+                Err(end) = or_never(old.as_mut().map(|old| old.go_on(None))) => {
                     self.tell_spare_end(&end);
                     old.take().map(|old| old.close(&end));
                 }
@@ -291,10 +300,10 @@ impl PeerConnection {
     }
 }
 
-/// Goes on with a connection that takes no more requests, if there is one.
-async fn drain(old: &mut Option<ClientConnection>) -> Result<Infallible, CloseReason> {
-    match old {
-        Some(old) => old.go_on(None).await,
+/// Waits for what there is to wait for; if that is nothing, for ever.
+async fn or_never<T>(work: Option<impl Future<Output = T>>) -> T {
+    match work {
+        Some(work) => work.await,
         None => pending().await,
     }
 }
@@ -327,25 +336,6 @@ struct ClientConnection {
 }
 
 impl ClientConnection {
-    fn new(
-        line: Arc<Line>,
-        connection: Connection,
-        leaf: Arc<str>,
-        incarnation: u64,
-    ) -> ClientConnection {
-        ClientConnection {
-            line,
-            received: connection.last,
-            connection,
-            leaf,
-            incarnation,
-            open: Vec::new(),
-            last_id: 0,
-            has_answered: false,
-            suspect: None,
-        }
-    }
-
     /// Ends it: what was sent and not answered is lost.
     fn close(self, end: &CloseReason) -> CallError {
         self.connection.close(end);
@@ -389,7 +379,7 @@ impl ClientConnection {
                     Err(CloseReason::TooSlow(_)) => return Err(CloseReason::Dead),
                     Err(end) => return Err(end),
                 },
-                command = next_command(&mut queue), if may_take => {
+                command = or_never(queue.as_mut().map(|queue| queue.recv())), if may_take => {
                     self.take_command(command.ok_or(CloseReason::Gone)?)?;
                 }
                 datagram = self.line.datagrams.next(), if may_take_datagram => {
@@ -490,13 +480,5 @@ impl ClientConnection {
         // Alive but late: nobody waits for these any more.
         self.open.retain(|open| now < open.deadline + DROPPED_GRACE);
         Ok(())
-    }
-}
-
-/// What to do next, by a connection that takes commands.
-async fn next_command(queue: &mut Option<&mut Queue>) -> Option<PeerCommand> {
-    match queue {
-        Some(queue) => queue.recv().await,
-        None => pending().await,
     }
 }
