@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout, timeout_at, Instant};
 use super::clock::founding_clock;
 use super::context::Context;
 use super::part;
-use super::peer_client::{Peers, STATUS_LIMIT};
+use super::peer_client::{status_of, Peers, STATUS_LIMIT};
 use super::shared::{LifecycleRequest, Shared};
 use crate::consensus::link_limit;
 use crate::consensus::network::{CallFailure, RpcClient};
@@ -210,11 +210,11 @@ fn longer(pause: Duration, most: Duration) -> Duration {
 
 async fn ask_one(peers: &Arc<Peers>, id: ServerId) -> Result<(), CallFailure> {
     fail_point("asker");
-    let question = Request::Status(peers.ctx.status_for(id));
-    match peers.call(id, question, STATUS_LIMIT).await? {
-        Response::Status(status) if status.node.server == id => peers.record_answer(id, status),
-        _ => return Err(CallFailure::InvalidResponse),
+    let status = status_of(peers, id, STATUS_LIMIT).await?;
+    if status.node.server != id {
+        return Err(CallFailure::InvalidResponse);
     }
+    peers.record_answer(id, status);
     Ok(())
 }
 
@@ -290,13 +290,13 @@ async fn ask(peers: &Arc<Peers>, ids: impl Iterator<Item = ServerId>) -> (Vec<St
     let limit = link_limit(&peers.ctx.settings());
     let mut asked = JoinSet::new();
     for id in ids {
-        let (peers, question) = (peers.clone(), Request::Status(peers.ctx.status_for(id)));
-        asked.spawn(async move { (id, peers.call(id, question, limit).await) });
+        let peers = peers.clone();
+        asked.spawn(async move { (id, status_of(&peers, id, limit).await) });
     }
     let (mut said, mut is_outsider) = (Vec::new(), false);
     while let Some(answer) = asked.join_next().await {
         match answer {
-            Ok((id, Ok(Response::Status(status)))) if status.node.server == id => said.push(status),
+            Ok((id, Ok(status))) if status.node.server == id => said.push(status),
             Ok((_, Err(CallFailure::NotListed))) => is_outsider = true,
             _ => {}
         }

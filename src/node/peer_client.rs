@@ -256,6 +256,18 @@ impl RpcClient for Arc<Peers> {
     }
 }
 
+/// What a server says that it is.
+pub(super) async fn status_of(
+    peers: &Arc<Peers>,
+    id: ServerId,
+    limit: Duration,
+) -> Result<Status, CallFailure> {
+    match peers.call(id, Request::Status(peers.ctx.status_for(id)), limit).await? {
+        Response::Status(status) => Ok(status),
+        _ => Err(CallFailure::InvalidResponse),
+    }
+}
+
 /// Asks all voters but this server what they are.
 pub(super) fn ask_voters(
     peers: &Arc<Peers>,
@@ -274,12 +286,7 @@ pub(super) fn ask(
     for id in whom.into_iter().filter(|id| *id != peers.ctx.me) {
         let peers = peers.clone();
         asked.spawn(async move {
-            let question = Request::Status(peers.ctx.status_for(id));
-            let answer = match peers.call(id, question, STATUS_LIMIT).await {
-                Ok(Response::Status(status)) => Ok(status),
-                Ok(_) => Err(CallFailure::InvalidResponse),
-                Err(failure) => Err(failure),
-            };
+            let answer = status_of(&peers, id, STATUS_LIMIT).await;
             (id, answer)
         });
     }

@@ -15,11 +15,11 @@ use tokio::time::{sleep, timeout};
 
 use super::counters::ReloadOutcome;
 use super::keys::{Installed, Keys};
+use super::peer_client::status_of;
 use super::rejected_keys::Place;
 use super::running::Running;
 use super::shared::{LifecycleRequest, Shared};
 use super::{bounds, forward, founding, heartbeat, origin, part, server_list, status};
-use crate::consensus::network::RpcClient;
 use crate::consensus::{leader_id_of, log_id_of, vote_answer, VOTE_LEASE};
 use crate::core::agreed::Record;
 use crate::core::agreement::founding::{FoundedCluster, Prepare, Promise, Refusal as Refused};
@@ -119,8 +119,7 @@ impl RpcServer {
             // Whatever happens, it may be asked again later.
             let _ = catch_panic(async {
                 fail_point("doubt");
-                let question = Request::Status(shared.ctx.status_for(id));
-                shared.peers.call(id, question, DOUBT_LIMIT).await
+                status_of(&shared.peers, id, DOUBT_LIMIT).await
             })
             .await;
             lock(&shared.peers.doubted).remove(&id);

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
 
 use super::list_file::READ_LIMIT;
-use super::peer_client::{status_at, Peers};
+use super::peer_client::{status_at, status_of, Peers};
 use super::{forward, origin};
 use crate::consensus::network::{CallFailure, RpcClient};
 use crate::consensus::state_machine::AgreedView;
@@ -279,7 +279,7 @@ pub(super) async fn change_membership_for(
 /// there if that is not known.
 async fn is_at_place(peers: &Arc<Peers>, from: &Caller) -> bool {
     if peers.heard.at_address(from.id).is_none() {
-        let _ = status_of(peers, from.id).await;
+        let _ = status_of(peers, from.id, PROBE_LIMIT).await;
     }
     peers.heard.at_address(from.id) == Some(from.incarnation)
 }
@@ -394,7 +394,7 @@ async fn probe(peers: &Arc<Peers>, old: &ServerList, new: &ServerList) -> BTreeS
             let peers = peers.clone();
             probes.spawn(async move {
                 let status = if is_old {
-                    status_of(&peers, member.id).await
+                    status_of(&peers, member.id, PROBE_LIMIT).await.ok()
                 } else {
                     status_at(&peers, &member, PROBE_LIMIT).await
                 };
@@ -415,14 +415,6 @@ async fn probe(peers: &Arc<Peers>, old: &ServerList, new: &ServerList) -> BTreeS
         whole.extend(answer.ok().flatten());
     }
     whole
-}
-
-async fn status_of(peers: &Arc<Peers>, id: ServerId) -> Option<Status> {
-    let question = Request::Status(peers.ctx.status_for(id));
-    match peers.call(id, question, PROBE_LIMIT).await {
-        Ok(Response::Status(status)) => Some(status),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
