@@ -131,46 +131,59 @@ pub const LATE_MS: u64 = 15_000;
 /// The most servers that one complaint names.
 const MAX_NAMED: usize = 8;
 
+/// What was found wrong so far.
+struct Complaints(Vec<Complaint>);
+
+impl Complaints {
+    fn say(&mut self, code: Code, severity: Severity, words: impl Into<String>) {
+        self.0.push(Complaint { code, severity, words: words.into() });
+    }
+
+    fn degraded(&mut self, code: Code, words: impl Into<String>) {
+        self.say(code, Severity::Degraded, words);
+    }
+
+    fn broken(&mut self, code: Code, words: impl Into<String>) {
+        self.say(code, Severity::Broken, words);
+    }
+}
+
 /// All that is wrong with this server, the worst first.
 pub fn complaints(status: &ServerStatus) -> Vec<Complaint> {
-    let mut all = Vec::new();
-    let mut say = |code, severity, words: String| all.push(Complaint { code, severity, words });
-    group(status, &mut say);
-    keys(status, &mut say);
-    list(status, &mut say);
-    reload(status, &mut say);
-    certificate(status, &mut say);
-    host(&status.host, &mut say);
+    let mut all = Complaints(Vec::new());
+    group(status, &mut all);
+    keys(status, &mut all);
+    list(status, &mut all);
+    reload(status, &mut all);
+    certificate(status, &mut all);
+    host(&status.host, &mut all);
     for fault in &status.state_faults {
-        say(Code::StateFile, Severity::Degraded, fault.clone());
+        all.degraded(Code::StateFile, fault);
     }
     let refused: u64 = status.refused_keys.iter().map(|(_, count)| count).sum();
     if refused > 0 {
         let words = "keys were refused since the start, which no sound group causes; see diags.log";
-        say(Code::KeysRefused, Severity::Degraded, format!("{refused} {words}"));
+        all.degraded(Code::KeysRefused, format!("{refused} {words}"));
     }
+    let Complaints(mut all) = all;
     all.sort_by_key(|complaint| std::cmp::Reverse(complaint.severity));
     all
 }
 
-fn group(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
+fn group(status: &ServerStatus, all: &mut Complaints) {
     let group = &status.group;
     match group.role {
-        Role::Joining => say(
+        Role::Joining => all.broken(
             Code::Joining,
-            Severity::Broken,
-            "it is joining and takes no part yet: too few servers of the list answer it".to_owned(),
+            "it is joining and takes no part yet: too few servers of the list answer it",
         ),
-        Role::Recovering => say(
+        Role::Recovering => all.degraded(
             Code::Recovering,
-            Severity::Degraded,
-            "it has started, is sent what the group agreed on, and does not count yet".to_owned(),
+            "it has started, is sent what the group agreed on, and does not count yet",
         ),
-        Role::Candidate => say(
-            Code::Campaigning,
-            Severity::Degraded,
-            "it campaigns, since no leader is heard".to_owned(),
-        ),
+        Role::Candidate => {
+            all.degraded(Code::Campaigning, "it campaigns, since no leader is heard")
+        }
         Role::Follower | Role::Leader => {}
     }
     if !group.quorum {
@@ -178,40 +191,36 @@ fn group(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
             Some(ms) => format!("for {} s", ms / 1000),
             None => "since it started".to_owned(),
         };
-        say(
+        all.broken(
             Code::NoMajority,
-            Severity::Broken,
             format!(
                 "it has no part in a majority {since}: keys are not replaced until more than half \
                  of the list is up and reachable"
             ),
         );
     } else if group.leader.is_none() {
-        say(Code::LeaderUnknown, Severity::Degraded, "it knows no leader at present".to_owned());
+        all.degraded(Code::LeaderUnknown, "it knows no leader at present");
     }
 }
 
-fn keys(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
+fn keys(status: &ServerStatus, all: &mut Complaints) {
     let keys = &status.keys;
     match keys.in_use {
         KeyInUse::Agreed => {}
-        KeyInUse::Own => say(
+        KeyInUse::Own => all.broken(
             Code::OwnKey,
-            Severity::Broken,
-            "it encrypts with a key of its own, since it has none of the group's yet".to_owned(),
+            "it encrypts with a key of its own, since it has none of the group's yet",
         ),
-        KeyInUse::Emergency => say(
+        KeyInUse::Emergency => all.broken(
             Code::OwnKeyByAge,
-            Severity::Broken,
-            "it encrypts with a key of its own: the group's is older than max_key_age".to_owned(),
+            "it encrypts with a key of its own: the group's is older than max_key_age",
         ),
     }
     let current = keys.current.map(|key| key.generation).unwrap_or_default();
     let lacks = keys.in_use == KeyInUse::Agreed && keys.installed < current;
     if lacks || status.host.install_pending {
-        say(
+        all.broken(
             Code::NotInstalled,
-            Severity::Broken,
             format!(
                 "Traffic Server holds generation {} and has not taken {} yet; see diags.log",
                 keys.installed,
@@ -222,19 +231,17 @@ fn keys(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
     let late = keys.age_ms.saturating_sub(keys.interval_ms);
     if keys.current.is_some() && late > LATE_MS {
         let words = format!("the rotation of its key is {} s late", late / 1000);
-        say(Code::RotationLate, Severity::Degraded, words);
+        all.degraded(Code::RotationLate, words);
     }
 }
 
-fn list(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
+fn list(status: &ServerStatus, all: &mut Complaints) {
     let list = &status.list;
     if list.leaves_out(status.id) {
-        say(
+        all.degraded(
             Code::NotAMember,
-            Severity::Degraded,
-            "it is not in the group's server list: it was removed, and can be stopped; or give the list \
-             with it to all servers and reload one"
-                .to_owned(),
+            "it is not in the group's server list: it was removed, and can be stopped; or give the \
+             list with it to all servers and reload one",
         );
     }
     let silent: Vec<String> = list
@@ -248,26 +255,24 @@ fn list(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let named: Vec<&str> = silent.iter().take(MAX_NAMED).map(String::as_str).collect();
         let words = format!("it does not hear server {}{more}", named.join(", "));
-        say(Code::PeerSilent, Severity::Degraded, words);
+        all.degraded(Code::PeerSilent, words);
     }
     if list.digest.as_ref().is_some_and(|agreed| *agreed != list.file_digest) {
-        say(
-            Code::ListFileDiffers,
-            Severity::Degraded,
-            format!(
-                "its file's server list is not the agreed one{}; give it the group's list, or put this \
-                 one on all servers and reload one of them",
-                list.file_difference.as_ref().map_or_else(String::new, |words| format!(": {words}"))
-            ),
+        let difference = list.file_difference.as_ref().map(|words| format!(": {words}"));
+        let words = format!(
+            "its file's server list is not the agreed one{}; give it the group's list, or put this \
+             one on all servers and reload one of them",
+            difference.unwrap_or_default()
         );
+        all.degraded(Code::ListFileDiffers, words);
     }
 }
 
-fn reload(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
+fn reload(status: &ServerStatus, all: &mut Complaints) {
     if let Some(last) = status.reload.last.as_ref().filter(|last| !last.done) {
         let words =
             format!("its reload {} s ago was not carried out: {}", last.ago_ms / 1000, last.words);
-        say(Code::ReloadFailed, Severity::Degraded, words);
+        all.degraded(Code::ReloadFailed, words);
     }
 }
 
@@ -277,13 +282,10 @@ fn hears(status: &ServerStatus, other: super::server_id::ServerId) -> bool {
     status.group.role == Role::Leader || status.group.leader == Some(other)
 }
 
-fn certificate(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, String)) {
+fn certificate(status: &ServerStatus, all: &mut Complaints) {
     let Some(ending) = status.certificate.expiry() else {
-        return say(
-            Code::CertificateUnreadable,
-            Severity::Degraded,
-            "the end of its certificate cannot be read".to_owned(),
-        );
+        return all
+            .degraded(Code::CertificateUnreadable, "the end of its certificate cannot be read");
     };
     let whose = if !ending.is_authority {
         "its certificate".to_owned()
@@ -296,33 +298,30 @@ fn certificate(status: &ServerStatus, say: &mut impl FnMut(Code, Severity, Strin
         } else {
             (Code::CertificateExpiring, Severity::Degraded)
         };
-        return say(code, severity, line.clone());
+        return all.say(code, severity, line);
     }
     match (ending.left.is_zero(), ending.is_soon()) {
-        (true, _) => say(
+        (true, _) => all.broken(
             Code::CertificateExpired,
-            Severity::Broken,
             format!("{whose} {ending}: other servers refuse it; renew it"),
         ),
-        (false, true) => say(
-            Code::CertificateExpiring,
-            Severity::Degraded,
-            format!("{whose} {ending}; renew it"),
-        ),
+        (false, true) => {
+            all.degraded(Code::CertificateExpiring, format!("{whose} {ending}; renew it"))
+        }
         (false, false) => {}
     }
 }
 
-fn host(host: &HostStatus, say: &mut impl FnMut(Code, Severity, String)) {
+fn host(host: &HostStatus, all: &mut Complaints) {
     for hint in &host.hints {
         let severity = match hint {
             Hint::Setting(finding) if finding.kind.is_error() => Severity::Broken,
             _ => Severity::Degraded,
         };
-        say(code_of(hint), severity, hint.to_string());
+        all.say(code_of(hint), severity, hint.to_string());
     }
     for warning in &host.warnings {
-        say(Code::ConfigurationWarning, Severity::Degraded, warning.clone());
+        all.degraded(Code::ConfigurationWarning, warning);
     }
 }
 
