@@ -410,8 +410,7 @@ fn own_subject(r: &mut Reader<'_>) -> Option<String> {
         Some(_) => format!("is longer than {MAX_SUBJECT} bytes"),
         None => NO_SUBJECT.to_owned(),
     };
-    let problem = r.error("cert_verify_str", &reason, &remedy);
-    r.problems.push(problem);
+    r.refuse("cert_verify_str", &reason, &remedy);
     None
 }
 
@@ -475,8 +474,7 @@ fn check_subject(
              server"
         );
         let remedy = "give each server a certificate with a subject of its own";
-        let problem = r.error("cert_verify_str", &reason, remedy);
-        r.problems.push(problem);
+        r.refuse("cert_verify_str", &reason, remedy);
     } else {
         subjects.insert(subject.to_owned(), id);
     }
@@ -493,14 +491,12 @@ fn check_entry(
 ) {
     if let Some(first) = id.and_then(|id| ids.get(&id)) {
         let reason = format!("is the server_id of entry {first} too");
-        let problem = r.error("server_id", &reason, "give each server a number of its own");
-        r.problems.push(problem);
+        r.refuse("server_id", &reason, "give each server a number of its own");
     } else {
         ids.extend(id.map(|id| (id, number)));
     }
     if let Some(reason) = address.and_then(address::undialable) {
-        let problem = r.error("address", &reason, "give the address that the others connect to");
-        r.problems.push(problem);
+        r.refuse("address", &reason, "give the address that the others connect to");
     }
     let Some((address, port)) = address.zip(port) else {
         return;

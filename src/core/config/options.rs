@@ -223,36 +223,19 @@ static SERVER_ID: IntegerRange = IntegerRange {
 };
 static PORT: IntegerRange =
     IntegerRange { range: 1..=65535, complaint: "is not a port", expected: "a number" };
-static WORKERS: IntegerRange =
-    IntegerRange { range: 1..=64, complaint: OUT_OF_RANGE, expected: "a number of threads" };
-static TIMER: IntegerRange = milliseconds(1, MAX_TIMER_MS);
-static STARTUP_WAIT: IntegerRange = milliseconds(0, MAX_STARTUP_WAIT_MS);
-static LOG_ITEMS: IntegerRange = IntegerRange {
-    range: 0..=MAX_LOG_ITEMS,
-    complaint: OUT_OF_RANGE,
-    expected: "a number of entries",
-};
-static INTERVAL: IntegerRange = seconds(1, i32::MAX as i64);
-static KEY_AGE: IntegerRange = seconds(1, u32::MAX as i64);
-static TICKET_KEYS: IntegerRange =
-    IntegerRange { range: 2..=16, complaint: OUT_OF_RANGE, expected: "a number of keys" };
+static WORKERS: IntegerRange = range(1, 64, "a number of threads");
+static TIMER: IntegerRange = range(1, MAX_TIMER_MS, MILLISECONDS);
+static STARTUP_WAIT: IntegerRange = range(0, MAX_STARTUP_WAIT_MS, MILLISECONDS);
+static LOG_ITEMS: IntegerRange = range(0, MAX_LOG_ITEMS, "a number of entries");
+static INTERVAL: IntegerRange = range(1, i32::MAX as i64, SECONDS);
+static KEY_AGE: IntegerRange = range(1, u32::MAX as i64, SECONDS);
+static TICKET_KEYS: IntegerRange = range(2, 16, "a number of keys");
 
-const OUT_OF_RANGE: &str = "is out of range";
+const MILLISECONDS: &str = "a whole number of milliseconds";
+const SECONDS: &str = "a whole number of seconds";
 
-const fn milliseconds(least: i64, most: i64) -> IntegerRange {
-    IntegerRange {
-        range: least..=most,
-        complaint: OUT_OF_RANGE,
-        expected: "a whole number of milliseconds",
-    }
-}
-
-const fn seconds(least: i64, most: i64) -> IntegerRange {
-    IntegerRange {
-        range: least..=most,
-        complaint: OUT_OF_RANGE,
-        expected: "a whole number of seconds",
-    }
+const fn range(least: i64, most: i64, expected: &'static str) -> IntegerRange {
+    IntegerRange { range: least..=most, complaint: "is out of range", expected }
 }
 
 impl ConfigOption {
@@ -265,8 +248,8 @@ impl ConfigOption {
     pub fn range(&self) -> Option<String> {
         let IntegerRange { range, expected, .. } = self.integers?;
         let unit = match *expected {
-            "a whole number of milliseconds" => " ms",
-            "a whole number of seconds" => " s",
+            MILLISECONDS => " ms",
+            SECONDS => " s",
             _ => "",
         };
         Some(format!("{}-{}{unit}", range.start(), range.end()))
@@ -351,8 +334,7 @@ impl Row<'_, '_> {
 
     /// Adds an error about the value that is given.
     fn refuse<T>(&mut self, reason: &str, remedy: &str) -> Option<T> {
-        let problem = self.reader.error(self.option.name, reason, remedy);
-        self.reader.problems.push(problem);
+        self.reader.refuse(self.option.name, reason, remedy);
         None
     }
 }
@@ -386,9 +368,7 @@ fn bind_address(row: &mut Row<'_, '_>, _: &Settings) -> Option<Option<String>> {
     let given = row.reader.address(row.option.name).optional()?;
     if let Some(reason) = given.as_deref().and_then(address::unbindable) {
         let remedy = "give an address of this machine, or leave it out";
-        let problem = row.reader.error(row.option.name, &reason, remedy);
-        row.reader.problems.push(problem);
-        return None;
+        return row.refuse(&reason, remedy);
     }
     Some(given)
 }

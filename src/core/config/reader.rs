@@ -211,6 +211,12 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Adds an error about the value of `name`.
+    pub(super) fn refuse(&mut self, name: &str, reason: &str, remedy: &str) {
+        let problem = self.error(name, reason, remedy);
+        self.problems.push(problem);
+    }
+
     pub(super) fn wrong<T>(
         &mut self,
         name: &str,
