@@ -235,7 +235,9 @@ pub fn try_host_text(path: &Path) -> Result<String, String> {
 trait Blame {
     fn error(&self, option: &str, reason: String, remedy: &str) -> Problem;
 
-    fn warning(&self, option: &str, reason: String, remedy: &str) -> Problem;
+    fn warning(&self, option: &str, reason: String, remedy: &str) -> Problem {
+        Problem { severity: Severity::Warning, ..self.error(option, reason, remedy) }
+    }
 
     /// See [`Conf::is_open_door`].
     fn is_open_door(&self, _: &Problem) -> bool {
@@ -246,10 +248,6 @@ trait Blame {
 impl Blame for Conf {
     fn error(&self, option: &str, reason: String, remedy: &str) -> Problem {
         Conf::error(self, option, reason, remedy)
-    }
-
-    fn warning(&self, option: &str, reason: String, remedy: &str) -> Problem {
-        Conf::warning(self, option, reason, remedy)
     }
 
     fn is_open_door(&self, problem: &Problem) -> bool {
@@ -263,10 +261,6 @@ struct Unplaced<'a>(&'a str);
 impl Blame for Unplaced<'_> {
     fn error(&self, option: &str, reason: String, remedy: &str) -> Problem {
         Problem::error(self.0, reason, remedy).field(option)
-    }
-
-    fn warning(&self, option: &str, reason: String, remedy: &str) -> Problem {
-        Problem::warning(self.0, reason, remedy).field(option)
     }
 }
 
