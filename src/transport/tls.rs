@@ -175,29 +175,23 @@ struct Link {
     not_after: String,
 }
 
-/// Why certificates cannot be used. Which file it was is for the caller to add.
-#[derive(Debug, Error)]
+/// Why certificates cannot be used. The words for it, and which file it was, are for the caller to add.
+#[derive(Debug)]
 pub enum TlsError {
     /// The root file has no certificate in PEM form.
-    #[error("the root file holds no certificate in PEM form")]
     RootGarbage,
     /// The certificate file has no certificate in PEM form.
-    #[error("the certificate file holds no certificate in PEM form")]
     ChainGarbage,
     /// The key file has no private key in PEM form.
-    #[error("the key file holds no private key in PEM form")]
     KeyGarbage,
     /// The key is protected by a passphrase, which nobody could type here.
-    #[error("the private key is protected by a passphrase; store it without one")]
     KeyEncrypted,
     /// The key is another one's.
-    #[error("the private key does not belong to the certificate {subject}")]
     KeyMismatch {
         /// The leaf's subject in the one-line form.
         subject: String,
     },
     /// The leaf is no longer valid.
-    #[error("the certificate {subject} expired at {not_after}")]
     Expired {
         /// The leaf's subject in the one-line form.
         subject: String,
@@ -205,7 +199,6 @@ pub enum TlsError {
         not_after: String,
     },
     /// The leaf is not valid yet.
-    #[error("the certificate {subject} is not valid before {not_before}")]
     NotYetValid {
         /// The leaf's subject in the one-line form.
         subject: String,
@@ -213,16 +206,13 @@ pub enum TlsError {
         not_before: String,
     },
     /// The leaf has no subject, by which servers are told from each other.
-    #[error("the certificate has no subject")]
     NoSubject,
     /// The leaf's subject is not the one that peers ask for.
-    #[error("the certificate's subject is {found}")]
     SubjectMismatch {
         /// The leaf's subject in the one-line form.
         found: String,
     },
     /// The leaf does not chain to the root, or is not fit for a TLS server.
-    #[error("the certificate {subject} does not verify against the root file: {reason}")]
     ChainUntrusted {
         /// The subject of the certificate at fault in the one-line form.
         subject: String,
@@ -236,7 +226,6 @@ pub enum TlsError {
         issuer: Issuer,
     },
     /// A handshake with itself came to nothing, and would with every peer.
-    #[error("no handshake is possible with these files: {reason}")]
     NoHandshake {
         /// The leaf's subject in the one-line form, and the kinds of its key and signature.
         leaf: String,
@@ -248,8 +237,13 @@ pub enum TlsError {
         sent: usize,
     },
     /// OpenSSL refused something else, such as a key that is too short for its security level.
-    #[error("OpenSSL: {0}")]
-    OpenSsl(#[from] ErrorStack),
+    OpenSsl(ErrorStack),
+}
+
+impl From<ErrorStack> for TlsError {
+    fn from(stack: ErrorStack) -> TlsError {
+        TlsError::OpenSsl(stack)
+    }
 }
 
 impl Tls {

@@ -286,7 +286,7 @@ fn other_cluster_peer_refuses_us(settings: &Settings, member: &Member) -> Result
     let own = elsewhere.issue(&Request::new(PEER_SUBJECT))?;
     let (root, chain) = (elsewhere.identity.certificate.to_pem()?, own.certificate.to_pem()?);
     let tls = Tls::from_pem(&root, &chain, &own.key.private_key_to_pem_pkcs8()?, PEER_SUBJECT)
-        .map_err(|e| Error::new(e.to_string()))?;
+        .map_err(|e| Error::new(format!("{e:?}")))?;
     match block_on(Client::new(settings, &tls).status(member, STATUS_LIMIT)) {
         Err(Failure::TheirCertificate(_)) => Ok(()),
         other => Err(Error::new(format!("a peer of another cluster got {other:?}"))),

@@ -33,19 +33,19 @@ fn each_fault_of_a_certificate_has_its_name() {
     );
     assert!(matches!(load(&root_pem, locked_cert.as_bytes(), &key, ""), TlsError::ChainGarbage));
     let error = load(&root_pem, &cert, &other.key_pem(), "");
-    assert!(matches!(error, TlsError::KeyMismatch { .. }), "{error}");
+    assert!(matches!(error, TlsError::KeyMismatch { .. }), "{error:?}");
     let error = load(&root_pem, &cert, &key, "/CN=else");
-    assert!(matches!(&error, TlsError::SubjectMismatch { found } if found == SUBJECT), "{error}");
+    assert!(matches!(&error, TlsError::SubjectMismatch { found } if found == SUBJECT), "{error:?}");
     let spec = Spec { issuer: Some(&root), ..Spec::default() };
     let with = |spec: Spec<'_>| tls_for(&root, &spec.make(), SUBJECT).map(|_| ()).unwrap_err();
     let error = with(Spec { not_after: -60, ..spec.clone() });
-    assert!(matches!(error, TlsError::Expired { .. }), "{error}");
+    assert!(matches!(error, TlsError::Expired { .. }), "{error:?}");
     let error = with(Spec { not_before: 3600, ..spec.clone() });
-    assert!(matches!(error, TlsError::NotYetValid { .. }), "{error}");
+    assert!(matches!(error, TlsError::NotYetValid { .. }), "{error:?}");
     let error = with(Spec { usage: Some("codeSigning"), ..spec });
-    assert!(matches!(error, TlsError::ChainUntrusted { .. }), "{error}");
+    assert!(matches!(error, TlsError::ChainUntrusted { .. }), "{error:?}");
     let error = load(&pki::root("root").cert_pem(), &cert, &key, "");
-    assert!(matches!(error, TlsError::ChainUntrusted { .. }), "{error}");
+    assert!(matches!(error, TlsError::ChainUntrusted { .. }), "{error:?}");
 }
 
 #[test]
