@@ -39,23 +39,24 @@ pub enum Malformed {
 /// [`crate::core::sanity_bounds::SanityBounds`].
 pub(super) const MAX_COUNT: u64 = 1 << 62;
 
+/// One rule of many that a message has to keep: whether it is broken, and what it is then.
+pub(super) fn refuse_if(is_broken: bool, malformed: Malformed) -> Result<(), Malformed> {
+    if is_broken {
+        Err(malformed)
+    } else {
+        Ok(())
+    }
+}
+
 impl LeaderId {
     pub(super) fn check(&self) -> Result<(), Malformed> {
-        if self.term <= MAX_COUNT {
-            Ok(())
-        } else {
-            Err(Malformed::Absurd)
-        }
+        refuse_if(self.term > MAX_COUNT, Malformed::Absurd)
     }
 }
 
 impl LogId {
     pub(super) fn check(&self) -> Result<(), Malformed> {
         self.leader_id.check()?;
-        if self.index <= MAX_COUNT {
-            Ok(())
-        } else {
-            Err(Malformed::Absurd)
-        }
+        refuse_if(self.index > MAX_COUNT, Malformed::Absurd)
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::malformed::Malformed;
+use super::malformed::{refuse_if, Malformed};
 use crate::core::agreed::{Agreed, Command};
 use crate::core::agreement::epoch::Epoch;
 use crate::core::config::MAX_MEMBERS;
@@ -140,9 +140,7 @@ impl WireAppend {
     /// # Errors
     /// The first rule that it breaks.
     pub fn check(&self) -> Result<(), Malformed> {
-        if self.entries.len() > MAX_ENTRIES {
-            return Err(Malformed::TooMany("entries"));
-        }
+        refuse_if(self.entries.len() > MAX_ENTRIES, Malformed::TooMany("entries"))?;
         let ends = self.entries.iter().map(|entry| entry.id);
         for end in ends.chain(self.previous).chain(self.commit) {
             end.check()?;
@@ -155,17 +153,11 @@ impl WireAppend {
         let mut leader_id = self.previous.map_or(LeaderId::default(), |p| p.leader_id);
         let first = self.previous.map_or(0, |p| p.index + 1);
         for (index, entry) in (first..).zip(&self.entries) {
-            if entry.id.index != index || entry.id.leader_id < leader_id {
-                return Err(Malformed::Order);
-            }
+            refuse_if(entry.id.index != index || entry.id.leader_id < leader_id, Malformed::Order)?;
             leader_id = entry.id.leader_id;
             entry.check()?;
         }
-        if leader_id <= self.vote.0 {
-            Ok(())
-        } else {
-            Err(Malformed::Order)
-        }
+        refuse_if(leader_id > self.vote.0, Malformed::Order)
     }
 }
 
@@ -195,9 +187,7 @@ impl WireMembership {
     /// # Errors
     /// The first rule that it breaks.
     pub fn check(&self) -> Result<(), Malformed> {
-        if self.configs.len() > MAX_CONFIGS {
-            return Err(Malformed::TooMany("configurations"));
-        }
+        refuse_if(self.configs.len() > MAX_CONFIGS, Malformed::TooMany("configurations"))?;
         // An earlier life of a server may still be there beside the later one.
         if self.members.len() > 2 * MAX_MEMBERS
             || self.configs.iter().any(|voters| voters.len() > MAX_MEMBERS)
@@ -218,9 +208,7 @@ impl WireSnapshot {
         for end in self.last.iter().chain(&self.membership_at) {
             end.check()?;
         }
-        if self.id.len() > MAX_SNAPSHOT_ID {
-            return Err(Malformed::TooMany("letters in its name"));
-        }
+        refuse_if(self.id.len() > MAX_SNAPSHOT_ID, Malformed::TooMany("letters in its name"))?;
         let last = self.last.ok_or(Malformed::Order)?;
         if last.leader_id > self.vote.0 || self.membership_at > self.last {
             return Err(Malformed::Order);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::malformed::Malformed;
+use super::malformed::{refuse_if, Malformed};
 use crate::core::key_ring::{Generation, MAX_GENERATION};
 use crate::core::sessions::{SessionEvent, MAX_ID, MAX_PER_MESSAGE, MAX_SESSION};
 
@@ -25,16 +25,9 @@ pub struct WireSessions {
 
 impl WireSessions {
     pub(super) fn check(&self) -> Result<(), Malformed> {
-        if self.events.len() > MAX_PER_MESSAGE {
-            return Err(Malformed::TooMany("sessions"));
-        }
-        if self.events.is_empty() {
-            return Err(Malformed::Absurd);
-        }
-        if self.generation > MAX_GENERATION {
-            return Err(Malformed::Absurd);
-        }
-        Ok(())
+        refuse_if(self.events.len() > MAX_PER_MESSAGE, Malformed::TooMany("sessions"))?;
+        refuse_if(self.events.is_empty(), Malformed::Absurd)?;
+        refuse_if(self.generation > MAX_GENERATION, Malformed::Absurd)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What servers say of themselves, and what they promise and found: the messages of a founding.
 
-use super::malformed::{Malformed, MAX_COUNT};
+use super::malformed::{refuse_if, Malformed, MAX_COUNT};
 use crate::core::agreed::Record;
 use crate::core::agreement::epoch::Epoch;
 use crate::core::agreement::founding::{FoundedCluster, Promise};
@@ -12,18 +12,12 @@ use crate::core::pre_vote::Status;
 pub(super) fn check_status(status: &Status) -> Result<(), Malformed> {
     status.vote.check()?;
     check_epoch(status.cluster)?;
-    if status.generation > MAX_GENERATION || status.known > MAX_COUNT {
-        return Err(Malformed::Absurd);
-    }
+    refuse_if(status.generation > MAX_GENERATION || status.known > MAX_COUNT, Malformed::Absurd)?;
     status.last_log_id.map_or(Ok(()), |end| end.check())
 }
 
 pub(super) fn check_epoch(epoch: Epoch) -> Result<(), Malformed> {
-    if epoch.counter <= MAX_COUNT {
-        Ok(())
-    } else {
-        Err(Malformed::Absurd)
-    }
+    refuse_if(epoch.counter > MAX_COUNT, Malformed::Absurd)
 }
 
 /// Whether this is something that a server could have kept.
@@ -43,11 +37,7 @@ pub(super) fn check_promise(promise: &Promise<Record>) -> Result<(), Malformed> 
 
 pub(super) fn check_found(found: &FoundedCluster<Record>) -> Result<(), Malformed> {
     check_epoch(found.epoch)?;
-    if found.voters.is_empty() {
-        return Err(Malformed::NoVoters);
-    }
-    if found.voters.len() > MAX_MEMBERS {
-        return Err(Malformed::TooMany("voters"));
-    }
+    refuse_if(found.voters.is_empty(), Malformed::NoVoters)?;
+    refuse_if(found.voters.len() > MAX_MEMBERS, Malformed::TooMany("voters"))?;
     check_ranked_record(&found.base)
 }
