@@ -4,7 +4,7 @@
 //! Invariants: a voter has the log before it votes, and what it knew to be revoked is revoked; no
 //! step begins while another one is open; a server that was replaced comes back only as a later
 //! life; the list changes by one server at a time; until more than half of the new list vote nobody
-//! stops voting.
+//! stops voting; a leader that is no member any more changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,6 +64,10 @@ pub enum Step {
 
 /// The next step, if there is one. It is asked again after each, and whenever something changed.
 pub fn next_step(view: &View<'_>) -> Option<Step> {
+    // Whoever has gone by its own last step is about to step down; what is left is for the next.
+    if !view.nodes.contains(&view.me) {
+        return None;
+    }
     let last = view.configurations.last().filter(|_| view.is_settled)?;
     if view.configurations.len() > 1 {
         return Some(Step::ChangeVoters(last.clone()));
@@ -294,6 +298,19 @@ mod tests {
         assert_eq!(fleet.next(), change(&[(1, 1), (2, 1)]));
         fleet.configurations = vec![configuration(&[(1, 1), (2, 1)])];
         assert_eq!(fleet.next(), change(&[(2, 1)]));
+    }
+
+    #[test]
+    fn a_leader_that_has_left_leaves_the_rest_to_the_next() {
+        let mut fleet = fleet();
+        fleet.list = [2, 3].map(ServerId).into();
+        fleet.arrive(4, 1, true, true);
+        fleet.followers = [4].map(ServerId).into();
+        fleet.configurations = vec![configuration(&[(2, 1), (3, 1)])];
+        assert!(fleet.next().is_some(), "while it is a member there is something to do");
+        fleet.nodes.remove(&node(1, 1));
+        assert_eq!(fleet.next(), None);
+        assert!(!is_waiting(&fleet.view()), "nor does it look again");
     }
 
     #[test]
