@@ -1,29 +1,16 @@
-//! The clock that openraft sees: tokio's, but in steps.
+//! tokio, as openraft sees it.
 //!
-//! A leader notes for each member when it sent what the member acknowledged last, and works out with
-//! each acknowledgement since when a majority follows it. openraft does that with a sorted list,
-//! at a cost that grows with the cube of the members, unless times are equal: in a group of 200 it
-//! took more than half of a leader's work for a rotation. So all that is sent in one go is sent
-//! at the same time here.
-//!
-//! Invariants: the clock never goes back on one thread, which all Raft of a plugin's node runs
-//! on (between threads it may differ by a step), and is at most `STEP` slow. openraft measures one
-//! lease with it: for [`VOTE_LEASE`] after the last append a follower votes for nobody else. What
-//! keeps time for keys is [`crate::core::moment`].
+//! The clock is tokio's: it goes back nowhere, whichever threads Raft runs on. openraft measures one
+//! lease with it: for [`VOTE_LEASE`] after the last append a follower votes for nobody else. What keeps
+//! time for keys is [`crate::core::moment`].
 //!
 //! A limit of `LIMITED_ELSEWHERE` is none here: whoever is called keeps one of its own.
 
-use std::cell::Cell;
 use std::future::Future;
-use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::time::Duration;
 
 use openraft::{AsyncRuntime, OptionalSend, TokioRuntime as Tokio};
 use tokio::time::Instant;
-
-/// How long the clock stands still, once somebody looked at it: what sending one message to each of
-/// some hundred servers takes.
-const STEP: Duration = Duration::from_millis(50);
 
 /// openraft's shortest election timeout here. It makes two things of that: a little more is the lease
 /// within which a follower refuses its vote, which is this node's to keep ([`crate::core::lease`]) and
@@ -31,79 +18,22 @@ const STEP: Duration = Duration::from_millis(50);
 /// [`super::network`] keeps.
 pub(super) const LIMITED_ELSEWHERE: Duration = Duration::from_millis(1);
 
-/// How long after an append openraft votes for nobody else all the same: its lease, and a step of the
-/// clock that it is measured with.
-pub const VOTE_LEASE: Duration = STEP.saturating_add(LIMITED_ELSEWHERE.saturating_mul(3));
+/// How long after an append openraft votes for nobody else all the same: its lease, and a millisecond
+/// more.
+pub const VOTE_LEASE: Duration = LIMITED_ELSEWHERE.saturating_mul(3);
 
 /// Longer than anything that has a limit elsewhere: a day.
 const NO_LIMIT: Duration = Duration::from_secs(86_400);
 
-/// A moment by the clock that goes in steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stepped(Instant);
-
-thread_local! {
-    static LATEST: Cell<Option<Instant>> = const { Cell::new(None) };
-}
-
-impl openraft::Instant for Stepped {
-    fn now() -> Stepped {
-        let now = Instant::now();
-        LATEST.with(|latest| {
-            // A clock that was set back is one that tests have stopped.
-            let stands = |at: &Instant| *at <= now && now - *at < STEP;
-            let at = latest.get().filter(stands).unwrap_or(now);
-            latest.set(Some(at));
-            Stepped(at)
-        })
-    }
-}
-
-impl Add<Duration> for Stepped {
-    type Output = Stepped;
-
-    fn add(self, span: Duration) -> Stepped {
-        Stepped(self.0 + span)
-    }
-}
-
-impl AddAssign<Duration> for Stepped {
-    fn add_assign(&mut self, span: Duration) {
-        self.0 += span;
-    }
-}
-
-impl Sub<Duration> for Stepped {
-    type Output = Stepped;
-
-    fn sub(self, span: Duration) -> Stepped {
-        Stepped(self.0 - span)
-    }
-}
-
-impl Sub for Stepped {
-    type Output = Duration;
-
-    fn sub(self, earlier: Stepped) -> Duration {
-        self.0 - earlier.0
-    }
-}
-
-impl SubAssign<Duration> for Stepped {
-    fn sub_assign(&mut self, span: Duration) {
-        self.0 -= span;
-    }
-}
-
-/// tokio, with the clock that goes in steps.
+/// tokio, without the limits that others keep.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct SteppedTokio;
+pub struct PatientTokio;
 
-impl AsyncRuntime for SteppedTokio {
+impl AsyncRuntime for PatientTokio {
     type JoinError = <Tokio as AsyncRuntime>::JoinError;
     type JoinHandle<T: OptionalSend + 'static> = <Tokio as AsyncRuntime>::JoinHandle<T>;
     type Sleep = <Tokio as AsyncRuntime>::Sleep;
-    type Instant = Stepped;
+    type Instant = Instant;
     type TimeoutError = <Tokio as AsyncRuntime>::TimeoutError;
     type Timeout<R, T: Future<Output = R> + OptionalSend> = <Tokio as AsyncRuntime>::Timeout<R, T>;
     type ThreadLocalRng = <Tokio as AsyncRuntime>::ThreadLocalRng;
@@ -123,8 +53,8 @@ impl AsyncRuntime for SteppedTokio {
         Tokio::sleep(duration)
     }
 
-    fn sleep_until(deadline: Stepped) -> Self::Sleep {
-        Tokio::sleep_until(deadline.0)
+    fn sleep_until(deadline: Instant) -> Self::Sleep {
+        Tokio::sleep_until(deadline)
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
@@ -135,10 +65,10 @@ impl AsyncRuntime for SteppedTokio {
     }
 
     fn timeout_at<R, F: Future<Output = R> + OptionalSend>(
-        deadline: Stepped,
+        deadline: Instant,
         future: F,
     ) -> Self::Timeout<R, F> {
-        Tokio::timeout_at(deadline.0, future)
+        Tokio::timeout_at(deadline, future)
     }
 
     fn is_panic(join_error: &Self::JoinError) -> bool {
@@ -155,20 +85,19 @@ impl AsyncRuntime for SteppedTokio {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use openraft::Instant as _;
-    use tokio::time::advance;
-
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn what_happens_in_one_go_happens_at_the_same_time() {
-        let begun = Stepped::now();
-        advance(STEP - Duration::from_millis(1)).await;
-        assert_eq!(Stepped::now(), begun);
-        advance(Duration::from_millis(1)).await;
-        assert_eq!(Stepped::now() - begun, STEP);
-        advance(STEP * 10).await;
-        assert_eq!(begun.elapsed(), STEP * 11);
+    fn now() -> <PatientTokio as AsyncRuntime>::Instant {
+        openraft::Instant::now()
+    }
+
+    #[test]
+    fn the_clock_goes_back_on_no_thread() {
+        let first = now();
+        let second = std::thread::spawn(now).join().unwrap();
+        let third = now();
+        assert!(first <= second && second <= third, "{first:?}, {second:?}, {third:?}");
     }
 }

@@ -3,7 +3,7 @@
 use openraft::impls::{EmptyNode, OneshotResponder};
 use openraft::{CommittedLeaderId, Vote};
 
-use super::clock::SteppedTokio;
+use super::clock::PatientTokio;
 use crate::core::agreed::{Agreed, Change, Command, Refusal};
 use crate::core::log_id::{LeaderId, LogId};
 use crate::core::moment::Moment;
@@ -20,7 +20,7 @@ openraft::declare_raft_types!(
         Entry = openraft::Entry<Types>,
         SnapshotData = AgreedSnapshot,
         Responder = OneshotResponder<Types>,
-        AsyncRuntime = SteppedTokio,
+        AsyncRuntime = PatientTokio,
 );
 
 /// One server's Raft.
