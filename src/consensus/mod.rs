@@ -68,7 +68,8 @@ pub fn raft_config(settings: &Settings) -> Arc<Config> {
         replication_lag_threshold: settings.snapshot_distance.max(MAX_PAYLOAD_ENTRIES),
         snapshot_policy,
         snapshot_max_chunk_size: u64::MAX,
-        max_in_snapshot_log_to_keep: settings.reserved_log_items,
+        // What to purge is for `node::erasure` to say.
+        max_in_snapshot_log_to_keep: u64::MAX,
         purge_batch_size: 1,
         enable_tick: true,
         enable_heartbeat: false,

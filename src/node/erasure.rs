@@ -1,12 +1,17 @@
-//! Erases keys that have retired from Raft's log and snapshot.
+//! Erases keys that have retired from Raft's log and snapshot, and what the log need not keep.
 //!
-//! Which those are is for the ring to say. Invariants: what has retired is gone as soon as a snapshot
-//! without it is made, whatever else the log keeps.
+//! Which keys those are is for the ring to say. Invariants: what has retired is gone as soon as a
+//! snapshot without it is made, whatever else the log keeps; nobody else has openraft purge, since it
+//! forgets a purge that it puts off, because entries are being sent, when another is asked for by
+//! its own policy.
 
 use std::time::Duration;
 
+use openraft::metrics::RaftDataMetrics;
 use openraft::LogIdOptionExt;
 use tokio::time::{sleep, timeout};
+
+use crate::core::node_id::NodeId;
 
 use super::context::Context;
 use super::running::{Running, Stopped};
@@ -16,34 +21,54 @@ const ERASE_LIMIT: Duration = Duration::from_secs(1);
 const ERASE_RETRY: Duration = Duration::from_millis(50);
 
 /// Erases retired keys from log and snapshot as soon as they are retired, whatever
-/// `reserved_log_items` keeps (promise 6).
+/// `reserved_log_items` keeps (promise 6), and what is more than that behind a snapshot.
 pub(super) async fn erase(ctx: &Context, running: &Running) -> Stopped {
     let mut views = ctx.views.subscribe();
+    let mut settings = ctx.watch_settings();
+    let mut data = running.raft.data_metrics();
+    let trigger = running.raft.trigger();
     loop {
         let view = views.borrow_and_update().clone();
+        let kept = settings.borrow_and_update().reserved_log_items;
         let retired = running.log.last_retired(view.applied, |g| view.agreed.ring.holds(g));
-        if retired.is_none() && !running.machine.snapshot_is_stale() {
-            if views.changed().await.is_err() {
-                return Stopped::StateGone;
+        let is_stale = retired.is_some() || running.machine.snapshot_is_stale();
+        if !is_stale && behind(&data.borrow(), kept).is_none() {
+            tokio::select! {
+                changed = views.changed() => if changed.is_err() {
+                    return Stopped::StateGone;
+                },
+                changed = settings.changed() => if changed.is_err() {
+                    return Stopped::StateGone;
+                },
+                more = data.wait_for(|m| behind(m, kept).is_some()) => if more.is_err() {
+                    return Stopped::CoreGone;
+                },
             }
             continue;
         }
-        // A purge is bounded by the last snapshot, so that comes first.
-        let trigger = running.raft.trigger();
-        if trigger.snapshot().await.is_err() {
-            return Stopped::CoreGone;
+        let mut is_built = false;
+        if is_stale {
+            // A purge is bounded by the last snapshot, so that comes first.
+            if trigger.snapshot().await.is_err() {
+                return Stopped::CoreGone;
+            }
+            let built = data.wait_for(|m| m.snapshot.index() >= Some(view.applied));
+            is_built = timeout(ERASE_LIMIT, built).await.is_ok();
         }
-        let mut data = running.raft.data_metrics();
-        let built = data.wait_for(|m| m.snapshot.index() >= Some(view.applied));
-        let built = timeout(ERASE_LIMIT, built).await.is_ok();
-        if let (true, Some(index)) = (built, retired) {
+        let behind = behind(&data.borrow(), kept);
+        if let Some(index) = behind.max(retired.filter(|_| is_built)) {
             if trigger.purge_log(index).await.is_err() {
                 return Stopped::CoreGone;
             }
-            let mut data = running.raft.data_metrics();
             let purged = data.wait_for(|m| m.purged.index() >= Some(index));
             let _ = timeout(ERASE_LIMIT, purged).await;
         }
         sleep(ERASE_RETRY).await;
     }
+}
+
+/// The last index that is `kept` entries or more behind the last snapshot, unless it is purged.
+fn behind(data: &RaftDataMetrics<NodeId>, kept: u64) -> Option<u64> {
+    let last = data.snapshot.index()?.checked_sub(kept)?;
+    (data.purged.index() < Some(last)).then_some(last)
 }

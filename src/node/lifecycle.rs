@@ -373,8 +373,7 @@ async fn reconfigured(ctx: &Context, running: &Running) {
     let mut settings = ctx.watch_settings();
     let differs = |settings: &Arc<Settings>| {
         let (new, old) = (raft_config(settings), running.raft.config());
-        (link_limit(settings), new.max_in_snapshot_log_to_keep, &new.snapshot_policy)
-            != (running.limit, old.max_in_snapshot_log_to_keep, &old.snapshot_policy)
+        (link_limit(settings), &new.snapshot_policy) != (running.limit, &old.snapshot_policy)
     };
     if settings.wait_for(differs).await.is_err() {
         std::future::pending::<()>().await;
