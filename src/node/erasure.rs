@@ -72,3 +72,47 @@ fn behind(data: &RaftDataMetrics<NodeId>, kept: u64) -> Option<u64> {
     let last = data.snapshot.index()?.checked_sub(kept)?;
     (data.purged.index() < Some(last)).then_some(last)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::consensus::log_store::LogStore;
+    use crate::core::agreed::Command;
+    use crate::core::key_ring::Command as KeyCommand;
+    use crate::node::fixture::{Fixture, CLUSTER};
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// openraft, whose purges could undo one that is put off, leaves all of them to this task.
+    #[tokio::test]
+    async fn what_need_not_be_kept_is_purged_here_and_nowhere_else() {
+        let fixture = Fixture::new();
+        let ctx = &fixture.shared.ctx;
+        let log = LogStore::founding([ctx.node()].into(), None);
+        let running = fixture.running_with(log, CLUSTER).await;
+        running.raft.trigger().elect().await.unwrap();
+        running.raft.wait(Some(PATIENCE)).current_leader(ctx.node(), "leads").await.unwrap();
+        let settings = ctx.settings();
+        let (kept, distance) = (settings.reserved_log_items, settings.snapshot_distance);
+        let enough = 2 * (kept + distance);
+        for _ in 0..enough {
+            running.raft.client_write(Command::Key(KeyCommand::Revoke(vec![]))).await.unwrap();
+        }
+        let mut data = running.raft.data_metrics();
+        let is_built = |m: &RaftDataMetrics<NodeId>| m.snapshot.index() > Some(kept + distance);
+        timeout(PATIENCE, data.wait_for(is_built)).await.unwrap().unwrap();
+        let all = running.log.len() as u64;
+        assert!(all > enough && data.borrow().purged.is_none(), "{all} of {enough} are kept");
+        let is_purged = |m: &RaftDataMetrics<NodeId>| {
+            let ends = m.snapshot.index().zip(m.purged.index());
+            ends.is_some_and(|(snapshot, purged)| snapshot == purged + kept)
+        };
+        tokio::select! {
+            _ = erase(ctx, &running) => panic!("it ended"),
+            purged = timeout(PATIENCE, data.wait_for(is_purged)) => drop(purged.unwrap().unwrap()),
+        }
+        let kept_now = running.log.len() as u64;
+        assert!((kept..kept + distance + 1).contains(&kept_now), "{kept_now}");
+    }
+}
