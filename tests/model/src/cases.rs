@@ -56,7 +56,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         case(
             "a restart, a founding and a replacement",
-            400_000,
+            1_200_000,
             1000,
             Scope { budget: budget(1, 1, 1, 1, 1), ..scope() },
         ),
@@ -86,7 +86,7 @@ pub fn cases() -> Vec<Case> {
         ),
         case(
             "two changes of the list with keys and a restart",
-            100_000,
+            300_000,
             200,
             Scope { budget: Budget { stands: 0, keys: 1, ..lists }, list: 1, ..scope() },
         ),
@@ -106,6 +106,18 @@ pub fn cases() -> Vec<Case> {
                 founders: 2,
                 restarters: 4,
                 candidates: 2,
+                ..scope()
+            },
+        ),
+        case(
+            "two leaders of one term, a restart, a founding and a replacement",
+            1_000_000,
+            1000,
+            Scope {
+                budget: budget(1, 1, 1, 2, 1),
+                founders: 1,
+                restarters: 1,
+                candidates: 6,
                 ..scope()
             },
         ),

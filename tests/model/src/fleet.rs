@@ -5,6 +5,10 @@
 //! (who hears whom) may be so or not so at any time, except where the network is whole
 //! ([`Scope::whole`]).
 //!
+//! A vote is openraft's: a server has one [`LeaderId`] and gives it up for any greater one, of the same
+//! term too, so that a term may have two leaders. That openraft puts a leader's vote above a candidate's
+//! of the same id is left out: who has a leader's log refuses what it asked as a candidate by that log.
+//!
 //! Invariants: everything of `stek_share::core::agreement` runs as it is; a rule is taken out
 //! ([`Out`]) by what this file tells it, never by a rule of its own.
 
@@ -81,6 +85,9 @@ pub enum Entry {
     Final(Configuration),
 }
 
+/// Whose each entry is, and what.
+pub type Log = Vec<(LeaderId, Entry)>;
+
 /// What servers send each other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
@@ -91,13 +98,13 @@ pub enum Message {
     /// See [`FoundedCluster`].
     Found(FoundedCluster<Rec>),
     /// A candidate and the end of its log.
-    Stand(Epoch, u8, NodeId, (u8, u8)),
-    /// A vote of the first node for the second.
-    Vote(Epoch, u8, NodeId, NodeId),
+    Stand(Epoch, LeaderId, LogId),
+    /// A node's vote for a candidate.
+    Vote(Epoch, LeaderId, NodeId),
     /// A leader's log, and with whom the cluster began.
-    Log(Epoch, u8, NodeId, Rc<Configuration>, Rc<Vec<(u8, Entry)>>),
-    /// A log of so many entries was taken.
-    Ack(Epoch, u8, NodeId, u8),
+    Log(Epoch, LeaderId, Rc<Configuration>, Rc<Log>),
+    /// A node took a leader's log, of so many entries.
+    Ack(Epoch, LeaderId, NodeId, u8),
 }
 
 /// A server's part in an election.
@@ -122,12 +129,10 @@ pub struct Server {
     pub first: Rc<Configuration>,
     /// What it was founded from, where this server was there.
     pub base: Option<Rec>,
-    /// The log: the term and the entry.
-    pub log: Rc<Vec<(u8, Entry)>>,
-    /// Raft's term.
-    pub term: u8,
-    /// Raft's vote.
-    pub voted: Option<NodeId>,
+    /// The log.
+    pub log: Rc<Log>,
+    /// Raft's vote: the greatest candidate or leader that it has heard of and not refused.
+    pub vote: LeaderId,
     /// Raft's role.
     pub role: Role,
     /// How many entries this leader knows to be committed.
@@ -301,9 +306,15 @@ impl Server {
         all
     }
 
-    /// The term of its last entry, and how many there are.
-    pub fn end(&self) -> (u8, u8) {
-        (self.log.last().map_or(0, |(term, _)| *term), self.log.len() as u8)
+    /// Where its log ends, as candidates are compared.
+    pub fn end(&self) -> LogId {
+        self.end_of(self.log.len())
+    }
+
+    /// Where so many entries of its log end; the first one has the index 1.
+    fn end_of(&self, entries: usize) -> LogId {
+        let last = entries.checked_sub(1).map(|last| self.log[last].0);
+        LogId { leader_id: last.unwrap_or_default(), index: entries as u64 }
     }
 
     /// What the first entries of its log come to, if the cluster's record is among them.
@@ -341,15 +352,9 @@ impl Server {
             Some(Out::WholeLog) => usize::from(self.commit),
             _ => self.log.len(),
         };
-        let end = |entries: usize| LogId {
-            leader_id: LeaderId {
-                term: entries.checked_sub(1).map_or(0, |last| u64::from(self.log[last].0)),
-                ..LeaderId::default()
-            },
-            index: entries as u64,
-        };
-        let log = self.fold(entries).map(|record| (end(entries), record));
-        let rank = Rank { epoch: member.cluster, end: end(entries) };
+        let end = self.end_of(entries);
+        let log = self.fold(entries).map(|record| (end, record));
+        let rank = Rank { epoch: member.cluster, end };
         match (out, &log, &self.base) {
             (Some(Out::EmptyRanksLow), None, Some(base)) => {
                 RankedRecord { rank, record: base.clone() }
@@ -380,10 +385,15 @@ impl State {
     /// Forgets messages that nobody can take any more, so that fewer states differ.
     pub fn tidy(&mut self, out: Option<Out>) {
         let all = || self.servers.iter().map(|part| &part.value);
-        let longer = |cluster: &Epoch, term: &u8, node: &NodeId, entries: &u8| {
+        let longer = |cluster: &Epoch, leader: &LeaderId, node: &NodeId, entries: &u8| {
             self.sent.iter().any(|sent| {
-                matches!(&sent.value, Message::Ack(c, t, n, more)
-                    if (c, t, n) == (cluster, term, node) && more > entries)
+                matches!(&sent.value, Message::Ack(c, l, n, more)
+                    if (c, l, n) == (cluster, leader, node) && more > entries)
+            })
+        };
+        let is_a = |role: Role, cluster: &Epoch, id: &LeaderId| {
+            self.node(id.node).is_some_and(|server| {
+                server.member.cluster == *cluster && server.vote == *id && server.role == role
             })
         };
         let is_open = |message: &Message| match message {
@@ -392,17 +402,9 @@ impl State {
                     || out == Some(Out::Addressee) && server.member.me.server == prepare.to.server;
                 is_its && server.member.promise < prepare.epoch
             }),
-            Message::Vote(cluster, term, _, to) => self.node(*to).is_some_and(|server| {
-                server.member.cluster == *cluster
-                    && server.term == *term
-                    && server.role == Role::Candidate
-            }),
-            Message::Ack(cluster, term, node, entries) => {
-                all().any(|server| {
-                    server.member.cluster == *cluster
-                        && server.term == *term
-                        && server.role == Role::Leader
-                }) && !longer(cluster, term, node, entries)
+            Message::Vote(cluster, id, _) => is_a(Role::Candidate, cluster, id),
+            Message::Ack(cluster, id, node, entries) => {
+                is_a(Role::Leader, cluster, id) && !longer(cluster, id, node, entries)
             }
             _ => true,
         };
@@ -445,7 +447,8 @@ impl Scope {
         let base = Rec { list: all, version: 1, ..Rec::default() };
         let first: Rc<Configuration> =
             Rc::new(voters(all).into_iter().map(|id| (id, Incarnation(1))).collect());
-        let log = Rc::new(vec![(1, Entry::Base(base.clone()))]);
+        let leader = LeaderId { term: 1, node: founder };
+        let log = Rc::new(vec![(leader, Entry::Base(base.clone()))]);
         let mut state = State {
             servers: Vec::new(),
             sent: Rc::new(Vec::new()),
@@ -464,8 +467,7 @@ impl Scope {
                 server = Server {
                     first: first.clone(),
                     log: log.clone(),
-                    term: 1,
-                    voted: Some(founder),
+                    vote: leader,
                     role: if leads { Role::Leader } else { Role::Follower },
                     commit: u8::from(leads),
                     ..server
@@ -474,7 +476,7 @@ impl Scope {
             state.servers.push(part(server));
         }
         if !self.cold {
-            state.send(Message::Log(epoch, 1, founder, first, log));
+            state.send(Message::Log(epoch, leader, first, log));
             state.agreed.push((epoch, Vec::new()));
         }
         state
@@ -509,7 +511,7 @@ impl Scope {
                 all().filter(there).any(|other| {
                     other.member.me == node
                         && other.member.cluster == cluster
-                        && (one.role == Role::Leader && other.term <= one.term
+                        && (one.role == Role::Leader && other.vote <= one.vote
                             || other.end() <= one.end())
                 })
             };
@@ -555,8 +557,7 @@ pub fn fresh(me: NodeId, older: RankedRecord<Rec>, file: Set) -> Server {
         first: Rc::new(BTreeMap::new()),
         base: None,
         log: Rc::new(Vec::new()),
-        term: 0,
-        voted: None,
+        vote: LeaderId::default(),
         role: Role::Follower,
         commit: 0,
         held: 0,

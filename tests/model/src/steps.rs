@@ -8,6 +8,7 @@ use stek_share::core::agreement::founding::{FoundedCluster, FoundingRequest, Pre
 use stek_share::core::agreement::meeting::{meet, Leading, Meeting};
 use stek_share::core::agreement::ranked_record::{RankedRecord, Voters};
 use stek_share::core::agreement::replacement::{next_step, Arrival, Configuration, Step, View};
+use stek_share::core::log_id::{LeaderId, LogId};
 use stek_share::core::node_id::{Incarnation, NodeId};
 use stek_share::core::server_id::ServerId;
 
@@ -54,12 +55,12 @@ pub enum Act {
     Promise(NodeId, Epoch),
     /// It accepts a founding.
     Accept(NodeId, Epoch),
-    /// It votes in a term for another one.
-    Vote(NodeId, u8, NodeId),
-    /// It hears of a later term.
-    Term(NodeId, u8),
-    /// It takes the log of a leader in a term, of so many entries.
-    Take(NodeId, NodeId, u8, usize),
+    /// It votes for another one.
+    Vote(NodeId, LeaderId),
+    /// It is refused, and hears of a greater vote.
+    StepDown(NodeId, LeaderId),
+    /// It takes the log of a leader, of so many entries.
+    Take(NodeId, LeaderId, usize),
 }
 
 /// A step under way: the state that it leads to, of which one server changes.
@@ -87,12 +88,12 @@ impl Turn<'_> {
 
 fn log_of(server: &Server) -> Message {
     let member = &server.member;
-    Message::Log(member.cluster, server.term, member.me, server.first.clone(), server.log.clone())
+    Message::Log(member.cluster, server.vote, server.first.clone(), server.log.clone())
 }
 
 fn append(server: &mut Server, entry: Entry) {
     let mut log = (*server.log).clone();
-    log.push((server.term, entry));
+    log.push((server.vote, entry));
     server.log = Rc::new(log);
 }
 
@@ -119,6 +120,7 @@ impl System for Scope {
                 turn.found();
                 turn.campaign();
                 turn.lead();
+                turn.step_down();
                 turn.receive();
             }
         }
@@ -186,9 +188,9 @@ struct Healing<'a> {
     from: &'a State,
 }
 
-/// States of a healing that are looked at before it is given up; those that succeed take some
-/// hundreds.
-const HEALING_STATES: usize = 60_000;
+/// States of a healing that are looked at before it is given up. Those that succeed take some hundreds
+/// as a rule, and 73,486 at most in a search through 2.7 million states.
+const HEALING_STATES: usize = 600_000;
 
 impl System for Healing<'_> {
     type State = State;
@@ -281,7 +283,7 @@ impl Scope {
         let limits = Limits {
             directed: true,
             states: HEALING_STATES,
-            time: std::time::Duration::from_secs(60),
+            time: std::time::Duration::MAX,
             dead_ends: 0,
         };
         let outcome = explore(&healing, limits);
@@ -488,9 +490,9 @@ impl Turn<'_> {
         let is_voter = nodes(&votes).contains(&node) && scope.heard(self.from, &server).is_empty();
         if is_voter && self.spent().stands < scope.budget.stands && self.is_of(scope.candidates) {
             let mut next = server.clone();
-            next.term += 1;
-            (next.voted, next.role) = (Some(node), Role::Candidate);
-            let stand = Message::Stand(member.cluster, next.term, node, next.end());
+            next.vote = LeaderId { term: server.vote.term + 1, node };
+            next.role = Role::Candidate;
+            let stand = Message::Stand(member.cluster, next.vote, next.end());
             self.add(Act::Stand(node), next, |state| {
                 state.spent.stands += 1;
                 state.send(stand);
@@ -500,7 +502,7 @@ impl Turn<'_> {
             return;
         }
         let has_vote = |voter: NodeId| {
-            let vote = Message::Vote(member.cluster, server.term, voter, node);
+            let vote = Message::Vote(member.cluster, server.vote, voter);
             voter == node || self.from.has(&vote) || self.of_any_life(&vote, voter)
         };
         if quorum(&votes, has_vote) {
@@ -519,11 +521,10 @@ impl Turn<'_> {
 
     /// Whether another life of a voter gave that vote, where that counts.
     fn of_any_life(&self, vote: &Message, voter: NodeId) -> bool {
-        let Message::Vote(cluster, term, _, candidate) = vote else { return false };
+        let Message::Vote(cluster, candidate, _) = vote else { return false };
         let same = |sent: &Message| {
-            matches!(sent, Message::Vote(epoch, in_term, from, to)
-                if (epoch, in_term, to) == (cluster, term, candidate)
-                    && from.server == voter.server)
+            matches!(sent, Message::Vote(epoch, of, from)
+                if (epoch, of) == (cluster, candidate) && from.server == voter.server)
         };
         self.scope.out == Some(Out::Sender) && self.from.sent.iter().any(|sent| same(&sent.value))
     }
@@ -535,9 +536,9 @@ impl Turn<'_> {
         }
         let node = server.member.me;
         let committed = &server.log[..usize::from(server.commit)];
-        let has_own_term = committed.iter().any(|(term, _)| *term == server.term);
+        let has_own = committed.iter().any(|(leader, _)| *leader == server.vote);
         let has_base = committed.iter().any(|(_, entry)| matches!(entry, Entry::Base(_)));
-        if has_own_term && has_base {
+        if has_own && has_base {
             let mut entries = Vec::new();
             if self.spent().keys < self.scope.budget.keys {
                 entries.push(Entry::Key(self.spent().keys + 1));
@@ -558,7 +559,7 @@ impl Turn<'_> {
             }
         }
         self.commit(&server);
-        self.replace(&server, has_own_term && has_base);
+        self.replace(&server, has_own && has_base);
     }
 
     fn commit(&mut self, server: &Server) {
@@ -571,8 +572,8 @@ impl Turn<'_> {
                 from == voter || self.scope.out == Some(Out::Sender) && from.server == voter.server
             };
             let acks = self.from.sent.iter().filter_map(|sent| match &sent.value {
-                Message::Ack(epoch, term, from, entries)
-                    if *epoch == cluster && *term == server.term && is_its(*from) =>
+                Message::Ack(epoch, leader, from, entries)
+                    if *epoch == cluster && *leader == server.vote && is_its(*from) =>
                 {
                     Some(*entries)
                 }
@@ -581,7 +582,7 @@ impl Turn<'_> {
             acks.max().unwrap_or(0)
         };
         let votes = server.configurations();
-        let own = |entries: &u8| server.log[usize::from(*entries) - 1].0 == server.term;
+        let own = |entries: &u8| server.log[usize::from(*entries) - 1].0 == server.vote;
         let ends = (server.commit + 1..=server.log.len() as u8).rev().filter(own);
         let Some(end) =
             ends.into_iter().find(|end| quorum(&votes, |voter| acknowledged(voter) >= *end))
@@ -645,8 +646,8 @@ impl Turn<'_> {
         let list = scope.wanted(now, &self.spent());
         let has_log = |other: NodeId| {
             self.from.sent.iter().any(|sent| {
-                matches!(&sent.value, Message::Ack(epoch, term, from, _)
-                    if *epoch == cluster && *term == server.term && *from == other)
+                matches!(&sent.value, Message::Ack(epoch, leader, from, _)
+                    if *epoch == cluster && *leader == server.vote && *from == other)
             })
         };
         let revoked = server.fold(server.log.len()).map_or(0, |record| record.revoked);
@@ -740,9 +741,7 @@ impl Turn<'_> {
             match &sent.value {
                 Message::Prepare(prepare) => self.asked(*prepare),
                 Message::Found(found) => self.founded(found),
-                Message::Stand(cluster, term, candidate, end) => {
-                    self.vote(*cluster, *term, *candidate, *end);
-                }
+                Message::Stand(cluster, candidate, end) => self.vote(*cluster, *candidate, *end),
                 Message::Log(..) => self.take(&sent.value),
                 Message::Promise(..) | Message::Vote(..) | Message::Ack(..) => {}
             }
@@ -795,42 +794,59 @@ impl Turn<'_> {
         next.first = Rc::new(found.voters.clone());
         next.base = Some(found.base.record.clone());
         next.log = Rc::new(Vec::new());
-        (next.term, next.voted, next.role, next.commit) = (0, None, Role::Follower, 0);
+        (next.vote, next.role, next.commit) = (LeaderId::default(), Role::Follower, 0);
         self.add(Act::Accept(server.member.me, found.epoch), next, |_| ());
     }
 
-    fn vote(&mut self, cluster: Epoch, term: u8, candidate: NodeId, end: (u8, u8)) {
-        let (scope, server) = (self.scope, self.me().clone());
+    /// openraft's `handle_vote_req`: a log that is behind is refused before the vote is looked at, and
+    /// leaves no trace; then any candidate counts that is not below its own vote.
+    fn vote(&mut self, cluster: Epoch, candidate: LeaderId, end: LogId) {
+        let server = self.me().clone();
         let node = server.member.me;
-        if candidate == node || server.member.cluster != cluster || !scope.takes_part(&server) {
+        let is_its = server.member.cluster == cluster && self.scope.takes_part(&server);
+        if candidate.node == node || !is_its || end < server.end() || candidate < server.vote {
             return;
         }
-        let may = term > server.term || term == server.term && server.voted.is_none();
         let mut next = server.clone();
-        if may && end >= server.end() {
-            (next.term, next.voted, next.role) = (term, Some(candidate), Role::Follower);
-            let vote = Message::Vote(cluster, term, node, candidate);
-            self.add(Act::Vote(node, term, candidate), next, |state| state.send(vote));
-        } else if scope.whole.is_some() && term > server.term {
-            (next.term, next.voted, next.role) = (term, None, Role::Follower);
-            self.add(Act::Term(node, term), next, |_| ());
+        (next.vote, next.role) = (candidate, Role::Follower);
+        let vote = Message::Vote(cluster, candidate, node);
+        self.add(Act::Vote(node, candidate), next, |state| state.send(vote));
+    }
+
+    /// openraft's `handle_vote_resp` and `HigherVote`: whoever refuses a candidate or a leader tells its
+    /// own vote, and one that is greater takes the place of that of who hears it.
+    fn step_down(&mut self) {
+        let (scope, server) = (self.scope, self.me().clone());
+        if server.role == Role::Follower || !scope.takes_part(&server) {
+            return;
+        }
+        let others = self.from.servers.iter().map(|part| &part.value);
+        let there = others.filter(|other| {
+            scope.is_up(other)
+                && scope.takes_part(other)
+                && other.member.cluster == server.member.cluster
+                && other.vote > server.vote
+        });
+        let votes: BTreeSet<LeaderId> = there.map(|other| other.vote).collect();
+        for vote in votes {
+            let mut next = server.clone();
+            (next.vote, next.role) = (vote, Role::Follower);
+            self.add(Act::StepDown(server.member.me, vote), next, |_| ());
         }
     }
 
+    /// openraft's `append_entries`: from any leader that is not below its own vote.
     fn take(&mut self, message: &Message) {
-        let Message::Log(cluster, term, leader, first, log) = message else { return };
+        let Message::Log(cluster, leader, first, log) = message else { return };
         let (scope, server) = (self.scope, self.me().clone());
         let node = server.member.me;
-        if *leader == node {
+        if leader.node == node {
             return;
         }
         let mut next = server.clone();
         if server.member.cluster == *cluster && scope.takes_part(&server) {
-            let has_more = log.len() <= server.log.len()
-                && server.log.last().is_some_and(|(last, _)| last == term);
-            if *term < server.term
-                || *term == server.term && (server.role == Role::Leader || has_more)
-            {
+            let has_more = log.len() <= server.log.len() && server.end().leader_id == *leader;
+            if *leader < server.vote || has_more {
                 return;
             }
         } else {
@@ -841,13 +857,11 @@ impl Turn<'_> {
                 return;
             }
         }
-        let voted = server.voted.filter(|_| server.term == *term);
-        next.voted = voted.or(Some(*leader));
-        (next.term, next.role, next.commit) = (*term, Role::Follower, 0);
+        (next.vote, next.role, next.commit) = (*leader, Role::Follower, 0);
         (next.first, next.log) = (first.clone(), log.clone());
         next.held = held(&next);
-        let ack = Message::Ack(*cluster, *term, node, log.len() as u8);
-        self.add(Act::Take(node, *leader, *term, log.len()), next, |state| state.send(ack));
+        let ack = Message::Ack(*cluster, *leader, node, log.len() as u8);
+        self.add(Act::Take(node, *leader, log.len()), next, |state| state.send(ack));
     }
 }
 
