@@ -72,7 +72,8 @@ pub enum VoteRefusal {
 }
 
 impl VoteRefusal {
-    /// Whether Raft is asked all the same, since it takes note of the candidate's term.
+    /// Whether Raft is asked all the same: its answer carries the vote that this server knows, which a candidate
+    /// with a lower one has to take over.
     pub fn is_rafts(self) -> bool {
         matches!(self, VoteRefusal::Voted(_) | VoteRefusal::Behind)
     }
