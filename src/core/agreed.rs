@@ -411,6 +411,73 @@ mod tests {
         assert_eq!(applied.current_age_ms, 5, "its own note counts");
     }
 
+    /// So many servers.
+    fn ids(count: usize) -> Voters {
+        (1..=count as u32).map(ServerId).collect()
+    }
+
+    #[test]
+    fn a_record_has_one_set_of_voters_or_two_and_none_without_a_server() {
+        let check =
+            |voters: &[Voters]| Record { voters: voters.to_vec(), ..Record::default() }.check();
+        assert_eq!(check(&[ids(1)]), Ok(()));
+        assert_eq!(check(&[ids(1), ids(MAX_MEMBERS)]), Ok(()));
+        assert_eq!(check(&[]), Err(Refusal::VoterSets(0)));
+        assert_eq!(check(&[ids(1), ids(2), ids(3)]), Err(Refusal::VoterSets(3)));
+        assert_eq!(check(&[ids(1), ids(0)]), Err(Refusal::Voters));
+        assert_eq!(check(&[ids(MAX_MEMBERS + 1), ids(1)]), Err(Refusal::Voters));
+    }
+
+    #[test]
+    fn an_agreed_state_has_its_bounds() {
+        let founded = |founders: &[Voters]| {
+            Agreed { founders: founders.to_vec(), ..Agreed::default() }.check()
+        };
+        assert_eq!(founded(&[ids(1), ids(MAX_MEMBERS)]), Ok(()));
+        assert_eq!(founded(&[ids(MAX_MEMBERS + 1)]), Err(Refusal::Voters));
+        let member = |id: u32| Member {
+            id: ServerId(id),
+            address: format!("host-{id}"),
+            port: 1,
+            subject: None,
+            voter: true,
+        };
+        let leaves = |count: u32| {
+            let leaving = (1..=count).map(member).collect();
+            Agreed { leaving, ..Agreed::default() }.check()
+        };
+        assert_eq!(leaves(MAX_VOTERS as u32), Ok(()));
+        assert_eq!(leaves(MAX_VOTERS as u32 + 1), Err(Refusal::Voters));
+        let was = |voters: usize| {
+            let digest = server_list(1).digest();
+            let past = vec![Left { digest, voters: ids(voters) }];
+            Agreed { server_list: Some(server_list(2)), past, ..Agreed::default() }.check()
+        };
+        assert_eq!((was(MAX_VOTERS), was(0)), (Ok(()), Err(Refusal::Voters)));
+        assert_eq!(was(MAX_VOTERS + 1), Err(Refusal::Voters));
+    }
+
+    #[test]
+    fn who_voted_and_is_listed_no_more_leaves() {
+        let member = |id: u32, voter| Member {
+            id: ServerId(id),
+            address: format!("host-{id}"),
+            port: 1,
+            subject: None,
+            voter,
+        };
+        let list = |version, members: &[Member]| {
+            Command::ChangeMembership(ServerList::new(version, members).unwrap())
+        };
+        let mut agreed = Agreed::default();
+        let first = [member(1, true), member(2, true), member(3, false), member(4, true)];
+        agreed.apply(list(1, &first)).unwrap();
+        assert_eq!(agreed.leaving(), []);
+        // 2 stays and votes, 4 stays without a vote, 3 goes and had none.
+        agreed.apply(list(2, &[member(2, true), member(4, false)])).unwrap();
+        assert_eq!(agreed.leaving(), [member(1, true)]);
+    }
+
     #[test]
     fn a_record_ages_with_its_newest_key() {
         let record = Record { current_age_ms: 7, staged_age_ms: 3, ..Record::default() }.later(10);
