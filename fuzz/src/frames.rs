@@ -16,6 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 /// A whole frame: its parts lie in the input one after another, and give the same bytes when they are
 /// encoded again.
 pub fn whole(bytes: &[u8]) {
+    let _clock = CLOCK.enter();
     let mut context = Context::from_waker(Waker::noop());
     let mut reader = Reader::new(bytes);
     let Poll::Ready(frame) = pin!(reader.next()).poll(&mut context) else {
