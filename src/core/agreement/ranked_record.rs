@@ -90,5 +90,7 @@ mod tests {
         assert_eq!(newer().newer(older()), ranked(2, 1, Keys(2, 0b11)));
         let longer = ranked(1, 10, Keys(3, 0));
         assert_eq!(older().newer(longer).record, Keys(3, 0b01));
+        let same_rank = ranked(1, 9, Keys(4, 0b10));
+        assert_eq!(older().newer(same_rank).record, Keys(1, 0b11), "its own stays");
     }
 }

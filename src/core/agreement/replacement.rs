@@ -213,6 +213,8 @@ mod tests {
     fn a_restarted_server_takes_its_own_place_step_by_step() {
         let mut fleet = fleet();
         assert_eq!(fleet.next(), None);
+        fleet.arrive(2, 1, true, false);
+        assert_eq!(fleet.next(), None, "it is the one that votes");
         fleet.arrive(2, 7, false, false);
         assert_eq!(fleet.next(), Some(Step::AddLearners([node(2, 7)].into())));
         fleet.nodes.insert(node(2, 7));
