@@ -268,6 +268,19 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_is_seen_as_if_all_answered_that_are_there() {
+        let mut fleet = fleet();
+        fleet.list = [1, 2, 3, 4].map(ServerId).into();
+        fleet.nodes.insert(node(4, 7));
+        fleet.arrive(4, 7, true, true);
+        fleet.answering = [node(1, 1)].into();
+        assert_eq!(fleet.next(), None);
+        assert!(is_waiting(&fleet.view()), "the other voters have not arrived, and are members");
+        fleet.arrive(2, 1, true, true);
+        assert!(is_waiting(&fleet.view()), "nor does it matter who is both");
+    }
+
+    #[test]
     fn an_earlier_life_is_not_taken_in_again_nor_the_leader_by_another() {
         let mut fleet = fleet();
         fleet.configurations = vec![configuration(&[(1, 1), (2, 7), (3, 1)])];

@@ -485,16 +485,19 @@ mod tests {
         known.are_there(&[2]).says(3, |status| status.quorum = true);
         let believed = |known: &Known, now| {
             let of = (&known.own, UPPER);
-            Search::new(at(0), Epoch::default()).believes(at(now), of, known.answers.clone()).len()
+            let said = known.answers.clone();
+            let believed = Search::new(at(0), Epoch::default()).believes(at(now), of, said);
+            believed.into_keys().map(|id| id.0).collect::<Vec<_>>()
         };
-        assert_eq!((believed(&known, long - 1), believed(&known, long)), (2, 1));
+        assert_eq!(believed(&known, long - 1), [2, 3]);
+        assert_eq!(believed(&known, long), [2], "the others go by what else is said");
         known.own.cluster = EPOCH;
-        assert_eq!(believed(&known, long), 2, "who is in a cluster has its timers");
+        assert_eq!(believed(&known, long), [2, 3], "who is in a cluster has its timers");
         known.own.cluster = Epoch::default();
         known.says(4, |status| status.quorum = true);
-        assert_eq!(believed(&known, long), 3, "two say so");
+        assert_eq!(believed(&known, long), [2, 3, 4], "two say so");
         known.answers.retain(|id, _| *id == ServerId(3));
-        assert_eq!(believed(&known, long), 1, "nobody else says anything");
+        assert_eq!(believed(&known, long), [3], "nobody else says anything");
     }
 
     #[test]
@@ -505,6 +508,10 @@ mod tests {
         };
         // Those that vote ask each other.
         assert_eq!(whom(&mut Known::new(60, 2), 0), ids(&[1, 3, 4, 5, 6, 7]));
+        // Those of the newest record and those of the present list.
+        let mut voter = Known::new(3, 1);
+        voter.list = ids(&[1, 2, 9]);
+        assert_eq!(whom(&mut voter, 0), ids(&[2, 3, 9]));
         // The others two of them, not all the same ones, and two more each time.
         let mut follower = Known::new(60, 30);
         assert_eq!(whom(&mut follower, 0), ids(&[3, 4]));
