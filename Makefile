@@ -184,7 +184,7 @@ valgrind: ## the unsafe part and a real Traffic Server under memcheck; some 10 m
 sanitize: ## unit tests with the address sanitizer, which finds leaks too; some 5 minutes
 	@tools/sanitize.sh $(TARGET)/sanitize
 
-mutants-core: mutants-tool ## change core in every way that cargo-mutants knows; an hour or so
+mutants-core: mutants-tool ## change core in every way that cargo-mutants knows; some three hours
 	@tools/mutants_core.sh $(TARGET)/mutants-core $(CARGO_MUTANTS) $(ARGS)
 
 # Some two minutes of compiling.
