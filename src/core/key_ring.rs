@@ -549,6 +549,26 @@ mod tests {
     }
 
     #[test]
+    fn generations_have_an_end() {
+        let mut ring = ring_of(1);
+        let last = MAX_GENERATION.0;
+        let next = |generation| RingKey { generation: Generation(generation), stek: stek(77) };
+        ring.keys[0].generation = Generation(last - 1);
+        assert_eq!(ring.admits(&next(last)), Ok(()));
+        ring.keys[0].generation = Generation(last);
+        let absurd = Err(Refusal::Absurd(Generation(last + 1)));
+        assert_eq!(ring.admits(&next(last + 1)), absurd);
+    }
+
+    #[test]
+    fn a_key_that_left_the_ring_has_retired() {
+        let ring = ring_of(3);
+        assert_eq!(generations(&ring), [3, 2]);
+        assert!(ring.has_retired(&stek(1)));
+        assert!(!ring.has_retired(&stek(2)) && !ring.has_retired(&stek(9)));
+    }
+
+    #[test]
     fn a_rotation_keeps_the_latest_two() {
         let mut ring = ring_of(2);
         assert_eq!(generations(&ring), [2, 1]);
