@@ -39,7 +39,7 @@ const LOG_PAUSE: Duration = Duration::from_millis(2);
 
 /// For each node of the membership, between two changes for the sake of servers that do not vote: each change
 /// costs as much as it has nodes, and a large fleet that starts has servers arrive all the time.
-const PAUSE_PER_NODE: Duration = Duration::from_millis(2);
+const PAUSE_PER_NODE: Duration = Duration::from_micros(500);
 
 /// What one leader knows of servers that join.
 struct Replacement<'a> {
