@@ -54,6 +54,8 @@ pub(super) struct Context {
     pub leaving: watch::Sender<bool>,
     /// Notified when a leader was heard.
     pub contacted: Notify,
+    /// Notified at each heartbeat, whether it is sent or taken.
+    pub heartbeat: Notify,
     /// Notified when the leader leaves and wants this server to follow it.
     pub timeout_now: Notify,
     /// Notified when the process of the leader is gone.
@@ -104,6 +106,7 @@ impl Context {
             caught_up: watch::Sender::new(false),
             leaving: watch::Sender::new(false),
             contacted: Notify::new(),
+            heartbeat: Notify::new(),
             timeout_now: Notify::new(),
             leader_gone: Notify::new(),
             running: Mutex::default(),
@@ -467,6 +470,7 @@ impl Context {
     /// Notes when the leader, be it this server, says that its next heartbeat is due.
     pub fn record_pace(&self, next: Duration) {
         lock(&self.lease).announce(next);
+        self.heartbeat.notify_one();
     }
 
     /// Whether a key waits for all servers to have it.

@@ -92,8 +92,14 @@ async fn keep_on(founder: &Founder) {
     loop {
         if founder.ctx().in_majority() {
             founder.quorum_unreachable.send_replace(false);
-            // A leader that hears that others live anew has no majority any more.
-            let _ = timeout(next_look(founder.ctx()), founder.ctx().arrived.notified()).await;
+            // Set anew at each heartbeat, the timer fires only when they stay away: a server at rest does
+            // not wake for it.
+            tokio::select! {
+                () = sleep(founder.ctx().reach()) => {}
+                () = founder.ctx().heartbeat.notified() => {}
+                // A leader that hears that others live anew has no majority any more.
+                () = founder.ctx().arrived.notified() => {}
+            }
         } else {
             fail_point("founding");
             // Who does not vote is told of the next leader by that one itself, which has all to tell.
@@ -104,12 +110,6 @@ async fn keep_on(founder: &Founder) {
             look_for_majority(founder).await;
         }
     }
-}
-
-/// How long a server that belongs to a majority does at least.
-fn next_look(ctx: &Context) -> Duration {
-    let since = ctx.quorum_contact().map_or(Duration::MAX, |at| ctx.now().since(at));
-    ctx.reach().saturating_sub(since).max(ctx.settings().timers.election_lower)
 }
 
 /// Asks the others until a leader with a majority is heard, and founds if there is none.
@@ -454,4 +454,55 @@ async fn spread(founder: &Founder, found: FoundedCluster<Record>) -> bool {
     // The others hear of it all the same.
     told.detach_all();
     true
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::future::{poll_fn, Future as _};
+    use std::pin::pin;
+
+    use openraft::Vote;
+
+    use super::*;
+    use crate::core::node_id::NodeId;
+    use crate::node::fixture::{Fixture, CLUSTER};
+
+    const PACE: Duration = Duration::from_millis(400);
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A server at rest wakes for its heartbeats anyway; each other time to look would wake it once more.
+    #[tokio::test(start_paused = true)]
+    async fn at_rest_it_looks_with_the_heartbeats_and_once_more_when_they_stay_away() {
+        let fixture = Fixture::new();
+        let ctx = &fixture.shared.ctx;
+        let led = Some(Vote::new_committed(5, NodeId::of(2)));
+        ctx.set_running(Some(fixture.running_in(led, CLUSTER).await));
+        ctx.record_heartbeat(true, PACE);
+        let founder = Founder::of(&fixture.shared);
+        let (begun, mut looks) = (Instant::now(), BTreeSet::new());
+        let mut task = pin!(keep_on(&founder));
+        let watched = poll_fn(|context| {
+            looks.insert(begun.elapsed().as_millis());
+            task.as_mut().poll(context)
+        });
+        let heartbeats = async {
+            for _ in 0..20 {
+                sleep(PACE).await;
+                assert!(ctx.in_majority());
+                ctx.record_heartbeat(true, PACE);
+            }
+            sleep(ctx.reach() + MS).await;
+            assert!(!ctx.in_majority());
+        };
+        tokio::select! {
+            () = heartbeats => {}
+            () = watched => panic!("it ended"),
+        }
+        let last = PACE * 20;
+        let expected = (0..=20).map(|n| (PACE * n).as_millis());
+        let after = (last + ctx.reach()).as_millis();
+        assert_eq!(looks, expected.chain([after]).collect());
+        ctx.stop_raft().await;
+    }
 }

@@ -1,7 +1,7 @@
 //! One server without Traffic Server: the node of the plugin with real files, sockets and TLS in a
 //! process of its own, and a host that takes every key and notes when.
 //!
-//!     lone server_conf.yaml
+//!     standalone_node server_conf.yaml
 //!
 //! What happens goes to stdout, a line each, which begins with the nanoseconds of the machine's
 //! monotonic clock:
@@ -44,12 +44,12 @@ const QUEUE: usize = 16;
 /// As often as the plugin looks at what its metrics show.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Loud lines go to stderr, with `LONE_DEBUG` in the environment all of them.
+/// Loud lines go to stderr, with `STANDALONE_DEBUG` in the environment all of them.
 struct Stderr;
 
 impl LogSink for Stderr {
     fn write(&self, level: Level, line: &str) {
-        if level >= Level::Warning || env::var_os("LONE_DEBUG").is_some() {
+        if level >= Level::Warning || env::var_os("STANDALONE_DEBUG").is_some() {
             eprintln!("{} {line}", sys::monotonic().as_millis());
         }
     }
@@ -151,7 +151,7 @@ fn run(conf: &str) -> Result<(), String> {
 
 fn main() -> ExitCode {
     let Some(conf) = env::args().nth(1) else {
-        eprintln!("usage: lone server_conf.yaml");
+        eprintln!("usage: standalone_node server_conf.yaml");
         return ExitCode::from(2);
     };
     match run(&conf) {
