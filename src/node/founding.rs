@@ -269,7 +269,7 @@ async fn found_with(founder: &Founder, call: FoundingRequest, was_running: bool)
     if !spread(founder, found).await {
         return false;
     }
-    if let Some(running) = ctx.running() {
+    if let Some(running) = ctx.running().filter(|running| !running.epoch().is_none()) {
         let _ = running.raft.trigger().elect().await;
     }
     let settled = async {
@@ -429,13 +429,12 @@ fn tell_of_files(founder: &Founder, found: &FoundedCluster<Record>, from: Server
 async fn spread(founder: &Founder, found: FoundedCluster<Record>) -> bool {
     let (ctx, peers) = (founder.ctx(), &founder.peers);
     let limit = link_limit(&ctx.settings()) * 2;
-    if !ctx.accept(&found) {
-        return false;
-    }
-    let (reply, answer) = oneshot::channel();
-    let own = LifecycleRequest::Found(Box::new(found.clone()), reply);
-    if founder.asked.send(own).await.is_err() || !answer.await.unwrap_or(false) {
-        return false;
+    let (mut begun, needed) = (0, majority(found.voters.len()));
+    if found.voters.contains_key(&ctx.me) {
+        if !begin_here(founder, &found).await {
+            return false;
+        }
+        begun = 1;
     }
     let counted = found.voters.iter().filter(|(id, life)| !life.is_nobody() && **id != ctx.me);
     let mut told = JoinSet::new();
@@ -443,7 +442,6 @@ async fn spread(founder: &Founder, found: FoundedCluster<Record>) -> bool {
         let (peers, found) = (peers.clone(), Box::new(found.clone()));
         told.spawn(async move { peers.call(id, Request::Found(found), limit).await });
     }
-    let (mut begun, needed) = (1, majority(found.voters.len()));
     while begun < needed {
         match told.join_next().await {
             Some(Ok(Ok(Response::Found(true)))) => begun += 1,
@@ -454,6 +452,15 @@ async fn spread(founder: &Founder, found: FoundedCluster<Record>) -> bool {
     // The others hear of it all the same.
     told.detach_all();
     true
+}
+
+async fn begin_here(founder: &Founder, found: &FoundedCluster<Record>) -> bool {
+    if !founder.ctx().accept(found) {
+        return false;
+    }
+    let (reply, answer) = oneshot::channel();
+    let own = LifecycleRequest::Found(Box::new(found.clone()), reply);
+    founder.asked.send(own).await.is_ok() && answer.await.unwrap_or(false)
 }
 
 #[cfg(test)]

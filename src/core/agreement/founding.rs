@@ -215,7 +215,8 @@ impl<R: Evidence> Participant<R> {
     }
 
     /// The founding, once all have promised that were asked, or a majority after this founder has
-    /// waited long enough for the others. It is given out once; who wants another one prepares a
+    /// waited long enough for the others. The newest record may not count this founder: those who hold that
+    /// may be no voters of it, and its voters know nothing of it any more. It is given out once; who wants another one prepares a
     /// higher epoch.
     pub fn found(&mut self, has_waited: bool) -> Option<FoundedCluster<R>> {
         let founding = self.founding.as_ref()?;
@@ -234,7 +235,10 @@ impl<R: Evidence> Participant<R> {
         let mut base = own.or_else(|| of_newest().next())?.clone();
         let is_enough = match &founding.survivors {
             None => lists.iter().all(counts),
-            Some(survivors) => survivors.iter().all(|id| promised(id).is_some()),
+            Some(survivors) => {
+                survivors.contains(&self.me.server)
+                    && survivors.iter().all(|id| promised(id).is_some())
+            }
         };
         if let Some(survivors) = &founding.survivors {
             base.record.recover(survivors);
@@ -242,7 +246,7 @@ impl<R: Evidence> Participant<R> {
             base.rank = Rank { epoch: self.promise, ..Rank::default() };
         }
         let list = base.record.lists().pop()?;
-        if !is_enough || !list.contains(&self.me.server) {
+        if !is_enough {
             return None;
         }
         founding.promises.values().for_each(|ranked| base.record.merge(&ranked.record));
@@ -424,12 +428,25 @@ mod tests {
         assert_eq!(founded([open, none(&[1, 2, 3])], true), None);
         // Servers that have nothing but their files count by all of these.
         assert_eq!(founded([none(&[1, 2, 3]), none(&[1, 2, 3, 4])], true), None);
-        assert_eq!(founded([ranked(5, 1, &[2, 3]), none(&[1])], true), None, "it is in no list");
+        assert_eq!(founded([ranked(5, 1, &[2, 3]), none(&[1])], true), None, "3 did not promise");
         let mut one = member(1);
         let asked = one.prepare(none(&[1, 2]), &answers(&[&member(2)]), 10);
         one.collect(member(2).promise(&asked[0], ranked(5, 1, &[2, 3])));
         assert!(one.found(true).is_none() && one.give_up());
         assert!(one.founding.is_none() && !one.give_up());
+    }
+
+    /// Where those who vote have lost their files, and vote by no list that they can read.
+    #[test]
+    fn a_founder_need_not_be_in_the_list_of_the_newest_record() {
+        let found = founded([ranked(5, 1, &[2]), none(&[1])], true).unwrap();
+        assert!(found.voters.keys().copied().eq(ids(&[2])));
+        let mut one = member(1);
+        one.promise = found.epoch;
+        assert!(!one.accept(&found, none(&[1])), "it founds for others");
+        let mut two = member(2);
+        two.promise = found.epoch;
+        assert!(two.accept(&found, none(&[1])) && two.takes_part());
     }
 
     #[test]

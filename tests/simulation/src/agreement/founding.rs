@@ -103,8 +103,8 @@ impl Agreement {
         let newest = collected.values().map(|report| report.rank).max().unwrap_or_default();
         let promised = |id: &_| collected.keys().any(|node| node.server == *id);
         match &survivors {
-            Some(all) if !all.iter().all(promised) => {
-                return Err("a survivor has not promised".to_owned());
+            Some(all) if !all.contains(&me.server) || !all.iter().all(promised) => {
+                return Err("a survivor has not promised, or the founder is none".to_owned());
             }
             Some(all) if found.base.record.lists != [all.clone()] => {
                 return Err("others count than those who survived".to_owned());
@@ -131,8 +131,8 @@ impl Agreement {
             }
         }
         let list = found.base.record.lists.last();
-        if list.is_none_or(|list| !list.contains(&me.server) || !found.voters.keys().eq(list)) {
-            return Err(format!("the voters are not those of {list:?}, or it is not among them"));
+        if list.is_none_or(|list| !found.voters.keys().eq(list)) {
+            return Err(format!("the voters are not those of {list:?}"));
         }
         let lost = |report: &RankedRecord<Seen>| {
             !report.record.revoked.is_subset(&found.base.record.revoked)
