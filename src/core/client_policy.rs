@@ -155,6 +155,10 @@ mod tests {
         let both = "have NONE by the authorities: <x> and those of a directory";
         assert_eq!(policy.of("*.c.example"), both);
         assert_eq!(policy.of("d.example"), "say nothing of it");
+        let texts: Vec<&str> = policy.texts().map(String::as_str).collect();
+        for text in ["b.example", "STRICT", "<ca.pem>", &policy.digest] {
+            assert!(texts.contains(&text), "{text}: {texts:?}");
+        }
     }
 
     #[test]

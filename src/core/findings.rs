@@ -393,6 +393,7 @@ mod tests {
             ("0x10", 16),
             ("-1", -1),
             ("1M", 1 << 20),
+            ("3G", 3 << 30),
             ("99999999999999999999", 0),
             ("9999999999999999T", i64::MAX),
         ] {
@@ -488,8 +489,14 @@ mod tests {
             assert_eq!(address_kind(host_version(version), scope), kind, "{version:?} {scope:?}");
         }
         let warnings = [FindingKind::SiteOwnKey, FindingKind::SiteTicketsOff, FindingKind::KeyFile];
+        assert!(FindingKind::TicketsOff.is_hint() && !FindingKind::EarlyData.is_hint());
         assert!(
             FindingKind::TicketsOff.is_error() && !warnings.into_iter().any(FindingKind::is_error)
+        );
+        let yaml = |version| has_yaml_sites(host_version(version));
+        assert_eq!(
+            ["10.2.1", "11.0.0", "12.1.0", "?"].map(yaml),
+            [Some(false), Some(true), Some(true), None]
         );
         let counts = |version| sni_has_tickets(host_version(version));
         assert_eq!(

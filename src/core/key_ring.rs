@@ -556,6 +556,7 @@ mod tests {
         ring.keys[0].generation = Generation(last - 1);
         assert_eq!(ring.admits(&next(last)), Ok(()));
         ring.keys[0].generation = Generation(last);
+        assert_eq!(ring.check(), Ok(()));
         let absurd = Err(Refusal::Absurd(Generation(last + 1)));
         assert_eq!(ring.admits(&next(last + 1)), absurd);
     }

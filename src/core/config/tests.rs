@@ -43,7 +43,7 @@ fn settle(conf: &str, list: &str) -> (Option<Settings>, Vec<Problem>) {
     problems.extend(more);
     let settings = conf.zip(list).and_then(|(conf, list)| {
         problems.extend(check_membership(&conf, &list));
-        let path = |name: &Option<String>| PathBuf::from(name.clone().unwrap_or_default());
+        let path = |name: &Option<String>| Path::new("/found").join(name.as_deref().unwrap_or(""));
         let paths = Paths {
             root_cert_file: path(&conf.root_cert_file),
             server_cert_file: path(&conf.server_cert_file),
@@ -83,9 +83,9 @@ fn defaults_are_the_originals() {
         ticket_keys: 2,
         max_key_age: Duration::from_secs(86400),
         ticket_scope: TicketScope::Site,
-        root_cert_file: "root.pem".into(),
-        server_cert_file: "cert.pem".into(),
-        server_key_file: "key.pem".into(),
+        root_cert_file: "/found/root.pem".into(),
+        server_cert_file: "/found/cert.pem".into(),
+        server_key_file: "/found/key.pem".into(),
         server_list_file: "list.yaml".into(),
         cert_verify_str: "/C=US/ST=IL/O=Yahoo/OU=Edge/CN=localhost".to_owned(),
         members: vec![
@@ -479,6 +479,13 @@ fn an_entry_may_name_its_subject() {
     let one = LIST.lines().take(3).collect::<Vec<_>>().join("\n");
     let (list, _) = parse_list(&format!("{one}\n  cert_verify_str: /CN=one\n"), "l");
     assert!(list.unwrap().names_all_subjects());
+    let of = |length: usize| {
+        let name = "n".repeat(length - "/CN=".len());
+        let (_, problems) = parse_list(&format!("{LIST}  cert_verify_str: /CN={name}\n"), "l");
+        lines(&problems).concat()
+    };
+    assert_eq!(of(MAX_SUBJECT), "");
+    assert!(of(MAX_SUBJECT + 1).contains("is longer than 512 bytes"), "{}", of(513));
 }
 
 #[test]
@@ -498,6 +505,8 @@ fn a_subject_that_several_servers_have_is_told_with_what_it_means() {
         };
         let list: String = (1..).zip(entries).map(entry).collect();
         let list = parse_list(&list, "l").0.unwrap();
+        let spoilt = List { usable: false, ..list.clone() };
+        assert_eq!(check_subjects(&conf, &spoilt), None, "there is more to be said of it");
         check_subjects(&conf, &list).map(|problem| (problem.is_note(), problem.to_string()))
     };
     let words = "have the certificate subject of cert_verify_str in c: whoever has the key of one \
@@ -637,6 +646,11 @@ fn names_entries_and_problems_are_bounded() {
     // Of each entry but the first: its id again, its port, no address; of the first two; and the colours.
     let more = 3 * (MAX_MEMBERS - 1) + 2 + MAX_MEMBERS - (MAX_PROBLEMS - 1);
     assert!(last.contains(&format!(": has {more} more faults like those above; ")), "{last}");
+
+    let strange = |n| server(n) + "  colour: 1\n";
+    let (_, problems) = parse_list(&(0..=MAX_PROBLEMS).map(strange).collect::<String>(), "l");
+    assert_eq!(problems.len(), MAX_PROBLEMS);
+    assert!(!problems.iter().any(Problem::is_error), "what stands for warnings is one");
 }
 
 #[test]

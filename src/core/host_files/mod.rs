@@ -76,4 +76,14 @@ mod tests {
         let mut lines = Lines::of(text);
         assert_eq!((lines.line("a", 3, 4), lines.line("a", 0, 3)), (Some(5), None));
     }
+
+    #[test]
+    fn more_different_keys_than_that_have_no_lines() {
+        let text: String = (0..=MAX_KEYS).map(|n| format!("k{n}: 1\n")).collect();
+        let mut lines = Lines::of(&text);
+        let found = (0..=MAX_KEYS).filter(|n| lines.line(&format!("k{n}"), 0, 1).is_some());
+        assert_eq!(found.count(), MAX_KEYS);
+        assert_eq!(lines.line("k0", 0, 1), Some(1));
+        assert_eq!(lines.found.len(), MAX_KEYS, "each once");
+    }
 }
