@@ -706,6 +706,8 @@ mod tests {
         assert_eq!(names(&keys_to_install(&ring, &own, &[], false, 2)), prints(&[3, 200]));
         let many = Command::Revoke(vec![stek(9).fingerprint(); MAX_REMEMBERED + 1]);
         assert!(matches!(ring.apply(many), Err(Refusal::TooMany(..))));
+        let most = Command::Revoke(vec![stek(1).fingerprint(); MAX_REMEMBERED]);
+        assert_eq!(ring.apply(most), Ok(Change::Nothing));
         let forgot = ring.without_keys();
         assert!(forgot.is_revoked(&stek(2)) && forgot.cluster_id().is_none());
         assert_eq!((forgot.all().count(), forgot.check()), (0, Ok(())));

@@ -121,6 +121,7 @@ mod tests {
             (1..=5).map(|n| queue.push_at(at(0), 1, n)).collect::<Vec<_>>(),
             [0, 0, 0, 1, 1]
         );
+        assert!(!queue.is_empty());
         let left: Vec<_> = std::iter::from_fn(|| queue.pop_at(at(0)).1).collect();
         assert_eq!(left, [3, 4, 5]);
         assert!(queue.is_empty());
@@ -133,7 +134,10 @@ mod tests {
         assert_eq!(queue.push_at(at(0), 11, 3), 1, "alone above the bound");
         assert_eq!(queue.len(), 2, "nobody gives way for what cannot be taken");
         assert_eq!(queue.push_at(at(0), 7, 4), 2);
-        assert_eq!((queue.bytes, queue.pop_at(at(0)), queue.bytes), (7, (0, Some(4)), 0));
+        assert_eq!((queue.front(), queue.bytes), (Some(&4), 7));
+        assert_eq!(queue.push_at(at(0), 3, 5), 0, "just as many bytes as there may be");
+        assert_eq!(queue.push_at(at(0), 10, 6), 2, "and all of them for one");
+        assert_eq!((queue.pop_at(at(0)), queue.front(), queue.bytes), ((0, Some(6)), None, 0));
     }
 
     #[test]

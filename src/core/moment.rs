@@ -51,5 +51,6 @@ mod tests {
         assert_eq!((at(5) + two, at(5).ago(two), at(1).ago(two)), (at(7), at(3), at(0)));
         assert_eq!((at(5).since(at(3)), at(3).since(at(5))), (two, Duration::ZERO));
         assert_eq!(at(1) + Duration::MAX, Moment::from_start(Duration::MAX));
+        assert_eq!((millis(two), millis(Duration::MAX)), (2000, u64::MAX));
     }
 }

@@ -106,6 +106,8 @@ mod tests {
         let beyond = Incarnation::draw(furthest, now, 0);
         assert!(!beyond.is_plausible(now) && beyond.is_plausible(now + 1));
         assert!(!Incarnation(u64::MAX).is_plausible(now));
+        let in_a_hundred_years = now + 100 * 365 * 86_400_000;
+        assert!(Incarnation(in_a_hundred_years << RANDOM_BITS).is_plausible(now));
     }
 
     #[test]

@@ -250,9 +250,40 @@ mod tests {
         // Those that have one keep it, and members have room of their own.
         assert!(knocks.take(v4(0), None, at(50)).is_some());
         assert!(knocks.take(v4(2 * count), Some(3), at(50)).is_some());
+        assert_eq!((knocks.members.len(), knocks.strangers.len()), (1, MAX_SOURCES));
         // Full ones are forgotten, but nobody has that looked for at each handshake.
         assert_eq!(knocks.take(v4(2 * count), None, at(60)), None);
+        let token = knocks.take(v4(2 * count), None, at(500));
+        assert_eq!(token.map(|token| token.source), Some(Source::Rest));
+        assert_eq!(knocks.kept(), MAX_SOURCES + 1);
         assert!(knocks.take(v4(2 * count), None, at(1050)).is_some());
         assert_eq!(knocks.kept(), 1, "all others are full again");
+    }
+
+    #[test]
+    fn a_bucket_is_forgotten_from_the_moment_on_when_it_is_full() {
+        let mut knocks = RateLimiter::default();
+        let count = u32::try_from(MAX_SOURCES).unwrap();
+        let of_three = RateLimit::of_members(3).interval();
+        let (full, later) = (v4(3 * count), v4(4 * count));
+        assert!(knocks.take(full, Some(3), at(100).ago(of_three)).is_some());
+        assert!(knocks.take(later, Some(3), at(100)).is_some());
+        assert!((0..count).all(|n| knocks.take(v4(n), None, at(0)).is_some()));
+        assert!(knocks.take(v4(count), None, at(100)).is_some());
+        assert!(knocks.members.keys().eq([&Source::Member(later)]));
+        assert!(knocks.strangers.keys().eq([&Source::of_stranger(v4(count))]));
+    }
+
+    #[test]
+    fn what_is_given_back_goes_into_the_bucket_that_it_came_from() {
+        let mut knocks = RateLimiter::default();
+        let count = u32::try_from(MAX_SOURCES).unwrap();
+        assert!((0..count).all(|n| knocks.take(v4(n), None, at(0)).is_some()));
+        for (ip, members) in [(v4(2 * count), None), (v4(0), Some(3))] {
+            let token = knocks.take(ip, members, at(0)).unwrap();
+            while knocks.take(ip, members, at(0)).is_some() {}
+            knocks.give_back(token);
+            assert_eq!(taken(&mut knocks, ip, members, at(0)), 1, "{members:?}");
+        }
     }
 }

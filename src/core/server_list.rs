@@ -402,6 +402,22 @@ mod tests {
         );
         let many: Vec<Member> = (0..=MAX_MEMBERS as u32).map(|i| member(i, i as u16 + 1)).collect();
         assert_eq!(ServerList::new(1, &many), Err(BadServerList::TooMany(MAX_MEMBERS + 1)));
+        assert!(ServerList::new(MAX_VERSION, &twice[..1]).is_ok());
+        let late = ServerList::new(MAX_VERSION + 1, &twice[..1]);
+        assert_eq!(late, Err(BadServerList::Version(MAX_VERSION + 1)));
+        let of = |address: usize, subject: usize| {
+            let subject = Some("s".repeat(subject));
+            ServerList::new(1, &[Member { address: "a".repeat(address), subject, ..member(4, 7) }])
+        };
+        assert!(of(MAX_ADDRESS, MAX_SUBJECT).is_ok());
+        for (list, field, words) in [
+            (of(MAX_ADDRESS + 1, 1), Field::Address, "address"),
+            (of(1, MAX_SUBJECT + 1), Field::Subject, "cert_verify_str"),
+        ] {
+            let why = list.unwrap_err();
+            assert_eq!(why, BadServerList::TooLong(ServerId(4), field));
+            assert!(why.to_string().contains(words), "{why}");
+        }
     }
 
     #[test]

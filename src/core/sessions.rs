@@ -400,6 +400,8 @@ mod tests {
         assert_ne!(SessionId::new(&[7]), SessionId::new(&[7, 0]));
         let of = |len: usize| SessionBytes::new(Zeroizing::new(vec![7; len]));
         assert!(of(0).is_none() && of(MAX_SESSION + 1).is_none());
+        assert_eq!(QUEUE.bytes, QUEUE.entries * MAX_SESSION, "bytes are what there is room for");
+        assert_eq!(TAKEN_PER_SECOND, SENT_PER_SECOND + SENT_PER_SECOND);
         let event = SessionEvent::Made(id(0x0707_0707), of(MAX_SESSION).unwrap());
         assert_eq!(event.size(), MAX_SESSION);
         assert_eq!(format!("{event:?}"), "Made(SessionId, SessionBytes)");

@@ -89,6 +89,7 @@ fn more_is_better(figure: &Figure) -> bool {
     figure.name.contains("throughput")
         || figure.name.contains("it resumes")
         || figure.name.contains("handshake resumes")
+        || figure.name.contains("resumed on another server")
 }
 
 /// A change of less than this matters to nobody.
@@ -125,5 +126,7 @@ mod tests {
         assert_eq!(assess(&before, &time(&[f64::NAN])), Some(true));
         let rate = |values: &[f64]| figure("throughput", "/s", values);
         assert_eq!(assess(&rate(&[500.0; 3]), &rate(&[300.0; 3])), Some(true));
+        let share = |values: &[f64]| figure("resumed on another server, at once", "%", values);
+        assert_eq!(assess(&share(&[89.0; 3]), &share(&[98.0; 3])), Some(false));
     }
 }
