@@ -77,6 +77,8 @@ pub(super) struct Context {
     begun: Mutex<Moment>,
     /// A later life of this very server, by each other one that says that there was one.
     told: Mutex<BTreeMap<ServerId, Incarnation>>,
+    /// What a leader said is committed, while this node has not caught up.
+    awaited: Mutex<Option<LogId>>,
     /// What is known of the leader.
     lease: Mutex<Lease>,
     /// Who acknowledged this leader.
@@ -110,6 +112,7 @@ impl Context {
             timeout_now: Notify::new(),
             leader_gone: Notify::new(),
             running: Mutex::default(),
+            awaited: Mutex::default(),
             log_grew: Notify::new(),
             arrived: Notify::new(),
             part: Mutex::new(Part::new(node, RankedRecord::default())),
@@ -294,6 +297,7 @@ impl Context {
     /// Enters another cluster, or none: what was heard in the last one is over.
     pub fn enter(&self) {
         self.caught_up.send_replace(false);
+        *lock(&self.awaited) = None;
         lock(&self.lease).end();
         *lock(&self.acknowledged) = Acknowledgements::default();
     }
@@ -305,12 +309,7 @@ impl Context {
 
     /// The cluster that this node takes part in; none if it does not.
     pub fn cluster(&self) -> Epoch {
-        let part = lock(&self.part);
-        if part.takes_part() {
-            part.cluster
-        } else {
-            Epoch::default()
-        }
+        lock(&self.part).present_cluster()
     }
 
     /// What the operator wants at present.
@@ -392,8 +391,7 @@ impl Context {
     pub fn status(&self) -> Status {
         let (node, cluster, known) = {
             let part = lock(&self.part);
-            let cluster = if part.takes_part() { part.cluster } else { Epoch::default() };
-            (part.me, cluster, part.known())
+            (part.me, part.present_cluster(), part.known())
         };
         let view = self.views.borrow().clone();
         let ring = &view.agreed.ring;
@@ -478,12 +476,19 @@ impl Context {
         self.views.borrow().agreed.ring.staged().is_some()
     }
 
-    /// Notes that this node has caught up if, by what a leader of `leader_id` says, it has.
-    pub fn catch_up(&self, running: &Running, leader_id: LeaderId, commit: Option<LogId>) {
-        let applied = running.raft.data_metrics().borrow().last_applied.as_ref().map(log_id_of);
-        let is_of_its_term = commit.is_some_and(|end| end.leader_id.term == leader_id.term);
-        let has_base = self.views.borrow().has_base;
-        if is_of_its_term && applied >= commit && has_base && !*self.caught_up.borrow() {
+    /// Hears from a leader of `leader_id` what is committed: who has applied that has caught up.
+    pub fn hear_commit(&self, leader_id: LeaderId, commit: Option<LogId>) {
+        if commit.is_some_and(|end| end.leader_id.term == leader_id.term) {
+            *lock(&self.awaited) = commit;
+            self.look_whether_caught_up();
+        }
+    }
+
+    /// Notes that this node has caught up if it has, by what is applied now.
+    pub fn look_whether_caught_up(&self) {
+        let Some(awaited) = *lock(&self.awaited) else { return };
+        let has_applied = |view: &AgreedView| view.has_base && view.end >= Some(awaited);
+        if has_applied(&self.views.borrow()) && !*self.caught_up.borrow() {
             self.record_caught_up();
         }
     }

@@ -32,8 +32,9 @@ use crate::core::server_list::sample;
 use crate::rpc::{RecoverRefusal, Request, Response};
 use crate::supervise::{catch_panic, fail_point, kept_alive};
 
-/// The first pause between two questions to the same server is this part of the longest one.
-const FIRST_PAUSE: u32 = 10;
+/// The first pause between two questions to the same server is this part of the longest one. Servers that start
+/// together do not all listen yet.
+const FIRST_PAUSE: u32 = 50;
 
 /// How many of those that do not vote are asked before a cluster is founded from nothing: they may be all
 /// that is left of one.
@@ -205,7 +206,7 @@ async fn keep_asking(
 }
 
 fn longer(pause: Duration, most: Duration) -> Duration {
-    (pause * 5 / 4).min(most)
+    (pause * 2).min(most)
 }
 
 async fn ask_one(peers: &Arc<Peers>, id: ServerId) -> Result<(), CallFailure> {

@@ -264,7 +264,7 @@ pub(super) fn take(
             ctx.record_heartbeat(heartbeat.quorum, next)
         }
         keys.record_age(cluster_id, heartbeat.age);
-        ctx.catch_up(running, heartbeat.leader_id, heartbeat.commit);
+        ctx.hear_commit(heartbeat.leader_id, heartbeat.commit);
         let applied = ctx.views.borrow().applied;
         in_sync = ends.last.as_ref().map(log_id_of) == heartbeat.last_log_id
             && heartbeat.commit.is_none_or(|commit| applied >= commit.index);

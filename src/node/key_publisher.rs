@@ -65,6 +65,7 @@ async fn keep_on(key_publisher: &mut KeyPublisher, sets: &watch::Sender<KeySet>)
     loop {
         let view = views.borrow_and_update().clone();
         fail_point("key_publisher");
+        key_publisher.shared.ctx.look_whether_caught_up();
         // While a server catches up it passes through what was current long ago.
         if *caught_up.borrow_and_update() {
             key_publisher.take(view);
@@ -287,5 +288,48 @@ impl KeyPublisher {
         let refused =
             |weakness| self.shared.rejected_keys.record(Place::Install, Refusal::Weak(weakness));
         key.check().map_err(refused).is_ok()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::core::log_id::{LeaderId, LogId};
+    use crate::core::node_id::NodeId;
+    use crate::node::fixture::{stek, Fixture};
+
+    /// Raft applies an entry after it has answered for it. If a server looked only when it hears its leader,
+    /// it would be without the group's keys until the next heartbeat.
+    #[tokio::test]
+    async fn a_server_has_caught_up_as_soon_as_it_has_applied_what_is_committed() {
+        let fixture = Fixture::new();
+        let ctx = &fixture.shared.ctx;
+        let (sender, _sets) = watch::channel(KeySet::own(stek(200)));
+        let keeping = tokio::spawn(run(fixture.shared.clone(), stek(200), sender));
+        let mut caught_up = ctx.caught_up.subscribe();
+        let leader_id = LeaderId { term: 5, node: NodeId::of(2) };
+        let end = |index| Some(LogId { leader_id, index });
+        let apply =
+            |index| ctx.views.send_modify(|view| (view.has_base, view.end) = (true, end(index)));
+        ctx.hear_commit(leader_id, end(7));
+        for index in [5, 6] {
+            apply(index);
+            tokio::task::yield_now().await;
+            assert!(!*ctx.caught_up.borrow(), "it lacks an entry");
+        }
+        apply(7);
+        timeout(Duration::from_secs(30), caught_up.wait_for(|has| *has)).await.unwrap().unwrap();
+        // In another cluster that means nothing.
+        ctx.enter();
+        apply(8);
+        tokio::task::yield_now().await;
+        assert!(!*ctx.caught_up.borrow());
+        // What an earlier leader committed is not all that there may be.
+        ctx.hear_commit(LeaderId { term: 6, ..leader_id }, end(7));
+        assert!(!*ctx.caught_up.borrow());
+        keeping.abort();
     }
 }

@@ -461,7 +461,7 @@ impl RpcServer {
         if committed && !matches!(answer, AppendAnswer::HigherVote(..)) {
             self.0.ctx.record_append(quorum);
             self.0.keys.record_age(ClusterId::from_bytes(from.cluster_id), age);
-            self.0.ctx.catch_up(running, leader_id, commit);
+            self.0.ctx.hear_commit(leader_id, commit);
         }
         Ok(Response::Append(answer))
     }

@@ -25,7 +25,7 @@ use crate::log_sink::Level;
 use crate::supervise::{fail_point, kept_alive};
 
 /// Pauses between two attempts to dial a peer: the first, and the longest.
-const REDIAL_MIN: Duration = Duration::from_millis(50);
+const REDIAL_MIN: Duration = Duration::from_millis(5);
 const REDIAL_MAX: Duration = Duration::from_secs(1);
 
 /// A silent connection is closed by this side a little before the other would do so, so that no

@@ -130,6 +130,15 @@ impl<R: Evidence> Participant<R> {
         !self.cluster.is_none() && self.promise == self.cluster
     }
 
+    /// The cluster that it takes part in; none if it does not.
+    pub fn present_cluster(&self) -> Epoch {
+        if self.takes_part() {
+            self.cluster
+        } else {
+            Epoch::default()
+        }
+    }
+
     /// Whether a frame of Raft's that was sent to `to` in `cluster` is for this node.
     pub fn takes(&self, to: NodeId, cluster: Epoch) -> bool {
         to == self.me && cluster == self.cluster && self.takes_part()
