@@ -309,9 +309,8 @@ impl Known {
         self.arrived += 1;
         self.ends.insert(id, (ends_s, self.arrived));
         self.order.push_back((id, self.arrived));
-        if self.order.len() > 2 * MAX_KNOWN {
-            let ends = &self.ends;
-            self.order.retain(|(id, number)| ends.get(id).is_some_and(|(_, own)| own == number));
+        if self.is_untidy() {
+            self.tidy_up();
         }
         (self.ends.len() > MAX_KNOWN).then(|| self.remove_oldest()).flatten()
     }
@@ -341,10 +340,19 @@ impl Known {
         let ended = self.ends.extract_if(|_, (ends_s, _)| *ends_s <= now_s);
         let ended: Vec<SessionId> = ended.map(|(id, _)| id).collect();
         if !ended.is_empty() {
-            let ends = &self.ends;
-            self.order.retain(|(id, number)| ends.get(id).is_some_and(|(_, own)| own == number));
+            self.tidy_up();
         }
         ended
+    }
+
+    fn is_untidy(&self) -> bool {
+        self.order.len() > 2 * MAX_KNOWN
+    }
+
+    /// Takes out what counts no more.
+    fn tidy_up(&mut self) {
+        let ends = &self.ends;
+        self.order.retain(|(id, number)| ends.get(id).is_some_and(|(_, own)| own == number));
     }
 
     /// Forgets all, and hands them out.
@@ -468,7 +476,9 @@ mod tests {
     fn what_is_known_is_bounded_and_the_oldest_goes_first() {
         let mut known = Known::default();
         let most = MAX_KNOWN as u64;
+        assert!(known.is_empty());
         assert!((0..most).all(|n| known.add(id(n), 10).is_none()));
+        assert!(known.len() == MAX_KNOWN && !known.is_empty());
         assert_eq!(known.add(id(0), 20), None, "it is there already, and is the newest now");
         assert_eq!(known.add(id(most), 10), Some(id(1)));
         assert_eq!(known.newest(3), [id(most), id(0), id(most - 1)]);
@@ -476,6 +486,7 @@ mod tests {
         assert_eq!(known.add(id(most + 1), 10), None);
         assert_eq!(known.remove_ended(9), []);
         assert_eq!(known.remove_ended(10).len(), MAX_KNOWN - 1);
+        assert_eq!(known.order.len(), 1, "what has ended takes no room");
         assert_eq!((known.newest(9), known.len()), (vec![id(0)], 1));
         assert_eq!((known.remove_all(), known.is_empty()), (vec![id(0)], true));
     }
@@ -490,6 +501,6 @@ mod tests {
             known.remove(id(2));
         }
         assert!(known.order.len() <= 2 * MAX_KNOWN + 1, "{}", known.order.len());
-        assert!(known.contains(id(1)) && known.len() == 1);
+        assert!(known.contains(id(1)) && !known.contains(id(2)) && known.len() == 1);
     }
 }

@@ -69,3 +69,44 @@ impl Auto {
         self.id || self.address || self.port
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_a_certificate_is_a_subject_a_host_name_or_a_uri() {
+        for text in ["/CN=x", "DNS:a.example", "URI:spiffe://a/b", "URI:a+b-1.c:d", "URI:S:/"] {
+            assert_eq!(certificate_name(text).as_deref(), Some(text));
+        }
+        for text in [
+            "x",
+            "DNS:",
+            "DNS:10.0.0.1",
+            "DNS:::1",
+            "DNS:a:1",
+            "DNS:a b",
+            "URI:spiffe",
+            "URI:s:",
+            "URI:9s:b",
+            "URI:a_b:c",
+            "URI::c",
+            "URI:s:a b",
+        ] {
+            assert_eq!(certificate_name(text), None, "{text}");
+        }
+        assert_eq!(certificate_name("DNS:A.Example.").as_deref(), Some("DNS:a.example"));
+    }
+
+    #[test]
+    fn each_option_may_be_found_out_alone() {
+        let none = Auto::default();
+        assert!(!none.any());
+        let each = [
+            Auto { id: true, ..none },
+            Auto { address: true, ..none },
+            Auto { port: true, ..none },
+        ];
+        assert!(each.into_iter().all(Auto::any));
+    }
+}

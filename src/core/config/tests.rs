@@ -621,6 +621,27 @@ fn auto_leaves_a_field_to_the_list() {
     let settings = conf.settle(list, paths).unwrap();
     assert_eq!(settings.server_id, ServerId(1));
     assert_eq!((settings.address.as_str(), settings.port), ("ats.example", 10001));
+
+    let (conf, _) = parse_conf(CONF, "c");
+    assert!(!conf.unwrap().is_auto());
+    let second = CONF.replace("server_id: 1", "server_id: 2").replace("127.0.0.1", "auto");
+    let mut conf = parse_conf(&second, "c").0.unwrap();
+    let list = parse_list(&LIST.replacen("127.0.0.1", "first.example", 1), "l").0.unwrap();
+    assert_eq!(conf.find_itself(&list, &own), None);
+    assert_eq!(conf.address.as_deref(), Some("127.0.0.1"), "the number is its own, whatever fits");
+}
+
+#[test]
+fn ranges_are_told_with_their_unit() {
+    let of = |name| ConfigOption::named(name).and_then(ConfigOption::range);
+    for (name, range) in [
+        ("heart_beat_interval", Some("1-3600000 ms")),
+        ("key_update_interval", Some("1-2147483647 s")),
+        ("reserved_log_items", Some("0-1000000")),
+        ("ticket_scope", None),
+    ] {
+        assert_eq!(of(name).as_deref(), range, "{name}");
+    }
 }
 
 #[test]
@@ -777,4 +798,55 @@ fn defaults_are_what_a_file_without_them_gets() {
     let named: Vec<_> = OPTIONS.iter().map(|option| option.name).collect();
     let said = |name: &&&str| CONF.lines().any(|line| line.starts_with(&format!("{name}:")));
     assert_eq!(given, named.iter().filter(said).copied().collect::<Vec<_>>());
+}
+
+#[test]
+fn an_address_of_every_machine_is_a_warning_beside_real_ones() {
+    let told = |list: &str| {
+        let problem = check_loopback(&parse_list(list, "l").0.unwrap());
+        problem.map(|problem| (problem.is_error(), problem.to_string()))
+    };
+    assert_eq!(told(LIST), None, "all of one machine");
+    for (address, means) in [
+        ("127.8.0.1", true),
+        ("::1", true),
+        ("::ffff:127.0.0.1", true),
+        ("LOCALHOST.", true),
+        ("a.localhost", true),
+        ("localhost.example", false),
+        ("10.0.0.1", false),
+    ] {
+        let list = format!(
+            "- {{server_id: 7, address: 10.0.0.7, port: 1}}\n\
+             - {{server_id: 8, address: '{address}', port: 1}}\n"
+        );
+        let found = told(&list);
+        assert_eq!(found.is_some(), means, "{address}");
+        if let Some((is_error, line)) = found {
+            assert!(!is_error && line.contains("means each machine itself"), "{line}");
+        }
+        let mut spoilt = parse_list(&list, "l").0.unwrap();
+        spoilt.usable = false;
+        assert_eq!(check_loopback(&spoilt), None, "there is more to be said of it");
+    }
+}
+
+#[test]
+fn an_interval_that_is_of_no_use_to_clients_is_a_note() {
+    let told = |interval: u32, keys: u32| {
+        let conf =
+            CONF.replace("key_update_interval: 15", &format!("key_update_interval: {interval}"));
+        let mut conf = parse_conf(&format!("{conf}ticket_keys: {keys}\n"), "c").0.unwrap();
+        let problem = check_interval(&conf);
+        conf.usable = false;
+        assert_eq!(check_interval(&conf), None, "there is more to be said of it");
+        problem.map(|problem| (problem.is_note(), problem.to_string()))
+    };
+    let (is_note, line) = told(59, 2).unwrap();
+    assert!(
+        is_note && line.contains("sure to resume for 59 s only, with ticket_keys at 2"),
+        "{line}"
+    );
+    assert_eq!((told(60, 2), told(20, 4)), (None, None));
+    assert!(told(19, 4).is_some_and(|(_, line)| line.contains("for 57 s only")));
 }
