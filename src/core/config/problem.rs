@@ -187,6 +187,8 @@ mod tests {
             problem.to_string(),
             "a.yaml line 3: port: 99999 is not a port; give a number from 1 to 65535"
         );
+        assert!(!problem.passes && problem.clone().passing(true).passes);
+        assert!(!problem.passing(true).passing(false).passes);
     }
 
     #[test]

@@ -533,7 +533,13 @@ fn a_subject_that_several_servers_have_is_told_with_what_it_means() {
 
 #[test]
 fn an_entry_says_whether_its_server_may_vote() {
-    for (line, may) in [("", true), ("voter: true", true), ("voter: false", false)] {
+    for (line, may) in [
+        ("", true),
+        ("voter: true", true),
+        ("voter: false", false),
+        ("voter: 'true'", true),
+        ("voter: \"false\"", false),
+    ] {
         let (list, problems) = parse_list(&format!("{LIST}  {line}\n"), "l");
         assert_eq!(lines(&problems), [""; 0], "{line}");
         let votes: Vec<bool> = list.unwrap().members.iter().map(|member| member.voter).collect();
