@@ -548,6 +548,14 @@ mod tests {
     }
 
     #[test]
+    fn a_value_is_told_as_it_is_written() {
+        let places = Places::of_mapping("a: 1_0 # ten\nb:\nc: '#x'\nd: 0x1F\n");
+        let said = |key| places.said(key);
+        assert_eq!((said("a"), said("b"), said("e")), (Some("1_0"), None, None));
+        assert_eq!((said("c"), said("d")), (Some("'#x'"), Some("0x1F")));
+    }
+
+    #[test]
     fn only_the_first_document_has_lines_and_only_its_content() {
         let conf = "\u{feff}%YAML 1.2\n---\nport: 1\nlast: 2\n";
         for end in ["", "---\nport: 2\n", "...\nport: 2\n"] {
@@ -576,5 +584,15 @@ mod tests {
         assert_eq!(places[1].key("port", 0), Some(6));
         assert_eq!(places[2].key("port", 0), None);
         assert_eq!(Places::of_list("[{port: 1}, {port: 2}]", 2)[1].start(), None);
+    }
+
+    #[test]
+    fn a_character_that_looks_like_a_blank_is_found_with_its_line() {
+        assert_eq!(odd_blank("a: 1\nb:\u{a0}2\nc:\u{200b}3\n"), Some((2, '\u{a0}')));
+        for odd in ['\u{ad}', '\u{200b}', '\u{200d}', '\u{200f}', '\u{3000}', '\u{feff}'] {
+            assert_eq!(odd_blank(&format!("a{odd}: 1")), Some((1, odd)));
+        }
+        // One at the start marks the encoding, and comments are anybody's.
+        assert_eq!(odd_blank("\u{feff}a: 1\n  # b\u{a0}\n"), None);
     }
 }

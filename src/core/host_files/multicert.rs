@@ -116,7 +116,8 @@ mod tests {
                     ssl_cert_name=\"b c.pem\" ssl_ticket_enabled=0\n\n\
                     dest_ip=10.0.0.1 ssl_cert_name=d.pem\tticket_key_name=d.tickets\n\
                     ssl_cert_name=e.pem SSL_TICKET_ENABLED=\"1\" ssl_key_dialog=\"exec:a b=c\"\n\
-                    dest_ip=\"::1\" ssl_ticket_number=0 x\n";
+                    dest_ip=\"::1\" ssl_ticket_number=0 x\n\
+                    ssl_cert_name=f.pem ssl_ticket_number=2\n";
         let expected = [
             "m line 3: ssl_ticket_enabled: 0",
             "m line 5: dest_ip: 10.0.0.1",
