@@ -468,7 +468,7 @@ async fn begin_here(founder: &Founder, found: &FoundedCluster<Record>) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::future::{poll_fn, Future as _};
-    use std::pin::pin;
+    use std::sync::Mutex as StdMutex;
 
     use openraft::Vote;
 
@@ -487,30 +487,26 @@ mod tests {
         let led = Some(Vote::new_committed(5, NodeId::of(2)));
         ctx.set_running(Some(fixture.running_in(led, CLUSTER).await));
         ctx.record_heartbeat(true, PACE);
-        let founder = Founder::of(&fixture.shared);
-        let (begun, mut looks) = (Instant::now(), BTreeSet::new());
-        let mut task = pin!(keep_on(&founder));
-        let watched = poll_fn(|context| {
-            looks.insert(begun.elapsed().as_millis());
+        let (founder, begun) = (Founder::of(&fixture.shared), Instant::now());
+        let looks = Arc::new(StdMutex::new(BTreeSet::new()));
+        // A task of its own, which nobody polls but for what it waits for itself.
+        let mut task = Box::pin(async move { keep_on(&founder).await });
+        let seen = looks.clone();
+        let watched = tokio::spawn(poll_fn(move |context| {
+            seen.lock().unwrap().insert(begun.elapsed().as_millis());
             task.as_mut().poll(context)
-        });
-        let heartbeats = async {
-            for _ in 0..20 {
-                sleep(PACE).await;
-                assert!(ctx.in_majority());
-                ctx.record_heartbeat(true, PACE);
-            }
-            sleep(ctx.reach() + MS).await;
-            assert!(!ctx.in_majority());
-        };
-        tokio::select! {
-            () = heartbeats => {}
-            () = watched => panic!("it ended"),
+        }));
+        for _ in 0..20 {
+            sleep(PACE).await;
+            assert!(ctx.in_majority());
+            ctx.record_heartbeat(true, PACE);
         }
-        let last = PACE * 20;
+        sleep(ctx.reach() + MS).await;
+        assert!(!ctx.in_majority());
+        watched.abort();
         let expected = (0..=20).map(|n| (PACE * n).as_millis());
-        let after = (last + ctx.reach()).as_millis();
-        assert_eq!(looks, expected.chain([after]).collect());
+        let after = (PACE * 20 + ctx.reach()).as_millis();
+        assert_eq!(*looks.lock().unwrap(), expected.chain([after]).collect());
         ctx.stop_raft().await;
     }
 }

@@ -181,6 +181,23 @@ mod tests {
             "PROXY_CONFIG_SSL_CA_CERT_FILENAME"
         );
         assert_eq!(records.get("proxy.config.x"), None);
+        let both = Records::of_config("f", &format!("{text}CONFIG proxy.config.y INT 3\n"));
+        assert_eq!(seen(&both.only(&["proxy.config.y"])), [(Some(3), "proxy.config.y", "3")]);
+    }
+
+    #[test]
+    fn a_setting_that_is_given_twice_has_a_line_each_time_and_a_long_name_none() {
+        let text = "records: {a: {x: 1}}\n---\nrecords:\n  b: {x: 2}\n";
+        let found = Records::of_yaml("f", text);
+        let expected = [(Some(1), "proxy.config.a.x", "1"), (Some(4), "proxy.config.b.x", "2")];
+        assert_eq!(seen(&found), expected);
+        // The longest there may be, with the dot; and one more.
+        let room = MAX_NAME - PREFIX.len();
+        let of = |length: usize| {
+            let text = format!("records: {{{}: 1}}\n", "k".repeat(length));
+            Records::of_yaml("f", &text).written.len()
+        };
+        assert_eq!([of(room - 1), of(room), of(room + 1), of(room + 2)], [1, 1, 0, 0]);
     }
 
     #[test]

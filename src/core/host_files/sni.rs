@@ -78,6 +78,8 @@ mod tests {
         assert_eq!(begins(&findings("s", TEXT, true, true)), expected);
         assert_eq!(begins(&findings("s", TEXT, false, true)), expected[1..]);
         assert_eq!(begins(&findings("s", TEXT, false, false)), expected[1..2]);
+        let none = "sni:\n- fqdn: a\n  server_max_early_data: 0\n";
+        assert_eq!(findings("s", none, true, true), []);
     }
 
     #[test]
