@@ -34,5 +34,12 @@ nice "$tool" mutants --dir "$crate" --output "$dir" --jobs 1 --timeout 120 --bui
 for kind in caught missed unviable timeout; do
     echo "$kind: $(wc -l <"$dir/mutants.out/$kind.txt")"
 done
-[ "$status" -eq 0 ] || { echo "FAILED: mutants that no test catches stand above"; exit 1; }
+# 3 is cargo-mutants' for some that loop and none that is missed: the tests never pass with those.
+case $status in
+0 | 3) ;;
+*)
+    echo "FAILED: mutants that no test catches stand above"
+    exit 1
+    ;;
+esac
 echo "PASSED: every mutant of core is caught, or named in tests/core_alone/mutants.toml"
