@@ -155,8 +155,10 @@ impl Evidence for Record {
         let current =
             |record: &Record| record.agreed.ring.current().map(|held| held.stek.fingerprint());
         let is_in_use = !other.is_activation_open && current(self).is_some();
-        if self.is_activation_open && is_in_use && current(self) == current(other) {
-            self.current_age_ms = other.current_age_ms;
+        if is_in_use && current(self) == current(other) {
+            // Who applied its activation late takes it for younger than it is.
+            let own = if self.is_activation_open { 0 } else { self.current_age_ms };
+            self.current_age_ms = own.max(other.current_age_ms);
             self.is_activation_open = false;
         }
     }
@@ -406,9 +408,12 @@ mod tests {
         assert_eq!(merged(&record(1, 30, true)), (true, 0), "nobody has it in use there either");
         assert_eq!(merged(&record(2, 30, false)), (true, 0), "it is another key");
         assert_eq!(merged(&Record::of_file([ServerId(1)].into())), (true, 0));
-        let mut applied = record(1, 5, false);
-        applied.merge(&record(1, 30, false));
-        assert_eq!(applied.current_age_ms, 5, "its own note counts");
+        let in_use = |own, others| {
+            let mut merged = record(1, own, false);
+            merged.merge(&record(1, others, false));
+            merged.current_age_ms
+        };
+        assert_eq!((in_use(5, 30), in_use(30, 5)), (30, 30), "one of them applied it late");
     }
 
     /// So many servers.

@@ -31,7 +31,7 @@ pub trait Evidence: Clone {
     /// that is wanted last. Where nothing was agreed on yet, that of the server's file.
     fn lists(&self) -> Vec<Voters>;
 
-    /// Takes over what was revoked elsewhere, and nothing else.
+    /// Takes over what was revoked elsewhere, and since when the current key is known to be in use.
     fn merge(&mut self, other: &Self);
 
     /// From now on these servers count and nobody else, whatever the list says; an operator says so.
