@@ -224,9 +224,9 @@ impl<R: Evidence> Participant<R> {
     }
 
     /// The founding, once all have promised that were asked, or a majority after this founder has
-    /// waited long enough for the others. The newest record may not count this founder: those who hold that
-    /// may be no voters of it, and its voters know nothing of it any more. It is given out once; who wants another one prepares a
-    /// higher epoch.
+    /// waited long enough for the others. The newest record may not count this founder: its voters may
+    /// know nothing of it any more. It is given out once; who wants another one prepares a higher
+    /// epoch.
     pub fn found(&mut self, has_waited: bool) -> Option<FoundedCluster<R>> {
         let founding = self.founding.as_ref()?;
         if founding.promises.len() < founding.asked && !has_waited {
