@@ -28,6 +28,9 @@ pub struct Lease {
     next: Duration,
     /// The same after the heartbeat before: what was heard may still be an answer to it.
     next_before: Duration,
+    /// What this server, as the leader, told those that do not vote of the same, and the time before.
+    followers: Duration,
+    followers_before: Duration,
 }
 
 impl Lease {
@@ -43,6 +46,11 @@ impl Lease {
     /// Records when the next heartbeat of the leader, be it this server, is due.
     pub fn announce(&mut self, next: Duration) {
         self.next_before = std::mem::replace(&mut self.next, next);
+    }
+
+    /// Records what this leader tells those that do not vote of the same.
+    pub fn announce_to_followers(&mut self, next: Duration) {
+        self.followers_before = std::mem::replace(&mut self.followers, next);
     }
 
     /// Records that the leader leaves, or is gone: nobody has to wait for it any longer.
@@ -109,6 +117,12 @@ impl Lease {
     pub fn reach(&self, timers: &Timers) -> Duration {
         let next = self.next.max(self.next_before);
         timers.election_upper + next.saturating_sub(timers.heartbeat)
+    }
+
+    /// How long ago a server that does not vote was heard that counts as reachable for its leader.
+    pub fn reach_of_followers(&self, timers: &Timers) -> Duration {
+        let next = self.followers.max(self.followers_before);
+        self.reach(timers).max(timers.election_upper + next.saturating_sub(timers.heartbeat))
     }
 
     /// Whether the leader was heard so lately that this server gives no vote.
@@ -187,6 +201,20 @@ mod tests {
         assert_eq!((lease.lateness(&TIMERS), lease.reach(&TIMERS)), (Duration::ZERO, MS * 550));
         lease.announce(MS * 100);
         assert_eq!(lease.reach(&TIMERS), MS * 400);
+    }
+
+    #[test]
+    fn those_that_do_not_vote_answer_later_and_count_as_reachable_for_longer() {
+        let mut lease = Lease::default();
+        lease.announce(MS * 250);
+        assert_eq!(lease.reach_of_followers(&TIMERS), MS * 550, "never less than the others");
+        lease.announce_to_followers(MS * 1400);
+        assert_eq!(lease.reach_of_followers(&TIMERS), MS * 1700);
+        // What was heard may still be an answer to the heartbeat before.
+        lease.announce_to_followers(MS * 400);
+        assert_eq!(lease.reach_of_followers(&TIMERS), MS * 1700);
+        lease.announce_to_followers(MS * 400);
+        assert_eq!((lease.reach_of_followers(&TIMERS), lease.reach(&TIMERS)), (MS * 700, MS * 550));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::moment::Moment;
 use super::node_id::NodeId;
+use super::server_id::ServerId;
 
 /// The least number of so many servers of which any two sets have one in common.
 pub fn majority(servers: usize) -> usize {
@@ -38,9 +39,9 @@ impl Acknowledgements {
         self.0.retain(|node, _| !is_before(node));
     }
 
-    /// Who acknowledged within `limit`.
-    pub fn of(&self, limit: Duration, now: Moment) -> BTreeSet<NodeId> {
-        let fresh = self.0.iter().filter(|(_, at)| now.since(**at) < limit);
+    /// Who acknowledged within the `limit` of its server.
+    pub fn of(&self, limit: impl Fn(ServerId) -> Duration, now: Moment) -> BTreeSet<NodeId> {
+        let fresh = self.0.iter().filter(|(node, at)| now.since(**at) < limit(node.server));
         fresh.map(|(node, _)| *node).collect()
     }
 
@@ -125,12 +126,12 @@ mod tests {
         acknowledged.record(NodeId::of(2), at(9));
         acknowledged.record(NodeId::of(3), at(9));
         let limit = Duration::from_secs(2);
-        assert_eq!(acknowledged.of(limit, at(10)), ids(&[2, 3]));
+        assert_eq!(acknowledged.of(|_| limit, at(10)), ids(&[2, 3]));
         acknowledged.forget_before(NodeId::of(2));
-        assert_eq!(acknowledged.of(limit, at(10)), ids(&[2, 3]));
+        assert_eq!(acknowledged.of(|_| limit, at(10)), ids(&[2, 3]));
         acknowledged.forget_before(NodeId { incarnation: Incarnation(8), ..NodeId::of(2) });
-        assert_eq!(acknowledged.of(limit, at(10)), ids(&[3]));
-        assert_eq!(acknowledged.of(limit, at(11)), ids(&[]));
+        assert_eq!(acknowledged.of(|_| limit, at(10)), ids(&[3]));
+        assert_eq!(acknowledged.of(|_| limit, at(11)), ids(&[]));
     }
 
     #[test]

@@ -19,8 +19,6 @@ pub struct Policy {
     pub interval: Duration,
     /// How long a server that answers but has not installed may hold up a handover.
     pub handover_timeout: Duration,
-    /// A member is reachable if it was heard within this time: the upper election bound.
-    pub reachable_within: Duration,
 }
 
 words! {
@@ -50,6 +48,9 @@ pub struct MemberView {
     pub id: ServerId,
     /// When it was last heard; `None` if never. Not looked at for the leader itself.
     pub heard: Option<Moment>,
+    /// It is reachable if it was heard within this time: the upper election bound, and by how much its
+    /// heartbeats are further apart.
+    pub reachable_within: Duration,
     /// The newest generation that it reported as installed in its ticket context.
     pub installed: Generation,
 }
@@ -134,7 +135,7 @@ fn handover_at(now: Moment, policy: &Policy, view: &View<'_>, generation: Genera
     let mut unreachable = Vec::new();
     let mut wait: Option<Duration> = None;
     for member in view.members.iter().filter(|m| m.installed < generation) {
-        let rest = reachable_for_at(now, policy, view, member);
+        let rest = reachable_for_at(now, view, member);
         if rest.is_zero() {
             unreachable.push(member.id);
         } else if handover_rest.is_zero() {
@@ -153,17 +154,12 @@ fn handover_at(now: Moment, policy: &Policy, view: &View<'_>, generation: Genera
 /// For how much longer a member counts as reachable if nothing is heard of it; zero if it does
 /// not. A leader that has just been elected has not had time to hear everyone, so it takes all
 /// members for reachable until one election bound has passed.
-fn reachable_for_at(
-    now: Moment,
-    policy: &Policy,
-    view: &View<'_>,
-    member: &MemberView,
-) -> Duration {
+fn reachable_for_at(now: Moment, view: &View<'_>, member: &MemberView) -> Duration {
     if member.id == view.me {
-        return policy.reachable_within;
+        return member.reachable_within;
     }
     let heard = member.heard.unwrap_or_default().max(view.leader_since);
-    policy.reachable_within.saturating_sub(now.since(heard))
+    member.reachable_within.saturating_sub(now.since(heard))
 }
 
 /// For how much longer the current key may encrypt without a quorum; zero if it is too old
@@ -178,11 +174,10 @@ mod tests {
     use crate::core::key_ring::{ClusterId, Command, RingKey};
     use crate::core::stek::{Stek, STEK_LEN};
 
-    const POLICY: Policy = Policy {
-        interval: Duration::from_secs(10),
-        handover_timeout: Duration::from_millis(1500),
-        reachable_within: Duration::from_millis(400),
-    };
+    const POLICY: Policy =
+        Policy { interval: Duration::from_secs(10), handover_timeout: Duration::from_millis(1500) };
+
+    const REACH: Duration = Duration::from_millis(400);
 
     fn at(ms: u64) -> Moment {
         Moment::from_start(Duration::from_millis(ms))
@@ -205,7 +200,12 @@ mod tests {
     }
 
     fn member(id: u32, heard: u64, installed: u64) -> MemberView {
-        MemberView { id: ServerId(id), heard: Some(at(heard)), installed: Generation(installed) }
+        MemberView {
+            id: ServerId(id),
+            heard: Some(at(heard)),
+            reachable_within: REACH,
+            installed: Generation(installed),
+        }
     }
 
     fn view<'a>(ring: &'a KeyRing, members: &'a [MemberView]) -> View<'a> {
@@ -238,8 +238,7 @@ mod tests {
         }
         let now = Moment::from_start(Duration::from_secs(100));
         let next = |ring: &KeyRing| {
-            let members =
-                [MemberView { id: ServerId(2), heard: Some(now), installed: Generation(1) }];
+            let members = [MemberView { heard: Some(now), ..member(2, 0, 1) }];
             next_step_at(
                 now,
                 &POLICY,
@@ -345,6 +344,18 @@ mod tests {
                 unreachable: vec![ServerId(2)]
             }
         );
+    }
+
+    #[test]
+    fn a_server_that_is_sent_fewer_heartbeats_is_waited_for_longer() {
+        let ring = ring(3, true);
+        let mut members = [member(1, 0, 4), member(2, 19_600, 3), member(3, 19_600, 3)];
+        members[1].reachable_within += Duration::from_millis(50);
+        let step = |now| next_step_at(at(now), &POLICY, &view(&ring, &members));
+        assert_eq!(step(20_001), Step::Wait(Duration::from_millis(49)));
+        let unreachable = vec![ServerId(2), ServerId(3)];
+        let generation = Generation(4);
+        assert_eq!(step(20_050), Step::Activate { generation, left_behind: vec![], unreachable });
     }
 
     #[test]

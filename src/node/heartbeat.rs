@@ -28,12 +28,13 @@ use super::running::{Running, Stopped};
 use crate::consensus::log_store::LogProgress;
 use crate::consensus::network::{LeaderInfo, RpcClient};
 use crate::consensus::{leader_id_of, log_id_of};
-use crate::core::heartbeat::{Heartbeat, Heartbeats, MAX_PAUSE};
+use crate::core::heartbeat::{Heartbeat, Heartbeats, Pace, MAX_PAUSE};
 use crate::core::key_ring::ClusterId;
 use crate::core::log_id::LeaderId;
 use crate::core::moment::millis;
 use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
+use crate::core::server_list::voters;
 use crate::rpc::{self, ErrorResponse, Request, Response, WireHeartbeat};
 use crate::supervise::{catch_panic, fail_point};
 
@@ -127,33 +128,42 @@ impl<'a> HeartbeatSender<'a> {
 
     /// Takes over the servers of Raft's membership and of the list; whether there are others than before.
     fn set_peers(&mut self, metrics: &RaftServerMetrics<NodeId, EmptyNode>) -> bool {
-        let nodes = metrics.membership_config.membership().nodes();
-        let mut ids: BTreeSet<ServerId> = nodes.map(|(node, _)| node.server).collect();
+        let membership = metrics.membership_config.membership();
+        let mut ids: BTreeSet<ServerId> = membership.nodes().map(|(node, _)| node.server).collect();
         ids.extend(self.peers.ctx.others());
         ids.remove(&self.peers.ctx.me);
-        self.plan.set_peers(&ids)
+        // By these metrics, and not by another look at them: a writer that waits in between would wait
+        // for this one, and the second look for the writer.
+        let mut voting = voters(&self.peers.ctx.members());
+        voting.extend(membership.voter_ids().map(|node| node.server));
+        self.plan.set_peers(&ids, &voting)
     }
 
-    /// One heartbeat to every peer; after how long the next one is due.
+    /// One heartbeat to each peer that is due; after how long to look again.
     fn send(&mut self) -> Duration {
         let (peers, timers) = (self.peers, self.peers.ctx.settings().timers);
-        let is_handing_over = peers.ctx.is_handing_over();
-        let pace = self.plan.pace(peers.ctx.now(), &timers, is_handing_over);
+        let (now, is_handing_over) = (peers.ctx.now(), peers.ctx.is_handing_over());
+        let pace = self.plan.pace(now, &timers, is_handing_over);
         let ends = self.running.log.ends();
         // Deposed, and about to hear of it.
         if !ends.follows(self.leader_id) {
-            return pace;
+            return pace.voters;
         }
-        peers.ctx.record_pace(pace);
-        let heartbeat = self.compose(&ends, pace);
-        let Some(body) = rpc::encode(&Request::Heartbeat(heartbeat)) else { return pace };
-        for (id, what) in self.plan.send(pace, peers.ctx.reach(), is_handing_over) {
-            match what {
-                Heartbeat::Question => _ = self.asks.spawn(ask(peers.clone(), id, heartbeat)),
-                Heartbeat::Notice => peers.transport.send_one_way(id, body.clone(), pace),
+        peers.ctx.record_announced(pace);
+        let heartbeats = self.compose_each(&ends, pace);
+        let bodies = heartbeats.map(|heartbeat| rpc::encode(&Request::Heartbeat(heartbeat)));
+        let due = self.plan.send(now, pace, peers.ctx.reach(), is_handing_over);
+        for (id, what, votes) in due {
+            let (heartbeat, body) = (heartbeats[usize::from(votes)], &bodies[usize::from(votes)]);
+            match (what, body) {
+                (Heartbeat::Question, _) => _ = self.asks.spawn(ask(peers.clone(), id, heartbeat)),
+                (Heartbeat::Notice, Some(body)) => {
+                    peers.transport.send_one_way(id, body.clone(), pace.voters);
+                }
+                (Heartbeat::Notice, None) => {}
             }
         }
-        pace
+        pace.voters
     }
 
     /// A heartbeat between two of those that go to all.
@@ -162,11 +172,18 @@ impl<'a> HeartbeatSender<'a> {
         if !ends.follows(self.leader_id) || *self.peers.ctx.leaving.borrow() {
             return;
         }
-        // When the next one to all is due was said with the last; it is never later than this.
-        let heartbeat = self.compose(&ends, self.plan.idle_pace(&self.peers.ctx.settings().timers));
+        // When the next one is due was said with the last; it is never later than this.
+        let pace = self.plan.idle_pace(&self.peers.ctx.settings().timers);
+        let heartbeats = self.compose_each(&ends, pace);
         for id in whom(&mut self.plan) {
+            let heartbeat = heartbeats[usize::from(self.plan.votes(id))];
             self.asks.spawn(ask(self.peers.clone(), id, heartbeat));
         }
+    }
+
+    /// The one for those that do not vote, and the one for those that do.
+    fn compose_each(&self, ends: &LogProgress, pace: Pace) -> [WireHeartbeat; 2] {
+        [pace.followers, pace.voters].map(|next| self.compose(ends, next))
     }
 
     fn compose(&self, ends: &LogProgress, next: Duration) -> WireHeartbeat {
@@ -354,18 +371,19 @@ mod tests {
         let _ = running.raft.shutdown().await;
     }
 
-    /// Mail that reaches nobody; in how many milliseconds each heartbeat said that the next one is due.
+    /// Mail that reaches nobody; to whom each heartbeat was, and in how many milliseconds it said that the
+    /// next one is due.
     #[derive(Default)]
-    struct Announced(Mutex<Vec<u32>>);
+    struct Announced(Mutex<Vec<(u32, u32)>>);
 
     impl SimulatedNetwork for Announced {
         fn open(&self, _: &LocalIdentity, _: &LastSeen) {}
 
         fn set_members(&self, _: &[Member]) {}
 
-        fn request(&self, _: ServerId, body: Body, _: Duration) -> Reply<Result<Body, CallError>> {
+        fn request(&self, to: ServerId, body: Body, _: Duration) -> Reply<Result<Body, CallError>> {
             if let Ok(Request::Heartbeat(heartbeat)) = rpc::decode_request(&body) {
-                self.0.lock().unwrap().push(heartbeat.next_ms);
+                self.0.lock().unwrap().push((to.0, heartbeat.next_ms));
             }
             Box::pin(ready(Err(CallError::TimedOut)))
         }
@@ -398,7 +416,8 @@ mod tests {
             (&fixture.shared, LeaderId { term: 5, node: fixture.shared.ctx.node() });
         let running = fixture.running(Some(Vote::new_committed(5, shared.ctx.node()))).await;
         let mut sender = HeartbeatSender::new(&shared.peers, &shared.keys, &running, leader_id);
-        sender.plan.set_peers(&BTreeSet::from([ServerId(12), ServerId(13)]));
+        let peers = BTreeSet::from([ServerId(12), ServerId(13)]);
+        sender.plan.set_peers(&peers, &peers);
         async fn asked(sender: &mut HeartbeatSender<'_>) -> usize {
             sender.ask(Heartbeats::ask_again);
             let asked = sender.asks.len();
@@ -412,8 +431,8 @@ mod tests {
         let pause = sender.again.map(|at| at > Instant::now());
         assert_eq!(pause, Some(true), "and again a moment later");
         // The next heartbeat to all may still be as far away as in an idle cluster.
-        let said: Vec<u32> = network.0.lock().unwrap().drain(..).collect();
-        assert_eq!(said, [400, 400]);
+        let said: Vec<(u32, u32)> = network.0.lock().unwrap().drain(..).collect();
+        assert_eq!(said, [(12, 400), (13, 400)]);
 
         // One that leaves asks nobody any more, and one that was deposed must not.
         shared.ctx.leaving.send_replace(true);
@@ -421,6 +440,48 @@ mod tests {
         shared.ctx.leaving.send_replace(false);
         sender.leader_id.term = 4;
         assert_eq!(asked(&mut sender).await, 0);
+        let _ = running.raft.shutdown().await;
+    }
+
+    /// Whoever leads waits for the answer of a server as long as it told that one to wait for the next
+    /// question.
+    #[tokio::test]
+    async fn those_that_do_not_vote_are_told_of_another_pause_and_waited_for_as_long() {
+        let network = Arc::new(Announced::default());
+        let fixture = Fixture::within(Environment {
+            network: Some(network.clone()),
+            ..Environment::default()
+        });
+        let ctx = &fixture.shared.ctx;
+        let member = |id| Member { id: ServerId(id), ..ctx.members()[0].clone() };
+        ctx.set_members(&(1..=207).map(member).collect::<Vec<_>>());
+        let leader_id = LeaderId { term: 5, node: ctx.node() };
+        let running = fixture.running(Some(Vote::new_committed(5, ctx.node()))).await;
+        let mut sender =
+            HeartbeatSender::new(&fixture.shared.peers, &fixture.shared.keys, &running, leader_id);
+        let others = (2..=207).map(ServerId).collect();
+        sender.plan.set_peers(&others, &ctx.voting_servers());
+        let asked = async |sender: &mut HeartbeatSender<'_>| {
+            while let Some(answer) = sender.asks.join_next().await {
+                let (id, _) = answer.unwrap();
+                sender.plan.hear(id, Some(true), ctx.now());
+            }
+            std::mem::take(&mut *network.0.lock().unwrap())
+        };
+        // 200 that do not vote, 8 ms each, and half a turn.
+        assert_eq!(sender.send(), MS * 100);
+        let said = asked(&mut sender).await;
+        assert_eq!(said.len(), 206);
+        let of = |id: u32, (voter, other)| if id <= 7 { voter } else { other };
+        assert!(said.iter().all(|(id, next)| *next == of(*id, (100, 1650))), "{said:?}");
+        let reach = ctx.reach_by_server();
+        assert!((2..=207).all(|id| reach(ServerId(id)) == MS * of(id, (400, 1950))));
+        // All are in sync, and the cluster is idle.
+        assert_eq!(sender.send(), MS * 400);
+        let said = asked(&mut sender).await;
+        assert!(said.iter().all(|(id, _)| *id <= 7), "the others are not due: {said:?}");
+        assert_eq!(ctx.reach(), MS * 700);
+        assert_eq!(ctx.reach_by_server()(ServerId(207)), MS * 2100);
         let _ = running.raft.shutdown().await;
     }
 

@@ -217,8 +217,8 @@ impl<'a> LeaderTerm<'a> {
         let policy = Policy {
             interval: shared.ctx.settings().key_update_interval,
             handover_timeout: shared.ctx.settings().handover_timeout,
-            reachable_within: shared.ctx.reach(),
         };
+        let reach = shared.ctx.reach_by_server();
         let members: Vec<MemberView> = shared
             .ctx
             .members()
@@ -226,6 +226,7 @@ impl<'a> LeaderTerm<'a> {
             .map(|member| MemberView {
                 id: member.id,
                 heard: shared.peers.heard.last(member.id).map(|at| shared.ctx.clock.moment_of(at)),
+                reachable_within: reach(member.id),
                 installed: self.installed_by(member.id),
             })
             .collect();

@@ -52,6 +52,7 @@ mod heartbeat;
 mod key_publisher;
 mod keys;
 mod leader;
+mod leader_contact;
 mod leader_loss;
 mod lifecycle;
 mod list_file;

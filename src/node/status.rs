@@ -109,13 +109,13 @@ pub(super) fn key_in_use(ctx: &Context, keys: &node::Keys) -> KeyInUse {
 }
 
 fn list(peers: &Peers, settings: &Settings, status: &NodeStatus) -> ListStatus {
-    let bound = peers.ctx.reach();
+    let reach = peers.ctx.reach_by_server();
     let others = peers.ctx.others().map(|id| {
         let heard = peers.heard.last(id).map(|at| at.elapsed());
         MemberStatus {
             id,
             heard_ms: heard.map(millis),
-            reachable: heard.is_some_and(|ago| ago < bound),
+            reachable: heard.is_some_and(|ago| ago < reach(id)),
             connected: peers.heard.at_address(id).is_some(),
         }
     });
