@@ -59,8 +59,10 @@ pub fn measure(size: usize, runs: usize, figures: &mut Figures) -> Result<()> {
     for _ in 0..runs {
         returns(&mut fleet, 1, "return of one", &mut looks)?;
     }
-    for _ in 0..runs {
-        failover(&mut fleet, &mut looks)?;
+    for death in [Death::Killed, Death::Stopped] {
+        for _ in 0..runs {
+            failover(&mut fleet, death, &mut looks)?;
+        }
     }
     if size >= 3 {
         returns(&mut fleet, size / 3, "return of a third", &mut looks)?;
@@ -80,7 +82,7 @@ pub fn kills(size: usize, runs: usize, figures: &mut Figures) -> Result<()> {
     fleet.until_one()?;
     let mut looks = Looks::default();
     for _ in 0..runs {
-        failover(&mut fleet, &mut looks)?;
+        failover(&mut fleet, Death::Killed, &mut looks)?;
     }
     for (what, unit) in &looks.order {
         let name = format!("leader of {size} killed {runs} times: {what}");
@@ -231,15 +233,31 @@ fn returns(fleet: &mut Fleet, count: usize, what: &str, looks: &mut Looks) -> Re
     Ok(())
 }
 
-/// The leader is killed; another one leads, and the killed one returns.
-fn failover(fleet: &mut Fleet, looks: &mut Looks) -> Result<()> {
+/// How a leader comes to be missed.
+#[derive(Clone, Copy, PartialEq)]
+enum Death {
+    /// By SIGKILL: the system there refuses the next connection.
+    Killed,
+    /// By SIGSTOP: it says nothing more, as one that a cut takes away or a machine without power.
+    Stopped,
+}
+
+/// The leader is killed or stopped; another one leads, and the old one is started anew.
+fn failover(fleet: &mut Fleet, death: Death, looks: &mut Looks) -> Result<()> {
     rest(PAUSE)?;
     let leader = fleet.leader()?;
     fleet.forget();
     let stay: Vec<usize> = fleet.up().into_iter().filter(|index| *index != leader).collect();
     let before = fleet.cpu(&stay)?;
-    let killed = sys::monotonic();
-    fleet.kill(leader)?;
+    let died = sys::monotonic();
+    let how = match death {
+        Death::Killed => "killed",
+        Death::Stopped => "stopped",
+    };
+    let stopped = match death {
+        Death::Killed => fleet.kill(leader).map(|()| None)?,
+        Death::Stopped => Some(fleet.stop(leader)?),
+    };
     let next = fleet.leader()?;
     let spent = fleet.cpu(&stay)?.saturating_sub(before);
     let id = next as u64 + 1;
@@ -250,9 +268,13 @@ fn failover(fleet: &mut Fleet, looks: &mut Looks) -> Result<()> {
     let begun = since(next).ok_or_else(|| strange("failover"))?;
     let knew = stay.iter().filter_map(|index| since(*index));
     let knew = knew.max().ok_or_else(|| strange("failover"))?;
-    looks.time("failover, leader killed to another one leads", begun.saturating_sub(killed));
-    looks.time("failover, leader killed to all know the next", knew.saturating_sub(killed));
-    looks.time("failover, processor time for each server", spent / size(&stay));
+    let name = |what: &str| format!("failover, leader {how} to {what}");
+    looks.time(&name("another one leads"), begun.saturating_sub(died));
+    looks.time(&name("all know the next"), knew.saturating_sub(died));
+    if death == Death::Killed {
+        looks.time("failover, processor time for each server", spent / size(&stay));
+    }
+    drop(stopped);
     fleet.start(leader)?;
     fleet.until_one()
 }
@@ -398,6 +420,16 @@ struct Fleet {
     teller: Sender<LogLine>,
 }
 
+/// A server that stands still.
+struct Stopped((Child, ChildStdin));
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.0 .0.kill();
+        let _ = self.0 .0.wait();
+    }
+}
+
 impl Drop for Fleet {
     fn drop(&mut self) {
         for (child, _) in
@@ -480,6 +512,14 @@ impl Fleet {
             child.wait().context("wait")?;
         }
         Ok(())
+    }
+
+    /// Has a server stand still where it is. It no longer counts as one that runs, and ends with what is
+    /// given back.
+    fn stop(&mut self, index: usize) -> Result<Stopped> {
+        sys::kill(self.pid(index)?, sys::Signal::Stop).context("SIGSTOP")?;
+        let process = self.servers[index].process.take();
+        process.map(Stopped).ok_or_else(|| Error::new("the server is down"))
     }
 
     fn tell(&mut self, index: usize, order: &str) -> Result<()> {
