@@ -31,7 +31,7 @@ use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::md::Md;
 use openssl::pkey::{Id, PKey, Private};
-use openssl::pkey_ctx::PkeyCtx;
+use openssl::pkey_ctx::{HkdfMode, PkeyCtx};
 use openssl::ssl::{
     self, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
     SslVerifyMode, SslVersion,
@@ -157,14 +157,27 @@ struct Inner {
     leaf_mark: Arc<str>,
     /// `cert_verify_str`; empty means any.
     common: String,
-    /// The private key once more, for [`Tls::derive_key`].
-    key: PKey<Private>,
+    /// What [`Tls::derive_key`] expands: the private key in DER form, extracted (RFC 5869 section 2.2).
+    extract: Zeroizing<[u8; 32]>,
     /// See [`Tls::roots_digest`].
     roots_digest: String,
     /// See [`Tls::roots`].
     roots: Vec<String>,
     /// The own leaf and what leads to the root, in this order.
     chain: Vec<Link>,
+}
+
+/// One step of HKDF with SHA-256.
+fn hkdf(mode: HkdfMode, secret: &[u8], purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, ErrorStack> {
+    let mut derivation = PkeyCtx::new_id(Id::HKDF)?;
+    derivation.derive_init()?;
+    derivation.set_hkdf_mode(mode)?;
+    derivation.set_hkdf_md(Md::sha256())?;
+    derivation.set_hkdf_key(secret)?;
+    derivation.add_hkdf_info(purpose)?;
+    let mut key = Zeroizing::new([0; 32]);
+    derivation.derive(Some(&mut *key))?;
+    Ok(key)
 }
 
 /// One certificate of the own chain.
@@ -301,8 +314,10 @@ impl Tls {
         let roll = Roll { own: BTreeMap::new(), takes_common: true, is_of_one: false };
         let (roots_digest, roots) = (digest_of(&roots)?, named(&roots));
         let leaf_mark = fingerprint(&leaf).into();
+        let extract =
+            hkdf(HkdfMode::EXTRACT_ONLY, &Zeroizing::new(key.private_key_to_der()?), &[])?;
         let inner =
-            Inner { context, leaf, leaf_mark, common, key, roots_digest, roots, chain: links };
+            Inner { context, leaf, leaf_mark, common, extract, roots_digest, roots, chain: links };
         Ok(Tls(Arc::new(inner), Arc::new(roll), None))
     }
 
@@ -341,15 +356,7 @@ impl Tls {
     /// # Errors
     /// OpenSSL failed.
     pub fn derive_key(&self, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, ErrorStack> {
-        let secret = Zeroizing::new(self.0.key.private_key_to_der()?);
-        let mut derivation = PkeyCtx::new_id(Id::HKDF)?;
-        derivation.derive_init()?;
-        derivation.set_hkdf_md(Md::sha256())?;
-        derivation.set_hkdf_key(&secret)?;
-        derivation.add_hkdf_info(purpose)?;
-        let mut key = Zeroizing::new([0; 32]);
-        derivation.derive(Some(&mut *key))?;
-        Ok(key)
+        hkdf(HkdfMode::EXPAND_ONLY, &*self.0.extract, purpose)
     }
 
     /// Whether a leaf with these names is one of ours.

@@ -161,3 +161,27 @@ fn odd_names() -> Vec<Vec<u8>> {
         one(CN, utf8, &[b'x'; 300]),
     ]
 }
+
+/// RFC 5869: an old state file is opened by the key that sealed it.
+#[test]
+fn keys_for_sealing_are_drawn_from_the_private_key_by_hkdf() {
+    let root = pki::root("root");
+    let leaf = pki::leaf(&root);
+    let tls = tls_for(&root, &leaf, SUBJECT).unwrap();
+    let of = |purpose: &[u8]| {
+        let mut whole = PkeyCtx::new_id(Id::HKDF).unwrap();
+        whole.derive_init().unwrap();
+        whole.set_hkdf_md(Md::sha256()).unwrap();
+        whole.set_hkdf_key(&leaf.key.private_key_to_der().unwrap()).unwrap();
+        whole.add_hkdf_info(purpose).unwrap();
+        let mut key = [0; 32];
+        whole.derive(Some(&mut key)).unwrap();
+        key
+    };
+    for purpose in [&b"a state file"[..], b"another", b""] {
+        assert_eq!(*tls.derive_key(purpose).unwrap(), of(purpose));
+    }
+    assert_ne!(*tls.derive_key(b"a").unwrap(), *tls.derive_key(b"b").unwrap());
+    let other = tls_for(&root, &pki::leaf(&root), SUBJECT).unwrap();
+    assert_ne!(*tls.derive_key(b"a").unwrap(), *other.derive_key(b"a").unwrap());
+}

@@ -1,10 +1,8 @@
 //! Tickets as Traffic Server makes and takes them: OpenSSL's layout of RFC 5077 section 4, key name
 //! 16, IV 16, AES-128-CBC text, HMAC-SHA256 over all before it 32 bytes.
 
-use openssl::hash::MessageDigest;
 use openssl::memcmp;
-use openssl::pkey::PKey;
-use openssl::sign::Signer;
+use openssl::sha::Sha256;
 use openssl::symm::{decrypt, encrypt, Cipher};
 
 use crate::cells::Bytes;
@@ -23,10 +21,22 @@ fn parts(key: &Bytes) -> (&[u8], &[u8], &[u8]) {
     (name, hmac, aes)
 }
 
-fn mac(secret: &[u8], over: &[u8]) -> Vec<u8> {
-    let key = PKey::hmac(secret).expect("a key");
-    let mut signer = Signer::new(MessageDigest::sha256(), &key).expect("HMAC-SHA256");
-    signer.sign_oneshot_to_vec(over).expect("HMAC-SHA256")
+/// HMAC-SHA256 (RFC 2104), some ten times as fast here as through OpenSSL 3's keys: a seed makes and tries
+/// hundreds of thousands.
+fn mac(secret: &[u8], over: &[u8]) -> [u8; 32] {
+    const BLOCK: usize = 64;
+    assert!(secret.len() <= BLOCK, "a longer one would be hashed first");
+    let keyed = |pad: u8| {
+        let mut block = [pad; BLOCK];
+        block.iter_mut().zip(secret).for_each(|(byte, secret)| *byte ^= secret);
+        let mut hash = Sha256::new();
+        hash.update(&block);
+        hash
+    };
+    let (mut inner, mut outer) = (keyed(0x36), keyed(0x5c));
+    inner.update(over);
+    outer.update(&inner.finish());
+    outer.finish()
 }
 
 /// A new session's ticket, made with the encrypting key.
@@ -53,4 +63,23 @@ pub fn open(ticket: &Ticket, keys: &[Bytes]) -> Option<usize> {
     }
     let session = decrypt(Cipher::aes_128_cbc(), aes, Some(iv), text).ok()?;
     (session == ticket.session).then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::hash::MessageDigest;
+    use openssl::pkey::PKey;
+    use openssl::sign::Signer;
+
+    use super::*;
+
+    #[test]
+    fn the_mac_is_what_openssl_makes() {
+        for (secret, over) in [(16, 0), (16, 97), (64, 64), (1, 1000)] {
+            let (secret, over) = (vec![7; secret], vec![9; over]);
+            let key = PKey::hmac(&secret).unwrap();
+            let mut signer = Signer::new(MessageDigest::sha256(), &key).unwrap();
+            assert_eq!(signer.sign_oneshot_to_vec(&over).unwrap(), mac(&secret, &over));
+        }
+    }
 }
