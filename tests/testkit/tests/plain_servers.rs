@@ -1,7 +1,8 @@
 //! The kit proves itself on plain Traffic Servers, without any plugin: what it says of servers that
 //! share a static ticket key, and of servers that do not, must be right.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, thread};
@@ -9,6 +10,7 @@ use std::{fs, thread};
 use testkit::ats::{Ats, Builder};
 use testkit::load::{Load, Plan};
 use testkit::memory;
+use testkit::nameserver::{self, is_root};
 use testkit::origin::{Origin, BODY};
 use testkit::pki::{Files, Identity};
 use testkit::run_dir::RunDir;
@@ -68,6 +70,26 @@ fn servers_with_one_key_resume_each_others_sessions() -> Result<()> {
         assert!(offer.resumed);
         assert_eq!(offer.renewed.is_some(), version == TlsVersion::V13);
     }
+    dir.done()
+}
+
+/// A name server that loses a question would make this start five seconds longer, and a measured one too.
+#[test]
+fn a_server_starts_without_a_name_server() -> Result<()> {
+    if !is_root()? {
+        println!("not tried: needs root");
+        return Ok(());
+    }
+    let dir = RunDir::new("nameless")?;
+    let site = site(dir.path())?;
+    let silent = UdpSocket::bind(("127.88.0.5", 53))?;
+    silent.set_nonblocking(true)?;
+    let place = nameserver::place(dir.path(), "nameserver 127.88.0.5\n")?;
+    let words: Vec<&str> = place.wrapper.iter().map(String::as_str).collect();
+    start(&dir, &["a"], |b| b.certificate(&site).wrapper(&words))?;
+    let mut question = [0; 512];
+    let asked = silent.recv(&mut question).map(|len| question[..len].escape_ascii().to_string());
+    assert!(matches!(&asked, Err(error) if error.kind() == ErrorKind::WouldBlock), "{asked:?}");
     dir.done()
 }
 
