@@ -186,6 +186,7 @@ impl World {
         if runs {
             // Before it is killed: its keys are lost if nobody else has them.
             self.sight.files_failed = Some(self.now);
+            self.list_memory.lose(id);
         }
         runs && self.kill(id)
     }
@@ -365,6 +366,8 @@ impl World {
             _ => machine.disk.set_broken(true),
         }
         self.sight.files_failed = Some(u64::MAX);
+        let slow = if kind == Kind::SlowDisk { takes } else { 0 };
+        self.list_memory.delay_file(id, self.now + lasts + slow);
         self.at(lasts, Entry::MendDisk(id));
     }
 
@@ -537,6 +540,7 @@ impl World {
     pub(crate) fn tell_list(&mut self, id: u32, target: BTreeSet<u32>) {
         let before = self.listed.clone();
         // While the group makes up its mind, the servers that differ are in neither list for sure.
+        self.list_memory.ask(self.now, target.symmetric_difference(&before).copied());
         for other in target.symmetric_difference(&before) {
             if let Some(view) = self.sight.servers.get_mut(other) {
                 view.listed = false;

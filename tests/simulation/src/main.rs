@@ -16,6 +16,7 @@ mod cells;
 mod disk;
 mod event_log;
 mod faults;
+mod list_memory;
 mod machine;
 mod network;
 mod plan;

@@ -108,6 +108,14 @@ impl World {
             }),
             ["stop", ids @ ..] => self.each(ids, |world, id| world.stop(id, FOR_EVER)),
             ["wipe", ids @ ..] => self.each(ids, World::wipe),
+            ["save", ids @ ..] => self.each(ids, |world, id| {
+                world.machines.get(&id).into_iter().for_each(|machine| machine.disk.back_up());
+            }),
+            ["restore", ids @ ..] => self.each(ids, World::restore),
+            ["knock", "at", id] => {
+                let id = self.server(id)?;
+                self.ask_to_be_heard(id)
+            }
             ["pause", id, "for", time @ ..] => {
                 let (id, lasts) = (self.server(id)?, duration(&time.join(" "))?);
                 self.pause(id, lasts);
@@ -251,8 +259,28 @@ impl World {
         if let Some(machine) = self.machines.get(&id) {
             machine.disk.wipe();
             self.sight.files_failed = Some(self.now);
+            self.list_memory.lose(id);
             self.log.say(self.now, id, || "its disk is empty".to_owned());
         }
+    }
+
+    fn restore(&mut self, id: u32) {
+        if let Some(machine) = self.machines.get(&id) {
+            machine.disk.roll_back();
+            self.sight.files_failed = Some(self.now);
+            self.list_memory.lose(id);
+            self.log.say(self.now, id, || "its disk has what was saved".to_owned());
+        }
+    }
+
+    /// Those ask a server to be heard who must not be: nobody's id, its own, that of one that has left.
+    fn ask_to_be_heard(&mut self, id: u32) -> Played<()> {
+        let heard = self.knock_at(id)?;
+        self.log.say(self.now, id, || match heard.as_slice() {
+            [] => "hears nobody who has left the list".to_owned(),
+            ids => format!("hears {ids:?}"),
+        });
+        Ok(())
     }
 
     fn take_tickets(&mut self) {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::config::Member;
 use stek_share::core::rotation::AdminCommand;
 use stek_share::core::witness::Witness;
@@ -18,12 +19,11 @@ use stek_share::transport::tls::Tls;
 use crate::agreement::Traces;
 use crate::cells::Bytes;
 use crate::event_log::EventLog;
+use crate::list_memory::{ListMemory, ListNews};
 use crate::machine::{Machine, Note, Notes, Set};
 use crate::network::{strangers_hello, Network};
 use crate::plan::Plan;
-use crate::promises::{
-    seconds, Annals, Checked, Checkers, Event, Leader, Offer, Sight, Trouble, View,
-};
+use crate::promises::{seconds, Checked, Checkers, Event, Leader, Offer, Sight, Trouble, View};
 use crate::rng::Rng;
 use crate::tickets::{open, seal, Ticket};
 use crate::{MS, SECOND};
@@ -162,6 +162,10 @@ pub struct World {
     reunion: u64,
     /// Servers that have lost their memory and have not joined the group again.
     forgetful: BTreeSet<u32>,
+    /// What servers know of the list's changes.
+    pub(crate) list_memory: ListMemory,
+    /// Of which servers a cluster that is founded may have forgotten that they came or went, and its list.
+    forgotten: BTreeMap<Epoch, (BTreeSet<u32>, BTreeSet<u32>)>,
 }
 
 impl World {
@@ -177,22 +181,7 @@ impl World {
     pub fn with_plan(plan: Plan, seed: u64, tls: Tls, log: EventLog) -> World {
         let network = Network::new(Rng::new(seed, 2), plan.link);
         let listed: BTreeSet<u32> = (1..=plan.servers - plan.spare).collect();
-        let sight = Sight {
-            now: 0,
-            plan: plan.clone(),
-            servers: BTreeMap::new(),
-            links: BTreeMap::new(),
-            leaders: Vec::new(),
-            orders: Vec::new(),
-            revoked: BTreeSet::new(),
-            majority_forgot: None,
-            files_failed: None,
-            clock_lied: false,
-            clock_went_back: false,
-            slowest: 0,
-            pauses: Vec::new(),
-            annals: Annals::default(),
-        };
+        let sight = Sight::new(plan.clone());
         let mut world = World {
             plan: Rc::new(plan),
             rng: Rng::new(seed, 3),
@@ -222,6 +211,8 @@ impl World {
             idle: false,
             reunion: 0,
             forgetful: BTreeSet::new(),
+            list_memory: ListMemory::default(),
+            forgotten: BTreeMap::new(),
         };
         world.populate();
         world
@@ -514,6 +505,7 @@ impl World {
         let run = machine.run_number();
         if let Some(view) = self.sight.servers.get_mut(&id) {
             view.run = run;
+            view.runs = true;
             view.awake = true;
             view.trouble.end(now);
             view.leaves = false;
@@ -544,10 +536,12 @@ impl World {
         machine.kill(now, &self.network);
         // What is on its disk decrypts, and remembers no promise.
         self.record_amnesia(id);
+        self.list_memory.end(now, id, self.plan.keeps_state);
         self.stopping.remove(&id);
         self.log.say(now, id, || "is gone".to_owned());
         let mut had = None;
         if let Some(view) = self.sight.servers.get_mut(&id) {
+            view.runs = false;
             view.awake = false;
             view.serving = false;
             had = view.set.take();
@@ -576,6 +570,7 @@ impl World {
         if let Some(words) = self.traces.refused() {
             return Err(words);
         }
+        self.traces.take_news().into_iter().for_each(|news| self.note_list(news));
         for (id, note) in self.notes.take() {
             match note {
                 Note::Line(level, line) => self.heard_line(id, level, line)?,
@@ -591,6 +586,39 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A cluster whose founding may have forgotten changes of the list goes on with the list of before: what
+    /// these changes were about is in no list for sure, until an operator asks for one again.
+    fn note_list(&mut self, news: ListNews) {
+        match news {
+            ListNews::Heard(id, members) => self.list_memory.hear(self.now, id, members),
+            ListNews::Founded(founding) => {
+                let forgotten = self.list_memory.forgotten(&founding);
+                self.forgotten.insert(founding.epoch, (forgotten, founding.members));
+            }
+            ListNews::Begun(epoch) => {
+                let Some((forgotten, members)) = self.forgotten.remove(&epoch) else { return };
+                let mut is_back = false;
+                for id in forgotten {
+                    let Some(view) = self.sight.servers.get_mut(&id) else { continue };
+                    let was_out = view.unlisted_since.is_some();
+                    if members.contains(&id) && was_out || !members.contains(&id) && view.listed {
+                        view.listed = false;
+                        view.unlisted_since = None;
+                        is_back = true;
+                    }
+                }
+                if is_back {
+                    self.note_votes(&[&self.listed.clone(), &members]);
+                    self.log.say(self.now, 0, || {
+                        format!(
+                            "the list is {members:?} again: who promised has lost the later one"
+                        )
+                    });
+                }
+            }
+        }
     }
 
     fn heard_line(&mut self, id: u32, level: Level, line: String) -> Checked {
@@ -694,8 +722,9 @@ impl World {
         }
     }
 
-    /// Compares what each server's host uses with what the server's ring says. To a node that is in no cluster
-    /// nothing is agreed: its ring is empty, and its host goes on with the last keys.
+    /// Compares what each server's host uses with what the server's ring says. To a node that is in no cluster,
+    /// or in one that has not agreed on what it was founded from, nothing is agreed: its ring is empty, and its
+    /// host goes on with the last keys.
     fn record_lags(&mut self) {
         for (id, machine) in &self.machines {
             let report = machine.node_status(self.now).filter(|_| machine.is_awake());
@@ -704,12 +733,12 @@ impl World {
                 let age = report.current_age.as_nanos() as u64;
                 Some((report.cluster_id?.to_bytes(), report.current.0, age))
             });
-            let used = view.set.as_ref().filter(|set| set.agreed).map(|set| set.current);
-            let lags = match (report, used) {
-                (Some(report), Some(used)) => report.epoch != 0 && report.current.0 != used,
-                _ => false,
-            };
-            view.lags_since = lags.then(|| view.lags_since.unwrap_or(self.now));
+            let used = view.set.as_ref().filter(|set| set.agreed);
+            let used = used.and_then(|set| Some((set.cluster_id?, set.current)));
+            let agreed = report.filter(|report| report.fingerprint.is_some());
+            let agreed =
+                agreed.and_then(|report| Some((report.cluster_id?.to_bytes(), report.current.0)));
+            view.note_lag(self.now, agreed, used);
         }
     }
 
@@ -787,6 +816,12 @@ impl World {
             return Ok(());
         }
         let at = *self.rng.pick(&awake);
+        self.knock_at(at).map(|_| ())
+    }
+
+    /// They ask a certain server; who of them was heard.
+    pub(crate) fn knock_at(&mut self, at: u32) -> Result<Vec<u32>, String> {
+        let mut admitted = Vec::new();
         let settling = self.sight.settling();
         let gone =
             self.sight.servers.iter().find(|(_, view)| {
@@ -801,8 +836,9 @@ impl World {
             let answer = machine.and_then(|m| m.within(now, || network.would_admit(at, &hello)));
             let heard = answer.flatten() == Some(Ok(()));
             self.checkers.assess(&self.sight, &Event::Knocked { at, as_whom, heard })?;
+            admitted.extend(heard.then_some(id));
         }
-        Ok(())
+        Ok(admitted)
     }
 
     /// Whether faults are over for good.

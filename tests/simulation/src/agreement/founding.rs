@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use stek_share::core::agreement::epoch::Epoch;
 use stek_share::core::agreement::founding::{FoundedCluster, FoundingRequest, Prepare, Promise};
-use stek_share::core::agreement::ranked_record::{Rank, RankedRecord};
+use stek_share::core::agreement::ranked_record::{Rank, RankedRecord, Voters};
 use stek_share::core::node_id::NodeId;
 
 use super::seen::{are_most, Seen};
 use super::{Agreement, Cluster, Judged};
+use crate::list_memory::{Founding, ListNews};
 
 impl Agreement {
     pub(super) fn prepares(
@@ -130,6 +131,17 @@ impl Agreement {
                 }
             }
         }
+        // As they told it, whomever an operator named.
+        let told = collected.values().filter(|report| report.rank == newest);
+        let as_ids = |list: &Voters| list.iter().map(|id| id.0).collect();
+        self.news.extend(found.base.record.members.clone().map(|members| {
+            ListNews::Founded(Founding {
+                epoch: found.epoch,
+                promised: collected.keys().map(|node| node.server.0).collect(),
+                voters: told.flat_map(|report| report.record.lists.iter().map(as_ids)).collect(),
+                members,
+            })
+        }));
         let list = found.base.record.lists.last();
         if list.is_none_or(|list| !found.voters.keys().eq(list)) {
             return Err(format!("the voters are not those of {list:?}"));

@@ -10,6 +10,7 @@ use stek_share::core::witness::{LogDeed, Payload};
 
 use super::seen::{self, are_most, Configuration, Entry};
 use super::{Agreement, Judged, Node, KEPT};
+use crate::list_memory::ListNews;
 
 /// A node's log in one cluster, as far back as it is kept.
 #[derive(Default)]
@@ -223,6 +224,7 @@ impl Agreement {
 
     fn applies(&mut self, me: NodeId, epoch: Epoch, at: LogId, agreed: &Agreed) -> Judged {
         let state = seen::state(agreed);
+        self.hears_of_list(me, &state.members);
         let log = self.node(me)?.log(epoch);
         let Some((has, entry)) = log.entries.get(&at.index).cloned() else {
             return Err("it has no such entry".to_owned());
@@ -247,7 +249,7 @@ impl Agreement {
         if at.index > 0 && !voters.iter().any(|sets| are_most(sets, has_it)) {
             return Err(format!("no majority of {voters:?} has acknowledged that"));
         }
-        let cluster = self.cluster(epoch)?;
+        let (cluster, mut begins) = (self.cluster(epoch)?, false);
         if let Some(base) = entry.base.as_ref().filter(|_| cluster.base.is_none()) {
             let from = &cluster.found.base.record;
             let differs = |(generation, key)| from.keys.get(generation) != Some(key);
@@ -255,6 +257,7 @@ impl Agreement {
                 return Err(format!("the cluster was founded from {from:?}"));
             }
             cluster.base = Some(at.index);
+            begins = true;
         }
         if entry.is_other && cluster.base.is_none() {
             return Err("the cluster has not what it was founded from".to_owned());
@@ -270,6 +273,7 @@ impl Agreement {
         while cluster.agreed.len() > KEPT {
             cluster.agreed.pop_first();
         }
+        self.news.extend(begins.then_some(ListNews::Begun(epoch)));
         Ok(())
     }
 
@@ -282,6 +286,7 @@ impl Agreement {
         agreed: &Agreed,
     ) -> Judged {
         let state = seen::state(agreed);
+        self.hears_of_list(me, &state.members);
         let cluster = self.cluster(epoch)?;
         let is_old = cluster.agreed.keys().next().is_some_and(|first| at.index < *first);
         let known = cluster.agreed.get(&at.index);

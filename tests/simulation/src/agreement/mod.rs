@@ -33,6 +33,7 @@ use stek_share::core::witness::{Deed, Witness};
 
 use self::log::{Election, Log};
 use self::seen::Seen;
+use crate::list_memory::ListNews;
 
 /// What a deed comes to: why it must not be.
 type Judged = Result<(), String>;
@@ -54,6 +55,8 @@ struct Node {
     collected: BTreeMap<NodeId, RankedRecord<Seen>>,
     survivors: Option<Voters>,
     logs: BTreeMap<Epoch, Log>,
+    /// The agreed list of which it heard last.
+    members: Option<BTreeSet<u32>>,
 }
 
 /// What follows from one founding.
@@ -77,6 +80,8 @@ pub struct Agreement {
     /// Who promised which epoch with what; a founder to itself.
     promises: BTreeMap<(Epoch, NodeId), RankedRecord<Seen>>,
     clusters: BTreeMap<Epoch, Cluster>,
+    /// What is new about server lists.
+    news: Vec<ListNews>,
     refused: Option<String>,
 }
 
@@ -128,6 +133,15 @@ impl Agreement {
         self.nodes.get_mut(&node).ok_or_else(|| "it never began".to_owned())
     }
 
+    /// A node heard of an agreed list.
+    fn hears_of_list(&mut self, me: NodeId, heard: &Option<BTreeSet<u32>>) {
+        let Some(node) = self.nodes.get_mut(&me).filter(|node| node.members != *heard) else {
+            return;
+        };
+        node.members.clone_from(heard);
+        self.news.extend(heard.clone().map(|members| ListNews::Heard(me.server.0, members)));
+    }
+
     fn cluster(&mut self, cluster: Epoch) -> Result<&mut Cluster, String> {
         let cluster_of = self.clusters.get_mut(&cluster);
         cluster_of.ok_or_else(|| format!("nobody founded the cluster of epoch {}", cluster.counter))
@@ -146,6 +160,7 @@ impl Agreement {
             collected: BTreeMap::new(),
             survivors: None,
             logs: BTreeMap::new(),
+            members: None,
             member: Participant::new(me, held),
         };
         match self.nodes.insert(me, node) {
@@ -199,6 +214,11 @@ impl Traces {
     /// The first deed that no rule allows, and why.
     pub fn refused(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).refused.clone()
+    }
+
+    /// All that is new about server lists since this was last asked.
+    pub fn take_news(&self) -> Vec<ListNews> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).news)
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Seen {
     pub lists: Vec<Voters>,
     pub keys: BTreeMap<u64, Fingerprint>,
     pub revoked: BTreeSet<Fingerprint>,
+    /// The agreed list's servers, if there is one.
+    pub members: Option<BTreeSet<u32>>,
 }
 
 impl Evidence for Seen {
@@ -44,7 +46,9 @@ fn keys(ring: &KeyRing) -> BTreeMap<u64, Fingerprint> {
 /// What is agreed, without keys' bytes or voters.
 pub fn state(agreed: &Agreed) -> Seen {
     let revoked = agreed.ring.revoked_keys().iter().copied().collect();
-    Seen { lists: Vec::new(), keys: keys(&agreed.ring), revoked }
+    let members = agreed.server_list.as_ref();
+    let members = members.map(|list| list.ids().iter().map(|id| id.0).collect());
+    Seen { lists: Vec::new(), keys: keys(&agreed.ring), revoked, members }
 }
 
 /// A report without keys' bytes.

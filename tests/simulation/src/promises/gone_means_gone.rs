@@ -67,30 +67,39 @@ fn encrypts(sight: &Sight, at: u32, set: &Set) -> Checked {
 
 fn erased(sight: &Sight) -> Checked {
     let mut outcome = Ok(());
-    sight.each_key(|owner, cluster_id, generation| {
-        let set = sight.servers.get(&owner).and_then(|view| view.set.as_ref());
-        let in_cluster_id = set.is_some_and(|set| set.agreed && set.cluster_id == Some(cluster_id));
-        let Some(gone) = retired(sight, cluster_id, generation) else { return };
-        // An old file brings it back, until its server has promised and another one was founded.
-        if sight.files_failed.is_some_and(|failed| failed >= gone) {
-            return;
-        }
-        // What replaced it may be forgotten: then it counts again, until another one comes.
-        let forgotten = sight.majority_forgot.is_some_and(|at| at >= gone);
-        let replaced = set.is_some_and(|set| generation + sight.plan.ticket_keys <= set.current);
-        if forgotten && !replaced {
-            return;
-        }
-        let since = sight.now - gone;
-        if in_cluster_id && since > grace(sight) && sight.settled(owner) && sight.has_company(owner)
-        {
-            outcome = Err(format!(
-                "server {owner} holds the key of generation {generation}, which retired {} ago",
-                seconds(since)
-            ));
+    sight.each_key(|owner, key| {
+        for place in sight.annals.places(key) {
+            if let Err(words) = is_erased(sight, owner, place) {
+                outcome = Err(words);
+            }
         }
     });
     outcome
+}
+
+/// Whether a server may hold the key that has, or had, this place.
+fn is_erased(sight: &Sight, owner: u32, (cluster_id, generation): (Cluster, u64)) -> Checked {
+    let set = sight.servers.get(&owner).and_then(|view| view.set.as_ref());
+    let in_cluster_id = set.is_some_and(|set| set.agreed && set.cluster_id == Some(cluster_id));
+    let Some(gone) = retired(sight, cluster_id, generation) else { return Ok(()) };
+    // An old file brings it back, until its server has promised and another one was founded.
+    if sight.files_failed.is_some_and(|failed| failed >= gone) {
+        return Ok(());
+    }
+    // What replaced it may be forgotten: then it counts again, until another one comes.
+    let forgotten = sight.majority_forgot.is_some_and(|at| at >= gone);
+    let replaced = set.is_some_and(|set| generation + sight.plan.ticket_keys <= set.current);
+    if forgotten && !replaced {
+        return Ok(());
+    }
+    let since = sight.now - gone;
+    if in_cluster_id && since > grace(sight) && sight.settled(owner) && sight.has_company(owner) {
+        return Err(format!(
+            "server {owner} holds the key of generation {generation}, which retired {} ago",
+            seconds(since)
+        ));
+    }
+    Ok(())
 }
 
 /// When the key left the ring, if it did.

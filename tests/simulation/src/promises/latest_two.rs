@@ -97,3 +97,36 @@ fn whole(sight: &Sight, at: u32, set: &Set, cluster_id: super::Cluster) -> Check
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+    use crate::promises::View;
+
+    #[test]
+    fn a_host_lags_behind_a_ring_that_has_a_current_key() {
+        let mut sight = Sight::new(Plan::calm(1));
+        let began = 50 * SECOND;
+        let limit = sight.plan.installing + 2 * SECOND;
+        let view = View { listed: true, awake: true, joined: Some(0), ..View::default() };
+        let (one, other) = ([1; 16], [2; 16]);
+        let cases = [
+            (None, false),
+            (Some((one, 3)), false),
+            (Some((one, 4)), true),
+            (Some((one, 1)), true),
+            (Some((other, 3)), true),
+        ];
+        for (ring, lags) in cases {
+            let mut view = view.clone();
+            view.note_lag(began, ring, Some((one, 3)));
+            view.note_lag(began + 1, ring, Some((one, 3)));
+            sight.servers.insert(1, view);
+            sight.now = began + limit;
+            assert_eq!(in_step(&sight), Ok(()));
+            sight.now += 1;
+            assert_eq!(in_step(&sight).is_err(), lags, "{ring:?}");
+        }
+    }
+}

@@ -24,6 +24,9 @@ use crate::{MS, SECOND};
 /// A cluster incarnation's id.
 pub type Cluster = [u8; 16];
 
+/// A key's place: its cluster incarnation and its generation.
+pub type Place = (Cluster, u64);
+
 /// Whether a promise was kept; if not, what happened.
 pub type Checked = Result<(), String>;
 
@@ -86,6 +89,8 @@ pub struct View {
     pub unlisted_since: Option<u64>,
     /// Counts the runs of its process.
     pub run: u64,
+    /// Whether it has a process.
+    pub runs: bool,
     /// Whether its process runs and is not paused.
     pub awake: bool,
     /// Whether it takes handshakes.
@@ -105,6 +110,13 @@ pub struct View {
 }
 
 impl View {
+    /// Notes whether its host uses another key than the current one of its ring, if there is one: another
+    /// generation, or that of another cluster incarnation.
+    pub fn note_lag(&mut self, now: u64, agreed: Option<Place>, used: Option<Place>) {
+        let lags = agreed.zip(used).is_some_and(|(agreed, used)| agreed != used);
+        self.lags_since = lags.then(|| self.lags_since.unwrap_or(now));
+    }
+
     /// Whether the group may count on it: it is not surely out of the list.
     fn may_count(&self) -> bool {
         self.listed || self.unlisted_since.is_none()
@@ -201,6 +213,8 @@ pub struct Annals {
     key: BTreeMap<(Cluster, u64), Bytes>,
     /// When a key was first seen anywhere as staged or current.
     pub seen: BTreeMap<(Cluster, u64), u64>,
+    /// When each agreed key was first seen anywhere, whatever places it has.
+    made: BTreeMap<Bytes, u64>,
     /// When a key was first current in any server's ring. Its host may have it later, or never.
     pub activated: BTreeMap<(Cluster, u64), u64>,
     /// The same of whichever key of that place was the first: a group may come back to that one.
@@ -223,6 +237,11 @@ impl Annals {
     /// All places of a key.
     pub fn places(&self, key: &Bytes) -> impl Iterator<Item = (Cluster, u64)> + '_ {
         self.place.get(key).into_iter().flatten().map(|(cluster_id, place)| (*cluster_id, *place))
+    }
+
+    /// When a key was first seen as an agreed one, if it was: another one may have its place by now.
+    pub fn made(&self, key: &Bytes) -> Option<u64> {
+        self.made.get(key).copied()
     }
 
     /// A key's generation in a cluster incarnation.
@@ -264,6 +283,7 @@ impl Annals {
         self.lost.retain(|key| !set.keys.contains(key));
         let (true, Some(cluster_id)) = (set.agreed, set.cluster_id) else { return remade };
         for (key, generation) in named(set) {
+            self.made.entry(key).or_insert(now);
             let place = (cluster_id, generation);
             let places = self.place.entry(key).or_default();
             let is_new = !places.contains_key(&cluster_id);
@@ -294,13 +314,32 @@ pub fn named(set: &Set) -> impl Iterator<Item = (Bytes, u64)> + '_ {
 }
 
 impl Sight {
-    /// Calls `look` for each key that a server's present process holds: the server, the key's place.
-    pub fn each_key(&self, mut look: impl FnMut(u32, Cluster, u64)) {
+    /// Of a fleet that nothing has happened to, and of no server yet.
+    pub fn new(plan: Plan) -> Sight {
+        Sight {
+            now: 0,
+            plan,
+            servers: BTreeMap::new(),
+            links: BTreeMap::new(),
+            leaders: Vec::new(),
+            orders: Vec::new(),
+            revoked: BTreeSet::new(),
+            majority_forgot: None,
+            files_failed: None,
+            clock_lied: false,
+            clock_went_back: false,
+            slowest: 0,
+            pauses: Vec::new(),
+            annals: Annals::default(),
+        }
+    }
+
+    /// Calls `look` for each key that a server's present process holds: the server, the key. What a
+    /// process leaves behind that was killed is nobody's.
+    pub fn each_key(&self, mut look: impl FnMut(u32, &Bytes)) {
         cells::each(|(id, run), bytes| {
-            if self.servers.get(&id).is_some_and(|view| view.run == run) {
-                self.annals
-                    .places(bytes)
-                    .for_each(|(cluster_id, place)| look(id, cluster_id, place));
+            if self.servers.get(&id).is_some_and(|view| view.runs && view.run == run) {
+                look(id, bytes);
             }
         });
     }
@@ -348,7 +387,7 @@ impl Sight {
         let from = self.now.saturating_sub(self.settling());
         let older = || self.leaders.iter().filter(move |leader| leader.at < from);
         let runs = |leader: &Leader| {
-            self.servers.get(&leader.id).is_some_and(|view| view.run == leader.run)
+            self.servers.get(&leader.id).is_some_and(|view| view.runs && view.run == leader.run)
         };
         let followed = move |leader: &Leader| older().any(|o| o.at > leader.at && runs(o));
         let standing = older().filter(|leader| runs(leader) || !followed(leader));
