@@ -680,6 +680,10 @@ impl World {
         for place in self.sight.annals.note(now, &set) {
             self.sight.revoked.remove(&place);
         }
+        // Who was sent a snapshot has heard of its activation, and writes no line of that.
+        if let (true, Some(cluster_id)) = (set.agreed, set.cluster_id) {
+            self.sight.annals.noted.entry((id, cluster_id, set.current)).or_insert(now);
+        }
         if let Some(view) = self.sight.servers.get_mut(&id) {
             if set.agreed && view.joined.is_none() {
                 view.joined = Some(now);
