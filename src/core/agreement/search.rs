@@ -31,6 +31,10 @@ const FEW: usize = 2;
 /// refuse each other's connections for a moment.
 const QUORUM_UNREACHABLE_AFTER: Duration = Duration::from_millis(250);
 
+/// How long a server that begins anew waits for the answer of the first of those that vote before it asks
+/// the others: more than a connection takes on a busy machine, little beside an election.
+const FIRST_ALONE: Duration = Duration::from_millis(100);
+
 /// The longest pause between two questions to the same server.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -140,6 +144,13 @@ impl View<'_> {
     }
 }
 
+/// The leaders of whom the answers tell, as far as they are members.
+fn told_leaders<'a>(view: &'a View<'a>) -> impl Iterator<Item = ServerId> + 'a {
+    let leading = view.answers.values().filter(|status| status.quorum);
+    let leading = leading.map(|status| status.vote.node.server);
+    leading.filter(|id| view.members.iter().any(|member| member.id == *id))
+}
+
 /// One search, from when no leader with a majority was heard any more, or a cluster was founded meanwhile.
 #[derive(Debug)]
 pub struct Search {
@@ -192,13 +203,14 @@ impl Search {
             self.lasts(view.now).as_millis() / (view.upper * ELECTIONS).as_millis().max(1);
         let periods = usize::try_from(periods).unwrap_or(NEIGHBOURS).min(NEIGHBOURS);
         let mut whom = all.clone();
-        if absent.is_empty() && !all.contains(&me) {
+        if let Some(first) = self.first_of(&all, view) {
+            whom = [first].into();
+            whom.extend(told_leaders(view));
+        } else if absent.is_empty() && !all.contains(&me) {
             let first = usize::try_from(me.0).unwrap_or_default() % all.len().max(1);
             let few = (FEW * (periods + 1)).min(all.len());
             whom = all.iter().cycle().skip(first).take(few).copied().collect();
-            let leading = view.answers.values().filter(|status| status.quorum);
-            let leading = leading.map(|status| status.vote.node.server);
-            whom.extend(leading.filter(|id| view.members.iter().any(|member| member.id == *id)));
+            whom.extend(told_leaders(view));
         }
         let is_small = view.members.len() <= NEIGHBOURS + 1;
         if periods > 0 && (is_small || !majority_possible(all.len(), (&all & &absent).len())) {
@@ -207,6 +219,24 @@ impl Search {
         }
         whom.remove(&me);
         whom
+    }
+
+    /// The one that a server of no cluster asks alone for a moment if it votes: who is first of those that are
+    /// there founds if all begin anew, and if not tells of the leader. So in a cold start one server
+    /// connects with all others, and not each with each. The others are asked too where it is silent,
+    /// and where an election has had its time.
+    fn first_of(&self, all: &Voters, view: &View) -> Option<ServerId> {
+        let is_silent = |id: &ServerId| view.silent.contains_key(id);
+        let first = *all.iter().find(|id| **id == view.me() || !is_silent(id))?;
+        let has_begun = self.has_begun || view.own.cluster != self.cluster;
+        let is_patient = if has_begun || view.answers.contains_key(&first) {
+            self.lasts(view.now) < view.upper
+        } else {
+            self.lasts(view.now) < FIRST_ALONE
+        };
+        let is_new = view.own.cluster.is_none() || has_begun;
+        let may_wait = is_new && is_patient && all.contains(&view.me()) && first != view.me();
+        may_wait.then_some(first)
     }
 
     /// Whether too few of those that vote can be reached for a majority.
@@ -506,8 +536,8 @@ mod tests {
         let whom = |known: &mut Known, now| {
             Search::new(at(0), Epoch::default()).whom_to_ask(&known.at(now))
         };
-        // Those that vote ask each other.
-        assert_eq!(whom(&mut Known::new(60, 2), 0), ids(&[1, 3, 4, 5, 6, 7]));
+        // The first of those that vote asks the others.
+        assert_eq!(whom(&mut Known::new(60, 1), 0), ids(&[2, 3, 4, 5, 6, 7]));
         // Those of the newest record and those of the present list.
         let mut voter = Known::new(3, 1);
         voter.list = ids(&[1, 2, 9]);
@@ -536,6 +566,40 @@ mod tests {
         // A small fleet asks everybody before long.
         assert_eq!(whom(&mut Known::new(9, 2), period).len(), 8);
         assert_eq!(whom(&mut Known::new(9, 2), period - 1).len(), 6);
+    }
+
+    #[test]
+    fn who_votes_and_begins_anew_asks_the_first_alone_for_a_moment() {
+        let whom = |known: &mut Known, now| {
+            Search::new(at(0), Epoch::default()).whom_to_ask(&known.at(now))
+        };
+        let all = ids(&[1, 2, 4, 5]);
+        let mut new = Known::new(5, 3);
+        assert_eq!(whom(&mut new, 99), ids(&[1]));
+        assert_eq!(whom(&mut new, 100), all, "it says nothing");
+        // One that answers has an election's time to found, or to be told of as one that does not.
+        new.are_there(&[1]);
+        assert_eq!(whom(&mut new, 399), ids(&[1]));
+        assert_eq!(whom(&mut new, 400), all);
+        // The leader of whom it tells takes this server in.
+        new.says(1, |status| (status.quorum, status.vote.node) = (true, node(4)));
+        assert_eq!(whom(&mut new, 399), ids(&[1, 4]));
+        // Of those that are absent, or do not know this server, nobody is the first.
+        for why in [Silence::NobodyListens, Silence::Unreachable, Silence::NotListed] {
+            let mut new = Known::new(5, 3);
+            assert_eq!(whom(new.is_silent(1, why), 0), ids(&[2]));
+            assert_eq!(whom(new.is_silent(2, why), 0), all, "it is the first itself");
+        }
+        // Who is in a cluster that has lost its leader asks all.
+        let mut known = Known::new(5, 3);
+        known.own.cluster = EPOCH;
+        assert_eq!(Search::new(at(0), EPOCH).whom_to_ask(&known.at(0)), all);
+        // One that the first has just founded leaves it the time to be elected.
+        let mut search = Search::new(at(0), Epoch::default());
+        assert_eq!(search.whom_to_ask(&known.at(300)), ids(&[1]));
+        assert!(!search.is_due(&known.at(300)));
+        assert_eq!(search.whom_to_ask(&known.at(699)), ids(&[1]));
+        assert_eq!(search.whom_to_ask(&known.at(700)), all);
     }
 
     #[test]
