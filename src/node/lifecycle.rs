@@ -278,6 +278,7 @@ impl Life {
         let mut busy = JoinSet::new();
         busy.spawn(election::campaign(peers.clone(), node_counters.clone(), running.clone()));
         busy.spawn(leader_loss::notice(peers.clone()));
+        busy.spawn(leader_loss::keep_ready(peers.clone(), running.clone()));
         busy.spawn(heartbeat::send(peers.clone(), keys.clone(), running.clone()));
         let broken = |why| End::Node(NodeEnd::Broken(Box::new(why)));
         tokio::select! {
