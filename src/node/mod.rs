@@ -18,7 +18,7 @@
 //! | `records` | when it is read and written, and what is made of it | peers, keys, store |
 //! | `heartbeat` | the leader's heartbeats, and what a server makes of them | peers, keys |
 //! | `election` | becomes a candidate when no leader is heard and a pre-vote is won | peers |
-//! | `leader_loss` | finds out that the leader's process is gone | peers |
+//! | `leader_loss` | finds out that the leader's process is gone; has the next in turn connected with the others | peers |
 //! | `bounds` | how much of a leader's word is believed | peers |
 //! | `server_list` | has the group agree on its server list | peers |
 //! | `replacement` | has Raft's membership follow that list and the lives of its servers | peers |

@@ -47,6 +47,24 @@ fn a_dead_leader_is_followed_at_once_whatever_it_did_last() {
 }
 
 #[test]
+fn the_next_in_turn_is_connected_with_a_server_that_has_returned() {
+    let mut fleet = Fleet::linked(5, patient);
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    let next = leader % 5 + 1;
+    let other = (1..=5).find(|id| ![leader, next].contains(id)).unwrap();
+    fleet.kill(other);
+    let said = |fleet: &Fleet| fleet.relays.as_ref().unwrap().sent(next, other);
+    let before = said(&fleet);
+    fleet.start(other);
+    // It asks the first and is asked by the leader; what it has to say itself is no reason to dial it.
+    wait_for("a question of the next in turn", || said(&fleet) > before, || fleet.describe());
+    assert_eq!(fleet.leader(), Some(leader), "{}", fleet.describe());
+    fleet.wait_until_one();
+    fleet.kill(leader);
+}
+
+#[test]
 fn connections_that_are_reset_depose_no_living_leader() {
     let mut fleet = Fleet::linked(3, patient);
     fleet.wait_until_one();
