@@ -79,32 +79,46 @@ const MAX_QUOTED: usize = 200;
 
 /// A TCP connection that can move from one tokio runtime to another.
 #[derive(Debug)]
-pub struct Socket(Option<TcpStream>);
+pub struct Socket {
+    tcp: Option<TcpStream>,
+    /// While the wall clock shows this, the chain of whoever is at the other end is valid; nothing until
+    /// that was assessed.
+    valid: Range<SystemTime>,
+}
 
 impl Socket {
+    fn new(tcp: TcpStream) -> Socket {
+        Socket { tcp: Some(tcp), valid: UNIX_EPOCH..UNIX_EPOCH }
+    }
+
+    /// What [`Tls::assess`] said of the other end once the handshake was over.
+    pub(super) fn valid(&self) -> Range<SystemTime> {
+        self.valid.clone()
+    }
+
     /// Has the system throw away what it has not sent yet when this is closed.
     pub(super) fn discard_unsent(&self) {
-        if let Some(tcp) = &self.0 {
+        if let Some(tcp) = &self.tcp {
             let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
         }
     }
 
     /// Where the other end is.
     pub(super) fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.0.as_ref().ok_or(io::ErrorKind::NotConnected)?.peer_addr()
+        self.tcp.as_ref().ok_or(io::ErrorKind::NotConnected)?.peer_addr()
     }
 
     /// Has the present runtime wait for this socket from now on.
     fn settle(&mut self) -> io::Result<()> {
-        if let Some(tcp) = self.0.take() {
-            self.0 = Some(TcpStream::from_std(tcp.into_std()?)?);
+        if let Some(tcp) = self.tcp.take() {
+            self.tcp = Some(TcpStream::from_std(tcp.into_std()?)?);
         }
         Ok(())
     }
 
     fn tcp(&mut self) -> io::Result<Pin<&mut TcpStream>> {
         // Empty only after a failed move, which ends the connection.
-        self.0.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+        self.tcp.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
@@ -509,7 +523,7 @@ impl Tls {
     }
 
     async fn shake_hands(&self, tcp: TcpStream, side: Side) -> Result<Stream, HandshakeError> {
-        let mut socket = Socket(Some(tcp));
+        let mut socket = Socket::new(tcp);
         let Some(workers) = &self.2 else { return self.shake_hands_here(socket, side).await };
         let moved = |error: io::Error| HandshakeError::Library(clip(&error.to_string()));
         let tls = self.clone();
@@ -558,7 +572,8 @@ impl Tls {
             return Err(HandshakeError::Untrusted(ssl.verify_result().error_string().to_owned()));
         }
         let rest = Stack::new().map_err(HandshakeError::library)?;
-        self.assess(&leaf, ssl.peer_cert_chain().unwrap_or(&rest))?;
+        let valid = self.assess(&leaf, ssl.peer_cert_chain().unwrap_or(&rest))?;
+        stream.get_mut().valid = valid;
         Ok(stream)
     }
 }

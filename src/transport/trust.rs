@@ -12,7 +12,7 @@
 use std::future::pending;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use openssl::rand::rand_bytes;
 use openssl::stack::Stack;
@@ -53,7 +53,8 @@ pub(super) struct Trust {
 }
 
 impl Trust {
-    /// That of a connection whose handshake used what `tls` had last seen.
+    /// That of a connection whose handshake used what `tls` had last seen. What that found of the other end
+    /// counts until anything changes.
     pub fn new(
         tls: watch::Receiver<Tls>,
         dialled: Option<Arc<Member>>,
@@ -64,7 +65,7 @@ impl Trust {
         for certificate in stream.ssl().peer_cert_chain().into_iter().flatten() {
             rest.push(certificate.to_owned()).map_err(HandshakeError::library)?;
         }
-        let valid = UNIX_EPOCH..UNIX_EPOCH;
+        let valid = stream.get_ref().valid();
         let news = tls.clone();
         let mut trust = Trust { tls, news, dialled, leaf, rest, valid, due: Instant::now() };
         trust.check()?;
@@ -122,6 +123,8 @@ pub(super) fn renewal_after(max_age: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     #[test]
