@@ -58,6 +58,10 @@ pub(super) struct Context {
     pub timeout_now: Notify,
     /// Notified when the process of the leader is gone.
     pub leader_gone: Notify,
+    /// Notified when a member says that there is a newer server list.
+    pub missed_list: Notify,
+    /// When one that belongs to the majority last said so.
+    newer_list: Mutex<Option<Moment>>,
     /// Notified when a node is about to acknowledge an entry that belongs in the state file.
     pub log_grew: Notify,
     /// Notified when another life of a server has shown itself.
@@ -111,6 +115,8 @@ impl Context {
             leader_gone: Notify::new(),
             running: Mutex::default(),
             awaited: Mutex::default(),
+            missed_list: Notify::new(),
+            newer_list: Mutex::default(),
             log_grew: Notify::new(),
             arrived: Notify::new(),
             part: Mutex::new(Part::new(node, RankedRecord::default())),
@@ -308,6 +314,21 @@ impl Context {
         self.settings.send_modify(|settings| {
             *settings = Arc::new(Settings { members, ..(**settings).clone() });
         });
+    }
+
+    /// Hears from one that belongs to the majority which version of the server list is agreed.
+    pub fn hear_list_version(&self, version: u64) {
+        let agreed = self.views.borrow().agreed.clone();
+        if version > agreed.server_list.as_ref().map_or(0, |list| list.version) {
+            *lock(&self.newer_list) = Some(self.now());
+            self.missed_list.notify_one();
+        }
+    }
+
+    /// Whether the group has a newer list than this server, which has not been in sync since it heard so.
+    pub fn has_missed_list(&self) -> bool {
+        let told = *lock(&self.newer_list);
+        told.is_some_and(|told| self.last_in_sync().is_none_or(|in_sync| in_sync < told))
     }
 
     /// The members: those of the agreed list as far as this server knows one, else those of its file.

@@ -240,6 +240,9 @@ impl RpcClient for Arc<Peers> {
         let is_foreign = match &answer {
             Response::Status(theirs) => {
                 self.ctx.record_told(to, theirs.yours);
+                if theirs.quorum {
+                    self.ctx.hear_list_version(theirs.list_version);
+                }
                 theirs.quorum && theirs.cluster != self.ctx.cluster()
             }
             _ => false,

@@ -48,7 +48,8 @@ const REMINDER: Duration = Duration::from_secs(600);
 /// any election takes.
 const OUT_OF_TOUCH: Duration = Duration::from_secs(10);
 
-/// How often a server whose file has another list than the group looks whether it is in touch.
+/// How often a server whose file has another list than the group looks whether it is in touch, and one that
+/// has missed a list at its file.
 const TOUCH_LOOK: Duration = Duration::from_secs(1);
 
 /// Has this server know the members that the group agreed on, until the task is aborted.
@@ -79,34 +80,45 @@ async fn follow_on(peers: Arc<Peers>) {
         if let Some(server_list) = &view.agreed.server_list {
             let mut members = places(&peers, &view.agreed, server_list);
             members.extend(leaving(&peers, server_list, &view));
-            members.extend(new_peers(&peers, &view.agreed, server_list));
+            members.extend(new_peers(&peers, &file, &view.agreed, server_list));
             if !*caught_up.borrow_and_update() {
                 members.extend(others_so_far(&peers, &members));
             }
             peers.set_members(&members);
             // Where the operator has given all servers the new list and had one of them reload, the
-            // file has the agreed list although what was loaded from it differs.
+            // file has the agreed list although what was loaded from it differs; or one that the group
+            // has agreed on behind this server's back.
+            let is_behind = peers.ctx.has_missed_list();
+            let pause = if is_behind { TOUCH_LOOK } else { REMINDER };
             let due = looked.is_none_or(|(version, at)| {
-                version != server_list.version || at.elapsed() >= REMINDER
+                version != server_list.version || at.elapsed() >= pause
             });
-            if due && difference(&file, &view.agreed, server_list).is_some() {
+            if due && (is_behind || difference(&file, &view.agreed, server_list).is_some()) {
                 looked = Some((server_list.version, Instant::now()));
                 if let Some(members) = peers.list_file.read().await {
+                    let is_new = members != file;
                     file = members;
                     if ServerList::new(0, &file).is_ok_and(|file| file.same_members(server_list)) {
                         peers.ctx.set_file_list(file.clone());
                         continue;
                     }
+                    if is_new {
+                        continue;
+                    }
                 }
             }
-            let words = difference(&file, &view.agreed, server_list);
-            told = words.map(|words| remind(&peers, words, told));
+            // Of two lists that differ it need not be the file's that is to be mended.
+            if !is_behind {
+                let words = difference(&file, &view.agreed, server_list);
+                told = words.map(|words| remind(&peers, words, told));
+            }
         }
         let rest = told.as_ref().map(|(_, at)| REMINDER.saturating_sub(at.elapsed()));
         let rest = rest.map(|rest| rest.min(TOUCH_LOOK));
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
             changed = caught_up.changed() => if changed.is_err() { return },
+            () = peers.ctx.missed_list.notified() => {}
             _ = settings.changed() => {
                 file.clone_from(&settings.borrow_and_update().members);
                 looked = None;
@@ -166,15 +178,19 @@ fn others_so_far(peers: &Peers, members: &[Member]) -> Vec<Member> {
 /// Members of this server's file that the list it remembers has not, while it is out of touch.
 ///
 /// The group may have a new list since, and a leader that this server has never heard of: if that one
-/// were kept out, nobody could tell this server of the new list for as long as it leads. Once the server
-/// has caught up, the agreed list alone counts again. A file with a list that the group has left is
-/// merely behind, and adds nobody.
-fn new_peers(peers: &Peers, agreed: &Agreed, server_list: &ServerList) -> Vec<Member> {
+/// were kept out, nobody could tell this server of the new list for as long as it leads. Who belongs to the
+/// majority says that there is one. Once the server has caught up, the agreed list alone counts again. A
+/// file with a list that the group has left is merely behind, and adds nobody.
+fn new_peers(
+    peers: &Peers,
+    file: &[Member],
+    agreed: &Agreed,
+    server_list: &ServerList,
+) -> Vec<Member> {
     let in_sync_at = peers.ctx.last_in_sync();
-    let in_touch = in_sync_at.is_some_and(|at| peers.ctx.now().since(at) < OUT_OF_TOUCH);
-    let settings = peers.ctx.settings();
-    let Ok(file) = ServerList::new(0, &settings.members) else { return Vec::new() };
-    if in_touch || agreed.has_left(&file) {
+    let is_late = in_sync_at.is_none_or(|at| peers.ctx.now().since(at) >= OUT_OF_TOUCH);
+    let Ok(file) = ServerList::new(0, file) else { return Vec::new() };
+    if !is_late && !peers.ctx.has_missed_list() || agreed.has_left(&file) {
         return Vec::new();
     }
     file.members().iter().filter(|member| server_list.get(member.id).is_none()).cloned().collect()
@@ -419,11 +435,15 @@ async fn probe(peers: &Arc<Peers>, old: &ServerList, new: &ServerList) -> BTreeS
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+    use std::sync::Mutex;
+
     use super::*;
     use crate::core::agreed::Record;
     use crate::core::agreement::epoch::Epoch;
     use crate::core::agreement::ranked_record::{Rank, RankedRecord};
     use crate::core::config::Settings;
+    use crate::node::environment::{Environment, ReadList};
     use crate::node::fixture::{settings, Fixture};
 
     fn list(ids: &[u32]) -> Vec<Member> {
@@ -497,9 +517,10 @@ mod tests {
         let shared = Fixture::new().shared;
         let heard = |agreed: &Agreed| {
             let server_list = agreed.server_list.as_ref().unwrap();
-            new_peers(&shared.peers, agreed, server_list).iter().map(|m| m.id.0).collect::<Vec<_>>()
+            let file = list(&[1, 2, 4]);
+            let new_peers = new_peers(&shared.peers, &file, agreed, server_list);
+            new_peers.iter().map(|m| m.id.0).collect::<Vec<_>>()
         };
-        shared.ctx.set_settings(Settings { members: list(&[1, 2, 4]), ..settings() });
         assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [4]);
         assert_eq!(heard(&agreed(&[&[1, 2, 4]])), [0; 0], "the list has all");
         assert_eq!(heard(&agreed(&[&[1, 2, 4], &[1, 2]])), [0; 0], "the group has left that list");
@@ -507,5 +528,46 @@ mod tests {
         assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [4], "the leader has not brought its list yet");
         shared.ctx.record_in_sync();
         assert_eq!(heard(&agreed(&[&[1, 2, 3]])), [0; 0], "the agreed list alone counts");
+    }
+
+    /// Its file has the list that the group agreed on while this server was cut off, and the leader is new
+    /// in it.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_hears_of_a_newer_list_looks_into_its_file() {
+        let file = Arc::new(Mutex::new(list(&[1, 2, 3])));
+        let held = file.clone();
+        let list_file: ReadList = Arc::new(move || {
+            let held = held.lock().unwrap().clone();
+            Box::pin(ready(Some(held)))
+        });
+        let shared = Fixture::within(Environment { list_file, ..Environment::default() }).shared;
+        shared.ctx.set_settings(Settings { members: list(&[1, 2, 3]), ..settings() });
+        let agreed = Arc::new(agreed(&[&[1, 2, 3]]));
+        shared.ctx.views.send_modify(|view| (view.agreed, view.has_base) = (agreed, true));
+        shared.ctx.caught_up.send_replace(true);
+        shared.ctx.record_in_sync();
+        let following = tokio::spawn(follow(shared.peers.clone()));
+        let knows_fourth = || shared.ctx.ids().contains(&ServerId(4));
+        *file.lock().unwrap() = list(&[1, 2, 3, 4]);
+        shared.ctx.hear_list_version(1);
+        sleep(REMINDER * 2).await;
+        assert!(!knows_fourth(), "what is agreed is what it knows");
+        // A file of before says nothing, and is looked into again.
+        shared.ctx.record_in_sync();
+        *file.lock().unwrap() = list(&[1, 2, 3]);
+        sleep(Duration::from_millis(1)).await;
+        shared.ctx.hear_list_version(2);
+        sleep(TOUCH_LOOK * 2).await;
+        assert!(!knows_fourth());
+        *file.lock().unwrap() = list(&[1, 2, 3, 4]);
+        shared.ctx.hear_list_version(2);
+        sleep(TOUCH_LOOK * 2).await;
+        assert!(knows_fourth());
+        // The leader has told it since of the list that counts.
+        shared.ctx.record_in_sync();
+        shared.ctx.views.send_modify(|_| ());
+        sleep(TOUCH_LOOK).await;
+        assert!(!knows_fourth());
+        following.abort();
     }
 }
