@@ -84,6 +84,11 @@ impl ListMemory {
         self.heard.remove(&id);
     }
 
+    /// Whether a server has lost what it knew.
+    pub fn has_lost(&self, id: u32) -> bool {
+        self.lost.contains(&id)
+    }
+
     /// A server heard of an agreed list.
     pub fn hear(&mut self, now: u64, id: u32, members: BTreeSet<u32>) {
         self.lost.remove(&id);

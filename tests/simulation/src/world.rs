@@ -594,6 +594,12 @@ impl World {
         match news {
             ListNews::Heard(id, members) => self.list_memory.hear(self.now, id, members),
             ListNews::Founded(founding) => {
+                let founder = founding.epoch.founder.server.0;
+                if self.list_memory.has_lost(founder) {
+                    let has_not = |id: &&u32| !self.list_memory.has_lost(**id);
+                    let told = founding.promised.iter().filter(has_not).copied().collect();
+                    self.sight.annals.found_anew(founder, &told);
+                }
                 let forgotten = self.list_memory.forgotten(&founding);
                 self.forgotten.insert(founding.epoch, (forgotten, founding.members));
             }

@@ -234,6 +234,19 @@ impl Annals {
         self.first_activated.entry(place).or_insert(now);
     }
 
+    /// A server that has lost what it knew founds a cluster: it goes by what those tell who have not.
+    pub fn found_anew(&mut self, founder: u32, told: &BTreeSet<u32>) {
+        let mut oldest = BTreeMap::new();
+        for ((of, cluster_id, generation), at) in &self.noted {
+            if told.contains(of) {
+                let oldest = oldest.entry((founder, *cluster_id, *generation)).or_insert(*at);
+                *oldest = (*oldest).min(*at);
+            }
+        }
+        self.noted.retain(|(of, ..), _| *of != founder);
+        self.noted.extend(oldest);
+    }
+
     /// All places of a key.
     pub fn places(&self, key: &Bytes) -> impl Iterator<Item = (Cluster, u64)> + '_ {
         self.place.get(key).into_iter().flatten().map(|(cluster_id, place)| (*cluster_id, *place))

@@ -73,7 +73,8 @@ fn young(sight: &Sight) -> Checked {
         // A majority that forgets an activation may make another key of that generation.
         let known = since.filter(|since| sight.majority_forgot.is_none_or(|at| at < *since));
         // A new leader goes by its own note and tells that: of when it first heard of the activation,
-        // be it long after the others, because it was paused or cut off.
+        // be it long after the others, because it was paused or cut off. One that has lost it since goes by
+        // the oldest note of those whose promises it founded with.
         let notes = |since: u64| {
             let later = sight.leaders.iter().filter(move |leader| leader.at >= since);
             later.filter_map(|leader| sight.annals.noted.get(&(leader.id, cluster_id, generation)))
@@ -120,4 +121,45 @@ fn late(sight: &Sight) -> Checked {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+    use crate::promises::{Leader, View};
+
+    /// Server 1 heard of the activation at 10 s, server 2 at 14 s, server 3 at 18 s; server 1 leads from 20 s.
+    #[test]
+    fn a_leader_that_has_lost_its_note_goes_by_the_oldest_that_it_was_told() {
+        let place = ([1; 16], 4);
+        let sight = |told_age: u64| {
+            let mut sight = Sight::new(Plan::calm(3));
+            sight.now = 60 * SECOND;
+            let told_age = Some((place.0, place.1, told_age * SECOND));
+            let view = View {
+                listed: true,
+                awake: true,
+                runs: true,
+                joined: Some(0),
+                told_age,
+                ..View::default()
+            };
+            sight.servers.insert(1, view);
+            sight.leaders.push(Leader { at: 20 * SECOND, id: 1, run: 0, epoch: 1, term: 1 });
+            sight.annals.record_activation(10 * SECOND, place);
+            for (id, at) in [(1, 10), (2, 14), (3, 18)] {
+                sight.annals.noted.insert((id, place.0, place.1), at * SECOND);
+            }
+            sight
+        };
+        let founded = |told_age: u64, told: &[u32]| {
+            let mut sight = sight(told_age);
+            sight.annals.found_anew(1, &told.iter().copied().collect());
+            young(&sight)
+        };
+        assert_eq!((young(&sight(50)), young(&sight(46)).is_err()), (Ok(()), true));
+        assert_eq!((founded(46, &[2, 3]), founded(42, &[2, 3]).is_err()), (Ok(()), true));
+        assert_eq!((founded(42, &[3]), founded(38, &[3]).is_err()), (Ok(()), true));
+    }
 }
