@@ -193,11 +193,13 @@ impl KeyPublisher {
             let since = shared.keys.current_since(&self.held);
             let settings = shared.ctx.settings();
             let mut rest = may_encrypt_for_at(now, since, settings.max_key_age);
-            // Where a majority agrees, a rotation is under way or about to be; it gets its time.
+            // Where a majority agrees, a rotation is under way or about to be; it gets its time. Once this
+            // server went on with a key of its own, only a younger one of the group's takes its place:
+            // those that went on alone as well need not hold the old one any more.
             let patience =
                 settings.max_key_age + settings.handover_timeout + settings.request_timeout;
             let in_time = !may_encrypt_for_at(now, since, patience).is_zero();
-            if rest.is_zero() && in_time && shared.ctx.in_majority() {
+            if rest.is_zero() && in_time && !self.alone && shared.ctx.in_majority() {
                 rest = GRACE_LOOK;
             }
             if !rest.is_zero() {
@@ -294,12 +296,16 @@ impl KeyPublisher {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use openraft::Vote;
     use tokio::time::timeout;
 
     use super::*;
+    use crate::core::agreed::Agreed;
+    use crate::core::config::Settings;
+    use crate::core::key_ring::{ClusterId, Command};
     use crate::core::log_id::{LeaderId, LogId};
     use crate::core::node_id::NodeId;
-    use crate::node::fixture::{stek, Fixture};
+    use crate::node::fixture::{settings, stek, Fixture};
 
     /// Raft applies an entry after it has answered for it. If a server looked only when it hears its leader,
     /// it would be without the group's keys until the next heartbeat.
@@ -331,5 +337,58 @@ mod tests {
         ctx.hear_commit(LeaderId { term: 6, ..leader_id }, end(7));
         assert!(!*ctx.caught_up.borrow());
         keeping.abort();
+    }
+
+    /// Others that went on alone may have no room for the old key beside their own and the staged one.
+    #[tokio::test]
+    async fn a_key_that_was_too_old_does_not_come_back_while_a_rotation_is_awaited() {
+        let fixture = Fixture::new();
+        let shared = &fixture.shared;
+        let ctx = &shared.ctx;
+        let settings = Settings {
+            max_key_age: Duration::from_secs(10),
+            handover_timeout: Duration::from_secs(60),
+            ..settings()
+        };
+        ctx.set_settings(settings);
+        let running = fixture.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
+        ctx.set_running(Some(running.clone()));
+        let mut ring = KeyRing::default();
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        ring.apply(Command::Found { cluster_id }).unwrap();
+        let held = RingKey { generation: Generation(1), stek: stek(1) };
+        ring.apply(Command::Stage { held, revokes: false }).unwrap();
+        ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+        // Older than it may be, and not by so much that nobody waits for a rotation.
+        let old = Duration::from_secs(20);
+        let now = ctx.now();
+        let at = |ago| Moment::from_start(now.since(Moment::default()).saturating_sub(ago));
+        let view = |current_since| AgreedView {
+            agreed: Arc::new(Agreed::of_ring(ring.clone())),
+            current_since,
+            ..AgreedView::default()
+        };
+        let mut publisher = KeyPublisher {
+            shared: shared.clone(),
+            held: view(at(old)),
+            epoch: Epoch::default(),
+            own: Vec::new(),
+            own_since: Moment::default(),
+            kept: Vec::new(),
+            alone: false,
+        };
+        ctx.record_contact(true);
+        assert_eq!((publisher.renew_own(), publisher.alone), (GRACE_LOOK, false));
+        // Nobody is heard for a moment.
+        ctx.record_contact(false);
+        publisher.renew_own();
+        assert!(publisher.alone && publisher.own.len() == 1);
+        ctx.record_contact(true);
+        publisher.renew_own();
+        assert!(publisher.alone, "the key is as old as before");
+        publisher.held = view(at(Duration::from_secs(1)));
+        publisher.renew_own();
+        assert!(!publisher.alone);
+        let _ = running.raft.shutdown().await;
     }
 }
