@@ -94,8 +94,9 @@ fn ask_every(pace: Duration, reach: Duration) -> u64 {
 #[derive(Default)]
 struct Peer {
     votes: bool,
-    /// Until when it was told that it hears nothing; `None` if it is due.
-    told: Option<Moment>,
+    /// When it was sent the last one, and until when it was told then that it hears nothing; `None` if it is
+    /// due.
+    sent: Option<(Moment, Moment)>,
     /// Questions that wait for its answer.
     open: usize,
     /// Whether its latest answer was that it is in sync, and none is owed since.
@@ -173,7 +174,7 @@ impl Heartbeats {
 
     /// What goes to whom with the heartbeat that is due, and whether that one votes, `reach` being how
     /// long ago a server that votes was heard that counts as reachable. While a key waits for all to
-    /// have it, it matters at once who is there.
+    /// have it, it matters at once who of them is there.
     pub fn send(
         &mut self,
         now: Moment,
@@ -186,12 +187,16 @@ impl Heartbeats {
         self.count = self.count.wrapping_add(1);
         let mut sent = Vec::new();
         for (&id, peer) in &mut self.peers {
-            // The next time that they are looked at would be too late.
-            let is_due = peer.told.is_none_or(|told| now + pace.voters >= told);
+            // The next time that they are looked at would be too late, by what it was told, or by how soon
+            // its answer is wanted now.
+            let is_due = peer
+                .sent
+                .is_none_or(|(at, told)| now + pace.voters >= told.min(at + pace.followers));
             if !peer.votes && !is_due {
                 continue;
             }
-            peer.told = Some(now + if peer.votes { pace.voters } else { pace.followers });
+            let next = if peer.votes { pace.voters } else { pace.followers };
+            peer.sent = Some((now, now + next));
             let asks = asks || !peer.votes && !pace.is_one();
             if (asks || !peer.in_sync) && peer.open < MAX_OPEN {
                 peer.open += 1;

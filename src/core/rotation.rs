@@ -139,7 +139,9 @@ fn handover_at(now: Moment, policy: &Policy, view: &View<'_>, generation: Genera
         if rest.is_zero() {
             unreachable.push(member.id);
         } else if handover_rest.is_zero() {
-            left_behind.push(member.id);
+            // One that is sent few heartbeats may be gone, and not be known to be.
+            let has_answered = member.id == view.me || member.heard >= Some(view.staged_since);
+            if has_answered { &mut left_behind } else { &mut unreachable }.push(member.id);
         } else {
             let rest = rest.min(handover_rest);
             wait = Some(wait.map_or(rest, |w| w.min(rest)));
@@ -387,6 +389,17 @@ mod tests {
                 unreachable: vec![]
             }
         );
+    }
+
+    #[test]
+    fn one_that_was_not_heard_since_the_key_was_staged_is_not_said_to_answer() {
+        let ring = ring(3, true);
+        let mut members = [member(1, 0, 4), member(2, 19_999, 3), member(3, 20_000, 3)];
+        members.iter_mut().for_each(|member| member.reachable_within = Duration::from_secs(9));
+        let generation = Generation(4);
+        let (left_behind, unreachable) = (vec![ServerId(3)], vec![ServerId(2)]);
+        let step = next_step_at(at(21_500), &POLICY, &view(&ring, &members));
+        assert_eq!(step, Step::Activate { generation, left_behind, unreachable });
     }
 
     #[test]

@@ -240,7 +240,7 @@ impl RpcClient for Arc<Peers> {
         let is_foreign = match &answer {
             Response::Status(theirs) => {
                 self.ctx.record_told(to, theirs.yours);
-                if theirs.quorum {
+                if theirs.quorum && theirs.cluster == self.ctx.cluster() {
                     self.ctx.hear_list_version(theirs.list_version);
                 }
                 theirs.quorum && theirs.cluster != self.ctx.cluster()

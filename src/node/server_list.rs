@@ -71,6 +71,7 @@ async fn follow_on(peers: Arc<Peers>) {
     // For which version of the agreed list it was looked at, and when.
     let mut looked: Option<(u64, Instant)> = None;
     loop {
+        let is_behind = peers.ctx.has_missed_list();
         let view = views.borrow_and_update().clone();
         if settings.has_changed().unwrap_or(false) {
             file.clone_from(&settings.borrow_and_update().members);
@@ -88,7 +89,6 @@ async fn follow_on(peers: Arc<Peers>) {
             // Where the operator has given all servers the new list and had one of them reload, the
             // file has the agreed list although what was loaded from it differs; or one that the group
             // has agreed on behind this server's back.
-            let is_behind = peers.ctx.has_missed_list();
             let pause = if is_behind { TOUCH_LOOK } else { REMINDER };
             let due = looked.is_none_or(|(version, at)| {
                 version != server_list.version || at.elapsed() >= pause
@@ -114,7 +114,7 @@ async fn follow_on(peers: Arc<Peers>) {
             }
         }
         let rest = told.as_ref().map(|(_, at)| REMINDER.saturating_sub(at.elapsed()));
-        let rest = rest.map(|rest| rest.min(TOUCH_LOOK));
+        let rest = rest.map(|rest| rest.min(TOUCH_LOOK)).or(is_behind.then_some(TOUCH_LOOK));
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
             changed = caught_up.changed() => if changed.is_err() { return },
@@ -565,8 +565,7 @@ mod tests {
         assert!(knows_fourth());
         // The leader has told it since of the list that counts.
         shared.ctx.record_in_sync();
-        shared.ctx.views.send_modify(|_| ());
-        sleep(TOUCH_LOOK).await;
+        sleep(TOUCH_LOOK * 2).await;
         assert!(!knows_fourth());
         following.abort();
     }

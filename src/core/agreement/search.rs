@@ -35,6 +35,10 @@ const QUORUM_UNREACHABLE_AFTER: Duration = Duration::from_millis(250);
 /// the others: more than a connection takes on a busy machine, little beside an election.
 const FIRST_ALONE: Duration = Duration::from_millis(100);
 
+/// How long it leaves one that answers the time to found, or to be told of as one that does not, at most:
+/// an operator's timers may be far longer than a start may take.
+const FIRST_PATIENCE: Duration = Duration::from_millis(400);
+
 /// The longest pause between two questions to the same server.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -230,7 +234,7 @@ impl Search {
         let first = *all.iter().find(|id| **id == view.me() || !is_silent(id))?;
         let has_begun = self.has_begun || view.own.cluster != self.cluster;
         let is_patient = if has_begun || view.answers.contains_key(&first) {
-            self.lasts(view.now) < view.upper
+            self.lasts(view.now) < view.upper.min(FIRST_PATIENCE)
         } else {
             self.lasts(view.now) < FIRST_ALONE
         };
