@@ -196,7 +196,7 @@ impl StateFile {
         rand_bytes(&mut nonce)?;
         let mut tag = [0; TAG_LEN];
         let cipher = Cipher::aes_256_gcm();
-        let sealed = encrypt_aead(cipher, &*key, Some(&nonce), &head, plain, &mut tag)?;
+        let sealed = encrypt_aead(cipher, &key, Some(&nonce), &head, plain, &mut tag)?;
         Ok([&head[..], &nonce, &tag, &sealed].concat())
     }
 
@@ -212,7 +212,7 @@ impl StateFile {
         }
         let key = self.sealing_key(tls, head)?;
         let cipher = Cipher::aes_256_gcm();
-        let plain = decrypt_aead(cipher, &*key, Some(nonce), head, sealed, tag);
+        let plain = decrypt_aead(cipher, &key, Some(nonce), head, sealed, tag);
         let plain = Zeroizing::new(plain.map_err(|_| Unusable::Seal)?);
         Content::read(&plain, cluster_id)
     }
@@ -224,7 +224,7 @@ impl StateFile {
         head
     }
 
-    fn sealing_key(&self, tls: &Tls, head: &[u8]) -> io::Result<Zeroizing<[u8; 32]>> {
+    fn sealing_key(&self, tls: &Tls, head: &[u8]) -> io::Result<Zeroizing<Vec<u8>>> {
         let mut purpose = PURPOSE.to_vec();
         purpose.extend_from_slice(head);
         Ok(tls.derive_key(&purpose)?)

@@ -172,7 +172,7 @@ struct Inner {
     /// `cert_verify_str`; empty means any.
     common: String,
     /// What [`Tls::derive_key`] expands: the private key in DER form, extracted (RFC 5869 section 2.2).
-    extract: Zeroizing<[u8; 32]>,
+    extract: Zeroizing<Vec<u8>>,
     /// See [`Tls::roots_digest`].
     roots_digest: String,
     /// See [`Tls::roots`].
@@ -181,15 +181,16 @@ struct Inner {
     chain: Vec<Link>,
 }
 
-/// One step of HKDF with SHA-256.
-fn hkdf(mode: HkdfMode, secret: &[u8], purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, ErrorStack> {
+/// One step of HKDF with SHA-256, 32 bytes. They stand in one place, which is erased: what moves is where
+/// that is.
+fn hkdf(mode: HkdfMode, secret: &[u8], purpose: &[u8]) -> Result<Zeroizing<Vec<u8>>, ErrorStack> {
     let mut derivation = PkeyCtx::new_id(Id::HKDF)?;
     derivation.derive_init()?;
     derivation.set_hkdf_mode(mode)?;
     derivation.set_hkdf_md(Md::sha256())?;
     derivation.set_hkdf_key(secret)?;
     derivation.add_hkdf_info(purpose)?;
-    let mut key = Zeroizing::new([0; 32]);
+    let mut key = Zeroizing::new(vec![0; 32]);
     derivation.derive(Some(&mut *key))?;
     Ok(key)
 }
@@ -369,8 +370,8 @@ impl Tls {
     ///
     /// # Errors
     /// OpenSSL failed.
-    pub fn derive_key(&self, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, ErrorStack> {
-        hkdf(HkdfMode::EXPAND_ONLY, &*self.0.extract, purpose)
+    pub fn derive_key(&self, purpose: &[u8]) -> Result<Zeroizing<Vec<u8>>, ErrorStack> {
+        hkdf(HkdfMode::EXPAND_ONLY, &self.0.extract, purpose)
     }
 
     /// Whether a leaf with these names is one of ours.
