@@ -19,9 +19,9 @@ use super::server_id::ServerId;
 /// lower election bound, and little enough for a server that hangs.
 const MAX_OPEN: usize = 4;
 
-/// A leader sends at most one heartbeat in this time to those that vote. Above some 40 of them they come
-/// less often than `heart_beat_interval`, and all of these wait for so much longer before they take the
-/// leader for lost.
+/// A leader sends at most one heartbeat in this time to those that vote, few as they are, and to those that are
+/// not in sync or whom Raft's own go to, which may be many. Where that makes the pause longer than
+/// `heart_beat_interval`, they wait for so much longer before they take the leader for lost.
 const SPACING: Duration = Duration::from_micros(2500);
 
 /// The same for those that do not vote, so that a large cluster costs its leader no more than 125 of
@@ -372,6 +372,25 @@ mod tests {
         // Or none at all.
         assert!(heartbeats.set_peers(&all, &ids([])));
         run(&mut heartbeats, 30, false);
+    }
+
+    /// The leader waits for their answers no longer than by the shorter pause from then on.
+    #[test]
+    fn those_that_do_not_vote_are_asked_earlier_than_they_were_told_when_the_pace_rises() {
+        let mut heartbeats = Heartbeats::default();
+        heartbeats.set_peers(&ids(2..60), &ids(2..8));
+        let sent = |heartbeats: &mut Heartbeats, now, is_idle| {
+            let pace = Pace::of(&TIMERS, (6, 52), is_idle);
+            let sent = heartbeats.send(at(now), pace, MS * 400, true);
+            for (id, ..) in &sent {
+                heartbeats.hear(*id, Some(true), at(now));
+            }
+            (sent.len() - 6, pace.followers)
+        };
+        assert_eq!(sent(&mut heartbeats, 0, true), (52, MS * 1000));
+        assert_eq!(sent(&mut heartbeats, 400, true), (0, MS * 1000), "they are told to wait");
+        assert_eq!(sent(&mut heartbeats, 449, false), (0, MS * 550));
+        assert_eq!(sent(&mut heartbeats, 450, false), (52, MS * 550), "or it would be 551 ms");
     }
 
     #[test]

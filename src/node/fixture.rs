@@ -17,6 +17,7 @@ use crate::consensus::state_machine::StateMachine;
 use crate::consensus::{link_limit, raft_config, Raft};
 use crate::core::agreement::epoch::Epoch;
 use crate::core::config::{Member, Settings};
+use crate::core::key_ring::{ClusterId, Command, Generation, KeyRing, RingKey};
 use crate::core::node_id::NodeId;
 use crate::core::server_id::ServerId;
 use crate::core::stek::{Stek, STEK_LEN};
@@ -128,6 +129,17 @@ pub(super) fn settings() -> Settings {
         }],
         ..Settings::defaults()
     }
+}
+
+/// A ring whose first key is current.
+pub(super) fn ring() -> KeyRing {
+    let mut ring = KeyRing::default();
+    let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+    let held = RingKey { generation: Generation(1), stek: stek(1) };
+    ring.apply(Command::Found { cluster_id }).unwrap();
+    ring.apply(Command::Stage { held, revokes: false }).unwrap();
+    ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+    ring
 }
 
 /// A sound key; different seeds give different ones.

@@ -195,7 +195,8 @@ impl KeyPublisher {
             let mut rest = may_encrypt_for_at(now, since, settings.max_key_age);
             // Where a majority agrees, a rotation is under way or about to be; it gets its time. Once this
             // server went on with a key of its own, only a younger one of the group's takes its place:
-            // those that went on alone as well need not hold the old one any more.
+            // those that went on alone as well need not hold the old one any more. A process that begins
+            // anew does not know that it had.
             let patience =
                 settings.max_key_age + settings.handover_timeout + settings.request_timeout;
             let in_time = !may_encrypt_for_at(now, since, patience).is_zero();
@@ -302,10 +303,9 @@ mod tests {
     use super::*;
     use crate::core::agreed::Agreed;
     use crate::core::config::Settings;
-    use crate::core::key_ring::{ClusterId, Command};
     use crate::core::log_id::{LeaderId, LogId};
     use crate::core::node_id::NodeId;
-    use crate::node::fixture::{settings, stek, Fixture};
+    use crate::node::fixture::{ring, settings, stek, Fixture};
 
     /// Raft applies an entry after it has answered for it. If a server looked only when it hears its leader,
     /// it would be without the group's keys until the next heartbeat.
@@ -353,12 +353,7 @@ mod tests {
         ctx.set_settings(settings);
         let running = fixture.running(Some(Vote::new_committed(5, NodeId::of(2)))).await;
         ctx.set_running(Some(running.clone()));
-        let mut ring = KeyRing::default();
-        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
-        ring.apply(Command::Found { cluster_id }).unwrap();
-        let held = RingKey { generation: Generation(1), stek: stek(1) };
-        ring.apply(Command::Stage { held, revokes: false }).unwrap();
-        ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
+        let ring = ring();
         // Older than it may be, and not by so much that nobody waits for a rotation.
         let old = Duration::from_secs(20);
         let now = ctx.now();

@@ -175,7 +175,7 @@ mod tests {
     use crate::core::key_ring::{ClusterId, Command, Generation, KeyRing, RingKey};
     use crate::core::moment::millis;
     use crate::core::server_id::ServerId;
-    use crate::node::fixture::{stek, Fixture};
+    use crate::node::fixture::{ring, stek, Fixture};
     use crate::node::{key_publisher, KeySet};
 
     fn saved(ring: KeyRing, epoch: u64) -> Saved {
@@ -206,13 +206,7 @@ mod tests {
         for (rest, is_used) in [(an_hour, true), (Duration::ZERO, false)] {
             let fixture = Fixture::new();
             let shared = &fixture.shared;
-            let mut ring = KeyRing::default();
-            let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
-            ring.apply(Command::Found { cluster_id }).unwrap();
-            let held = RingKey { generation: Generation(1), stek: stek(1) };
-            ring.apply(Command::Stage { held, revokes: false }).unwrap();
-            ring.apply(Command::Activate { generation: Generation(1), keep: 2 }).unwrap();
-            let mut saved = saved(ring, 7);
+            let mut saved = saved(ring(), 7);
             saved.record = saved.record.later(millis(shared.ctx.settings().max_key_age - rest));
             shared.ctx.keep(saved);
             let (sender, sets) = watch::channel(KeySet::own(stek(200)));

@@ -227,8 +227,8 @@ impl Search {
 
     /// The one that a server of no cluster asks alone for a moment if it votes: who is first of those that are
     /// there founds if all begin anew, and if not tells of the leader. So in a cold start one server
-    /// connects with all others, and not each with each. The others are asked too where it is silent,
-    /// and where an election has had its time.
+    /// connects with all others, and not each with each. The others are asked too where it is silent for
+    /// [`FIRST_ALONE`], and where nothing has come of it within an election's time.
     fn first_of(&self, all: &Voters, view: &View) -> Option<ServerId> {
         let is_silent = |id: &ServerId| view.silent.contains_key(id);
         let first = *all.iter().find(|id| **id == view.me() || !is_silent(id))?;
