@@ -166,6 +166,8 @@ pub struct World {
     pub(crate) list_memory: ListMemory,
     /// Of which servers a cluster that is founded may have forgotten that they came or went, and its list.
     forgotten: BTreeMap<Epoch, (BTreeSet<u32>, BTreeSet<u32>)>,
+    /// The clusters that have agreed on what they were founded from, by their counters.
+    begun: BTreeSet<u64>,
 }
 
 impl World {
@@ -213,6 +215,7 @@ impl World {
             forgetful: BTreeSet::new(),
             list_memory: ListMemory::default(),
             forgotten: BTreeMap::new(),
+            begun: BTreeSet::new(),
         };
         world.populate();
         world
@@ -604,6 +607,7 @@ impl World {
                 self.forgotten.insert(founding.epoch, (forgotten, founding.members));
             }
             ListNews::Begun(epoch) => {
+                self.begun.insert(epoch.counter);
                 let Some((forgotten, members)) = self.forgotten.remove(&epoch) else { return };
                 let mut is_back = false;
                 for id in forgotten {
@@ -745,9 +749,10 @@ impl World {
             });
             let used = view.set.as_ref().filter(|set| set.agreed);
             let used = used.and_then(|set| Some((set.cluster_id?, set.current)));
-            let agreed = report.filter(|report| report.fingerprint.is_some());
-            let agreed =
-                agreed.and_then(|report| Some((report.cluster_id?.to_bytes(), report.current.0)));
+            let agreed = report.and_then(|report| match (report.fingerprint, report.cluster_id) {
+                (Some(_), Some(id)) => Some(Some((id.to_bytes(), report.current.0))),
+                _ => self.begun.contains(&report.epoch).then_some(None),
+            });
             view.note_lag(self.now, agreed, used);
         }
     }

@@ -105,7 +105,7 @@ mod tests {
     use crate::promises::View;
 
     #[test]
-    fn a_host_lags_behind_a_ring_that_has_a_current_key() {
+    fn a_host_lags_behind_a_ring_of_a_cluster_that_has_begun() {
         let mut sight = Sight::new(Plan::calm(1));
         let began = 50 * SECOND;
         let limit = sight.plan.installing + 2 * SECOND;
@@ -113,10 +113,11 @@ mod tests {
         let (one, other) = ([1; 16], [2; 16]);
         let cases = [
             (None, false),
-            (Some((one, 3)), false),
-            (Some((one, 4)), true),
-            (Some((one, 1)), true),
-            (Some((other, 3)), true),
+            (Some(None), true),
+            (Some(Some((one, 3))), false),
+            (Some(Some((one, 4))), true),
+            (Some(Some((one, 1))), true),
+            (Some(Some((other, 3))), true),
         ];
         for (ring, lags) in cases {
             let mut view = view.clone();

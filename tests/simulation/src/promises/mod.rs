@@ -110,10 +110,10 @@ pub struct View {
 }
 
 impl View {
-    /// Notes whether its host uses another key than the current one of its ring, if there is one: another
-    /// generation, or that of another cluster incarnation.
-    pub fn note_lag(&mut self, now: u64, agreed: Option<Place>, used: Option<Place>) {
-        let lags = agreed.zip(used).is_some_and(|(agreed, used)| agreed != used);
+    /// Notes whether its host uses another key than the current one of its ring, if that says anything:
+    /// another generation, that of another cluster incarnation, or any where a ring has none.
+    pub fn note_lag(&mut self, now: u64, agreed: Option<Option<Place>>, used: Option<Place>) {
+        let lags = agreed.is_some_and(|agreed| used.is_some() && agreed != used);
         self.lags_since = lags.then(|| self.lags_since.unwrap_or(now));
     }
 
