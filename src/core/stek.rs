@@ -58,7 +58,13 @@ fn heap_cell() -> Box<dyn SecretCell> {
 
 /// A session ticket encryption key. Cloning it makes another handle to the same bytes.
 #[derive(Clone)]
-pub struct Stek(Arc<Box<dyn SecretCell>>);
+pub struct Stek(Arc<Held>);
+
+struct Held {
+    cell: Box<dyn SecretCell>,
+    /// Of the part that every ticket shows. Asked for at each look at a server's status, and made once.
+    fingerprint: Fingerprint,
+}
 
 impl Stek {
     /// Makes a key whose bytes `fill` writes in place. Says nothing about their quality; see
@@ -68,7 +74,9 @@ impl Stek {
     ) -> Result<Stek, E> {
         let mut cell = CELLS.get().copied().unwrap_or(heap_cell)();
         fill(cell.bytes_mut())?;
-        Ok(Stek(Arc::new(cell)))
+        let digest = openssl::sha::sha256(&cell.bytes()[..NAME_LEN]);
+        let fingerprint = Fingerprint([digest[0], digest[1], digest[2], digest[3]]);
+        Ok(Stek(Arc::new(Held { cell, fingerprint })))
     }
 
     /// A copy of `bytes`, whose own erasure is left to the caller. `None` unless there are
@@ -86,7 +94,7 @@ impl Stek {
 
     /// The secret bytes. Whoever copies them answers for erasing the copy.
     pub fn expose(&self) -> &[u8; STEK_LEN] {
-        self.0.bytes()
+        self.0.cell.bytes()
     }
 
     /// The part that stands in clear in every ticket made with this key.
@@ -96,8 +104,7 @@ impl Stek {
 
     /// The key's only public identity.
     pub fn fingerprint(&self) -> Fingerprint {
-        let digest = openssl::sha::sha256(self.name());
-        Fingerprint([digest[0], digest[1], digest[2], digest[3]])
+        self.0.fingerprint
     }
 
     /// Whether both handles lead to the same bytes or to equal ones, in constant time.
