@@ -31,7 +31,7 @@ export STEK_SHARE_SO = $(PLUGIN)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help deps build build-own-openssl build-tests demo test test-quick verify-all rust-version \
-        reproducible fix autest prove prove-rotation prove-restarts prove-network prove-clients \
+        reproducible fix autest prove prove-rotation prove-million prove-restarts prove-network prove-clients \
         deps-clients soak simulate prove-model prove-traces mutants measure deny deny-tool deny-advisories install uninstall absolute man \
         check-fresh package rpm package-arm64 release package-check package-check-trixie \
         container container-check \
@@ -135,6 +135,10 @@ prove-rotation: build ## the rotation tests in full: 10 s interval, 20 rotations
 	STEK_ROTATION_INTERVAL=10 STEK_ROTATION_COUNT=20 STEK_ROTATION_RATE=30 \
 	    cargo test --locked --test rotation -- --nocapture
 
+prove-million: build ## a million strict offers over rotations, half of them while servers fail; some 30 minutes
+	STEK_ROTATION_INTERVAL=10 STEK_ROTATION_COUNT=20 STEK_ROTATION_RATE=$(or $(RATE),800) \
+	    STEK_ROTATION_OFFERS=$(or $(OFFERS),500000) cargo test --locked --test rotation -- --nocapture
+
 prove-restarts: build ## the restart tests in full: 100 single ones, 50 of a majority or all; some 9 minutes
 	STEK_RESTARTS=100 STEK_RESTART_ROUNDS=50 cargo test --locked --test restarts -- --nocapture
 
@@ -153,9 +157,10 @@ soak: build ## an hour of faults under load, in network namespaces (root); MINUT
 	cargo run --locked -q -p testkit --bin soak -- --minutes $(or $(MINUTES),60) \
 	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
 
-simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1 FOUNDINGS=1 LARGE=1; or SEED=7 for the story of one
+simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1 FOUNDINGS=1 LARGE=1; or SEED=7 for the story of one; FAST=1
+	$(if $(FAST),tools/profiled.sh $(TARGET)/profiled)
 	SIMULATE_AGAIN='make simulate SEED={}' \
-	    cargo run --profile simulation --locked -q -p simulation -- \
+	    $(if $(FAST),$(TARGET)/profiled/simulation,cargo run --profile simulation --locked -q -p simulation --) \
 	    $(if $(LATE_VOTES),--late-votes) $(if $(RESETS),--resets) \
 	    $(if $(FOUNDINGS),--foundings) $(if $(LARGE),--large) \
 	    $(if $(SEED),--seed $(SEED) --log,--seeds $(or $(SEEDS),1000) --from $(or $(FROM),1))

@@ -29,7 +29,7 @@ else
     for ((piece = 0; piece < pieces; piece++)); do
         steps+=("simulate-$((from + piece * seeds))-$((from + (piece + 1) * seeds - 1))")
     done
-    steps+=(prove-rotation prove-restarts prove-network prove-clients prove-model prove-traces panics prove-attack soak valgrind
+    steps+=(prove-rotation prove-million prove-restarts prove-network prove-clients prove-model prove-traces panics prove-attack soak valgrind
         sanitize mutants mutants-core check-fresh package-check)
 fi
 

@@ -40,9 +40,9 @@ fn servers_that_are_up_lose_no_session_when_others_fail() -> Result<()> {
     let _turn = turn();
     let mut stage = Stage::set(Effort::from_environment())?;
     let first = stage.generation();
-    // Until as many rotations as wanted have met faults, each fault once at least.
+    // Until as many rotations and offers as wanted have met faults, each fault once at least.
     for (number, fault) in FAULTS.into_iter().cycle().enumerate() {
-        if number >= FAULTS.len() && stage.generation() >= first + stage.effort.rotations {
+        if number >= FAULTS.len() && stage.is_done(first) {
             break;
         }
         let back = meet(&mut stage, fault)?;

@@ -5,9 +5,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use testkit::fleet::{self, Fleet, Plan};
+use testkit::host::hosts;
 use testkit::load::{self, Load};
 use testkit::logs::{self, Entry, Event};
 use testkit::run_dir::RunDir;
+use testkit::sys::Signal;
 use testkit::tickets::{self, TlsVersion};
 use testkit::{wait, Error, Result};
 
@@ -22,6 +24,13 @@ pub const CATCH_UP_LIMIT: Duration = Duration::from_secs(30);
 const STEADY: Duration = Duration::from_millis(500);
 /// Between two looks at a server that comes back.
 const PROBE_PAUSE: Duration = Duration::from_millis(10);
+/// Up to this rate each offer has a full handshake of its own, as clients are that come anew; beyond
+/// it, what a machine can do goes into offers.
+const FRESH_RATE: u32 = 100;
+/// How many offers share a full handshake then.
+const OFFERS_EACH: u32 = 8;
+/// Offers a second for each client.
+const CLIENT_RATE: u32 = 50;
 /// How much later than the interval a rotation may be.
 const GAP_SLACK: Duration = Duration::from_secs(2);
 /// How much the log's stamps of two servers may be wrong about an interval that was kept.
@@ -56,7 +65,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts the servers, restarts each at a random moment, and lets the clients in.
+    /// Starts the servers, restarts each at a random moment, as the next one of the Traffic Servers that
+    /// the run was given, and lets the clients in.
     pub fn set(effort: Effort) -> Result<Self> {
         let dir = RunDir::new("rotation")?;
         let mut fleet =
@@ -64,13 +74,24 @@ impl Stage {
         fleet::wait_one_key(&fleet.https(), None, CATCH_UP_LIMIT)?;
         // The clock's digits are as random as this needs.
         let mut chance = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos());
-        for ats in &mut fleet.servers {
+        for (ats, host) in fleet.servers.iter_mut().zip(hosts()?.into_iter().cycle()) {
             chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             thread::sleep(effort.interval.mul_f64(f64::from((chance >> 64) as u8) / 512.0));
-            ats.restart()?;
+            ats.stop(Signal::Terminate)?;
+            ats.change_host(host)?;
+            ats.start()?;
+            ats.wait_ready()?;
         }
+        let versions = fleet.servers.iter().map(|ats| ats.host().version().to_string());
+        println!("Traffic Server {}", versions.collect::<Vec<_>>().join(", "));
         fleet::wait_one_key(&fleet.https(), None, CATCH_UP_LIMIT)?;
-        let plan = load::Plan { per_second: effort.rate, ..load::Plan::default() };
+        let fresh = effort.rate <= FRESH_RATE;
+        let plan = load::Plan {
+            per_second: effort.rate,
+            threads: effort.rate.div_ceil(CLIENT_RATE).max(2),
+            offers_each: if fresh { 1 } else { OFFERS_EACH },
+            ..load::Plan::default()
+        };
         let load = Load::start(&fleet.https(), plan)?;
         Ok(Self { fleet, load, effort, dir })
     }
@@ -92,6 +113,12 @@ impl Stage {
         let look = || Ok((self.generation() >= generation).then_some(()));
         let pause = Duration::from_millis(20);
         wait::until_every(pause, limit, &format!("generation {generation}"), look)
+    }
+
+    /// Whether the rotations after generation `first`, and the offers, are as many as wanted.
+    pub fn is_done(&self, first: u64) -> bool {
+        let Effort { rotations, offers, .. } = self.effort;
+        self.generation() >= first + rotations && self.load.report().offers >= offers
     }
 
     /// Who leads.

@@ -1,8 +1,9 @@
 //! Clients in the background: each takes a fresh ticket on one server, offers it to another at once,
-//! and notes what was not resumed.
+//! and notes what was not resumed. One that goes on offers what it got there to the next server, as a
+//! client does that keeps its newest ticket.
 //!
-//! An exchange counts only if both servers were up from its beginning to its end; [`Load::set_up`]
-//! tells the clients so.
+//! An offer counts only if both servers were up from when the ticket was made to the end of the offer;
+//! [`Load::set_up`] tells the clients so.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::rng::Rng;
 use crate::sys::lock;
-use crate::tickets::{self, KeyName, TlsVersion};
+use crate::tickets::{self, KeyName, Offer, Ticket, TlsVersion};
 use crate::{Error, Result};
 
 /// How many misses are kept in full; a broken fleet would make millions.
@@ -26,20 +27,22 @@ pub struct Plan {
     pub threads: u32,
     /// Offers a second that all of them make together, as far as the machine can.
     pub per_second: u32,
+    /// How many offers follow one full handshake, each to another server than the one before.
+    pub offers_each: u32,
     /// Where the random choices begin; the same seed makes the same choices.
     pub seed: u64,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { threads: 2, per_second: 30, seed: 1 }
+        Self { threads: 2, per_second: 30, offers_each: 1, seed: 1 }
     }
 }
 
 /// An offer that was not resumed although both servers were up.
 #[derive(Clone, Debug)]
 pub struct Miss {
-    /// When, counted from the load's start.
+    /// When the ticket was asked for, counted from the load's start.
     pub at: Duration,
     /// Index of the server that gave the ticket.
     pub from: usize,
@@ -118,7 +121,7 @@ impl Load {
     /// # Errors
     /// With fewer than two servers or without threads or offers.
     pub fn start(servers: &[SocketAddr], plan: Plan) -> Result<Self> {
-        if servers.len() < 2 || plan.threads == 0 || plan.per_second == 0 {
+        if servers.len() < 2 || plan.threads == 0 || plan.per_second == 0 || plan.offers_each == 0 {
             return Err(Error::new(
                 "load needs two servers, a thread and an offer a second at least",
             ));
@@ -130,13 +133,13 @@ impl Load {
             over: AtomicBool::new(false),
             report: Mutex::default(),
         });
-        let pace = Duration::from_secs(1) * plan.threads / plan.per_second;
+        let pace = Duration::from_secs(1) * plan.threads * plan.offers_each / plan.per_second;
         let client = |number: u32| {
             let shared = Arc::clone(&shared);
             let rng = Rng::new(plan.seed.wrapping_add(u64::from(number)));
             // Threads begin spread over the first interval, not all at once.
             let first = shared.started + pace * number / plan.threads;
-            thread::spawn(move || shared.run_client(first, pace, rng))
+            thread::spawn(move || shared.run_client(first, pace, plan.offers_each, rng))
         };
         let clients = (0..plan.threads).map(client).collect();
         Ok(Self { shared, clients })
@@ -181,13 +184,17 @@ impl Drop for Load {
 }
 
 impl Target {
+    fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
     fn is_up(&self) -> bool {
-        self.changes.load(Ordering::SeqCst).is_multiple_of(2)
+        self.changes().is_multiple_of(2)
     }
 }
 
 impl Shared {
-    fn run_client(&self, first: Instant, pace: Duration, mut rng: Rng) {
+    fn run_client(&self, first: Instant, pace: Duration, offers_each: u32, mut rng: Rng) {
         let mut next = first;
         while !self.over.load(Ordering::Relaxed) {
             let now = Instant::now();
@@ -198,40 +205,66 @@ impl Shared {
             }
             // Who is late goes on from now: bursts would only make others late.
             next = now.max(next + pace);
-            let up: Vec<usize> =
-                (0..self.servers.len()).filter(|i| self.servers[*i].is_up()).collect();
-            if up.len() < 2 {
-                continue;
-            }
-            let from = rng.below(up.len());
-            let to = (from + 1 + rng.below(up.len() - 1)) % up.len();
+            let Some(from) = self.another(None, &mut rng) else { continue };
             let version = TlsVersion::ALL[rng.below(2)];
-            self.exchange(up[from], up[to], version);
+            self.exchange(from, version, offers_each, &mut rng);
         }
     }
 
-    fn exchange(&self, from: usize, to: usize, version: TlsVersion) {
-        let changes = || [from, to].map(|i| self.servers[i].changes.load(Ordering::SeqCst));
-        let before = changes();
-        let at = self.started.elapsed();
-        let ticket = tickets::take(self.servers[from].address, version);
-        let key_name = ticket.as_ref().ok().map(|ticket| ticket.key_name);
-        let outcome = ticket.and_then(|ticket| tickets::offer(self.servers[to].address, &ticket));
-        let what = match outcome {
-            Ok(offer) if offer.resumed => None,
-            Ok(_) => Some("not resumed".to_owned()),
-            Err(error) => Some(error.to_string()),
-        };
-        let counts = before == changes() && before.iter().all(|count| count % 2 == 0);
+    /// A server that is up, and not `not`; none if there is no other.
+    fn another(&self, not: Option<usize>, rng: &mut Rng) -> Option<usize> {
+        let is_up = |index: &usize| self.servers[*index].is_up();
+        let up: Vec<usize> = (0..self.servers.len()).filter(is_up).collect();
+        let others: Vec<usize> = up.iter().copied().filter(|index| Some(*index) != not).collect();
+        (up.len() > 1).then(|| others[rng.below(others.len())])
+    }
+
+    /// One full handshake with server `from`, and the offers that follow it.
+    fn exchange(&self, mut from: usize, version: TlsVersion, offers: u32, rng: &mut Rng) {
+        let mut ticket: Option<Ticket> = None;
+        let mut since = self.servers[from].changes();
+        for _ in 0..offers {
+            let Some(to) = self.another(Some(from), rng) else { return };
+            let before = [since, self.servers[to].changes()];
+            let at = self.started.elapsed();
+            let held = match ticket.take() {
+                Some(held) => Ok(held),
+                None => tickets::take(self.servers[from].address, version),
+            };
+            let key_name = held.as_ref().ok().map(|held| held.key_name);
+            let offered = held.and_then(|held| {
+                let offer = tickets::offer(self.servers[to].address, &held)?;
+                Ok((offer, held))
+            });
+            let what = match &offered {
+                Ok((offer, _)) if offer.resumed => None,
+                Ok(_) => Some("not resumed".to_owned()),
+                Err(error) => Some(error.to_string()),
+            };
+            let after = [from, to].map(|index| self.servers[index].changes());
+            let counts = before == after && before.iter().all(|count| count % 2 == 0);
+            self.note(counts, what.map(|what| Miss { at, from, to, version, key_name, what }));
+            // A server that gives none with the session leaves the client with the one it has.
+            let Ok((Offer { resumed: true, renewed }, held)) = offered else { return };
+            if let Some(renewed) = renewed {
+                (from, since) = (to, before[1]);
+                ticket = Some(renewed);
+            } else {
+                ticket = Some(held);
+            }
+        }
+    }
+
+    fn note(&self, counts: bool, miss: Option<Miss>) {
         let mut report = lock(&self.report);
         report.offers += u64::from(counts);
-        match what {
+        match miss {
             None => {}
             Some(_) if !counts => report.set_aside += 1,
-            Some(what) => {
+            Some(miss) => {
                 report.missed += 1;
                 if report.details.len() < DETAILS {
-                    report.details.push(Miss { at, from, to, version, key_name, what });
+                    report.details.push(miss);
                 }
             }
         }
