@@ -28,6 +28,8 @@ const LIMIT_FOR_EACH: Duration = Duration::from_millis(500);
 /// In a fleet of more servers than this those that do not vote have a lower priority: the few that vote would
 /// have machines of their own, and wait here for hundreds to have their turn.
 const MANY: usize = 200;
+/// A fleet of more than that is started so many at a time: two cores cannot make all handshakes at once.
+const WAVE: usize = 50;
 /// How many vote.
 const VOTERS: usize = 7;
 /// What a start leaves to be done has settled after so long.
@@ -64,7 +66,8 @@ pub fn measure(size: usize, runs: usize, figures: &mut Figures) -> Result<()> {
             failover(&mut fleet, death, &mut looks)?;
         }
     }
-    if size >= 3 {
+    // So many at once would need as long for their handshakes as a server waits.
+    if (3..=MANY).contains(&size) {
         returns(&mut fleet, size / 3, "return of a third", &mut looks)?;
     }
     for (what, unit) in &looks.order {
@@ -78,8 +81,7 @@ pub fn measure(size: usize, runs: usize, figures: &mut Figures) -> Result<()> {
 pub fn kills(size: usize, runs: usize, figures: &mut Figures) -> Result<()> {
     let dir = RunDir::new("kills")?;
     let mut fleet = Fleet::prepare(size, dir.path())?;
-    fleet.start_all()?;
-    fleet.until_one()?;
+    fleet.bring_up()?;
     let mut looks = Looks::default();
     for _ in 0..runs {
         failover(&mut fleet, Death::Killed, &mut looks)?;
@@ -118,10 +120,14 @@ impl Looks {
 }
 
 fn cold_start(fleet: &mut Fleet, looks: &mut Looks) -> Result<()> {
-    fleet.start_all()?;
-    fleet.until_one()?;
+    let begun = Instant::now();
+    fleet.bring_up()?;
     let all = fleet.up();
-    looks.time("cold start, last process to one key everywhere", fleet.late_after_up(&all));
+    if all.len() <= MANY {
+        looks.time("cold start, last process to one key everywhere", fleet.late_after_up(&all));
+    } else {
+        looks.time(&format!("cold start, {WAVE} at a time, all of it"), begun.elapsed());
+    }
     let spent = fleet.cpu(&all)?;
     looks.time("cold start, processor time for each server", spent / size(&all));
     rest(SETTLE)?;
@@ -501,9 +507,18 @@ impl Fleet {
         Ok(())
     }
 
-    /// All at once.
-    fn start_all(&mut self) -> Result<()> {
-        (0..self.servers.len()).try_for_each(|index| self.start(index))
+    /// All at once; of many those that vote, and then the others, so many at a time.
+    fn bring_up(&mut self) -> Result<()> {
+        let all = self.servers.len();
+        let (first, wave) = if all > MANY { (VOTERS, WAVE) } else { (all, all) };
+        let mut next = 0;
+        while next < all {
+            let end = all.min(if next == 0 { first } else { next + wave });
+            (next..end).try_for_each(|index| self.start(index))?;
+            self.until_one()?;
+            next = end;
+        }
+        Ok(())
     }
 
     fn kill(&mut self, index: usize) -> Result<()> {
