@@ -125,7 +125,7 @@ impl StateMachine {
         let inner = self.lock();
         let (mut state, mut end) = (inner.state.clone(), inner.applied);
         let mut voters = inner.membership.membership().get_joint_config().clone();
-        let entries = log.after(inner.applied);
+        let (entries, before) = (log.after(inner.applied), inner.views.borrow().clone());
         drop(inner);
         let mut is_activation_open = false;
         for entry in entries {
@@ -138,7 +138,10 @@ impl StateMachine {
                 EntryPayload::Normal(command) => {
                     let was_open = matches!(&command, Command::Found(r) if r.is_activation_open);
                     match state.apply(command, now) {
-                        Ok(Change::Founded(true)) => is_activation_open = was_open,
+                        Ok(Change::Founded(true)) => {
+                            is_activation_open = was_open;
+                            state.keep_ages(&before);
+                        }
                         Ok(Change::Key(KeyChange::Activated(_))) => is_activation_open = true,
                         _ => {}
                     }
@@ -183,6 +186,22 @@ impl AgreedSnapshot {
     }
 }
 
+impl AgreedSnapshot {
+    /// A founding's record may have waited for a majority: the keys that this server had before are no younger
+    /// than they were to it.
+    fn keep_ages(&mut self, before: &AgreedView) {
+        let current = |ring: &KeyRing| ring.current().map(|held| held.stek.fingerprint());
+        let staged = |ring: &KeyRing| ring.staged().map(|staged| staged.held.stek.fingerprint());
+        let (new, old) = (&self.agreed.ring, before.ring());
+        if current(new).is_some() && current(new) == current(old) {
+            self.current_since = self.current_since.min(before.current_since);
+        }
+        if staged(new).is_some() && staged(new) == staged(old) {
+            self.staged_since = self.staged_since.min(before.staged_since);
+        }
+    }
+}
+
 impl Inner {
     fn apply(&mut self, entry: Entry<Types>) -> Answer {
         self.applied = Some(entry.log_id);
@@ -203,6 +222,9 @@ impl Inner {
 
     fn command(&mut self, command: Command) -> std::result::Result<Change, Refusal> {
         let outcome = self.state.apply(command, (self.clock)());
+        if outcome == Ok(Change::Founded(true)) {
+            self.state.keep_ages(&self.views.borrow());
+        }
         (self.observer)(&outcome);
         outcome
     }
@@ -368,6 +390,51 @@ mod tests {
             let _ = applied.lock().apply(entry);
         }
         assert!(!told(&applied).is_activation_open);
+    }
+
+    #[test]
+    fn a_key_is_no_younger_by_what_a_cluster_is_founded_from_than_it_was_here() {
+        let at = |seconds| Moment::from_start(std::time::Duration::from_secs(seconds));
+        let mut record = Record::of_file([ServerId(1)].into());
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        let ring = &mut record.agreed.ring;
+        ring.apply(KeyCommand::Found { cluster_id }).unwrap();
+        let apply = |ring: &mut KeyRing, command| match command {
+            Command::Key(command) => ring.apply(command).unwrap(),
+            _ => panic!("no key"),
+        };
+        apply(ring, stage(1));
+        ring.apply(KeyCommand::Activate { generation: Generation(1), keep: 2 }).unwrap();
+        let without_staged = record.agreed.clone();
+        apply(&mut record.agreed.ring, stage(2));
+        // By the record, which says how old they were when it was proposed.
+        (record.current_age_ms, record.staged_age_ms) = (3000, 1000);
+        let told = (at(17), at(19));
+        let cases = [
+            (record.agreed.clone(), (at(5), at(6)), (at(5), at(6))),
+            (record.agreed.clone(), (at(18), at(20)), told),
+            (without_staged, (at(5), at(6)), (at(5), told.1)),
+            (Agreed::default(), (at(0), at(0)), told),
+        ];
+        for (agreed, (current_since, staged_since), expected) in cases {
+            let agreed = Arc::new(agreed);
+            let before =
+                AgreedView { agreed, current_since, staged_since, ..AgreedView::default() };
+            let views = watch::Sender::new(before);
+            let machine = StateMachine::new(views, Arc::new(|_| {}), Arc::new(move || at(20)));
+            let log = log(vec![Command::Found(Box::new(record.clone()))]);
+            let ages = (
+                20_000 - millis(expected.0.since(at(0))),
+                20_000 - millis(expected.1.since(at(0))),
+            );
+            let read = machine.record(&log, at(20)).unwrap().1;
+            assert_eq!((read.current_age_ms, read.staged_age_ms), ages);
+            for entry in log.after(None) {
+                let _ = machine.lock().apply(entry);
+            }
+            let state = &machine.lock().state;
+            assert_eq!((state.current_since, state.staged_since), expected);
+        }
     }
 
     #[test]

@@ -230,20 +230,24 @@ async fn found(
     let mut answers = answers;
     let voters: BTreeSet<ServerId> = answers.iter().map(|answer| answer.node.server).collect();
     let runs = |status: &Status| !status.cluster.is_none();
-    let mut was_running = !ctx.cluster().is_none()
-        || statuses.iter().any(|(id, status)| voters.contains(id) && runs(status));
-    if !was_running {
-        // Those that do not vote may be all that is left of a group; some of them have said so.
+    let of_voters =
+        || statuses.iter().filter(|(id, _)| voters.contains(id)).map(|(_, status)| status);
+    let am_new = ctx.cluster().is_none();
+    let mut was_running = !am_new || of_voters().any(runs);
+    if am_new || !of_voters().all(runs) {
+        // What one of them has forgotten may be known to nobody else who is here and votes, and to all that
+        // do not vote: they may be all that is left of a group. Some of them have said so.
         let unasked: BTreeSet<ServerId> = ctx.others().filter(|id| !voters.contains(id)).collect();
         let told = statuses.iter().filter(|(id, status)| unasked.contains(id) && runs(status));
         let told = told.map(|(id, _)| *id).take(FOLLOWERS_ASKED);
         let asked: BTreeSet<ServerId> = told.chain(sample(&unasked, FOLLOWERS_ASKED)).collect();
         let (followers, is_outsider) = ask(&founder.peers, asked.into_iter()).await;
         let is_new = ctx.kept().rank.epoch.is_none();
-        if followers.iter().any(|status| status.quorum) || is_outsider && is_new {
+        let may_join = followers.iter().any(|status| status.quorum) || is_outsider && is_new;
+        if may_join && !was_running {
             return false;
         }
-        was_running = followers.iter().any(|status| !status.cluster.is_none());
+        was_running |= followers.iter().any(runs);
         answers.extend(followers.iter().map(Status::answer));
     }
     if ctx.in_majority() {

@@ -10,6 +10,7 @@ use stek_share::node::{NodeStatus, Role};
 use stek_share::rpc::RecoverRefusal;
 
 use crate::fleet::{block_on, wait_for, Fleet};
+use crate::relay::Relays;
 
 fn default(_: &mut Settings) {}
 
@@ -36,6 +37,44 @@ fn a_majority_restarted_at_once_keeps_the_key_that_a_survivor_holds() {
         assert_eq!(after.cluster_id, before.cluster_id, "{}", fleet.describe());
         assert_eq!(after.fingerprint, before.fingerprint);
     }
+}
+
+/// Two of three voters rotate while the third is cut off. One of them is cut off with what it knows, though not
+/// from those that do not vote, the other one returns without memory, and the third hears all others again: what
+/// it missed is known to none of those who found, but to those that do not vote.
+#[test]
+fn a_key_that_a_voter_forgot_is_taken_from_those_that_do_not_vote() {
+    let mut fleet = Fleet::new(5, default);
+    for id in [1, 4] {
+        fleet.members[id - 1].voter = false;
+    }
+    fleet.relays = Some(Relays::new(&fleet.members));
+    for id in 1..=5 {
+        fleet.start(id);
+    }
+    fleet.wait_until_one();
+    let leader = fleet.wait_for_leader();
+    let followers: Vec<u32> = [2, 3, 5].into_iter().filter(|id| *id != leader).collect();
+    let (behind, forgets) = (followers[0], followers[1]);
+    let others: Vec<u32> = (1..=5).filter(|id| *id != behind).collect();
+    fleet.part(&[behind], &others, true);
+    block_on(fleet.servers[&leader].node.admin_command(AdminCommand::Rotate)).unwrap();
+    let has_it = |fleet: &Fleet, id: u32| fleet.servers[&id].node_status().current.0 == 2;
+    let all_have = |fleet: &Fleet| [1, 4, forgets].into_iter().all(|id| has_it(fleet, id));
+    wait_for("generation 2", || all_have(&fleet), || fleet.describe());
+    let before = fleet.servers[&1].node_status();
+    fleet.part(&[leader], &[behind, forgets], true);
+    fleet.kill(forgets);
+    fleet.start(forgets);
+    fleet.part(&[behind], &[1, 4, forgets], false);
+    let found = |fleet: &Fleet| {
+        let both = [behind, forgets].map(|id| fleet.servers[&id].node_status());
+        both.iter().all(|status| status.epoch > before.epoch && status.current.0 > 0)
+    };
+    wait_for("another cluster", || found(&fleet), || fleet.describe());
+    let after = fleet.servers[&behind].node_status();
+    assert_eq!(after.cluster_id, before.cluster_id, "{}", fleet.describe());
+    assert_eq!(after.fingerprint, before.fingerprint);
 }
 
 #[test]

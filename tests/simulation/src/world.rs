@@ -632,6 +632,9 @@ impl World {
     }
 
     fn heard_line(&mut self, id: u32, level: Level, line: String) -> Checked {
+        if line == "no leader is heard; campaigning" {
+            self.sight.candidates.push((id, self.now));
+        }
         let term = line.strip_prefix("this server is the leader of term ");
         if let Some(term) = term.and_then(|term| term.parse().ok()) {
             let epoch = self.machines.get(&id).and_then(|machine| machine.node_status(self.now));

@@ -1,5 +1,6 @@
 //! *The leader stays*: a leader that is well, among servers that are well, is not deposed. Connections
-//! that are lost say nothing against it as long as it can be dialled.
+//! that are lost say nothing against it as long as it can be dialled. It may be in its first moments: who became
+//! a candidate beside it, before it could be heard, follows no leader of an earlier vote.
 
 use super::{seconds, Checked, Event, Sight};
 
@@ -22,6 +23,12 @@ impl Checker {
         let [old, .., new] = &sight.leaders[deposed..] else { return Ok(()) };
         let stays = |view: &super::View| view.listed && view.votes && !view.leaves && view.awake;
         let is_there = sight.servers.get(&old.id).is_some_and(stays);
+        let unheard = 2 * sight.plan.link.delay.1.max(sight.slowest);
+        let beside = |(id, at): &(u32, u64)| *id != old.id && at.abs_diff(old.at) <= unheard;
+        let was_contested = new.at - old.at <= 4 * sight.plan.upper;
+        if was_contested && sight.candidates.iter().any(beside) {
+            return Ok(());
+        }
         if is_there && sight.all_well_for() >= 2 * sight.settling() {
             return Err(format!(
                 "server {} leads in term {} since {}, and server {} of term {} was well, like all",

@@ -179,6 +179,8 @@ pub struct Sight {
     pub links: BTreeMap<(u32, u32), Trouble>,
     /// Who became leader, in the order of time.
     pub leaders: Vec<Leader>,
+    /// Who became a candidate, and when.
+    pub candidates: Vec<(u32, u64)>,
     /// When operators' orders began, and when they were surely over.
     pub orders: Vec<(u64, u64)>,
     /// Generations whose activation surely dropped all older keys; that of the key which came to
@@ -337,6 +339,7 @@ impl Sight {
             leaders: Vec::new(),
             orders: Vec::new(),
             revoked: BTreeSet::new(),
+            candidates: Vec::new(),
             majority_forgot: None,
             files_failed: None,
             clock_lied: false,
