@@ -263,7 +263,8 @@ impl Agreed {
     }
 
     /// Whether the group had this list once and has another one now: a server whose file says it is
-    /// behind, and does not ask for anything new.
+    /// behind, and does not ask for anything new. The very list: with one of its servers at another address
+    /// it may be what an operator wants next, a server that was removed and comes back on another machine.
     pub fn has_left(&self, server_list: &ServerList) -> bool {
         let digest = server_list.digest();
         self.past.iter().any(|left| left.digest == digest)
@@ -530,6 +531,12 @@ mod tests {
         assert!(!agreed.has_left(&ServerList::new(9, &large).unwrap()), "it is new");
         agreed.apply(Command::ChangeMembership(ServerList::new(2, &large).unwrap())).unwrap();
         assert!(agreed.has_left(&ServerList::new(9, &small).unwrap()));
+        // Who was removed and comes back elsewhere is asked for.
+        agreed.apply(Command::ChangeMembership(ServerList::new(3, &small).unwrap())).unwrap();
+        assert!(agreed.has_left(&ServerList::new(9, &large).unwrap()));
+        let mut elsewhere = large.clone();
+        elsewhere[1].address = "c".to_owned();
+        assert!(!agreed.has_left(&ServerList::new(9, &elsewhere).unwrap()));
     }
 
     #[test]
