@@ -24,7 +24,11 @@ const DRIFT: u64 = 2000;
 const LEAST_OF_SURVIVORS: usize = 2;
 
 /// An order that was answered may still have an effect seen a moment later.
-const ECHO: u64 = 2 * SECOND;
+pub(crate) const ECHO: u64 = 2 * SECOND;
+
+/// For so long the messages wait for a disk by which a server joins and has a staged key: four, and for each
+/// as long as a server waits for its file.
+const WAITS_FOR_DISK: u64 = 800 * MS;
 
 impl World {
     /// Does what was on the agenda.
@@ -36,6 +40,7 @@ impl World {
             Entry::Resume(id) => self.resume(id),
             Entry::MendLinks(pairs) => self.mend_links(&pairs),
             Entry::MendDisk(id) => self.mend_disk(id),
+            Entry::ForgiveDisk(id) => self.forgive_disk(id),
             Entry::RollBack(id) => self.roll_back(id),
             Entry::MendHost(id) => self.mend_host(id),
             Entry::AdminCommand => self.order(),
@@ -357,8 +362,15 @@ impl World {
         }
     }
 
-    /// No trouble of the server: nothing that is promised waits for a disk.
+    /// No trouble of the server: what is promised waits little for a disk. Where a leader waits little for its
+    /// servers, one that joins then may have the staged key too late.
     fn hurt_disk(&mut self, kind: Kind, id: u32, lasts: u64) {
+        if kind == Kind::SlowDisk && self.plan.handover < WAITS_FOR_DISK {
+            if let Some(view) = self.sight.servers.get_mut(&id) {
+                view.install_trouble.begin();
+            }
+            self.at(lasts, Entry::ForgiveDisk(id));
+        }
         let takes = self.rng.spread(5, 20_000) * MS;
         let Some(machine) = self.machines.get(&id) else { return };
         match kind {
@@ -412,6 +424,12 @@ impl World {
             view.install_trouble.begin();
         }
         self.at(lasts, Entry::MendHost(id));
+    }
+
+    fn forgive_disk(&mut self, id: u32) {
+        if let Some(view) = self.sight.servers.get_mut(&id) {
+            view.install_trouble.end(self.now);
+        }
     }
 
     fn mend_host(&mut self, id: u32) {
@@ -605,11 +623,12 @@ impl World {
                 {
                     self.sight.revoked.insert((cluster_id, *by));
                 }
-                // What did not end well may still come true.
+                // What did not end well may still come true: in a log without a majority it waits for one.
                 let late = 2 * self.plan.request_timeout + self.plan.handover + 3 * SECOND;
-                let over = self.now + if result.is_ok() { ECHO } else { late };
-                if let Some(order) = self.sight.orders.get_mut(place) {
-                    order.1 = over;
+                if result.is_err() {
+                    self.open_orders.push((place, self.now + late));
+                } else if let Some(order) = self.sight.orders.get_mut(place) {
+                    order.1 = self.now + ECHO;
                 }
             }
             Pending::Reload | Pending::Recover => {}

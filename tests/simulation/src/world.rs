@@ -19,6 +19,7 @@ use stek_share::transport::tls::Tls;
 use crate::agreement::Traces;
 use crate::cells::Bytes;
 use crate::event_log::EventLog;
+use crate::faults::ECHO;
 use crate::list_memory::{ListMemory, ListNews};
 use crate::machine::{Machine, Note, Notes, Set};
 use crate::network::{strangers_hello, Network};
@@ -57,6 +58,8 @@ pub enum Entry {
     MendLinks(Vec<(u32, u32)>),
     /// A disk is well again.
     MendDisk(u32),
+    /// A server whose disk was slow is in step again.
+    ForgiveDisk(u32),
     /// A process is killed, and comes back with the files of a backup.
     RollBack(u32),
     /// A host is well again.
@@ -162,6 +165,9 @@ pub struct World {
     reunion: u64,
     /// Servers that have lost their memory and have not joined the group again.
     forgetful: BTreeSet<u32>,
+    /// Orders that came to nothing, and until when they may still come true at least: until a key has been
+    /// activated since.
+    pub(crate) open_orders: Vec<(usize, u64)>,
     /// What servers know of the list's changes.
     pub(crate) list_memory: ListMemory,
     /// Of which servers a cluster that is founded may have forgotten that they came or went, and its list.
@@ -213,6 +219,7 @@ impl World {
             idle: false,
             reunion: 0,
             forgetful: BTreeSet::new(),
+            open_orders: Vec::new(),
             list_memory: ListMemory::default(),
             forgotten: BTreeMap::new(),
             begun: BTreeSet::new(),
@@ -549,6 +556,7 @@ impl World {
             view.serving = false;
             had = view.set.take();
             view.joined = None;
+            view.joins_anew = false;
             view.trouble.begin();
         }
         let Sight { servers, annals, plan, files_failed, .. } = &mut self.sight;
@@ -635,6 +643,13 @@ impl World {
         if line == "no leader is heard; campaigning" {
             self.sight.candidates.push((id, self.now));
         }
+        if let Some(view) = self.sight.servers.get_mut(&id) {
+            if line.contains(" joining it as a new node") {
+                view.joins_anew = true;
+            } else if line == "caught up with the group" && std::mem::take(&mut view.joins_anew) {
+                view.joined_anew = self.now;
+            }
+        }
         let term = line.strip_prefix("this server is the leader of term ");
         if let Some(term) = term.and_then(|term| term.parse().ok()) {
             let epoch = self.machines.get(&id).and_then(|machine| machine.node_status(self.now));
@@ -654,6 +669,9 @@ impl World {
         let named = |what: &str| words.and_then(|words| words.strip_suffix(what)?.parse().ok());
         let generation = named(" is current");
         self.log.say(self.now, id, || format!("{level:?}: {line}"));
+        if line == "the cluster has what it was founded from" {
+            self.note_activation_in_base(id);
+        }
         match generation {
             Some(generation) => self.activated(id, generation),
             None => Ok(()),
@@ -665,10 +683,27 @@ impl World {
         report.cluster_id.map(|cluster_id| cluster_id.to_bytes())
     }
 
+    /// What a cluster is founded from may have an activation in it that nobody had applied.
+    fn note_activation_in_base(&mut self, id: u32) {
+        let report = self.machines.get(&id).and_then(|machine| machine.node_status(self.now));
+        let place =
+            report.and_then(|report| Some((report.cluster_id?.to_bytes(), report.current.0)));
+        if let Some(place) = place.filter(|(_, generation)| *generation > 0) {
+            self.sight.annals.record_activation(self.now, place);
+        }
+    }
+
     /// A server has applied an activation, which says nothing about its host yet.
     fn activated(&mut self, id: u32, generation: u64) -> Checked {
         let now = self.now;
         let Some(cluster_id) = self.cluster_id_of(id) else { return Ok(()) };
+        if !self.sight.annals.activated.contains_key(&(cluster_id, generation)) {
+            for (place, least) in std::mem::take(&mut self.open_orders) {
+                if let Some(order) = self.sight.orders.get_mut(place) {
+                    order.1 = least.max(now + ECHO);
+                }
+            }
+        }
         self.sight.annals.record_activation(now, (cluster_id, generation));
         self.sight.annals.noted.entry((id, cluster_id, generation)).or_insert(now);
         self.checkers.assess(&self.sight, &Event::Activated { cluster_id, generation })

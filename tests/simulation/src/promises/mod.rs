@@ -107,6 +107,10 @@ pub struct View {
     pub trouble: Trouble,
     /// Troubles with its host's taking keys, and when the last one ended.
     pub install_trouble: Trouble,
+    /// Whether it is a new node of a cluster and has not caught up yet: without a majority nobody does.
+    pub joins_anew: bool,
+    /// When it last had.
+    pub joined_anew: u64,
 }
 
 impl View {
@@ -380,9 +384,10 @@ impl Sight {
     fn up_for(&self, id: u32) -> u64 {
         let Some(view) = self.servers.get(&id) else { return 0 };
         match view.joined {
-            Some(joined) if view.awake => {
-                let own = view.trouble.free_for(self.now);
-                own.min(view.install_trouble.free_for(self.now)).min(self.now - joined)
+            Some(joined) if view.awake && !view.joins_anew => {
+                let since = joined.max(view.joined_anew);
+                let own = view.trouble.free_for(self.now).min(self.now - since);
+                own.min(view.install_trouble.free_for(self.now))
             }
             _ => 0,
         }

@@ -6,7 +6,7 @@
 //! whoever may lead next knows how old the current key is. Late: while all is well everywhere, none is overdue.
 
 use super::{seconds, Checked, Event, Sight};
-use crate::SECOND;
+use crate::{MS, SECOND};
 
 /// See the module's head.
 #[derive(Default)]
@@ -50,7 +50,9 @@ fn early(sight: &Sight, cluster_id: super::Cluster, generation: u64) -> Checked 
     // Clocks drift, by less than this, and those of state files count seconds.
     let interval = sight.plan.interval;
     let rounding = if sight.plan.keeps_state { SECOND } else { 0 };
-    let least = interval - interval / 100 - rounding;
+    // That a machine was suspended is noticed from a tenth of a second on, all that came before included.
+    let unnoticed = if sight.pauses.is_empty() { 0 } else { 100 * MS };
+    let least = interval - interval / 100 - rounding - unnoticed;
     if sight.now - last < least {
         Err(format!(
             "generation {generation} comes {} after the one before, the interval is {}",
