@@ -184,9 +184,7 @@ impl AgreedSnapshot {
         }
         outcome
     }
-}
 
-impl AgreedSnapshot {
     /// A founding's record may have waited for a majority: the keys that this server had before are no younger
     /// than they were to it.
     fn keep_ages(&mut self, before: &AgreedView) {
