@@ -291,8 +291,8 @@ impl World {
             machine.step_wall(seconds * SECOND as i64);
             // Only a wall clock tells how long a machine was off: it is believed within bounds.
             self.sight.clock_lied |= self.plan.keeps_state && !machine.runs();
-            // A file that was saved later than now is believed by nobody.
-            self.sight.clock_went_back |= seconds < 0;
+            // A file that was saved later than now, or too long ago, is believed by nobody.
+            self.sight.clock_stepped = true;
         }
     }
 

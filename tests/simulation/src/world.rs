@@ -671,6 +671,7 @@ impl World {
         self.log.say(self.now, id, || format!("{level:?}: {line}"));
         if line == "the cluster has what it was founded from" {
             self.note_activation_in_base(id);
+            self.note_who_has_to_join(id);
         }
         match generation {
             Some(generation) => self.activated(id, generation),
@@ -690,6 +691,18 @@ impl World {
             report.and_then(|report| Some((report.cluster_id?.to_bytes(), report.current.0)));
         if let Some(place) = place.filter(|(_, generation)| *generation > 0) {
             self.sight.annals.record_activation(self.now, place);
+        }
+    }
+
+    /// Who is not in the cluster of this server has to join it, for which it takes the word of two.
+    fn note_who_has_to_join(&mut self, id: u32) {
+        let epoch = |machine: &Machine| Some(machine.node_status(self.now)?.epoch);
+        let Some(present) = self.machines.get(&id).and_then(epoch) else { return };
+        let outside = self.machines.iter().filter(|(_, of)| epoch(of).is_some_and(|e| e < present));
+        for id in outside.map(|(id, _)| *id).collect::<Vec<u32>>() {
+            if let Some(view) = self.sight.servers.get_mut(&id) {
+                view.joins_anew = true;
+            }
         }
     }
 

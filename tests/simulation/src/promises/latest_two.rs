@@ -51,7 +51,7 @@ fn goes_on(sight: &Sight, cluster_id: super::Cluster) -> Checked {
         .seen
         .range((cluster_id, 0)..=(cluster_id, u64::MAX))
         .all(|(_, at)| *at == sight.now);
-    let clock_is_good = !sight.clock_lied && !sight.clock_went_back;
+    let clock_is_good = !sight.clock_lied && !sight.clock_stepped;
     let files_are_good = sight.plan.keeps_state && sight.files_failed.is_none() && clock_is_good;
     let may_use = sight.plan.max_key_age.saturating_sub(KEPT_AFTER);
     let could = sight.annals.current.iter().any(|((other, _), at)| {

@@ -198,8 +198,8 @@ pub struct Sight {
     pub files_failed: Option<u64>,
     /// Since when some server may have been told a wrong age, by a wall clock across a reboot.
     pub clock_lied: bool,
-    /// Whether a wall clock ever went back.
-    pub clock_went_back: bool,
+    /// Whether a wall clock was ever set.
+    pub clock_stepped: bool,
     /// The longest that any message was under way for.
     pub slowest: u64,
     /// Which server stood still, from when to when: what it was told waited for it.
@@ -347,7 +347,7 @@ impl Sight {
             majority_forgot: None,
             files_failed: None,
             clock_lied: false,
-            clock_went_back: false,
+            clock_stepped: false,
             slowest: 0,
             pauses: Vec::new(),
             annals: Annals::default(),
