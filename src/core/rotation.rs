@@ -130,7 +130,9 @@ pub fn next_step_at(now: Moment, policy: &Policy, view: &View<'_>) -> Step {
 }
 
 fn handover_at(now: Moment, policy: &Policy, view: &View<'_>, generation: Generation) -> Step {
-    let handover_rest = policy.handover_timeout.saturating_sub(now.since(view.staged_since));
+    // One that was staged before this server led is waited for from then on: it has yet to ask who has it.
+    let since = view.staged_since.max(view.leader_since);
+    let handover_rest = policy.handover_timeout.saturating_sub(now.since(since));
     let mut left_behind = Vec::new();
     let mut unreachable = Vec::new();
     let mut wait: Option<Duration> = None;
@@ -140,7 +142,7 @@ fn handover_at(now: Moment, policy: &Policy, view: &View<'_>, generation: Genera
             unreachable.push(member.id);
         } else if handover_rest.is_zero() {
             // One that is sent few heartbeats may be gone, and not be known to be.
-            let has_answered = member.id == view.me || member.heard >= Some(view.staged_since);
+            let has_answered = member.id == view.me || member.heard >= Some(since);
             if has_answered { &mut left_behind } else { &mut unreachable }.push(member.id);
         } else {
             let rest = rest.min(handover_rest);
@@ -389,6 +391,19 @@ mod tests {
                 unreachable: vec![]
             }
         );
+    }
+
+    #[test]
+    fn a_key_that_was_staged_long_before_is_waited_for_as_long() {
+        let ring = ring(3, true);
+        let members = [member(1, 0, 3), member(2, 31_499, 3)];
+        let mut view = view(&ring, &members);
+        view.leader_since = at(30_000);
+        let step = |now| next_step_at(at(now), &POLICY, &view);
+        assert_eq!(step(31_499), Step::Wait(Duration::from_millis(1)));
+        let left_behind = vec![ServerId(1), ServerId(2)];
+        let generation = Generation(4);
+        assert_eq!(step(31_500), Step::Activate { generation, left_behind, unreachable: vec![] });
     }
 
     #[test]
