@@ -1,6 +1,6 @@
 //! Clients in the background: each takes a fresh ticket on one server, offers it to another at once,
-//! and notes what was not resumed. One that goes on offers what it got there to the next server, as a
-//! client does that keeps its newest ticket.
+//! and notes what was not resumed. One that goes on offers what it got there to the next server, or the
+//! same ticket where it got none, as a client does that keeps its newest.
 //!
 //! An offer counts only if both servers were up from when the ticket was made to the end of the offer;
 //! [`Load::set_up`] tells the clients so.
