@@ -157,12 +157,12 @@ soak: build ## an hour of faults under load, in network namespaces (root); MINUT
 	cargo run --locked -q -p testkit --bin soak -- --minutes $(or $(MINUTES),60) \
 	    --out $(TARGET)/soak $(if $(SEED),--seed $(SEED))
 
-simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1 FOUNDINGS=1 LARGE=1; or SEED=7 for the story of one; FAST=1
+simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1 FOUNDINGS=1 LARGE=1; SEED=7 for the story of one; FAST=1 TWICE=1
 	$(if $(FAST),tools/profiled.sh $(TARGET)/profiled)
 	SIMULATE_AGAIN='make simulate SEED={}' \
 	    $(if $(FAST),$(TARGET)/profiled/simulation,cargo run --profile simulation --locked -q -p simulation --) \
 	    $(if $(LATE_VOTES),--late-votes) $(if $(RESETS),--resets) \
-	    $(if $(FOUNDINGS),--foundings) $(if $(LARGE),--large) \
+	    $(if $(FOUNDINGS),--foundings) $(if $(LARGE),--large) $(if $(TWICE),--twice) \
 	    $(if $(SEED),--seed $(SEED) --log,--seeds $(or $(SEEDS),1000) --from $(or $(FROM),1))
 
 prove-model: ## core's rules of agreement through all orders of events, as deep as MINUTES=30 go; some 10 GB

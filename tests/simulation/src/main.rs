@@ -1,7 +1,7 @@
 //! Runs seeds of the simulation and says how they went.
 //!
 //!     simulation [--seed N] [--seeds COUNT] [--from N] [--jobs N] [--log] [--digests]
-//!                [--until-broken] [--until-refused] [--late-votes] [--resets] [--foundings]
+//!                [--twice] [--until-broken] [--until-refused] [--late-votes] [--resets] [--foundings]
 //!                [--large]
 //!     simulation --scenario FILE
 //!
@@ -36,7 +36,7 @@ use std::time::Instant;
 use stek_share::transport::tls::Tls;
 use testkit::pki::{Authority, Request};
 
-use crate::workers::Total;
+use crate::workers::{Total, Twins};
 
 /// Nanoseconds.
 pub const MS: u64 = 1_000_000;
@@ -49,6 +49,7 @@ struct Options {
     jobs: usize,
     log: bool,
     digests: bool,
+    twice: bool,
     until_broken: bool,
     until_refused: bool,
     scenario: Option<PathBuf>,
@@ -63,6 +64,7 @@ impl Options {
             jobs,
             log: false,
             digests: false,
+            twice: false,
             until_broken: false,
             until_refused: false,
             scenario: None,
@@ -85,6 +87,7 @@ impl Options {
                 "--jobs" => options.jobs = number()?.max(1) as usize,
                 "--log" => options.log = true,
                 "--digests" => options.digests = true,
+                "--twice" => options.twice = true,
                 "--until-broken" => options.until_broken = true,
                 "--until-refused" => options.until_refused = true,
                 "--late-votes" => plan::LATE_VOTES.store(true, Ordering::Relaxed),
@@ -136,8 +139,18 @@ fn main() -> ExitCode {
     }
     let begun = Instant::now();
     let mut total = Total::default();
+    let runs = if options.twice { 2 } else { 1 };
     let seeds = options.from..options.from + options.count;
-    workers::all(seeds, options.jobs, &tls, |seed, outcome| {
+    let seeds = seeds.flat_map(|seed| std::iter::repeat_n(seed, runs));
+    let mut twins = Twins::default();
+    workers::all(seeds, options.jobs, &tls, |seed, mut outcome| {
+        if options.twice {
+            match twins.compare(seed, outcome.digest) {
+                Some(true) => return true,
+                Some(false) => outcome.broken = Some("its log differs when it is run again".into()),
+                None => {}
+            }
+        }
         total.add(&outcome);
         if options.digests {
             println!("seed {seed} digest {:016x}", outcome.digest);

@@ -39,12 +39,11 @@ pub fn scenario(file: &Path, tls: &Tls) -> Result<String, String> {
 
 /// Runs seeds, `jobs` at a time, until `each` says no.
 pub fn all(
-    seeds: std::ops::Range<u64>,
+    mut seeds: impl Iterator<Item = u64>,
     jobs: usize,
     tls: &Tls,
     mut each: impl FnMut(u64, Outcome) -> bool,
 ) {
-    let mut seeds = seeds.into_iter();
     let mut running: BTreeMap<libc::pid_t, (u64, File)> = BTreeMap::new();
     let mut more = true;
     loop {
@@ -155,6 +154,21 @@ pub fn again(seed: u64) -> String {
     words.replace("{}", &seed.to_string())
 }
 
+/// The logs of seeds of which the second run is still to come.
+#[derive(Debug, Default)]
+pub struct Twins(BTreeMap<u64, u64>);
+
+impl Twins {
+    /// Takes the log of one run; for the second one of its seed, whether it is that of the first.
+    pub fn compare(&mut self, seed: u64, digest: u64) -> Option<bool> {
+        let first = self.0.remove(&seed);
+        if first.is_none() {
+            self.0.insert(seed, digest);
+        }
+        first.map(|first| first == digest)
+    }
+}
+
 /// What all seeds came to.
 #[derive(Debug, Default)]
 pub struct Total {
@@ -202,5 +216,18 @@ impl Total {
         );
         let rate = self.seeds as f64 / took.as_secs_f64();
         println!("{:.1} s, {rate:.1} seeds a second", took.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_run_of_a_seed_is_held_against_its_first() {
+        let mut twins = Twins::default();
+        assert_eq!((twins.compare(1, 10), twins.compare(2, 20)), (None, None));
+        assert_eq!((twins.compare(2, 20), twins.compare(1, 11)), (Some(true), Some(false)));
+        assert_eq!(twins.compare(1, 11), None, "both are done with");
     }
 }

@@ -582,6 +582,9 @@ impl World {
             return Err(words);
         }
         self.traces.take_news().into_iter().for_each(|news| self.note_list(news));
+        for founded_by in self.traces.take_told() {
+            self.sight.promised.insert(founded_by, self.now);
+        }
         for (id, note) in self.notes.take() {
             match note {
                 Note::Line(level, line) => self.heard_line(id, level, line)?,

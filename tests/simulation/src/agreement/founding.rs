@@ -70,6 +70,8 @@ impl Agreement {
         if given.map(|given| given.rank) != Some(promise.newest.rank) {
             return Err(format!("nobody gave that promise, but {given:?}"));
         }
+        let generations = promise.newest.record.keys.keys();
+        self.told.extend(generations.map(|generation| (me.server.0, *generation)));
         let node = self.node(me)?;
         if promise.epoch == node.promised && !node.collected.is_empty() {
             node.collected.insert(promise.from, promise.newest.clone());

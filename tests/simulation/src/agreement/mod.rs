@@ -82,6 +82,8 @@ pub struct Agreement {
     clusters: BTreeMap<Epoch, Cluster>,
     /// What is new about server lists.
     news: Vec<ListNews>,
+    /// Which founder was told of the key of which generation by who promised.
+    told: Vec<(u32, u64)>,
     refused: Option<String>,
 }
 
@@ -219,6 +221,11 @@ impl Traces {
     /// All that is new about server lists since this was last asked.
     pub fn take_news(&self) -> Vec<ListNews> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).news)
+    }
+
+    /// The keys in promises since this was last asked: the founder, the generation.
+    pub fn take_told(&self) -> Vec<(u32, u64)> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).told)
     }
 }
 

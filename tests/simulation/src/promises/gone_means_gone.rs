@@ -92,11 +92,13 @@ fn is_erased(sight: &Sight, owner: u32, (cluster_id, generation): (Cluster, u64)
     if forgotten && !replaced {
         return Ok(());
     }
-    let since = sight.now - gone;
+    // Who promises a founder, and had not heard that it retired, brings it there once more.
+    let told = sight.promised.get(&(owner, generation)).copied().unwrap_or_default();
+    let since = sight.now - gone.max(told);
     if in_cluster_id && since > grace(sight) && sight.settled(owner) && sight.has_company(owner) {
         return Err(format!(
             "server {owner} holds the key of generation {generation}, which retired {} ago",
-            seconds(since)
+            seconds(sight.now - gone)
         ));
     }
     Ok(())
@@ -109,4 +111,35 @@ fn retired(sight: &Sight, cluster_id: Cluster, generation: u64) -> Option<u64> {
     let later = (cluster_id, generation + 1)..=by;
     let revoked = sight.revoked.range(later).filter_map(|by| sight.annals.current.get(by));
     replaced.into_iter().chain(revoked).min().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+    use crate::promises::View;
+
+    #[test]
+    fn what_who_promises_has_not_heard_of_is_no_founders_for_long() {
+        let (key, id) = ([1; 48], Some([7; 16]));
+        let set = |current| Set {
+            keys: vec![[current as u8; 48]],
+            agreed: true,
+            cluster_id: id,
+            epoch: Default::default(),
+            current,
+            newest: current,
+        };
+        let mut sight = Sight { now: 100 * SECOND, ..Sight::new(Plan::calm(3)) };
+        (1..=3).for_each(|current| drop(sight.annals.note(current * SECOND, &set(current))));
+        let well = View { listed: true, awake: true, joined: Some(0), ..View::default() };
+        sight.servers.insert(1, View { set: Some(set(3)), ..well });
+        let place = (id.unwrap(), 1);
+        assert_eq!(sight.annals.places(&key).next(), Some(place));
+        assert!(is_erased(&sight, 1, place).is_err(), "it retired long ago");
+        sight.promised.insert((1, 1), 99 * SECOND);
+        assert_eq!(is_erased(&sight, 1, place), Ok(()));
+        sight.now += grace(&sight);
+        assert!(is_erased(&sight, 1, place).is_err(), "the founding is over");
+    }
 }

@@ -204,6 +204,8 @@ pub struct Sight {
     pub slowest: u64,
     /// Which server stood still, from when to when: what it was told waited for it.
     pub pauses: Vec<(u32, u64, u64)>,
+    /// When a founder last was given a promise with the key of a generation.
+    pub promised: BTreeMap<(u32, u64), u64>,
     /// What is known of keys.
     pub annals: Annals,
 }
@@ -350,6 +352,7 @@ impl Sight {
             clock_stepped: false,
             slowest: 0,
             pauses: Vec::new(),
+            promised: BTreeMap::new(),
             annals: Annals::default(),
         }
     }
