@@ -292,7 +292,7 @@ impl World {
             // Only a wall clock tells how long a machine was off: it is believed within bounds.
             self.sight.clock_lied |= self.plan.keeps_state && !machine.runs();
             // A file that was saved later than now, or too long ago, is believed by nobody.
-            self.sight.clock_stepped = true;
+            self.sight.clock_stepped = Some(self.now);
         }
     }
 

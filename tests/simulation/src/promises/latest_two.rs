@@ -51,12 +51,14 @@ fn goes_on(sight: &Sight, cluster_id: super::Cluster) -> Checked {
         .seen
         .range((cluster_id, 0)..=(cluster_id, u64::MAX))
         .all(|(_, at)| *at == sight.now);
-    let clock_is_good = !sight.clock_lied && !sight.clock_stepped;
-    let files_are_good = sight.plan.keeps_state && sight.files_failed.is_none() && clock_is_good;
+    let files_are_good =
+        sight.plan.keeps_state && sight.files_failed.is_none() && !sight.clock_lied;
     let may_use = sight.plan.max_key_age.saturating_sub(KEPT_AFTER);
     let could = sight.annals.current.iter().any(|((other, _), at)| {
         let age = sight.now - at;
-        *other != cluster_id && age > KEPT_AFTER && age < may_use
+        // A file that was saved before a clock was set is too old, or of the future, to that clock.
+        let was_saved = sight.clock_stepped.is_none_or(|stepped| *at > stepped);
+        *other != cluster_id && was_saved && age > KEPT_AFTER && age < may_use
     });
     if is_new && files_are_good && could {
         Err("a new cluster incarnation begins with a new key, though there were state files with a \

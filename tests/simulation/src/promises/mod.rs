@@ -198,8 +198,8 @@ pub struct Sight {
     pub files_failed: Option<u64>,
     /// Since when some server may have been told a wrong age, by a wall clock across a reboot.
     pub clock_lied: bool,
-    /// Whether a wall clock was ever set.
-    pub clock_stepped: bool,
+    /// When a wall clock last was set.
+    pub clock_stepped: Option<u64>,
     /// The longest that any message was under way for.
     pub slowest: u64,
     /// Which server stood still, from when to when: what it was told waited for it.
@@ -349,7 +349,7 @@ impl Sight {
             majority_forgot: None,
             files_failed: None,
             clock_lied: false,
-            clock_stepped: false,
+            clock_stepped: None,
             slowest: 0,
             pauses: Vec::new(),
             promised: BTreeMap::new(),

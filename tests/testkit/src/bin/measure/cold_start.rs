@@ -18,7 +18,7 @@ const INTERVAL: Duration = Duration::from_secs(3600);
 /// A group that has no key after so long has failed.
 const LIMIT: Duration = Duration::from_secs(40);
 /// Between two looks at a server that does not serve yet: what is measured is a multiple of it.
-const PAUSE: Duration = Duration::from_millis(5);
+pub const PAUSE: Duration = Duration::from_millis(5);
 
 /// What one start of a group gave.
 struct Start {
@@ -41,14 +41,22 @@ pub fn measure(
     let mut starts: Vec<(System, Vec<Start>)> = systems.iter().map(|s| (*s, Vec::new())).collect();
     for run in 0..runs {
         for (system, own) in &mut starts {
-            // It takes half a minute, or never comes to anything, as a rule.
-            if *system == System::SessionReuse && run % 3 != 0 {
+            // One takes half a minute, or never comes to anything, as a rule; the other has great spread.
+            let every = match system {
+                System::SessionReuse => 6,
+                System::Caddy => 2,
+                _ => 1,
+            };
+            if run % every != 0 {
                 continue;
             }
             own.push(start(*system, plugin, size)?);
         }
     }
     let name = |what: &str| format!("cold start of {size}: {what}");
+    let of_plain = starts.iter().find(|(system, _)| *system == System::Plain);
+    let of_plain: Vec<f64> =
+        of_plain.iter().flat_map(|(_, starts)| starts).map(|start| millis(start.serves)).collect();
     for (system, starts) in &starts {
         let figures = figures.of(system.name());
         let serves: Vec<Duration> = starts.iter().map(|start| start.serves).collect();
@@ -57,14 +65,23 @@ pub fn measure(
             continue;
         }
         let one_key = starts.iter().map(|start| start.one_key);
-        let one_key: Vec<f64> =
-            one_key.map(|time| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)).collect();
+        let one_key: Vec<f64> = one_key.map(|time| time.map_or(f64::NAN, millis)).collect();
         figures.add_spread(&name("every ticket resumes everywhere"), &one_key, "ms");
+        if *system == System::StekShare {
+            let more: Vec<f64> =
+                one_key.iter().zip(&of_plain).map(|(own, plain)| own - plain).collect();
+            figures.add_spread(&name("the same minus the plain start beside it"), &more, "ms");
+        }
         let lost: Vec<f64> =
             starts.iter().map(|start| start.lost as f64 * 100.0 / size as f64).collect();
         figures.add_spread(&name("first tickets that did not resume"), &lost, "%");
     }
     Ok(())
+}
+
+/// In milliseconds.
+pub fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 fn start(system: System, plugin: &Path, size: usize) -> Result<Start> {

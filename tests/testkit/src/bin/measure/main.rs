@@ -145,7 +145,7 @@ impl Request {
         match subject {
             "size" => size(plugin, systems, figures),
             "cold-start" => each(self.sizes(&[3, 5], &[3]), &mut |servers| {
-                cold_start::measure(systems, plugin, servers, self.runs(6, 3), figures)
+                cold_start::measure(systems, plugin, servers, self.runs(12, 3), figures)
             }),
             "spread" => each(self.sizes(&[5], &[3]), &mut |servers| {
                 let ordered = if self.effort == Effort::Quick { 0 } else { ORDERED };
@@ -153,7 +153,7 @@ impl Request {
                 spread::measure(systems, plugin, servers, rotations, figures)
             }),
             "return" => each(self.sizes(&[3], &[3]), &mut |servers| {
-                returns::measure(systems, plugin, servers, self.runs(4, 2), figures)
+                returns::measure(systems, plugin, servers, self.runs(6, 2), figures)
             }),
             "failover" => each(self.sizes(&[5], &[3]), &mut |servers| {
                 failover::lateness(systems, plugin, servers, self.runs(3, 1), figures)?;
