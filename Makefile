@@ -168,7 +168,7 @@ simulate: ## seeds of the simulation: SEEDS=10000 FROM=1 LATE_VOTES=1 RESETS=1 F
 prove-model: ## core's rules of agreement through all orders of events, as deep as MINUTES=30 go; some 10 GB
 	cargo run --locked -q -p model -- $(or $(MINUTES),30)
 
-prove-traces: ## put faults of agreement back, and run seeds until what servers do is refused; SEEDS=300
+prove-traces: ## put faults back, and run seeds until a promise is broken or what servers do is refused; SEEDS=300
 	@SEEDS=$(SEEDS) FROM=$(FROM) tools/traces.sh $(TARGET)/traces
 
 fuzz: ## fuzz what reads bytes from outside; EXECUTIONS=100000000 or MINUTES=60, TARGETS="list conf"

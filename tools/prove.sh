@@ -6,7 +6,7 @@
 # DIR/COMMIT/ has for each step its output and, once it has ended, a line of the table that
 # docs/testing.md shows. A step that passed is not run again on the same commit; one that failed or
 # was interrupted is. Seeds of the simulation are run in pieces, so that a day may be spread over
-# evenings: PIECES=2 of SEEDS=5000 each from FROM=1, unless told otherwise.
+# evenings: PIECES=2 of SEEDS=5000 each from FROM=1, unless told otherwise; FAST=1 and TWICE=1 are handed on.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -37,7 +37,8 @@ command_of() { # STEP
     case $1 in
     simulate-*-*)
         local range=${1#simulate-}
-        echo "make --no-print-directory simulate FROM=${range%-*} SEEDS=$((${range#*-} - ${range%-*} + 1))"
+        echo "make --no-print-directory simulate FROM=${range%-*} SEEDS=$((${range#*-} - ${range%-*} + 1))" \
+            "${FAST:+FAST=1} ${TWICE:+TWICE=1}"
         ;;
     *) echo "make --no-print-directory $1" ;;
     esac

@@ -30,6 +30,10 @@ const LIMIT_FOR_EACH: Duration = Duration::from_millis(500);
 const MANY: usize = 200;
 /// A fleet of more than that is started so many at a time: two cores cannot make all handshakes at once.
 const WAVE: usize = 50;
+/// And its timers are ten times the defaults: each server has so little of the two cores that it would miss its
+/// leader, look for it, and so take more of them.
+const SLOW_TIMERS: &str = "heart_beat_interval: 1000\nelection_timeout_lower_bound: 2000\n\
+                           election_timeout_upper_bound: 4000\n";
 /// How many vote.
 const VOTERS: usize = 7;
 /// What a start leaves to be done has settled after so long.
@@ -448,7 +452,7 @@ impl Drop for Fleet {
 }
 
 impl Fleet {
-    /// All files, no process yet. The timers are the defaults.
+    /// All files, no process yet. The timers are the defaults, unless there are many.
     fn prepare(size: usize, dir: &Path) -> Result<Fleet> {
         let program = program()?;
         let ports = ports::take_many(size)?;
@@ -461,12 +465,13 @@ impl Fleet {
             .map(|(id, port)| format!("- server_id: {id}\n  address: 127.0.0.1\n  port: {port}\n"))
             .collect();
         fs::write(dir.join("server_list.yaml"), list)?;
+        let timers = if size > MANY { SLOW_TIMERS } else { "" };
         for (id, port) in (1..).zip(&ports) {
             let conf = format!(
                 "server_id: {id}\naddress: 127.0.0.1\nport: {port}\nasio_thread_pool_size: 1\n\
                  key_update_interval: {INTERVAL}\nserver_list_file: server_list.yaml\n\
                  root_cert_file: {}\nserver_cert_file: {}\nserver_key_file: {}\n\
-                 cert_verify_str: {PEER_SUBJECT}\n",
+                 cert_verify_str: {PEER_SUBJECT}\n{timers}",
                 root.display(),
                 own.certificate.display(),
                 own.key.display(),
