@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use super::log_store::{left, LogStore};
 use super::types::{log_id_of, AgreedSnapshot, Answer, RaftLogId, Types};
 use crate::core::agreed::{Agreed, Change, Command, Record, Refusal};
-use crate::core::key_ring::{Change as KeyChange, KeyRing};
+use crate::core::key_ring::{Change as KeyChange, ClusterId, Generation, KeyRing};
 use crate::core::log_id::LogId;
 use crate::core::moment::{millis, Moment};
 use crate::core::node_id::NodeId;
@@ -63,6 +63,9 @@ pub type Observer = Arc<dyn Fn(&std::result::Result<Change, Refusal>) + Send + S
 /// Tells the time.
 pub type Clock = Arc<dyn Fn() -> Moment + Send + Sync>;
 
+/// An age that is wrong by less is not written anew.
+const AGE_SLACK: Duration = Duration::from_secs(1);
+
 /// One server's state machine; clones share it.
 #[derive(Clone)]
 pub struct StateMachine(Arc<Mutex<Inner>>);
@@ -79,7 +82,11 @@ struct Inner {
     observer: Observer,
     clock: Clock,
     watch: LogWatch,
+    told: Option<Told>,
 }
+
+/// A key and since when it has been in use, as a leader tells.
+type Told = (Option<ClusterId>, Generation, Moment);
 
 impl StateMachine {
     /// An empty one that pushes each new state into `views`.
@@ -95,6 +102,7 @@ impl StateMachine {
             observer,
             clock,
             watch: None,
+            told: None,
         })))
     }
 
@@ -119,6 +127,30 @@ impl StateMachine {
         })
     }
 
+    /// Takes a leader's word for the time from which on a key is in use: an entry that is read from a log long
+    /// after it was agreed on makes no key young, in no record, no file and no snapshot either.
+    pub fn note_age(&self, cluster_id: Option<ClusterId>, generation: Generation, since: Moment) {
+        let mut inner = self.lock();
+        let told = Some((cluster_id, generation, since));
+        inner.told = told;
+        let was = inner.state.current_since;
+        if !inner.state.heed(told) {
+            return;
+        }
+        if let Some(snapshot) = &mut inner.snapshot {
+            let _ = snapshot.snapshot.heed(told);
+        }
+        // What was written with another age is written again, unless that was a message's time.
+        let matters = was.since(since) > AGE_SLACK;
+        inner.views.send_if_modified(|view| {
+            let is_same = view.ring().cluster_id() == cluster_id && view.current_since == was;
+            if is_same {
+                view.current_since = since;
+            }
+            is_same && matters
+        });
+    }
+
     /// What the log comes to if it is read to its end, whether that is agreed on or not, and where that
     /// is; `None` if what the cluster was founded from is not in it.
     pub fn record(&self, log: &LogStore, now: Moment) -> Option<(LogId, Record)> {
@@ -126,6 +158,7 @@ impl StateMachine {
         let (mut state, mut end) = (inner.state.clone(), inner.applied);
         let mut voters = inner.membership.membership().get_joint_config().clone();
         let (entries, before) = (log.after(inner.applied), inner.views.borrow().clone());
+        let told = inner.told;
         drop(inner);
         let mut is_activation_open = false;
         for entry in entries {
@@ -148,6 +181,7 @@ impl StateMachine {
                 }
             }
         }
+        state.heed(told);
         state.agreed.ring.cluster_id()?;
         let servers = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| node.server).collect();
         let record = Record {
@@ -183,6 +217,18 @@ impl AgreedSnapshot {
             _ => {}
         }
         outcome
+    }
+
+    /// Takes a leader's word if it is about the current key and makes that older; whether it does.
+    fn heed(&mut self, told: Option<Told>) -> bool {
+        let Some((cluster_id, generation, since)) = told else { return false };
+        let current = self.agreed.ring.current().map(|held| held.generation);
+        let is_meant = (self.agreed.ring.cluster_id(), current) == (cluster_id, Some(generation));
+        let is_older = is_meant && since < self.current_since;
+        if is_older {
+            self.current_since = since;
+        }
+        is_older
     }
 
     /// A founding's record may have waited for a majority: the keys that this server had before are no younger
@@ -223,6 +269,7 @@ impl Inner {
         if outcome == Ok(Change::Founded(true)) {
             self.state.keep_ages(&self.views.borrow());
         }
+        self.state.heed(self.told);
         (self.observer)(&outcome);
         outcome
     }
@@ -388,6 +435,50 @@ mod tests {
             let _ = applied.lock().apply(entry);
         }
         assert!(!told(&applied).is_activation_open);
+    }
+
+    /// A server that joins reads the log from its beginning, hours after the key came in use.
+    #[test]
+    fn a_leaders_word_makes_a_key_older_in_records_snapshots_and_views() {
+        let at = |seconds| Moment::from_start(std::time::Duration::from_secs(seconds));
+        let mut record = Record::of_file([ServerId(1)].into());
+        let cluster_id = ClusterId::from_bytes([9; 16]).unwrap();
+        record.agreed.ring.apply(KeyCommand::Found { cluster_id }).unwrap();
+        let activate = Command::Key(KeyCommand::Activate { generation: Generation(1), keep: 2 });
+        let log = log(vec![Command::Found(Box::new(record)), stage(1), activate]);
+        for is_told_before in [true, false] {
+            let views = watch::Sender::new(AgreedView::default());
+            let machine =
+                StateMachine::new(views.clone(), Arc::new(|_| {}), Arc::new(move || at(20)));
+            let age = || machine.record(&log, at(20)).unwrap().1.current_age_ms;
+            let tell = || machine.note_age(Some(cluster_id), Generation(1), at(3));
+            if is_told_before {
+                tell();
+                assert_eq!(age(), 17_000, "it is not applied yet");
+            }
+            for entry in log.after(None) {
+                let _ = machine.lock().apply(entry);
+            }
+            machine.lock().publish();
+            let snapshot = machine.lock().snapshot_named("first");
+            machine.lock().snapshot = Some(snapshot);
+            let mut seen = views.subscribe();
+            seen.mark_unchanged();
+            if !is_told_before {
+                assert_eq!(age(), 0, "it has just been applied");
+                tell();
+                assert!(seen.has_changed().unwrap(), "the file is written again");
+            }
+            assert_eq!(age(), 17_000);
+            assert_eq!(views.borrow().current_since, at(3));
+            let sent = machine.lock().snapshot.clone().unwrap();
+            assert_eq!(sent.snapshot.current_since, at(3));
+            // It is nobody else's age, and what is told later makes no key younger.
+            machine.note_age(Some(cluster_id), Generation(2), at(1));
+            machine.note_age(None, Generation(1), at(1));
+            machine.note_age(Some(cluster_id), Generation(1), at(4));
+            assert_eq!(age(), 17_000);
+        }
     }
 
     #[test]

@@ -71,6 +71,9 @@ impl Keys {
         if let Some((generation, ms)) = age {
             let since = self.ctx.now().ago(Duration::from_millis(ms));
             let key = (cluster_id, generation);
+            if let Some(running) = self.ctx.running() {
+                running.machine.note_age(cluster_id, generation, since);
+            }
             let mut told = lock(&self.told);
             match &mut *told {
                 [Some((last, at)), _] if *last == key => *at = since.min(*at),
@@ -168,8 +171,40 @@ impl LeaderInfo for Keys {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::agreed::Agreed;
-    use crate::node::fixture::{stek, Fixture};
+    use crate::consensus::log_store::LogStore;
+    use crate::core::agreed::{Agreed, Command, Record};
+    use crate::node::fixture::{stek, Fixture, CLUSTER};
+
+    /// What a server holds goes into its file and into what a cluster is founded from.
+    #[tokio::test]
+    async fn what_a_leader_says_of_an_age_is_true_of_what_this_server_holds() {
+        use crate::core::key_ring::{Command as KeyCommand, RingKey};
+        let fixture = Fixture::new();
+        let ctx = &fixture.shared.ctx;
+        let log = LogStore::founding([ctx.node()].into(), None);
+        let running = fixture.running_with(log, CLUSTER).await;
+        running.raft.trigger().elect().await.unwrap();
+        let patience = Some(Duration::from_secs(30));
+        running.raft.wait(patience).current_leader(ctx.node(), "leads").await.unwrap();
+        let mut record = Record::of_file([ctx.me].into());
+        let cluster_id = ClusterId::from_bytes([3; 16]).unwrap();
+        record.agreed.ring.apply(KeyCommand::Found { cluster_id }).unwrap();
+        let held = RingKey { generation: Generation(1), stek: stek(1) };
+        let stage = KeyCommand::Stage { held, revokes: false };
+        let activate = KeyCommand::Activate { generation: Generation(1), keep: 2 };
+        let found = Command::Found(Box::new(record));
+        for command in [found, Command::Key(stage), Command::Key(activate)] {
+            let _ = running.raft.client_write(command).await.unwrap();
+        }
+        let age = |running: &crate::node::running::Running| {
+            running.machine.record(&running.log, ctx.now()).unwrap().1.current_age_ms
+        };
+        assert!(age(&running) < 20_000);
+        ctx.set_running(Some(running.clone()));
+        fixture.shared.keys.record_age(Some(cluster_id), Some((Generation(1), 20_000)));
+        assert!(age(&running) >= 20_000);
+        ctx.stop_raft().await;
+    }
 
     /// The leader is one key ahead of what is applied here.
     #[tokio::test(start_paused = true)]
