@@ -11,6 +11,7 @@ use stek_share::node::Node;
 use crate::machine::{Machine, Note};
 use crate::network::Link;
 use crate::plan::Kind;
+use crate::promises::Order;
 use crate::world::{Entry, Pending, World};
 use crate::{MS, SECOND};
 
@@ -38,7 +39,7 @@ impl World {
             Entry::Revive(id) => self.start(id),
             Entry::Restart(id) => self.restart(id),
             Entry::Resume(id) => self.resume(id),
-            Entry::MendLinks(pairs) => self.mend_links(&pairs),
+            Entry::MendLinks(pairs, link) => self.mend_links(&pairs, link),
             Entry::MendDisk(id) => self.mend_disk(id),
             Entry::ForgiveDisk(id) => self.forgive_disk(id),
             Entry::RollBack(id) => self.roll_back(id),
@@ -92,13 +93,13 @@ impl World {
         }
     }
 
-    /// More than half of the servers are killed, and stay away until an operator has given them up.
+    /// Half of the servers or more are killed, and stay away until an operator has given them up.
     fn lose_many(&mut self, lasts: u64) {
         let mut ids: Vec<u32> = self.listed.iter().copied().collect();
         let turns = self.rng.below(ids.len() as u64) as usize;
         ids.rotate_left(turns);
         let given_up = self.plan.upper * self.rng.between(2, 12);
-        for id in ids.split_off((ids.len() - 1) / 2) {
+        for id in ids.split_off(ids.len() / 2) {
             let after = given_up + self.rng.below(lasts / MS + 1) * MS;
             let keeps = self.rng.chance(600);
             self.crash(id, after, keeps);
@@ -190,7 +191,7 @@ impl World {
         let runs = self.machines.get(&id).is_some_and(|machine| machine.runs());
         if runs {
             // Before it is killed: its keys are lost if nobody else has them.
-            self.sight.files_failed = Some(self.now);
+            self.fail_files();
             self.list_memory.lose(id);
         }
         runs && self.kill(id)
@@ -290,7 +291,9 @@ impl World {
         if let Some(machine) = self.machines.get_mut(&id) {
             machine.step_wall(seconds * SECOND as i64);
             // Only a wall clock tells how long a machine was off: it is believed within bounds.
-            self.sight.clock_lied |= self.plan.keeps_state && !machine.runs();
+            if self.plan.keeps_state && !machine.runs() {
+                self.sight.clock_lied = Some(self.now);
+            }
             // A file that was saved later than now, or too long ago, is believed by nobody.
             self.sight.clock_stepped = Some(self.now);
         }
@@ -342,22 +345,28 @@ impl World {
         });
         self.sight.slowest = self.sight.slowest.max(link.delay.1);
         for (from, to) in &pairs {
-            self.network.set_link(*from, *to, Some(link));
-            *self.ill_links.entry((*from, *to)).or_default() += 1;
+            self.ill_links.entry((*from, *to)).or_default().push(link);
+            self.ail(*from, *to);
             self.sight.links.entry((*from.min(to), *from.max(to))).or_default().begin();
         }
-        self.at(lasts, Entry::MendLinks(pairs));
+        self.at(lasts, Entry::MendLinks(pairs, link));
     }
 
-    pub(crate) fn mend_links(&mut self, pairs: &[(u32, u32)]) {
+    /// Has a link suffer from all that befalls it.
+    fn ail(&self, from: u32, to: u32) {
+        let ills = self.ill_links.get(&(from, to)).into_iter().flatten().copied();
+        self.network.set_link(from, to, ills.reduce(Link::worse));
+    }
+
+    pub(crate) fn mend_links(&mut self, pairs: &[(u32, u32)], link: Link) {
         let now = self.now;
         self.log.say(now, 0, || format!("well again: {}", ways(pairs)));
         for (from, to) in pairs {
-            let ill = self.ill_links.entry((*from, *to)).or_default();
-            *ill = ill.saturating_sub(1);
-            if *ill == 0 {
-                self.network.set_link(*from, *to, None);
+            let ills = self.ill_links.entry((*from, *to)).or_default();
+            if let Some(place) = ills.iter().position(|ill| *ill == link) {
+                ills.swap_remove(place);
             }
+            self.ail(*from, *to);
             self.sight.links.entry((*from.min(to), *from.max(to))).or_default().end(now);
         }
     }
@@ -377,7 +386,8 @@ impl World {
             Kind::SlowDisk => machine.disk.set_slow(takes),
             _ => machine.disk.set_broken(true),
         }
-        self.sight.files_failed = Some(u64::MAX);
+        self.ill_disks += 1;
+        self.fail_files();
         let slow = if kind == Kind::SlowDisk { takes } else { 0 };
         self.list_memory.delay_file(id, self.now + lasts + slow);
         self.at(lasts, Entry::MendDisk(id));
@@ -388,7 +398,16 @@ impl World {
             machine.disk.set_slow(0);
             machine.disk.set_broken(false);
         }
-        self.sight.files_failed = Some(self.now);
+        self.ill_disks -= 1;
+        self.fail_files();
+    }
+
+    /// Notes that a file may not be what it should be; for as long as a disk is ill.
+    fn fail_files(&mut self) {
+        if self.plan.keeps_state {
+            let until = if self.ill_disks > 0 { u64::MAX } else { self.now };
+            self.sight.files_failed = Some(until);
+        }
     }
 
     /// The files of now come back later, as a backup's, a volume's or those of a machine that was
@@ -475,7 +494,8 @@ impl World {
     pub(crate) fn give_this_order(&mut self, id: u32, command: AdminCommand) {
         self.faults += 1;
         let number = self.begin_deed(id, Pending::AdminCommand(self.sight.orders.len(), command));
-        self.sight.orders.push((self.now, u64::MAX));
+        let revokes = command == AdminCommand::Revoke;
+        self.sight.orders.push(Order { begun: self.now, over: u64::MAX, revokes });
         self.log
             .say(self.now, id, || format!("is told to {}", format!("{command:?}").to_lowercase()));
         let notes = self.notes.clone();
@@ -502,8 +522,8 @@ impl World {
         }
     }
 
-    /// Puts a list with one server more or less into all files; one of the servers is told a moment
-    /// later, when a new one has started.
+    /// Puts a list with one server more or less into all files, now and then with two, one of which may come in
+    /// the place of the other; one of the servers is told a moment later, when a new one has started.
     fn change_list(&mut self) {
         if let Some(gap) = self.plan.list_gap {
             let gap = self.rng.between(gap / 2, gap * 3 / 2);
@@ -514,19 +534,24 @@ impl World {
             return;
         }
         let mut target = self.listed.clone();
-        let id = self.rng.between(1, u64::from(self.plan.servers)) as u32;
-        if !target.remove(&id) {
-            target.insert(id);
+        let mut changed = BTreeSet::new();
+        for _ in 0..if self.rng.chance(300) { 2 } else { 1 } {
+            changed.insert(self.rng.between(1, u64::from(self.plan.servers)) as u32);
+        }
+        for id in &changed {
+            if !target.remove(id) {
+                target.insert(*id);
+            }
         }
         if target.len() < 2 {
             return;
         }
         self.faults += 1;
         self.list_busy = true;
-        self.log.say(self.now, id, || format!("the list is to be {target:?}"));
-        if target.contains(&id) {
-            self.write_file(id, &target);
-            self.start(id);
+        self.log.say(self.now, 0, || format!("the list is to be {target:?}"));
+        for id in changed.intersection(&target) {
+            self.write_file(*id, &target);
+            self.start(*id);
         }
         let Some(teller) = self.some_member() else {
             self.list_busy = false;
@@ -569,6 +594,13 @@ impl World {
         self.distribute(id, &target);
         let pending = Pending::List { target, before };
         self.reload(id, pending);
+        // As one does who writes all files and has all servers read them at once.
+        if !self.is_idle() && self.rng.chance(300) {
+            let others = self.machines.iter().filter(|(other, m)| **other != id && m.is_awake());
+            for other in others.map(|(other, _)| *other).collect::<Vec<u32>>() {
+                self.reload(other, Pending::Reload);
+            }
+        }
     }
 
     /// A server whose file did not change says that nothing was to be done, although the group has
@@ -628,7 +660,7 @@ impl World {
                 if result.is_err() {
                     self.open_orders.push((place, self.now + late));
                 } else if let Some(order) = self.sight.orders.get_mut(place) {
-                    order.1 = self.now + ECHO;
+                    order.over = self.now + ECHO;
                 }
             }
             Pending::Reload | Pending::Recover => {}

@@ -43,6 +43,19 @@ pub struct Link {
     pub burst: u64,
 }
 
+impl Link {
+    /// A link with the ills of both.
+    pub fn worse(self, other: Link) -> Link {
+        Link {
+            cut: self.cut || other.cut,
+            loss: self.loss.max(other.loss),
+            double: self.double.max(other.double),
+            delay: (self.delay.0.max(other.delay.0), self.delay.1.max(other.delay.1)),
+            burst: self.burst.max(other.burst),
+        }
+    }
+}
+
 /// What a server's process is given by the network.
 pub enum Arrival {
     /// Another server asks.

@@ -211,25 +211,23 @@ impl Plan {
         if late {
             plan.faults = vec![Kind::LateVotes];
             plan.fault_gap = 3 * SECOND;
-        }
-        // By what is there already: one more draw would make every seed another story.
-        else if plan.servers >= 4 && (plan.fault_phase / MS).is_multiple_of(3) {
+        } else if plan.servers >= 4 && rng.chance(300) {
             plan.faults.push(Kind::LateVotes);
         }
         if RESETS.load(Ordering::Relaxed) {
             plan.faults = vec![Kind::Reset];
             (plan.fault_gap, plan.list_gap) = (SECOND, None);
-        } else if !late && (plan.fault_phase / MS).is_multiple_of(4) {
+        } else if !late && rng.chance(250) {
             plan.faults.push(Kind::Reset);
         }
-        if plan.servers >= 3 && (plan.fault_phase / MS).is_multiple_of(7) {
+        if plan.servers >= 3 && rng.chance(150) {
             plan.faults.push(Kind::Recover);
         }
         if FOUNDINGS.load(Ordering::Relaxed) {
             plan.meet(rng);
             return plan;
         }
-        plan.some_do_not_vote = plan.servers >= 4 && (plan.fault_phase / MS).is_multiple_of(5);
+        plan.some_do_not_vote = !late && plan.servers >= 4 && rng.chance(300);
         plan
     }
 
@@ -332,6 +330,36 @@ impl Plan {
             cert_verify_str: SUBJECT.to_owned(),
             members,
             ..Settings::defaults()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A condition that always holds, or never, leaves half of what is to be tried out.
+    #[test]
+    fn each_kind_of_fleet_is_planned_and_none_is_all_there_is() {
+        let plans: Vec<Plan> = (1..=2000).map(|seed| Plan::new(&mut Rng::new(seed, 1))).collect();
+        let share = |of: &dyn Fn(&Plan) -> bool, is: &dyn Fn(&Plan) -> bool| {
+            let counted: Vec<&Plan> = plans.iter().filter(|plan| of(plan)).collect();
+            counted.iter().filter(|plan| is(plan)).count() * 100 / counted.len()
+        };
+        let has = |kind: Kind| move |plan: &Plan| plan.faults.contains(&kind);
+        let at_least = |servers: u32| move |plan: &Plan| plan.servers >= servers;
+        let shares = [
+            ("some do not vote", share(&at_least(5), &|plan| plan.some_do_not_vote)),
+            ("late votes", share(&at_least(4), &has(Kind::LateVotes))),
+            ("resets", share(&at_least(1), &has(Kind::Reset))),
+            ("an operator recovers", share(&at_least(3), &has(Kind::Recover))),
+            ("kills", share(&at_least(1), &has(Kind::Kill))),
+            ("files", share(&at_least(1), &|plan| plan.keeps_state)),
+            ("changes of the list", share(&at_least(3), &|plan| plan.list_gap.is_some())),
+            ("orders", share(&at_least(1), &|plan| plan.order_gap.is_some())),
+        ];
+        for (what, share) in shares {
+            assert!((10..=60).contains(&share), "{what} in {share} of a hundred");
         }
     }
 }

@@ -125,7 +125,8 @@ impl World {
             ["until", condition @ ..] => self.wait_until(&condition.join(" ")),
             ["cut", sides @ ..] => self.part(sides, links),
             ["heal"] => {
-                self.mend_links(&std::mem::take(links));
+                let cut = Link { cut: true, ..self.plan.link };
+                self.mend_links(&std::mem::take(links), cut);
                 Ok(())
             }
             ["rotate", "at", id] => {

@@ -22,9 +22,11 @@ use crate::event_log::EventLog;
 use crate::faults::ECHO;
 use crate::list_memory::{ListMemory, ListNews};
 use crate::machine::{Machine, Note, Notes, Set};
-use crate::network::{strangers_hello, Network};
+use crate::network::{strangers_hello, Link, Network};
 use crate::plan::Plan;
-use crate::promises::{seconds, Checked, Checkers, Event, Leader, Offer, Sight, Trouble, View};
+use crate::promises::{
+    seconds, Checked, Checkers, Event, Leader, Offer, Order, Sight, Trouble, View,
+};
 use crate::rng::Rng;
 use crate::tickets::{open, seal, Ticket};
 use crate::{MS, SECOND};
@@ -55,7 +57,7 @@ pub enum Entry {
     /// A paused process goes on.
     Resume(u32),
     /// These links are well again, each in one direction.
-    MendLinks(Vec<(u32, u32)>),
+    MendLinks(Vec<(u32, u32)>, Link),
     /// A disk is well again.
     MendDisk(u32),
     /// A server whose disk was slow is in step again.
@@ -145,7 +147,7 @@ pub struct World {
     pub(crate) tls: Tls,
     pub(crate) deeds: BTreeMap<u64, (u32, Pending)>,
     pub(crate) stopping: BTreeMap<u32, u64>,
-    pub(crate) ill_links: BTreeMap<(u32, u32), u32>,
+    pub(crate) ill_links: BTreeMap<(u32, u32), Vec<Link>>,
     /// The list that the group surely has, unless a change came to an unknown end.
     pub(crate) listed: BTreeSet<u32>,
     pub(crate) list_busy: bool,
@@ -168,6 +170,8 @@ pub struct World {
     /// Orders that came to nothing, and until when they may still come true at least: until a key has been
     /// activated since.
     pub(crate) open_orders: Vec<(usize, u64)>,
+    /// How many disks are ill.
+    pub(crate) ill_disks: u32,
     /// What servers know of the list's changes.
     pub(crate) list_memory: ListMemory,
     /// Of which servers a cluster that is founded may have forgotten that they came or went, and its list.
@@ -220,6 +224,7 @@ impl World {
             reunion: 0,
             forgetful: BTreeSet::new(),
             open_orders: Vec::new(),
+            ill_disks: 0,
             list_memory: ListMemory::default(),
             forgotten: BTreeMap::new(),
             begun: BTreeSet::new(),
@@ -660,6 +665,13 @@ impl World {
             let run = self.sight.servers.get(&id).map_or(0, |view| view.run);
             self.sight.leaders.push(Leader { at: self.now, id, run, epoch, term });
         }
+        // What was revoked among who promised, or in another group, is dropped by the next key.
+        let takes_over = line.starts_with("keys that were revoked in a group")
+            || line == "the cluster has what it was founded from";
+        if takes_over && self.sight.orders.iter().any(|order| order.revokes) {
+            let (begun, over, revokes) = (self.now, self.now, true);
+            self.sight.orders.push(Order { begun, over, revokes });
+        }
         if line.ends_with("installed keys stay in use until then") {
             // It joins again, as one that has just started does.
             let now = self.now;
@@ -716,7 +728,7 @@ impl World {
         if !self.sight.annals.activated.contains_key(&(cluster_id, generation)) {
             for (place, least) in std::mem::take(&mut self.open_orders) {
                 if let Some(order) = self.sight.orders.get_mut(place) {
-                    order.1 = least.max(now + ECHO);
+                    order.over = least.max(now + ECHO);
                 }
             }
         }

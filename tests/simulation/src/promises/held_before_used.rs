@@ -72,7 +72,12 @@ fn is_owed(sight: &Sight, offer: &Offer) -> bool {
     }
     // Where a file of before came back this is one that the group had left behind, or that it has not
     // come to yet.
-    let is_beyond = generation > set.newest && sight.files_failed.is_some();
+    let made = sight.annals.made(&offer.key);
+    let lost_since = |at| {
+        let lost = [sight.files_failed, sight.majority_forgot];
+        lost.into_iter().flatten().any(|lost| lost >= at)
+    };
+    let is_beyond = generation > set.newest && made.is_none_or(lost_since);
     let is_behind = generation > set.current && generation + 1 < sight.annals.latest(cluster_id);
     if is_beyond || is_behind {
         return false;

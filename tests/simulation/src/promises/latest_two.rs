@@ -51,8 +51,7 @@ fn goes_on(sight: &Sight, cluster_id: super::Cluster) -> Checked {
         .seen
         .range((cluster_id, 0)..=(cluster_id, u64::MAX))
         .all(|(_, at)| *at == sight.now);
-    let files_are_good =
-        sight.plan.keeps_state && sight.files_failed.is_none() && !sight.clock_lied;
+    let files_are_good = sight.plan.keeps_state && sight.files_failed.is_none();
     let may_use = sight.plan.max_key_age.saturating_sub(KEPT_AFTER);
     let could = sight.annals.current.iter().any(|((other, _), at)| {
         let age = sight.now - at;

@@ -171,6 +171,17 @@ pub struct Leader {
     pub term: u64,
 }
 
+/// An order of an operator.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    /// When it was given.
+    pub begun: u64,
+    /// When it was surely over.
+    pub over: u64,
+    /// Whether older keys are to be dropped.
+    pub revokes: bool,
+}
+
 /// All that checks may look at.
 pub struct Sight {
     /// The time.
@@ -185,8 +196,8 @@ pub struct Sight {
     pub leaders: Vec<Leader>,
     /// Who became a candidate, and when.
     pub candidates: Vec<(u32, u64)>,
-    /// When operators' orders began, and when they were surely over.
-    pub orders: Vec<(u64, u64)>,
+    /// What operators ordered, and revocations that a group took over from another one.
+    pub orders: Vec<Order>,
     /// Generations whose activation surely dropped all older keys; that of the key which came to
     /// such a place later need not have done so.
     pub revoked: BTreeSet<(Cluster, u64)>,
@@ -196,8 +207,9 @@ pub struct Sight {
     /// When a state file last was lost, or may not have been what it should be; for ever while a
     /// disk is ill.
     pub files_failed: Option<u64>,
-    /// Since when some server may have been told a wrong age, by a wall clock across a reboot.
-    pub clock_lied: bool,
+    /// When a server last may have been told a wrong age, by a wall clock across a reboot: of keys from
+    /// before that.
+    pub clock_lied: Option<u64>,
     /// When a wall clock last was set.
     pub clock_stepped: Option<u64>,
     /// The longest that any message was under way for.
@@ -348,7 +360,7 @@ impl Sight {
             candidates: Vec::new(),
             majority_forgot: None,
             files_failed: None,
-            clock_lied: false,
+            clock_lied: None,
             clock_stepped: None,
             slowest: 0,
             pauses: Vec::new(),
@@ -459,18 +471,29 @@ impl Sight {
         servers.min(links.unwrap_or(servers))
     }
 
-    /// Whether an operator's order may have had its effect between these times.
-    pub fn ordered_between(&self, from: u64, to: u64) -> bool {
-        // An order takes two agreements and a handover, also after its operator gave up.
-        let late = self.plan.handover + 2 * self.plan.request_timeout + 5 * SECOND;
-        self.orders.iter().any(|(begun, over)| *begun <= to && from <= over.saturating_add(late))
+    /// Whether what comes about now may be an operator's order: it is over with a handover at most.
+    pub fn is_ordered(&self) -> bool {
+        let late = self.plan.handover + 2 * self.plan.upper + SECOND;
+        let is_under_way =
+            |order: &Order| order.begun <= self.now && self.now <= order.over.saturating_add(late);
+        self.orders.iter().any(is_under_way)
     }
 
     /// Whether the activation of this generation may have dropped all older keys.
     pub fn may_revoke(&self, cluster_id: Cluster, generation: u64) -> bool {
         let key = (cluster_id, generation);
         let seen = self.annals.seen.get(&key).copied().unwrap_or(self.now);
-        self.ordered_between(seen.saturating_sub(MS), seen)
+        // An order takes two agreements and a handover, also after its operator gave up.
+        let late = self.plan.handover + 2 * self.plan.request_timeout + 5 * SECOND;
+        let may_be = |order: &Order| {
+            order.begun <= seen && seen.saturating_sub(MS) <= order.over.saturating_add(late)
+        };
+        self.orders.iter().filter(|order| order.revokes).any(may_be)
+    }
+
+    /// Whether a wrong age may be told of a key that came in use then.
+    pub fn lied_since(&self, at: u64) -> bool {
+        self.clock_lied.is_some_and(|lied| lied >= at)
     }
 }
 

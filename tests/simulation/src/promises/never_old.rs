@@ -22,7 +22,7 @@ pub fn assess(sight: &Sight, event: &Event) -> Checked {
         let age = (sight.now - since).saturating_sub(stood);
         // A host that does not take keys, and a process that was just woken, cannot do better.
         let can = view.install_trouble.free_for(sight.now).min(view.trouble.free_for(sight.now));
-        if age > limit && can > 2 * SECOND && !sight.clock_lied {
+        if age > limit && can > 2 * SECOND && !sight.lied_since(since) {
             return Err(format!(
                 "server {id} encrypts with generation {} after {}; max_key_age is {}",
                 set.current,

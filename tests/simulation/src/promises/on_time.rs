@@ -44,7 +44,7 @@ impl Checker {
 fn early(sight: &Sight, cluster_id: super::Cluster, generation: u64) -> Checked {
     let before = (cluster_id, generation.saturating_sub(1));
     let Some(last) = sight.annals.since(before) else { return Ok(()) };
-    if sight.clock_lied || sight.ordered_between(last, sight.now) {
+    if sight.lied_since(last) || sight.is_ordered() {
         return Ok(());
     }
     // Clocks drift, by less than this, and those of state files count seconds.
@@ -66,14 +66,13 @@ fn early(sight: &Sight, cluster_id: super::Cluster, generation: u64) -> Checked 
 
 /// A server that takes the current key for younger than it is would rotate late if it led.
 fn young(sight: &Sight) -> Checked {
-    if sight.clock_lied {
-        return Ok(());
-    }
     for (id, view) in sight.servers.iter().filter(|(id, _)| sight.settled(**id)) {
         let Some((cluster_id, generation, told)) = view.told_age else { continue };
         let since = sight.annals.activated.get(&(cluster_id, generation)).copied();
         // A majority that forgets an activation may make another key of that generation.
-        let known = since.filter(|since| sight.majority_forgot.is_none_or(|at| at < *since));
+        let known = since.filter(|since| {
+            sight.majority_forgot.is_none_or(|at| at < *since) && !sight.lied_since(*since)
+        });
         // A new leader goes by its own note and tells that: of when it first heard of the activation,
         // be it long after the others, because it was paused or cut off. One that has lost it since goes by
         // the oldest note of those whose promises it founded with.
