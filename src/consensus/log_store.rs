@@ -282,8 +282,10 @@ impl RaftLogStorage<Types> for LogStore {
             let mut end = None;
             let mut last = None;
             for entry in entries {
-                // A leader's first entry changes nothing that a file would keep.
-                end = (!matches!(entry.payload, EntryPayload::Blank)).then_some(entry.log_id);
+                // A leader's first entry changes nothing that a file would keep; what came before it does.
+                if !matches!(entry.payload, EntryPayload::Blank) {
+                    end = Some(entry.log_id);
+                }
                 inner.tell_appended(&entry);
                 last = Some(entry.log_id);
                 inner.entries.insert(entry.log_id.index, entry);

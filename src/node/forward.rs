@@ -83,7 +83,8 @@ pub(super) async fn admin_command_here(
     shared.commands.try_send(queued).map_err(|_| AdminRefusal::NoLeader)?;
     match timeout(admin_limit(&shared.ctx.settings()), answer).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(AdminRefusal::NoLeader),
+        // The end of this server's Raft: it may have been begun, and must not be given twice.
+        Ok(Err(_)) => Err(AdminRefusal::Unknown),
         Err(_) => Err(AdminRefusal::TimedOut),
     }
 }

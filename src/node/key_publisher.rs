@@ -36,7 +36,8 @@ pub(super) async fn run(shared: Arc<Shared>, initial: Stek, sets: watch::Sender<
     // This function lives for ever, and the ring must not.
     let kept = {
         let ring = shared.ctx.kept().record.agreed.ring;
-        ring.all().map(|held| held.stek.clone()).collect()
+        let all = ring.all().filter(|held| !ring.is_revoked(&held.stek));
+        all.map(|held| held.stek.clone()).collect()
     };
     let key_publisher = KeyPublisher {
         shared,
@@ -306,6 +307,38 @@ mod tests {
     use crate::core::log_id::{LeaderId, LogId};
     use crate::core::node_id::NodeId;
     use crate::node::fixture::{ring, settings, stek, Fixture};
+
+    /// A revocation that was taken over leaves its key in the ring until the next one is there.
+    #[tokio::test]
+    async fn a_key_of_the_file_that_was_revoked_opens_nothing() {
+        use crate::core::agreed::Record;
+        use crate::core::agreement::ranked_record::{Rank, RankedRecord};
+        use crate::core::key_ring::Command;
+        use crate::core::server_id::ServerId;
+        use crate::node::fixture::CLUSTER;
+        for is_revoked in [false, true] {
+            let fixture = Fixture::new();
+            let mut record = Record::of_file([ServerId(1)].into());
+            record.agreed.ring = ring();
+            let key = record.agreed.ring.current().unwrap().stek.clone();
+            let held = RingKey { generation: Generation(2), stek: stek(2) };
+            let activate = Command::Activate { generation: Generation(2), keep: 2 };
+            for command in [Command::Stage { held, revokes: false }, activate] {
+                record.agreed.ring.apply(command).unwrap();
+            }
+            if is_revoked {
+                record.agreed.ring.revoke_also(&[key.fingerprint()]);
+            }
+            let rank = Rank { epoch: CLUSTER, ..Rank::default() };
+            fixture.shared.ctx.keep(RankedRecord { rank, record });
+            let (sender, mut sets) = watch::channel(KeySet::own(stek(200)));
+            let keeping = tokio::spawn(run(fixture.shared.clone(), stek(200), sender));
+            let set = timeout(Duration::from_secs(30), sets.wait_for(|set| set.keys.len() > 1));
+            let set = set.await.unwrap().unwrap().clone();
+            keeping.abort();
+            assert_eq!(set.keys.iter().any(|held| held.same_bytes(&key)), !is_revoked);
+        }
+    }
 
     /// Raft applies an entry after it has answered for it. If a server looked only when it hears its leader,
     /// it would be without the group's keys until the next heartbeat.

@@ -13,6 +13,7 @@ use openraft::ServerState;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
+use super::clock::founding_clock;
 use super::counters::ReloadOutcome;
 use super::keys::{Installed, Keys};
 use super::peer_client::status_of;
@@ -206,15 +207,15 @@ impl RpcServer {
             }
             Request::Vote(vote) => self.vote(from, vote).await,
             Request::Append(append) => {
-                let running = self.recipient(append.to)?;
                 self.speaks_for_itself(from, append.vote.0, 0)?;
+                let running = self.follower(append.to)?;
                 bounds::admit_append(&shared.peers, &running, from.id, &append)?;
                 self.append(&running, from, append).await
             }
             Request::Snapshot(snapshot) => {
-                let running = self.recipient(snapshot.to)?;
                 let index = snapshot.last.map_or(0, |end| end.index);
                 self.speaks_for_itself(from, snapshot.vote.0, index)?;
+                let running = self.follower(snapshot.to)?;
                 bounds::admit_snapshot(&shared.peers, &running, from.id, &snapshot)?;
                 self.snapshot(&running, snapshot).await
             }
@@ -334,20 +335,29 @@ impl RpcServer {
         heartbeat::take((ctx, keys), &running, from.id, cluster_id, heartbeat)
     }
 
-    /// Raft, if what was sent to `to` is for this node. A node that is in no cluster joins that of a
-    /// leader that sends it the log.
-    fn recipient(&self, to: Recipient) -> Result<Running, ErrorResponse> {
+    /// Raft, where a leader sends its log to `to`: a node that is in no cluster joins that one, if it can
+    /// believe in it. What nobody could have founded would keep this server out of all that can be.
+    fn follower(&self, to: Recipient) -> Result<Running, ErrorResponse> {
         let ctx = &self.0.ctx;
         let running = ctx.running().ok_or(ErrorResponse::Starting)?;
-        let (is_for_me, has_joined) = ctx.part(|part| {
-            let has_joined = to.node == part.me && part.join(to.cluster);
-            (part.takes(to.node, to.cluster), has_joined)
+        let wall = founding_clock();
+        let has_joined = ctx.part(|part| {
+            let is_meant = to.node == part.me && to.cluster.is_plausible(part.known(), wall);
+            is_meant && part.join(to.cluster)
         });
         if has_joined {
             ctx.tell(Deed::Joins(to.cluster));
             ctx.enter();
             let _ = running.cluster.set(to.cluster);
         }
+        self.recipient(to)
+    }
+
+    /// Raft, if what was sent to `to` is for this node.
+    fn recipient(&self, to: Recipient) -> Result<Running, ErrorResponse> {
+        let ctx = &self.0.ctx;
+        let running = ctx.running().ok_or(ErrorResponse::Starting)?;
+        let is_for_me = ctx.part(|part| part.takes(to.node, to.cluster));
         // Raft of a cluster that was left meanwhile is not this one's.
         if is_for_me && running.epoch() == to.cluster {
             Ok(running)
@@ -701,13 +711,26 @@ mod tests {
         let rpc_server = RpcServer(shared.clone());
         let to = Recipient { node: NodeId::of(1), cluster: CLUSTER };
         let other = Recipient { node: NodeId::of(2), cluster: CLUSTER };
-        assert_eq!(rpc_server.recipient(other).err(), Some(ErrorResponse::OtherNode));
-        assert!(shared.ctx.cluster().is_none());
-        assert!(rpc_server.recipient(to).is_ok());
+        let absurd = Recipient { cluster: Epoch { counter: u64::MAX, ..CLUSTER }, ..to };
+        for refused in [other, absurd] {
+            assert_eq!(rpc_server.follower(refused).err(), Some(ErrorResponse::OtherNode));
+            assert!(shared.ctx.cluster().is_none(), "{refused:?}");
+        }
+        // Nor does it join one by what is refused afterwards, or by being asked for its vote.
+        let candidate = LeaderId { term: 5, node: NodeId::of(3) };
+        let vote = Request::Vote(WireVote { to, candidate, last_log_id: None });
+        let Request::Append(mut foreign) = append(to, 0) else { panic!("an append") };
+        foreign.vote.0 = candidate;
+        for request in [vote, Request::Append(foreign)] {
+            let answer = rpc_server.answer(&caller(Role::Member, [0; 16]), request).await;
+            assert!(!matches!(answer, Ok(Response::Append(_))), "{answer:?}");
+            assert!(shared.ctx.cluster().is_none(), "{answer:?}");
+        }
+        assert!(rpc_server.follower(to).is_ok());
         assert_eq!(shared.ctx.cluster(), CLUSTER);
         let later = Epoch { counter: CLUSTER.counter + 1, ..CLUSTER };
         let elsewhere = Recipient { cluster: later, ..to };
-        assert_eq!(rpc_server.recipient(elsewhere).err(), Some(ErrorResponse::OtherNode));
+        assert_eq!(rpc_server.follower(elsewhere).err(), Some(ErrorResponse::OtherNode));
         assert_eq!(shared.ctx.cluster(), CLUSTER, "it is in one");
         shared.ctx.stop_raft().await;
     }
@@ -834,7 +857,13 @@ mod tests {
         let ask = |index| {
             let rpc_server = RpcServer(shared.clone());
             let leader = caller(Role::Member, [0; 16]);
-            tokio::spawn(async move { rpc_server.answer(&leader, append(to, index)).await })
+            let mut sent = append(to, index);
+            // Behind it comes a new leader's first entry, which no file waits for by itself.
+            if let (Request::Append(append), 0) = (&mut sent, index) {
+                let id = LogId { leader_id: append.vote.0, index: 1 };
+                append.entries.push(WireEntry { id, payload: WirePayload::Blank });
+            }
+            tokio::spawn(async move { rpc_server.answer(&leader, sent).await })
         };
         let mut first = ask(0);
         timeout(LIMIT, begun.notified()).await.unwrap();
@@ -843,7 +872,7 @@ mod tests {
         done.notify_one();
         let taken = timeout(LIMIT, first).await.unwrap().unwrap();
         assert!(matches!(taken, Ok(Response::Append(AppendAnswer::Success))), "{taken:?}");
-        let second = ask(1);
+        let second = ask(2);
         timeout(LIMIT, begun.notified()).await.unwrap();
         log.close();
         done.notify_one();
