@@ -595,7 +595,7 @@ impl World {
         let pending = Pending::List { target, before };
         self.reload(id, pending);
         // As one does who writes all files and has all servers read them at once.
-        if !self.is_idle() && self.rng.chance(300) {
+        if self.plan.list_gap.is_some() && !self.is_idle() && self.rng.chance(300) {
             let others = self.machines.iter().filter(|(other, m)| **other != id && m.is_awake());
             for other in others.map(|(other, _)| *other).collect::<Vec<u32>>() {
                 self.reload(other, Pending::Reload);
